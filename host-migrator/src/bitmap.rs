@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The migration bitmap: one bit a guest page, set while the page is still to be sent.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use spec::PageRange;
+use spec::hint_map::word_masks;
+
+/// Pages still to be sent, as 64-page words from guest-physical 0.
+///
+/// The sender claims words (takes the bits out) before it copies the pages; harvests of the dirty logs
+/// OR bits in. Claim before copy, always: a write after the claim is caught by the log.
+#[derive(Debug)]
+pub struct MigrationBitmap {
+    words: Box<[AtomicU64]>,
+    pages: u64,
+}
+
+impl MigrationBitmap {
+    /// An empty bitmap for pages `0 .. pages`: nothing to be sent.
+    pub fn new(pages: u64) -> Self {
+        let words = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { words, pages }
+    }
+
+    /// Pages that the bitmap has bits for.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// 64-page words.
+    pub fn word_count(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The word for pages `64 * index ..`.
+    pub fn load(&self, index: usize) -> u64 {
+        self.words[index].load(Ordering::Acquire)
+    }
+
+    /// Takes all bits of a word out, and returns them.
+    pub fn claim(&self, index: usize) -> u64 {
+        let word = &self.words[index];
+        // A plain load first: most words of a late round are empty, and a swap takes the cache line.
+        if word.load(Ordering::Relaxed) == 0 {
+            0
+        } else {
+            word.swap(0, Ordering::AcqRel)
+        }
+    }
+
+    /// Sets `bits` of a word; bits past the last page are ignored. Returns how many were not set before.
+    pub fn merge(&self, index: usize, bits: u64) -> u64 {
+        let bits = bits & self.valid_bits(index);
+        if bits == 0 {
+            return 0;
+        }
+        let before = self.words[index].fetch_or(bits, Ordering::AcqRel);
+        u64::from((bits & !before).count_ones())
+    }
+
+    /// Clears `bits` of a word and returns those of them that were set.
+    pub fn clear(&self, index: usize, bits: u64) -> u64 {
+        if self.words[index].load(Ordering::Relaxed) & bits == 0 {
+            return 0;
+        }
+        self.words[index].fetch_and(!bits, Ordering::AcqRel) & bits
+    }
+
+    /// Sets all pages of `range`, cut to the bitmap's end.
+    pub fn insert(&self, range: PageRange) {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return;
+        };
+        for (index, mask) in word_masks(range) {
+            self.words[index].fetch_or(mask, Ordering::AcqRel);
+        }
+    }
+
+    /// Clears every page.
+    pub fn clear_all(&self) {
+        for word in &self.words {
+            word.store(0, Ordering::Release);
+        }
+    }
+
+    /// Whether page `pfn` is set; false past the end.
+    pub fn contains(&self, pfn: u64) -> bool {
+        pfn < self.pages && self.load((pfn / 64) as usize) & (1 << (pfn % 64)) != 0
+    }
+
+    /// Pages that are set.
+    pub fn count(&self) -> u64 {
+        self.words
+            .iter()
+            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
+            .sum()
+    }
+
+    fn valid_bits(&self, index: usize) -> u64 {
+        let left = self.pages - index as u64 * 64;
+        if left >= 64 {
+            u64::MAX
+        } else {
+            u64::MAX >> (64 - left)
+        }
+    }
+}
+
+/// The runs of set bits in a word whose first bit is page `base`, longest first bits first.
+///
+/// ```
+/// use host_migrator::bitmap::runs_of_word;
+/// use spec::PageRange;
+/// let runs: Vec<_> = runs_of_word(128, 0b1011).collect();
+/// assert_eq!(runs, [PageRange::new(128, 2).unwrap(), PageRange::new(131, 1).unwrap()]);
+/// ```
+pub fn runs_of_word(base: u64, bits: u64) -> impl Iterator<Item = PageRange> {
+    let mut left = bits;
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let first = left.trailing_zeros();
+        let count = (left >> first).trailing_ones();
+        let mask = if count == 64 {
+            u64::MAX
+        } else {
+            ((1 << count) - 1) << first
+        };
+        left &= !mask;
+        PageRange::new(base + u64::from(first), u64::from(count))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitvec::prelude::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_naive_bit_vector(pages in 1u64..300, ops in proptest::collection::vec((0u8..4, 0u64..320, 1u64..100, any::<u64>()), 0..30)) {
+            let map = MigrationBitmap::new(pages);
+            let mut naive: BitVec<u64, Lsb0> = BitVec::repeat(false, pages as usize);
+            for (op, first, count, bits) in ops {
+                let index = (first / 64) as usize % map.word_count();
+                let in_word = |b: usize| index * 64 + b;
+                match op {
+                    0 => {
+                        map.insert(PageRange::new(first, count).unwrap());
+                        for page in first..(first + count).min(pages) { naive.set(page as usize, true); }
+                    }
+                    1 => {
+                        let mut added = 0;
+                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
+                            added += u64::from(!naive.replace(in_word(b), true));
+                        }
+                        prop_assert_eq!(map.merge(index, bits), added);
+                    }
+                    2 => {
+                        let mut cleared = 0;
+                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
+                            if naive.replace(in_word(b), false) { cleared |= 1 << b; }
+                        }
+                        prop_assert_eq!(map.clear(index, bits), cleared);
+                    }
+                    _ => {
+                        let end = (index * 64 + 64).min(pages as usize);
+                        let expected: u64 = naive[index * 64..end].iter_ones().map(|b| 1u64 << b).sum();
+                        prop_assert_eq!(map.claim(index), expected);
+                        naive[index * 64..end].fill(false);
+                    }
+                }
+            }
+            prop_assert_eq!(map.count(), naive.count_ones() as u64);
+            for page in 0..pages { prop_assert_eq!(map.contains(page), naive[page as usize]); }
+        }
+
+        #[test]
+        fn runs_cover_exactly_the_set_bits(bits: u64) {
+            let mut rebuilt = 0u64;
+            let mut last_end = 0;
+            for run in runs_of_word(64, bits) {
+                prop_assert!(run.first() > last_end || last_end == 0, "runs must not touch");
+                last_end = run.end();
+                for page in run.first()..run.end() { rebuilt |= 1 << (page - 64); }
+            }
+            prop_assert_eq!(rebuilt, bits);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where free page hints come from: epochs that are opened and closed, and a map of hinted pages.
+
+use spec::control::EpochReport;
+use spec::hint_map::HintPhase;
+
+/// Hints that cannot be had. The migration goes on without them.
+#[derive(Debug, thiserror::Error)]
+pub enum HintError {
+    /// The device refused the request.
+    #[error("the balloon device refused: {0}")]
+    Refused(#[from] spec::control::Refusal),
+    /// The device's answer makes no sense.
+    #[error("the balloon device broke the control protocol: {0}")]
+    Protocol(String),
+    /// The device cannot be reached, does not answer in time, or has gone.
+    #[error("the balloon device does not answer: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A source of free page hints.
+///
+/// The engine opens an epoch when every page is armed, reads the map while it sends, and closes the epoch
+/// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
+/// changes but by [`HintSource::take`].
+pub trait HintSource: Send {
+    /// Gets ready for a migration of a guest whose bitmap has `pages` bits.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source cannot be used; the migration then runs without it.
+    fn prepare(&mut self, pages: u64) -> Result<(), HintError>;
+
+    /// Opens epoch `epoch`: the guest is asked for its free pages. Does not wait for the guest.
+    ///
+    /// # Errors
+    /// [`HintError`] if the epoch could not be opened; no hint arrives then.
+    fn open(&mut self, epoch: u64) -> Result<(), HintError>;
+
+    /// The hints so far for pages `64 * index ..`.
+    fn load(&self, index: usize) -> u64;
+
+    /// How far the guest is.
+    fn phase(&self) -> HintPhase;
+
+    /// Pages hinted since the epoch was opened.
+    fn hinted_pages(&self) -> u64;
+
+    /// Closes the epoch. After the return no hint of it arrives any more.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source did not confirm: its map must not be read again.
+    fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError>;
+
+    /// Takes the hints for pages `64 * index ..` out of the map, between two epochs.
+    fn take(&mut self, index: usize) -> u64;
+
+    /// The migration is over: the guest gets its pages back.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source cannot be told; a source that has gone tells the guest itself.
+    fn done(&mut self) -> Result<(), HintError>;
+}

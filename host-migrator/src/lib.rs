@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Live migration that skips the memory the guest does not use.
+//!
+//! A VMM gives the engine its guest memory ([`GuestRam`]), its dirty logs ([`DirtyLog`]), a source of
+//! free page hints ([`HintSource`]), a way to stop and save the machine ([`SourceMachine`]) and a
+//! transport. The rule that makes skipping safe is in `spec/free-page-hinting.md`.
+#![forbid(unsafe_code)]
+
+pub mod bitmap;
+pub mod dirty_log;
+pub mod hints;
+pub mod machine;
+pub mod ram;
+
+pub use bitmap::MigrationBitmap;
+pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
+pub use hints::{HintError, HintSource};
+pub use machine::{DestinationMachine, MachineError, SourceMachine};
+pub use ram::{GuestRam, RamError, RamRegion};

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The machine being migrated, as the engine sees it on either side.
+
+/// The machine could not do what the migration asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}: {reason}")]
+pub struct MachineError {
+    /// What was asked, as in "cannot pause the guest".
+    pub action: &'static str,
+    /// Why it failed, with its causes.
+    pub reason: String,
+}
+
+/// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
+pub trait SourceMachine: Send {
+    /// Stops all vCPUs. After the return the guest executes nothing and the VMM writes no guest memory.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the guest cannot be stopped; it then runs on.
+    fn stop_vcpus(&mut self) -> Result<(), MachineError>;
+
+    /// Stops the devices' rings (vhost-user GET_VRING_BASE) of a machine whose vCPUs are stopped. After the
+    /// return no back end writes guest memory.
+    ///
+    /// # Errors
+    /// [`MachineError`] if a back end does not answer.
+    fn stop_devices(&mut self) -> Result<(), MachineError>;
+
+    /// The state of vCPUs, interrupt controllers and devices of a machine that is stopped.
+    ///
+    /// # Errors
+    /// [`MachineError`] if a part of it cannot be read.
+    fn save(&mut self) -> Result<Vec<u8>, MachineError>;
+
+    /// Lets a stopped machine run on (the migration failed or was cancelled). Harmless if it runs.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it cannot run; it stays stopped.
+    fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// The destination owns the guest now: this machine never runs again.
+    fn hand_over(&mut self);
+}
+
+/// The destination's machine: made, but not running.
+pub trait DestinationMachine: Send {
+    /// Loads what [`SourceMachine::save`] gave. Guest memory is complete by now.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the state does not fit this machine.
+    fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
+
+    /// The source has given the guest up: run it (or hold it, where the operator said so).
+    ///
+    /// # Errors
+    /// [`MachineError`] if it cannot run.
+    fn run(&mut self) -> Result<(), MachineError>;
+}

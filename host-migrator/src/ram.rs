@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory as the engine sees it: regions of memory files, mapped shared.
+
+use std::fs::File;
+use std::io;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use spec::{PAGE_SIZE, PageRange};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
+};
+
+/// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
+#[derive(Debug)]
+pub struct RamRegion {
+    /// Guest-physical start; a multiple of the page size.
+    pub gpa: u64,
+    /// Bytes; a multiple of the page size.
+    pub len: u64,
+    /// The memory file (memfd) that holds it.
+    pub file: File,
+    /// Where in the file it starts.
+    pub offset: u64,
+}
+
+/// Guest memory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// A region that is empty, unaligned or overlaps another.
+    #[error(
+        "the guest's memory region at {gpa:#x} with {len:#x} bytes is empty, unaligned or overlaps another"
+    )]
+    Region {
+        /// Its start.
+        gpa: u64,
+        /// Its bytes.
+        len: u64,
+    },
+    /// Pages outside every region, or across two.
+    #[error("pages {first:#x} to {end:#x} are not in one region of guest memory")]
+    OutOfRange {
+        /// First page frame number.
+        first: u64,
+        /// Page frame number after the last.
+        end: u64,
+    },
+    /// The mapping or an operation on the memory file failed.
+    #[error("guest memory: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The guest's memory, mapped shared into this process.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap<()>,
+    regions: Vec<PageRange>,
+}
+
+impl GuestRam {
+    /// Maps `regions`, which must be in ascending order.
+    ///
+    /// # Errors
+    /// [`RamError`] for regions that make no sense or cannot be mapped.
+    pub fn map(regions: Vec<RamRegion>) -> Result<Self, RamError> {
+        let mut ranges = Vec::new();
+        let mut mapped = Vec::new();
+        for region in regions {
+            let bad = RamError::Region {
+                gpa: region.gpa,
+                len: region.len,
+            };
+            let range = PageRange::inside(region.gpa, region.len).filter(|range| {
+                range.bytes() == region.len && range.first() * PAGE_SIZE == region.gpa
+            });
+            let (Some(range), Ok(size)) = (range, usize::try_from(region.len)) else {
+                return Err(bad);
+            };
+            if ranges
+                .last()
+                .is_some_and(|last: &PageRange| last.end() > range.first())
+            {
+                return Err(bad);
+            }
+            let file = FileOffset::new(region.file, region.offset);
+            let mapping = MmapRegion::from_file(file, size).map_err(io::Error::other)?;
+            let guest_region =
+                GuestRegionMmap::new(mapping, GuestAddress(region.gpa)).ok_or(bad)?;
+            ranges.push(range);
+            mapped.push(guest_region);
+        }
+        if mapped.is_empty() {
+            return Err(RamError::Region { gpa: 0, len: 0 });
+        }
+        let memory = GuestMemoryMmap::from_regions(mapped).map_err(io::Error::other)?;
+        Ok(Self {
+            memory,
+            regions: ranges,
+        })
+    }
+
+    /// The mapping, for what the engine does not do: memory slots, vhost memory tables.
+    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// The regions, ascending.
+    pub fn regions(&self) -> &[PageRange] {
+        &self.regions
+    }
+
+    /// Pages that a bitmap from guest-physical 0 must have bits for.
+    pub fn bitmap_pages(&self) -> u64 {
+        self.regions.last().map_or(0, |region| region.end())
+    }
+
+    /// Pages of memory, holes between regions not counted.
+    pub fn pages(&self) -> u64 {
+        self.regions.iter().map(|region| region.count()).sum()
+    }
+
+    /// Copies the pages of `range` into `out`. The guest may be writing them: each page may be torn, and
+    /// the dirty log then has it.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if the pages are not in one region.
+    ///
+    /// # Panics
+    /// If `out` has another size than the pages.
+    pub fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        assert_eq!(out.len() as u64, range.bytes());
+        self.slice(range)?.copy_to(out);
+        Ok(())
+    }
+
+    /// Reads exactly the pages of `range` from `source` into guest memory.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`], or what `source` fails with (an early end is
+    /// [`io::ErrorKind::UnexpectedEof`]).
+    pub fn fill<R: vm_memory::ReadVolatile>(
+        &self,
+        range: PageRange,
+        source: &mut R,
+    ) -> Result<(), RamError> {
+        let mut slice = self.slice(range)?;
+        source
+            .read_exact_volatile(&mut slice)
+            .map_err(volatile_to_io)?;
+        Ok(())
+    }
+
+    /// CRC-32 of the pages of `range`, continued from `hasher`.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if the pages are not in one region.
+    pub fn checksum(
+        &self,
+        range: PageRange,
+        hasher: &mut crc32fast::Hasher,
+    ) -> Result<(), RamError> {
+        let slice = self.slice(range)?;
+        let mut page = [0; PAGE_SIZE as usize];
+        for index in 0..range.count() as usize {
+            let from = slice.subslice(index * PAGE_SIZE as usize, PAGE_SIZE as usize);
+            from.map_err(io::Error::other)?.copy_to(&mut page[..]);
+            hasher.update(&page);
+        }
+        Ok(())
+    }
+
+    /// Makes the pages of `range` zero, by giving them back to the memory file.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`], or the error of the file.
+    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        let (file, offset) = self.file_of(range)?;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, punch, offset, range.bytes()).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// The pages of memory that were never written since the memory files were made or punched: holes
+    /// of the files, from `SEEK_DATA` and `SEEK_HOLE`.
+    ///
+    /// # Errors
+    /// The error of the file.
+    pub fn holes(&self) -> Result<Vec<PageRange>, RamError> {
+        let mut holes = Vec::new();
+        for region in &self.regions {
+            let (file, start) = self.file_of(*region)?;
+            let end = start + region.bytes();
+            let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
+            let mut at = start;
+            while at < end {
+                let data = seek(file, SeekFrom::Data(at))?.unwrap_or(end).min(end);
+                holes.extend(PageRange::inside(page_at(at), data - at));
+                if data == end {
+                    break;
+                }
+                at = seek(file, SeekFrom::Hole(data))?.unwrap_or(end).min(end);
+            }
+        }
+        Ok(holes)
+    }
+
+    /// The region's mapped slice for `range`.
+    fn slice(&self, range: PageRange) -> Result<VolatileSlice<'_, impl BitmapSlice>, RamError> {
+        let out = RamError::OutOfRange {
+            first: range.first(),
+            end: range.end(),
+        };
+        let Ok(len) = usize::try_from(range.bytes()) else {
+            return Err(out);
+        };
+        self.memory
+            .get_slice(GuestAddress(range.first() * PAGE_SIZE), len)
+            .map_err(|_| out)
+    }
+
+    fn file_of(&self, range: PageRange) -> Result<(&File, u64), RamError> {
+        let out = RamError::OutOfRange {
+            first: range.first(),
+            end: range.end(),
+        };
+        let gpa = GuestAddress(range.first() * PAGE_SIZE);
+        let region = self.memory.find_region(gpa).ok_or(out)?;
+        let into = gpa.0 - region.start_addr().0;
+        match region.file_offset() {
+            Some(file) if into + range.bytes() <= region.len() => {
+                Ok((file.file(), file.start() + into))
+            }
+            _ => Err(RamError::OutOfRange {
+                first: range.first(),
+                end: range.end(),
+            }),
+        }
+    }
+}
+
+/// `lseek` for data or a hole; `None` where there is none before the end.
+fn seek(file: &File, whence: SeekFrom) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, whence) {
+        Ok(found) => Ok(Some(found)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn volatile_to_io(error: vm_memory::VolatileMemoryError) -> io::Error {
+    match error {
+        vm_memory::VolatileMemoryError::IOError(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memfd(len: u64) -> File {
+        let file =
+            File::from(rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn two_regions() -> GuestRam {
+        GuestRam::map(vec![
+            RamRegion {
+                gpa: 0,
+                len: 64 * PAGE_SIZE,
+                file: memfd(64 * PAGE_SIZE),
+                offset: 0,
+            },
+            RamRegion {
+                gpa: 1 << 32,
+                len: 8 * PAGE_SIZE,
+                file: memfd(8 * PAGE_SIZE),
+                offset: 0,
+            },
+        ])
+        .unwrap()
+    }
+
+    fn pages(first: u64, count: u64) -> PageRange {
+        PageRange::new(first, count).unwrap()
+    }
+
+    #[test]
+    fn what_was_filled_is_read_back_and_a_discard_makes_it_zero() {
+        let ram = two_regions();
+        let content: Vec<u8> = (0..2 * PAGE_SIZE).map(|i| (i % 251) as u8 + 1).collect();
+        let range = pages((1 << 20) + 3, 2);
+        ram.fill(range, &mut &content[..]).unwrap();
+        let mut got = vec![0; content.len()];
+        ram.read(range, &mut got).unwrap();
+        assert_eq!(got, content);
+        let mut hasher = crc32fast::Hasher::new();
+        ram.checksum(range, &mut hasher).unwrap();
+        assert_eq!(hasher.finalize(), crc32fast::hash(&content));
+        ram.discard(pages((1 << 20) + 3, 1)).unwrap();
+        ram.read(range, &mut got).unwrap();
+        assert!(got[..4096].iter().all(|b| *b == 0));
+        assert_eq!(got[4096..], content[4096..]);
+    }
+
+    #[test]
+    fn pages_outside_the_regions_or_across_two_are_refused() {
+        let ram = two_regions();
+        let mut out = vec![0; 2 * PAGE_SIZE as usize];
+        for range in [
+            pages(63, 2),
+            pages(64, 2),
+            pages((1 << 20) + 7, 2),
+            pages(u64::MAX >> 13, 2),
+        ] {
+            assert!(
+                matches!(ram.read(range, &mut out), Err(RamError::OutOfRange { .. })),
+                "{range:?}"
+            );
+            assert!(ram.discard(range).is_err(), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn holes_are_the_pages_nobody_wrote() {
+        let ram = two_regions();
+        let written = vec![1u8; PAGE_SIZE as usize];
+        ram.fill(pages(10, 1), &mut &written[..]).unwrap();
+        ram.fill(pages((1 << 20) + 7, 1), &mut &written[..])
+            .unwrap();
+        let in_holes = |pfn| {
+            ram.holes()
+                .unwrap()
+                .iter()
+                .any(|h| h.first() <= pfn && pfn < h.end())
+        };
+        assert!(!in_holes(10) && !in_holes((1 << 20) + 7));
+        assert!(in_holes(0) && in_holes(63) && in_holes(1 << 20) && !in_holes(64));
+    }
+
+    #[test]
+    fn overlapping_and_unaligned_regions_are_refused() {
+        let region = |gpa, len| RamRegion {
+            gpa,
+            len,
+            file: memfd(len),
+            offset: 0,
+        };
+        for regions in [
+            vec![],
+            vec![region(0, 0)],
+            vec![region(1, 4096)],
+            vec![region(0, 4097)],
+            vec![region(0, 8192), region(4096, 4096)],
+            vec![region(8192, 4096), region(0, 4096)],
+        ] {
+            assert!(matches!(
+                GuestRam::map(regions),
+                Err(RamError::Region { .. })
+            ));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The virtio memory balloon: feature bits, configuration space, command ids and queue roles.
+//!
+//! Source: virtio 1.2, section 5.5 (device id 5). `virtio-bindings` has the id but none of these.
+
+use crate::wire;
+
+/// Feature bits (bit numbers), virtio 1.2 section 5.5.3.
+pub mod feature {
+    /// The guest tells before it uses pages from the balloon again.
+    pub const MUST_TELL_HOST: u32 = 0;
+    /// There is a statistics queue.
+    pub const STATS_VQ: u32 = 1;
+    /// The guest may deflate when it runs out of memory.
+    pub const DEFLATE_ON_OOM: u32 = 2;
+    /// Free page hinting: the queue this project is about.
+    pub const FREE_PAGE_HINT: u32 = 3;
+    /// The configuration space holds the guest's page poison value.
+    pub const PAGE_POISON: u32 = 4;
+    /// Free page reporting.
+    pub const REPORTING: u32 = 5;
+    /// The guest waits for the device to use each hint. An opt-in: the bit is contested upstream.
+    pub const HINT_WAIT_ON_ACK: u32 = 6;
+    /// virtio 1.0 or later.
+    pub const VERSION_1: u32 = 32;
+}
+
+/// Bytes of the whole configuration space.
+pub const CONFIG_SIZE: usize = 16;
+
+/// The configuration space, virtio 1.2 section 5.5.4: four little-endian words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Pages (4 KiB) the host wants in the balloon; at offset 0.
+    pub num_pages: u32,
+    /// Pages (4 KiB) the guest says are in the balloon; at offset 4, written by the guest.
+    pub actual: u32,
+    /// What free page hinting is to do, see [`Command`]; at offset 8.
+    pub free_page_hint_cmd_id: u32,
+    /// What the guest fills free pages with; at offset 12, written by the guest.
+    pub poison_val: u32,
+}
+
+impl Config {
+    /// Offset of `actual`.
+    pub const ACTUAL: usize = 4;
+    /// Offset of `free_page_hint_cmd_id`.
+    pub const CMD_ID: usize = 8;
+    /// Offset of `poison_val`.
+    pub const POISON: usize = 12;
+
+    /// The bytes as the guest reads them.
+    pub fn to_bytes(self) -> [u8; CONFIG_SIZE] {
+        let mut bytes = [0; CONFIG_SIZE];
+        wire::put(&mut bytes, 0, &self.num_pages.to_le_bytes());
+        wire::put(&mut bytes, Self::ACTUAL, &self.actual.to_le_bytes());
+        wire::put(
+            &mut bytes,
+            Self::CMD_ID,
+            &self.free_page_hint_cmd_id.to_le_bytes(),
+        );
+        wire::put(&mut bytes, Self::POISON, &self.poison_val.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`Config::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8; CONFIG_SIZE]) -> Self {
+        Self {
+            num_pages: wire::u32_at(bytes, 0),
+            actual: wire::u32_at(bytes, Self::ACTUAL),
+            free_page_hint_cmd_id: wire::u32_at(bytes, Self::CMD_ID),
+            poison_val: wire::u32_at(bytes, Self::POISON),
+        }
+    }
+}
+
+/// A command id of one round of hinting: any number but the two reserved ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CommandId(u32);
+
+impl CommandId {
+    /// The first id of a device; the same number that QEMU starts from, so that logs look familiar.
+    pub const FIRST: Self = Self(0x8000_0000);
+
+    /// Takes a number from the wire; `None` for the reserved [`Command::STOP`] and [`Command::DONE`].
+    pub const fn new(raw: u32) -> Option<Self> {
+        if raw == Command::STOP || raw == Command::DONE {
+            None
+        } else {
+            Some(Self(raw))
+        }
+    }
+
+    /// The id after this one. After `u32::MAX` it goes on at [`CommandId::FIRST`], past the reserved
+    /// numbers.
+    pub const fn next(self) -> Self {
+        if self.0 == u32::MAX {
+            Self::FIRST
+        } else {
+            Self(self.0 + 1)
+        }
+    }
+
+    /// The number on the wire.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// What `free_page_hint_cmd_id`, or a 4-byte buffer on the hint queue, says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stop hinting, keep the hinted pages (virtio 1.2: `VIRTIO_BALLOON_CMD_ID_STOP`).
+    Stop,
+    /// Hinting is over, take all hinted pages back (`VIRTIO_BALLOON_CMD_ID_DONE`).
+    Done,
+    /// Start (or: this is) the round with this id.
+    Start(CommandId),
+}
+
+impl Command {
+    /// The wire value of [`Command::Stop`].
+    pub const STOP: u32 = 0;
+    /// The wire value of [`Command::Done`].
+    pub const DONE: u32 = 1;
+
+    /// Reads a wire value; every `u32` has a meaning.
+    pub const fn from_raw(raw: u32) -> Self {
+        match CommandId::new(raw) {
+            Some(id) => Self::Start(id),
+            None if raw == Self::STOP => Self::Stop,
+            None => Self::Done,
+        }
+    }
+
+    /// The wire value.
+    pub const fn to_raw(self) -> u32 {
+        match self {
+            Self::Stop => Self::STOP,
+            Self::Done => Self::DONE,
+            Self::Start(id) => id.get(),
+        }
+    }
+}
+
+/// What a queue of the balloon is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueueRole {
+    /// Pages that the guest gives to the host.
+    Inflate,
+    /// Pages that the guest takes back.
+    Deflate,
+    /// Memory statistics.
+    Stats,
+    /// Free page hints.
+    FreePageHint,
+    /// Free page reports.
+    Reporting,
+}
+
+/// How queues get their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueNumbering {
+    /// Queues without their feature get no number and those after them move up: what Linux and QEMU
+    /// do, against the letter of the specification.
+    #[default]
+    Dense,
+    /// 0 to 4 whatever the features: the specification's numbers.
+    Fixed,
+}
+
+impl QueueNumbering {
+    /// The most queues a balloon has.
+    pub const MAX_QUEUES: usize = 5;
+
+    /// The role of queue `index` under the negotiated `features`, or `None` if there is no such
+    /// queue.
+    ///
+    /// ```
+    /// use spec::balloon::{feature, QueueNumbering, QueueRole};
+    /// // Hinting without statistics: Linux gives the hint queue number 2, not 3.
+    /// let features = 1 << feature::FREE_PAGE_HINT;
+    /// assert_eq!(QueueNumbering::Dense.role(2, features), Some(QueueRole::FreePageHint));
+    /// assert_eq!(QueueNumbering::Fixed.role(3, features), Some(QueueRole::FreePageHint));
+    /// ```
+    pub fn role(self, index: usize, features: u64) -> Option<QueueRole> {
+        let has = |bit: u32| features & (1 << bit) != 0;
+        let queues = [
+            (QueueRole::Inflate, true),
+            (QueueRole::Deflate, true),
+            (QueueRole::Stats, has(feature::STATS_VQ)),
+            (QueueRole::FreePageHint, has(feature::FREE_PAGE_HINT)),
+            (QueueRole::Reporting, has(feature::REPORTING)),
+        ];
+        match self {
+            Self::Dense => queues
+                .iter()
+                .filter(|(_, there)| *there)
+                .nth(index)
+                .map(|(role, _)| *role),
+            Self::Fixed => queues
+                .get(index)
+                .filter(|(_, there)| *there)
+                .map(|(role, _)| *role),
+        }
+    }
+
+    /// The number of the queue with `role` under the negotiated `features`, or `None` if the features
+    /// do not include it.
+    pub fn index(self, role: QueueRole, features: u64) -> Option<usize> {
+        (0..Self::MAX_QUEUES).find(|&index| self.role(index, features) == Some(role))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_after_the_last_skips_the_reserved_numbers() {
+        let last = CommandId::new(u32::MAX).unwrap();
+        assert_eq!(last.next(), CommandId::FIRST);
+        assert_eq!(CommandId::new(Command::STOP), None);
+        assert_eq!(CommandId::new(Command::DONE), None);
+    }
+
+    #[test]
+    fn every_raw_command_survives_a_round_trip() {
+        for raw in [0, 1, 2, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+            assert_eq!(Command::from_raw(raw).to_raw(), raw);
+        }
+    }
+
+    #[test]
+    fn the_configuration_space_has_the_offsets_of_the_specification() {
+        let config = Config {
+            num_pages: 1,
+            actual: 2,
+            free_page_hint_cmd_id: 3,
+            poison_val: 4,
+        };
+        assert_eq!(
+            config.to_bytes(),
+            [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0]
+        );
+        assert_eq!(Config::from_bytes(&config.to_bytes()), config);
+    }
+
+    #[test]
+    fn dense_numbering_closes_the_gaps_that_missing_features_leave() {
+        let reporting = 1 << feature::REPORTING;
+        let stats = 1 << feature::STATS_VQ;
+        let hint = 1 << feature::FREE_PAGE_HINT;
+        let dense = QueueNumbering::Dense;
+        assert_eq!(dense.index(QueueRole::Reporting, reporting), Some(2));
+        assert_eq!(
+            dense.index(QueueRole::Reporting, reporting | stats),
+            Some(3)
+        );
+        assert_eq!(
+            dense.index(QueueRole::Reporting, reporting | stats | hint),
+            Some(4)
+        );
+        assert_eq!(dense.index(QueueRole::Stats, hint), None);
+        assert_eq!(dense.role(3, hint), None);
+        for index in 0..5 {
+            let all = reporting | stats | hint;
+            assert_eq!(
+                dense.role(index, all),
+                QueueNumbering::Fixed.role(index, all)
+            );
+        }
+    }
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The shared bitmap of hinted pages: written by the device, read by the migrator just before it sends.
+//!
+//! One memory file (memfd), made by the migrator and handed to the device over the control socket:
+//!
+//! ```text
+//! byte 0     magic "LACUNAHM"   8   version, little-endian   16  pages
+//!      24    epoch (0: closed)  32  phase (HintPhase)        40  pages hinted in this epoch
+//!      4096  bitmap: one bit a 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
+//! ```
+//!
+//! All words are 64-bit atomics. The migrator clears the bitmap between two epochs, while the device
+//! is closed; the device only ever sets bits, and only while an epoch is open.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::PageRange;
+
+/// Bytes before the bitmap.
+pub const HEADER_BYTES: usize = 4096;
+/// The first word: "LACUNAHM".
+pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNAHM");
+/// The layout's version.
+pub const VERSION: u64 = 1;
+
+const MAGIC_WORD: usize = 0;
+const VERSION_WORD: usize = 1;
+const PAGES_WORD: usize = 2;
+const EPOCH_WORD: usize = 3;
+const PHASE_WORD: usize = 4;
+const HINTED_WORD: usize = 5;
+const BITMAP_WORD: usize = HEADER_BYTES / 8;
+
+/// Bytes of a map for `pages` pages, header included; `None` if that overflows.
+pub const fn bytes_for(pages: u64) -> Option<u64> {
+    match pages.div_ceil(64).checked_mul(8) {
+        Some(bitmap) => bitmap.checked_add(HEADER_BYTES as u64),
+        None => None,
+    }
+}
+
+/// Memory seen as 64-bit atomic words: what a [`HintMap`] lies in.
+pub trait Words {
+    /// The word at `index`, or `None` past the end.
+    fn word(&self, index: usize) -> Option<&AtomicU64>;
+}
+
+impl Words for &[AtomicU64] {
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.get(index)
+    }
+}
+
+/// How far the guest is in the open epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum HintPhase {
+    /// No epoch is open; hints are dropped.
+    #[default]
+    Closed = 0,
+    /// The command id is published; the guest has not answered.
+    Requested = 1,
+    /// The guest answered with the id and is sending hints.
+    Running = 2,
+    /// The guest said that it has hinted all it can.
+    Finished = 3,
+    /// Hinting is over; the guest was told to take its pages back.
+    Done = 4,
+}
+
+impl HintPhase {
+    /// Reads a wire value.
+    pub const fn from_raw(raw: u64) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Closed,
+            1 => Self::Requested,
+            2 => Self::Running,
+            3 => Self::Finished,
+            4 => Self::Done,
+            _ => return None,
+        })
+    }
+}
+
+/// A hint map in memory that is not laid out as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HintMapError {
+    /// The first word is not [`MAGIC`].
+    Magic(u64),
+    /// Another version than [`VERSION`].
+    Version(u64),
+    /// The memory is too small for the pages that its header claims.
+    TooSmall {
+        /// Pages the header claims.
+        pages: u64,
+    },
+}
+
+impl core::fmt::Display for HintMapError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Magic(found) => write!(f, "not a hint map: it starts with {found:#x}"),
+            Self::Version(found) => {
+                write!(f, "hint map version {found}, this build knows {VERSION}")
+            }
+            Self::TooSmall { pages } => write!(f, "hint map too small for its {pages} pages"),
+        }
+    }
+}
+
+impl core::error::Error for HintMapError {}
+
+/// A view of the shared map in `W`.
+#[derive(Debug)]
+pub struct HintMap<W> {
+    words: W,
+    pages: u64,
+}
+
+impl<W: Words> HintMap<W> {
+    /// Lays a new, closed map for `pages` pages out in zeroed memory.
+    ///
+    /// # Errors
+    /// [`HintMapError::TooSmall`] if the memory has fewer than [`bytes_for`]`(pages)` bytes.
+    pub fn format(words: W, pages: u64) -> Result<Self, HintMapError> {
+        check_size(&words, pages)?;
+        let map = Self { words, pages };
+        map.at(PAGES_WORD).store(pages, Ordering::Relaxed);
+        map.at(VERSION_WORD).store(VERSION, Ordering::Relaxed);
+        map.at(MAGIC_WORD).store(MAGIC, Ordering::Release);
+        Ok(map)
+    }
+
+    /// Opens a map that the other side has laid out. The page count is read once, here: a peer that
+    /// changes it later changes nothing.
+    ///
+    /// # Errors
+    /// [`HintMapError`] for memory that is not a map, or one that does not fit.
+    pub fn open(words: W) -> Result<Self, HintMapError> {
+        let read = |index| words.word(index).map(|word| word.load(Ordering::Acquire));
+        let (Some(magic), Some(version), Some(pages)) =
+            (read(MAGIC_WORD), read(VERSION_WORD), read(PAGES_WORD))
+        else {
+            return Err(HintMapError::TooSmall { pages: 0 });
+        };
+        if magic != MAGIC {
+            return Err(HintMapError::Magic(magic));
+        }
+        if version != VERSION {
+            return Err(HintMapError::Version(version));
+        }
+        check_size(&words, pages)?;
+        Ok(Self { words, pages })
+    }
+
+    /// Pages that the map has bits for.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The open epoch's number, 0 if none is open.
+    pub fn epoch(&self) -> u64 {
+        self.at(EPOCH_WORD).load(Ordering::Acquire)
+    }
+
+    /// How far the guest is. A number that is none of the phases reads as closed.
+    pub fn phase(&self) -> HintPhase {
+        HintPhase::from_raw(self.at(PHASE_WORD).load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Pages newly hinted since the epoch was opened.
+    pub fn hinted_pages(&self) -> u64 {
+        self.at(HINTED_WORD).load(Ordering::Acquire)
+    }
+
+    /// Device: announces `epoch` in `phase` with no page hinted yet.
+    pub fn begin(&self, epoch: u64, phase: HintPhase) {
+        self.at(HINTED_WORD).store(0, Ordering::Relaxed);
+        self.set_phase(phase);
+        self.at(EPOCH_WORD).store(epoch, Ordering::Release);
+    }
+
+    /// Device: the guest has moved on to `phase`.
+    pub fn set_phase(&self, phase: HintPhase) {
+        self.at(PHASE_WORD).store(phase as u64, Ordering::Release);
+    }
+
+    /// Device: no epoch is open any more; `phase` says whether another may follow.
+    pub fn end(&self, phase: HintPhase) {
+        self.at(EPOCH_WORD).store(0, Ordering::Release);
+        self.set_phase(phase);
+    }
+
+    /// Device: sets the bits of `range`, cut to the map's end. Returns how many were not set before.
+    pub fn insert(&self, range: PageRange) -> u64 {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return 0;
+        };
+        let mut added = 0;
+        for (word, mask) in word_masks(range) {
+            let before = self.bitmap_word(word).fetch_or(mask, Ordering::AcqRel);
+            added += u64::from((mask & !before).count_ones());
+        }
+        self.at(HINTED_WORD).fetch_add(added, Ordering::AcqRel);
+        added
+    }
+
+    /// Migrator: the hints for pages `64 * index ..`; 0 past the end.
+    pub fn load(&self, index: usize) -> u64 {
+        self.words
+            .word(BITMAP_WORD + index)
+            .map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Migrator: takes the hints for pages `64 * index ..` out of the map. Only while no epoch is open.
+    pub fn take(&self, index: usize) -> u64 {
+        self.words
+            .word(BITMAP_WORD + index)
+            .map_or(0, |word| word.swap(0, Ordering::AcqRel))
+    }
+
+    /// Words of the bitmap.
+    pub fn bitmap_words(&self) -> usize {
+        // `check_size` has shown that the memory, so an index into it, holds them all.
+        self.pages.div_ceil(64) as usize
+    }
+
+    fn at(&self, index: usize) -> &AtomicU64 {
+        self.words
+            .word(index)
+            .expect("the header's size was checked when the map was made")
+    }
+
+    fn bitmap_word(&self, index: usize) -> &AtomicU64 {
+        self.at(BITMAP_WORD + index)
+    }
+}
+
+/// The words that `range` touches, each with the mask of its pages.
+///
+/// ```
+/// use spec::{PageRange, hint_map::word_masks};
+/// let range = PageRange::new(63, 2).unwrap();
+/// assert_eq!(word_masks(range).collect::<Vec<_>>(), [(0, 1 << 63), (1, 1)]);
+/// ```
+pub fn word_masks(range: PageRange) -> impl Iterator<Item = (usize, u64)> {
+    let (first, end) = (range.first(), range.end());
+    (first / 64..end.div_ceil(64)).map(move |word| {
+        let low = first.saturating_sub(word * 64).min(63);
+        let high = (end - word * 64).min(64);
+        let mask = (u64::MAX >> (64 - high)) & (u64::MAX << low);
+        (word as usize, mask)
+    })
+}
+
+fn check_size<W: Words>(words: &W, pages: u64) -> Result<(), HintMapError> {
+    let too_small = HintMapError::TooSmall { pages };
+    let bytes = bytes_for(pages).ok_or(too_small)?;
+    let last = usize::try_from(bytes / 8 - 1).map_err(|_| too_small)?;
+    words.word(last).map(|_| ()).ok_or(too_small)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn memory(pages: u64) -> Vec<AtomicU64> {
+        (0..bytes_for(pages).unwrap() / 8)
+            .map(|_| AtomicU64::new(0))
+            .collect()
+    }
+
+    #[test]
+    fn a_map_that_claims_more_pages_than_its_memory_is_refused() {
+        let words = memory(64);
+        HintMap::format(&words[..], 64).unwrap();
+        words[PAGES_WORD].store(64 * 1024, Ordering::Relaxed);
+        assert_eq!(
+            HintMap::open(&words[..]).unwrap_err(),
+            HintMapError::TooSmall { pages: 64 * 1024 }
+        );
+        words[PAGES_WORD].store(u64::MAX, Ordering::Relaxed);
+        assert!(HintMap::open(&words[..]).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_not_a_map_is_refused() {
+        let words = memory(64);
+        assert_eq!(
+            HintMap::open(&words[..]).unwrap_err(),
+            HintMapError::Magic(0)
+        );
+        HintMap::format(&words[..], 64).unwrap();
+        words[VERSION_WORD].store(9, Ordering::Relaxed);
+        assert_eq!(
+            HintMap::open(&words[..]).unwrap_err(),
+            HintMapError::Version(9)
+        );
+    }
+
+    #[test]
+    fn a_page_hinted_twice_counts_once() {
+        let words = memory(256);
+        let map = HintMap::format(&words[..], 256).unwrap();
+        map.begin(1, HintPhase::Requested);
+        assert_eq!(map.insert(PageRange::new(10, 100).unwrap()), 100);
+        assert_eq!(map.insert(PageRange::new(50, 100).unwrap()), 40);
+        assert_eq!(map.hinted_pages(), 140);
+        map.begin(2, HintPhase::Requested);
+        assert_eq!(map.hinted_pages(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn masks_cover_exactly_the_pages_of_the_range(first in 0u64..300, count in 1u64..300) {
+            let range = PageRange::new(first, count).unwrap();
+            let mut pages = Vec::new();
+            for (word, mask) in word_masks(range) {
+                pages.extend((0..64).filter(|b| mask & (1 << b) != 0).map(|b| word as u64 * 64 + b));
+            }
+            prop_assert_eq!(pages, (first..first + count).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn a_hint_past_the_end_sets_only_what_the_map_holds(first in 0u64..400, count in 1u64..u64::MAX / 2) {
+            let words = memory(200);
+            let map = HintMap::format(&words[..], 200).unwrap();
+            let added = map.insert(PageRange::new(first, count).unwrap());
+            prop_assert_eq!(added, 200u64.saturating_sub(first).min(count));
+            let set: u64 = (0..4).map(|w| u64::from(map.load(w).count_ones())).sum();
+            prop_assert_eq!(set, added);
+        }
+    }
+}

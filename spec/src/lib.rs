@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the parts of Lacuna agree on.
+//!
+//! Wire types, layouts and the arithmetic of page ranges: `no_std`, no allocation, no I/O, so that a
+//! guest without an operating system, a device and a migrator all read the same definition.
+//!
+//! | module | who meets there |
+//! |---|---|
+//! | [`page`] | everybody: page numbers and ranges, rounding inward |
+//! | [`balloon`] | guest driver and device: the virtio-balloon types that `virtio-bindings` lacks |
+//! | [`hint_map`] | device and migrator: the shared bitmap of hinted pages |
+//! | [`control`] | device and migrator: open an epoch, close it, done |
+//! | [`stream`] | source and destination: the migration stream |
+//! | [`bare`] | the bare-metal guest and the machine that runs it |
+//! | [`stamp`] | guest workloads and the checks on them: what a page in use contains |
+//!
+//! The documents beside this crate (`spec/*.md`) say why.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod balloon;
+pub mod bare;
+pub mod control;
+pub mod hint_map;
+pub mod page;
+pub mod stamp;
+pub mod stream;
+mod wire;
+
+pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange};
