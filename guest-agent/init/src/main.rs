@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The first process of the stock Linux guest that the tests migrate.
+//!
+//! It stands for the guest's applications: it loads the kernel's own virtio-balloon driver, fills
+//! memory with stamped pages, frees a part of it, and from then on keeps writing and checking the rest.
+//! A page that a migration lost, or brought back in an older state, shows as a wrong stamp.
+//!
+//! The kernel's command line says how much ([`workload::Workload`]). What happens is told on the
+//! console, in lines that begin with `lacuna-guest:`
+//!
+//! | line | meaning |
+//! |---|---|
+//! | `ready {"in_use_bytes":…,"freed_bytes":…}` | memory is filled and freed; the steady work begins |
+//! | `pass=… checked=… wrong=… writes=… churned=…` | once a second: full passes of the check, pages checked, wrong stamps, pages rewritten, pages taken and freed again |
+//! | `FAILED …` | a wrong stamp, or no start at all; the reason follows |
+
+mod area;
+mod boot;
+mod command_line;
+mod console;
+mod stamped;
+mod workload;
+
+use std::{convert::Infallible, error::Error, thread, time::Duration};
+
+use workload::Workload;
+
+/// Never ends: the kernel panics if its first process exits.
+fn main() {
+    let Err(error) = run();
+    console::say(format_args!("FAILED {error}"));
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+fn run() -> Result<Infallible, Box<dyn Error>> {
+    boot::mount_file_systems()?;
+    boot::load_modules()?;
+    let workload = Workload::from_command_line(&std::fs::read_to_string("/proc/cmdline")?)?;
+    Ok(workload.run()?)
+}

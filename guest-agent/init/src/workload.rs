@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The work of the guest: fill, free, then write and check for ever.
+
+use std::{
+    convert::Infallible,
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use spec::{PAGE_SIZE, stamp::Random};
+
+use crate::{
+    command_line::{NotANumber, number},
+    console::say,
+    stamped::{StampedPages, WrongPage},
+};
+
+/// The steady work is done in small portions, so that writes spread over time.
+const TICK: Duration = Duration::from_millis(10);
+/// The full check takes no more than this share of each tick: the rest is for the migration, where guest
+/// and host share processors.
+const CHECK_SHARE: Duration = Duration::from_millis(2);
+/// Ticks that a full pass of the check takes at least.
+const PASS_TICKS: usize = 100;
+/// Pages that are checked between two looks at the clock.
+const CHECK_BATCH: usize = 16;
+/// How often the console hears of the guest.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How long churned memory stays in use, and how long it then stays free.
+const CHURN_EVERY: Duration = Duration::from_millis(500);
+
+/// How much memory the guest uses and how: the parameters `lacuna.in_use`, `.freed`, `.churn` (bytes),
+/// `.dirty_rate` (bytes a second) and `.seed` of the kernel's command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Bytes that stay in use.
+    in_use: u64,
+    /// Bytes written once and then freed, before the guest is ready.
+    freed: u64,
+    /// Bytes a second written to memory in use.
+    dirty_rate: u64,
+    /// Bytes that are taken, stamped, checked and freed over and over again.
+    churn: u64,
+    /// The seed of stamps and random choices.
+    seed: u64,
+}
+
+impl Workload {
+    /// Reads the parameters; those that are missing are 0, so that a guest without any is idle.
+    pub fn from_command_line(line: &str) -> Result<Self, NotANumber> {
+        Ok(Self {
+            in_use: number(line, "in_use", 0)?,
+            freed: number(line, "freed", 0)?,
+            dirty_rate: number(line, "dirty_rate", 0)?,
+            churn: number(line, "churn", 0)?,
+            seed: number(line, "seed", 0)?,
+        })
+    }
+
+    /// Fills memory, frees a part of it, says so, and works until the machine ends.
+    pub fn run(self) -> io::Result<Infallible> {
+        let pages = StampedPages::fill(size(self.in_use)?, self.seed)?;
+        drop(StampedPages::fill(size(self.freed)?, self.seed)?);
+        let Self { in_use, freed, .. } = self;
+        say(format_args!(
+            r#"ready {{"in_use_bytes":{in_use},"freed_bytes":{freed}}}"#
+        ));
+
+        let mut work = SteadyWork::new(self, pages)?;
+        loop {
+            let started = Instant::now();
+            work.tick()?;
+            thread::sleep(TICK.saturating_sub(started.elapsed()));
+        }
+    }
+}
+
+/// The work after the guest is ready.
+struct SteadyWork {
+    pages: StampedPages,
+    random: Random,
+    seed: u64,
+    dirty_rate: u64,
+    last_tick: Instant,
+    /// Bytes that may be written now.
+    due: u64,
+    /// The next page of the full check.
+    next_checked: usize,
+    churn_bytes: usize,
+    churned: Option<StampedPages>,
+    last_churn: Instant,
+    last_report: Instant,
+    totals: Totals,
+}
+
+/// What the console hears of.
+#[derive(Default)]
+struct Totals {
+    passes: u64,
+    checked: u64,
+    wrong: u64,
+    writes: u64,
+    churned: u64,
+}
+
+impl Totals {
+    fn count(&mut self, checked: Result<(), WrongPage>) {
+        self.checked += 1;
+        if let Err(wrong) = checked {
+            self.wrong += 1;
+            say(format_args!("FAILED {wrong}"));
+        }
+    }
+}
+
+impl SteadyWork {
+    fn new(workload: Workload, pages: StampedPages) -> io::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            pages,
+            random: Random::new(workload.seed),
+            seed: workload.seed,
+            dirty_rate: workload.dirty_rate,
+            last_tick: now,
+            due: 0,
+            next_checked: 0,
+            churn_bytes: size(workload.churn)?,
+            churned: None,
+            last_churn: now,
+            last_report: now,
+            totals: Totals::default(),
+        })
+    }
+
+    fn tick(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        self.write(now);
+        self.check();
+        self.churn(now)?;
+        if now - self.last_report >= REPORT_EVERY {
+            self.last_report = now;
+            self.report();
+        }
+        Ok(())
+    }
+
+    /// Rewrites random pages at the rate. Time in which the guest did not run is not made up for: it
+    /// would end in a burst.
+    fn write(&mut self, now: Instant) {
+        let elapsed = (now - self.last_tick).min(10 * TICK);
+        self.last_tick = now;
+        if self.pages.len() == 0 {
+            return;
+        }
+        let micros = elapsed.as_micros() as u64;
+        self.due = self
+            .due
+            .saturating_add(self.dirty_rate.saturating_mul(micros) / 1_000_000);
+        for _ in 0..self.due / PAGE_SIZE {
+            let index = self.random.below(self.pages.len() as u64) as usize;
+            self.totals.count(self.pages.rewrite(index));
+            self.totals.writes += 1;
+        }
+        self.due %= PAGE_SIZE;
+    }
+
+    /// Goes on with the full check.
+    fn check(&mut self) {
+        let started = Instant::now();
+        let mut left = self.pages.len().div_ceil(PASS_TICKS);
+        while left > 0 && started.elapsed() < CHECK_SHARE {
+            for _ in 0..left.min(CHECK_BATCH) {
+                self.totals.count(self.pages.check(self.next_checked));
+                self.next_checked += 1;
+                if self.next_checked == self.pages.len() {
+                    self.next_checked = 0;
+                    self.totals.passes += 1;
+                }
+            }
+            left = left.saturating_sub(CHECK_BATCH);
+        }
+    }
+
+    /// Takes memory or, half a period later, checks it and gives it back: so the guest frees memory
+    /// during a migration too.
+    fn churn(&mut self, now: Instant) -> io::Result<()> {
+        if self.churn_bytes == 0 || now - self.last_churn < CHURN_EVERY {
+            return Ok(());
+        }
+        self.churned = match self.churned.take() {
+            None => Some(StampedPages::fill(self.churn_bytes, self.seed)?),
+            Some(pages) => {
+                for index in 0..pages.len() {
+                    self.totals.count(pages.check(index));
+                }
+                self.totals.churned += pages.len() as u64;
+                None
+            }
+        };
+        self.last_churn = Instant::now();
+        Ok(())
+    }
+
+    fn report(&self) {
+        let Totals {
+            passes,
+            checked,
+            wrong,
+            writes,
+            churned,
+        } = self.totals;
+        say(format_args!(
+            "pass={passes} checked={checked} wrong={wrong} writes={writes} churned={churned}"
+        ));
+    }
+}
+
+/// A number of bytes as a size in memory.
+fn size(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str =
+        "lacuna.in_use=1048576 lacuna.freed=4096 lacuna.dirty_rate=400000 lacuna.seed=3";
+
+    fn steady(churn: &str) -> SteadyWork {
+        let workload = Workload::from_command_line(&format!("{LINE} {churn}")).unwrap();
+        SteadyWork::new(workload, StampedPages::fill(1 << 20, 3).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn writes_follow_the_rate_but_not_the_time_away() {
+        let mut work = steady("");
+        let mut now = work.last_tick;
+        for _ in 0..100 {
+            now += TICK;
+            work.write(now);
+        }
+        // 400000 bytes a second are 97.6 pages.
+        assert_eq!(work.totals.writes, 97);
+        work.write(now + Duration::from_secs(60));
+        assert!(work.totals.writes < 97 + 15);
+        assert_eq!(work.totals.wrong, 0);
+    }
+
+    #[test]
+    fn a_full_pass_checks_every_page_once() {
+        let mut work = steady("");
+        while work.totals.passes == 0 {
+            work.check();
+        }
+        assert!(work.totals.checked >= 256);
+        assert_eq!(work.totals.checked, 256 + work.next_checked as u64);
+        assert_eq!(work.totals.wrong, 0);
+    }
+
+    #[test]
+    fn churned_memory_is_taken_then_checked_and_freed() {
+        let mut work = steady("lacuna.churn=8192");
+        let later = |work: &SteadyWork| work.last_churn + CHURN_EVERY;
+        work.churn(later(&work)).unwrap();
+        assert_eq!(work.churned.as_ref().map(StampedPages::len), Some(2));
+        work.churn(later(&work)).unwrap();
+        assert!(work.churned.is_none());
+        assert_eq!((work.totals.churned, work.totals.wrong), (2, 0));
+    }
+}
