@@ -114,7 +114,8 @@ pub enum Request {
         /// [`VERSION`].
         version: u32,
     },
-    /// Use the hint map in the attached file descriptor, `bytes` long.
+    /// Use the hint map in the attached file descriptor, `bytes` long: a memfd sealed with
+    /// `F_SEAL_SHRINK`, so that no access to it can fail later.
     SetHintMap {
         /// Bytes of the file.
         bytes: u64,
@@ -303,6 +304,8 @@ pub enum Refusal {
     BadFrame = 7,
     /// The rings do not run (device suspended, or being reset).
     Stopped = 8,
+    /// The front end takes no configuration change messages: the guest cannot be asked.
+    Unreachable = 9,
 }
 
 impl Refusal {
@@ -316,6 +319,7 @@ impl Refusal {
             Self::Poison,
             Self::BadFrame,
             Self::Stopped,
+            Self::Unreachable,
         ]
         .into_iter()
         .find(|refusal| *refusal as u32 == raw)
@@ -333,6 +337,7 @@ impl core::fmt::Display for Refusal {
             Self::Poison => "the guest poisons its free pages with a value other than zero",
             Self::BadFrame => "the device could not read the request",
             Self::Stopped => "the device's rings do not run",
+            Self::Unreachable => "the guest cannot be told that its configuration has changed",
         })
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The shared bitmap of hinted pages: written by the device, read by the migrator just before it sends.
 //!
-//! One memory file (memfd), made by the migrator and handed to the device over the control socket:
+//! One memory file (memfd, sealed with `F_SEAL_SHRINK`), made by the migrator and handed to the device
+//! over the control socket:
 //!
 //! ```text
 //! byte 0     magic "LACUNAHM"   8   version, little-endian   16  pages

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as the vhost-user crates see it.
+//!
+//! One lock makes everything take turns: the crate's worker thread (queues), its daemon thread (messages of
+//! the front end) and the control thread (the migrator).
+
+use std::fs::File;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use spec::balloon::QueueNumbering;
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
+use vhost_user_backend::VhostUserBackend;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+use crate::balloon::{Balloon, FEATURES, MAX_QUEUE_SIZE};
+use crate::rings::{Memory, Ring};
+use crate::state::Transfer;
+
+/// A [`Balloon`] behind its lock.
+#[derive(Debug)]
+pub struct Backend {
+    balloon: Mutex<Balloon>,
+    /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
+    transfer: Mutex<Option<Transfer>>,
+}
+
+impl Backend {
+    /// Puts `balloon` behind a lock.
+    pub fn new(balloon: Balloon) -> Self {
+        Self {
+            balloon: Mutex::new(balloon),
+            transfer: Mutex::new(None),
+        }
+    }
+
+    /// The balloon, once nobody else uses it.
+    pub fn balloon(&self) -> MutexGuard<'_, Balloon> {
+        lock(&self.balloon)
+    }
+
+    /// The front end has hung up.
+    pub fn front_end_gone(&self) {
+        *lock(&self.transfer) = None;
+        self.balloon().front_end_gone();
+    }
+}
+
+/// Nothing that is locked here is left half changed by a panic, and the guest is better told DONE by a device
+/// with a bug than not at all.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = BitmapMmapRegion;
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        QueueNumbering::MAX_QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.balloon().acknowledge(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        self.balloon().forget_guest();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (start, end) = (offset as usize, offset as usize + size as usize);
+        let bytes = self.balloon().config_bytes();
+        // An empty answer tells the front end that there is nothing there.
+        bytes.get(start..end).unwrap_or_default().to_vec()
+    }
+
+    fn set_config(&self, offset: u32, written: &[u8]) -> io::Result<()> {
+        if self.balloon().write_config(offset, written) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        self.balloon().set_memory(memory);
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        self.balloon().queue_stopped(index as usize);
+        Ok(())
+    }
+
+    /// Never fails: an error would end the crate's worker thread, and with it the device.
+    fn handle_event(
+        &self,
+        event: u16,
+        _set: EventSet,
+        rings: &[Ring],
+        _thread: usize,
+    ) -> io::Result<()> {
+        self.balloon().queue_event(usize::from(event), rings);
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        pipe: File,
+    ) -> io::Result<Option<File>> {
+        let balloon = self.balloon();
+        if balloon.is_running() {
+            return Err(io::Error::other("the device is not suspended"));
+        }
+        *lock(&self.transfer) = Some(match direction {
+            VhostTransferStateDirection::SAVE => Transfer::save(pipe, balloon.save())?,
+            VhostTransferStateDirection::LOAD => Transfer::load(pipe)?,
+        });
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        let transfer = lock(&self.transfer).take();
+        let transfer = transfer.ok_or_else(|| io::Error::other("no state was transferred"))?;
+        if let Some(state) = transfer.finish()? {
+            self.balloon().restore(state);
+        }
+        Ok(())
+    }
+}

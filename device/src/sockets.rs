@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Unix sockets: listening, and messages that carry file descriptors.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
+pub const MAX_FDS: usize = 32;
+
+/// Listens at `path`. A socket that a program left behind there is replaced; one that is in use, or a file
+/// of another kind, is not.
+///
+/// # Errors
+/// Whatever hinders the bind.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
+fn is_left_behind(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Waits until one of `fds` is readable or closed, or `deadline` has passed; says which are.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] after the deadline.
+pub fn wait<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    deadline: Option<Instant>,
+) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(polled.map(|fd| !fd.revents().is_empty())),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Fills `bytes` from `stream` and appends the file descriptors that come along to `fds`. `false` if the
+/// peer has hung up before the first byte.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] if the peer hangs up later, [`io::ErrorKind::TimedOut`] after
+/// `deadline`, [`io::ErrorKind::InvalidData`] for more than [`MAX_FDS`] file descriptors.
+pub fn receive(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    deadline: Option<Instant>,
+) -> io::Result<bool> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        if deadline.is_some() {
+            wait([stream.as_fd()], deadline)?;
+        }
+        match receive_some(stream, &mut bytes[filled..], fds) {
+            Ok(0) if filled == 0 => return Ok(false),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn receive_some(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message with too many file descriptors",
+        ));
+    }
+    Ok(received.bytes)
+}
+
+/// Sends `bytes` with `fds` attached to the first of them.
+///
+/// # Errors
+/// Whatever hinders the sending; [`io::ErrorKind::InvalidInput`] for more than [`MAX_FDS`].
+pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match sendmsg(
+            stream,
+            &[IoSlice::new(&bytes[sent..])],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
+            Ok(count) => {
+                sent += count;
+                control.clear();
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    #[test]
+    fn a_file_descriptor_arrives_as_the_same_open_file() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&left, b"message", &[OwnedFd::from(writer)]).unwrap();
+        let (mut bytes, mut fds) = ([0; 7], Vec::new());
+        assert!(receive(&right, &mut bytes, &mut fds, None).unwrap());
+        assert_eq!((&bytes, fds.len()), (b"message", 1));
+        std::fs::File::from(fds.remove(0)).write_all(b"x").unwrap();
+        let mut byte = [0];
+        reader.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    #[test]
+    fn half_a_message_ends_with_the_deadline() {
+        let (mut left, right) = UnixStream::pair().unwrap();
+        left.write_all(b"half").unwrap();
+        let deadline = Instant::now() + Duration::from_millis(10);
+        let error = receive(&right, &mut [0; 8], &mut Vec::new(), Some(deadline)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_hang_up_between_messages_is_no_error_but_one_within_is() {
+        let (left, right) = UnixStream::pair().unwrap();
+        drop(left);
+        assert!(!receive(&right, &mut [0; 8], &mut Vec::new(), None).unwrap());
+        let (mut left, right) = UnixStream::pair().unwrap();
+        left.write_all(b"half").unwrap();
+        drop(left);
+        let error = receive(&right, &mut [0; 8], &mut Vec::new(), None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn file_descriptors_spread_over_a_message_are_counted_together() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let many: Vec<OwnedFd> = (0..MAX_FDS)
+            .map(|_| left.as_fd().try_clone_to_owned().unwrap())
+            .collect();
+        send(&left, b"1", &many).unwrap();
+        send(&left, b"2", &many[..1]).unwrap();
+        let error = receive(&right, &mut [0; 2], &mut Vec::new(), None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let _running = listen(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}
