@@ -6,29 +6,29 @@
 //! A page that a migration lost, or brought back in an older state, shows as a wrong stamp.
 //!
 //! The kernel's command line says how much ([`workload::Workload`]). What happens is told on the
-//! console, in lines that begin with `lacuna-guest:`
-//!
-//! | line | meaning |
-//! |---|---|
-//! | `ready {"in_use_bytes":…,"freed_bytes":…}` | memory is filled and freed; the steady work begins |
-//! | `pass=… checked=… wrong=… writes=… churned=…` | once a second: full passes of the check, pages checked, wrong stamps, pages rewritten, pages taken and freed again |
-//! | `FAILED …` | a wrong stamp, or no start at all; the reason follows |
+//! console: lines of `lacuna-guest:` and a JSON object, one when memory is filled and freed and one a
+//! second from then on, see [`report::Report`].
 
 mod area;
 mod boot;
 mod command_line;
-mod console;
+mod report;
 mod stamped;
 mod workload;
 
 use std::{convert::Infallible, error::Error, thread, time::Duration};
 
+use report::Report;
 use workload::Workload;
 
 /// Never ends: the kernel panics if its first process exits.
 fn main() {
     let Err(error) = run();
-    console::say(format_args!("FAILED {error}"));
+    Report {
+        failure: Some(error.to_string()),
+        ..Default::default()
+    }
+    .print();
     loop {
         thread::sleep(Duration::from_secs(3600));
     }

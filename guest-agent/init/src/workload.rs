@@ -11,7 +11,7 @@ use spec::{PAGE_SIZE, stamp::Random};
 
 use crate::{
     command_line::{NotANumber, number},
-    console::say,
+    report::Report,
     stamped::{StampedPages, WrongPage},
 };
 
@@ -61,12 +61,8 @@ impl Workload {
     pub fn run(self) -> io::Result<Infallible> {
         let pages = StampedPages::fill(size(self.in_use)?, self.seed)?;
         drop(StampedPages::fill(size(self.freed)?, self.seed)?);
-        let Self { in_use, freed, .. } = self;
-        say(format_args!(
-            r#"ready {{"in_use_bytes":{in_use},"freed_bytes":{freed}}}"#
-        ));
-
         let mut work = SteadyWork::new(self, pages)?;
+        work.report.print();
         loop {
             let started = Instant::now();
             work.tick()?;
@@ -90,27 +86,7 @@ struct SteadyWork {
     churned: Option<StampedPages>,
     last_churn: Instant,
     last_report: Instant,
-    totals: Totals,
-}
-
-/// What the console hears of.
-#[derive(Default)]
-struct Totals {
-    passes: u64,
-    checked: u64,
-    wrong: u64,
-    writes: u64,
-    churned: u64,
-}
-
-impl Totals {
-    fn count(&mut self, checked: Result<(), WrongPage>) {
-        self.checked += 1;
-        if let Err(wrong) = checked {
-            self.wrong += 1;
-            say(format_args!("FAILED {wrong}"));
-        }
-    }
+    report: Report,
 }
 
 impl SteadyWork {
@@ -128,7 +104,10 @@ impl SteadyWork {
             churned: None,
             last_churn: now,
             last_report: now,
-            totals: Totals::default(),
+            report: Report {
+                ready: true,
+                ..Default::default()
+            },
         })
     }
 
@@ -139,7 +118,7 @@ impl SteadyWork {
         self.churn(now)?;
         if now - self.last_report >= REPORT_EVERY {
             self.last_report = now;
-            self.report();
+            self.report.print();
         }
         Ok(())
     }
@@ -158,8 +137,9 @@ impl SteadyWork {
             .saturating_add(self.dirty_rate.saturating_mul(micros) / 1_000_000);
         for _ in 0..self.due / PAGE_SIZE {
             let index = self.random.below(self.pages.len() as u64) as usize;
-            self.totals.count(self.pages.rewrite(index));
-            self.totals.writes += 1;
+            let checked = self.pages.rewrite(index);
+            self.count(checked);
+            self.report.writes += 1;
         }
         self.due %= PAGE_SIZE;
     }
@@ -170,11 +150,12 @@ impl SteadyWork {
         let mut left = self.pages.len().div_ceil(PASS_TICKS);
         while left > 0 && started.elapsed() < CHECK_SHARE {
             for _ in 0..left.min(CHECK_BATCH) {
-                self.totals.count(self.pages.check(self.next_checked));
+                let checked = self.pages.check(self.next_checked);
+                self.count(checked);
                 self.next_checked += 1;
                 if self.next_checked == self.pages.len() {
                     self.next_checked = 0;
-                    self.totals.passes += 1;
+                    self.report.full_passes += 1;
                 }
             }
             left = left.saturating_sub(CHECK_BATCH);
@@ -191,9 +172,9 @@ impl SteadyWork {
             None => Some(StampedPages::fill(self.churn_bytes, self.seed)?),
             Some(pages) => {
                 for index in 0..pages.len() {
-                    self.totals.count(pages.check(index));
+                    self.count(pages.check(index));
                 }
-                self.totals.churned += pages.len() as u64;
+                self.report.churned += pages.len() as u64;
                 None
             }
         };
@@ -201,17 +182,12 @@ impl SteadyWork {
         Ok(())
     }
 
-    fn report(&self) {
-        let Totals {
-            passes,
-            checked,
-            wrong,
-            writes,
-            churned,
-        } = self.totals;
-        say(format_args!(
-            "pass={passes} checked={checked} wrong={wrong} writes={writes} churned={churned}"
-        ));
+    fn count(&mut self, checked: Result<(), WrongPage>) {
+        self.report.checks += 1;
+        if let Err(wrong) = checked {
+            self.report.wrong += 1;
+            self.report.failure.get_or_insert_with(|| wrong.to_string());
+        }
     }
 }
 
@@ -241,21 +217,21 @@ mod tests {
             work.write(now);
         }
         // 400000 bytes a second are 97.6 pages.
-        assert_eq!(work.totals.writes, 97);
+        assert_eq!(work.report.writes, 97);
         work.write(now + Duration::from_secs(60));
-        assert!(work.totals.writes < 97 + 15);
-        assert_eq!(work.totals.wrong, 0);
+        assert!(work.report.writes < 97 + 15);
+        assert_eq!(work.report.wrong, 0);
     }
 
     #[test]
     fn a_full_pass_checks_every_page_once() {
         let mut work = steady("");
-        while work.totals.passes == 0 {
+        while work.report.full_passes == 0 {
             work.check();
         }
-        assert!(work.totals.checked >= 256);
-        assert_eq!(work.totals.checked, 256 + work.next_checked as u64);
-        assert_eq!(work.totals.wrong, 0);
+        assert!(work.report.checks >= 256);
+        assert_eq!(work.report.checks, 256 + work.next_checked as u64);
+        assert_eq!(work.report.wrong, 0);
     }
 
     #[test]
@@ -266,6 +242,6 @@ mod tests {
         assert_eq!(work.churned.as_ref().map(StampedPages::len), Some(2));
         work.churn(later(&work)).unwrap();
         assert!(work.churned.is_none());
-        assert_eq!((work.totals.churned, work.totals.wrong), (2, 0));
+        assert_eq!((work.report.churned, work.report.wrong), (2, 0));
     }
 }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the guest says of itself, for the watcher on the other side of the serial line.
+
+use std::fs;
+use std::io::{Write, stdout};
+
+/// The state of the work; printed as one line of JSON.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Memory is filled and partly freed; the steady work has begun.
+    pub ready: bool,
+    /// Full passes of the check over all memory in use.
+    pub full_passes: u64,
+    /// Stamps checked.
+    pub checks: u64,
+    /// Stamps that were wrong.
+    pub wrong: u64,
+    /// Pages rewritten.
+    pub writes: u64,
+    /// Pages taken and freed again.
+    pub churned: u64,
+    /// A wrong stamp, or why there is no start at all.
+    pub failure: Option<String>,
+}
+
+impl Report {
+    /// Prints the line. A console that cannot be written must not stop the guest, so an error has nowhere
+    /// to go.
+    pub fn print(&self) {
+        let Self {
+            ready,
+            full_passes,
+            checks,
+            wrong,
+            writes,
+            churned,
+            failure,
+        } = self;
+        let free = free_bytes();
+        // Our messages are plain ASCII, for which a string's debug form is a JSON string.
+        let failure = failure
+            .as_ref()
+            .map_or("null".into(), |why| format!("{why:?}"));
+        let _ = writeln!(
+            stdout(),
+            "lacuna-guest: {{\"ready\":{ready},\"free-bytes\":{free},\"full-passes\":{full_passes},\
+             \"checks\":{checks},\"wrong\":{wrong},\"writes\":{writes},\"churned\":{churned},\
+             \"failure\":{failure}}}"
+        );
+    }
+}
+
+/// Memory that the kernel calls free; 0 if it does not say.
+fn free_bytes() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemFree:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
