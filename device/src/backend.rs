@@ -6,7 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use spec::balloon::QueueNumbering;
 use vhost::vhost_user::VhostUserProtocolFeatures;
@@ -26,6 +27,8 @@ use crate::state::Transfer;
 #[derive(Debug)]
 pub struct Backend {
     balloon: Mutex<Balloon>,
+    /// The balloon has learned its rings.
+    introduced: Condvar,
     /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
     transfer: Mutex<Option<Transfer>>,
 }
@@ -35,6 +38,7 @@ impl Backend {
     pub fn new(balloon: Balloon) -> Self {
         Self {
             balloon: Mutex::new(balloon),
+            introduced: Condvar::new(),
             transfer: Mutex::new(None),
         }
     }
@@ -42,6 +46,24 @@ impl Backend {
     /// The balloon, once nobody else uses it.
     pub fn balloon(&self) -> MutexGuard<'_, Balloon> {
         lock(&self.balloon)
+    }
+
+    /// Waits until the crate has shown the balloon its rings, which it does with the first event.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] if no event comes.
+    pub fn wait_for_rings(&self) -> io::Result<()> {
+        let patience = Duration::from_secs(5);
+        let unknown = |balloon: &mut Balloon| !balloon.knows_its_rings();
+        let (balloon, _) = self
+            .introduced
+            .wait_timeout_while(self.balloon(), patience, unknown)
+            .unwrap_or_else(PoisonError::into_inner);
+        if balloon.knows_its_rings() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        }
     }
 
     /// The front end has hung up.
@@ -132,6 +154,7 @@ impl VhostUserBackend for Backend {
         _thread: usize,
     ) -> io::Result<()> {
         self.balloon().queue_event(usize::from(event), rings);
+        self.introduced.notify_all();
         Ok(())
     }
 

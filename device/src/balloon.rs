@@ -46,7 +46,7 @@ pub struct Balloon {
     memory: Option<Memory>,
     /// The whole pages of each memory region.
     regions: Vec<PageRange>,
-    /// The front end's rings, known from the first event of one.
+    /// The front end's rings, once an event has shown them.
     rings: Vec<Ring>,
     /// The statistics buffer, which the guest wants back when new statistics are asked for.
     parked_statistics: Option<u16>,
@@ -124,6 +124,11 @@ impl Balloon {
             .filter_map(|region| PageRange::inside(region.start_addr().0, region.len()))
             .collect();
         self.memory = Some(memory);
+    }
+
+    /// Whether an event has shown the front end's rings.
+    pub fn knows_its_rings(&self) -> bool {
+        !self.rings.is_empty()
     }
 
     /// The queue with number `index` has something for the device, or has just been started. `rings` are all

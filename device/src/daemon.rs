@@ -3,15 +3,18 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use spec::balloon::QueueNumbering;
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
 
 use crate::args::{Config, FrontEnd, NoFrontEnd};
 use crate::backend::Backend;
@@ -106,6 +109,7 @@ fn serve(
     let memory = Memory::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("vhost_user".into(), Arc::clone(backend), memory)
         .map_err(DaemonError::VhostUser)?;
+    introduce_rings(&daemon, backend).map_err(DaemonError::Relay)?;
     daemon
         .start(&mut listener)
         .map_err(DaemonError::VhostUser)?;
@@ -126,6 +130,22 @@ fn serve(
         (Err(error), _) if !is_hang_up(&error) => Err(DaemonError::Connection(error)),
         _ => Ok(()),
     }
+}
+
+/// The crate shows the device its rings only when something happens. So something happens, before the front
+/// end is heard: a migrator that comes as soon as the rings run finds the device ready.
+fn introduce_rings(daemon: &VhostUserDaemon<Arc<Backend>>, backend: &Backend) -> io::Result<()> {
+    let event = eventfd(1, EventfdFlags::CLOEXEC)?;
+    let (set, data) = (EventSet::IN, QueueNumbering::MAX_QUEUES as u64 + 1);
+    let workers = daemon.get_epoll_handlers();
+    for worker in &workers {
+        worker.register_listener(event.as_raw_fd(), set | EventSet::EDGE_TRIGGERED, data)?;
+    }
+    let introduced = backend.wait_for_rings();
+    for worker in &workers {
+        worker.unregister_listener(event.as_raw_fd(), set, data)?;
+    }
+    introduced
 }
 
 /// A front end that is killed leaves its messages unread or half written.

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest with a balloon driver, and its front end, connected to a daemon process.
+
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use spec::balloon::{CommandId, Config, feature};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+use super::migrator::memfd;
+use super::queue::{QUEUE_BYTES, Queue, memory_table};
+use super::{PATIENCE, eventually};
+
+pub type Memory = Arc<GuestMemoryMmap>;
+
+pub const MIB: u64 = 1 << 20;
+/// Two regions with a hole between them; queues lie at the start of the first.
+pub const LOW: (u64, u64) = (0, 16 * MIB);
+pub const HIGH: (u64, u64) = (32 * MIB, 16 * MIB);
+/// The hint map's pages: up to the end of the second region.
+pub const PAGES: u64 = (48 * MIB) / 4096;
+
+pub const VERSION_1: u64 = 1 << feature::VERSION_1;
+pub const STATS: u64 = 1 << feature::STATS_VQ;
+pub const HINT: u64 = 1 << feature::FREE_PAGE_HINT;
+pub const POISON: u64 = 1 << feature::PAGE_POISON;
+pub const PROTOCOL: u64 = 1 << 30;
+pub const LOG_ALL: u64 = 1 << 26;
+/// What the stock Linux driver takes.
+pub const USUAL: u64 = VERSION_1 | STATS | HINT | PROTOCOL;
+
+/// A daemon process; ends with the test.
+pub struct Daemon {
+    pub process: Child,
+    pub folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    pub fn start(flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_vhost-device-balloon"))
+            .arg("--socket-path")
+            .arg(folder.path().join("vhost-user"))
+            .arg("--control-socket")
+            .arg(folder.path().join("control"))
+            .args(flags)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, folder }
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        let path = self.folder.path().join("vhost-user");
+        eventually("the daemon's socket", || UnixStream::connect(&path).ok())
+    }
+
+    /// Whether it still runs.
+    pub fn lives(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A front end with a guest whose driver is up.
+pub struct Guest {
+    pub front_end: Frontend,
+    pub memory: Memory,
+    pub hints: Queue,
+    /// Where the device's configuration change messages come out.
+    pub notices: UnixStream,
+}
+
+impl Guest {
+    /// Connects, negotiates `features` and starts the hint queue with number `hint_queue`.
+    pub fn boot(daemon: &Daemon, features: u64, hint_queue: usize) -> Self {
+        let mut guest = Self::negotiate(daemon, features, hint_queue);
+        guest.hints.start(&mut guest.front_end, 0);
+        guest
+    }
+
+    /// As [`Guest::boot`], but no ring runs yet.
+    pub fn negotiate(daemon: &Daemon, features: u64, hint_queue: usize) -> Self {
+        let memory = Arc::new(guest_memory());
+        let mut front_end = Frontend::from_stream(daemon.connect(), 5);
+        front_end.set_owner().unwrap();
+        let offered = front_end.get_features().unwrap();
+        assert_eq!(offered & features, features, "offered {offered:#x}");
+        front_end.set_features(features).unwrap();
+        let protocol = front_end.get_protocol_features().unwrap();
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        assert!(protocol.contains(wanted));
+        front_end.set_protocol_features(wanted).unwrap();
+        front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        front_end.set_mem_table(&memory_table(&memory)).unwrap();
+        let (notices, channel) = UnixStream::pair().unwrap();
+        notices.set_read_timeout(Some(PATIENCE)).unwrap();
+        front_end.set_backend_request_fd(&channel).unwrap();
+        Self {
+            front_end,
+            hints: Queue::new(Arc::clone(&memory), hint_queue, 0),
+            memory,
+            notices,
+        }
+    }
+
+    /// Another queue of the guest, with a place of its own in its memory.
+    pub fn queue(&self, index: usize) -> Queue {
+        let base = (index as u64 + 1) * QUEUE_BYTES;
+        Queue::new(Arc::clone(&self.memory), index, base)
+    }
+
+    pub fn config(&mut self) -> Config {
+        let (_, bytes) = self
+            .front_end
+            .get_config(0, 16, VhostUserConfigFlags::WRITABLE, &[0; 16])
+            .unwrap();
+        Config::from_bytes(bytes.as_slice().try_into().unwrap())
+    }
+
+    /// Waits for a configuration change message and reads the configuration, as a driver does.
+    pub fn wait_for_change(&mut self) -> Config {
+        let mut message = [0; 12];
+        self.notices
+            .read_exact(&mut message)
+            .expect("a configuration change message");
+        assert_eq!(message[..4], 2u32.to_le_bytes());
+        assert_eq!(message[8..], [0; 4]);
+        self.config()
+    }
+
+    /// Whether no configuration change message is waiting.
+    pub fn is_left_alone(&self) -> bool {
+        self.notices.set_nonblocking(true).unwrap();
+        let nothing = (&self.notices)
+            .read(&mut [0; 12])
+            .is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        self.notices.set_nonblocking(false).unwrap();
+        nothing
+    }
+
+    /// Answers the published id, as a driver does first in a round.
+    pub fn start_round(&mut self, id: CommandId) {
+        let command = self.hints.command(&id.get().to_le_bytes());
+        self.hints.send(&[command]);
+    }
+}
+
+fn guest_memory() -> GuestMemoryMmap {
+    let regions = [LOW, HIGH].map(|(start, bytes)| {
+        let file = FileOffset::new(memfd(bytes).into(), 0);
+        (GuestAddress(start), bytes as usize, Some(file))
+    });
+    GuestMemoryMmap::from_ranges_with_files(regions).unwrap()
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A virtqueue from the driver's side, laid by hand into guest memory.
+
+use std::sync::atomic::{Ordering, fence};
+
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::eventually;
+use super::guest::Memory;
+
+pub const QUEUE_SIZE: u16 = 1024;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+/// Bytes between the queue's parts, more than any part has.
+const PART: u64 = 0x8000;
+/// Bytes of guest memory that one queue takes, room for commands included.
+pub const QUEUE_BYTES: u64 = 4 * PART;
+
+/// One descriptor of a chain.
+#[derive(Clone, Copy, Debug)]
+pub enum Buffer {
+    /// The device reads it: a command, at an address of the test's choice.
+    Out(u64, u32),
+    /// The device may write it: a hint.
+    In(u64, u32),
+}
+
+/// A queue of the guest.
+pub struct Queue {
+    memory: Memory,
+    index: usize,
+    base: u64,
+    next_descriptor: u16,
+    available: u16,
+    kick: EventFd,
+    pub call: EventFd,
+}
+
+impl Queue {
+    /// Queue number `index` at guest-physical `base`.
+    pub fn new(memory: Memory, index: usize, base: u64) -> Self {
+        Self {
+            memory,
+            index,
+            base,
+            next_descriptor: 0,
+            available: 0,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+        }
+    }
+
+    /// Has the device run the queue from where it is.
+    pub fn start(&self, front_end: &mut Frontend, next: u16) {
+        let host = |part: u64| {
+            let address = GuestAddress(self.base + part * PART);
+            self.memory.get_host_address(address).unwrap() as u64
+        };
+        front_end.set_vring_num(self.index, QUEUE_SIZE).unwrap();
+        let addresses = VringConfigData {
+            queue_max_size: QUEUE_SIZE,
+            queue_size: QUEUE_SIZE,
+            flags: 0,
+            desc_table_addr: host(0),
+            used_ring_addr: host(2),
+            avail_ring_addr: host(1),
+            log_addr: None,
+        };
+        front_end.set_vring_addr(self.index, &addresses).unwrap();
+        front_end.set_vring_base(self.index, next).unwrap();
+        front_end.set_vring_call(self.index, &self.call).unwrap();
+        front_end.set_vring_kick(self.index, &self.kick).unwrap();
+        front_end.set_vring_enable(self.index, true).unwrap();
+    }
+
+    /// Stops the queue; the number of the next chain that the device would take.
+    pub fn stop(&self, front_end: &Frontend) -> u16 {
+        front_end.get_vring_base(self.index).unwrap() as u16
+    }
+
+    /// Writes a command's bytes where no hint lies and returns its buffer.
+    pub fn command(&self, bytes: &[u8]) -> Buffer {
+        let address = self.base + 3 * PART + u64::from(self.available) * 16;
+        self.memory
+            .write_slice(bytes, GuestAddress(address))
+            .unwrap();
+        Buffer::Out(address, bytes.len() as u32)
+    }
+
+    /// Makes one chain available without telling the device. Descriptors are used round and round: at
+    /// most a ring full of them may be on its way.
+    pub fn add(&mut self, buffers: &[Buffer]) {
+        let head = self.next_descriptor;
+        for (position, buffer) in buffers.iter().enumerate() {
+            let (address, length, write) = match *buffer {
+                Buffer::Out(address, length) => (address, length, 0),
+                Buffer::In(address, length) => (address, length, WRITE),
+            };
+            let more = if position + 1 < buffers.len() {
+                NEXT
+            } else {
+                0
+            };
+            let next = (self.next_descriptor + 1) % QUEUE_SIZE;
+            self.write_descriptor(self.next_descriptor, address, length, write | more, next);
+            self.next_descriptor = next;
+        }
+        self.add_head(head);
+    }
+
+    pub fn write_descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+        let at = GuestAddress(self.base + u64::from(index) * 16);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&length.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        self.memory.write_slice(&bytes, at).unwrap();
+    }
+
+    /// Makes the chain at `head` available without telling the device.
+    pub fn add_head(&mut self, head: u16) {
+        let slot = self.base + PART + 4 + u64::from(self.available % QUEUE_SIZE) * 2;
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.set_available(self.available);
+    }
+
+    /// Claims that `index` chains have been made available.
+    pub fn set_available(&self, index: u16) {
+        fence(Ordering::SeqCst);
+        let at = GuestAddress(self.base + PART + 2);
+        self.memory.store(index, at, Ordering::Release).unwrap();
+    }
+
+    /// Asks for no interrupts.
+    pub fn ask_for_no_interrupts(&self) {
+        let at = GuestAddress(self.base + PART);
+        self.memory.write_obj(1u16, at).unwrap();
+    }
+
+    pub fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    /// Makes one chain available, tells the device and waits until it has used everything.
+    pub fn send(&mut self, buffers: &[Buffer]) {
+        self.add(buffers);
+        self.kick();
+        self.wait_until_used();
+    }
+
+    pub fn used(&self) -> u16 {
+        let at = GuestAddress(self.base + 2 * PART + 2);
+        self.memory.load(at, Ordering::Acquire).unwrap()
+    }
+
+    /// The used ring's first page, for the dirty log.
+    pub fn used_page(&self) -> u64 {
+        (self.base + 2 * PART) / 4096
+    }
+
+    pub fn available(&self) -> u16 {
+        self.available
+    }
+
+    /// Waits until the device has given back everything, and checks that it claims to have written nothing.
+    pub fn wait_until_used(&self) {
+        eventually("all chains used", || {
+            (self.used() == self.available).then_some(())
+        });
+        for slot in 0..self.used().min(QUEUE_SIZE) {
+            let at = self.base + 2 * PART + 4 + u64::from(slot) * 8 + 4;
+            let written: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
+            assert_eq!(written, 0, "used length of slot {slot}");
+        }
+    }
+}
+
+/// The memory table for the front end's message.
+pub fn memory_table(memory: &Memory) -> Vec<VhostUserMemoryRegionInfo> {
+    memory
+        .iter()
+        .map(|region| VhostUserMemoryRegionInfo::from_guest_region(region).unwrap())
+        .collect()
+}
