@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! ACPI tables of a hardware-reduced machine: processors, interrupt controllers, the serial console and
+//! the virtio-mmio devices.
+
+use acpi_tables::Aml;
+use acpi_tables::aml;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+
+use super::LinuxError;
+use super::layout;
+
+/// A virtio-mmio device as the guest finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioSlot {
+    /// Guest-physical address of its registers ([`layout::VIRTIO_MMIO_LEN`] bytes), below 4 GiB.
+    pub gpa: u64,
+    /// Its interrupt: an input of the I/O APIC, edge-triggered.
+    pub gsi: u32,
+}
+
+/// The tables, to be written at [`layout::ACPI`]; the root pointer is at their start.
+pub(super) fn tables(vcpus: u8, virtio_mmio: &[MmioSlot]) -> Result<Vec<u8>, LinuxError> {
+    let mut image = vec![0; Rsdp::len()];
+    let dsdt = append(&mut image, &dsdt(virtio_mmio)?);
+    let fadt = append(&mut image, &fadt(dsdt).finalize());
+    let madt = append(&mut image, &madt(vcpus));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = append(&mut image, &xsdt);
+    let root = bytes(&Rsdp::new(OEM_ID, xsdt));
+    image[..root.len()].copy_from_slice(&root);
+
+    let room = layout::HIGH_MEMORY - layout::ACPI;
+    if image.len() as u64 > room {
+        return Err(LinuxError::AcpiTables {
+            bytes: image.len() as u64,
+            room,
+        });
+    }
+    Ok(image)
+}
+
+const OEM_ID: [u8; 6] = *b"LACUNA";
+const OEM_TABLE_ID: [u8; 8] = *b"REFERVMM";
+const OEM_REVISION: u32 = 1;
+/// Tables start at multiples of this.
+const TABLE_ALIGNMENT: usize = 16;
+
+/// Appends a table to `image` and returns its guest-physical address.
+fn append(image: &mut Vec<u8>, table: &dyn Aml) -> u64 {
+    image.resize(image.len().next_multiple_of(TABLE_ALIGNMENT), 0);
+    let address = layout::ACPI + image.len() as u64;
+    table.to_aml_bytes(image);
+    address
+}
+
+fn bytes(aml: &dyn Aml) -> Vec<u8> {
+    let mut out = Vec::new();
+    aml.to_aml_bytes(&mut out);
+    out
+}
+
+/// Fixed hardware: none but the registers that reset the machine and switch it off.
+fn fadt(dsdt: u64) -> FADTBuilder {
+    /// Boot architecture: no VGA, no message-signalled interrupts, no PCIe power management, no clock in
+    /// CMOS. The guest must not probe for what is not there.
+    const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
+    let port = |address: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            address.into(),
+        )
+    };
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::Headless)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::HwReducedAcpi);
+    fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
+    fadt.reset_reg = port(layout::RESET_PORT);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.sleep_control_reg = port(layout::POWER_OFF_PORT);
+    fadt.sleep_status_reg = port(layout::POWER_OFF_PORT);
+    fadt
+}
+
+/// Interrupt controllers: a local APIC a vCPU and one I/O APIC, as KVM emulates them.
+fn madt(vcpus: u8) -> MADT {
+    let local = LocalInterruptController::Address(layout::LOCAL_APIC);
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local);
+    for id in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, layout::IO_APIC, 0));
+    madt
+}
+
+/// The devices, and the sleep type that means "off".
+fn dsdt(virtio_mmio: &[MmioSlot]) -> Result<Sdt, LinuxError> {
+    /// The first revision whose integers have 64 bits.
+    const REVISION: u8 = 2;
+    let off = layout::POWER_OFF_SLEEP_TYPE;
+    let mut devices = serial_device();
+    for (index, slot) in virtio_mmio.iter().enumerate() {
+        devices.extend(virtio_device(index, slot)?);
+    }
+    let mut dsdt = Sdt::new(*b"DSDT", 36, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    dsdt.append_slice(&aml::Scope::raw("_SB_".into(), devices));
+    dsdt.append_slice(&bytes(&aml::Name::new(
+        "_S5_".into(),
+        &aml::Package::new(vec![&off, &aml::ZERO]),
+    )));
+    Ok(dsdt)
+}
+
+fn serial_device() -> Vec<u8> {
+    let port = layout::SERIAL_PORT;
+    bytes(&aml::Device::new(
+        "COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(port, port, 1, 8),
+                    &edge_triggered(layout::SERIAL_GSI),
+                ]),
+            ),
+        ],
+    ))
+}
+
+fn virtio_device(index: usize, slot: &MmioSlot) -> Result<Vec<u8>, LinuxError> {
+    let base = u32::try_from(slot.gpa)
+        .ok()
+        .filter(|base| base.checked_add(layout::VIRTIO_MMIO_LEN).is_some())
+        .ok_or(LinuxError::MmioSlot(slot.gpa))?;
+    Ok(bytes(&aml::Device::new(
+        format!("V{index:03X}").as_str().into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"LNRO0005"),
+            &aml::Name::new("_UID".into(), &index),
+            &aml::Name::new("_CCA".into(), &aml::ONE),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::Memory32Fixed::new(true, base, layout::VIRTIO_MMIO_LEN),
+                    &edge_triggered(slot.gsi),
+                ]),
+            ),
+        ],
+    )))
+}
+
+/// An interrupt of a device: edge-triggered, active high, not shared.
+fn edge_triggered(gsi: u32) -> aml::Interrupt {
+    aml::Interrupt::new(true, true, false, false, gsi)
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Puts a kernel, as bzImage or as ELF, where it wants to be.
+
+use std::io::Cursor;
+
+use linux_loader::loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, setup_header};
+use linux_loader::loader::bzimage::BzImage;
+use linux_loader::loader::elf::Elf;
+use linux_loader::loader::KernelLoader;
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
+
+use super::LinuxError;
+use super::layout::HIGH_MEMORY;
+
+/// A kernel in guest memory.
+pub(super) struct LoadedKernel {
+    /// Guest-physical address of the first instruction, for a CPU in 64-bit mode.
+    pub entry: u64,
+    /// End of the memory that the kernel takes before it reads the memory map.
+    pub end: u64,
+    /// Its setup header, for the zero page.
+    pub header: setup_header,
+}
+
+/// Loads `image` into `memory`, which has RAM from 0 to `low_end`.
+pub(super) fn load<M: GuestMemoryBackend>(
+    memory: &M,
+    low_end: u64,
+    image: &[u8],
+) -> Result<LoadedKernel, LinuxError> {
+    if image.starts_with(b"\x7fELF") {
+        load_elf(memory, low_end, image)
+    } else {
+        load_bzimage(memory, low_end, image)
+    }
+}
+
+/// Where the setup header lies in a bzImage.
+const SETUP_HEADER: usize = 0x1f1;
+/// "HdrS", the setup header's magic.
+const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+/// The first version of the boot protocol with a 64-bit entry point.
+const VERSION_64_BIT_ENTRY: u16 = 0x20c;
+/// From the start of the protected-mode code to the 64-bit entry point.
+const ENTRY_64_BIT: u64 = 0x200;
+/// Bytes of a sector, the unit of `setup_sects`.
+const SECTOR: u64 = 512;
+/// Sectors of the real-mode code when `setup_sects` is 0.
+const DEFAULT_SETUP_SECTORS: u8 = 4;
+
+fn load_bzimage<M: GuestMemoryBackend>(
+    memory: &M,
+    low_end: u64,
+    image: &[u8],
+) -> Result<LoadedKernel, LinuxError> {
+    let header = parse_setup_header(image)?;
+    let load = header.pref_address;
+    let end = load
+        .checked_add(u64::from(header.init_size))
+        .filter(|end| load >= HIGH_MEMORY && *end <= low_end)
+        .ok_or(LinuxError::KernelDoesNotFit {
+            end: load.saturating_add(u64::from(header.init_size)),
+            low_end,
+        })?;
+    let loaded = BzImage::load(
+        memory,
+        Some(GuestAddress(load)),
+        &mut Cursor::new(image),
+        Some(GuestAddress(HIGH_MEMORY)),
+    )?;
+    Ok(LoadedKernel {
+        entry: load + ENTRY_64_BIT,
+        end: end.max(loaded.kernel_end),
+        header,
+    })
+}
+
+/// The setup header of a bzImage that can be entered in 64-bit mode and is there in full.
+fn parse_setup_header(image: &[u8]) -> Result<setup_header, LinuxError> {
+    let len = image.len() as u64;
+    let header_end = SETUP_HEADER + size_of::<setup_header>();
+    let header = image
+        .get(SETUP_HEADER..header_end)
+        .and_then(setup_header::from_slice)
+        .ok_or(LinuxError::KernelCutOff {
+            part: "setup header",
+            needed: header_end as u64,
+            len,
+        })?;
+    let (magic, version) = (header.header, header.version);
+    if magic != HEADER_MAGIC {
+        return Err(LinuxError::KernelFormat("it is neither an ELF image nor a bzImage"));
+    }
+    if version < VERSION_64_BIT_ENTRY
+        || header.xloadflags & XLF_KERNEL_64 == 0
+        || header.loadflags & LOADED_HIGH == 0
+    {
+        return Err(LinuxError::KernelFormat("the bzImage has no 64-bit entry point"));
+    }
+    let setup_sectors = match header.setup_sects {
+        0 => DEFAULT_SETUP_SECTORS,
+        sectors => sectors,
+    };
+    let needed = (u64::from(setup_sectors) + 1) * SECTOR + u64::from(header.syssize) * 16;
+    if len < needed {
+        return Err(LinuxError::KernelCutOff { part: "code", needed, len });
+    }
+    Ok(*header)
+}
+
+/// Highest address of the initial RAM disk's last byte, for kernels that do not say.
+const INITRD_ADDRESS_MAX: u32 = 0x7fff_ffff;
+/// Longest command line of an x86 kernel, without its terminating zero byte.
+const COMMAND_LINE_MAX: u32 = 2047;
+
+fn load_elf<M: GuestMemoryBackend>(
+    memory: &M,
+    low_end: u64,
+    image: &[u8],
+) -> Result<LoadedKernel, LinuxError> {
+    let end = elf_end(image)?;
+    if end > low_end {
+        return Err(LinuxError::KernelDoesNotFit { end, low_end });
+    }
+    let loaded = Elf::load(
+        memory,
+        None,
+        &mut Cursor::new(image),
+        Some(GuestAddress(HIGH_MEMORY)),
+    )?;
+    let entry = loaded.kernel_load.0;
+    if entry >= end {
+        return Err(LinuxError::KernelFormat("the ELF image's entry point lies outside it"));
+    }
+    let header = setup_header {
+        boot_flag: 0xaa55,
+        header: HEADER_MAGIC,
+        version: VERSION_64_BIT_ENTRY,
+        loadflags: LOADED_HIGH,
+        initrd_addr_max: INITRD_ADDRESS_MAX,
+        cmdline_size: COMMAND_LINE_MAX,
+        ..Default::default()
+    };
+    Ok(LoadedKernel { entry, end, header })
+}
+
+/// End of the memory that the segments of a whole x86-64 ELF image take.
+fn elf_end(image: &[u8]) -> Result<u64, LinuxError> {
+    const CLASS_64: u8 = 2;
+    const MACHINE_X86_64: u16 = 62;
+    const PROGRAM_HEADER_LEN: usize = 56;
+    const PT_LOAD: u32 = 1;
+
+    let len = image.len() as u64;
+    let cut_off = |part, needed| LinuxError::KernelCutOff { part, needed, len };
+    let header = image.get(..64).ok_or(cut_off("ELF header", 64))?;
+    if header[4] != CLASS_64 || u16::from_le_bytes(field(header, 18)) != MACHINE_X86_64 {
+        return Err(LinuxError::KernelFormat("the ELF image is not for x86-64"));
+    }
+    let table_start = u64::from_le_bytes(field(header, 32));
+    let segments = u16::from_le_bytes(field(header, 56));
+    let table_end = table_start.saturating_add(u64::from(segments) * PROGRAM_HEADER_LEN as u64);
+    if table_end > len {
+        return Err(cut_off("ELF program header table", table_end));
+    }
+    let table = &image[table_start as usize..table_end as usize];
+    let mut end = 0;
+    for segment in table.chunks_exact(PROGRAM_HEADER_LEN) {
+        let word = |at| u64::from_le_bytes(field(segment, at));
+        let (offset, address, file_len, memory_len) = (word(8), word(24), word(32), word(40));
+        if u32::from_le_bytes(field(segment, 0)) != PT_LOAD {
+            continue;
+        }
+        let file_end = offset.saturating_add(file_len);
+        if file_end > len {
+            return Err(cut_off("ELF segment", file_end));
+        }
+        end = end.max(address.saturating_add(memory_len.max(file_len)));
+    }
+    Ok(end)
+}
+
+/// `N` bytes of a header at `at`, which lies inside it.
+fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| header[at + index])
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Boots a stock x86-64 Linux kernel by its 64-bit boot protocol.
+//!
+//! [`load`] puts the kernel, the initial RAM disk, the command line, the memory map and ACPI tables into
+//! guest memory; [`LinuxEntry`] says in which state the first vCPU starts. Stock kernels find their
+//! virtio-mmio devices in the ACPI tables: distributions build that driver as a module without its
+//! command line parameter.
+//!
+//! Sources: the Linux kernel's `Documentation/arch/x86/boot.rst`, the ACPI specification 6.5.
+
+mod acpi;
+mod boot_params;
+mod entry;
+mod kernel;
+pub mod layout;
+
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+pub use self::acpi::MmioSlot;
+pub use self::entry::LinuxEntry;
+
+/// A Linux guest to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxBoot<'a> {
+    /// The kernel: a bzImage, or an ELF `vmlinux`.
+    pub kernel: &'a [u8],
+    /// The initial RAM disk.
+    pub initrd: Option<&'a [u8]>,
+    /// The kernel's command line, without a terminating zero byte.
+    pub command_line: &'a str,
+    /// Virtual CPUs, with local APIC ids from 0.
+    pub vcpus: u8,
+    /// The virtio-mmio devices.
+    pub virtio_mmio: &'a [MmioSlot],
+}
+
+/// A Linux guest that cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// The ACPI tables for that many devices do not fit below 1 MiB.
+    #[error("the ACPI tables need {bytes} bytes and have {room}: too many virtio-mmio devices")]
+    AcpiTables {
+        /// Bytes of the tables.
+        bytes: u64,
+        /// Bytes there are for them.
+        room: u64,
+    },
+    /// The command line is too long or has characters that a kernel's command line cannot have.
+    #[error("the kernel's command line of {len} bytes (at most {longest}) is refused: {source}")]
+    CommandLine {
+        /// Bytes it has.
+        len: usize,
+        /// Bytes that this kernel takes.
+        longest: usize,
+        /// Why it is refused.
+        #[source]
+        source: linux_loader::cmdline::Error,
+    },
+    /// The initial RAM disk does not fit between the kernel and the highest address the kernel takes it at.
+    #[error("the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and {to:#x}: give the guest more memory")]
+    InitrdDoesNotFit {
+        /// Bytes it has.
+        bytes: u64,
+        /// Where free memory starts.
+        from: u64,
+        /// Where it ends.
+        to: u64,
+    },
+    /// The kernel does not fit into the guest's memory below 4 GiB.
+    #[error("the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the guest more memory")]
+    KernelDoesNotFit {
+        /// End of what the kernel needs.
+        end: u64,
+        /// End of the guest's low memory.
+        low_end: u64,
+    },
+    /// The kernel's file ends early.
+    #[error("the kernel is cut off: its {part} needs {needed} bytes and the file has {len}")]
+    KernelCutOff {
+        /// What is not there in full.
+        part: &'static str,
+        /// Bytes that the file must have at least.
+        needed: u64,
+        /// Bytes that it has.
+        len: u64,
+    },
+    /// Neither an ELF image nor a bzImage, or not one for this boot protocol.
+    #[error("not a kernel that can be booted: {0}")]
+    KernelFormat(&'static str),
+    /// The loader refused the kernel.
+    #[error(transparent)]
+    Loader(#[from] linux_loader::loader::Error),
+    /// Guest memory could not be written.
+    #[error("cannot write guest memory: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The guest's memory does not start at 0 or ends below the kernel's place.
+    #[error("the guest's memory must start at 0 and reach beyond 1 MiB")]
+    NoLowMemory,
+    /// A virtio-mmio device that ACPI cannot describe.
+    #[error("the virtio-mmio device at {0:#x} is not below 4 GiB")]
+    MmioSlot(u64),
+}
+
+/// Puts all that `boot` needs into `memory`, which holds RAM from 0 to at most 0xc000_0000 and, if there
+/// is more, from 4 GiB.
+///
+/// # Errors
+/// [`LinuxError`]; `memory` may then be written in part.
+pub fn load<M: GuestMemoryBackend>(
+    memory: &M,
+    boot: &LinuxBoot<'_>,
+) -> Result<LinuxEntry, LinuxError> {
+    let low_end = memory
+        .find_region(GuestAddress(0))
+        .map_or(0, |region| region.last_addr().raw_value().saturating_add(1));
+    if low_end <= layout::HIGH_MEMORY {
+        return Err(LinuxError::NoLowMemory);
+    }
+    let kernel = kernel::load(memory, low_end, boot.kernel)?;
+    let tables = acpi::tables(boot.vcpus, boot.virtio_mmio)?;
+    memory.write_slice(&tables, GuestAddress(layout::ACPI))?;
+    boot_params::write(memory, low_end, &kernel, boot)?;
+    entry::write_tables(memory)?;
+    Ok(LinuxEntry { rip: kernel.entry })
+}
