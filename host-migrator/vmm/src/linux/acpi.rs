@@ -94,7 +94,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
     fadt.reset_reg = port(layout::RESET_PORT);
     fadt.reset_value = layout::RESET_VALUE;
     fadt.sleep_control_reg = port(layout::POWER_OFF_PORT);
-    fadt.sleep_status_reg = port(layout::POWER_OFF_PORT);
+    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
     fadt
 }
 

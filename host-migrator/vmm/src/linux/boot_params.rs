@@ -65,11 +65,7 @@ fn write_command_line<M: GuestMemoryBackend>(
 }
 
 /// Address and length of an initial RAM disk of `bytes`: as high as the kernel takes it and memory goes.
-fn place_initrd(
-    bytes: u64,
-    low_end: u64,
-    kernel: &LoadedKernel,
-) -> Result<(u32, u32), LinuxError> {
+fn place_initrd(bytes: u64, low_end: u64, kernel: &LoadedKernel) -> Result<(u32, u32), LinuxError> {
     let to = low_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let does_not_fit = LinuxError::InitrdDoesNotFit {
         bytes,

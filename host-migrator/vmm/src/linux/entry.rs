@@ -91,9 +91,9 @@ pub(super) fn write_tables<M: GuestMemoryBackend>(memory: &M) -> Result<(), Linu
     let level_3 = PAGE_TABLES + PAGE_SIZE;
     let level_2 = level_3 + PAGE_SIZE;
     let table = PAGE_PRESENT | PAGE_WRITABLE;
-    let pointers = (0..LEVEL_2_TABLES).map(|index| level_2 + index * PAGE_SIZE | table);
-    let pages = (0..LEVEL_2_TABLES * ENTRIES)
-        .map(|page| page << LARGE_PAGE_SHIFT | table | PAGE_LARGE);
+    let pointers = (0..LEVEL_2_TABLES).map(|index| (level_2 + index * PAGE_SIZE) | table);
+    let pages =
+        (0..LEVEL_2_TABLES * ENTRIES).map(|page| (page << LARGE_PAGE_SHIFT) | table | PAGE_LARGE);
     memory.write_slice(&little_endian([level_3 | table]), GuestAddress(PAGE_TABLES))?;
     memory.write_slice(&little_endian(pointers), GuestAddress(level_3))?;
     memory.write_slice(&little_endian(pages), GuestAddress(level_2))?;

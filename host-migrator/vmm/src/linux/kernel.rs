@@ -3,10 +3,11 @@
 
 use std::io::Cursor;
 
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{LOADED_HIGH, XLF_KERNEL_64, setup_header};
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
-use linux_loader::loader::KernelLoader;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
 use super::LinuxError;
@@ -36,7 +37,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
 }
 
 /// Where the setup header lies in a bzImage.
-const SETUP_HEADER: usize = 0x1f1;
+const SETUP_HEADER: u64 = 0x1f1;
 /// "HdrS", the setup header's magic.
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// The first version of the boot protocol with a 64-bit entry point.
@@ -78,24 +79,20 @@ fn load_bzimage<M: GuestMemoryBackend>(
 /// The setup header of a bzImage that can be entered in 64-bit mode and is there in full.
 fn parse_setup_header(image: &[u8]) -> Result<setup_header, LinuxError> {
     let len = image.len() as u64;
-    let header_end = SETUP_HEADER + size_of::<setup_header>();
-    let header = image
-        .get(SETUP_HEADER..header_end)
-        .and_then(setup_header::from_slice)
-        .ok_or(LinuxError::KernelCutOff {
-            part: "setup header",
-            needed: header_end as u64,
-            len,
-        })?;
+    let header: setup_header = read_header(image, SETUP_HEADER, "setup header")?;
     let (magic, version) = (header.header, header.version);
     if magic != HEADER_MAGIC {
-        return Err(LinuxError::KernelFormat("it is neither an ELF image nor a bzImage"));
+        return Err(LinuxError::KernelFormat(
+            "it is neither an ELF image nor a bzImage",
+        ));
     }
     if version < VERSION_64_BIT_ENTRY
         || header.xloadflags & XLF_KERNEL_64 == 0
         || header.loadflags & LOADED_HIGH == 0
     {
-        return Err(LinuxError::KernelFormat("the bzImage has no 64-bit entry point"));
+        return Err(LinuxError::KernelFormat(
+            "the bzImage has no 64-bit entry point",
+        ));
     }
     let setup_sectors = match header.setup_sects {
         0 => DEFAULT_SETUP_SECTORS,
@@ -103,9 +100,13 @@ fn parse_setup_header(image: &[u8]) -> Result<setup_header, LinuxError> {
     };
     let needed = (u64::from(setup_sectors) + 1) * SECTOR + u64::from(header.syssize) * 16;
     if len < needed {
-        return Err(LinuxError::KernelCutOff { part: "code", needed, len });
+        return Err(LinuxError::KernelCutOff {
+            part: "code",
+            needed,
+            len,
+        });
     }
-    Ok(*header)
+    Ok(header)
 }
 
 /// Highest address of the initial RAM disk's last byte, for kernels that do not say.
@@ -130,7 +131,9 @@ fn load_elf<M: GuestMemoryBackend>(
     )?;
     let entry = loaded.kernel_load.0;
     if entry >= end {
-        return Err(LinuxError::KernelFormat("the ELF image's entry point lies outside it"));
+        return Err(LinuxError::KernelFormat(
+            "the ELF image's entry point lies outside it",
+        ));
     }
     let header = setup_header {
         boot_flag: 0xaa55,
@@ -146,41 +149,53 @@ fn load_elf<M: GuestMemoryBackend>(
 
 /// End of the memory that the segments of a whole x86-64 ELF image take.
 fn elf_end(image: &[u8]) -> Result<u64, LinuxError> {
+    const CLASS: usize = 4;
     const CLASS_64: u8 = 2;
     const MACHINE_X86_64: u16 = 62;
-    const PROGRAM_HEADER_LEN: usize = 56;
-    const PT_LOAD: u32 = 1;
 
-    let len = image.len() as u64;
-    let cut_off = |part, needed| LinuxError::KernelCutOff { part, needed, len };
-    let header = image.get(..64).ok_or(cut_off("ELF header", 64))?;
-    if header[4] != CLASS_64 || u16::from_le_bytes(field(header, 18)) != MACHINE_X86_64 {
+    let file_len = image.len() as u64;
+    let header: Elf64_Ehdr = read_header(image, 0, "ELF header")?;
+    if header.e_ident[CLASS] != CLASS_64 || header.e_machine != MACHINE_X86_64 {
         return Err(LinuxError::KernelFormat("the ELF image is not for x86-64"));
     }
-    let table_start = u64::from_le_bytes(field(header, 32));
-    let segments = u16::from_le_bytes(field(header, 56));
-    let table_end = table_start.saturating_add(u64::from(segments) * PROGRAM_HEADER_LEN as u64);
-    if table_end > len {
-        return Err(cut_off("ELF program header table", table_end));
-    }
-    let table = &image[table_start as usize..table_end as usize];
     let mut end = 0;
-    for segment in table.chunks_exact(PROGRAM_HEADER_LEN) {
-        let word = |at| u64::from_le_bytes(field(segment, at));
-        let (offset, address, file_len, memory_len) = (word(8), word(24), word(32), word(40));
-        if u32::from_le_bytes(field(segment, 0)) != PT_LOAD {
+    for index in 0..u64::from(header.e_phnum) {
+        let at = index * size_of::<Elf64_Phdr>() as u64;
+        let at = header.e_phoff.saturating_add(at);
+        let segment: Elf64_Phdr = read_header(image, at, "ELF program header table")?;
+        if segment.p_type != PT_LOAD {
             continue;
         }
-        let file_end = offset.saturating_add(file_len);
-        if file_end > len {
-            return Err(cut_off("ELF segment", file_end));
+        let needed = segment.p_offset.saturating_add(segment.p_filesz);
+        if needed > file_len {
+            return Err(LinuxError::KernelCutOff {
+                part: "ELF segment",
+                needed,
+                len: file_len,
+            });
         }
-        end = end.max(address.saturating_add(memory_len.max(file_len)));
+        let bytes = segment.p_memsz.max(segment.p_filesz);
+        end = end.max(segment.p_paddr.saturating_add(bytes));
     }
     Ok(end)
 }
 
-/// `N` bytes of a header at `at`, which lies inside it.
-fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
-    std::array::from_fn(|index| header[at + index])
+/// The header at `offset` of a kernel's file; `part` is what it belongs to.
+fn read_header<T: ByteValued + Default>(
+    image: &[u8],
+    offset: u64,
+    part: &'static str,
+) -> Result<T, LinuxError> {
+    let mut header = T::default();
+    let needed = offset.saturating_add(size_of::<T>() as u64);
+    let bytes = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| image.get(offset..)?.get(..size_of::<T>()))
+        .ok_or(LinuxError::KernelCutOff {
+            part,
+            needed,
+            len: image.len() as u64,
+        })?;
+    header.as_mut_slice().copy_from_slice(bytes);
+    Ok(header)
 }

@@ -42,9 +42,12 @@ pub const RESET_PORT: u16 = 0x64;
 pub const RESET_VALUE: u8 = 0xfe;
 /// The guest switches the machine off by writing [`POWER_OFF_VALUE`] to this I/O port.
 pub const POWER_OFF_PORT: u16 = 0x604;
-/// What is written to [`POWER_OFF_PORT`]: sleep type 5 and the bit that starts the transition.
-pub const POWER_OFF_VALUE: u8 = POWER_OFF_SLEEP_TYPE << 2 | 1 << 5;
+/// What is written to [`POWER_OFF_PORT`]: the sleep type, and the bit that starts the transition.
+pub const POWER_OFF_VALUE: u8 = (POWER_OFF_SLEEP_TYPE << 2) | (1 << 5);
 /// The sleep type that the tables give for the state "soft off".
 pub const POWER_OFF_SLEEP_TYPE: u8 = 5;
+/// The I/O port of the sleep status, which reads as 0; what the guest writes to it has no effect.
+pub const SLEEP_STATUS_PORT: u16 = POWER_OFF_PORT + 1;
+
 /// Bytes of registers of a virtio-mmio device.
 pub const VIRTIO_MMIO_LEN: u32 = 0x1000;

@@ -57,7 +57,9 @@ pub enum LinuxError {
         source: linux_loader::cmdline::Error,
     },
     /// The initial RAM disk does not fit between the kernel and the highest address the kernel takes it at.
-    #[error("the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and {to:#x}: give the guest more memory")]
+    #[error(
+        "the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and {to:#x}: give the guest more memory"
+    )]
     InitrdDoesNotFit {
         /// Bytes it has.
         bytes: u64,
@@ -67,7 +69,9 @@ pub enum LinuxError {
         to: u64,
     },
     /// The kernel does not fit into the guest's memory below 4 GiB.
-    #[error("the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the guest more memory")]
+    #[error(
+        "the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the guest more memory"
+    )]
     KernelDoesNotFit {
         /// End of what the kernel needs.
         end: u64,
