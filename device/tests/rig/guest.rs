@@ -99,8 +99,13 @@ impl Guest {
 
     /// As [`Guest::boot`], but no ring runs yet.
     pub fn negotiate(daemon: &Daemon, features: u64, hint_queue: usize) -> Self {
+        Self::negotiate_over(daemon.connect(), features, hint_queue)
+    }
+
+    /// As [`Guest::negotiate`], over a connection that is there already.
+    pub fn negotiate_over(stream: UnixStream, features: u64, hint_queue: usize) -> Self {
         let memory = Arc::new(guest_memory());
-        let mut front_end = Frontend::from_stream(daemon.connect(), 5);
+        let mut front_end = Frontend::from_stream(stream, 5);
         front_end.set_owner().unwrap();
         let offered = front_end.get_features().unwrap();
         assert_eq!(offered & features, features, "offered {offered:#x}");
