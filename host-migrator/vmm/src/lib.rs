@@ -2,3 +2,4 @@
 //! A small KVM virtual machine monitor that owns the guest being migrated.
 
 pub mod linux;
+pub mod mmio;
