@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The nested lane: a stock Linux guest migrates on a machine whose KVM cannot run one.
+//!
+//! ```text
+//! this machine ── any x86-64, no VMX or SVM needed
+//! └─ outer machine: QEMU's TCG emulates a processor with SVM; Debian's kernel with kvm_amd
+//!    ├─ lacuna: the same command line again, with LACUNA_NESTED=1
+//!    ├─ source guest: Debian's kernel with its own virtio_balloon driver
+//!    └─ destination guest
+//! ```
+//!
+//! [`Lane::prepare`] gathers the parts, [`Lane::run`] boots the outer machine for one command line.
+//! [`guest_files`] hands out the same Linux guest for machines that run it directly.
+
+mod cpio;
+mod decompress;
+mod elf;
+mod image;
+mod kernel;
+mod machine;
+mod modules;
+mod packages;
+
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+use thiserror::Error;
+
+use kernel::Kernel;
+pub use kernel::KernelError;
+use machine::Machine;
+pub use machine::{Line, MachineError, Settings};
+pub use packages::PackageError;
+
+/// Set to 1 for commands that run in the outer machine.
+const NESTED_VARIABLE: &str = "LACUNA_NESTED";
+/// Variables that the command in the outer machine gets from this process.
+const PASSED_VARIABLES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LOG"];
+
+/// Why the nested lane, or the Linux guest, cannot be used.
+#[derive(Debug, Error)]
+pub enum NestedError {
+    /// The initial ramdisks could not be made.
+    #[error("making the initial ramdisk: {0}")]
+    Image(#[from] io::Error),
+    /// There is no kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The outer machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A program is missing.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+}
+
+/// Whether this process runs in the outer machine of a lane already.
+pub fn inside() -> bool {
+    env::var_os(NESTED_VARIABLE).is_some()
+}
+
+/// Whether there is a KVM that this user may use. It runs the bare guest, even without VMX and SVM.
+pub fn kvm_usable() -> bool {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+}
+
+/// Whether KVM runs a stock Linux guest: it is usable, and the processor has VMX or SVM. (Without them,
+/// KVM interprets instructions, and knows too few of them for a kernel.)
+pub fn kvm_runs_linux() -> bool {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    has_virtualization(&cpu) && kvm_usable()
+}
+
+fn has_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| {
+            line.split_ascii_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        })
+}
+
+/// What boots the Linux guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestFiles {
+    /// The kernel: an ELF file.
+    pub kernel: PathBuf,
+    /// The initial ramdisk, with the guest's first process and the virtio drivers.
+    pub initrd: PathBuf,
+}
+
+/// The Linux guest's files: in the outer machine those that came with it, elsewhere from the cache, which
+/// is filled first if it must be.
+///
+/// # Errors
+/// [`NestedError`], in one sentence that says what to do.
+pub fn guest_files() -> Result<GuestFiles, NestedError> {
+    if inside() {
+        return Ok(GuestFiles {
+            kernel: image::GUEST_KERNEL.into(),
+            initrd: image::GUEST_INITRD.into(),
+        });
+    }
+    let kernel = Kernel::find_or_fetch()?;
+    let initrd = kernel.keep("guest.cpio", &image::guest_initrd(&kernel)?)?;
+    Ok(GuestFiles {
+        kernel: kernel.image(),
+        initrd,
+    })
+}
+
+/// A nested lane, ready to run commands one after the other.
+#[derive(Debug)]
+pub struct Lane {
+    settings: Settings,
+    qemu: PathBuf,
+    setpriv: PathBuf,
+    kernel: Kernel,
+    folder: TempDir,
+    /// Bytes of the initial ramdisk without a job.
+    initrd_bytes: u64,
+}
+
+impl Lane {
+    /// Gathers the parts of a lane that runs the executable `command` (this one, or `lacuna` in a test).
+    ///
+    /// # Errors
+    /// [`NestedError`], in one sentence that says what to install.
+    pub fn prepare(command: &Path, settings: Settings) -> Result<Self, NestedError> {
+        let qemu = packages::program("qemu-system-x86_64", "qemu-system-x86")?;
+        let busybox = packages::program("busybox", "busybox-static")?;
+        let setpriv = packages::program("setpriv", "util-linux")?;
+        let kernel = Kernel::find_or_fetch()?;
+        let folder = tempfile::Builder::new()
+            .prefix("lacuna-nested-")
+            .tempdir()?;
+        let initrd = BufWriter::new(File::create(folder.path().join(INITRD))?);
+        let initrd = image::outer_initrd(initrd, &kernel, &busybox, command)?;
+        let initrd_bytes = initrd.get_ref().metadata()?.len();
+        Ok(Self {
+            settings,
+            qemu,
+            setpriv,
+            kernel,
+            folder,
+            initrd_bytes,
+        })
+    }
+
+    /// Boots the outer machine, runs `lacuna ARGUMENTS` in it, passes on every line that it writes, and
+    /// returns its exit status.
+    ///
+    /// # Errors
+    /// [`NestedError`] if there is no exit status.
+    pub fn run(
+        &mut self,
+        arguments: &[impl AsRef<str>],
+        on_line: impl FnMut(Line),
+    ) -> Result<i32, NestedError> {
+        let initrd = self.folder.path().join(INITRD);
+        self.write_job(&initrd, arguments)?;
+        let machine = Machine {
+            qemu: &self.qemu,
+            setpriv: &self.setpriv,
+            kernel: self.kernel.image(),
+            initrd: &initrd,
+            console: &self.folder.path().join("console"),
+        };
+        Ok(machine.run(&self.settings, on_line)?)
+    }
+
+    /// Puts a job behind the initial ramdisk, in place of the one before.
+    fn write_job(&self, initrd: &Path, arguments: &[impl AsRef<str>]) -> io::Result<()> {
+        let mut environment = vec![(NESTED_VARIABLE, "1".to_owned())];
+        for name in PASSED_VARIABLES {
+            environment.extend(env::var(name).ok().map(|value| (name, value)));
+        }
+        let mut file = OpenOptions::new().write(true).open(initrd)?;
+        file.set_len(self.initrd_bytes)?;
+        file.seek(SeekFrom::End(0))?;
+        image::add_job(BufWriter::new(file), &environment, arguments)?.flush()
+    }
+}
+
+/// The initial ramdisk's name in the lane's folder.
+const INITRD: &str = "initrd";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_flag_counts_as_a_whole_word() {
+        assert!(has_virtualization("vendor_id: x\nflags\t\t: fpu vmx sse\n"));
+        assert!(has_virtualization("flags : fpu svm"));
+        assert!(!has_virtualization(
+            "flags : fpu svm_lock vmx_x\nvmx flags : vnmi\nmodel name: svm"
+        ));
+    }
+}
