@@ -3,22 +3,23 @@
 //!
 //! A guest of 64 GiB hints all of it, in blocks of one size; then the migrator takes the bits out.
 
+use std::fs::File;
 use std::hint::black_box;
-use std::sync::atomic::AtomicU64;
+use std::os::unix::fs::FileExt;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use spec::PageRange;
-use spec::hint_map::{HintMap, bytes_for};
+use spec::hint_map::{self, HintMap, bytes_for};
 use vhost_device_balloon::hint_queue::HintSink;
 use vhost_device_balloon::hinting::Hinting;
+use vhost_device_balloon::shared_map::{self, SharedMap};
 
 const GUEST: u64 = 64 << 30;
 const PAGES: u64 = GUEST / spec::PAGE_SIZE;
 
 fn hint_ingest(criterion: &mut Criterion) {
-    let bytes = bytes_for(PAGES).expect("64 GiB have a map");
-    let words: Vec<AtomicU64> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
-    let map = HintMap::format(&words[..], PAGES).expect("the memory is large enough");
+    let map = shared_hint_map();
     let memory = [PageRange::new(0, PAGES).expect("the guest has pages")];
     let mut hinting = Hinting::default();
     let id = hinting.open(1).expect("no epoch is open");
@@ -44,6 +45,24 @@ fn hint_ingest(criterion: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// A map as a migrator hands it over: a sealed memory file.
+fn shared_hint_map() -> HintMap<SharedMap> {
+    let bytes = bytes_for(PAGES).expect("64 GiB have a map");
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create("hint_ingest", flags).expect("a memory file");
+    ftruncate(&file, bytes).expect("room for the map");
+    fcntl_add_seals(&file, SealFlags::SHRINK).expect("a file that cannot shrink");
+    let file = File::from(file);
+    for (word, value) in [hint_map::MAGIC, hint_map::VERSION, PAGES]
+        .iter()
+        .enumerate()
+    {
+        file.write_all_at(&value.to_le_bytes(), word as u64 * 8)
+            .expect("a header");
+    }
+    shared_map::open(file.into(), bytes).expect("a hint map")
 }
 
 criterion_group!(benches, hint_ingest);
