@@ -4,3 +4,4 @@
 pub mod images;
 pub mod linux;
 pub mod mmio;
+pub mod virtio;

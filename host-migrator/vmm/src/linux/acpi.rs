@@ -15,15 +15,7 @@ use acpi_tables::xsdt::XSDT;
 
 use super::LinuxError;
 use super::layout;
-
-/// A virtio-mmio device as the guest finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioSlot {
-    /// Guest-physical address of its registers ([`layout::VIRTIO_MMIO_LEN`] bytes), below 4 GiB.
-    pub gpa: u64,
-    /// Its interrupt: an input of the I/O APIC, edge-triggered.
-    pub gsi: u32,
-}
+use crate::mmio::MmioSlot;
 
 /// The tables, to be written at [`layout::ACPI`]; the root pointer is at their start.
 pub(super) fn tables(vcpus: u8, virtio_mmio: &[MmioSlot]) -> Result<Vec<u8>, LinuxError> {

@@ -16,8 +16,8 @@ pub mod layout;
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-pub use self::acpi::MmioSlot;
 pub use self::entry::LinuxEntry;
+use crate::mmio::MmioSlot;
 
 /// A Linux guest to boot.
 #[derive(Clone, Copy, Debug)]

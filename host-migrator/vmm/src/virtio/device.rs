@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The balloon device: the guest's accesses on one side, the conversation with the back end on the other.
+//!
+//! Two locks, always taken in this order: the conversation, which may be held for as long as the back end takes
+//! to answer, and the registers, which are held for a moment. A vCPU that only reads registers never waits
+//! for the back end.
+
+use std::fs::File;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use host_migrator::GuestRam;
+use spec::balloon::Config;
+use virtio_bindings::virtio_mmio as reg;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::error::VirtioError;
+use super::front_end::{FrontEnd, QueueEvents, Ring};
+use super::state::{Fit, VirtioState};
+use super::transport::{Effect, MAX_QUEUES, Transport};
+
+const STATUS: u64 = reg::VIRTIO_MMIO_STATUS as u64;
+const QUEUE_READY: u64 = reg::VIRTIO_MMIO_QUEUE_READY as u64;
+const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
+
+/// What the threads of a balloon share.
+#[derive(Debug)]
+pub(super) struct Device {
+    front_end: Mutex<FrontEnd>,
+    transport: Mutex<Transport>,
+    ram: Arc<GuestRam>,
+    events: Arc<[QueueEvents]>,
+    config_interrupt: EventFd,
+    connection: UnixStream,
+    lost: OnceLock<String>,
+    /// A state was loaded, and the guest has not run since.
+    loaded: AtomicBool,
+}
+
+impl Device {
+    /// A device after power-on. `connection` is a clone of the front end's.
+    pub fn new(
+        mut front_end: FrontEnd,
+        ram: Arc<GuestRam>,
+        events: Arc<[QueueEvents]>,
+        config_interrupt: EventFd,
+        connection: UnixStream,
+    ) -> Result<Self, VirtioError> {
+        let config = front_end.read_config()?;
+        let transport = Transport::new(front_end.offered(), front_end.queue_count(), config);
+        Ok(Self {
+            front_end: Mutex::new(front_end),
+            transport: Mutex::new(transport),
+            ram,
+            events,
+            config_interrupt,
+            connection,
+            lost: OnceLock::new(),
+            loaded: AtomicBool::new(false),
+        })
+    }
+
+    /// The guest reads.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        lock(&self.transport).read(offset, data);
+    }
+
+    /// The guest writes.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        match offset {
+            STATUS | QUEUE_READY => self.write_control(offset, data),
+            CONFIG.. => self.write_config(offset, data),
+            _ => {
+                let effect = lock(&self.transport).write(offset, data);
+                // The usual way of a kick is KVM's ioeventfd; this is the way without.
+                if let Effect::Notify(index) = effect {
+                    signal(&self.events[index].kick);
+                }
+            }
+        }
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Accesses of the guest that were ignored.
+    pub fn ignored(&self) -> u64 {
+        lock(&self.transport).ignored()
+    }
+
+    /// Why the back end is lost, if it is.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    /// # Errors
+    /// [`VirtioError::Lost`] if the back end is.
+    pub fn check_alive(&self) -> Result<(), VirtioError> {
+        self.lost
+            .get()
+            .map_or(Ok(()), |reason| Err(VirtioError::Lost(reason.clone())))
+    }
+
+    /// Stops the rings.
+    pub fn stop(&self) -> Result<(), VirtioError> {
+        self.converse(FrontEnd::suspend)
+    }
+
+    /// Lets the rings run on. A balloon that cannot is no reason to hold the guest up: the guest is told.
+    pub fn resume(&self) {
+        let resumed = self.converse(|front_end| {
+            front_end.resume()?;
+            if self.loaded.swap(false, Ordering::Relaxed) {
+                // The back end may want another thing of the guest than the one before did.
+                let config = front_end.read_config()?;
+                self.tell(lock(&self.transport).change_config(config));
+            }
+            Ok(())
+        });
+        if let Err(error) = resumed {
+            log::error!("balloon: the guest runs on without it: {error}");
+            self.tell(lock(&self.transport).need_reset());
+        }
+    }
+
+    /// The state, once [`Device::stop`] has been called.
+    pub fn save(&self) -> Result<VirtioState, VirtioError> {
+        self.converse(|front_end| {
+            if !front_end.suspended() {
+                return Err(VirtioError::NotStopped);
+            }
+            let back_end = front_end.save_device_state()?;
+            let mut bases = [0; MAX_QUEUES];
+            for ring in front_end.rings() {
+                bases[ring.index] = ring.base;
+            }
+            let transport = lock(&self.transport);
+            Ok(VirtioState {
+                registers: *transport.registers(),
+                config: transport.config(),
+                bases,
+                back_end,
+            })
+        })
+    }
+
+    /// Takes the state of another device; [`Device::resume`] then lets it run.
+    pub fn load(&self, state: &VirtioState) -> Result<(), VirtioError> {
+        self.converse(|front_end| {
+            if front_end.in_use() {
+                return Err(VirtioError::InUse);
+            }
+            let checked = state.check(&Fit {
+                offered: lock(&self.transport).offered(),
+                queue_count: front_end.queue_count(),
+                device_state: front_end.has_device_state(),
+                ram: &self.ram,
+            })?;
+            front_end.load(checked.features, checked.rings)?;
+            if let Some(back_end) = &state.back_end {
+                front_end.load_device_state(back_end)?;
+            } else if checked.features.is_some() {
+                // What the guest wrote is all that is known of the back end's state.
+                for at in [Config::ACTUAL, Config::POISON] {
+                    front_end.write_config(at, &state.config[at..at + 4])?;
+                }
+            }
+            let mut transport = lock(&self.transport);
+            transport.load(state.registers);
+            transport.update_config(0, &state.config);
+            self.loaded.store(true, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Has the back end's writes logged.
+    pub fn start_logging(&self, log: &File, bytes: u64) -> Result<(), VirtioError> {
+        self.converse(|front_end| front_end.start_logging(log, bytes))
+    }
+
+    /// Ends the logging.
+    pub fn stop_logging(&self) -> Result<(), VirtioError> {
+        self.converse(FrontEnd::stop_logging)
+    }
+
+    /// The back end says that it changed the configuration: read it again and tell the guest.
+    pub fn refresh_config(&self) {
+        let refreshed = self.converse(|front_end| {
+            let config = front_end.read_config()?;
+            self.tell(lock(&self.transport).change_config(config));
+            Ok(())
+        });
+        if let Err(error) = refreshed {
+            log::warn!("balloon: a configuration change is lost: {error}");
+        }
+    }
+
+    /// The connection has ended.
+    pub fn hung_up(&self) {
+        // A conversation that broke over it names its cause itself, first.
+        let _turn = lock(&self.front_end);
+        self.lose("the connection was closed".into());
+    }
+
+    /// The VMM is about to end the connection, which is no loss to be reported.
+    pub fn close(&self) {
+        // A loss that came before keeps its reason.
+        let _ = self.lost.set("the VMM has closed the device".into());
+    }
+
+    fn write_control(&self, offset: u64, data: &[u8]) {
+        let mut front_end = lock(&self.front_end);
+        let effect = lock(&self.transport).write(offset, data);
+        if self.lost().is_some() {
+            return;
+        }
+        let carried_out = match effect {
+            Effect::None | Effect::Notify(_) => Ok(()),
+            Effect::Reset => front_end.reset(),
+            Effect::Negotiate(features) => front_end
+                .negotiate(features)
+                .map(|()| lock(&self.transport).accept_features()),
+            Effect::Start => self.start(&mut front_end),
+            Effect::StopQueue(index) => front_end.stop_queue(index),
+        };
+        if let Err(error) = self.settle(carried_out) {
+            log::warn!("balloon: what the guest's driver asked for failed: {error}");
+            if effect == Effect::Start && self.lost().is_none() {
+                self.tell(lock(&self.transport).need_reset());
+            }
+        }
+    }
+
+    fn start(&self, front_end: &mut FrontEnd) -> Result<(), VirtioError> {
+        let ready = lock(&self.transport).ready_queues();
+        let mut rings = Vec::new();
+        for (index, queue) in ready {
+            let checked = queue.check(&self.ram);
+            checked.map_err(|source| super::state::StateError::Queue { index, source })?;
+            rings.push(Ring {
+                index,
+                queue,
+                base: 0,
+            });
+        }
+        front_end.start(rings)?;
+        // A change while the driver was coming up could not be told then.
+        self.tell(lock(&self.transport).must_interrupt());
+        Ok(())
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let mut front_end = lock(&self.front_end);
+        let at = lock(&self.transport).config_write(offset, data.len());
+        let Some(at) = at.filter(|_| self.lost().is_none()) else {
+            return;
+        };
+        match self.settle(front_end.write_config(at, data)) {
+            Ok(()) => lock(&self.transport).update_config(at, data),
+            Err(error) => log::warn!("balloon: a write to the configuration failed: {error}"),
+        }
+    }
+
+    fn converse<T>(
+        &self,
+        talk: impl FnOnce(&mut FrontEnd) -> Result<T, VirtioError>,
+    ) -> Result<T, VirtioError> {
+        let mut front_end = lock(&self.front_end);
+        self.check_alive()?;
+        self.settle(talk(&mut front_end))
+    }
+
+    /// Notes the loss of the back end if a conversation ended with it.
+    fn settle<T>(&self, result: Result<T, VirtioError>) -> Result<T, VirtioError> {
+        if let Err(error) = &result
+            && error.loses_back_end()
+        {
+            self.lose(error.to_string());
+        }
+        result
+    }
+
+    fn lose(&self, reason: String) {
+        if self.lost.set(reason).is_ok() {
+            log::error!(
+                "balloon: the back end is lost, the guest runs on without it: {}",
+                self.lost().unwrap_or_default()
+            );
+            // It fails only if the connection has ended already.
+            let _ = self.connection.shutdown(Shutdown::Both);
+            self.tell(lock(&self.transport).need_reset());
+        }
+    }
+
+    fn tell(&self, must: bool) {
+        if must {
+            signal(&self.config_interrupt);
+        }
+    }
+}
+
+/// Locks, also after a panic of another holder: no lock here guards a change that could be left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn signal(event: &EventFd) {
+    // The one failure is a full counter: the other side has the event already.
+    let _ = event.write(1);
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The back end's dirty log: a memory file that it ORs bits into (vhost-user SET_LOG_BASE).
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use super::device::Device;
+use super::error::VirtioError;
+
+const WORD_BYTES: usize = size_of::<u64>();
+
+/// The log of one balloon's back end. Bit `p` of byte `p / 8` is page `p`, so that on this little-endian
+/// machine a 64-bit word is a word of the migration bitmap.
+#[derive(Debug)]
+pub(super) struct BackEndLog {
+    device: Arc<Device>,
+    pages: u64,
+    memory: Option<LogMemory>,
+}
+
+impl BackEndLog {
+    pub(super) fn new(device: Arc<Device>) -> Self {
+        Self {
+            pages: device.ram().bitmap_pages(),
+            device,
+            memory: None,
+        }
+    }
+}
+
+impl DirtyLog for BackEndLog {
+    fn source(&self) -> LogSource {
+        LogSource::VhostUser
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        let action = "start";
+        // A new file each time: a back end may still set bits in the old one.
+        let memory = LogMemory::new(self.pages).map_err(|error| failed(action, error))?;
+        self.device
+            .start_logging(&memory.file, memory.bytes)
+            .map_err(|error| failed(action, io::Error::other(error)))?;
+        self.memory = Some(memory);
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        let action = "harvest";
+        let Some(memory) = &self.memory else {
+            return Ok(0);
+        };
+        // A back end that died may have written pages that it did not log any more.
+        self.device
+            .check_alive()
+            .map_err(|error| failed(action, io::Error::other(error)))?;
+        let mut taken = 0;
+        for index in 0..bitmap.word_count() {
+            let bits = memory.take(index).map_err(|error| failed(action, error))?;
+            if bits != 0 {
+                taken += u64::from(bits.count_ones());
+                bitmap.merge(index, bits);
+            }
+        }
+        Ok(taken)
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        if self.memory.take().is_none() {
+            return Ok(());
+        }
+        match self.device.stop_logging() {
+            // A back end that is lost logs nothing, nor is there anyone to tell.
+            Ok(()) | Err(VirtioError::Lost(_)) => Ok(()),
+            Err(error) => Err(failed("stop", io::Error::other(error))),
+        }
+    }
+}
+
+/// The memory file.
+#[derive(Debug)]
+struct LogMemory {
+    file: File,
+    bytes: u64,
+    mapping: MmapRegion<()>,
+}
+
+impl LogMemory {
+    fn new(pages: u64) -> io::Result<Self> {
+        let bytes = pages.div_ceil(8).next_multiple_of(spec::PAGE_SIZE);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("balloon-dirty-log", flags)?);
+        file.set_len(bytes)?;
+        // A back end that could shrink the file would make our reads fault.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        let size = usize::try_from(bytes).map_err(io::Error::other)?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), size)
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            file,
+            bytes,
+            mapping,
+        })
+    }
+
+    /// Takes the bits of a word out. A bit that is set during the call is in the result or stays.
+    fn take(&self, index: usize) -> io::Result<u64> {
+        let word: &AtomicU64 = self
+            .mapping
+            .get_atomic_ref(index * WORD_BYTES)
+            .map_err(io::Error::other)?;
+        // A plain load first: most words are empty, and a swap would make the file's page real.
+        if word.load(Ordering::Relaxed) == 0 {
+            return Ok(0);
+        }
+        Ok(u64::from_le(word.swap(0, Ordering::AcqRel)))
+    }
+}
+
+fn failed(action: &'static str, source: io::Error) -> DirtyLogError {
+    DirtyLogError {
+        log: LogSource::VhostUser,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_bit_is_taken_once() {
+        let memory = LogMemory::new(300_000).unwrap();
+        assert_eq!(memory.bytes, 40_960);
+        memory.file.write_at(&[0b101], 8 * 7 + 1).unwrap();
+        assert_eq!(memory.take(7).unwrap(), 0b101 << 8);
+        assert_eq!(memory.take(7).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_word_outside_the_log_is_an_error_and_the_file_cannot_shrink() {
+        let memory = LogMemory::new(1).unwrap();
+        assert!(memory.take(512).is_err());
+        assert!(memory.file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What can go wrong between the VMM and the balloon's back end.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::state::StateError;
+
+/// A balloon device that could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// The back end answered a request with something that it cannot mean.
+    #[error("the balloon back end's answer to {request} makes no sense")]
+    Answer {
+        /// The vhost-user request.
+        request: &'static str,
+    },
+    /// Nobody listens on the back end's socket.
+    #[error("cannot connect to the balloon back end at {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke, or the back end answered nonsense. The device is lost.
+    #[error("the balloon back end was lost at {request}: {source}")]
+    Conversation {
+        /// The vhost-user request.
+        request: &'static str,
+        /// How it broke.
+        #[source]
+        source: vhost::Error,
+    },
+    /// The operating system refused something.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM refused something.
+    #[error("KVM cannot {action}: {source}")]
+    Kvm {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The back end lacks a feature.
+    #[error("the balloon back end does not offer {0}")]
+    Lacks(&'static str),
+    /// The back end was lost some time ago.
+    #[error("the balloon back end is lost: {0}")]
+    Lost(String),
+    /// The state is asked for while the rings may run.
+    #[error("the balloon's state cannot be saved before its rings are stopped")]
+    NotStopped,
+    /// The back end understood the request and refused it.
+    #[error("the balloon back end refused {request}")]
+    Refused {
+        /// The vhost-user request.
+        request: &'static str,
+    },
+    /// A state is loaded into a device that a driver uses already.
+    #[error("a state can only be loaded into a balloon that no driver has set up")]
+    InUse,
+    /// The state of another device does not fit this one.
+    #[error("the balloon's state does not fit: {0}")]
+    State(#[from] StateError),
+    /// The back end did not answer in time. The device is lost.
+    #[error("the balloon back end did not answer {request} in time")]
+    Timeout {
+        /// The vhost-user request.
+        request: &'static str,
+    },
+}
+
+impl VirtioError {
+    /// Whether the conversation cannot go on after this error.
+    pub(super) fn loses_back_end(&self) -> bool {
+        matches!(
+            self,
+            Self::Answer { .. } | Self::Conversation { .. } | Self::Timeout { .. }
+        )
+    }
+}
+
+/// Wraps an operating system's error; for `map_err`.
+pub(super) fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> VirtioError {
+    move |source| VirtioError::Io { action, source }
+}

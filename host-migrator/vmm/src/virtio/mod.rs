@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's balloon: a virtio-mmio device whose work a vhost-user back end does.
+//!
+//! The transport is version 2 of virtio-mmio (virtio 1.2, section 4.2), which is what Linux's `virtio_mmio`
+//! driver expects of a modern device:
+//!
+//! - It finds the device by ACPI (`LNRO0005`) or the command line, reads magic number, version 2 and device
+//!   id 5, and takes 32-bit accesses for registers, accesses of any width for the configuration space.
+//! - It insists on `VIRTIO_F_VERSION_1`, writes the features half by half, sets FEATURES_OK and reads the status
+//!   back: a device that does not accept them leaves the bit clear.
+//! - It numbers queues densely: a queue without its feature has no number (see
+//!   [`spec::balloon::QueueNumbering`]). The front end therefore has registers for all queues and runs those
+//!   that the driver made ready.
+//! - It reads the configuration generation before and after each field, and repeats if it changed.
+//! - Its interrupt handler reads the interrupt status, acknowledges the bits it saw, reads the configuration
+//!   again for bit 1 and looks at every queue for bit 0. Bit 0 always reads as set here, because the back
+//!   end interrupts the guest through KVM, past this process; a look at a queue without used buffers is harmless.
+//! - Before removal, suspend and reboot it writes 0 to the status, and expects that the device is silent after.
+//!
+//! Kicks go from the guest to the back end by ioeventfd, interrupts come back by irqfd, edge triggered. This
+//! process takes part in set-up, in the configuration space, and in migration.
+
+mod backend_channel;
+mod deadline;
+mod device;
+mod device_state;
+mod dirty_log;
+mod error;
+mod front_end;
+mod queue;
+mod state;
+mod transport;
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread::{self, JoinHandle};
+
+use host_migrator::{DirtyLog, GuestRam};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::mmio::{MmioDevice, MmioSlot};
+use device::Device;
+use error::io_error;
+use front_end::{FrontEnd, QueueEvents};
+use transport::MAX_QUEUES;
+
+pub use error::VirtioError;
+pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError};
+pub use state::{StateError, VirtioState};
+pub use transport::Registers;
+
+/// A balloon on virtio-mmio.
+///
+/// A back end that dies or does not answer is lost for good: the guest gets DEVICE_NEEDS_RESET and runs on, a
+/// migration fails at [`VhostUserBalloon::stop`] with the reason.
+#[derive(Debug)]
+pub struct VhostUserBalloon {
+    device: Arc<Device>,
+    _threads: Threads,
+}
+
+/// Threads that live as long as a connection.
+#[derive(Debug)]
+struct Threads {
+    connection: UnixStream,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl VhostUserBalloon {
+    /// Connects to the back end that listens on `socket`, gives it the guest's memory `ram`, and registers the
+    /// device's kicks and interrupts with `vm`, which has an interrupt controller already.
+    ///
+    /// # Errors
+    /// [`VirtioError`] if nobody listens, the back end lacks a feature, or KVM refuses.
+    pub fn connect(
+        socket: &Path,
+        ram: &Arc<GuestRam>,
+        vm: &VmFd,
+        slot: MmioSlot,
+    ) -> Result<Arc<Self>, VirtioError> {
+        let connection = UnixStream::connect(socket).map_err(|source| VirtioError::Connect {
+            path: socket.to_owned(),
+            source,
+        })?;
+        let clone = || {
+            let action = "share the connection to the balloon back end";
+            connection.try_clone().map_err(io_error(action))
+        };
+        let (ours, theirs) =
+            UnixStream::pair().map_err(io_error("make a channel for the balloon back end"))?;
+        let events = queue_events()?;
+        let config_interrupt = event()?;
+        register(vm, slot, &events, &config_interrupt)?;
+        let start = "serve the balloon back end's channel";
+        // Before the first request: the back end may wait for an acknowledgement before it answers one.
+        let (changes, channel) = backend_channel::serve(clone()?, ours).map_err(io_error(start))?;
+        let mut threads = Threads {
+            connection: clone()?,
+            handles: vec![channel],
+        };
+        let watched = clone()?;
+        let front_end = FrontEnd::new(connection, theirs, Arc::clone(ram), Arc::clone(&events))?;
+        let device = Device::new(
+            front_end,
+            Arc::clone(ram),
+            events,
+            config_interrupt,
+            watched,
+        )?;
+        let device = Arc::new(device);
+        let follower = follow(Arc::clone(&device), changes).map_err(io_error(start))?;
+        threads.handles.push(follower);
+        Ok(Arc::new(Self {
+            device,
+            _threads: threads,
+        }))
+    }
+
+    /// Stops the rings, of a guest whose vCPUs are stopped. After the return the back end touches no guest
+    /// memory. Harmless if they are stopped.
+    ///
+    /// # Errors
+    /// [`VirtioError`] if the back end is lost: it cannot be said where its rings stand.
+    pub fn stop(&self) -> Result<(), VirtioError> {
+        self.device.stop()
+    }
+
+    /// Lets stopped rings run on; after [`VhostUserBalloon::load`] the guest also gets a configuration change
+    /// interrupt, so the interrupt controllers must have their state by then. Harmless if they run. The guest
+    /// of a lost back end runs on without it, so there is no error.
+    pub fn resume(&self) {
+        self.device.resume();
+    }
+
+    /// The device's state, between [`VhostUserBalloon::stop`] and [`VhostUserBalloon::resume`].
+    ///
+    /// # Errors
+    /// [`VirtioError`] if the rings are not stopped or the back end does not give its state.
+    pub fn save(&self) -> Result<VirtioState, VirtioError> {
+        self.device.save()
+    }
+
+    /// Loads what [`VhostUserBalloon::save`] of another device gave; it runs from
+    /// [`VhostUserBalloon::resume`].
+    ///
+    /// # Errors
+    /// [`VirtioError::State`] names what does not fit; other errors are the back end's.
+    pub fn load(&self, state: &VirtioState) -> Result<(), VirtioError> {
+        self.device.load(state)
+    }
+
+    /// The log of the guest pages that the back end writes. Its start fails if the back end has no dirty log.
+    pub fn dirty_log(&self) -> Box<dyn DirtyLog> {
+        Box::new(dirty_log::BackEndLog::new(Arc::clone(&self.device)))
+    }
+
+    /// Why the back end is lost; `None` while it is not.
+    pub fn lost(&self) -> Option<&str> {
+        self.device.lost()
+    }
+
+    /// Accesses of the guest that made no sense and were ignored.
+    pub fn ignored_accesses(&self) -> u64 {
+        self.device.ignored()
+    }
+}
+
+impl MmioDevice for VhostUserBalloon {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.device.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.device.write(offset, data);
+    }
+}
+
+impl Drop for VhostUserBalloon {
+    fn drop(&mut self) {
+        self.device.close();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // It fails only if the connection has ended already.
+        let _ = self.connection.shutdown(Shutdown::Both);
+        for handle in self.handles.drain(..) {
+            // A thread that panicked has printed why.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Passes on to the device what the back end's channel brings, until the connection ends.
+fn follow(device: Arc<Device>, changes: Receiver<()>) -> std::io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name("balloon-config".into())
+        .spawn(move || {
+            for () in changes {
+                device.refresh_config();
+            }
+            device.hung_up();
+        })
+}
+
+fn queue_events() -> Result<Arc<[QueueEvents]>, VirtioError> {
+    let pair = |_| {
+        Ok(QueueEvents {
+            kick: event()?,
+            call: event()?,
+        })
+    };
+    (0..MAX_QUEUES).map(pair).collect()
+}
+
+fn event() -> Result<EventFd, VirtioError> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(io_error("make an eventfd"))
+}
+
+/// Has KVM turn the guest's writes to QUEUE_NOTIFY into kicks, and calls into interrupts.
+fn register(
+    vm: &VmFd,
+    slot: MmioSlot,
+    events: &[QueueEvents],
+    config_interrupt: &EventFd,
+) -> Result<(), VirtioError> {
+    let refused = |action| move |source| VirtioError::Kvm { action, source };
+    let notify = IoEventAddress::Mmio(slot.gpa + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+    for (index, queue) in (0u32..).zip(events) {
+        vm.register_ioevent(&queue.kick, &notify, index)
+            .map_err(refused("register a queue's kick"))?;
+        vm.register_irqfd(&queue.call, slot.gsi)
+            .map_err(refused("register a queue's interrupt"))?;
+    }
+    vm.register_irqfd(config_interrupt, slot.gsi)
+        .map_err(refused("register the configuration interrupt"))
+}
