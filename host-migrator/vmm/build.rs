@@ -2,7 +2,10 @@
 //! Builds the guest programs that `src/images.rs` embeds. They are no members of the workspace: each runs
 //! on a machine of its own, with its own profile and compiler flags.
 
-use std::{env, error::Error, path::Path, process::Command};
+use std::env;
+use std::error::Error;
+use std::path::Path;
+use std::process::Command;
 
 /// Sources, from the root of the workspace, that guest programs are built from besides their own.
 const SHARED_SOURCES: [&str; 2] = ["spec/src", "guest-agent/src"];

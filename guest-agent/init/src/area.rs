@@ -2,10 +2,13 @@
 //! Anonymous memory that goes back to the kernel as a whole.
 #![allow(unsafe_code)]
 
-use std::{io, ptr::NonNull, slice};
+use std::io;
+use std::ptr::NonNull;
+use std::slice;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use spec::{PAGE_SIZE, stamp::PAGE_WORDS};
+use spec::PAGE_SIZE;
+use spec::stamp::PAGE_WORDS;
 
 /// One page of an [`Area`].
 pub type Page = [u64; PAGE_WORDS];

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a first process owes the system before it can work: file systems and drivers.
 
-use std::{ffi::CStr, fs, io, path::PathBuf};
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
-use rustix::{
-    io::Errno,
-    mount::{MountFlags, mount},
-    system::finit_module,
-};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::system::finit_module;
 use thiserror::Error;
 
 /// Where the initial ramdisk keeps kernel modules; the file [`LIST`] in it names them in load order,

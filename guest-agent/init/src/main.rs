@@ -16,7 +16,10 @@ mod report;
 mod stamped;
 mod workload;
 
-use std::{convert::Infallible, error::Error, thread, time::Duration};
+use std::convert::Infallible;
+use std::error::Error;
+use std::thread;
+use std::time::Duration;
 
 use report::Report;
 use workload::Workload;

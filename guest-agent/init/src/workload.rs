@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The work of the guest: fill, free, then write and check for ever.
 
-use std::{
-    convert::Infallible,
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::convert::Infallible;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use spec::{PAGE_SIZE, stamp::Random};
+use spec::PAGE_SIZE;
+use spec::stamp::Random;
 
-use crate::{
-    command_line::{NotANumber, number},
-    report::Report,
-    stamped::{StampedPages, WrongPage},
-};
+use crate::command_line::{NotANumber, number};
+use crate::report::Report;
+use crate::stamped::{StampedPages, WrongPage};
 
 /// The steady work is done in small portions, so that writes spread over time.
 const TICK: Duration = Duration::from_millis(10);

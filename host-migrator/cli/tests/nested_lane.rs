@@ -2,7 +2,8 @@
 //! The outer machine of the nested lane, with a shell in it in place of `lacuna`. It needs QEMU, busybox
 //! and a Debian mirror, so `tests/run nested` runs it and a plain `cargo test` does not.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+use std::time::Duration;
 
 use lacuna::nested::{Lane, Line, MachineError, NestedError, Settings};
 

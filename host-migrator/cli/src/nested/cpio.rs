@@ -4,7 +4,8 @@
 //! An entry is a header of 8-digit hexadecimal numbers, the name with a final zero byte, and the data,
 //! the last two padded to 4 bytes. (The kernel's Documentation/driver-api/early-userspace/buffer-format.rst)
 
-use std::{collections::BTreeSet, io::Write};
+use std::collections::BTreeSet;
+use std::io::Write;
 
 const MAGIC: &[u8] = b"070701";
 const TRAILER: &str = "TRAILER!!!";

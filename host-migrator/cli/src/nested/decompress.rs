@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Kernels and modules as distributions ship them are compressed; the programs that made them undo it.
 
-use std::{
-    io::{self, Write},
-    process::{Command, Stdio},
-    thread,
-};
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+use std::thread;
 
 /// What a file made by `gzip` begins with.
 pub const GZIP: &[u8] = b"\x1f\x8b";

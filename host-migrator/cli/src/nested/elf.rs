@@ -2,7 +2,10 @@
 //! What a program needs in order to run: its segments, without its debug information, and the shared
 //! libraries that it names.
 
-use std::{fs, io, path::Path, process::Command};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Command;
 
 /// Fields of the header of a 64-bit ELF file, as byte offsets.
 mod header {

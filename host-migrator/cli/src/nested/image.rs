@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The initial ramdisks: of the Linux guest, and of the outer machine around it.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::Path,
-};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
 use reference_vmm::images::LINUX_INIT;
 
-use super::{
-    cpio::Archive,
-    elf,
-    kernel::{Kernel, MODULE_LIST},
-};
+use super::cpio::Archive;
+use super::elf;
+use super::kernel::{Kernel, MODULE_LIST};
 
 /// The Linux guest's kernel in the outer machine.
 pub const GUEST_KERNEL: &str = "/guest/vmlinux";

@@ -8,20 +8,17 @@
 //! | `vmlinux` | the kernel itself, decompressed: an emulated processor would take seconds for that |
 //! | `outer/`, `guest/` | the modules of either machine, and their load order in the file `list` |
 
-use std::{
-    env, fs,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::env;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use log::info;
 use thiserror::Error;
 
-use super::{
-    decompress::{GZIP, decompress},
-    modules::{Module, Modules},
-    packages::{self, PackageError},
-};
+use super::decompress::{GZIP, decompress};
+use super::modules::{Module, Modules};
+use super::packages::{self, PackageError};
 
 /// Names the folder to keep kernels in, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";

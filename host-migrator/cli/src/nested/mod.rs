@@ -21,12 +21,10 @@ mod machine;
 mod modules;
 mod packages;
 
-use std::{
-    env,
-    fs::{File, OpenOptions},
-    io::{self, BufWriter, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
-};
+use std::env;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use thiserror::Error;
@@ -119,13 +117,40 @@ pub fn guest_files() -> Result<GuestFiles, NestedError> {
     })
 }
 
+/// Whether this machine can run a nested lane; fetches the kernel if it must.
+///
+/// # Errors
+/// [`NestedError`], in one sentence that says what to install.
+pub fn available() -> Result<(), NestedError> {
+    Parts::gather().map(drop)
+}
+
+/// What the lane takes from this machine.
+#[derive(Debug)]
+struct Parts {
+    qemu: PathBuf,
+    /// Ties QEMU's life to ours.
+    setpriv: PathBuf,
+    busybox: PathBuf,
+    kernel: Kernel,
+}
+
+impl Parts {
+    fn gather() -> Result<Self, NestedError> {
+        Ok(Self {
+            qemu: packages::program("qemu-system-x86_64", "qemu-system-x86")?,
+            setpriv: packages::program("setpriv", "util-linux")?,
+            busybox: packages::program("busybox", "busybox-static")?,
+            kernel: Kernel::find_or_fetch()?,
+        })
+    }
+}
+
 /// A nested lane, ready to run commands one after the other.
 #[derive(Debug)]
 pub struct Lane {
     settings: Settings,
-    qemu: PathBuf,
-    setpriv: PathBuf,
-    kernel: Kernel,
+    parts: Parts,
     folder: TempDir,
     /// Bytes of the initial ramdisk without a job.
     initrd_bytes: u64,
@@ -137,21 +162,16 @@ impl Lane {
     /// # Errors
     /// [`NestedError`], in one sentence that says what to install.
     pub fn prepare(command: &Path, settings: Settings) -> Result<Self, NestedError> {
-        let qemu = packages::program("qemu-system-x86_64", "qemu-system-x86")?;
-        let busybox = packages::program("busybox", "busybox-static")?;
-        let setpriv = packages::program("setpriv", "util-linux")?;
-        let kernel = Kernel::find_or_fetch()?;
+        let parts = Parts::gather()?;
         let folder = tempfile::Builder::new()
             .prefix("lacuna-nested-")
             .tempdir()?;
         let initrd = BufWriter::new(File::create(folder.path().join(INITRD))?);
-        let initrd = image::outer_initrd(initrd, &kernel, &busybox, command)?;
+        let initrd = image::outer_initrd(initrd, &parts.kernel, &parts.busybox, command)?;
         let initrd_bytes = initrd.get_ref().metadata()?.len();
         Ok(Self {
             settings,
-            qemu,
-            setpriv,
-            kernel,
+            parts,
             folder,
             initrd_bytes,
         })
@@ -170,9 +190,9 @@ impl Lane {
         let initrd = self.folder.path().join(INITRD);
         self.write_job(&initrd, arguments)?;
         let machine = Machine {
-            qemu: &self.qemu,
-            setpriv: &self.setpriv,
-            kernel: self.kernel.image(),
+            qemu: &self.parts.qemu,
+            setpriv: &self.parts.setpriv,
+            kernel: self.parts.kernel.image(),
             initrd: &initrd,
             console: &self.folder.path().join("console"),
         };
