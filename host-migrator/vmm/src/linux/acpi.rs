@@ -19,6 +19,11 @@ use crate::mmio::MmioSlot;
 
 /// The tables, to be written at [`layout::ACPI`]; the root pointer is at their start.
 pub(super) fn tables(vcpus: u8, virtio_mmio: &[MmioSlot]) -> Result<Vec<u8>, LinuxError> {
+    if virtio_mmio.len() > layout::VIRTIO_MMIO_MAX {
+        return Err(LinuxError::TooManyDevices {
+            count: virtio_mmio.len(),
+        });
+    }
     let mut image = vec![0; Rsdp::len()];
     let dsdt = append(&mut image, &dsdt(virtio_mmio)?);
     let fadt = append(&mut image, &fadt(dsdt).finalize());
@@ -29,14 +34,6 @@ pub(super) fn tables(vcpus: u8, virtio_mmio: &[MmioSlot]) -> Result<Vec<u8>, Lin
     let xsdt = append(&mut image, &xsdt);
     let root = bytes(&Rsdp::new(OEM_ID, xsdt));
     image[..root.len()].copy_from_slice(&root);
-
-    let room = layout::HIGH_MEMORY - layout::ACPI;
-    if image.len() as u64 > room {
-        return Err(LinuxError::AcpiTables {
-            bytes: image.len() as u64,
-            room,
-        });
-    }
     Ok(image)
 }
 
@@ -141,7 +138,8 @@ fn virtio_device(index: usize, slot: &MmioSlot) -> Result<Vec<u8>, LinuxError> {
     let base = u32::try_from(slot.gpa)
         .ok()
         .filter(|base| base.checked_add(layout::VIRTIO_MMIO_LEN).is_some())
-        .ok_or(LinuxError::MmioSlot(slot.gpa))?;
+        .filter(|_| slot.gsi < layout::IO_APIC_INPUTS)
+        .ok_or(LinuxError::MmioSlot(*slot))?;
     Ok(bytes(&aml::Device::new(
         format!("V{index:03X}").as_str().into(),
         vec![
@@ -162,4 +160,93 @@ fn virtio_device(index: usize, slot: &MmioSlot) -> Result<Vec<u8>, LinuxError> {
 /// An interrupt of a device: edge-triggered, active high, not shared.
 fn edge_triggered(gsi: u32) -> aml::Interrupt {
     aml::Interrupt::new(true, true, false, false, gsi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOTS: [MmioSlot; 2] = [
+        MmioSlot {
+            gpa: 0xd000_0000,
+            gsi: 5,
+        },
+        MmioSlot {
+            gpa: 0xd000_1000,
+            gsi: 6,
+        },
+    ];
+
+    /// The table at guest-physical `address`, by the length in its header.
+    fn table(image: &[u8], address: u64) -> &[u8] {
+        let table = &image[(address - layout::ACPI) as usize..];
+        let len = u32::from_le_bytes(table[4..8].try_into().unwrap());
+        &table[..len as usize]
+    }
+
+    fn quad(table: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(table[at..at + 8].try_into().unwrap())
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn every_table_is_reached_from_the_root_pointer_and_sums_to_zero() {
+        let image = tables(3, &SLOTS).unwrap();
+        assert_eq!(&image[..8], b"RSD PTR ");
+        assert_eq!((sum(&image[..20]), sum(&image[..36])), (0, 0));
+        let xsdt = table(&image, quad(&image, 24));
+        let fadt = table(&image, quad(xsdt, 36));
+        let madt = table(&image, quad(xsdt, 44));
+        let dsdt = table(&image, quad(fadt, 140));
+        for (table, signature) in [
+            (xsdt, b"XSDT"),
+            (fadt, b"FACP"),
+            (madt, b"APIC"),
+            (dsdt, b"DSDT"),
+        ] {
+            assert_eq!((&table[..4], sum(table)), (&signature[..], 0));
+        }
+        assert_eq!(
+            madt.len(),
+            44 + 3 * 8 + 12,
+            "three local APICs and an I/O APIC"
+        );
+        let devices = dsdt.windows(8).filter(|name| name == b"LNRO0005").count();
+        assert_eq!(devices, SLOTS.len());
+    }
+
+    #[test]
+    fn tables_of_the_largest_machine_fit_and_one_device_more_is_refused() {
+        let mut slots = vec![SLOTS[0]; layout::VIRTIO_MMIO_MAX];
+        let image = tables(u8::MAX, &slots).unwrap();
+        assert!(image.len() as u64 <= layout::HIGH_MEMORY - layout::ACPI);
+        slots.push(SLOTS[0]);
+        assert!(matches!(
+            tables(1, &slots),
+            Err(LinuxError::TooManyDevices { count: 257 })
+        ));
+    }
+
+    #[test]
+    fn a_device_that_the_guest_cannot_reach_is_refused() {
+        for slot in [
+            MmioSlot {
+                gpa: 1 << 32,
+                gsi: 5,
+            },
+            MmioSlot {
+                gpa: 0xffff_f001,
+                gsi: 5,
+            },
+            MmioSlot {
+                gpa: 0xd000_0000,
+                gsi: 24,
+            },
+        ] {
+            assert!(matches!(tables(1, &[slot]), Err(LinuxError::MmioSlot(bad)) if bad == slot));
+        }
+    }
 }

@@ -108,3 +108,87 @@ fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<boot_e820_entry> {
     }
     map
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{MIB, memory, zero_page};
+    use super::super::{kernel, load};
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// Loads a small kernel with these and returns the zero page.
+    fn boot(
+        bytes: u64,
+        initrd: Option<&[u8]>,
+        command_line: &str,
+    ) -> Result<boot_params, LinuxError> {
+        let memory = memory(bytes);
+        let boot = LinuxBoot {
+            kernel: &kernel::tests::elf(),
+            initrd,
+            command_line,
+            vcpus: 1,
+            virtio_mmio: &[],
+        };
+        load(&memory, &boot)?;
+        Ok(zero_page(&memory))
+    }
+
+    fn map_of(bytes: u64) -> Vec<(u64, u64, u32)> {
+        let params = boot(bytes, None, "").unwrap();
+        let entries = params.e820_table[..params.e820_entries.into()].iter();
+        entries
+            .map(|entry| (entry.addr, entry.size, entry.r#type))
+            .collect()
+    }
+
+    #[test]
+    fn the_memory_map_has_all_memory_but_the_hole_of_the_pc() {
+        let below = [(0, HOLE, E820_RAM), (ACPI, HIGH_MEMORY - ACPI, E820_ACPI)];
+        let low = |end| [&below[..], &[(HIGH_MEMORY, end - HIGH_MEMORY, E820_RAM)]].concat();
+        assert_eq!(map_of(512 * MIB), low(512 * MIB));
+        assert_eq!(map_of(3 * GIB), low(3 * GIB));
+        let high = (4 * GIB, 3 * GIB, E820_RAM);
+        assert_eq!(map_of(6 * GIB), [low(3 * GIB), vec![high]].concat());
+    }
+
+    #[test]
+    fn the_initial_ram_disk_lies_at_the_top_of_the_memory_the_kernel_takes_it_from() {
+        let disk = vec![0xa5; 3 * PAGE_SIZE as usize + 1];
+        let address = |bytes| {
+            let header = boot(bytes, Some(&disk), "").unwrap().hdr;
+            assert_eq!({ header.ramdisk_size }, disk.len() as u32);
+            u64::from(header.ramdisk_image)
+        };
+        assert_eq!(address(512 * MIB), 512 * MIB - 4 * PAGE_SIZE);
+        // This kernel takes it below 2 GiB.
+        assert_eq!(address(6 * GIB), 2 * GIB - 4 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn an_initial_ram_disk_that_does_not_fit_above_the_kernel_is_refused() {
+        let disk = vec![0; 30 * MIB as usize];
+        let error = boot(32 * MIB, Some(&disk), "").unwrap_err();
+        assert!(
+            matches!(error, LinuxError::InitrdDoesNotFit { .. }),
+            "{error}"
+        );
+        let disk = vec![0; 33 * MIB as usize];
+        let error = boot(32 * MIB, Some(&disk), "").unwrap_err();
+        assert!(
+            matches!(error, LinuxError::InitrdDoesNotFit { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_command_line_longer_than_the_kernel_takes_or_with_control_characters_is_refused() {
+        let longest = "x".repeat(2047);
+        boot(32 * MIB, None, &longest).unwrap();
+        for line in [longest + "x", "a\0b".into(), "a\nb".into()] {
+            let error = boot(32 * MIB, None, &line).unwrap_err();
+            assert!(matches!(error, LinuxError::CommandLine { .. }), "{error}");
+        }
+    }
+}

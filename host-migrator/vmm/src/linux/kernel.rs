@@ -199,3 +199,144 @@ fn read_header<T: ByteValued + Default>(
     header.as_mut_slice().copy_from_slice(bytes);
     Ok(header)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::tests::{MIB, memory};
+    use super::*;
+    use vm_memory::Bytes;
+
+    pub(crate) const ELF_ENTRY: u64 = 0x100_0000;
+    const CODE: [u8; 32] = [0x90; 32];
+
+    /// A vmlinux of one segment.
+    pub(crate) fn elf() -> Vec<u8> {
+        let mut header = Elf64_Ehdr {
+            e_machine: 62,
+            e_entry: ELF_ENTRY,
+            e_phoff: size_of::<Elf64_Ehdr>() as u64,
+            e_phentsize: size_of::<Elf64_Phdr>() as u16,
+            e_phnum: 1,
+            ..Default::default()
+        };
+        header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let segment = Elf64_Phdr {
+            p_type: PT_LOAD,
+            p_offset: (size_of::<Elf64_Ehdr>() + size_of::<Elf64_Phdr>()) as u64,
+            p_paddr: ELF_ENTRY,
+            p_filesz: CODE.len() as u64,
+            p_memsz: 2 * MIB,
+            ..Default::default()
+        };
+        [header.as_slice(), segment.as_slice(), &CODE].concat()
+    }
+
+    /// A bzImage with one sector of real-mode code.
+    fn bzimage() -> Vec<u8> {
+        let header = setup_header {
+            setup_sects: 1,
+            syssize: 64,
+            header: HEADER_MAGIC,
+            version: 0x20f,
+            loadflags: LOADED_HIGH,
+            xloadflags: XLF_KERNEL_64,
+            code32_start: 0x10_0000,
+            initrd_addr_max: INITRD_ADDRESS_MAX,
+            cmdline_size: COMMAND_LINE_MAX,
+            pref_address: ELF_ENTRY,
+            init_size: 4 * MIB as u32,
+            ..Default::default()
+        };
+        let mut image = vec![0; 1024];
+        let at = SETUP_HEADER as usize;
+        image[at..at + size_of::<setup_header>()].copy_from_slice(header.as_slice());
+        image.extend([0x90; 64 * 16]);
+        image
+    }
+
+    const RAM: u64 = 64 * MIB;
+
+    fn load_into_ram(image: &[u8]) -> Result<LoadedKernel, LinuxError> {
+        load(&memory(RAM), RAM, image)
+    }
+
+    #[test]
+    fn an_elf_kernel_is_put_at_its_physical_addresses() {
+        let memory = memory(RAM);
+        let kernel = load(&memory, RAM, &elf()).unwrap();
+        assert_eq!((kernel.entry, kernel.end), (ELF_ENTRY, ELF_ENTRY + 2 * MIB));
+        let code: [u8; 32] = memory.read_obj(GuestAddress(ELF_ENTRY)).unwrap();
+        assert_eq!(code, CODE);
+    }
+
+    #[test]
+    fn a_bzimage_is_entered_at_its_64_bit_entry_and_keeps_room_to_unpack_itself() {
+        let kernel = load_into_ram(&bzimage()).unwrap();
+        assert_eq!(kernel.entry, ELF_ENTRY + ENTRY_64_BIT);
+        assert_eq!(kernel.end, ELF_ENTRY + 4 * MIB);
+    }
+
+    #[test]
+    fn a_kernel_cut_off_at_any_byte_is_refused() {
+        for image in [elf(), bzimage()] {
+            for len in 0..image.len() {
+                let cut = load_into_ram(&image[..len]).err();
+                assert!(
+                    matches!(cut, Some(LinuxError::KernelCutOff { .. })),
+                    "{len}: {cut:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_in_any_header_byte_is_no_panic() {
+        for image in [elf(), bzimage()] {
+            let headers = image
+                .len()
+                .min(SETUP_HEADER as usize + size_of::<setup_header>());
+            for at in 0..headers {
+                for byte in [0, 0x7f, 0x80, 0xff] {
+                    let mut image = image.clone();
+                    image[at] = byte;
+                    let _ = load_into_ram(&image);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_named_so() {
+        let no_kernel = vec![0x55; 4096];
+        let mut no_entry = bzimage();
+        no_entry[0x236] = 0;
+        let mut other_machine = elf();
+        other_machine[18] = 0xb7;
+        let mut entry_outside = elf();
+        entry_outside[27] = 0x7f;
+        for image in [no_kernel, no_entry, other_machine, entry_outside] {
+            let error = load_into_ram(&image).err();
+            assert!(
+                matches!(error, Some(LinuxError::KernelFormat(_))),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_kernel_larger_than_low_memory_is_refused() {
+        let mut elf = elf();
+        // The upper half of the segment's length in memory.
+        elf[64 + 44] = 1;
+        let mut bzimage = bzimage();
+        // The upper byte of init_size.
+        bzimage[0x263] = 0x7f;
+        for image in [elf, bzimage] {
+            let error = load_into_ram(&image).err();
+            assert!(
+                matches!(error, Some(LinuxError::KernelDoesNotFit { .. })),
+                "{error:?}"
+            );
+        }
+    }
+}

@@ -31,6 +31,8 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Registers of the I/O interrupt controller (KVM's in-kernel one has them here).
 pub const IO_APIC: u32 = 0xfec0_0000;
+/// Interrupts that the I/O interrupt controller takes, numbered from 0.
+pub const IO_APIC_INPUTS: u32 = 24;
 
 /// First I/O port of the serial console.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -51,3 +53,5 @@ pub const SLEEP_STATUS_PORT: u16 = POWER_OFF_PORT + 1;
 
 /// Bytes of registers of a virtio-mmio device.
 pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
+/// Most virtio-mmio devices that the ACPI tables have room for.
+pub const VIRTIO_MMIO_MAX: usize = 256;

@@ -37,14 +37,6 @@ pub struct LinuxBoot<'a> {
 /// A Linux guest that cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
-    /// The ACPI tables for that many devices do not fit below 1 MiB.
-    #[error("the ACPI tables need {bytes} bytes and have {room}: too many virtio-mmio devices")]
-    AcpiTables {
-        /// Bytes of the tables.
-        bytes: u64,
-        /// Bytes there are for them.
-        room: u64,
-    },
     /// The command line is too long or has characters that a kernel's command line cannot have.
     #[error("the kernel's command line of {len} bytes (at most {longest}) is refused: {source}")]
     CommandLine {
@@ -58,7 +50,8 @@ pub enum LinuxError {
     },
     /// The initial RAM disk does not fit between the kernel and the highest address the kernel takes it at.
     #[error(
-        "the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and {to:#x}: give the guest more memory"
+        "the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and \
+         {to:#x}: give the guest more memory"
     )]
     InitrdDoesNotFit {
         /// Bytes it has.
@@ -70,7 +63,8 @@ pub enum LinuxError {
     },
     /// The kernel does not fit into the guest's memory below 4 GiB.
     #[error(
-        "the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the guest more memory"
+        "the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the \
+         guest more memory"
     )]
     KernelDoesNotFit {
         /// End of what the kernel needs.
@@ -100,9 +94,22 @@ pub enum LinuxError {
     /// The guest's memory does not start at 0 or ends below the kernel's place.
     #[error("the guest's memory must start at 0 and reach beyond 1 MiB")]
     NoLowMemory,
-    /// A virtio-mmio device that ACPI cannot describe.
-    #[error("the virtio-mmio device at {0:#x} is not below 4 GiB")]
-    MmioSlot(u64),
+    /// A virtio-mmio device that the guest could not reach.
+    #[error(
+        "the virtio-mmio device at {:#x} is not below 4 GiB, or its interrupt {} is not one of the \
+         I/O APIC's {}",
+        .0.gpa, .0.gsi, layout::IO_APIC_INPUTS
+    )]
+    MmioSlot(MmioSlot),
+    /// More virtio-mmio devices than the ACPI tables have room for.
+    #[error(
+        "{count} virtio-mmio devices, and there can be {} at most",
+        layout::VIRTIO_MMIO_MAX
+    )]
+    TooManyDevices {
+        /// Devices there should be.
+        count: usize,
+    },
 }
 
 /// Puts all that `boot` needs into `memory`, which holds RAM from 0 to at most 0xc000_0000 and, if there
@@ -126,4 +133,78 @@ pub fn load<M: GuestMemoryBackend>(
     boot_params::write(memory, low_end, &kernel, boot)?;
     entry::write_tables(memory)?;
     Ok(LinuxEntry { rip: kernel.entry })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use linux_loader::loader::bootparam::boot_params;
+    use vm_memory::GuestMemoryMmap;
+
+    pub(crate) const MIB: u64 = 1 << 20;
+    /// Where low memory ends at most, and high memory starts.
+    const LOW_MAX: u64 = 0xc000_0000;
+    const HIGH_START: u64 = 1 << 32;
+
+    /// Guest memory as a machine lays it out.
+    pub(crate) fn memory(bytes: u64) -> GuestMemoryMmap<()> {
+        let low = bytes.min(LOW_MAX);
+        let mut ranges = vec![(GuestAddress(0), low as usize)];
+        if bytes > low {
+            ranges.push((GuestAddress(HIGH_START), (bytes - low) as usize));
+        }
+        GuestMemoryMmap::from_ranges(&ranges).unwrap()
+    }
+
+    pub(crate) fn zero_page(memory: &GuestMemoryMmap<()>) -> boot_params {
+        memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap()
+    }
+
+    #[test]
+    fn memory_that_ends_below_the_kernels_place_is_refused() {
+        let kernel = kernel::tests::elf();
+        let boot = LinuxBoot {
+            kernel: &kernel,
+            initrd: None,
+            command_line: "",
+            vcpus: 1,
+            virtio_mmio: &[],
+        };
+        let memory = memory(MIB);
+        assert!(matches!(load(&memory, &boot), Err(LinuxError::NoLowMemory)));
+    }
+
+    #[test]
+    fn a_loaded_kernel_is_entered_with_the_zero_page_in_rsi_and_flat_64_bit_segments() {
+        let kernel = kernel::tests::elf();
+        let boot = LinuxBoot {
+            kernel: &kernel,
+            initrd: Some(b"initrd"),
+            command_line: "console=ttyS0",
+            vcpus: 2,
+            virtio_mmio: &[MmioSlot {
+                gpa: 0xd000_0000,
+                gsi: 5,
+            }],
+        };
+        let memory = memory(64 * MIB);
+        let entry = load(&memory, &boot).unwrap();
+        let (regs, sregs) = (entry.regs(), entry.sregs(Default::default()));
+        assert_eq!(
+            (regs.rip, regs.rsi),
+            (kernel::tests::ELF_ENTRY, layout::ZERO_PAGE)
+        );
+        assert_eq!((sregs.cs.l, sregs.cs.db, sregs.ds.db), (1, 0, 1));
+        // The descriptors say what the segment registers hold, and paging maps the entry one to one.
+        let word = |at: u64| -> u64 { memory.read_obj(GuestAddress(at)).unwrap() };
+        let code = word(sregs.gdt.base + u64::from(sregs.cs.selector));
+        assert_eq!(code >> 53 & 1, 1, "the code descriptor is for 64-bit mode");
+        let level_3 = word(sregs.cr3) & !0xfff;
+        let level_2 = word(level_3) & !0xfff;
+        let page = word(level_2 + (regs.rip >> 21) * 8);
+        assert_eq!(page, regs.rip >> 21 << 21 | 0x83);
+        let last = word((word(level_3 + 3 * 8) & !0xfff) + 511 * 8);
+        assert_eq!(last, (HIGH_START - (2 << 20)) | 0x83);
+        assert_eq!(zero_page(&memory).acpi_rsdp_addr.to_le(), layout::ACPI);
+    }
 }
