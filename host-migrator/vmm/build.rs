@@ -8,11 +8,16 @@ use std::path::Path;
 use std::process::Command;
 
 /// Sources, from the root of the workspace, that guest programs are built from besides their own.
-const SHARED_SOURCES: [&str; 2] = ["spec/src", "guest-agent/src"];
+const SHARED_SOURCES: [&str; 4] = [
+    "spec/Cargo.toml",
+    "spec/src",
+    "guest-agent/Cargo.toml",
+    "guest-agent/src",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for folder in SHARED_SOURCES {
-        println!("cargo:rerun-if-changed=../../{folder}");
+    for source in SHARED_SOURCES {
+        println!("cargo:rerun-if-changed=../../{source}");
     }
     // Static, because the guest has no libraries.
     build_guest(
@@ -20,6 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         "guest-init",
         &["-Ctarget-feature=+crt-static"],
         "LINUX_INIT",
+    )?;
+    // At a fixed address: nothing in the guest could relocate it.
+    build_guest(
+        "guest-agent/bare",
+        "bare-guest",
+        &["-Crelocation-model=static"],
+        "BARE_GUEST",
     )
 }
 
@@ -36,21 +48,39 @@ fn build_guest(
     let folder = Path::new(&env::var("CARGO_MANIFEST_DIR")?)
         .join("../..")
         .join(folder);
-    println!("cargo:rerun-if-changed={}", folder.display());
+    for source in ["Cargo.toml", "Cargo.lock", "src"] {
+        println!("cargo:rerun-if-changed={}", folder.join(source).display());
+    }
     let target_folder = Path::new(&env::var("OUT_DIR")?).join("guests").join(name);
-    let status = Command::new(env::var("CARGO")?)
-        .args(["build", "--release", "--quiet", "--target", TARGET])
+    let mut cargo = Command::new(env::var("CARGO")?);
+    cargo
+        .args(["build", "--release", "--quiet", "--locked"])
+        .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(&target_folder)
-        .current_dir(folder)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // Lints and coverage of the workspace are not for guests.
-        .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .status()?;
+        .current_dir(folder);
+    forget_the_outer_build(&mut cargo);
+    // This also overrides the flags of configuration files.
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    let status = cargo.status()?;
     if !status.success() {
         return Err(format!("building {name} ended with {status}").into());
     }
     let program = target_folder.join(TARGET).join("release").join(name);
     println!("cargo:rustc-env={variable}={}", program.display());
     Ok(())
+}
+
+/// Lints, coverage, wrappers and profiles of the workspace's build are not for guests.
+fn forget_the_outer_build(cargo: &mut Command) {
+    const PREFIXES: [&str; 3] = ["CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_"];
+    const NAMES: [&str; 2] = ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
+    for (name, _) in env::vars_os() {
+        let is_of_the_outer_build = name.to_str().is_some_and(|name| {
+            NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        });
+        if is_of_the_outer_build {
+            cargo.env_remove(name);
+        }
+    }
 }

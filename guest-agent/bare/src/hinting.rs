@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Answering the host's requests for free page hints, a little at a time, beside the work.
+
+use guest_agent::balloon::MAX_HINT_PAGES;
+use guest_agent::{Balloon, Mmio, ProbeError, RoundError};
+use spec::PageRange;
+use spec::balloon::{Command, CommandId};
+use spec::bare::{PageState, StatusWord};
+
+use crate::allocator;
+use crate::console::println;
+use crate::memory::Memory;
+use crate::status;
+use crate::time::{self, Clock, Ticks};
+
+/// The balloon, by one vCPU.
+#[derive(Debug)]
+pub struct Hinting<'m> {
+    memory: &'m Memory,
+    /// `None` once there is none, or it is broken.
+    balloon: Option<Balloon<Mmio>>,
+    phase: Phase,
+    /// The request that is to be answered after this one.
+    next: Option<CommandId>,
+    /// The longest that a step may take.
+    step: Ticks,
+    /// How often a step looks whether the host still wants hints.
+    poll: Ticks,
+}
+
+/// How far the answer to a request is.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Idle,
+    /// Everything below page `cursor` has been looked at; `run` is held and not hinted yet.
+    Round {
+        cursor: u64,
+        run: Option<Run>,
+    },
+    /// Only STOP is missing.
+    Ending,
+}
+
+/// Managed pages that lie one after another in memory.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    start: u64,
+    count: u64,
+}
+
+impl<'m> Hinting<'m> {
+    /// Sets up the balloon, if there is one.
+    pub fn new(memory: &'m Memory, clock: Clock) -> Self {
+        let balloon = crate::ports::take_window()
+            .zip(memory.take_rings())
+            .ok_or(ProbeError::NoDevice)
+            // The guest does not mind what its free pages hold, zero least of all.
+            .and_then(|(window, rings)| Balloon::new(window, rings, Some(0)));
+        match &balloon {
+            Ok(balloon) => println!("balloon: features {:#x}", balloon.features()),
+            Err(error) => println!("no balloon: {error}"),
+        }
+        Self {
+            memory,
+            balloon: balloon.ok(),
+            phase: Phase::Idle,
+            next: None,
+            step: clock.micros(2000),
+            poll: clock.micros(200),
+        }
+    }
+
+    /// Looks for a request and goes on with the answer; true if there is more to do at once.
+    pub fn step(&mut self) -> bool {
+        let Some(mut balloon) = self.balloon.take() else {
+            return false;
+        };
+        let more = match self.advance(&mut balloon) {
+            Ok(more) => more,
+            // The device will use its buffers at some time; meanwhile there is other work.
+            Err(RoundError::Full) => false,
+            Err(error) => {
+                println!("no more hints: {error}");
+                self.release();
+                return false;
+            }
+        };
+        self.balloon = Some(balloon);
+        more
+    }
+
+    fn advance(&mut self, balloon: &mut Balloon<Mmio>) -> Result<bool, RoundError> {
+        let start = time::now();
+        let mut more = true;
+        while more && time::now().wrapping_sub(start) < self.step {
+            self.obey(balloon.poll());
+            more = self.hint_for_a_while(balloon)?;
+        }
+        Ok(more)
+    }
+
+    /// Takes note of what the host wants now. Any news ends the round.
+    fn obey(&mut self, news: Option<Command>) {
+        let Some(command) = news else {
+            return;
+        };
+        if let Phase::Round { run, .. } = self.phase {
+            self.unhold(run);
+            self.phase = Phase::Ending;
+        }
+        self.next = None;
+        match command {
+            Command::Start(id) => self.next = Some(id),
+            Command::Stop => {}
+            Command::Done => {
+                self.release();
+                status::add(StatusWord::Dones, 1);
+            }
+        }
+    }
+
+    /// Goes on with the answer until it is time to poll again; false if there is nothing to do.
+    fn hint_for_a_while(&mut self, balloon: &mut Balloon<Mmio>) -> Result<bool, RoundError> {
+        let start = time::now();
+        while time::now().wrapping_sub(start) < self.poll {
+            match self.phase {
+                Phase::Idle => {
+                    let Some(id) = self.next else {
+                        return Ok(false);
+                    };
+                    balloon.begin_round(id)?;
+                    self.next = None;
+                    self.phase = Phase::Round {
+                        cursor: 0,
+                        run: None,
+                    };
+                    status::add(StatusWord::HintRounds, 1);
+                }
+                Phase::Round {
+                    run: Some(run),
+                    cursor,
+                } => {
+                    balloon.hint(self.range(run)?)?;
+                    self.phase = Phase::Round { cursor, run: None };
+                    status::add(StatusWord::HintedPages, run.count);
+                }
+                Phase::Round { run: None, cursor } => {
+                    self.phase = match self.hold_next(cursor) {
+                        Some(run) => Phase::Round {
+                            cursor: run.start + run.count,
+                            run: Some(run),
+                        },
+                        None => Phase::Ending,
+                    };
+                }
+                Phase::Ending => {
+                    balloon.end_round()?;
+                    self.phase = Phase::Idle;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Holds the next run of free pages from page `cursor` on.
+    fn hold_next(&self, cursor: u64) -> Option<Run> {
+        let pages = self.memory.pages();
+        let start = (cursor..pages).find(|&index| {
+            self.memory.is(index, PageState::Free) && allocator::hold(self.memory, index)
+        })?;
+        let end = (start + 1..pages.min(start + MAX_HINT_PAGES))
+            .find(|&index| {
+                self.memory.map().starts_region(index) || !allocator::hold(self.memory, index)
+            })
+            .unwrap_or(pages.min(start + MAX_HINT_PAGES));
+        Some(Run {
+            start,
+            count: end - start,
+        })
+    }
+
+    fn range(&self, run: Run) -> Result<PageRange, RoundError> {
+        PageRange::new(self.memory.map().frame(run.start), run.count).ok_or(RoundError::Range)
+    }
+
+    /// Gives back a run that was not hinted.
+    fn unhold(&self, run: Option<Run>) {
+        let pages = run.map_or(0..0, |run| run.start..run.start + run.count);
+        pages.for_each(|index| allocator::unhold(self.memory, index));
+    }
+
+    /// Gives back every page that was hinted.
+    fn release(&self) {
+        (0..self.memory.pages()).for_each(|index| allocator::unhold(self.memory, index));
+    }
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest without an operating system for tests of live migration.
+//!
+//! It fills its memory with stamped pages, frees most of them, and then writes, frees, takes and checks
+//! pages at the rates it is told, on all vCPUs, while it answers the balloon's requests for free page
+//! hints. The machine it runs on is described in [`spec::bare`].
+#![no_std]
+#![no_main]
+
+mod allocator;
+mod boot;
+mod console;
+mod fill;
+mod heartbeat;
+mod hinting;
+mod memory;
+mod memory_functions;
+mod page_map;
+mod ports;
+mod status;
+mod time;
+mod workload;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use spec::PAGE_SHIFT;
+use spec::bare::{AnswerPolicy, BootInfo, Event, HoldPolicy, StatusWord};
+use spec::stamp::mix;
+
+use allocator::Allocator;
+use console::{fail, println};
+use heartbeat::Heartbeat;
+use hinting::Hinting;
+use memory::Memory;
+use time::Clock;
+use workload::Workload;
+
+/// How long a vCPU sleeps when nothing is due.
+const NAP: Duration = Duration::from_millis(1);
+
+/// The life of a vCPU. Number 0 sets things up, speaks for the guest and answers the balloon.
+fn run(vcpu: u64, info: &BootInfo) -> ! {
+    let Some(memory) = Memory::new(info) else {
+        fail(format_args!("too little memory below the gap"));
+    };
+    let keep = info.in_use_bytes >> PAGE_SHIFT;
+    let filled = keep.saturating_add(info.freed_bytes >> PAGE_SHIFT);
+    let mut leader = (vcpu == 0).then(|| Leader::new(&memory, info, filled));
+
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+    meet(&STARTED, info.vcpus);
+    fill::fill(&memory, filled);
+
+    static FILLED: AtomicU64 = AtomicU64::new(0);
+    meet(&FILLED, info.vcpus);
+    let hold = match info.hold {
+        early if early == HoldPolicy::Early as u64 => HoldPolicy::Early,
+        _ => HoldPolicy::UntilDone,
+    };
+    let seed = mix(info.seed ^ mix(vcpu + 1));
+    let mut allocator = Allocator::new(&memory, hold, keep / 32, seed);
+    if let Some(leader) = &leader {
+        fill::free_down_to(&memory, &mut allocator, filled, keep, seed);
+        leader.ready();
+    }
+
+    static FREED: AtomicU64 = AtomicU64::new(0);
+    meet(&FREED, info.vcpus);
+    let mut workload = Workload::new(&memory, allocator, info);
+    loop {
+        workload.step();
+        let busy = leader.as_mut().is_some_and(Leader::step);
+        if !busy {
+            ports::sleep(NAP);
+        }
+    }
+}
+
+/// Waits until all vCPUs have come here.
+fn meet(arrived: &AtomicU64, vcpus: u64) {
+    arrived.fetch_add(1, Ordering::AcqRel);
+    while arrived.load(Ordering::Acquire) < vcpus {
+        ports::sleep(NAP);
+    }
+}
+
+/// What only vCPU 0 does.
+#[derive(Debug)]
+struct Leader<'m> {
+    hinting: Hinting<'m>,
+    heartbeat: Heartbeat,
+    answer: bool,
+    clock: Clock,
+    start: time::Ticks,
+}
+
+impl<'m> Leader<'m> {
+    fn new(memory: &'m Memory, info: &BootInfo, filled: u64) -> Self {
+        let map = memory.map();
+        println!(
+            "bare guest: {} vCPUs, {} pages, {filled} to fill, seed {}",
+            info.vcpus, map.pages, info.seed
+        );
+        if filled > map.pages {
+            fail(format_args!(
+                "cannot fill {} MiB of {} MiB",
+                filled >> (20 - PAGE_SHIFT),
+                map.pages >> (20 - PAGE_SHIFT)
+            ));
+        }
+        status::set(StatusWord::StateTable, map.states);
+        status::set(StatusWord::VersionTable, map.versions);
+        status::set(StatusWord::FirstPage, map.first);
+        status::set(StatusWord::Pages, map.pages);
+        status::set_magic();
+        let clock = Clock::new(info.tsc_khz);
+        Self {
+            hinting: Hinting::new(memory, clock),
+            heartbeat: Heartbeat::new(info.seed),
+            answer: info.answer != AnswerPolicy::Silent as u64,
+            clock,
+            start: time::now(),
+        }
+    }
+
+    /// Says that the past is over.
+    fn ready(&self) {
+        println!(
+            "ready after {} ms, {} pages in use",
+            self.clock.to_millis(time::now().saturating_sub(self.start)),
+            status::get(StatusWord::InUse)
+        );
+        ports::announce(Event::Ready);
+    }
+
+    /// Goes on; true if there is more to do at once.
+    fn step(&mut self) -> bool {
+        self.heartbeat.check();
+        self.answer && self.hinting.step()
+    }
+}
