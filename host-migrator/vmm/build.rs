@@ -48,9 +48,7 @@ fn build_guest(
     let folder = Path::new(&env::var("CARGO_MANIFEST_DIR")?)
         .join("../..")
         .join(folder);
-    for source in ["Cargo.toml", "Cargo.lock", "src"] {
-        println!("cargo:rerun-if-changed={}", folder.join(source).display());
-    }
+    println!("cargo:rerun-if-changed={}", folder.display());
     let target_folder = Path::new(&env::var("OUT_DIR")?).join("guests").join(name);
     let mut cargo = Command::new(env::var("CARGO")?);
     cargo
