@@ -6,14 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spec::balloon::QueueNumbering;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
-use vhost_user_backend::VhostUserBackend;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
@@ -22,25 +21,28 @@ use vmm_sys_util::event::{
 use crate::balloon::{Balloon, FEATURES, MAX_QUEUE_SIZE};
 use crate::rings::{Memory, Ring};
 use crate::state::Transfer;
+use crate::worker::{self, WorkerCall};
 
 /// A [`Balloon`] behind its lock.
 #[derive(Debug)]
 pub struct Backend {
     balloon: Mutex<Balloon>,
-    /// The balloon has learned its rings.
-    introduced: Condvar,
+    worker: WorkerCall,
     /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
     transfer: Mutex<Option<Transfer>>,
 }
 
 impl Backend {
     /// Puts `balloon` behind a lock.
-    pub fn new(balloon: Balloon) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If there is no file descriptor left.
+    pub fn new(balloon: Balloon) -> io::Result<Self> {
+        Ok(Self {
             balloon: Mutex::new(balloon),
-            introduced: Condvar::new(),
+            worker: WorkerCall::new()?,
             transfer: Mutex::new(None),
-        }
+        })
     }
 
     /// The balloon, once nobody else uses it.
@@ -48,22 +50,15 @@ impl Backend {
         lock(&self.balloon)
     }
 
-    /// Waits until the crate has shown the balloon its rings, which it does with the first event.
+    /// Gets ready for a front end that `daemon` will serve.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] if no event comes.
-    pub fn wait_for_rings(&self) -> io::Result<()> {
-        let patience = Duration::from_secs(5);
-        let unknown = |balloon: &mut Balloon| !balloon.knows_its_rings();
-        let (balloon, _) = self
-            .introduced
-            .wait_timeout_while(self.balloon(), patience, unknown)
-            .unwrap_or_else(PoisonError::into_inner);
-        if balloon.knows_its_rings() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::TimedOut.into())
+    /// If the daemon's worker does not do its work.
+    pub fn meet(&self, daemon: &VhostUserDaemon<Arc<Self>>) -> io::Result<()> {
+        for worker in daemon.get_epoll_handlers() {
+            self.worker.register(&worker)?;
         }
+        self.worker.wait()
     }
 
     /// The front end has hung up.
@@ -111,7 +106,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.balloon().forget_guest();
+        self.balloon().reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
@@ -141,6 +136,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if let Err(error) = self.worker.wait() {
+            log::warn!("queue {index} stops without its worker: {error}");
+        }
         self.balloon().queue_stopped(index as usize);
         Ok(())
     }
@@ -154,7 +152,9 @@ impl VhostUserBackend for Backend {
         _thread: usize,
     ) -> io::Result<()> {
         self.balloon().queue_event(usize::from(event), rings);
-        self.introduced.notify_all();
+        if event == worker::EVENT {
+            self.worker.pass();
+        }
         Ok(())
     }
 

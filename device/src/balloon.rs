@@ -126,11 +126,6 @@ impl Balloon {
         self.memory = Some(memory);
     }
 
-    /// Whether an event has shown the front end's rings.
-    pub fn knows_its_rings(&self) -> bool {
-        !self.rings.is_empty()
-    }
-
     /// The queue with number `index` has something for the device, or has just been started. `rings` are all
     /// of the front end's.
     pub fn queue_event(&mut self, index: usize, rings: &[Ring]) {
@@ -187,19 +182,18 @@ impl Balloon {
         self.guest_to_be_told = true;
     }
 
-    /// The guest has been reset, or has gone.
-    pub fn forget_guest(&mut self) {
-        self.features = 0;
+    /// The guest has been reset.
+    pub fn reset(&mut self) {
         self.config.actual = 0;
         self.config.poison_val = 0;
-        self.parked_statistics = None;
-        self.reset_hinting();
+        self.forget_driver();
     }
 
-    /// The front end has hung up: lets go of its memory and rings.
+    /// The front end has hung up: lets go of its memory and rings. What the guest wrote into the configuration
+    /// space stands, as it may be the same guest that comes again, and it would not write it again.
     pub fn front_end_gone(&mut self) {
         self.channel.clear();
-        self.forget_guest();
+        self.forget_driver();
         self.memory = None;
         self.regions.clear();
         self.rings.clear();
@@ -227,20 +221,17 @@ impl Balloon {
     /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
     /// do not survive such a message before that. `false` if the front end cannot be told.
     pub(crate) fn tell_guest(&mut self) -> bool {
-        self.guest_to_be_told = true;
+        let again = std::mem::replace(&mut self.guest_to_be_told, true);
         if !self.is_running() {
             return true;
         }
         match self.channel.config_changed() {
-            Ok(()) => {
-                self.guest_to_be_told = false;
-                true
-            }
-            Err(error) => {
-                log::warn!("the front end takes no configuration change: {error}");
-                false
-            }
+            Ok(()) => self.guest_to_be_told = false,
+            // Said once: the guest makes the device try again as often as it likes.
+            Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),
+            Err(_) => {}
         }
+        !self.guest_to_be_told
     }
 
     /// Takes what the guest has queued on the hint queue up to now.
@@ -295,6 +286,12 @@ impl Balloon {
         if let Err(error) = rings::drain(ring, memory, |_| Chain::Used) {
             log::debug!("queue {index}: {error}");
         }
+    }
+
+    fn forget_driver(&mut self) {
+        self.features = 0;
+        self.parked_statistics = None;
+        self.reset_hinting();
     }
 
     fn reset_hinting(&mut self) {

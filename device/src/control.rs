@@ -3,8 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use spec::control::{HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply, Request, VERSION};
 
 use crate::backend::Backend;
-use crate::sockets;
+use crate::sockets::{self, BoundSocket};
 
 /// How long the rest of a frame may take, and a reply may wait to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,7 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Serves the control socket in a thread of its own until it is dropped.
 #[derive(Debug)]
 pub struct ControlServer {
-    path: PathBuf,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,7 +31,7 @@ impl ControlServer {
     /// # Errors
     /// If the socket cannot be bound or the thread not started.
     pub fn start(path: &Path, backend: Arc<Backend>) -> io::Result<Self> {
-        let listener = sockets::listen(path)?;
+        let listener = BoundSocket::bind(path)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let server = Server {
             listener,
@@ -43,7 +42,6 @@ impl ControlServer {
             .name("control".into())
             .spawn(move || server.run())?;
         Ok(Self {
-            path: path.to_owned(),
             stop,
             thread: Some(thread),
         })
@@ -57,7 +55,6 @@ impl Drop for ControlServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -75,14 +72,14 @@ enum PeerError {
 }
 
 struct Server {
-    listener: UnixListener,
+    listener: BoundSocket,
     backend: Arc<Backend>,
     stop: Arc<OwnedFd>,
 }
 
 impl Server {
     fn run(&self) {
-        while self.readable(&self.listener) {
+        while self.readable(&*self.listener) {
             match self.listener.accept() {
                 Ok((peer, _)) => self.serve(&peer),
                 Err(error) => {

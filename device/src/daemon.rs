@@ -3,18 +3,15 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use spec::balloon::QueueNumbering;
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use crate::args::{Config, FrontEnd, NoFrontEnd};
 use crate::backend::Backend;
@@ -23,7 +20,7 @@ use crate::config_channel::ConfigChannel;
 use crate::control::ControlServer;
 use crate::relay::relay;
 use crate::rings::Memory;
-use crate::sockets;
+use crate::sockets::BoundSocket;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +50,9 @@ pub enum DaemonError {
     /// The connection between relay and vhost-user crate cannot be made.
     #[error("cannot connect the relay: {0}")]
     Relay(#[source] io::Error),
+    /// The vhost-user crate's worker thread does not come up.
+    #[error("cannot start the queues' worker: {0}")]
+    Worker(#[source] io::Error),
     /// A front end broke the vhost-user protocol.
     #[error("the front end's connection ends: {0}")]
     Connection(#[source] io::Error),
@@ -68,7 +68,7 @@ pub enum DaemonError {
 pub fn run(config: Config) -> Result<(), DaemonError> {
     let channel = Arc::new(ConfigChannel::default());
     let balloon = Balloon::new(config.queue_numbering, Arc::clone(&channel));
-    let backend = Arc::new(Backend::new(balloon));
+    let backend = Arc::new(Backend::new(balloon).map_err(DaemonError::Worker)?);
     let _control = config
         .control_socket
         .map(|path| {
@@ -83,7 +83,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
         }
         FrontEnd::Listen { path, once } => {
             let listener =
-                sockets::listen(&path).map_err(|source| DaemonError::Listen { path, source })?;
+                BoundSocket::bind(&path).map_err(|source| DaemonError::Listen { path, source })?;
             loop {
                 let (front, _) = listener.accept().map_err(DaemonError::Accept)?;
                 let result = serve(&front, &backend, &channel);
@@ -109,7 +109,7 @@ fn serve(
     let memory = Memory::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("vhost_user".into(), Arc::clone(backend), memory)
         .map_err(DaemonError::VhostUser)?;
-    introduce_rings(&daemon, backend).map_err(DaemonError::Relay)?;
+    backend.meet(&daemon).map_err(DaemonError::Worker)?;
     daemon
         .start(&mut listener)
         .map_err(DaemonError::VhostUser)?;
@@ -130,22 +130,6 @@ fn serve(
         (Err(error), _) if !is_hang_up(&error) => Err(DaemonError::Connection(error)),
         _ => Ok(()),
     }
-}
-
-/// The crate shows the device its rings only when something happens. So something happens, before the front
-/// end is heard: a migrator that comes as soon as the rings run finds the device ready.
-fn introduce_rings(daemon: &VhostUserDaemon<Arc<Backend>>, backend: &Backend) -> io::Result<()> {
-    let event = eventfd(1, EventfdFlags::CLOEXEC)?;
-    let (set, data) = (EventSet::IN, QueueNumbering::MAX_QUEUES as u64 + 1);
-    let workers = daemon.get_epoll_handlers();
-    for worker in &workers {
-        worker.register_listener(event.as_raw_fd(), set | EventSet::EDGE_TRIGGERED, data)?;
-    }
-    let introduced = backend.wait_for_rings();
-    for worker in &workers {
-        worker.unregister_listener(event.as_raw_fd(), set, data)?;
-    }
-    introduced
 }
 
 /// A front end that is killed leaves its messages unread or half written.

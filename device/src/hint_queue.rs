@@ -9,6 +9,7 @@ use std::ops::Deref;
 use spec::PageRange;
 use spec::hint_map::{HintMap, Words};
 use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestMemory};
 
 use crate::hinting::{Hinting, Rejection};
@@ -47,34 +48,30 @@ impl<'a, W: Words> HintSink<'a, W> {
         M: Deref,
         M::Target: GuestMemory + Sized,
     {
-        let mut command = CommandBuffer::default();
-        let mut hints_follow = false;
-        let mut ends = false;
-        // A step with the chain's own methods after each descriptor, so no `for`.
         let mut chain = chain;
-        while self.descriptors > 0 {
-            let Some(descriptor) = chain.next() else {
-                break;
-            };
-            self.descriptors -= 1;
-            ends = !descriptor.has_next();
+        let mut command = CommandBuffer::default();
+        let mut hints_have_begun = false;
+        let mut has_end = false;
+        // The command reads guest memory through the chain, so this cannot be a `for`.
+        while let Some(descriptor) = self.next_descriptor(&mut chain) {
+            has_end = !descriptor.has_next();
             if descriptor.is_write_only() {
-                if !std::mem::replace(&mut hints_follow, true) {
+                if !std::mem::replace(&mut hints_have_begun, true) {
                     self.command(&command);
                 }
                 self.hint(descriptor.addr().0, u64::from(descriptor.len()));
-            } else if hints_follow {
-                // Readable descriptors come first in every legal chain.
-                ends = false;
+            } else if hints_have_begun {
+                // What the device reads comes first in every legal chain.
+                has_end = false;
                 break;
             } else {
-                command.append(chain.memory(), descriptor);
+                command.append(chain.memory(), &descriptor);
             }
         }
-        if !hints_follow {
+        if !hints_have_begun {
             self.command(&command);
         }
-        if !ends {
+        if !has_end {
             self.hinting.broken_chain();
         }
     }
@@ -112,6 +109,14 @@ impl<'a, W: Words> HintSink<'a, W> {
         }
     }
 
+    fn next_descriptor(
+        &mut self,
+        chain: &mut impl Iterator<Item = Descriptor>,
+    ) -> Option<Descriptor> {
+        self.descriptors = self.descriptors.checked_sub(1)?;
+        chain.next()
+    }
+
     fn command(&mut self, command: &CommandBuffer) {
         if !command.present {
             return;
@@ -132,21 +137,59 @@ struct CommandBuffer {
 }
 
 impl CommandBuffer {
-    fn append(
-        &mut self,
-        memory: &impl GuestMemory,
-        descriptor: virtio_queue::desc::split::Descriptor,
-    ) {
+    fn append(&mut self, memory: &impl GuestMemory, descriptor: &Descriptor) {
         self.present = true;
-        let wanted = (descriptor.len() as usize).min(4usize.saturating_sub(self.length as usize));
-        let at = 4 - 4usize.saturating_sub(self.length as usize);
-        let read = memory.read_slice(&mut self.bytes[at..at + wanted], descriptor.addr());
-        // What cannot be read makes the command one of a wrong size.
-        let length = if read.is_ok() {
-            u64::from(descriptor.len())
-        } else {
-            u64::from(u32::MAX)
-        };
-        self.length = self.length.saturating_add(length);
+        let at = self.length.min(4) as usize;
+        self.length = self.length.saturating_add(u64::from(descriptor.len()));
+        let part = &mut self.bytes[at..self.length.min(4) as usize];
+        if memory.read_slice(part, descriptor.addr()).is_err() {
+            // What cannot be read is of no size that a command has.
+            self.length = u64::MAX;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU64;
+
+    const PAGES: u64 = 256;
+
+    fn range(first: u64, count: u64) -> PageRange {
+        PageRange::new(first, count).unwrap()
+    }
+
+    proptest! {
+        /// Against a count of every page by hand.
+        #[test]
+        fn exactly_the_whole_pages_inside_guest_memory_are_marked(
+            low in 1u64..60, hole in 1u64..40, high in 1u64..200,
+            hints in proptest::collection::vec((0u64..300 * 4096, 0u64..100 * 4096), 1..8),
+        ) {
+            let words: Vec<AtomicU64> = (0..spec::hint_map::bytes_for(PAGES).unwrap() / 8)
+                .map(|_| AtomicU64::new(0))
+                .collect();
+            let map = HintMap::format(&words[..], PAGES).unwrap();
+            let memory = [range(0, low), range(low + hole, high)];
+            let mut hinting = Hinting::default();
+            let id = hinting.open(1).unwrap();
+            hinting.guest_command(4, id.get().to_le_bytes());
+            for &(address, length) in &hints {
+                HintSink::new(&mut hinting, Some(&map), &memory, 1).hint(address, length);
+            }
+            let whole = |page: u64| hints.iter().any(|&(address, length)| {
+                page * 4096 >= address && (page + 1) * 4096 <= address + length
+            });
+            let there = |page: u64| page < low || (low + hole..low + hole + high).contains(&page);
+            for page in 0..PAGES {
+                let bit = map.load((page / 64) as usize) >> (page % 64) & 1 == 1;
+                prop_assert_eq!(bit, whole(page) && there(page), "page {}", page);
+            }
+            let report = hinting.close(1).unwrap();
+            prop_assert_eq!(report.hints + report.rejected, hints.len() as u64);
+            prop_assert_eq!(report.pages, map.hinted_pages());
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! | [`daemon`] | [`run`]: front ends come and go, the device stays |
 //! | [`balloon`] | the device: negotiated features, configuration space, queues |
 //! | [`backend`] | the device as the vhost-user crates see it |
+//! | [`worker`] | waiting for the crate's worker thread |
 //! | [`epochs`] | the device as the migrator sees it |
 //! | [`hinting`] | the state machine of free page hinting |
 //! | [`hint_queue`] | from descriptor chains to bits of the map |
@@ -37,6 +38,7 @@ pub mod rings;
 pub mod shared_map;
 pub mod sockets;
 pub mod state;
+pub mod worker;
 
 pub use args::{Args, Config};
 pub use daemon::{DaemonError, run};

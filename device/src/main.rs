@@ -5,10 +5,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use env_logger::Env;
 use vhost_device_balloon::{Args, Config, args::CAPABILITIES, run};
 
 fn main() -> ExitCode {
-    env_logger::init();
+    env_logger::Builder::from_env(Env::default().default_filter_or("warn")).init();
     let args = Args::parse();
     if args.print_capabilities {
         println!("{CAPABILITIES}");

@@ -3,9 +3,11 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,23 +20,54 @@ use rustix::net::{
 /// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
 pub const MAX_FDS: usize = 32;
 
-/// Listens at `path`. A socket that a program left behind there is replaced; one that is in use, or a file
-/// of another kind, is not.
-///
-/// # Errors
-/// Whatever hinders the bind.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
+/// A listening socket, and its path, which goes with it.
+#[derive(Debug)]
+pub struct BoundSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl BoundSocket {
+    /// Listens at `path`. A socket that a program left behind there is replaced; one that is in use, or a file
+    /// of another kind, is not.
+    ///
+    /// # Errors
+    /// Whatever hinders the bind.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)?
+            }
+            result => result?,
+        };
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 }
 
+impl Deref for BoundSocket {
+    type Target = UnixListener;
+
+    fn deref(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        // Someone may have tidied up already.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A socket that nobody listens on any more. (A plain file refuses connections too.)
 fn is_left_behind(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Waits until one of `fds` is readable or closed, or `deadline` has passed; says which are.
@@ -201,7 +234,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
-        let _running = listen(&path).unwrap();
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let running = BoundSocket::bind(&path).unwrap();
+        let error = BoundSocket::bind(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(running);
+        std::fs::write(&path, "a file").unwrap();
+        assert!(BoundSocket::bind(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
     }
 }

@@ -5,6 +5,7 @@
 mod rig;
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command as Process;
@@ -67,8 +68,7 @@ fn a_guest_without_hints_or_a_front_end_without_a_channel_is_refused_by_name() {
     guest.front_end.set_features(USUAL).unwrap();
     migrator.open(1);
     migrator.close(1);
-    // A front end that has closed its end of the channel.
-    guest.notices = UnixStream::pair().unwrap().0;
+    guest.notices.shutdown(Shutdown::Both).unwrap();
     assert_eq!(migrator.open_refused(2), Refusal::Unreachable);
     assert_eq!(migrator.status().epoch, 0);
     assert_eq!(migrator.map.epoch(), 0);
@@ -310,6 +310,20 @@ fn the_device_outlives_its_front_end_and_its_ids_go_on() {
 }
 
 #[test]
+fn what_the_guest_wrote_outlives_the_front_end_but_not_a_reset() {
+    let daemon = Daemon::start(&[]);
+    let mut guest = Guest::boot(&daemon, USUAL | POISON, 3);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    guest.front_end.set_config(12, flags, &[0xaa; 4]).unwrap();
+    drop(guest);
+    let mut guest = Guest::boot(&daemon, USUAL | POISON, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    assert_eq!(migrator.open_refused(1), Refusal::Poison);
+    guest.front_end.reset_device().unwrap();
+    assert_eq!(guest.config().poison_val, 0);
+}
+
+#[test]
 fn front_ends_that_send_garbage_are_hung_up_on_and_the_next_is_served() {
     let mut daemon = Daemon::start(&[]);
     let huge = [1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
@@ -333,6 +347,11 @@ fn a_daemon_for_one_front_end_ends_with_it_in_success() {
     drop(Guest::boot(&daemon, USUAL, 3));
     let status = rig::eventually("the daemon's end", || daemon.process.try_wait().unwrap());
     assert!(status.success());
+    assert_eq!(
+        std::fs::read_dir(&daemon.folder).unwrap().count(),
+        0,
+        "sockets left behind"
+    );
 }
 
 #[test]

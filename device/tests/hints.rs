@@ -4,10 +4,13 @@
 
 mod rig;
 
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
+
 use rig::guest::{Daemon, Guest, HINT, MIB, PAGES, POISON, PROTOCOL, USUAL, VERSION_1};
 use rig::migrator::Migrator;
 use rig::queue::{Buffer, QUEUE_SIZE};
-use spec::balloon::Command;
+use spec::balloon::{Command, CommandId};
 use spec::control::Refusal;
 use spec::hint_map::HintPhase;
 use vhost::vhost_user::VhostUserFrontend;
@@ -344,4 +347,48 @@ fn a_driver_that_asks_for_no_interrupts_gets_none() {
     // Whatever the device does after using a buffer, it has done before it answers this.
     migrator.close(1);
     assert!(guest.hints.call.read().is_err());
+}
+
+#[test]
+fn no_bit_is_set_between_two_epochs_while_a_guest_hints_without_pause() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let (ids, published) = mpsc::channel::<CommandId>();
+    let driver = thread::spawn(move || {
+        let mut block = 0;
+        loop {
+            match published.try_recv() {
+                Ok(id) => guest.start_round(id),
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {}
+            }
+            for _ in 0..8 {
+                block = (block + 1) % 64;
+                guest
+                    .hints
+                    .add(&[Buffer::In(FREE + block * 8 * 4096, 8 * 4096)]);
+            }
+            guest.hints.kick();
+            guest.hints.wait_until_used();
+        }
+    });
+    for epoch in 1..=50 {
+        ids.send(migrator.open(epoch)).unwrap();
+        rig::eventually("a hint", || (migrator.map.hinted_pages() > 0).then_some(()));
+        let report = migrator.close(epoch);
+        let at_close = migrator.hinted();
+        let pages: u64 = at_close.iter().map(|(_, count)| count).sum();
+        assert_eq!(pages, report.pages);
+        let stale = migrator.status().stale;
+        rig::eventually("late hints", || {
+            (migrator.status().stale > stale).then_some(())
+        });
+        assert_eq!(migrator.hinted(), at_close);
+        for index in 0..migrator.map.bitmap_words() {
+            migrator.map.take(index);
+        }
+    }
+    drop(ids);
+    driver.join().unwrap();
 }
