@@ -128,13 +128,14 @@ impl<R: Registers> Balloon<R> {
     /// and at another id the round is to be ended at once.
     pub fn poll(&mut self) -> Option<Command> {
         self.announce();
-        let pending = self.registers.read(Register::InterruptStatus);
-        if pending != 0 {
+        let changed = self.registers.read(Register::InterruptStatus) & INTERRUPT_CONFIG != 0;
+        if changed {
             // Acknowledge first: a change after the read below sets the bit again.
-            self.registers.write(Register::InterruptAck, pending);
+            self.registers
+                .write(Register::InterruptAck, INTERRUPT_CONFIG);
         }
         // The device need not interrupt for what was there before the driver.
-        if self.command.is_some() && pending & INTERRUPT_CONFIG == 0 {
+        if self.command.is_some() && !changed {
             return None;
         }
         let command = Command::from_raw(self.registers.read_config(Config::CMD_ID));
