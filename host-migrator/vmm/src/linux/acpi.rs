@@ -62,13 +62,13 @@ fn fadt(dsdt: u64) -> FADTBuilder {
     /// Boot architecture: no VGA, no message-signalled interrupts, no PCIe power management, no clock in
     /// CMOS. The guest must not probe for what is not there.
     const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
-    let port = |address: u16| {
+    let port = |address| {
         GAS::new(
             AddressSpace::SystemIo,
             8,
             0,
             AccessSize::ByteAccess,
-            address.into(),
+            address,
         )
     };
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
@@ -80,10 +80,10 @@ fn fadt(dsdt: u64) -> FADTBuilder {
         .flag(Flags::ResetRegSup)
         .flag(Flags::HwReducedAcpi);
     fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
-    fadt.reset_reg = port(layout::RESET_PORT);
+    fadt.reset_reg = port(layout::RESET_PORT.into());
     fadt.reset_value = layout::RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::POWER_OFF_PORT);
-    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
+    fadt.sleep_control_reg = port(layout::POWER_OFF_PORT.into());
+    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT.into());
     fadt
 }
 
@@ -222,7 +222,7 @@ mod tests {
     fn tables_of_the_largest_machine_fit_and_one_device_more_is_refused() {
         let mut slots = vec![SLOTS[0]; layout::VIRTIO_MMIO_MAX];
         let image = tables(u8::MAX, &slots).unwrap();
-        assert!(image.len() as u64 <= layout::HIGH_MEMORY - layout::ACPI);
+        assert!(image.len() as u64 <= layout::RESET_VECTOR - layout::ACPI);
         slots.push(SLOTS[0]);
         assert!(matches!(
             tables(1, &slots),

@@ -7,7 +7,7 @@ use spec::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::LinuxError;
-use super::layout::{GDT, PAGE_TABLES, ZERO_PAGE};
+use super::layout::{GDT, PAGE_TABLES, RESET_PORT, RESET_VALUE, RESET_VECTOR, ZERO_PAGE};
 
 /// How a loaded kernel is entered. The other vCPUs wait for the kernel to start them, which is how KVM
 /// creates them.
@@ -85,9 +85,15 @@ const LEVEL_2_TABLES: u64 = 4;
 const LARGE_PAGE_SHIFT: u32 = 21;
 const ENTRIES: u64 = 512;
 
-/// Writes the descriptor table and page tables that [`LinuxEntry::sregs`] points at.
+/// Real-mode code for the reset vector: `mov al, RESET_VALUE; out RESET_PORT, al; hlt`. Linux restarts a
+/// hardware-reduced machine without EFI this way, not by the reset register of the ACPI tables.
+const RESET_CODE: [u8; 5] = [0xb0, RESET_VALUE, 0xe6, RESET_PORT, 0xf4];
+
+/// Writes the descriptor table and page tables that [`LinuxEntry::sregs`] points at, and the code that
+/// the guest leaves by when it restarts.
 pub(super) fn write_tables<M: GuestMemoryBackend>(memory: &M) -> Result<(), LinuxError> {
     memory.write_slice(&little_endian(DESCRIPTORS), GuestAddress(GDT))?;
+    memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))?;
     let level_3 = PAGE_TABLES + PAGE_SIZE;
     let level_2 = level_3 + PAGE_SIZE;
     let table = PAGE_PRESENT | PAGE_WRITABLE;

@@ -9,6 +9,7 @@
 //! 0x0002_0000  command line
 //! 0x000a_0000  (the PC's hole: not RAM for the guest)
 //! 0x000e_0000    ACPI tables, the root pointer first
+//! 0x000f_fff0    reset vector
 //! 0x0010_0000  RAM again: the kernel; the initial RAM disk at the upper end
 //! ```
 
@@ -24,6 +25,8 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const HOLE: u64 = 0xa_0000;
 /// ACPI tables; in the range that systems search for the root pointer.
 pub const ACPI: u64 = 0xe_0000;
+/// Where kernels jump to, in real mode, to have the firmware restart the machine.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the PC's hole; the kernel is loaded from here upwards.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -39,7 +42,7 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// Interrupt of the serial console.
 pub const SERIAL_GSI: u32 = 4;
 /// The guest resets the machine by writing [`RESET_VALUE`] to this I/O port (the keyboard controller's).
-pub const RESET_PORT: u16 = 0x64;
+pub const RESET_PORT: u8 = 0x64;
 /// What is written to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 0xfe;
 /// The guest switches the machine off by writing [`POWER_OFF_VALUE`] to this I/O port.
@@ -52,6 +55,6 @@ pub const POWER_OFF_SLEEP_TYPE: u8 = 5;
 pub const SLEEP_STATUS_PORT: u16 = POWER_OFF_PORT + 1;
 
 /// Bytes of registers of a virtio-mmio device.
-pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
+pub const VIRTIO_MMIO_LEN: u32 = spec::bare::MMIO_BYTES as u32;
 /// Most virtio-mmio devices that the ACPI tables have room for.
 pub const VIRTIO_MMIO_MAX: usize = 256;
