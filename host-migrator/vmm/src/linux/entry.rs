@@ -87,7 +87,7 @@ const ENTRIES: u64 = 512;
 
 /// Real-mode code for the reset vector: `mov al, RESET_VALUE; out RESET_PORT, al; hlt`. Linux restarts a
 /// hardware-reduced machine without EFI this way, not by the reset register of the ACPI tables.
-const RESET_CODE: [u8; 5] = [0xb0, RESET_VALUE, 0xe6, RESET_PORT, 0xf4];
+const RESET_CODE: [u8; 5] = [0xb0, RESET_VALUE, 0xe6, RESET_PORT as u8, 0xf4];
 
 /// Writes the descriptor table and page tables that [`LinuxEntry::sregs`] points at, and the code that
 /// the guest leaves by when it restarts.

@@ -42,7 +42,7 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 /// Interrupt of the serial console.
 pub const SERIAL_GSI: u32 = 4;
 /// The guest resets the machine by writing [`RESET_VALUE`] to this I/O port (the keyboard controller's).
-pub const RESET_PORT: u8 = 0x64;
+pub const RESET_PORT: u16 = 0x64;
 /// What is written to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 0xfe;
 /// The guest switches the machine off by writing [`POWER_OFF_VALUE`] to this I/O port.
