@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The outer machine: QEMU emulates a processor with SVM, and its serial lines carry what the job says.
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,11 +75,11 @@ pub struct Machine<'a> {
     /// `setpriv`, which ties QEMU's life to ours.
     pub setpriv: &'a Path,
     /// The kernel, an ELF file: QEMU starts it by its PVH entry.
-    pub kernel: PathBuf,
+    pub kernel: &'a Path,
     /// The initial ramdisk, job included.
-    pub initrd: &'a Path,
-    /// Where the kernel's messages go.
-    pub console: &'a Path,
+    pub initrd: &'a File,
+    /// Where the kernel's messages go: an empty file.
+    pub console: File,
 }
 
 impl Machine<'_> {
@@ -112,19 +113,19 @@ impl Machine<'_> {
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(MachineError::Timeout {
                         timeout: settings.timeout,
-                        console: tail(self.console),
+                        console: self.console_tail(),
                     });
                 }
             }
         }
         qemu.wait(END_TIMEOUT);
         exit.ok_or_else(|| MachineError::Stopped {
-            console: tail(self.console),
+            console: self.console_tail(),
         })
     }
 
     fn start(&self, settings: &Settings) -> io::Result<Qemu> {
-        let console = format!("file:{}", self.console.display());
+        let console = format!("file:{}", path_of(&self.console));
         let child = Command::new(self.setpriv)
             .args(["--pdeathsig", "KILL", "--"])
             .arg(self.qemu)
@@ -141,9 +142,9 @@ impl Machine<'_> {
             .args(["-m", &format!("{}K", settings.memory_bytes / 1024)])
             .args(["-smp", &settings.cpus.to_string()])
             .arg("-kernel")
-            .arg(&self.kernel)
+            .arg(self.kernel)
             .arg("-initrd")
-            .arg(self.initrd)
+            .arg(path_of(self.initrd))
             .args(["-append", KERNEL_ARGUMENTS])
             // Its first three serial ports: the kernel's console, the job's output and its errors.
             .args(["-serial", &console])
@@ -153,6 +154,19 @@ impl Machine<'_> {
             .stderr(Stdio::piped())
             .spawn()?;
         Ok(Qemu(child))
+    }
+
+    /// The last lines of the console; nothing if it cannot be read.
+    fn console_tail(&self) -> String {
+        let mut console = &self.console;
+        let mut text = Vec::new();
+        // What could be read before an error is worth showing.
+        let _ = console
+            .rewind()
+            .and_then(|()| console.read_to_end(&mut text));
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 }
 
@@ -211,10 +225,7 @@ fn exit_status(line: &str) -> Option<i32> {
     line.strip_prefix(EXIT_MARK)?.parse().ok()
 }
 
-/// The last lines of the console; nothing if there is none.
-fn tail(console: &Path) -> String {
-    let text = fs::read(console).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+/// A path by which a child process can open `file`, even one without a name.
+fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd())
 }

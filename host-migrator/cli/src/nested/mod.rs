@@ -23,10 +23,9 @@ mod packages;
 
 use std::env;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
 use thiserror::Error;
 
 use kernel::Kernel;
@@ -151,8 +150,10 @@ impl Parts {
 pub struct Lane {
     settings: Settings,
     parts: Parts,
-    folder: TempDir,
-    /// Bytes of the initial ramdisk without a job.
+    /// The outer machine's initial ramdisk, a file without a name: nothing is left behind however this
+    /// process ends.
+    initrd: File,
+    /// Its bytes without a job.
     initrd_bytes: u64,
 }
 
@@ -163,16 +164,18 @@ impl Lane {
     /// [`NestedError`], in one sentence that says what to install.
     pub fn prepare(command: &Path, settings: Settings) -> Result<Self, NestedError> {
         let parts = Parts::gather()?;
-        let folder = tempfile::Builder::new()
-            .prefix("lacuna-nested-")
-            .tempdir()?;
-        let initrd = BufWriter::new(File::create(folder.path().join(INITRD))?);
-        let initrd = image::outer_initrd(initrd, &parts.kernel, &parts.busybox, command)?;
-        let initrd_bytes = initrd.get_ref().metadata()?.len();
+        let initrd = tempfile::tempfile()?;
+        image::outer_initrd(
+            BufWriter::new(&initrd),
+            &parts.kernel,
+            &parts.busybox,
+            command,
+        )?;
+        let initrd_bytes = initrd.metadata()?.len();
         Ok(Self {
             settings,
             parts,
-            folder,
+            initrd,
             initrd_bytes,
         })
     }
@@ -187,33 +190,30 @@ impl Lane {
         arguments: &[impl AsRef<str>],
         on_line: impl FnMut(Line),
     ) -> Result<i32, NestedError> {
-        let initrd = self.folder.path().join(INITRD);
-        self.write_job(&initrd, arguments)?;
+        self.write_job(arguments)?;
         let machine = Machine {
             qemu: &self.parts.qemu,
             setpriv: &self.parts.setpriv,
-            kernel: self.parts.kernel.image(),
-            initrd: &initrd,
-            console: &self.folder.path().join("console"),
+            kernel: &self.parts.kernel.image(),
+            initrd: &self.initrd,
+            console: tempfile::tempfile()?,
         };
         Ok(machine.run(&self.settings, on_line)?)
     }
 
     /// Puts a job behind the initial ramdisk, in place of the one before.
-    fn write_job(&self, initrd: &Path, arguments: &[impl AsRef<str>]) -> io::Result<()> {
+    fn write_job(&self, arguments: &[impl AsRef<str>]) -> io::Result<()> {
         let mut environment = vec![(NESTED_VARIABLE, "1".to_owned())];
         for name in PASSED_VARIABLES {
             environment.extend(env::var(name).ok().map(|value| (name, value)));
         }
-        let mut file = OpenOptions::new().write(true).open(initrd)?;
-        file.set_len(self.initrd_bytes)?;
-        file.seek(SeekFrom::End(0))?;
-        image::add_job(BufWriter::new(file), &environment, arguments)?.flush()
+        self.initrd.set_len(self.initrd_bytes)?;
+        let mut end = &self.initrd;
+        end.seek(SeekFrom::End(0))?;
+        image::add_job(end, &environment, arguments)?;
+        Ok(())
     }
 }
-
-/// The initial ramdisk's name in the lane's folder.
-const INITRD: &str = "initrd";
 
 #[cfg(test)]
 mod tests {
