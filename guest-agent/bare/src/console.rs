@@ -3,11 +3,17 @@
 
 use core::fmt;
 use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use spec::bare::Event;
 
 use crate::ports;
+
+/// How long a vCPU sleeps at a time while another prints a line.
+const NAP: Duration = Duration::from_micros(100);
+/// How often it does.
+const MAX_NAPS: u32 = 1000;
 
 /// Prints one line.
 macro_rules! println {
@@ -17,10 +23,22 @@ macro_rules! println {
 }
 pub(crate) use println;
 
-/// What [`println`] calls.
+/// What [`println`] calls. Lines of several vCPUs come one after another.
 pub fn print_line(line: fmt::Arguments<'_>) {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    // Better a mixed up line than none, should a vCPU have failed in the middle of one.
+    let free = (0..MAX_NAPS).any(|_| {
+        let free = !TAKEN.swap(true, Ordering::Acquire);
+        if !free {
+            ports::sleep(NAP);
+        }
+        free
+    });
     // The console never fails.
     let _ = fmt::write(&mut Console, format_args!("{line}\n"));
+    if free {
+        TAKEN.store(false, Ordering::Release);
+    }
 }
 
 /// Says why the guest cannot go on, tells the VMM and stops this vCPU.
