@@ -14,9 +14,6 @@ use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferState
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
 
 use crate::balloon::{Balloon, FEATURES, MAX_QUEUE_SIZE};
 use crate::rings::{Memory, Ring};
@@ -50,19 +47,34 @@ impl Backend {
         lock(&self.balloon)
     }
 
-    /// Gets ready for a front end that `daemon` will serve.
+    /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::part`].
     ///
     /// # Errors
-    /// If the daemon's worker does not do its work.
-    pub fn meet(&self, daemon: &VhostUserDaemon<Arc<Self>>) -> io::Result<()> {
-        for worker in daemon.get_epoll_handlers() {
-            self.worker.register(&worker)?;
+    /// If the daemon's worker does not come when it is called. Dropping the daemon would wait for it for ever, so
+    /// it is forgotten instead.
+    pub fn meet(
+        &self,
+        daemon: VhostUserDaemon<Arc<Self>>,
+    ) -> io::Result<VhostUserDaemon<Arc<Self>>> {
+        let workers = daemon.get_epoll_handlers();
+        let met = workers
+            .iter()
+            .try_for_each(|worker| self.worker.register(worker))
+            .and_then(|()| self.worker.wait());
+        match met {
+            Ok(()) => Ok(daemon),
+            Err(error) => {
+                std::mem::forget(daemon);
+                Err(error)
+            }
         }
-        self.worker.wait()
     }
 
-    /// The front end has hung up.
-    pub fn front_end_gone(&self) {
+    /// The front end of `daemon` has hung up.
+    pub fn part(&self, daemon: VhostUserDaemon<Arc<Self>>) {
+        self.worker.dismiss();
+        // Waits for the worker, so only now.
+        drop(daemon);
         *lock(&self.transfer) = None;
         self.balloon().front_end_gone();
     }
@@ -131,10 +143,6 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::CLOEXEC).ok()
-    }
-
     fn stop_vring(&self, index: u32) -> io::Result<()> {
         if let Err(error) = self.worker.wait() {
             log::warn!("queue {index} stops without its worker: {error}");
@@ -143,7 +151,7 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    /// Never fails: an error would end the crate's worker thread, and with it the device.
+    /// Fails only when the worker thread is to end: that is what an error does to it.
     fn handle_event(
         &self,
         event: u16,
@@ -153,7 +161,7 @@ impl VhostUserBackend for Backend {
     ) -> io::Result<()> {
         self.balloon().queue_event(usize::from(event), rings);
         if event == worker::EVENT {
-            self.worker.pass();
+            self.worker.pass()?;
         }
         Ok(())
     }

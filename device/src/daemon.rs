@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use vhost::vhost_user::Error::{Disconnected, PartialMessage};
 use vhost::vhost_user::Listener;
+use vhost_user_backend::Error::HandleRequest;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::GuestMemoryMmap;
 
@@ -50,8 +52,8 @@ pub enum DaemonError {
     /// The connection between relay and vhost-user crate cannot be made.
     #[error("cannot connect the relay: {0}")]
     Relay(#[source] io::Error),
-    /// The vhost-user crate's worker thread does not come up.
-    #[error("cannot start the queues' worker: {0}")]
+    /// The vhost-user crate's worker thread cannot be reached.
+    #[error("the queues' worker thread does not do its work: {0}")]
     Worker(#[source] io::Error),
     /// A front end broke the vhost-user protocol.
     #[error("the front end's connection ends: {0}")]
@@ -105,11 +107,23 @@ fn serve(
     channel: &ConfigChannel,
 ) -> Result<(), DaemonError> {
     log::info!("a front end has connected");
-    let (mut listener, back) = inner_connection().map_err(DaemonError::Relay)?;
     let memory = Memory::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("vhost_user".into(), Arc::clone(backend), memory)
+    let daemon = VhostUserDaemon::new("vhost_user".into(), Arc::clone(backend), memory)
         .map_err(DaemonError::VhostUser)?;
-    backend.meet(&daemon).map_err(DaemonError::Worker)?;
+    let mut daemon = backend.meet(daemon).map_err(DaemonError::Worker)?;
+    let result = pass_messages(front, &mut daemon, channel);
+    backend.part(daemon);
+    log::info!("the front end has gone");
+    result
+}
+
+/// Starts `daemon` behind the relay and waits for the end of both.
+fn pass_messages(
+    front: &UnixStream,
+    daemon: &mut VhostUserDaemon<Arc<Backend>>,
+    channel: &ConfigChannel,
+) -> Result<(), DaemonError> {
+    let (mut listener, back) = inner_connection().map_err(DaemonError::Relay)?;
     daemon
         .start(&mut listener)
         .map_err(DaemonError::VhostUser)?;
@@ -117,13 +131,7 @@ fn serve(
     // Both sides see the end, whichever was its cause. A side that has gone needs no telling.
     let _ = front.shutdown(Shutdown::Both);
     let _ = back.shutdown(Shutdown::Both);
-    let ended = daemon.wait();
-    drop(daemon);
-    backend.front_end_gone();
-    log::info!("the front end has gone");
-    use vhost::vhost_user::Error::{Disconnected, PartialMessage};
-    use vhost_user_backend::Error::HandleRequest;
-    match (relayed, ended) {
+    match (relayed, daemon.wait()) {
         (_, Err(error)) if !matches!(error, HandleRequest(Disconnected | PartialMessage)) => {
             Err(DaemonError::VhostUser(error))
         }

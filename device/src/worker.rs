@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Waiting until the vhost-user crate's worker thread has passed by.
+//! Calling the vhost-user crate's worker thread, and waiting until it comes.
 //!
-//! Two things need it:
+//! Three things need it:
 //! - The crate shows the device its rings only when something happens. So something happens, before the front
 //!   end is heard: a migrator that comes as soon as the rings run finds the device ready.
 //! - When a ring is stopped, the worker may still be about to read a kick. If the front end gives a new kick
 //!   before it does, the worker finds nothing there to read, and ends for good.
+//! - When the front end has gone, the worker is to end. The crate has an exit event for that, but loses a file
+//!   descriptor with each: a device that outlives its front ends would run out of them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,8 +28,16 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct WorkerCall {
     event: OwnedFd,
-    passes: Mutex<u64>,
+    calls: Mutex<Calls>,
     passed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// How often the worker has come.
+    passes: u64,
+    /// The worker is to end when it comes.
+    dismissed: bool,
 }
 
 impl WorkerCall {
@@ -38,24 +48,33 @@ impl WorkerCall {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            passes: Mutex::new(0),
+            calls: Mutex::default(),
             passed: Condvar::new(),
         })
     }
 
-    /// Has `worker` hear the call, as event [`EVENT`].
+    /// Has `worker` hear the calls from now on, as event [`EVENT`].
     ///
     /// # Errors
     /// If the worker's epoll takes no more.
     pub fn register<T: VhostUserBackend>(&self, worker: &VringEpollHandler<T>) -> io::Result<()> {
+        self.lock().dismissed = false;
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
         worker.register_listener(self.event.as_raw_fd(), set, u64::from(EVENT))
     }
 
-    /// The worker comes by.
-    pub fn pass(&self) {
-        *self.lock() += 1;
+    /// The worker comes.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] if it is dismissed: the crate's worker ends with an error.
+    pub fn pass(&self) -> io::Result<()> {
+        let mut calls = self.lock();
+        calls.passes += 1;
         self.passed.notify_all();
+        if calls.dismissed {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        Ok(())
     }
 
     /// Calls the worker and waits until it comes: all that it had begun before is then done. Must not be called
@@ -64,21 +83,32 @@ impl WorkerCall {
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if it does not come.
     pub fn wait(&self) -> io::Result<()> {
-        let passes = self.lock();
-        let before = *passes;
-        rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
-        let (passes, _) = self
+        let calls = self.lock();
+        let before = calls.passes;
+        self.call();
+        let (calls, _) = self
             .passed
-            .wait_timeout_while(passes, PATIENCE, |now| *now == before)
+            .wait_timeout_while(calls, PATIENCE, |calls| calls.passes == before)
             .unwrap_or_else(PoisonError::into_inner);
-        if *passes == before {
+        if calls.passes == before {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        // A number has no state that a panic could leave half changed.
-        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Calls the worker to its end.
+    pub fn dismiss(&self) {
+        self.lock().dismissed = true;
+        self.call();
+    }
+
+    fn call(&self) {
+        rustix::io::write(&self.event, &1u64.to_ne_bytes())
+            .expect("an eventfd has room for more calls than can ever be made");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        // Neither field is ever half changed.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -62,7 +62,7 @@ fn no_configuration_change_is_sent_before_the_rings_run_and_none_is_lost() {
 #[test]
 fn a_guest_without_hints_or_a_front_end_without_a_channel_is_refused_by_name() {
     let daemon = Daemon::start(&["--once"]);
-    let mut guest = Guest::boot(&daemon, USUAL & !HINT, 3);
+    let guest = Guest::boot(&daemon, USUAL & !HINT, 3);
     let mut migrator = Migrator::connect(&daemon.control());
     assert_eq!(migrator.open_refused(1), Refusal::NotNegotiated);
     guest.front_end.set_features(USUAL).unwrap();
@@ -307,6 +307,27 @@ fn the_device_outlives_its_front_end_and_its_ids_go_on() {
         assert_eq!((report.hints, report.phase), (1, HintPhase::Closed));
     }
     assert!(daemon.lives());
+}
+
+#[test]
+fn front_ends_leave_nothing_open_in_the_device() {
+    let daemon = Daemon::start(&[]);
+    let count = |what: &str| {
+        let folder = format!("/proc/{}/{what}", daemon.process.id());
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    let mut before = None;
+    for _ in 0..20 {
+        drop(Guest::boot(&daemon, USUAL, 3));
+        // One that is connected has all that its predecessors left, too.
+        let _next = Guest::boot(&daemon, USUAL, 3);
+        let now = (count("fd"), count("task"));
+        assert_eq!(
+            *before.get_or_insert(now),
+            now,
+            "file descriptors and threads"
+        );
+    }
 }
 
 #[test]
