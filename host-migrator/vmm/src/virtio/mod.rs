@@ -31,12 +31,14 @@ mod queue;
 mod state;
 mod transport;
 
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use host_migrator::{DirtyLog, GuestRam};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -53,6 +55,9 @@ pub use error::VirtioError;
 pub use queue::{MAX_QUEUE_SIZE, Queue, QueueError};
 pub use state::{StateError, VirtioState};
 pub use transport::Registers;
+
+/// How long a back end that is started together with the VMM may take before it listens.
+const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// A balloon on virtio-mmio.
 ///
@@ -72,18 +77,18 @@ struct Threads {
 }
 
 impl VhostUserBalloon {
-    /// Connects to the back end that listens on `socket`, gives it the guest's memory `ram`, and registers the
-    /// device's kicks and interrupts with `vm`, which has an interrupt controller already.
+    /// Connects to the back end on `socket`, which may still be starting, gives it the guest's memory `ram`, and
+    /// registers the device's kicks and interrupts with `vm`, which has an interrupt controller already.
     ///
     /// # Errors
-    /// [`VirtioError`] if nobody listens, the back end lacks a feature, or KVM refuses.
+    /// [`VirtioError`] if nobody comes to listen, the back end lacks a feature, or KVM refuses.
     pub fn connect(
         socket: &Path,
         ram: &Arc<GuestRam>,
         vm: &VmFd,
         slot: MmioSlot,
     ) -> Result<Arc<Self>, VirtioError> {
-        let connection = UnixStream::connect(socket).map_err(|source| VirtioError::Connect {
+        let connection = reach(socket).map_err(|source| VirtioError::Connect {
             path: socket.to_owned(),
             source,
         })?;
@@ -197,8 +202,28 @@ impl Drop for Threads {
     }
 }
 
+/// Connects to `socket`, and waits a moment for one who has not made it yet or does not listen yet.
+fn reach(socket: &Path) -> io::Result<UnixStream> {
+    let end = Instant::now() + START_LIMIT;
+    loop {
+        match UnixStream::connect(socket) {
+            Err(error) if is_starting(&error) && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_starting(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
 /// Passes on to the device what the back end's channel brings, until the connection ends.
-fn follow(device: Arc<Device>, changes: Receiver<()>) -> std::io::Result<JoinHandle<()>> {
+fn follow(device: Arc<Device>, changes: Receiver<()>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("balloon-config".into())
         .spawn(move || {

@@ -17,7 +17,6 @@ use vmm_sys_util::event::{
 };
 
 use crate::driver::FEATURES;
-use crate::rig::eventually;
 
 /// The back end, in a thread; it ends with its front end.
 pub struct PlainBackEnd {
@@ -35,12 +34,10 @@ impl PlainBackEnd {
             let mut daemon = VhostUserDaemon::new("plain".into(), plain, memory).unwrap();
             daemon.serve(path).unwrap();
         });
-        let back_end = Self {
+        Self {
             folder,
             _thread: thread,
-        };
-        eventually("the socket", || back_end.socket().exists().then_some(()));
-        back_end
+        }
     }
 
     pub fn socket(&self) -> PathBuf {
