@@ -129,15 +129,12 @@ impl Session<'_> {
     fn answer_one(&mut self, peer: &UnixStream) -> Result<bool, PeerError> {
         peer.set_write_timeout(Some(PATIENCE))?;
         let deadline = Some(Instant::now() + PATIENCE);
-        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+        let (mut header, mut payload) = ([0; HEADER_BYTES], [0; MAX_PAYLOAD]);
         let mut fds = Vec::new();
-        let (head, payload) = frame.split_at_mut(HEADER_BYTES);
-        if !sockets::receive(peer, head, &mut fds, deadline)? {
+        if !sockets::receive(peer, &mut header, &mut fds, deadline)? {
             return Ok(false);
         }
-        let mut header_bytes = [0; HEADER_BYTES];
-        header_bytes.copy_from_slice(head);
-        let header = match Header::from_bytes(&header_bytes) {
+        let header = match Header::from_bytes(&header) {
             Ok(header) => header,
             Err(error) => {
                 reply(peer, 0, Reply::Refused(Refusal::BadFrame))?;

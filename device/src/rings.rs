@@ -41,7 +41,7 @@ pub enum Chain {
 
 /// Lets `take` have every chain that the guest has queued up to now, and no later one.
 ///
-/// Does nothing while the ring does not run. `take` also gets the ring's size.
+/// Does nothing while the ring does not run. A ring's length bounds the work.
 ///
 /// # Errors
 /// [`BrokenRing`] if the available ring cannot be read or claims more than the ring holds.

@@ -105,6 +105,19 @@ fn a_suspended_device_takes_no_hints_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_queue_that_is_stopped_while_it_is_kicked_runs_again_every_time() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    for _ in 0..200 {
+        guest.hints.kick();
+        let next = guest.hints.stop(&guest.front_end);
+        guest.hints.renew_kick();
+        guest.hints.start(&mut guest.front_end, next);
+        guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    }
+}
+
+#[test]
 fn a_reset_in_mid_round_ends_the_round_and_leaves_its_report() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);

@@ -76,6 +76,11 @@ impl Queue {
         front_end.set_vring_enable(self.index, true).unwrap();
     }
 
+    /// Uses a kick of its own from the next start on, as a front end does that makes its queues anew.
+    pub fn renew_kick(&mut self) {
+        self.kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    }
+
     /// Stops the queue; the number of the next chain that the device would take.
     pub fn stop(&self, front_end: &Frontend) -> u16 {
         front_end.get_vring_base(self.index).unwrap() as u16
