@@ -78,6 +78,17 @@ impl MigrationBitmap {
         }
     }
 
+    /// Clears all pages of `range`, cut to the bitmap's end. Returns how many were set.
+    pub fn remove(&self, range: PageRange) -> u64 {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return 0;
+        };
+        word_masks(range)
+            .map(|(index, mask)| u64::from(self.clear(index, mask).count_ones()))
+            .sum()
+    }
+
     /// Clears every page.
     pub fn clear_all(&self) {
         for word in &self.words {

@@ -7,13 +7,26 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod clause;
+pub mod destination;
 pub mod dirty_log;
 pub mod hints;
 pub mod machine;
+pub mod params;
 pub mod ram;
+pub mod source;
+pub mod stats;
+pub mod transport;
+pub mod zero;
 
 pub use bitmap::MigrationBitmap;
+pub use clause::Clause;
+pub use destination::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive};
 pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use hints::{HintError, HintSource};
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
+pub use params::MigrationParams;
 pub use ram::{GuestRam, RamError, RamRegion};
+pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
+pub use stats::{MigrationReport, MigrationState, MigrationStatus};
+pub use transport::{Address, Channel, Listener};

@@ -120,6 +120,54 @@ impl GuestRam {
         self.regions.iter().map(|region| region.count()).sum()
     }
 
+    /// The regions on the wire: `gpa u64, length u64` each, little-endian.
+    pub fn layout(&self) -> Vec<u8> {
+        self.regions
+            .iter()
+            .flat_map(|region| [region.first() * PAGE_SIZE, region.bytes()])
+            .flat_map(u64::to_le_bytes)
+            .collect()
+    }
+
+    /// Makes sure that all pages of `range` are in one region.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if they are not.
+    pub fn check(&self, range: PageRange) -> Result<(), RamError> {
+        if self
+            .regions_from(range.first())
+            .first()
+            .is_some_and(|region| region.first() <= range.first() && range.end() <= region.end())
+        {
+            Ok(())
+        } else {
+            Err(RamError::OutOfRange {
+                first: range.first(),
+                end: range.end(),
+            })
+        }
+    }
+
+    /// The parts of `range` that are memory, cut where one region ends and the next begins.
+    pub fn pieces(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        self.regions_from(range.first())
+            .iter()
+            .map_while(move |region| region.intersection(range))
+    }
+
+    /// Whether `pfn` is the first page of a region.
+    pub fn begins_region(&self, pfn: u64) -> bool {
+        self.regions_from(pfn)
+            .first()
+            .is_some_and(|region| region.first() == pfn)
+    }
+
+    /// The regions that end after page `pfn`.
+    fn regions_from(&self, pfn: u64) -> &[PageRange] {
+        let skipped = self.regions.partition_point(|region| region.end() <= pfn);
+        &self.regions[skipped..]
+    }
+
     /// Copies the pages of `range` into `out`. The guest may be writing them: each page may be torn, and
     /// the dirty log then has it.
     ///

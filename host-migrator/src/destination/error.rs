@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why a guest was not received.
+
+use spec::stream::Totals;
+
+use crate::machine::MachineError;
+use crate::ram::RamError;
+use crate::transport::SectionError;
+
+/// A guest that could not be received.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The stream broke off or is not what it should be.
+    #[error("source: {0}")]
+    Stream(#[from] SectionError),
+    /// The stream was made for another session: a recorded one, or a mix-up.
+    #[error(
+        "the stream belongs to another session: it was recorded, or meant for another destination"
+    )]
+    Session,
+    /// The source's guest has other memory.
+    #[error("the source's guest has other memory than the one here: {0}")]
+    Layout(String),
+    /// A section belongs to another round than the one that runs.
+    #[error("a section of round {found} arrived in round {expected}")]
+    Round {
+        /// The round that runs.
+        expected: u32,
+        /// The section's.
+        found: u32,
+    },
+    /// Not everything that was sent has arrived.
+    #[error("the source sent {sent:?}, received were {received:?}")]
+    Totals {
+        /// What the source counted.
+        sent: Totals,
+        /// What arrived.
+        received: Totals,
+    },
+    /// Pages outside guest memory, or memory that cannot be written.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The machine's state does not fit.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// No random number for the session.
+    #[error("no random number to be had: {0}")]
+    Random(#[source] std::io::Error),
+    /// The source has given the guest up, and it cannot run here.
+    #[error("the guest was handed over and cannot run here: {0}")]
+    Run(#[source] MachineError),
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The destination's side: receives a guest, checks every byte, and runs it once the source has given
+//! it up.
+
+mod error;
+mod receiver;
+
+use serde::{Deserialize, Serialize};
+
+use crate::machine::DestinationMachine;
+use crate::ram::GuestRam;
+use crate::transport::Channel;
+pub use error::ReceiveError;
+use receiver::Receiver;
+
+/// How far a migration has come, as its destination sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReceiveState {
+    /// Greeting the source.
+    #[default]
+    Setup,
+    /// Receiving memory.
+    Active,
+    /// All has arrived; the machine is being loaded.
+    Device,
+    /// Waiting for the source to give the guest up.
+    Ready,
+    /// The guest runs here.
+    Completed,
+}
+
+/// What has been received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReceiveStatus {
+    /// How far it has come.
+    pub status: ReceiveState,
+    /// The source's round, from 1.
+    pub round: u32,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Pages received with content, each time counted.
+    pub pages: u64,
+    /// Pages in zero runs.
+    pub pages_zero: u64,
+    /// Pages in discard runs.
+    pub pages_discarded: u64,
+}
+
+/// A guest that has arrived and runs.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReceiveReport {
+    /// What was received.
+    pub received: ReceiveStatus,
+    /// Milliseconds from the greeting to the guest's run.
+    pub total_ms: f64,
+    /// Of these, loading the machine's state.
+    pub load_ms: f64,
+}
+
+/// Receives a guest over `channel` into `ram`, whatever it held before, and runs it in `machine` when the
+/// source has handed it over. `observer` is called after every section.
+///
+/// # Errors
+/// [`ReceiveError`]. But for [`ReceiveError::Run`] the guest has not run here and never will; the source
+/// has been told if it still could be.
+pub fn receive(
+    channel: Channel,
+    ram: &GuestRam,
+    machine: &mut dyn DestinationMachine,
+    observer: &mut dyn FnMut(&ReceiveStatus),
+) -> Result<ReceiveReport, ReceiveError> {
+    Receiver::new(channel, ram, observer).receive(machine)
+}

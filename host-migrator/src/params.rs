@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the operator may choose about a migration.
+
+use std::time::Duration;
+
+use crate::clause::Clauses;
+
+/// How to migrate. Names follow QEMU's parameters where they mean the same.
+#[derive(Clone, Debug)]
+pub struct MigrationParams {
+    /// Bytes a second to send at most while the guest runs; none: as fast as the channel takes them.
+    /// The last pages, sent while the guest is stopped, know no limit.
+    pub max_bandwidth: Option<u64>,
+    /// The guest is stopped when what is pending can be sent in this time.
+    pub downtime_limit: Duration,
+    /// Leave out pages that were never touched (holes of the memory files).
+    pub skip_holes: bool,
+    /// Leave out pages that the guest hints to be free.
+    pub use_hints: bool,
+    /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
+    /// [`MigrationParams::downtime_limit`], or a cancel.
+    pub max_rounds: Option<u32>,
+    /// A peer that takes and gives nothing for this long has gone.
+    pub peer_timeout: Duration,
+    /// Clauses of the rule that are broken on purpose.
+    #[cfg(feature = "clause-switches")]
+    pub switched_off: std::collections::BTreeSet<crate::Clause>,
+}
+
+impl Default for MigrationParams {
+    fn default() -> Self {
+        Self {
+            max_bandwidth: None,
+            downtime_limit: Duration::from_millis(300),
+            skip_holes: true,
+            use_hints: true,
+            max_rounds: None,
+            peer_timeout: Duration::from_secs(10),
+            #[cfg(feature = "clause-switches")]
+            switched_off: std::collections::BTreeSet::new(),
+        }
+    }
+}
+
+impl MigrationParams {
+    #[cfg(feature = "clause-switches")]
+    pub(crate) fn clauses(&self) -> Clauses {
+        Clauses::without(&self.switched_off)
+    }
+
+    #[cfg(not(feature = "clause-switches"))]
+    pub(crate) fn clauses(&self) -> Clauses {
+        Clauses::default()
+    }
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The order that the rule wants, in one place.
+//!
+//! [`Tracker`] owns the migration bitmap and is made by arming: there is none without. While an [`Epoch`]
+//! is open it borrows the tracker, so that nothing can be harvested before it is closed; and a harvest is
+//! one call, so that no epoch opens before it is complete. The compiler checks both.
+
+use std::time::{Duration, Instant};
+
+use spec::hint_map::HintPhase;
+
+use crate::bitmap::MigrationBitmap;
+use crate::clause::{Clause, Clauses};
+use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
+use crate::hints::{HintError, HintSource};
+use crate::ram::GuestRam;
+
+/// A broken clause waits this long for hints that a test then sees go wrong.
+const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
+
+/// The dirty logs, the hints and what they add up to: the pages still to be sent.
+pub(crate) struct Tracker<'a> {
+    bitmap: MigrationBitmap,
+    logs: &'a mut [Box<dyn DirtyLog>],
+    hints: Hints<'a>,
+    clauses: Clauses,
+}
+
+/// What a harvest brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Harvest {
+    /// Dirty bits taken out of the logs.
+    pub(crate) dirty: u64,
+    /// Hints that came after their page had been sent.
+    pub(crate) too_late: u64,
+}
+
+impl<'a> Tracker<'a> {
+    /// Starts all logs, so that every page is armed, and marks every page of memory as to be sent.
+    pub(crate) fn arm(
+        ram: &GuestRam,
+        logs: &'a mut [Box<dyn DirtyLog>],
+        hints: Option<&'a mut dyn HintSource>,
+        clauses: Clauses,
+    ) -> Result<Self, DirtyLogError> {
+        let bitmap = MigrationBitmap::new(ram.bitmap_pages());
+        for region in ram.regions() {
+            bitmap.insert(*region);
+        }
+        let mut tracker = Self {
+            hints: Hints::prepare(hints, bitmap.pages()),
+            bitmap,
+            logs,
+            clauses,
+        };
+        if !tracker.clauses.hold(Clause::ArmFirst) {
+            tracker.hints.open();
+            tracker.hints.wait_for_guest();
+        }
+        for log in tracker.logs.iter_mut() {
+            log.start()?;
+        }
+        Ok(tracker)
+    }
+
+    /// The pages to be sent.
+    pub(crate) fn bitmap(&self) -> &MigrationBitmap {
+        &self.bitmap
+    }
+
+    /// Epochs opened.
+    pub(crate) fn epochs(&self) -> u64 {
+        self.hints.epoch
+    }
+
+    /// Whether hints are used.
+    pub(crate) fn uses_hints(&self) -> bool {
+        self.hints.source.is_some()
+    }
+
+    /// Why hints are not used any more.
+    pub(crate) fn hints_lost(&self) -> Option<&str> {
+        self.hints.lost.as_deref()
+    }
+
+    /// Opens the next epoch. Until it is closed, nothing can be harvested.
+    pub(crate) fn open(&mut self) -> Epoch<'_, 'a> {
+        self.hints.open();
+        Epoch { tracker: self }
+    }
+
+    /// Takes what all logs have into the bitmap. `sent` says what the destination has.
+    pub(crate) fn harvest(&mut self, sent: &MigrationBitmap) -> Result<Harvest, DirtyLogError> {
+        // A hint that is older than this harvest says nothing about a page that the harvest brings.
+        let too_late = if self.clauses.hold(Clause::DropStaleHints) && !self.hints.is_open {
+            self.hints.forget(sent)
+        } else {
+            0
+        };
+        let dirty = self.harvest_logs()?;
+        Ok(Harvest { dirty, too_late })
+    }
+
+    /// To be called before the guest is paused: hints end here.
+    pub(crate) fn before_pause(&mut self) {
+        if !self.clauses.hold(Clause::NoHintAfterPause) {
+            self.hints.open();
+            self.hints.wait_for_guest();
+        }
+    }
+
+    /// The last harvest, with vCPUs and devices stopped. No hint is taken after it.
+    pub(crate) fn last_harvest(&mut self) -> Result<Harvest, DirtyLogError> {
+        let dirty = self.harvest_logs()?;
+        if !self.clauses.hold(Clause::NoHintAfterPause) {
+            self.hints.close();
+        }
+        Ok(Harvest { dirty, too_late: 0 })
+    }
+
+    /// What is left for the stopped guest: pages, and no hints.
+    pub(crate) fn rest(&self) -> Pass<'_> {
+        let broken = !self.clauses.hold(Clause::NoHintAfterPause);
+        Pass {
+            bitmap: &self.bitmap,
+            hints: self.hints.source.as_deref().filter(|_| broken),
+        }
+    }
+
+    fn harvest_logs(&mut self) -> Result<u64, DirtyLogError> {
+        let mut dirty = 0;
+        for log in self.logs.iter_mut() {
+            if log.source() == LogSource::OwnWrites && !self.clauses.hold(Clause::MergeOwnWrites) {
+                continue;
+            }
+            dirty += log.harvest(&self.bitmap)?;
+        }
+        Ok(dirty)
+    }
+}
+
+/// An epoch that is open: hints may be used.
+pub(crate) struct Epoch<'t, 'a> {
+    tracker: &'t mut Tracker<'a>,
+}
+
+impl Epoch<'_, '_> {
+    /// The bitmap, and the hints of this epoch.
+    pub(crate) fn pass(&self) -> Pass<'_> {
+        Pass {
+            bitmap: &self.tracker.bitmap,
+            hints: self.tracker.hints.source.as_deref(),
+        }
+    }
+
+    /// Closes it: a barrier, after which no hint of this epoch arrives.
+    pub(crate) fn close(self) {
+        if self.tracker.clauses.hold(Clause::CloseBeforeHarvest) {
+            self.tracker.hints.close();
+        }
+    }
+}
+
+/// One walk over the bitmap: what is to be sent, and what need not be.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    bitmap: &'a MigrationBitmap,
+    hints: Option<&'a dyn HintSource>,
+}
+
+impl Pass<'_> {
+    pub(crate) fn bitmap(&self) -> &MigrationBitmap {
+        self.bitmap
+    }
+
+    /// The pages `64 * index ..` that are hinted to be free.
+    pub(crate) fn hints(&self, index: usize) -> u64 {
+        self.hints.map_or(0, |hints| hints.load(index))
+    }
+
+    /// How far the guest is, and how many pages it has hinted.
+    pub(crate) fn guest(&self) -> (HintPhase, u64) {
+        self.hints.map_or((HintPhase::Closed, 0), |hints| {
+            (hints.phase(), hints.hinted_pages())
+        })
+    }
+}
+
+/// The hint source, dropped for the rest of the migration when it fails.
+struct Hints<'a> {
+    source: Option<&'a mut dyn HintSource>,
+    epoch: u64,
+    is_open: bool,
+    lost: Option<String>,
+}
+
+impl<'a> Hints<'a> {
+    fn prepare(source: Option<&'a mut dyn HintSource>, pages: u64) -> Self {
+        let mut hints = Self {
+            source,
+            epoch: 0,
+            is_open: false,
+            lost: None,
+        };
+        let result = hints
+            .source
+            .as_deref_mut()
+            .map(|source| source.prepare(pages));
+        hints.check(result);
+        hints
+    }
+
+    fn open(&mut self) {
+        if self.is_open {
+            return;
+        }
+        let epoch = self.epoch + 1;
+        let result = self.source.as_deref_mut().map(|source| source.open(epoch));
+        if self.check(result).is_some() {
+            self.epoch = epoch;
+            self.is_open = true;
+        }
+    }
+
+    fn close(&mut self) {
+        if !self.is_open {
+            return;
+        }
+        self.is_open = false;
+        let epoch = self.epoch;
+        let result = self.source.as_deref_mut().map(|source| source.close(epoch));
+        self.check(result);
+    }
+
+    /// Takes all hints out of the map. Returns how many of them were for pages in `sent`.
+    fn forget(&mut self, sent: &MigrationBitmap) -> u64 {
+        let Some(source) = self.source.as_deref_mut() else {
+            return 0;
+        };
+        (0..sent.word_count())
+            .map(|index| {
+                // A plain load first: most words are empty, and a swap takes the cache line.
+                if source.load(index) == 0 {
+                    return 0;
+                }
+                u64::from((source.take(index) & sent.load(index)).count_ones())
+            })
+            .sum()
+    }
+
+    /// For broken clauses: gives the guest time to hint.
+    fn wait_for_guest(&self) {
+        let end = Instant::now() + BROKEN_CLAUSE_WAIT;
+        while let Some(source) = &self.source
+            && source.phase() != HintPhase::Finished
+            && Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A source that failed is not used again in this migration: nobody knows what its map holds.
+    fn check<T>(&mut self, result: Option<Result<T, HintError>>) -> Option<T> {
+        match result? {
+            Ok(value) => Some(value),
+            Err(error) => {
+                log::warn!("the migration goes on without free page hints: {error}");
+                self.lost = Some(error.to_string());
+                self.source = None;
+                self.is_open = false;
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why a migration ended before its end.
+
+use std::io;
+
+use crate::dirty_log::DirtyLogError;
+use crate::machine::MachineError;
+use crate::ram::RamError;
+use crate::transport::SectionError;
+
+/// A migration that did not complete. But for [`MigrationError::HandedOverUnconfirmed`] the guest runs on
+/// here, and may be migrated again.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// The operator cancelled it.
+    #[error("the migration was cancelled")]
+    Cancelled,
+    /// The connection failed.
+    #[error("connection to the destination: {0}")]
+    Io(#[from] io::Error),
+    /// The destination gave up, hung up, or sent what makes no sense.
+    #[error("destination: {0}")]
+    Destination(#[from] SectionError),
+    /// A dirty log failed.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
+    /// Guest memory cannot be read.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The machine cannot be stopped or saved.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The machine's state is larger than the stream allows.
+    #[error("the machine's state of {0} bytes is too large for the stream")]
+    StateTooLarge(usize),
+    /// The guest belongs to the destination, which did not confirm that it runs. It never runs here again.
+    #[error(
+        "the guest was handed over, but the destination did not confirm that it runs: {0}; \
+         look there before you start it anywhere"
+    )]
+    HandedOverUnconfirmed(#[source] SectionError),
+}

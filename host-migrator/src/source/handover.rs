@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The switchover: the guest stops here, the rest is sent, and the destination takes the guest over.
+//!
+//! The hand-over has two phases, so that the guest never runs in two places. Until the first byte of
+//! HandOver has left, the guest belongs to the source; from then on to the destination.
+
+use std::time::Instant;
+
+use spec::stream::SectionKind;
+
+use super::MigrationError;
+use super::epoch::Tracker;
+use super::progress::Progress;
+use super::sender::{Sender, milliseconds};
+use crate::machine::SourceMachine;
+use crate::stats::{DowntimeSteps, MigrationState, RoundStats};
+use crate::transport::SectionError;
+
+/// What the switchover needs besides memory.
+pub(crate) struct Plan<'a> {
+    pub(crate) machine: &'a mut dyn SourceMachine,
+    pub(crate) progress: &'a Progress,
+    /// The last round's number.
+    pub(crate) round: u32,
+}
+
+/// Stops the guest, sends the rest and hands over. An error other than
+/// [`MigrationError::HandedOverUnconfirmed`] leaves the guest here, perhaps stopped.
+pub(crate) fn switch_over(
+    plan: Plan<'_>,
+    tracker: &mut Tracker<'_>,
+    sender: &mut Sender<'_>,
+) -> Result<(DowntimeSteps, RoundStats), MigrationError> {
+    let Plan {
+        machine,
+        progress,
+        round,
+    } = plan;
+    sender.check()?;
+    tracker.before_pause();
+    enter(progress, MigrationState::PreSwitchover);
+    let mut steps = DowntimeSteps::default();
+    let mut clock = Clock(Instant::now());
+    machine.stop_vcpus()?;
+    steps.stop_vcpus = clock.step();
+    machine.stop_devices()?;
+    steps.stop_devices = clock.step();
+    let harvest = tracker.last_harvest()?;
+    steps.last_harvest = clock.step();
+
+    sender.begin_round(round, tracker.bitmap().count());
+    sender.walk(&tracker.rest(), None)?;
+    sender.end_round()?;
+    let last = sender.take_round(harvest.dirty, harvest.too_late);
+    steps.ram = clock.step();
+
+    enter(progress, MigrationState::Device);
+    let state = machine.save()?;
+    if state.len() as u64 > SectionKind::MachineState.max_length() {
+        return Err(MigrationError::StateTooLarge(state.len()));
+    }
+    let out = &mut sender.link.out;
+    out.section(SectionKind::MachineState, [&state])?;
+    steps.state = clock.step();
+    sender.check()?;
+    let totals = sender.stream_totals().to_bytes();
+    sender.link.out.section(SectionKind::Commit, [&totals])?;
+    sender.link.peer.expect(SectionKind::Ready, "Ready")?;
+    steps.commit = clock.step();
+
+    hand_over(machine, progress, sender)?;
+    steps.hand_over = clock.step();
+    Ok((steps, last))
+}
+
+fn hand_over(
+    machine: &mut dyn SourceMachine,
+    progress: &Progress,
+    sender: &mut Sender<'_>,
+) -> Result<(), MigrationError> {
+    // A destination that has died since it was ready is noticed here, while the guest is still ours.
+    sender.check()?;
+    // Whichever is first, this or a cancel, wins.
+    if !progress.commit() {
+        return Err(MigrationError::Cancelled);
+    }
+    let sent = sender.link.out.section_or_count(SectionKind::HandOver, []);
+    if let Err(error) = &sent
+        && error.written == 0
+    {
+        // Not one byte has left: the destination cannot have got it.
+        return sent.map_err(|error| error.source.into());
+    }
+    machine.hand_over();
+    sent.map_err(|error| SectionError::Io(error.source))
+        .and_then(|()| sender.link.peer.expect(SectionKind::Running, "Running"))
+        .map_err(MigrationError::HandedOverUnconfirmed)
+}
+
+fn enter(progress: &Progress, state: MigrationState) {
+    progress.update(|status| status.status = state);
+}
+
+/// Milliseconds from step to step.
+struct Clock(Instant);
+
+impl Clock {
+    fn step(&mut self) -> f64 {
+        let before = std::mem::replace(&mut self.0, Instant::now());
+        milliseconds(self.0 - before)
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The source's side: a migration that runs in a thread of its own.
+
+mod epoch;
+mod error;
+mod handover;
+mod hold_back;
+mod pacing;
+mod precopy;
+mod progress;
+mod sender;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crate::dirty_log::DirtyLog;
+use crate::hints::HintSource;
+use crate::machine::SourceMachine;
+use crate::params::MigrationParams;
+use crate::ram::GuestRam;
+use crate::stats::{MigrationReport, MigrationStatus};
+use crate::transport::Channel;
+pub use error::MigrationError;
+use progress::Progress;
+
+/// All that a migration needs of the guest.
+pub struct Source {
+    /// Stops, saves and resumes the guest.
+    pub machine: Box<dyn SourceMachine>,
+    /// Its memory.
+    pub ram: Arc<GuestRam>,
+    /// Everybody who writes it.
+    pub logs: Vec<Box<dyn DirtyLog>>,
+    /// Where free page hints come from, if there are any.
+    pub hints: Option<Box<dyn HintSource>>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("ram", &self.ram)
+            .field("logs", &self.logs.len())
+            .field("hints", &self.hints.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A live migration.
+#[derive(Debug)]
+pub struct Migration;
+
+impl Migration {
+    /// Starts to migrate `source` over `channel`, and returns at once.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(
+        mut source: Source,
+        params: MigrationParams,
+        channel: Channel,
+    ) -> io::Result<MigrationHandle> {
+        let channel = channel.with_patience(params.peer_timeout);
+        let progress = Arc::new(Progress::new(channel.stop_flag()));
+        let theirs = Arc::clone(&progress);
+        let thread = thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                let result = precopy::migrate(&mut source, &params, channel, &theirs);
+                (source, result)
+            })?;
+        Ok(MigrationHandle { progress, thread })
+    }
+}
+
+/// A migration that has been started.
+#[derive(Debug)]
+pub struct MigrationHandle {
+    progress: Arc<Progress>,
+    thread: JoinHandle<(Source, Result<MigrationReport, MigrationError>)>,
+}
+
+impl MigrationHandle {
+    /// Where it stands. Never waits for the migration or its peer.
+    pub fn status(&self) -> MigrationStatus {
+        self.progress.status()
+    }
+
+    /// Asks it to stop, without waiting for it; the guest then runs on here. `false` if the guest has been
+    /// handed over, or the migration was cancelled before.
+    pub fn cancel(&self) -> bool {
+        self.progress.cancel()
+    }
+
+    /// Whether it has ended, so that [`MigrationHandle::join`] does not wait.
+    pub fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// What other threads need to look at it or to cancel it while one joins.
+    pub fn monitor(&self) -> MigrationMonitor {
+        MigrationMonitor(Arc::clone(&self.progress))
+    }
+
+    /// Waits for its end. The source comes back, for another try or to be taken down.
+    ///
+    /// # Errors
+    /// [`MigrationError`] if it did not complete.
+    ///
+    /// # Panics
+    /// If the migration's thread did.
+    pub fn join(self) -> (Source, Result<MigrationReport, MigrationError>) {
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// A view of a migration that another thread may hold.
+#[derive(Clone, Debug)]
+pub struct MigrationMonitor(Arc<Progress>);
+
+impl MigrationMonitor {
+    /// As [`MigrationHandle::status`].
+    pub fn status(&self) -> MigrationStatus {
+        self.0.status()
+    }
+
+    /// As [`MigrationHandle::cancel`].
+    pub fn cancel(&self) -> bool {
+        self.0.cancel()
+    }
+}

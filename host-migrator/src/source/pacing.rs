@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How fast the channel is, and how fast it may be used.
+
+use std::time::{Duration, Instant};
+
+/// What a channel is taken to carry before anything was measured: a fast one, so that nothing is held
+/// back for long on an assumption. Bytes a second.
+const ASSUMED: f64 = (1u64 << 30) as f64;
+/// The measure forgets half of what it knows whenever it has seen this many bytes more.
+const MEMORY: f64 = (64u64 << 20) as f64;
+/// A pause owed that is shorter than this is owed on: short sleeps are inexact.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+/// Time that was not used to send is forgotten beyond this: no burst after a pause.
+const LARGEST_CREDIT: Duration = Duration::from_millis(10);
+
+/// Measures the channel and keeps to the bandwidth limit.
+#[derive(Debug)]
+pub(crate) struct Pacing {
+    limit: Option<f64>,
+    /// When the bytes sent so far are through, at the limit.
+    due: Option<Instant>,
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Pacing {
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        Self {
+            // A limit of nothing would be a migration without end.
+            limit: limit.map(|bytes| bytes.max(1) as f64),
+            due: None,
+            bytes: 0.0,
+            seconds: 0.0,
+        }
+    }
+
+    /// Bytes a second that the channel takes.
+    pub(crate) fn bandwidth(&self) -> f64 {
+        let measured = if self.seconds > 0.0 && self.bytes > 0.0 {
+            self.bytes / self.seconds
+        } else {
+            ASSUMED
+        };
+        self.limit.map_or(measured, |limit| limit.min(measured))
+    }
+
+    /// Notes that `bytes` were sent in `took`.
+    pub(crate) fn sent(&mut self, bytes: u64, took: Duration) {
+        self.bytes += bytes as f64;
+        self.seconds += took.as_secs_f64();
+        if self.bytes > 2.0 * MEMORY {
+            self.bytes /= 2.0;
+            self.seconds /= 2.0;
+        }
+    }
+
+    /// How long to pause after `bytes` more at `now`.
+    pub(crate) fn pause(&mut self, now: Instant, bytes: u64) -> Option<Duration> {
+        let limit = self.limit?;
+        let oldest = now.checked_sub(LARGEST_CREDIT).unwrap_or(now);
+        let from = self.due.unwrap_or(now).max(oldest);
+        let due = from + Duration::from_secs_f64(bytes as f64 / limit);
+        self.due = Some(due);
+        let pause = due.saturating_duration_since(now);
+        (pause >= SHORTEST_PAUSE).then_some(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_make_up_for_what_was_sent_too_fast() {
+        let mut pacing = Pacing::new(Some(1_000_000));
+        let start = Instant::now();
+        let mut now = start;
+        for _ in 0..100 {
+            now += pacing.pause(now, 100_000).unwrap_or_default();
+        }
+        let seconds = (now - start).as_secs_f64();
+        assert!((9.9..=10.1).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn unused_time_is_no_licence_for_a_burst() {
+        let mut pacing = Pacing::new(Some(1_000_000));
+        let start = Instant::now();
+        pacing.pause(start, 1000);
+        let later = start + Duration::from_secs(60);
+        let pause = pacing.pause(later, 1_000_000).unwrap();
+        assert!(pause >= Duration::from_millis(980), "{pause:?}");
+    }
+
+    #[test]
+    fn the_measure_follows_the_channel() {
+        let mut pacing = Pacing::new(None);
+        assert_eq!(pacing.bandwidth(), ASSUMED);
+        for _ in 0..1000 {
+            pacing.sent(1 << 20, Duration::from_millis(1));
+        }
+        for _ in 0..1000 {
+            pacing.sent(1 << 20, Duration::from_millis(10));
+        }
+        let slow = (1 << 20) as f64 * 100.0;
+        assert!((slow..slow * 1.05).contains(&pacing.bandwidth()));
+        assert_eq!(Pacing::new(Some(5)).bandwidth(), 5.0);
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rounds: send what is pending, harvest what was written meanwhile, until the rest is small.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spec::PAGE_SIZE;
+use spec::stream::{GREETING_BYTES, Greeting, SectionKind, StreamHeader};
+
+use super::epoch::Tracker;
+use super::handover::{self, Plan};
+use super::hold_back::{HoldBack, RoundOutlook};
+use super::pacing::Pacing;
+use super::progress::Progress;
+use super::sender::{Link, Sender, milliseconds};
+use super::{MigrationError, Source};
+use crate::params::MigrationParams;
+use crate::ram::GuestRam;
+use crate::stats::{MigrationReport, MigrationState, RoundStats};
+use crate::transport::sections::{SectionReader, SectionWriter};
+use crate::transport::{Channel, SectionError};
+
+/// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest has been told to take
+/// its pages back, and unless it was handed over it runs.
+pub(crate) fn migrate(
+    source: &mut Source,
+    params: &MigrationParams,
+    channel: Channel,
+    progress: &Progress,
+) -> Result<MigrationReport, MigrationError> {
+    let (reader, writer) = channel.split();
+    let mut link = Link {
+        out: SectionWriter::new(writer),
+        peer: SectionReader::new(reader),
+    };
+    let result = run(source, params, &mut link, progress).map_err(|error| {
+        let cancelled = !progress.commit() && progress.is_cancelled();
+        if cancelled {
+            MigrationError::Cancelled
+        } else {
+            told_by_peer(error, &mut link)
+        }
+    });
+    let handed_over = matches!(
+        result,
+        Ok(_) | Err(MigrationError::HandedOverUnconfirmed(_))
+    );
+    if let Err(error) = &result
+        && !handed_over
+    {
+        // The guest first: it may be stopped.
+        if let Err(error) = source.machine.resume() {
+            log::error!("after a migration that failed: {error}");
+        }
+        link.out.abort(&error.to_string());
+    }
+    drop(link);
+    put_back(source, params);
+    progress.update(|status| {
+        status.total_time = progress.started().elapsed().as_millis() as u64;
+        status.status = match &result {
+            Ok(_) => MigrationState::Completed,
+            Err(MigrationError::Cancelled) => MigrationState::Cancelled,
+            Err(MigrationError::HandedOverUnconfirmed(_)) => MigrationState::HandedOverUnconfirmed,
+            Err(_) => MigrationState::Failed,
+        };
+        status.error_desc = result.as_ref().err().map(ToString::to_string);
+    });
+    result
+}
+
+/// Stops dirty logging and gives the guest its pages back.
+fn put_back(source: &mut Source, params: &MigrationParams) {
+    for log in &mut source.logs {
+        if let Err(error) = log.stop() {
+            log::warn!("after the migration: {error}");
+        }
+    }
+    if let Some(hints) = source.hints.as_deref_mut().filter(|_| params.use_hints)
+        && let Err(error) = hints.done()
+    {
+        // The device tells the guest by itself when the migrator's connection ends.
+        log::warn!("after the migration: {error}");
+    }
+}
+
+/// A connection that broke may have brought the peer's reason before.
+fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
+    match error {
+        MigrationError::Io(_) => match link.peer.check_peer() {
+            Err(told @ SectionError::Aborted(_)) => told.into(),
+            _ => error,
+        },
+        _ => error,
+    }
+}
+
+fn run(
+    source: &mut Source,
+    params: &MigrationParams,
+    link: &mut Link,
+    progress: &Progress,
+) -> Result<MigrationReport, MigrationError> {
+    let Source {
+        machine,
+        ram,
+        logs,
+        hints,
+    } = source;
+    let ram: &GuestRam = ram;
+    progress.update(|status| {
+        status.status = MigrationState::Setup;
+        status.ram.total = ram.pages() * PAGE_SIZE;
+        status.ram.page_size = PAGE_SIZE;
+    });
+    greet(link, ram)?;
+    let hints = hints.as_deref_mut().filter(|_| params.use_hints);
+    let mut tracker = Tracker::arm(ram, logs, hints.map(|h| h as _), params.clauses())?;
+    let setup = progress.started().elapsed();
+    // Asked for after arming: a page that is written from now on is in a log.
+    let holes = if params.skip_holes {
+        leave_out_holes(&tracker, ram)?
+    } else {
+        0
+    };
+    let mut sender = Sender::new(link, ram, progress, Pacing::new(params.max_bandwidth));
+    progress.update(|status| {
+        status.status = MigrationState::Active;
+        status.setup_time = setup.as_millis() as u64;
+        status.hints.holes = holes;
+    });
+    let mut report = MigrationReport {
+        setup_ms: milliseconds(setup),
+        pages_total: ram.pages(),
+        pages_holes: holes,
+        ..MigrationReport::default()
+    };
+    let expected = rounds(
+        &mut tracker,
+        &mut sender,
+        ram,
+        params,
+        progress,
+        &mut report,
+    )?;
+    report.expected_downtime_ms = milliseconds(expected);
+    let plan = Plan {
+        machine: machine.as_mut(),
+        progress,
+        round: report.rounds.len() as u32 + 1,
+    };
+    let (steps, last) = handover::switch_over(plan, &mut tracker, &mut sender)?;
+    report.total_ms = milliseconds(progress.started().elapsed());
+    report.downtime_ms = steps.sum();
+    report.downtime = steps;
+    report.rounds.push(last);
+    report.totals = sender.totals().clone();
+    report.wire_bytes = sender.link.out.bytes();
+    report.hints = progress.status().hints;
+    report.skipped = Some(Arc::new(sender.into_skipped()));
+    progress.update(|status| {
+        status.ram.transferred = report.wire_bytes;
+        status.downtime = report.downtime_ms as u64;
+    });
+    Ok(report)
+}
+
+/// The two sides make sure that they mean the same stream and the same memory.
+fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
+    let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
+    let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
+    let header = StreamHeader {
+        session,
+        ram_bytes: ram.pages() * PAGE_SIZE,
+        regions: ram.regions().len() as u32,
+    };
+    link.out.start(&header.to_bytes())?;
+    link.out.section(SectionKind::Layout, [&ram.layout()])?;
+    Ok(link.peer.expect(SectionKind::Accept, "Accept")?)
+}
+
+/// Clears pages that were never touched out of the bitmap; returns how many.
+fn leave_out_holes(tracker: &Tracker<'_>, ram: &GuestRam) -> Result<u64, MigrationError> {
+    let holes = ram.holes()?;
+    Ok(holes
+        .into_iter()
+        .map(|hole| tracker.bitmap().remove(hole))
+        .sum())
+}
+
+/// Goes round until what is left fits the downtime limit. Returns the downtime to be expected then.
+fn rounds(
+    tracker: &mut Tracker<'_>,
+    sender: &mut Sender<'_>,
+    ram: &GuestRam,
+    params: &MigrationParams,
+    progress: &Progress,
+    report: &mut MigrationReport,
+) -> Result<Duration, MigrationError> {
+    let mut pending = tracker.bitmap().count();
+    for round in 1.. {
+        sender.begin_round(round, pending);
+        let began = Instant::now();
+        let outlook = RoundOutlook {
+            first: round == 1,
+            pending,
+            total: ram.pages(),
+            bandwidth: sender.pacing.bandwidth(),
+        };
+        let epoch = tracker.open();
+        sender.walk(&epoch.pass(), Some(HoldBack::new(Instant::now(), outlook)))?;
+        epoch.close();
+        sender.end_round()?;
+        let harvest = tracker.harvest(sender.sent())?;
+        let stats = sender.take_round(harvest.dirty, harvest.too_late);
+        pending = tracker.bitmap().count();
+        report_round(tracker, &stats, began.elapsed(), pending, progress);
+        report.rounds.push(stats);
+        let bandwidth = sender.pacing.bandwidth();
+        let expected = Duration::try_from_secs_f64((pending * PAGE_SIZE) as f64 / bandwidth)
+            .unwrap_or(Duration::MAX);
+        if expected <= params.downtime_limit || params.max_rounds.is_some_and(|max| round >= max) {
+            return Ok(expected);
+        }
+        sender.check()?;
+    }
+    unreachable!("4 billion rounds take longer than the machine lives")
+}
+
+fn report_round(
+    tracker: &Tracker<'_>,
+    stats: &RoundStats,
+    took: Duration,
+    pending: u64,
+    progress: &Progress,
+) {
+    log::debug!("{stats:?}, {pending} pages pending");
+    progress.update(|status| {
+        status.ram.remaining = pending * PAGE_SIZE;
+        status.ram.dirty_sync_count += 1;
+        status.ram.dirty_pages_rate = (stats.dirty_harvested as f64 / took.as_secs_f64()) as u64;
+        status.hints.active = tracker.uses_hints();
+        status.hints.epochs = tracker.epochs();
+        status.hints.too_late += stats.pages_hinted_too_late;
+        status.hints.lost = tracker.hints_lost().map(str::to_owned);
+    });
+}

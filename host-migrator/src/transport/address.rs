@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where the other side is: `tcp:host:port` or `unix:/path`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// An address to listen on or to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// `tcp:host:port`; an IPv6 address stands in brackets.
+    Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// Port; 0 lets the system choose one to listen on.
+        port: u16,
+    },
+    /// `unix:/path`.
+    Unix(PathBuf),
+}
+
+/// Text that is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither `tcp:` nor `unix:` in front.
+    #[error("{0:?} is no address: write tcp:HOST:PORT or unix:/PATH")]
+    Scheme(String),
+    /// No port after the host.
+    #[error("{0:?} has no port: write tcp:HOST:PORT")]
+    NoPort(String),
+    /// A port that is no number from 0 to 65535.
+    #[error("{0:?} is no port: it must be a number from 0 to 65535")]
+    Port(String),
+    /// Nothing where the host should be.
+    #[error("{0:?} has no host: write tcp:HOST:PORT")]
+    NoHost(String),
+    /// An IPv6 address without brackets.
+    #[error("{0:?} is ambiguous: write an IPv6 address in brackets, tcp:[ADDRESS]:PORT")]
+    Brackets(String),
+    /// Nothing where the path should be.
+    #[error("\"unix:\" has no path: write unix:/PATH")]
+    NoPath,
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() {
+                Err(AddressError::NoPath)
+            } else {
+                Ok(Self::Unix(path.into()))
+            };
+        }
+        let Some(rest) = text.strip_prefix("tcp:") else {
+            return Err(AddressError::Scheme(text.into()));
+        };
+        let (host, port) = rest
+            .rsplit_once(':')
+            .ok_or_else(|| AddressError::NoPort(text.into()))?;
+        let port = port.parse().map_err(|_| AddressError::Port(port.into()))?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host = match bare {
+            None if host.contains(':') => return Err(AddressError::Brackets(text.into())),
+            _ => bare.unwrap_or(host),
+        };
+        if host.is_empty() {
+            return Err(AddressError::NoHost(text.into()));
+        }
+        Ok(Self::Tcp {
+            host: host.into(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_what_was_read() {
+        for text in ["tcp:localhost:4444", "tcp:[::1]:0", "unix:/run/a b.sock"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_address_gets_the_error_that_helps() {
+        let error = |text: &str| text.parse::<Address>().unwrap_err();
+        assert!(matches!(error("localhost:4444"), AddressError::Scheme(_)));
+        assert!(matches!(error("tcp:localhost"), AddressError::NoPort(_)));
+        assert!(matches!(error("tcp:localhost:"), AddressError::Port(_)));
+        assert!(matches!(
+            error("tcp:localhost:65536"),
+            AddressError::Port(_)
+        ));
+        assert!(matches!(error("tcp::1"), AddressError::NoHost(_)));
+        assert!(matches!(error("tcp:::1:4444"), AddressError::Brackets(_)));
+        assert_eq!(error("unix:"), AddressError::NoPath);
+    }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The way between source and destination: addresses, connections, and the sections that travel on them.
+
+mod address;
+mod channel;
+mod listener;
+pub(crate) mod sections;
+
+pub use address::{Address, AddressError};
+pub use channel::{Channel, Closer};
+pub(crate) use channel::{Reader, StopFlag, Writer};
+pub use listener::Listener;
+pub use sections::SectionError;
+
+/// A connection that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {address}: {source}")]
+pub struct TransportError {
+    /// What was tried.
+    pub action: &'static str,
+    /// Where.
+    pub address: Address,
+    /// Why it failed.
+    #[source]
+    pub source: std::io::Error,
+}
