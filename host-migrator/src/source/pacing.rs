@@ -102,7 +102,7 @@ mod tests {
         for _ in 0..1000 {
             pacing.sent(1 << 20, Duration::from_millis(10));
         }
-        let slow = (1 << 20) as f64 * 100.0;
+        let slow = f64::from(1 << 20) * 100.0;
         assert!((slow..slow * 1.05).contains(&pacing.bandwidth()));
         assert_eq!(Pacing::new(Some(5)).bandwidth(), 5.0);
     }
