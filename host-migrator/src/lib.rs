@@ -23,7 +23,7 @@ pub use bitmap::MigrationBitmap;
 pub use clause::Clause;
 pub use destination::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive};
 pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
-pub use hints::{HintError, HintSource};
+pub use hints::{DeviceHints, HintError, HintSource};
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
 pub use params::MigrationParams;
 pub use ram::{GuestRam, RamError, RamRegion};

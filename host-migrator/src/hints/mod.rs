@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where free page hints come from: epochs that are opened and closed, and a map of hinted pages.
 
+mod device;
+mod map_file;
+
 use spec::control::EpochReport;
 use spec::hint_map::HintPhase;
+
+pub use device::DeviceHints;
 
 /// Hints that cannot be had. The migration goes on without them.
 #[derive(Debug, thiserror::Error)]
