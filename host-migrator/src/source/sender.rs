@@ -84,7 +84,6 @@ impl<'a> Sender<'a> {
 
     /// Begins round `round` with `pending` pages to be sent.
     pub(crate) fn begin_round(&mut self, round: u32, pending: u64) {
-        self.link.out.set_round(round);
         self.round = RoundStats {
             round,
             pending_before: pending,
@@ -129,6 +128,8 @@ impl<'a> Sender<'a> {
     /// Ends the round: the destination is told, and the numbers are added up.
     pub(crate) fn end_round(&mut self) -> Result<(), MigrationError> {
         self.link.out.section(SectionKind::RoundEnd, [])?;
+        // What follows is counted to the next round, the machine's state after the last one included.
+        self.link.out.set_round(self.round.round + 1);
         self.round.bytes = self.link.out.bytes() - self.round_bytes;
         Ok(())
     }

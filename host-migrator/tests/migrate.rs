@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Whole migrations of a guest made of threads.
+
+mod software_guest;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use host_migrator::{MigrationParams, MigrationReport};
+use software_guest::memory::{Memory, one};
+use software_guest::workload::{Behaviour, Workload};
+use software_guest::{Guest, Outcome, migrate};
+
+/// A guest with two regions, of whose pages every third is in use and every fourth of the others freed
+/// with old content.
+fn guest() -> Arc<Guest> {
+    let guest = Guest::new(Memory::new(1500, 700));
+    let pages: Vec<u64> = guest.memory.pages().collect();
+    for pfn in &pages {
+        if pfn % 3 == 0 || pfn % 4 == 0 {
+            guest.write(*pfn);
+        }
+        if pfn % 3 != 0 {
+            guest.memory.free(*pfn);
+        }
+    }
+    Arc::new(guest)
+}
+
+/// The pages that a guest of [`guest`] has freed are hinted at once.
+fn hint_all_free(guest: &Arc<Guest>) {
+    let theirs = Arc::clone(guest);
+    guest.hints.on_open(move |_| {
+        for pfn in theirs.memory.pages() {
+            if !theirs.memory.in_use(pfn) {
+                theirs.hints.hint(one(pfn));
+            }
+        }
+        theirs.hints.finish();
+    });
+}
+
+fn without_hints() -> MigrationParams {
+    MigrationParams {
+        use_hints: false,
+        ..MigrationParams::default()
+    }
+}
+
+fn assert_exact(guest: &Guest, outcome: &Outcome) {
+    if let Err(error) = &outcome.sent {
+        panic!("the migration failed: {error}");
+    }
+    assert!(outcome.received.is_ok() && outcome.destination.runs);
+    assert!(guest.machine.is_handed_over());
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
+}
+
+#[test]
+fn a_guest_that_stands_still_arrives_whole() {
+    for skip_holes in [false, true] {
+        let guest = guest();
+        let params = MigrationParams {
+            skip_holes,
+            ..without_hints()
+        };
+        let outcome = migrate(guest.source(), params);
+        assert_exact(&guest, &outcome);
+        let report = outcome.report();
+        let written = guest
+            .memory
+            .pages()
+            .filter(|p| p % 3 == 0 || p % 4 == 0)
+            .count() as u64;
+        assert_eq!(report.totals.pages_sent, written);
+        assert_eq!(
+            report.pages_holes + report.totals.pages_zero,
+            report.pages_total - written
+        );
+        assert_eq!(report.pages_holes > 0, skip_holes);
+        assert_eq!(report.totals.pages_hinted, 0);
+    }
+}
+
+#[test]
+fn hinted_pages_are_not_sent_and_read_as_zero() {
+    let guest = guest();
+    hint_all_free(&guest);
+    let outcome = migrate(guest.source(), MigrationParams::default());
+    assert_exact(&guest, &outcome);
+    let report = outcome.report();
+    let in_use = guest.memory.pages().filter(|p| p % 3 == 0).count() as u64;
+    assert_eq!(report.totals.pages_sent, in_use);
+    assert!(report.totals.pages_hinted > 0);
+    let overhead = report.wire_bytes as f64 / (in_use * 4096) as f64;
+    assert!(overhead < 1.15, "{overhead}");
+}
+
+#[test]
+fn a_guest_that_writes_frees_hints_and_reuses_while_it_is_migrated_loses_nothing() {
+    for seed in 0..20 {
+        let guest = guest();
+        let behaviour = Behaviour {
+            seed,
+            hints: seed % 4 != 0,
+            pause: seed % 3 * 20,
+        };
+        let workload = Workload::start(&guest, behaviour);
+        let params = MigrationParams {
+            downtime_limit: Duration::from_micros(200),
+            max_rounds: Some(6),
+            ..MigrationParams::default()
+        };
+        let outcome = migrate(guest.source(), params);
+        workload.stop();
+        assert_exact(&guest, &outcome);
+        assert_eq!(guest.hints.done.load(Ordering::Acquire), 1);
+    }
+}
+
+#[test]
+fn pages_hinted_after_they_were_sent_are_made_zero_again() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        // Round 1 sends page 3; then it is written, freed and hinted.
+        match epoch {
+            1 => {}
+            2 => {
+                theirs.memory.free(3);
+                theirs.hints.hint(one(3));
+            }
+            _ => {}
+        }
+        theirs.hints.finish();
+        if epoch == 1 {
+            theirs.write(3);
+        }
+    });
+    let params = MigrationParams {
+        downtime_limit: Duration::ZERO,
+        max_rounds: Some(2),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_exact(&guest, &outcome);
+    let report = outcome.report();
+    assert_eq!(report.rounds[1].pages_hinted, 1);
+    assert_eq!(report.rounds[1].pages_discarded, 1);
+    assert!(report.skipped.as_ref().unwrap().contains(3));
+}
+
+#[test]
+fn hints_that_come_too_late_are_counted_and_harmless() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        if epoch == 2 {
+            theirs.memory.free(6);
+            theirs.hints.hint(one(6));
+        } else {
+            theirs.write(3);
+        }
+        theirs.hints.finish();
+    });
+    let params = MigrationParams {
+        downtime_limit: Duration::ZERO,
+        max_rounds: Some(2),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_exact(&guest, &outcome);
+    assert_eq!(outcome.report().rounds[1].pages_hinted_too_late, 1);
+    assert_eq!(outcome.report().totals.pages_hinted, 0);
+}
+
+#[test]
+fn a_silent_guest_costs_the_same_bytes_as_no_hints() {
+    let bytes = |params| {
+        let guest = guest();
+        let outcome = migrate(guest.source(), params);
+        assert_exact(&guest, &outcome);
+        outcome.report().wire_bytes
+    };
+    assert_eq!(bytes(MigrationParams::default()), bytes(without_hints()));
+}
+
+#[test]
+fn hints_of_a_device_that_fails_to_close_are_not_used_again() {
+    let guest = guest();
+    hint_all_free(&guest);
+    guest.hints.fail_to_close.store(true, Ordering::Release);
+    let theirs = Arc::clone(&guest);
+    // After the close that failed the guest uses a hinted page again; the map still has it.
+    let outcome = {
+        let params = MigrationParams {
+            downtime_limit: Duration::ZERO,
+            max_rounds: Some(3),
+            ..MigrationParams::default()
+        };
+        let workload = Workload::start(
+            &theirs,
+            Behaviour {
+                seed: 5,
+                hints: false,
+                pause: 10,
+            },
+        );
+        let outcome = migrate(guest.source(), params);
+        workload.stop();
+        outcome
+    };
+    assert_exact(&guest, &outcome);
+    let report: &MigrationReport = outcome.report();
+    assert!(report.rounds[0].pages_hinted > 0);
+    assert!(
+        report.rounds[1..]
+            .iter()
+            .all(|round| round.pages_hinted == 0)
+    );
+    assert!(report.hints.lost.is_some());
+}
+
+#[test]
+fn a_guest_can_move_on_from_its_destination() {
+    let first = guest();
+    hint_all_free(&first);
+    let outcome = migrate(first.source(), MigrationParams::default());
+    assert_exact(&first, &outcome);
+    let second = Arc::new(Guest::new(first.memory.moved_to(Arc::clone(&outcome.ram))));
+    hint_all_free(&second);
+    let workload = Workload::start(
+        &second,
+        Behaviour {
+            seed: 77,
+            hints: true,
+            pause: 5,
+        },
+    );
+    let params = MigrationParams {
+        max_rounds: Some(4),
+        downtime_limit: Duration::ZERO,
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(second.source(), params);
+    workload.stop();
+    assert_exact(&second, &outcome);
+    assert!(outcome.report().totals.pages_hinted > 0);
+}
+
+#[test]
+fn memory_that_held_another_guest_shows_nothing_of_it() {
+    let guest = guest();
+    hint_all_free(&guest);
+    let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+    let used = Memory::of(Arc::new(software_guest::memory::like(&guest.memory.ram)));
+    used.pages().for_each(|pfn| used.write(pfn));
+    let outcome = software_guest::migrate_over(
+        guest.source(),
+        MigrationParams::default(),
+        here,
+        there,
+        Arc::clone(&used.ram),
+    );
+    assert_exact(&guest, &outcome);
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A hint map in this process, with the guest's side of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use host_migrator::{HintError, HintSource};
+use spec::PageRange;
+use spec::control::EpochReport;
+use spec::hint_map::{HintMap, HintPhase, Words, bytes_for};
+
+/// What the guest does at once when an epoch opens.
+type OnOpen = Box<dyn FnMut(u64) + Send>;
+
+pub struct SoftHints {
+    map: HintMap<OwnWords>,
+    /// Held while a hint is taken, and while the epoch is closed: the barrier.
+    gate: Mutex<()>,
+    on_open: Mutex<Option<OnOpen>>,
+    /// The device hangs up at the next close.
+    pub fail_to_close: AtomicBool,
+    pub done: AtomicU64,
+}
+
+struct OwnWords(Vec<AtomicU64>);
+
+impl Words for OwnWords {
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.0.get(index)
+    }
+}
+
+impl SoftHints {
+    pub fn new(pages: u64) -> Self {
+        let words = bytes_for(pages).unwrap() / 8;
+        let words = OwnWords((0..words).map(|_| AtomicU64::new(0)).collect());
+        Self {
+            map: HintMap::format(words, pages).unwrap(),
+            gate: Mutex::default(),
+            on_open: Mutex::default(),
+            fail_to_close: AtomicBool::default(),
+            done: AtomicU64::default(),
+        }
+    }
+
+    pub fn on_open(&self, action: impl FnMut(u64) + Send + 'static) {
+        *self.on_open.lock().unwrap() = Some(Box::new(action));
+    }
+
+    /// The open epoch, 0 if none is.
+    pub fn epoch(&self) -> u64 {
+        self.map.epoch()
+    }
+
+    /// The guest says that `range` is free. Dropped if no epoch is open.
+    pub fn hint(&self, range: PageRange) {
+        let _gate = self.gate.lock().unwrap();
+        if self.map.epoch() != 0 {
+            self.map.set_phase(HintPhase::Running);
+            self.map.insert(range);
+        }
+    }
+
+    /// The guest has hinted all it can.
+    pub fn finish(&self) {
+        let _gate = self.gate.lock().unwrap();
+        if self.map.epoch() != 0 {
+            self.map.set_phase(HintPhase::Finished);
+        }
+    }
+}
+
+/// The engine's side of it.
+pub struct HintsForEngine(pub Arc<SoftHints>);
+
+impl HintSource for HintsForEngine {
+    fn prepare(&mut self, pages: u64) -> Result<(), HintError> {
+        assert_eq!(pages, self.0.map.pages());
+        for index in 0..self.0.map.bitmap_words() {
+            self.0.map.take(index);
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, epoch: u64) -> Result<(), HintError> {
+        self.0.map.begin(epoch, HintPhase::Requested);
+        if let Some(action) = &mut *self.0.on_open.lock().unwrap() {
+            action(epoch);
+        }
+        Ok(())
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        self.0.map.load(index)
+    }
+
+    fn phase(&self) -> HintPhase {
+        self.0.map.phase()
+    }
+
+    fn hinted_pages(&self) -> u64 {
+        self.0.map.hinted_pages()
+    }
+
+    fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError> {
+        if self.0.fail_to_close.load(Ordering::Acquire) {
+            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+        }
+        let _gate = self.0.gate.lock().unwrap();
+        let report = EpochReport {
+            epoch,
+            phase: self.0.map.phase(),
+            pages: self.0.map.hinted_pages(),
+            ..EpochReport::default()
+        };
+        self.0.map.end(HintPhase::Closed);
+        Ok(report)
+    }
+
+    fn take(&mut self, index: usize) -> u64 {
+        self.0.map.take(index)
+    }
+
+    fn done(&mut self) -> Result<(), HintError> {
+        let _gate = self.0.gate.lock().unwrap();
+        self.0.map.end(HintPhase::Done);
+        self.0.done.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Machines without vCPUs: they know whether their guest may run, and hold its threads where it may not.
+
+use std::sync::{Arc, Condvar, Mutex};
+
+use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+
+/// What the source's machine says about itself.
+pub const STATE: &[u8] = b"registers of a guest made of threads";
+
+#[derive(Default)]
+pub struct SoftMachine {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    handed_over: bool,
+    vcpus: usize,
+    parked: usize,
+}
+
+impl SoftMachine {
+    /// A vCPU begins to run.
+    pub fn add_vcpu(&self) {
+        self.state.lock().unwrap().vcpus += 1;
+    }
+
+    /// A vCPU ends.
+    pub fn remove_vcpu(&self) {
+        self.state.lock().unwrap().vcpus -= 1;
+        self.changed.notify_all();
+    }
+
+    /// To be called by a vCPU between two of its steps: waits while the machine is stopped. `false` if it
+    /// never runs again.
+    pub fn run_point(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        if state.stopped {
+            state.parked += 1;
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait_while(state, |state| state.stopped && !state.handed_over)
+                .unwrap();
+            state.parked -= 1;
+        }
+        !state.handed_over
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.state.lock().unwrap().stopped
+    }
+
+    pub fn is_handed_over(&self) -> bool {
+        self.state.lock().unwrap().handed_over
+    }
+}
+
+/// The engine's side of it.
+pub struct MachineForEngine(pub Arc<SoftMachine>);
+
+impl SourceMachine for MachineForEngine {
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        let mut state = self.0.state.lock().unwrap();
+        assert!(
+            !state.handed_over,
+            "a guest that was handed over is touched"
+        );
+        state.stopped = true;
+        drop(
+            self.0
+                .changed
+                .wait_while(state, |state| state.parked < state.vcpus)
+                .unwrap(),
+        );
+        Ok(())
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        assert!(self.0.is_stopped());
+        Ok(STATE.into())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        let mut state = self.0.state.lock().unwrap();
+        assert!(!state.handed_over, "a guest that was handed over runs here");
+        state.stopped = false;
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    fn hand_over(&mut self) {
+        let mut state = self.0.state.lock().unwrap();
+        assert!(state.stopped && !state.handed_over);
+        state.handed_over = true;
+        self.0.changed.notify_all();
+    }
+}
+
+#[derive(Default)]
+pub struct SoftDestination {
+    pub loaded: bool,
+    pub runs: bool,
+}
+
+impl DestinationMachine for SoftDestination {
+    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        assert!(!self.loaded && !self.runs);
+        if state != STATE {
+            return Err(MachineError {
+                action: "load the machine",
+                reason: "not its state".into(),
+            });
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        assert!(self.loaded && !self.runs);
+        self.runs = true;
+        Ok(())
+    }
+}

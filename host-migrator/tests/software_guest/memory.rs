@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Stamped guest memory, its dirty log, and the oracle.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use host_migrator::{DirtyLog, DirtyLogError, GuestRam, LogSource, MigrationBitmap, RamRegion};
+use spec::stamp::{PAGE_WORDS, Stamp};
+use spec::{PAGE_SIZE, PageRange};
+
+const SEED: u64 = 11;
+
+/// Guest memory, and what the guest knows of it.
+pub struct Memory {
+    pub ram: Arc<GuestRam>,
+    /// Of each page of the bitmap: the version of its stamp, 0 while it is free.
+    versions: Vec<AtomicU64>,
+    writes: AtomicU64,
+}
+
+/// A page that is not as it should be at the destination.
+#[derive(Debug, PartialEq)]
+pub struct WrongPage {
+    pub pfn: u64,
+    pub in_use: bool,
+}
+
+impl Memory {
+    /// Memory of `low` pages from 0 and `high` pages from 4 GiB minus 16 MiB (so that a bitmap has a hole).
+    pub fn new(low: u64, high: u64) -> Self {
+        let ram = GuestRam::map(
+            [(0, low), (1 << 24, high)]
+                .into_iter()
+                .filter(|(_, pages)| *pages > 0)
+                .map(|(gpa, pages)| region(gpa, pages * PAGE_SIZE))
+                .collect(),
+        )
+        .unwrap();
+        Self::of(Arc::new(ram))
+    }
+
+    /// A guest's knowledge of memory it has not touched yet.
+    pub fn of(ram: Arc<GuestRam>) -> Self {
+        Self {
+            versions: (0..ram.bitmap_pages()).map(|_| AtomicU64::new(0)).collect(),
+            ram,
+            writes: AtomicU64::new(0),
+        }
+    }
+
+    /// What this guest knows, about the same memory elsewhere.
+    pub fn moved_to(&self, ram: Arc<GuestRam>) -> Self {
+        let copy = |from: &AtomicU64| AtomicU64::new(from.load(Ordering::Acquire));
+        Self {
+            ram,
+            versions: self.versions.iter().map(copy).collect(),
+            writes: copy(&self.writes),
+        }
+    }
+
+    pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ram.regions().iter().flat_map(|r| r.first()..r.end())
+    }
+
+    /// Writes page `pfn`, whole, with a new version.
+    pub fn write(&self, pfn: u64) {
+        let version = self.writes.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut words = [0; PAGE_WORDS];
+        stamp(pfn, version).write(SEED, &mut words);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.ram.fill(one(pfn), &mut &bytes[..]).unwrap();
+        self.versions[pfn as usize].store(version, Ordering::Release);
+    }
+
+    /// The guest does not need `pfn` any more.
+    pub fn free(&self, pfn: u64) {
+        self.versions[pfn as usize].store(0, Ordering::Release);
+    }
+
+    pub fn in_use(&self, pfn: u64) -> bool {
+        self.versions[pfn as usize].load(Ordering::Acquire) != 0
+    }
+
+    /// Compares every page of `there` with this memory, whose guest stands still: pages in use must hold
+    /// their stamp, all others be equal, or zero if they were skipped.
+    pub fn wrong_pages(
+        &self,
+        there: &GuestRam,
+        skipped: Option<&MigrationBitmap>,
+    ) -> Vec<WrongPage> {
+        let mut wrong = Vec::new();
+        for pfn in self.pages() {
+            let version = self.versions[pfn as usize].load(Ordering::Acquire);
+            let (ours, theirs) = (words(&self.ram, pfn), words(there, pfn));
+            let right = if version != 0 {
+                stamp(pfn, version).check(SEED, &theirs).is_ok()
+            } else if skipped.is_some_and(|skipped| skipped.contains(pfn)) {
+                theirs == [0; PAGE_WORDS]
+            } else {
+                ours == theirs
+            };
+            if !right {
+                let in_use = version != 0;
+                wrong.push(WrongPage { pfn, in_use });
+            }
+        }
+        wrong
+    }
+}
+
+/// New, empty memory laid out as `ram`.
+pub fn like(ram: &GuestRam) -> GuestRam {
+    let regions = ram.regions().iter();
+    GuestRam::map(
+        regions
+            .map(|r| region(r.first() * PAGE_SIZE, r.bytes()))
+            .collect(),
+    )
+    .unwrap()
+}
+
+pub fn region(gpa: u64, len: u64) -> RamRegion {
+    let file =
+        File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    RamRegion {
+        gpa,
+        len,
+        file,
+        offset: 0,
+    }
+}
+
+pub fn one(pfn: u64) -> PageRange {
+    PageRange::new(pfn, 1).unwrap()
+}
+
+fn stamp(pfn: u64, version: u64) -> Stamp {
+    Stamp {
+        address: pfn * PAGE_SIZE,
+        version,
+    }
+}
+
+fn words(ram: &GuestRam, pfn: u64) -> [u64; PAGE_WORDS] {
+    let mut bytes = [0; PAGE_SIZE as usize];
+    ram.read(one(pfn), &mut bytes).unwrap();
+    let (words, _) = bytes.as_chunks::<8>();
+    std::array::from_fn(|index| u64::from_le_bytes(words[index]))
+}
+
+/// A dirty log: writers mark pages after they wrote them.
+#[derive(Clone)]
+pub struct SoftLog {
+    source: LogSource,
+    dirty: Arc<MigrationBitmap>,
+    runs: Arc<AtomicBool>,
+}
+
+impl SoftLog {
+    pub fn new(source: LogSource, pages: u64) -> Self {
+        Self {
+            source,
+            dirty: Arc::new(MigrationBitmap::new(pages)),
+            runs: Arc::default(),
+        }
+    }
+
+    pub fn mark(&self, pfn: u64) {
+        if self.runs.load(Ordering::SeqCst) {
+            self.dirty.insert(one(pfn));
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.runs.load(Ordering::SeqCst)
+    }
+}
+
+impl DirtyLog for SoftLog {
+    fn source(&self) -> LogSource {
+        self.source
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        self.dirty.clear_all();
+        self.runs.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        Ok((0..self.dirty.word_count())
+            .map(|index| {
+                let bits = self.dirty.claim(index);
+                bitmap.merge(index, bits);
+                u64::from(bits.count_ones())
+            })
+            .sum())
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        self.runs.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+}

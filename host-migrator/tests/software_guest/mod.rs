@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest made of threads: real memory files, a real hint map, real concurrent writes; no KVM.
+//!
+//! Every test binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod hints;
+pub mod machine;
+pub mod memory;
+pub mod proxy;
+pub mod workload;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+
+use host_migrator::{
+    Channel, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
+    MigrationReport, ReceiveError, ReceiveReport, Source, receive,
+};
+
+use hints::{HintsForEngine, SoftHints};
+use machine::{MachineForEngine, SoftDestination, SoftMachine};
+use memory::{Memory, SoftLog, WrongPage};
+
+/// A source guest, and what tests look at while the engine has the rest.
+pub struct Guest {
+    pub memory: Arc<Memory>,
+    pub machine: Arc<SoftMachine>,
+    pub hints: Arc<SoftHints>,
+    pub vcpu_log: SoftLog,
+    pub own_log: SoftLog,
+}
+
+impl Guest {
+    pub fn new(memory: Memory) -> Self {
+        let pages = memory.ram.bitmap_pages();
+        let vcpu_log = SoftLog::new(host_migrator::LogSource::Kvm, pages);
+        Self {
+            machine: Arc::new(SoftMachine::default()),
+            hints: Arc::new(SoftHints::new(pages)),
+            own_log: SoftLog::new(host_migrator::LogSource::OwnWrites, pages),
+            memory: Arc::new(memory),
+            vcpu_log,
+        }
+    }
+
+    /// What the engine gets.
+    pub fn source(&self) -> Source {
+        Source {
+            machine: Box::new(MachineForEngine(Arc::clone(&self.machine))),
+            ram: Arc::clone(&self.memory.ram),
+            logs: vec![
+                Box::new(self.vcpu_log.clone()),
+                Box::new(self.own_log.clone()),
+            ],
+            hints: Some(Box::new(HintsForEngine(Arc::clone(&self.hints)))),
+        }
+    }
+
+    /// The guest takes `pfn` into use, or writes it again.
+    pub fn write(&self, pfn: u64) {
+        self.memory.write(pfn);
+        self.vcpu_log.mark(pfn);
+    }
+
+    /// The VMM writes `pfn`.
+    pub fn write_by_vmm(&self, pfn: u64) {
+        self.memory.write(pfn);
+        self.own_log.mark(pfn);
+    }
+}
+
+/// How a migration ended on both sides.
+pub struct Outcome {
+    pub source: Source,
+    pub sent: Result<MigrationReport, MigrationError>,
+    pub received: Result<ReceiveReport, ReceiveError>,
+    pub destination: SoftDestination,
+    pub ram: Arc<GuestRam>,
+}
+
+impl Outcome {
+    /// Pages that are wrong at the destination, of those that `memory` says about.
+    pub fn wrong_pages(&self, memory: &Memory) -> Vec<WrongPage> {
+        let skipped: Option<&MigrationBitmap> =
+            self.sent.as_ref().ok().and_then(|r| r.skipped.as_deref());
+        memory.wrong_pages(&self.ram, skipped)
+    }
+
+    pub fn report(&self) -> &MigrationReport {
+        self.sent.as_ref().expect("the migration completed")
+    }
+}
+
+/// Migrates `source` into new memory, over a unix socket.
+pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
+    let (here, there) = UnixStream::pair().unwrap();
+    let ram = Arc::new(memory::like(&source.ram));
+    migrate_over(source, params, here, there, ram)
+}
+
+/// Migrates `source` into `ram`, between two connected streams.
+pub fn migrate_over(
+    source: Source,
+    params: MigrationParams,
+    here: UnixStream,
+    there: UnixStream,
+    ram: Arc<GuestRam>,
+) -> Outcome {
+    let destination_ram = Arc::clone(&ram);
+    let destination = thread::spawn(move || {
+        let mut machine = SoftDestination::default();
+        let channel = Channel::try_from(there).unwrap();
+        let result = receive(channel, &destination_ram, &mut machine, &mut |_| ());
+        (machine, result)
+    });
+    let channel = Channel::try_from(here).unwrap();
+    let handle = Migration::start(source, params, channel).unwrap();
+    let (source, sent) = handle.join();
+    let (destination, received) = destination.join().unwrap();
+    Outcome {
+        source,
+        sent,
+        received,
+        destination,
+        ram,
+    }
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A wire between source and destination that can be cut, tapped and damaged.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+/// What happens to the bytes of one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fault {
+    /// The connection is cut, both ways, after this many bytes.
+    pub cut_after: Option<usize>,
+    /// This byte gets one bit flipped.
+    pub flip: Option<usize>,
+    /// The other end hears nothing more after this many bytes, but the connection stays.
+    pub stall_after: Option<usize>,
+}
+
+/// A wire that runs until one of its ends is closed.
+pub struct Wire {
+    threads: Vec<JoinHandle<()>>,
+    /// What the source sent.
+    pub from_source: Arc<Mutex<Vec<u8>>>,
+    /// What the destination sent.
+    pub from_destination: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Wire {
+    /// Makes a wire and its two ends: the source's, the destination's.
+    pub fn new(from_source: Fault, from_destination: Fault) -> (Self, UnixStream, UnixStream) {
+        let (source, here) = UnixStream::pair().unwrap();
+        let (there, destination) = UnixStream::pair().unwrap();
+        let wire = Self {
+            from_source: Arc::default(),
+            from_destination: Arc::default(),
+            threads: Vec::new(),
+        };
+        let forth = pump(&here, &there, from_source, &wire.from_source);
+        let back = pump(&there, &here, from_destination, &wire.from_destination);
+        let threads = vec![forth, back];
+        (Self { threads, ..wire }, source, destination)
+    }
+
+    /// Waits until both directions have ended.
+    pub fn join(self) -> (Vec<u8>, Vec<u8>) {
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        let take = |bytes: &Mutex<Vec<u8>>| std::mem::take(&mut *bytes.lock().unwrap());
+        (take(&self.from_source), take(&self.from_destination))
+    }
+}
+
+fn pump(
+    from: &UnixStream,
+    to: &UnixStream,
+    fault: Fault,
+    tap: &Arc<Mutex<Vec<u8>>>,
+) -> JoinHandle<()> {
+    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+    let tap = Arc::clone(tap);
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        let mut done = 0;
+        loop {
+            let stall = fault.stall_after.map_or(usize::MAX, |at| at - done);
+            if stall == 0 {
+                // Nothing is read any more, until an end is closed from the other direction.
+                while to.read(&mut []).is_ok() && !closed(&to) {
+                    thread::sleep(std::time::Duration::from_millis(1));
+                }
+                break;
+            }
+            let cut = fault.cut_after.map_or(usize::MAX, |at| at - done);
+            let limit = buffer.len().min(cut).min(stall);
+            let count = if limit == 0 {
+                0
+            } else {
+                from.read(&mut buffer[..limit]).unwrap_or(0)
+            };
+            if count == 0 {
+                break;
+            }
+            if let Some(at) = fault.flip.filter(|at| (done..done + count).contains(at)) {
+                buffer[at - done] ^= 1 << (at % 8);
+            }
+            done += count;
+            tap.lock().unwrap().extend(&buffer[..count]);
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        if fault.cut_after == Some(done) {
+            let _ = from.shutdown(Shutdown::Both);
+            let _ = to.shutdown(Shutdown::Both);
+        } else {
+            // What was sent before the end arrives before the end.
+            let _ = to.shutdown(Shutdown::Write);
+        }
+    })
+}
+
+fn closed(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).unwrap() > 0
+}
