@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use host_migrator::GuestRam;
-use spec::balloon::Config;
+use spec::balloon::{CONFIG_SIZE, Config};
 use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,17 +40,18 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// A device after power-on. `connection` is a clone of the front end's.
+    /// A device after power-on, with the configuration space `config`. `connection` is a clone of the front
+    /// end's.
     pub fn new(
-        mut front_end: FrontEnd,
+        front_end: FrontEnd,
+        config: [u8; CONFIG_SIZE],
         ram: Arc<GuestRam>,
         events: Arc<[QueueEvents]>,
         config_interrupt: EventFd,
         connection: UnixStream,
-    ) -> Result<Self, VirtioError> {
-        let config = front_end.read_config()?;
+    ) -> Self {
         let transport = Transport::new(front_end.offered(), front_end.queue_count(), config);
-        Ok(Self {
+        Self {
             front_end: Mutex::new(front_end),
             transport: Mutex::new(transport),
             ram,
@@ -59,7 +60,7 @@ impl Device {
             connection,
             lost: OnceLock::new(),
             loaded: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The guest reads.
@@ -115,7 +116,9 @@ impl Device {
         let resumed = self.converse(|front_end| {
             front_end.resume()?;
             if self.loaded.swap(false, Ordering::Relaxed) {
-                // The back end may want another thing of the guest than the one before did.
+                // The back end may want another thing of the guest than the one before did. The interrupt
+                // also makes the guest look at its queues: one for a used buffer that was on its way when
+                // the source's state was saved is made good by it.
                 let config = front_end.read_config()?;
                 self.tell(lock(&self.transport).change_config(config));
             }
@@ -220,7 +223,7 @@ impl Device {
         }
         let carried_out = match effect {
             Effect::None | Effect::Notify(_) => Ok(()),
-            Effect::Reset => front_end.reset(),
+            Effect::Reset => self.reset(&mut front_end),
             Effect::Negotiate(features) => front_end
                 .negotiate(features)
                 .map(|()| lock(&self.transport).accept_features()),
@@ -235,12 +238,24 @@ impl Device {
         }
     }
 
+    fn reset(&self, front_end: &mut FrontEnd) -> Result<(), VirtioError> {
+        // A driver that only looks for the device resets one that nobody has used.
+        if !front_end.in_use() {
+            return Ok(());
+        }
+        front_end.reset()?;
+        // What the driver wrote is gone.
+        let config = front_end.read_config()?;
+        lock(&self.transport).update_config(0, &config);
+        Ok(())
+    }
+
     fn start(&self, front_end: &mut FrontEnd) -> Result<(), VirtioError> {
         let ready = lock(&self.transport).ready_queues();
         let mut rings = Vec::new();
         for (index, queue) in ready {
             let checked = queue.check(&self.ram);
-            checked.map_err(|source| super::state::StateError::Queue { index, source })?;
+            checked.map_err(|source| VirtioError::Queue { index, source })?;
             rings.push(Ring {
                 index,
                 queue,

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::queue::QueueError;
 use super::state::StateError;
 
 /// A balloon device that could not do what was asked.
@@ -25,7 +26,7 @@ pub enum VirtioError {
         source: io::Error,
     },
     /// The connection broke, or the back end answered nonsense. The device is lost.
-    #[error("the balloon back end was lost at {request}: {source}")]
+    #[error("the conversation with the balloon back end broke at {request}: {source}")]
     Conversation {
         /// The vhost-user request.
         request: &'static str,
@@ -60,6 +61,15 @@ pub enum VirtioError {
     /// The state is asked for while the rings may run.
     #[error("the balloon's state cannot be saved before its rings are stopped")]
     NotStopped,
+    /// The driver made a queue ready that cannot run.
+    #[error("the driver's queue {index} cannot run: {source}")]
+    Queue {
+        /// Its number.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: QueueError,
+    },
     /// The back end understood the request and refused it.
     #[error("the balloon back end refused {request}")]
     Refused {

@@ -209,7 +209,8 @@ impl FrontEnd {
             self.take_rings_down()?;
         }
         self.rings.clear();
-        if self.negotiated.take().is_some() && self.protocol.contains(Protocol::RESET_DEVICE) {
+        self.negotiated = None;
+        if self.protocol.contains(Protocol::RESET_DEVICE) {
             self.ask("RESET_DEVICE", VhostUserFrontend::reset_device)?;
         }
         Ok(())

@@ -100,7 +100,6 @@ impl VhostUserBalloon {
             UnixStream::pair().map_err(io_error("make a channel for the balloon back end"))?;
         let events = queue_events()?;
         let config_interrupt = event()?;
-        register(vm, slot, &events, &config_interrupt)?;
         let start = "serve the balloon back end's channel";
         // Before the first request: the back end may wait for an acknowledgement before it answers one.
         let (changes, channel) = backend_channel::serve(clone()?, ours).map_err(io_error(start))?;
@@ -109,15 +108,19 @@ impl VhostUserBalloon {
             handles: vec![channel],
         };
         let watched = clone()?;
-        let front_end = FrontEnd::new(connection, theirs, Arc::clone(ram), Arc::clone(&events))?;
-        let device = Device::new(
+        let mut front_end =
+            FrontEnd::new(connection, theirs, Arc::clone(ram), Arc::clone(&events))?;
+        let config = front_end.read_config()?;
+        // After all that a back end may refuse: a machine without this balloon is as it was.
+        register(vm, slot, &events, &config_interrupt)?;
+        let device = Arc::new(Device::new(
             front_end,
+            config,
             Arc::clone(ram),
             events,
             config_interrupt,
             watched,
-        )?;
-        let device = Arc::new(device);
+        ));
         let follower = follow(Arc::clone(&device), changes).map_err(io_error(start))?;
         threads.handles.push(follower);
         Ok(Arc::new(Self {

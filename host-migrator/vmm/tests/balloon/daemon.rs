@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use spec::balloon::{CommandId, QueueNumbering};
 use spec::control::{EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION};
 use spec::hint_map;
@@ -51,9 +51,14 @@ impl Daemon {
         self.process.wait().unwrap();
     }
 
-    /// Makes it hang.
+    /// Makes it hang; it does when this returns.
     pub fn freeze(&self) {
-        kill_process(Pid::from_child(&self.process), Signal::STOP).unwrap();
+        let process = Pid::from_child(&self.process);
+        kill_process(process, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(process), WaitOptions::UNTRACED)
+            .unwrap()
+            .unwrap();
+        assert!(status.stopped());
     }
 }
 

@@ -62,6 +62,8 @@ fn what_the_guest_writes_to_its_configuration_stays_and_the_rest_does_not() {
     assert_eq!((config.actual, config.poison_val), (77, 0xaaaa_aaaa));
     assert_eq!((config.num_pages, config.free_page_hint_cmd_id), (0, 0));
     assert_eq!(device.ignored_accesses(), 2);
+    driver.bring_up();
+    assert_eq!(driver.config().actual, 0, "after a reset");
 }
 
 #[test]
