@@ -34,6 +34,9 @@ pub enum VirtioError {
         #[source]
         source: vhost::Error,
     },
+    /// A state is loaded into a device that a driver uses already.
+    #[error("a state can only be loaded into a balloon that no driver has set up")]
+    InUse,
     /// The operating system refused something.
     #[error("cannot {action}: {source}")]
     Io {
@@ -76,9 +79,6 @@ pub enum VirtioError {
         /// The vhost-user request.
         request: &'static str,
     },
-    /// A state is loaded into a device that a driver uses already.
-    #[error("a state can only be loaded into a balloon that no driver has set up")]
-    InUse,
     /// The state of another device does not fit this one.
     #[error("the balloon's state does not fit: {0}")]
     State(#[from] StateError),
