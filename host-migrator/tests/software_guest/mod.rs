@@ -2,7 +2,7 @@
 //! A guest made of threads: real memory files, a real hint map, real concurrent writes; no KVM.
 //!
 //! Every test binary uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod hints;
 pub mod machine;

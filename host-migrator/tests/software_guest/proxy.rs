@@ -67,8 +67,8 @@ fn pump(
         loop {
             let stall = fault.stall_after.map_or(usize::MAX, |at| at - done);
             if stall == 0 {
-                // Nothing is read any more, until an end is closed from the other direction.
-                while to.read(&mut []).is_ok() && !closed(&to) {
+                // Nothing is read any more, until an end is closed.
+                while !closed(&to) && !closed(&from) {
                     thread::sleep(std::time::Duration::from_millis(1));
                 }
                 break;

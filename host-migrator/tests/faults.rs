@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the
+//! guest never runs twice.
+
+mod software_guest;
+
+use std::sync::Arc;
+
+use host_migrator::{MigrationError, MigrationParams};
+use software_guest::memory::{Memory, like};
+use software_guest::proxy::{Fault, Wire};
+use software_guest::{Guest, Outcome, migrate, migrate_over};
+use spec::stream::{SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind};
+
+fn guest() -> Guest {
+    let guest = Guest::new(Memory::new(70, 0));
+    for pfn in [1, 2, 3, 10, 63, 64] {
+        guest.write(pfn);
+    }
+    guest
+}
+
+fn migrate_through(guest: &Guest, forth: Fault, back: Fault) -> (Outcome, Vec<u8>, Vec<u8>) {
+    let (wire, here, there) = Wire::new(forth, back);
+    let ram = Arc::new(like(&guest.memory.ram));
+    let outcome = migrate_over(guest.source(), MigrationParams::default(), here, there, ram);
+    let (from_source, from_destination) = wire.join();
+    (outcome, from_source, from_destination)
+}
+
+/// Where the sections of a stream begin, and its end.
+fn borders(stream: &[u8]) -> Vec<(SectionKind, usize)> {
+    let mut at = STREAM_HEADER_BYTES;
+    let mut borders = Vec::new();
+    while at < stream.len() {
+        let header = stream[at..at + SECTION_HEADER_BYTES].try_into().unwrap();
+        let header = SectionHeader::from_bytes(header).unwrap();
+        borders.push((header.kind, at));
+        at += SECTION_HEADER_BYTES + header.length as usize;
+    }
+    borders
+}
+
+/// What must hold however a migration ended.
+fn assert_one_owner(guest: Guest, outcome: Outcome, place: &str) {
+    let runs_there = outcome.destination.runs;
+    let handed_over = guest.machine.is_handed_over();
+    assert!(
+        !runs_there || handed_over,
+        "{place}: it runs there and belongs here"
+    );
+    match &outcome.sent {
+        Ok(_) => {
+            assert!(runs_there, "{place}: it runs nowhere");
+            assert_eq!(outcome.wrong_pages(&guest.memory), [], "{place}");
+        }
+        Err(MigrationError::HandedOverUnconfirmed(_)) => assert!(handed_over, "{place}"),
+        Err(_) => {
+            assert!(
+                !handed_over && !guest.machine.is_stopped(),
+                "{place}: it runs nowhere"
+            );
+            assert!(outcome.received.is_err(), "{place}");
+            // Another try is exact, whatever the first has left behind.
+            guest.write(2);
+            let again = migrate(outcome.source, MigrationParams::default());
+            assert!(again.destination.runs, "{place}: {:?}", again.sent);
+            assert_eq!(again.wrong_pages(&guest.memory), [], "{place}");
+        }
+    }
+    assert!(
+        !guest.vcpu_log.is_running() && !guest.own_log.is_running(),
+        "{place}"
+    );
+}
+
+/// All places of the last `tail` bytes of `stream`, all section borders and their neighbours, and every
+/// `stride`-th byte.
+fn places(stream: &[u8], tail: usize, stride: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..stream.len()).step_by(stride).collect();
+    places.extend(stream.len() - tail..stream.len());
+    for (_, at) in borders(stream) {
+        places.extend([at - 1, at, at + 1]);
+    }
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+#[test]
+fn a_connection_cut_at_any_place_leaves_the_guest_with_one_owner() {
+    let (_, stream, answers) = migrate_through(&guest(), Fault::default(), Fault::default());
+    let (_, commit) = *borders(&stream)
+        .iter()
+        .find(|(kind, _)| *kind == SectionKind::MachineState)
+        .unwrap();
+    let mut handed_over = 0;
+    for cut in places(&stream, stream.len() - commit, 1009) {
+        let guest = guest();
+        let fault = Fault {
+            cut_after: Some(cut),
+            ..Fault::default()
+        };
+        let (outcome, ..) = migrate_through(&guest, fault, Fault::default());
+        assert!(outcome.sent.is_err());
+        handed_over += u32::from(guest.machine.is_handed_over());
+        assert_one_owner(
+            guest,
+            outcome,
+            &format!("cut after byte {cut} from the source"),
+        );
+    }
+    assert!(handed_over > 0, "no cut was in the hand-over");
+    for cut in 0..answers.len() {
+        let guest = guest();
+        let fault = Fault {
+            cut_after: Some(cut),
+            ..Fault::default()
+        };
+        let (outcome, ..) = migrate_through(&guest, Fault::default(), fault);
+        assert_one_owner(
+            guest,
+            outcome,
+            &format!("cut after byte {cut} from the destination"),
+        );
+    }
+}
+
+#[test]
+fn a_bit_flipped_at_any_place_is_found_and_the_guest_has_one_owner() {
+    let (_, stream, answers) = migrate_through(&guest(), Fault::default(), Fault::default());
+    let mut flips = places(&stream, 0, 997);
+    for (_, at) in borders(&stream) {
+        flips.extend(at..at + SECTION_HEADER_BYTES);
+    }
+    flips.extend(0..STREAM_HEADER_BYTES);
+    for flip in flips {
+        let guest = guest();
+        let fault = Fault {
+            flip: Some(flip),
+            ..Fault::default()
+        };
+        let (outcome, ..) = migrate_through(&guest, fault, Fault::default());
+        assert!(outcome.received.is_err(), "byte {flip} from the source");
+        assert!(!outcome.destination.runs, "byte {flip} from the source");
+        assert_one_owner(guest, outcome, &format!("byte {flip} from the source"));
+    }
+    for flip in 0..answers.len() {
+        let guest = guest();
+        let fault = Fault {
+            flip: Some(flip),
+            ..Fault::default()
+        };
+        let (outcome, ..) = migrate_through(&guest, Fault::default(), fault);
+        assert!(outcome.sent.is_err(), "byte {flip} from the destination");
+        assert_one_owner(guest, outcome, &format!("byte {flip} from the destination"));
+    }
+}
+
+#[test]
+fn the_source_learns_why_the_destination_gave_up() {
+    let guest = guest();
+    let (_, stream, _) = migrate_through(&guest, Fault::default(), Fault::default());
+    let (_, pages) = borders(&stream)[1];
+    let fault = Fault {
+        flip: Some(pages + 1000),
+        ..Fault::default()
+    };
+    let (outcome, ..) = migrate_through(&self::guest(), fault, Fault::default());
+    let error = outcome.sent.unwrap_err().to_string();
+    assert!(
+        error.contains("checksum of section 1 (Pages) is wrong"),
+        "{error}"
+    );
+}
