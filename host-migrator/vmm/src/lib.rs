@@ -1,7 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A small KVM virtual machine monitor that owns the guest being migrated.
+//!
+//! [`Machine`] is the whole: it boots a guest, or waits for one that migrates to it. It gives the engine
+//! (`host-migrator`) its memory, its dirty logs, and a way to stop, save and load it. Its parts:
+//!
+//! | modules | what |
+//! |---|---|
+//! | [`memory`], [`slots`], [`dirty_log`] | guest memory, as KVM sees it, and who wrote it |
+//! | [`vcpu`], [`kick`] | the vCPUs' threads, and how they are stopped |
+//! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
+//! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices |
+//! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
+//! | [`state`], [`xsave`] | what a migration carries besides memory |
 
+mod advice;
+pub mod bare;
+pub mod boot;
+pub mod cpuid;
+pub mod dirty_log;
+pub mod heartbeat;
 pub mod images;
+pub mod io_bus;
+pub mod kick;
 pub mod linux;
+pub mod machine;
+pub mod memory;
 pub mod mmio;
+pub mod serial;
+pub mod slots;
+pub mod state;
+pub mod status;
+pub mod vcpu;
 pub mod virtio;
+pub mod xsave;
+
+pub use bare::BareWorkload;
+pub use boot::{Guest, LinuxGuest};
+pub use machine::{Machine, MachineConfig, MachineEvent, Outlets, SetupError};
+pub use memory::MemoryOptions;
+pub use status::GuestStatus;

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The dirty logs of this VMM: KVM's, and that of the VMM's own writes.
+
+use std::io;
+use std::sync::Arc;
+
+use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
+use spec::PAGE_SIZE;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::memory::OwnMemory;
+use crate::slots::MemorySlots;
+
+/// Words (of 64 pages) that are cleared at a time: KVM makes vCPUs that fault wait for the whole call.
+/// 1 GiB of memory takes four of them.
+const CHUNK_WORDS: usize = 1024;
+
+/// KVM's log of what the vCPUs wrote.
+#[derive(Debug)]
+pub struct KvmDirtyLog {
+    slots: Arc<MemorySlots>,
+    /// One slot's log; reused.
+    buffer: Vec<u64>,
+}
+
+impl KvmDirtyLog {
+    /// The log of these slots. It does not run before [`DirtyLog::start`].
+    pub fn new(slots: Arc<MemorySlots>) -> Self {
+        let words = |pages: &spec::PageRange| pages.count().div_ceil(64) as usize;
+        let longest = slots.pages().iter().map(words).max().unwrap_or(0);
+        Self {
+            slots,
+            buffer: vec![0; longest],
+        }
+    }
+
+    fn harvest_slot(
+        &mut self,
+        slot: u32,
+        first: u64,
+        pages: u64,
+        into: &MigrationBitmap,
+    ) -> io::Result<u64> {
+        let log = &mut self.buffer[..pages.div_ceil(64) as usize];
+        self.slots.dirty_log(slot, log)?;
+        let mut taken = 0;
+        for (chunk, bits) in log.chunks(CHUNK_WORDS).enumerate() {
+            let base = chunk * CHUNK_WORDS;
+            let Some(start) = bits.iter().position(|word| *word != 0) else {
+                continue;
+            };
+            let end = bits
+                .iter()
+                .rposition(|word| *word != 0)
+                .map_or(start, |last| last + 1);
+            let clear = &bits[start..end];
+            let at = (base + start) as u64;
+            self.slots.clear_dirty_log(slot, at * 64, clear)?;
+            // Only now, with the pages protected again: a sender that saw the bits before could copy a page,
+            // and a write between the copy and the clearing would be lost with the bit.
+            taken += merge(into, first + at * 64, clear);
+        }
+        Ok(taken)
+    }
+}
+
+impl DirtyLog for KvmDirtyLog {
+    fn source(&self) -> LogSource {
+        LogSource::Kvm
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        let slots = &self.slots;
+        slots
+            .set_logging(true)
+            .map_err(|e| failed(LogSource::Kvm, "be started", e))?;
+        // Every bit is set now (INITIALLY_SET), and no page protected before its bit is cleared. Bits that
+        // are clear already, of a log that ran before, belong to pages that are protected.
+        let all = [u64::MAX; CHUNK_WORDS];
+        for (slot, pages) in (0..).zip(slots.pages()) {
+            let words = pages.count().div_ceil(64) as usize;
+            for at in (0..words).step_by(CHUNK_WORDS) {
+                let count = CHUNK_WORDS.min(words - at);
+                slots
+                    .clear_dirty_log(slot, at as u64 * 64, &all[..count])
+                    .map_err(|e| failed(LogSource::Kvm, "be cleared", e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        let mut taken = 0;
+        let slots = Arc::clone(&self.slots);
+        for (slot, pages) in (0..).zip(slots.pages()) {
+            taken += self
+                .harvest_slot(slot, pages.first(), pages.count(), bitmap)
+                .map_err(|e| failed(LogSource::Kvm, "be harvested", e))?;
+        }
+        Ok(taken)
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        let stopped = self.slots.set_logging(false);
+        stopped.map_err(|e| failed(LogSource::Kvm, "be stopped", e))
+    }
+}
+
+/// The log of what this process wrote into guest memory through [`OwnMemory`]. It always runs.
+#[derive(Debug)]
+pub struct OwnWritesLog {
+    memory: Arc<OwnMemory>,
+}
+
+impl OwnWritesLog {
+    /// The log of writes to `memory`.
+    pub fn new(memory: Arc<OwnMemory>) -> Self {
+        Self { memory }
+    }
+}
+
+impl DirtyLog for OwnWritesLog {
+    fn source(&self) -> LogSource {
+        LogSource::OwnWrites
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        self.memory.iter().for_each(|region| log_of(region).reset());
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        let take = |region: &GuestRegionMmap<AtomicBitmap>| {
+            let first = region.start_addr().raw_value() / PAGE_SIZE;
+            merge(bitmap, first, &log_of(region).get_and_reset())
+        };
+        Ok(self.memory.iter().map(take).sum())
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+}
+
+fn log_of(region: &GuestRegionMmap<AtomicBitmap>) -> &AtomicBitmap {
+    (**region).bitmap()
+}
+
+/// ORs `words`, whose bit 0 is page `first`, into `bitmap`. Returns how many bits were set in them.
+fn merge(bitmap: &MigrationBitmap, first: u64, words: &[u64]) -> u64 {
+    let shift = first % 64;
+    let mut set = 0;
+    for (at, word) in (first / 64..).zip(words) {
+        set += u64::from(word.count_ones());
+        bitmap.merge(at as usize, word << shift);
+        if shift > 0 && word >> (64 - shift) != 0 {
+            bitmap.merge(at as usize + 1, word >> (64 - shift));
+        }
+    }
+    set
+}
+
+fn failed(log: LogSource, action: &'static str, source: io::Error) -> DirtyLogError {
+    DirtyLogError {
+        log,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{MachineMemory, MemoryOptions};
+    use proptest::prelude::*;
+    use spec::PageRange;
+    use vm_memory::{Bytes, GuestAddress};
+
+    proptest! {
+        #[test]
+        fn words_from_any_first_page_land_on_their_pages(first in 0u64..200, words in proptest::collection::vec(any::<u64>(), 1..4)) {
+            let bitmap = MigrationBitmap::new(first + words.len() as u64 * 64);
+            let bits: u32 = words.iter().map(|word| word.count_ones()).sum();
+            prop_assert_eq!(merge(&bitmap, first, &words), u64::from(bits));
+            for page in 0..bitmap.pages() {
+                let expected = page >= first && {
+                    let bit = page - first;
+                    words[(bit / 64) as usize] & (1 << (bit % 64)) != 0
+                };
+                prop_assert_eq!(bitmap.contains(page), expected, "page {}", page);
+            }
+        }
+    }
+
+    #[test]
+    fn own_writes_are_harvested_once_and_none_from_before_the_start() {
+        let memory = MachineMemory::new(100 * PAGE_SIZE, MemoryOptions::default()).unwrap();
+        let mut log = OwnWritesLog::new(Arc::clone(memory.own()));
+        let bitmap = MigrationBitmap::new(memory.ram().bitmap_pages());
+        memory.own().write_slice(&[1], GuestAddress(0)).unwrap();
+        log.start().unwrap();
+        let across = GuestAddress(99 * PAGE_SIZE - 1);
+        memory.own().write_slice(&[1, 2], across).unwrap();
+        assert_eq!(log.harvest(&bitmap).unwrap(), 2);
+        let expected = PageRange::new(98, 2).unwrap();
+        assert!((0..100).all(|p| bitmap.contains(p) == (expected.first() <= p)));
+        assert_eq!(log.harvest(&bitmap).unwrap(), 0);
+    }
+}

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The machine: memory, vCPUs and devices, and who may run it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use host_migrator::{
+    DestinationMachine, DirtyLog, GuestRam, MachineError, RamRegion, SourceMachine,
+};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use spec::bare::{Event, MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
+
+use crate::boot::{self, BootError, Guest};
+use crate::dirty_log::{KvmDirtyLog, OwnWritesLog};
+use crate::heartbeat::Heartbeat;
+use crate::io_bus::IoBus;
+use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
+use crate::mmio::{MmioDevice, MmioSlot};
+use crate::serial::{self, Console, Output};
+use crate::slots::MemorySlots;
+use crate::state::{GuestKind, MachineState, PlatformState, StateError, VcpuState, regions};
+use crate::vcpu::{VcpuError, Vcpus};
+use crate::virtio::{VhostUserBalloon, VirtioError};
+
+/// What source and destination must agree on.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// How it is made.
+    pub memory: MemoryOptions,
+    /// vCPUs; at most [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// The socket of the balloon's vhost-user back end, if the machine has a balloon.
+    pub balloon_socket: Option<PathBuf>,
+}
+
+/// Where what the guest says goes.
+pub struct Outlets {
+    /// The serial console's output.
+    pub console: Output,
+    /// What happens to the guest.
+    pub events: Sender<MachineEvent>,
+}
+
+impl fmt::Debug for Outlets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlets").finish_non_exhaustive()
+    }
+}
+
+/// What happens to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// It announces something.
+    Announced(Event),
+    /// It switched itself off: it never runs again.
+    PoweredOff,
+    /// It wants to be reset; this machine does not reset, and never runs again.
+    Reset,
+    /// It cannot go on, for the reason given: it never runs again.
+    Crashed(String),
+}
+
+/// A machine that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// KVM is not there, or refused something.
+    #[error("KVM: cannot {action}: {source}")]
+    Kvm {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// No vCPU, or too many.
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    VcpuCount(u8),
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Its vCPUs.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Its balloon.
+    #[error(transparent)]
+    Balloon(#[from] VirtioError),
+    /// Its guest.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
+/// A machine with its guest.
+///
+/// A new one is paused until [`Machine::start`]. One that waits for a migration runs once that is complete; one
+/// that has been handed over never runs again.
+#[derive(Debug)]
+pub struct Machine {
+    life: Life,
+    /// What runs here; unknown before it has arrived.
+    guest: Option<GuestKind>,
+    /// Do not run the guest when its migration is complete.
+    hold: bool,
+    // Dropped in this order: first what runs, last what it runs on.
+    vcpus: Vcpus,
+    heartbeat: Heartbeat,
+    balloon: Option<Arc<VhostUserBalloon>>,
+    bus: Arc<IoBus>,
+    slots: Arc<MemorySlots>,
+    memory: MachineMemory,
+    vm: Arc<VmFd>,
+    kvm: Kvm,
+}
+
+/// Whether the machine may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// It waits for the state of a guest.
+    Awaiting,
+    Paused,
+    Running,
+    /// The destination owns the guest.
+    HandedOver,
+}
+
+/// The balloon's place: the same on both sides of a migration, for the guest goes on using it.
+const BALLOON: MmioSlot = MmioSlot {
+    gpa: MMIO_GPA,
+    gsi: 5,
+};
+/// Pages below the firmware's place that VMX needs for itself.
+const TASK_STATE_GPA: usize = 0xfffb_d000;
+const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
+
+impl Machine {
+    /// Makes a machine with `guest` on it.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn new(
+        config: &MachineConfig,
+        guest: &Guest,
+        outlets: Outlets,
+    ) -> Result<Self, SetupError> {
+        let mut machine = Self::assemble(config, outlets)?;
+        let balloon = machine.balloon.is_some().then_some(BALLOON);
+        let own = machine.memory.own();
+        machine.guest = Some(boot::boot(
+            &machine.kvm,
+            own,
+            &machine.vcpus,
+            guest,
+            balloon,
+        )?);
+        machine.life = Life::Paused;
+        Ok(machine)
+    }
+
+    /// Makes a machine for a guest that migrates to it. With `hold` it does not run the guest before
+    /// [`Machine::start`].
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn incoming(
+        config: &MachineConfig,
+        hold: bool,
+        outlets: Outlets,
+    ) -> Result<Self, SetupError> {
+        let mut machine = Self::assemble(config, outlets)?;
+        machine.hold = hold;
+        Ok(machine)
+    }
+
+    fn assemble(config: &MachineConfig, outlets: Outlets) -> Result<Self, SetupError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus.into()) {
+            return Err(SetupError::VcpuCount(config.vcpus));
+        }
+        let kvm = Kvm::new().map_err(kvm_refused("open /dev/kvm"))?;
+        let vm = Arc::new(new_vm(&kvm)?);
+        let memory = MachineMemory::new(config.memory_bytes, config.memory)?;
+        let slots = MemorySlots::register(Arc::clone(&vm), Arc::clone(memory.ram()));
+        let slots = slots.map_err(|source| SetupError::Kvm {
+            action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
+            source,
+        })?;
+        let console = new_console(&vm, outlets.console)?;
+        let mut devices: Vec<(_, Arc<dyn MmioDevice>)> = Vec::new();
+        let mut balloon = None;
+        if let Some(socket) = &config.balloon_socket {
+            let device = VhostUserBalloon::connect(socket, memory.ram(), &vm, BALLOON)?;
+            devices.push((MMIO_GPA..MMIO_GPA + MMIO_BYTES, Arc::clone(&device) as _));
+            balloon = Some(device);
+        }
+        let bus = Arc::new(IoBus::new(console, devices));
+        let vcpus = Vcpus::new(&vm, config.vcpus.into(), &bus, &outlets.events)?;
+        let heartbeat = Heartbeat::new(Arc::clone(memory.own()));
+        Ok(Self {
+            life: Life::Awaiting,
+            guest: None,
+            hold: false,
+            vcpus,
+            heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
+                action: "start a thread",
+                source,
+            })?,
+            balloon,
+            bus,
+            slots: Arc::new(slots),
+            memory,
+            vm,
+            kvm,
+        })
+    }
+
+    /// Runs the guest. Harmless if it runs.
+    ///
+    /// # Errors
+    /// [`MachineError`] if there is no guest yet, it has ended, or another machine owns it.
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        // The one way into the guest.
+        match self.life {
+            Life::Running => return Ok(()),
+            Life::Paused => {}
+            Life::Awaiting => return Err(failed("run the guest")("none has arrived yet")),
+            Life::HandedOver => {
+                return Err(failed("run the guest")(
+                    "it was handed over to the destination",
+                ));
+            }
+        }
+        self.vcpus.check_alive().map_err(failed("run the guest"))?;
+        if let Some(balloon) = &self.balloon {
+            balloon.resume();
+        }
+        if self.guest == Some(GuestKind::Bare) {
+            self.heartbeat.run();
+        }
+        self.vcpus.run().map_err(failed("run the guest"))?;
+        self.life = Life::Running;
+        Ok(())
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.memory.ram()
+    }
+
+    /// The files that hold the guest's memory, to map it elsewhere.
+    ///
+    /// # Errors
+    /// [`io::Error`] if one cannot be duplicated.
+    pub fn memory_files(&self) -> io::Result<Vec<RamRegion>> {
+        self.memory.files()
+    }
+
+    /// The logs of all who write the guest's memory.
+    pub fn dirty_logs(&self) -> Vec<Box<dyn DirtyLog>> {
+        let mut logs: Vec<Box<dyn DirtyLog>> = vec![
+            Box::new(KvmDirtyLog::new(Arc::clone(&self.slots))),
+            Box::new(OwnWritesLog::new(Arc::clone(self.memory.own()))),
+        ];
+        logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
+        logs
+    }
+
+    /// What runs here; `None` before it has arrived.
+    pub fn guest(&self) -> Option<GuestKind> {
+        self.guest
+    }
+
+    /// Whether the guest runs.
+    pub fn is_running(&self) -> bool {
+        self.life == Life::Running
+    }
+
+    /// The devices, for typing on the console and for statistics.
+    pub fn bus(&self) -> &Arc<IoBus> {
+        &self.bus
+    }
+
+    fn save_state(&self) -> Result<MachineState, MachineError> {
+        const ACTION: &str = "save the machine's state";
+        let (Life::Paused, Some(guest)) = (self.life, self.guest) else {
+            return Err(failed(ACTION)("it is not paused"));
+        };
+        self.vcpus.check_alive().map_err(failed(ACTION))?;
+        let msrs = self.kvm.get_msr_index_list().map_err(failed(ACTION))?;
+        let vcpus = self
+            .vcpus
+            .lock_all()
+            .map(|vcpu| VcpuState::save(&self.vm, &vcpu, msrs.as_slice()));
+        let balloon = self.balloon.as_ref().map(|balloon| balloon.save());
+        Ok(MachineState {
+            guest,
+            regions: regions(self.ram()),
+            vcpus: vcpus.collect::<Result<_, _>>().map_err(failed(ACTION))?,
+            platform: PlatformState::save(&self.vm).map_err(failed(ACTION))?,
+            console: self.bus.console().save(),
+            balloon: balloon.transpose().map_err(failed(ACTION))?,
+        })
+    }
+
+    fn load_state(&self, state: &MachineState) -> Result<(), StateError> {
+        state.check(self.ram(), self.vcpus.count(), self.balloon.is_some())?;
+        for (vcpu, state) in self.vcpus.lock_all().zip(&state.vcpus) {
+            state.load(&self.vm, &vcpu)?;
+        }
+        state.platform.load(&self.vm)?;
+        self.bus.console().load(&state.console)?;
+        Ok(())
+    }
+}
+
+impl SourceMachine for Machine {
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        if self.life == Life::Running {
+            self.vcpus.pause().map_err(failed("pause the guest"))?;
+            self.heartbeat.pause();
+            self.life = Life::Paused;
+        }
+        Ok(())
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        match &self.balloon {
+            Some(balloon) => balloon.stop().map_err(failed("stop the balloon's rings")),
+            None => Ok(()),
+        }
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        let state = self.save_state()?;
+        state
+            .to_bytes()
+            .map_err(failed("write the machine's state"))
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.start()
+    }
+
+    fn hand_over(&mut self) {
+        self.life = Life::HandedOver;
+        self.heartbeat.pause();
+        self.vcpus.retire();
+    }
+}
+
+impl DestinationMachine for Machine {
+    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        const ACTION: &str = "load the machine's state";
+        if self.life != Life::Awaiting {
+            return Err(failed(ACTION)("it has a guest already"));
+        }
+        let state = MachineState::from_bytes(state).map_err(failed(ACTION))?;
+        self.load_state(&state).map_err(failed(ACTION))?;
+        if let (Some(balloon), Some(state)) = (&self.balloon, &state.balloon) {
+            balloon.load(state).map_err(failed(ACTION))?;
+        }
+        self.guest = Some(state.guest);
+        self.life = Life::Paused;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        if self.hold { Ok(()) } else { self.start() }
+    }
+}
+
+/// A virtual machine with the interrupt controllers and the timer in the kernel.
+fn new_vm(kvm: &Kvm) -> Result<VmFd, SetupError> {
+    let vm = kvm.create_vm().map_err(kvm_refused("make a machine"))?;
+    vm.set_tss_address(TASK_STATE_GPA)
+        .map_err(kvm_refused("place the task state"))?;
+    vm.set_identity_map_address(IDENTITY_MAP_GPA)
+        .map_err(kvm_refused("place the identity map"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_refused("make interrupt controllers"))?;
+    let timer = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(timer).map_err(kvm_refused("make a timer"))?;
+    Ok(vm)
+}
+
+fn new_console(vm: &VmFd, output: Output) -> Result<Console, SetupError> {
+    let console = Console::new(output).map_err(|source| SetupError::Kvm {
+        action: "make an eventfd",
+        source,
+    })?;
+    vm.register_irqfd(console.interrupt(), serial::GSI)
+        .map_err(kvm_refused("connect the console's interrupt"))?;
+    Ok(console)
+}
+
+fn kvm_refused(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> SetupError {
+    move |error| SetupError::Kvm {
+        action,
+        source: error.into(),
+    }
+}
+
+/// Wraps any error as the engine wants it; for `map_err`.
+fn failed<E: fmt::Display>(action: &'static str) -> impl Fn(E) -> MachineError {
+    move |error| MachineError {
+        action,
+        reason: error.to_string(),
+    }
+}

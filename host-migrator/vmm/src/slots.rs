@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory as KVM's memory slots, and the ioctls of their dirty logs that `kvm-ioctls` lacks.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+
+use host_migrator::GuestRam;
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log,
+    kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use spec::{PAGE_SIZE, PageRange};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use self::number::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG};
+
+/// Request numbers, from `linux/kvm.h`.
+mod number {
+    use kvm_bindings::{KVMIO, kvm_clear_dirty_log, kvm_dirty_log};
+    use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
+
+    ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+}
+
+/// The memory slots of a virtual machine, one a region of its memory. Dropping them takes the memory away
+/// from the machine.
+#[derive(Debug)]
+pub struct MemorySlots {
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+}
+
+impl MemorySlots {
+    /// Gives `ram` to `vm`, and has its dirty logs cleared by us (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) instead of
+    /// whenever they are read.
+    ///
+    /// # Errors
+    /// The kernel's; it is too old (before Linux 5.0) if the capability is refused.
+    pub fn register(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> io::Result<Self> {
+        // INITIALLY_SET needs Linux 5.7; without it the kernel protects all pages when logging starts.
+        let known = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
+        let wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+        let mut manual_protect = kvm_enable_cap {
+            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            ..Default::default()
+        };
+        manual_protect.args[0] = u64::from(wanted) & u64::try_from(known).unwrap_or(0);
+        vm.enable_cap(&manual_protect).map_err(io::Error::from)?;
+        let slots = Self { vm, ram };
+        slots.set_logging(false)?;
+        Ok(slots)
+    }
+
+    /// The pages of each slot, by the slots' numbers.
+    pub fn pages(&self) -> &[PageRange] {
+        self.ram.regions()
+    }
+
+    /// Switches the dirty log of every slot on or off.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_logging(&self, on: bool) -> io::Result<()> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        (0..)
+            .zip(self.pages())
+            .try_for_each(|(slot, pages)| self.set_region(slot, *pages, pages.bytes(), flags))
+    }
+
+    /// Reads the dirty log of `slot` into `bitmap` (bit 0 is the slot's first page) and leaves it as it is.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for an unknown slot or a bitmap of fewer bits than pages, or the kernel's.
+    pub fn dirty_log(&self, slot: u32, bitmap: &mut [u64]) -> io::Result<()> {
+        if (bitmap.len() as u64) < self.slot(slot)?.count().div_ceil(64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut log = kvm_dirty_log {
+            slot,
+            ..Default::default()
+        };
+        log.__bindgen_anon_1.dirty_bitmap = bitmap.as_mut_ptr().cast();
+        // SAFETY: the kernel writes one bit a page of the slot, rounded up to words, and `bitmap` has them.
+        let result = unsafe { ioctl_with_ref(&*self.vm, KVM_GET_DIRTY_LOG(), &log) };
+        done(result)
+    }
+
+    /// Clears those bits of the slot's dirty log that are set in `bitmap`, whose bit 0 is page `first` of the
+    /// slot, and protects their pages: the next write to one sets its bit again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for an unknown slot, pages past its end, or a `first` that is no multiple
+    /// of 64; or the kernel's.
+    pub fn clear_dirty_log(&self, slot: u32, first: u64, bitmap: &[u64]) -> io::Result<()> {
+        let pages = self.slot(slot)?.count();
+        let bits = bitmap.len() as u64 * 64;
+        let left = pages.saturating_sub(first);
+        if !first.is_multiple_of(64) || bits == 0 || bits > left.next_multiple_of(64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // A multiple of 64, unless it is the slot's end: KVM takes no other.
+        let count = bits.min(left);
+        let mut clear = kvm_clear_dirty_log {
+            slot,
+            // At most 2^31 pages a slot, by the kernel's own limit.
+            num_pages: u32::try_from(count).map_err(io::Error::other)?,
+            first_page: first,
+            ..Default::default()
+        };
+        // The kernel only reads it.
+        clear.__bindgen_anon_1.dirty_bitmap = bitmap.as_ptr().cast_mut().cast();
+        // SAFETY: the kernel reads `num_pages` bits, rounded up to words, and `bitmap` has them.
+        let result = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &clear) };
+        done(result)
+    }
+
+    fn slot(&self, slot: u32) -> io::Result<PageRange> {
+        let pages = self.pages().get(slot as usize);
+        pages
+            .copied()
+            .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Sets up a slot, or deletes it where `bytes` is 0.
+    fn set_region(&self, slot: u32, pages: PageRange, bytes: u64, flags: u32) -> io::Result<()> {
+        let gpa = pages.first() * PAGE_SIZE;
+        let memory = self.ram.memory();
+        let host = memory.get_host_address(GuestAddress(gpa));
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: gpa,
+            memory_size: bytes,
+            userspace_addr: host.map_err(io::Error::other)? as u64,
+        };
+        // SAFETY: the region is mapped as long as `self.ram` lives, which is not before the slots are deleted.
+        let result = unsafe { self.vm.set_user_memory_region(region) };
+        result.map_err(io::Error::from)
+    }
+}
+
+impl Drop for MemorySlots {
+    fn drop(&mut self) {
+        for (slot, pages) in (0..).zip(self.pages()) {
+            if let Err(error) = self.set_region(slot, *pages, 0, 0) {
+                log::error!("memory slot {slot} cannot be deleted: {error}");
+            }
+        }
+    }
+}
+
+fn done(result: std::os::raw::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a migration carries of a machine besides its memory.
+//!
+//! ```text
+//! byte 0   magic "LACUNAVM"   8   version, u32 little-endian   12  MachineState, in postcard's format
+//! ```
+
+mod exact;
+mod platform;
+mod vcpu;
+
+use host_migrator::GuestRam;
+use serde::{Deserialize, Serialize};
+
+pub use self::platform::PlatformState;
+pub use self::vcpu::VcpuState;
+use crate::serial::ConsoleState;
+use crate::virtio::VirtioState;
+
+const MAGIC: [u8; 8] = *b"LACUNAVM";
+const VERSION: u32 = 1;
+
+/// Which kind of guest a machine runs: it decides what the VMM does besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestKind {
+    /// The bare-metal guest: the VMM stamps its heartbeat page.
+    Bare,
+    /// Linux.
+    Linux,
+}
+
+/// The state of a paused machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// What it runs.
+    pub guest: GuestKind,
+    /// First page and number of pages of each region of its memory.
+    pub regions: Vec<(u64, u64)>,
+    /// The vCPUs, by number.
+    pub vcpus: Vec<VcpuState>,
+    /// What all vCPUs share.
+    pub platform: PlatformState,
+    /// The serial console.
+    pub console: ConsoleState,
+    /// The balloon, if it has one.
+    pub balloon: Option<VirtioState>,
+}
+
+/// A state that cannot be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Not a machine's state at all.
+    #[error("this is not the state of a machine")]
+    Magic,
+    /// Another version's.
+    #[error("the state has version {0}, this program knows version {VERSION}")]
+    Version(u32),
+    /// Cut off, too long or damaged.
+    #[error("the state is damaged: {0}")]
+    Damaged(#[from] postcard::Error),
+    /// More than a state.
+    #[error("{0} bytes follow the state")]
+    Trailing(usize),
+    /// The state of a machine with other memory.
+    #[error("the state belongs to a machine with other memory")]
+    Memory,
+    /// The state of a machine with more vCPUs, or fewer.
+    #[error("the state has {found} vCPUs, this machine {expected}")]
+    Vcpus {
+        /// In the state.
+        found: usize,
+        /// In the machine.
+        expected: usize,
+    },
+    /// A machine with a balloon and one without.
+    #[error("the state is that of a machine with{0} balloon, and this one is not")]
+    Balloon(&'static str),
+    /// KVM refused it.
+    #[error("KVM refuses the {part}: {source}")]
+    Kvm {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A model-specific register that cannot be written, with another value here.
+    #[error("the model-specific register {index:#x} cannot be set to {wanted:#x}")]
+    Msr {
+        /// Its number.
+        index: u32,
+        /// The value.
+        wanted: u64,
+    },
+    /// Another clock, which cannot be scaled.
+    #[error("the guest's time stamp counter runs at {wanted} kHz, here it would at {found}")]
+    TscFrequency {
+        /// At the source.
+        wanted: u32,
+        /// Here.
+        found: u32,
+    },
+    /// The console's part.
+    #[error(transparent)]
+    Console(#[from] crate::serial::ConsoleStateError),
+}
+
+impl MachineState {
+    /// The state as bytes.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`] if it cannot be put in postcard's format, which no state is known to cause.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        Ok(postcard::to_extend(self, bytes)?)
+    }
+
+    /// Reads what [`MachineState::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
+        let body = bytes.strip_prefix(&MAGIC).ok_or(StateError::Magic)?;
+        let (version, body) = body.split_first_chunk().ok_or(StateError::Magic)?;
+        let version = u32::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(StateError::Version(version));
+        }
+        let (state, rest) = postcard::take_from_bytes(body)?;
+        if rest.is_empty() {
+            Ok(state)
+        } else {
+            Err(StateError::Trailing(rest.len()))
+        }
+    }
+
+    /// Checks that the state fits a machine with this memory, `vcpus` vCPUs, and a balloon or none.
+    ///
+    /// # Errors
+    /// [`StateError`] names what does not fit.
+    pub fn check(&self, ram: &GuestRam, vcpus: usize, balloon: bool) -> Result<(), StateError> {
+        if self.regions != regions(ram) {
+            return Err(StateError::Memory);
+        }
+        if self.vcpus.len() != vcpus {
+            return Err(StateError::Vcpus {
+                found: self.vcpus.len(),
+                expected: vcpus,
+            });
+        }
+        match (self.balloon.is_some(), balloon) {
+            (true, false) => Err(StateError::Balloon(" a")),
+            (false, true) => Err(StateError::Balloon("out a")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The regions of `ram` as a state names them.
+pub fn regions(ram: &GuestRam) -> Vec<(u64, u64)> {
+    let pair = |region: &spec::PageRange| (region.first(), region.count());
+    ram.regions().iter().map(pair).collect()
+}
+
+/// Wraps KVM's error about a part of the state; for `map_err`.
+fn refused(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
+    move |error| StateError::Kvm {
+        part,
+        source: error.into(),
+    }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The state of a vCPU.
+
+use std::io;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::exact::Exact;
+use super::{StateError, refused};
+use crate::xsave;
+
+/// A timer of the local APIC that fires at a value of the time stamp counter, which must therefore be set first.
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// How far two frequencies may differ before the guest's clock is off: what NTP can correct (500 ppm), halved.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// All that KVM keeps for a vCPU.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    cpuid: Vec<Exact<kvm_cpuid_entry2>>,
+    tsc_khz: u32,
+    mp_state: Exact<kvm_mp_state>,
+    regs: Exact<kvm_regs>,
+    sregs: Exact<kvm_sregs>,
+    xsave: Vec<u32>,
+    xcrs: Exact<kvm_xcrs>,
+    debug_regs: Exact<kvm_debugregs>,
+    lapic: Exact<kvm_lapic_state>,
+    msrs: Vec<(u32, u64)>,
+    events: Exact<kvm_vcpu_events>,
+}
+
+impl VcpuState {
+    /// Reads it from KVM. `msr_indices` are the registers that KVM says belong to the state; those that
+    /// this vCPU does not have are left out.
+    ///
+    /// # Errors
+    /// [`StateError::Kvm`].
+    pub fn save(vm: &VmFd, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<Self, StateError> {
+        // First: it delivers pending INIT and SIPI, which changes the rest.
+        let mp_state = vcpu.get_mp_state().map_err(refused("run state"))?;
+        let cpuid = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("CPUID"))?;
+        let area = xsave::read(vm, vcpu);
+        Ok(Self {
+            mp_state: Exact(mp_state),
+            cpuid: cpuid.as_slice().iter().copied().map(Exact).collect(),
+            tsc_khz: vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?,
+            regs: Exact(vcpu.get_regs().map_err(refused("registers"))?),
+            sregs: Exact(vcpu.get_sregs().map_err(refused("special registers"))?),
+            xsave: area.map_err(|source| kvm_error("XSAVE area", source))?,
+            xcrs: Exact(vcpu.get_xcrs().map_err(refused("XCRs"))?),
+            debug_regs: Exact(vcpu.get_debug_regs().map_err(refused("debug registers"))?),
+            lapic: Exact(vcpu.get_lapic().map_err(refused("local APIC"))?),
+            msrs: read_msrs(vcpu, msr_indices)?,
+            // Last: reading the others may still change pending events.
+            events: Exact(vcpu.get_vcpu_events().map_err(refused("events"))?),
+        })
+    }
+
+    /// Gives it to KVM, to a vCPU that has not run.
+    ///
+    /// # Errors
+    /// [`StateError`] for what this processor or KVM cannot take.
+    pub fn load(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<(), StateError> {
+        let entries: Vec<_> = self.cpuid.iter().map(|entry| entry.0).collect();
+        let cpuid = CpuId::from_entries(&entries)
+            .map_err(|error| kvm_error("CPUID", io::Error::other(format!("{error:?}"))))?;
+        vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
+        self.load_tsc_frequency(vcpu)?;
+        vcpu.set_mp_state(self.mp_state.0)
+            .map_err(refused("run state"))?;
+        vcpu.set_regs(&self.regs.0).map_err(refused("registers"))?;
+        // Before the local APIC: they hold its base address.
+        vcpu.set_sregs(&self.sregs.0)
+            .map_err(refused("special registers"))?;
+        xsave::write(vm, vcpu, &self.xsave).map_err(|source| kvm_error("XSAVE area", source))?;
+        vcpu.set_xcrs(&self.xcrs.0).map_err(refused("XCRs"))?;
+        vcpu.set_debug_regs(&self.debug_regs.0)
+            .map_err(refused("debug registers"))?;
+        vcpu.set_lapic(&self.lapic.0)
+            .map_err(refused("local APIC"))?;
+        let is_deadline = |(index, _): &(u32, u64)| *index == IA32_TSC_DEADLINE;
+        let (deadline, msrs): (Vec<_>, Vec<_>) = self.msrs.iter().copied().partition(is_deadline);
+        write_msrs(vcpu, &msrs)?;
+        write_msrs(vcpu, &deadline)?;
+        // Last: setting the others may raise events.
+        vcpu.set_vcpu_events(&self.events.0)
+            .map_err(refused("events"))
+    }
+
+    fn load_tsc_frequency(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
+        let found = vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?;
+        let wanted = self.tsc_khz;
+        let apart = u64::from(found.abs_diff(wanted)) * 1_000_000;
+        let close = apart <= u64::from(wanted) * TSC_TOLERANCE_PPM;
+        if close || vcpu.set_tsc_khz(wanted).is_ok() {
+            Ok(())
+        } else {
+            Err(StateError::TscFrequency { wanted, found })
+        }
+    }
+}
+
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, StateError> {
+    let mut values = Vec::with_capacity(indices.len());
+    let mut left = indices;
+    while !left.is_empty() {
+        let entries = left
+            .iter()
+            .take(KVM_MAX_MSR_ENTRIES)
+            .map(|index| kvm_msr_entry {
+                index: *index,
+                ..Default::default()
+            });
+        let mut msrs = msr_list(&entries.collect::<Vec<_>>())?;
+        let read = vcpu
+            .get_msrs(&mut msrs)
+            .map_err(refused("model-specific registers"))?;
+        values.extend(
+            msrs.as_slice()
+                .iter()
+                .take(read)
+                .map(|msr| (msr.index, msr.data)),
+        );
+        // KVM stops at one that this vCPU does not have.
+        let stopped = usize::from(read < msrs.as_slice().len());
+        left = &left[read + stopped..];
+    }
+    Ok(values)
+}
+
+/// Writes them. One that cannot be written is no harm if it has that value already.
+fn write_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
+    let mut left = values;
+    while !left.is_empty() {
+        let entries = left
+            .iter()
+            .take(KVM_MAX_MSR_ENTRIES)
+            .map(|(index, data)| kvm_msr_entry {
+                index: *index,
+                data: *data,
+                ..Default::default()
+            });
+        let msrs = msr_list(&entries.collect::<Vec<_>>())?;
+        let written = vcpu
+            .set_msrs(&msrs)
+            .map_err(refused("model-specific registers"))?;
+        left = &left[written..];
+        if written == msrs.as_slice().len() {
+            continue;
+        }
+        let [(index, wanted), rest @ ..] = left else {
+            break;
+        };
+        if read_msrs(vcpu, &[*index])? != [(*index, *wanted)] {
+            return Err(StateError::Msr {
+                index: *index,
+                wanted: *wanted,
+            });
+        }
+        left = rest;
+    }
+    Ok(())
+}
+
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    Msrs::from_entries(entries).map_err(|error| {
+        kvm_error(
+            "model-specific registers",
+            io::Error::other(format!("{error:?}")),
+        )
+    })
+}
+
+fn kvm_error(part: &'static str, source: io::Error) -> StateError {
+    StateError::Kvm { part, source }
+}

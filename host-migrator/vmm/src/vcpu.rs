@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The vCPUs: a thread each, which runs the guest or is parked.
+//!
+//! A thread parks only where KVM_RUN has failed with EINTR: KVM has then completed the port or memory access
+//! that the guest was in, so that the registers of a parked vCPU are whole and can be saved. To get there,
+//! [`Vcpus::pause`] first sets `immediate_exit`, which the next KVM_RUN looks at, and then sends a signal,
+//! which interrupts the one that runs.
+
+use std::io;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::signal::Killable;
+
+use crate::io_bus::{IoBus, Request};
+use crate::kick::{ImmediateExit, kick_signal};
+use crate::machine::MachineEvent;
+
+/// How long a vCPU may take to park. It only waits for a device that it talks to at the moment, and for the
+/// host to run it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// vCPUs that cannot be made, paused or run.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM or the system refused something.
+    #[error("vCPU {vcpu}: cannot {action}: {source}")]
+    Io {
+        /// Which one.
+        vcpu: usize,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Some vCPU did not park.
+    #[error("{0} vCPUs did not stop in time; the guest runs on")]
+    DidNotPark(usize),
+    /// The guest has switched itself off or crashed.
+    #[error("the guest has ended")]
+    Ended,
+}
+
+/// The vCPUs of a machine. They are parked at first.
+#[derive(Debug)]
+pub struct Vcpus {
+    gate: Arc<Gate>,
+    vcpus: Vec<Vcpu>,
+}
+
+#[derive(Debug)]
+struct Vcpu {
+    fd: Arc<Mutex<VcpuFd>>,
+    immediate_exit: ImmediateExit,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpus {
+    /// Makes `count` vCPUs of `vm`, each with its thread. `events` hears of what the guest announces.
+    ///
+    /// # Errors
+    /// [`VcpuError::Io`] for what KVM or the system refuses.
+    pub fn new(
+        vm: &VmFd,
+        count: usize,
+        bus: &Arc<IoBus>,
+        events: &Sender<MachineEvent>,
+    ) -> Result<Self, VcpuError> {
+        let mut all = Self {
+            gate: Arc::new(Gate::default()),
+            vcpus: Vec::with_capacity(count),
+        };
+        for index in 0..count {
+            let failed = |action| {
+                move |source| VcpuError::Io {
+                    vcpu: index,
+                    action,
+                    source,
+                }
+            };
+            let fd = vm
+                .create_vcpu(index as u64)
+                .map_err(|e| failed("be made")(e.into()))?;
+            let immediate_exit =
+                ImmediateExit::of(&fd, vm.run_size()).map_err(failed("map its run structure"))?;
+            let fd = Arc::new(Mutex::new(fd));
+            let runner = Runner {
+                index,
+                fd: Arc::clone(&fd),
+                gate: Arc::clone(&all.gate),
+                bus: Arc::clone(bus),
+                events: events.clone(),
+            };
+            let thread = thread::Builder::new()
+                .name(format!("vcpu-{index}"))
+                .spawn(move || runner.live())
+                .map_err(failed("start its thread"))?;
+            all.vcpus.push(Vcpu {
+                fd,
+                immediate_exit,
+                thread: Some(thread),
+            });
+        }
+        Ok(all)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// The vCPUs, of a machine that is paused. One that runs keeps its lock.
+    pub fn lock_all(&self) -> impl Iterator<Item = MutexGuard<'_, VcpuFd>> {
+        self.vcpus.iter().map(|vcpu| lock(&vcpu.fd))
+    }
+
+    /// Lets them run. Harmless if they do.
+    ///
+    /// # Errors
+    /// [`VcpuError::Ended`] if the guest has ended.
+    pub fn run(&mut self) -> Result<(), VcpuError> {
+        self.check_alive()?;
+        for vcpu in &self.vcpus {
+            vcpu.immediate_exit.set(false);
+        }
+        self.gate.want(Wanted::Run);
+        Ok(())
+    }
+
+    /// Stops them: after the return none is in the guest, and no access of the guest is half done. Harmless
+    /// if they are stopped.
+    ///
+    /// # Errors
+    /// [`VcpuError`] if one does not stop; all then run on.
+    pub fn pause(&mut self) -> Result<(), VcpuError> {
+        self.gate.want(Wanted::Pause);
+        let paused = self
+            .kick()
+            .and_then(|()| self.gate.wait_parked(self.count()));
+        if paused.is_err() {
+            self.run()?;
+        }
+        paused
+    }
+
+    /// # Errors
+    /// [`VcpuError::Ended`] if the guest has switched itself off, reset itself or crashed.
+    pub fn check_alive(&self) -> Result<(), VcpuError> {
+        if lock(&self.gate.state).ended {
+            Err(VcpuError::Ended)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Stops them for ever: after this no vCPU enters the guest again, and none of a paused machine has left
+    /// its place.
+    pub fn retire(&mut self) {
+        self.gate.end();
+        if let Err(error) = self.kick() {
+            log::error!("{error}");
+        }
+    }
+
+    fn kick(&self) -> Result<(), VcpuError> {
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let failed = |source| VcpuError::Io {
+                vcpu: index,
+                action: "be interrupted",
+                source,
+            };
+            vcpu.immediate_exit.set(true);
+            let signal = kick_signal().map_err(failed)?;
+            if let Some(thread) = &vcpu.thread {
+                thread.kill(signal).map_err(|e| failed(e.into()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.gate.want(Wanted::Quit);
+        if let Err(error) = self.kick() {
+            log::error!("{error}");
+        }
+        for vcpu in &mut self.vcpus {
+            // A thread that panicked has printed why.
+            let _ = vcpu.thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+/// Where the threads wait, and what they wait for.
+#[derive(Debug, Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    wanted: Wanted,
+    /// Threads that wait at the gate.
+    parked: usize,
+    /// The guest has ended: no vCPU runs again.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wanted {
+    #[default]
+    Pause,
+    Run,
+    Quit,
+}
+
+impl Gate {
+    fn want(&self, wanted: Wanted) {
+        lock(&self.state).wanted = wanted;
+        self.changed.notify_all();
+    }
+
+    /// Parks the calling thread until it is to run (true) or to quit (false).
+    fn pass(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.may_run() {
+            return true;
+        }
+        state.parked += 1;
+        self.changed.notify_all();
+        while !state.may_run() && state.wanted != Wanted::Quit {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        state.may_run()
+    }
+
+    /// Sleeps for `duration`, or until the calling thread is to do something else than to run.
+    fn sleep(&self, duration: Duration) {
+        let end = Instant::now() + duration;
+        let mut state = lock(&self.state);
+        while state.may_run() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let woken = self.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn wait_parked(&self, count: usize) -> Result<(), VcpuError> {
+        let state = lock(&self.state);
+        let waited = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| state.parked < count);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match count - state.parked {
+            0 => Ok(()),
+            missing => Err(VcpuError::DidNotPark(missing)),
+        }
+    }
+
+    fn end(&self) {
+        lock(&self.state).ended = true;
+        self.changed.notify_all();
+    }
+}
+
+impl GateState {
+    fn may_run(&self) -> bool {
+        self.wanted == Wanted::Run && !self.ended
+    }
+}
+
+/// The thread of a vCPU.
+struct Runner {
+    index: usize,
+    fd: Arc<Mutex<VcpuFd>>,
+    gate: Arc<Gate>,
+    bus: Arc<IoBus>,
+    events: Sender<MachineEvent>,
+}
+
+impl Runner {
+    fn live(self) {
+        while self.gate.pass() {
+            if let Some(end) = self.run() {
+                self.gate.end();
+                // Nobody may be listening any more.
+                let _ = self.events.send(end);
+            }
+        }
+    }
+
+    /// Runs the guest until it is interrupted (`None`) or ends.
+    fn run(&self) -> Option<MachineEvent> {
+        let mut fd = lock(&self.fd);
+        loop {
+            match fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    if let Some(request) = self.bus.port_write(port, data)
+                        && let Some(end) = self.obey(request)
+                    {
+                        return Some(end);
+                    }
+                }
+                Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
+                Ok(VcpuExit::MmioRead(address, data)) => self.bus.memory_read(address, data),
+                Ok(VcpuExit::MmioWrite(address, data)) => self.bus.memory_write(address, data),
+                Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::Shutdown) => return Some(self.crashed(&fd, "triple fault")),
+                Ok(exit) => {
+                    let exit = format!("unexpected exit {exit:?}");
+                    return Some(self.crashed(&fd, &exit));
+                }
+                Err(error) if error.errno() == libc::EINTR => return None,
+                // A vCPU that waits to be started by another one has been woken.
+                Err(error) if error.errno() == libc::EAGAIN => {}
+                Err(error) => return Some(self.crashed(&fd, &format!("KVM_RUN failed: {error}"))),
+            }
+        }
+    }
+
+    fn obey(&self, request: Request) -> Option<MachineEvent> {
+        match request {
+            Request::Sleep(duration) => self.gate.sleep(duration),
+            Request::Announce(event) => {
+                // Nobody may be listening any more.
+                let _ = self.events.send(MachineEvent::Announced(event));
+            }
+            Request::PowerOff => return Some(MachineEvent::PoweredOff),
+            Request::Reset => return Some(MachineEvent::Reset),
+        }
+        None
+    }
+
+    fn crashed(&self, fd: &VcpuFd, what: &str) -> MachineEvent {
+        let at = fd.get_regs().map_or(0, |regs| regs.rip);
+        MachineEvent::Crashed(format!("vCPU {}: {what} at {at:#x}", self.index))
+    }
+}
+
+/// Locks, also after a panic of another holder, which leaves nothing half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
