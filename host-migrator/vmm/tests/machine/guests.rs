@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Machines with programs of a few instructions, for the machine of [`spec::bare`].
+
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use host_migrator::{GuestRam, SourceMachine};
+use reference_vmm::{
+    BareWorkload, Guest, Machine, MachineConfig, MachineEvent, MemoryOptions, Outlets,
+};
+use spec::PAGE_SIZE;
+use spec::bare::IMAGE_GPA;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Where the programs below keep what they share with the test.
+pub const MAILBOX: u64 = 0x30_0000;
+/// The first of the pages that [`counter`] writes.
+pub const COUNTED: u64 = 0x40_0000;
+/// How many there are.
+pub const COUNTED_PAGES: u64 = 256;
+
+/// A machine of the test, and what its guest says.
+pub struct Subject {
+    pub machine: Machine,
+    pub console: Receiver<u8>,
+    pub events: Receiver<MachineEvent>,
+}
+
+/// Whether there is a KVM to test with.
+pub fn have_kvm() -> bool {
+    match kvm_ioctls::Kvm::new() {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("skipped: /dev/kvm cannot be opened: {error}");
+            false
+        }
+    }
+}
+
+pub fn config(memory_bytes: u64, vcpus: u8) -> MachineConfig {
+    MachineConfig {
+        memory_bytes,
+        memory: MemoryOptions::default(),
+        vcpus,
+        balloon_socket: None,
+    }
+}
+
+/// A paused machine with one vCPU and this program.
+pub fn program(memory_bytes: u64, code: &[u8]) -> Subject {
+    let guest = Guest::BareImage(elf(code), BareWorkload::default());
+    guest_on(&config(memory_bytes, 1), &guest)
+}
+
+pub fn guest_on(config: &MachineConfig, guest: &Guest) -> Subject {
+    subject(|outlets| Machine::new(config, guest, outlets).unwrap())
+}
+
+pub fn incoming(config: &MachineConfig) -> Subject {
+    subject(|outlets| Machine::incoming(config, false, outlets).unwrap())
+}
+
+fn subject(make: impl FnOnce(Outlets) -> Machine) -> Subject {
+    let (console_sender, console) = channel();
+    let (event_sender, events) = channel();
+    let machine = make(Outlets {
+        console: Box::new(Sending(console_sender)),
+        events: event_sender,
+    });
+    Subject {
+        machine,
+        console,
+        events,
+    }
+}
+
+/// Adds 1 to the words whose addresses the test puts at [`MAILBOX`] + 8, as many as it then says at
+/// [`MAILBOX`]; writes 0 there when done.
+pub fn postman() -> Vec<u8> {
+    [
+        &[0x48, 0x8b, 0x0c, 0x25, 0x00, 0x00, 0x30, 0x00][..], // wait: mov rcx, [MAILBOX]
+        &[0x48, 0x85, 0xc9],                                   // test rcx, rcx
+        &[0x74, 0x22],                                         // jz sleep
+        &[0x48, 0xc7, 0xc6, 0x08, 0x00, 0x30, 0x00],           // mov rsi, MAILBOX + 8
+        &[0x48, 0x8b, 0x3e],                                   // next: mov rdi, [rsi]
+        &[0x48, 0xff, 0x07],                                   // inc qword [rdi]
+        &[0x48, 0x83, 0xc6, 0x08],                             // add rsi, 8
+        &[0x48, 0xff, 0xc9],                                   // dec rcx
+        &[0x75, 0xf1],                                         // jnz next
+        &[0x48, 0xc7, 0x04, 0x25, 0x00, 0x00, 0x30, 0x00],     // mov qword [MAILBOX],
+        &[0x00, 0x00, 0x00, 0x00],                             //   0
+        &[0xb8, 0xe8, 0x03, 0x00, 0x00],                       // sleep: mov eax, 1000
+        &[0x66, 0xba, 0x10, 0x05],                             // mov dx, PORT_SLEEP
+        &[0xef],                                               // out dx, eax
+        &[0xeb, 0xc5],                                         // jmp wait
+    ]
+    .concat()
+}
+
+/// Counts at [`MAILBOX`] for ever; writes each number to one of [`COUNTED_PAGES`] in turn, and its last byte
+/// to the console.
+pub fn counter() -> Vec<u8> {
+    [
+        &[0x48, 0x8b, 0x1c, 0x25, 0x00, 0x00, 0x30, 0x00][..], // again: mov rbx, [MAILBOX]
+        &[0x48, 0xff, 0xc3],                                   // inc rbx
+        &[0x48, 0x89, 0x1c, 0x25, 0x00, 0x00, 0x30, 0x00],     // mov [MAILBOX], rbx
+        &[0x48, 0x89, 0xdf],                                   // mov rdi, rbx
+        &[0x81, 0xe7, 0xff, 0x00, 0x00, 0x00],                 // and edi, COUNTED_PAGES - 1
+        &[0xc1, 0xe7, 0x0c],                                   // shl edi, 12
+        &[0x81, 0xc7, 0x00, 0x00, 0x40, 0x00],                 // add edi, COUNTED
+        &[0x48, 0x89, 0x1f],                                   // mov [rdi], rbx
+        &[0x89, 0xd8],                                         // mov eax, ebx
+        &[0x66, 0xba, 0xf8, 0x03],                             // mov dx, PORT_CONSOLE
+        &[0xee],                                               // out dx, al
+        &[0xeb, 0xcf],                                         // jmp again
+    ]
+    .concat()
+}
+
+impl Subject {
+    /// Has [`postman`] write `pages`, and waits until it has.
+    pub fn post(&mut self, pages: &[u64]) {
+        let memory = self.machine.ram().memory();
+        for (at, page) in (MAILBOX + 8..).step_by(8).zip(pages) {
+            memory
+                .write_obj(page * PAGE_SIZE, GuestAddress(at))
+                .unwrap();
+        }
+        memory
+            .write_obj(pages.len() as u64, GuestAddress(MAILBOX))
+            .unwrap();
+        self.wait("the guest to write", |subject| subject.word(MAILBOX) == 0);
+    }
+
+    pub fn word(&self, gpa: u64) -> u64 {
+        self.machine
+            .ram()
+            .memory()
+            .read_obj(GuestAddress(gpa))
+            .unwrap()
+    }
+
+    /// Waits until `done`; a guest that crashes, or a minute, ends the test.
+    pub fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            if let Ok(event @ MachineEvent::Crashed(_)) = self.events.try_recv() {
+                panic!("{event:?}");
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "waited for {what}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn stop(&mut self) {
+        self.machine.stop_vcpus().unwrap();
+        self.machine.stop_devices().unwrap();
+    }
+}
+
+/// Makes the memory of one machine that of another.
+pub fn copy_memory(from: &GuestRam, to: &GuestRam) {
+    for region in from.regions() {
+        for first in (region.first()..region.end()).step_by(256) {
+            let range = spec::PageRange::new(first, 256.min(region.end() - first)).unwrap();
+            let mut pages = vec![0; range.bytes() as usize];
+            from.read(range, &mut pages).unwrap();
+            if pages.iter().any(|byte| *byte != 0) {
+                to.fill(range, &mut &pages[..]).unwrap();
+            }
+        }
+    }
+}
+
+/// A static executable with `code` at [`IMAGE_GPA`].
+fn elf(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 56;
+    let mut image = vec![0; HEADERS as usize];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0, 1]); // executable, x86-64, version 1
+    put(24, &IMAGE_GPA.to_le_bytes()); // entry
+    put(32, &64u64.to_le_bytes()); // program headers
+    put(52, &[64, 0, 56, 0, 1]); // sizes of the headers, one program header
+    put(64, &[1, 0, 0, 0, 5]); // load; read and execute
+    put(72, &HEADERS.to_le_bytes()); // offset
+    put(80, &IMAGE_GPA.to_le_bytes());
+    put(88, &IMAGE_GPA.to_le_bytes());
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &(code.len() as u64).to_le_bytes());
+    image.extend(code);
+    image
+}
+
+struct Sending(Sender<u8>);
+
+impl Write for Sending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // The test may have stopped listening.
+        let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

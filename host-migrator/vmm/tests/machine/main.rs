@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests of whole machines on the real KVM. Where there is none they say so, and pass.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bare;
+mod dirty_log;
+mod guests;
+mod ownership;
+mod pause;
+mod state;
