@@ -10,17 +10,26 @@ use spec::hint_map::word_masks;
 ///
 /// The sender claims words (takes the bits out) before it copies the pages; harvests of the dirty logs
 /// OR bits in. Claim before copy, always: a write after the claim is caught by the log.
+///
+/// One more bit for every 64 words says whether they may hold anything, so that a late round's walk costs
+/// what is dirty, not what the guest has.
 #[derive(Debug)]
 pub struct MigrationBitmap {
     words: Box<[AtomicU64]>,
+    /// Bit c is set if any of the words `64 * c ..` may be.
+    summary: Box<[AtomicU64]>,
     pages: u64,
 }
 
 impl MigrationBitmap {
     /// An empty bitmap for pages `0 .. pages`: nothing to be sent.
     pub fn new(pages: u64) -> Self {
-        let words = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { words, pages }
+        let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            words: zeros(pages.div_ceil(64)),
+            summary: zeros(pages.div_ceil(64 * 64 * 64)),
+            pages,
+        }
     }
 
     /// Pages that the bitmap has bits for.
@@ -56,7 +65,33 @@ impl MigrationBitmap {
             return 0;
         }
         let before = self.words[index].fetch_or(bits, Ordering::AcqRel);
+        self.note(index / 64);
         u64::from((bits & !before).count_ones())
+    }
+
+    /// The indices of the words that hold anything, ascending, as of the time the iterator gets there.
+    pub fn occupied(&self) -> impl Iterator<Item = usize> {
+        let mut chunk = None;
+        let mut next = 0;
+        let mut end = 0;
+        std::iter::from_fn(move || {
+            loop {
+                if next == end {
+                    if let Some(visited) = chunk {
+                        self.retire(visited);
+                    }
+                    let found = self.next_chunk(chunk.map_or(0, |visited| visited + 1))?;
+                    chunk = Some(found);
+                    next = found * 64;
+                    end = self.words.len().min(next + 64);
+                }
+                let index = next;
+                next += 1;
+                if self.words[index].load(Ordering::Relaxed) != 0 {
+                    return Some(index);
+                }
+            }
+        })
     }
 
     /// Clears `bits` of a word and returns those of them that were set.
@@ -75,6 +110,10 @@ impl MigrationBitmap {
         };
         for (index, mask) in word_masks(range) {
             self.words[index].fetch_or(mask, Ordering::AcqRel);
+        }
+        let (first, last) = (range.first() / 4096, (range.end() - 1) / 4096);
+        for chunk in first..=last {
+            self.note(chunk as usize);
         }
     }
 
@@ -103,10 +142,47 @@ impl MigrationBitmap {
 
     /// Pages that are set.
     pub fn count(&self) -> u64 {
-        self.words
-            .iter()
+        let chunks = std::iter::successors(self.next_chunk(0), |chunk| self.next_chunk(chunk + 1));
+        chunks
+            .flat_map(|chunk| self.words_of(chunk))
             .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
             .sum()
+    }
+
+    /// Notes that the words of `chunk` may hold something. To be called after the word was set: see
+    /// [`MigrationBitmap::retire`].
+    fn note(&self, chunk: usize) {
+        self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::AcqRel);
+    }
+
+    /// Forgets `chunk`, unless its words hold something. Somebody who sets a word meanwhile notes it
+    /// before the bit is cleared here, and then the look at the words finds it; or afterwards.
+    fn retire(&self, chunk: usize) {
+        self.summary[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::AcqRel);
+        if self
+            .words_of(chunk)
+            .iter()
+            .any(|word| word.load(Ordering::Acquire) != 0)
+        {
+            self.note(chunk);
+        }
+    }
+
+    /// The first chunk from `chunk` on whose words may hold something.
+    fn next_chunk(&self, chunk: usize) -> Option<usize> {
+        let mut mask = u64::MAX << (chunk % 64);
+        for (index, word) in self.summary.iter().enumerate().skip(chunk / 64) {
+            let bits = word.load(Ordering::Acquire) & mask;
+            if bits != 0 {
+                return Some(index * 64 + bits.trailing_zeros() as usize);
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    fn words_of(&self, chunk: usize) -> &[AtomicU64] {
+        &self.words[chunk * 64..self.words.len().min(chunk * 64 + 64)]
     }
 
     fn valid_bits(&self, index: usize) -> u64 {
@@ -188,6 +264,31 @@ mod tests {
             }
             prop_assert_eq!(map.count(), naive.count_ones() as u64);
             for page in 0..pages { prop_assert_eq!(map.contains(page), naive[page as usize]); }
+        }
+
+        #[test]
+        fn a_walk_meets_every_page_that_is_set_and_forgets_none(
+            pages in 1u64..40_000,
+            inserts in proptest::collection::vec((0u64..40_000, 1u64..5000), 0..5),
+            left in proptest::collection::vec(0usize..700, 0..5),
+        ) {
+            let map = MigrationBitmap::new(pages);
+            for (first, count) in inserts {
+                map.insert(PageRange::new(first, count).unwrap());
+            }
+            let set = |map: &MigrationBitmap| -> Vec<usize> {
+                (0..map.word_count()).filter(|index| map.load(*index) != 0).collect()
+            };
+            // The first walk claims all words but some; the second finds just these.
+            let expected = set(&map);
+            let walked: Vec<usize> = map
+                .occupied()
+                .inspect(|index| if !left.contains(index) { map.claim(*index); })
+                .collect();
+            prop_assert_eq!(walked, expected);
+            prop_assert_eq!(map.occupied().collect::<Vec<_>>(), set(&map));
+            let count: u64 = set(&map).iter().map(|index| u64::from(map.load(*index).count_ones())).sum();
+            prop_assert_eq!(map.count(), count);
         }
 
         #[test]

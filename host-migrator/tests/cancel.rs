@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Peers that block, and cancels in every state.
+#![allow(clippy::unwrap_used)]
 
 mod software_guest;
 

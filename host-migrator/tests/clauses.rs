@@ -2,6 +2,7 @@
 //! Tests of the tests: each clause of the rule, switched off, loses a write that the oracle finds; and the
 //! same guest loses nothing while the clause holds.
 #![cfg(feature = "clause-switches")]
+#![allow(clippy::unwrap_used)]
 
 mod software_guest;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the
 //! guest never runs twice.
+#![allow(clippy::unwrap_used)]
 
 mod software_guest;
 

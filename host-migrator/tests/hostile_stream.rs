@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Streams that no honest source sends: the destination says what is wrong, and runs nothing.
+#![allow(clippy::unwrap_used)]
 
 mod software_guest;
 
@@ -262,7 +263,8 @@ fn a_table_that_does_not_add_up_is_refused() {
 
 #[test]
 fn sections_lost_repeated_or_out_of_place_are_refused() {
-    let lies: [(&str, fn(&mut Liar)); 7] = [
+    type Lie = fn(&mut Liar);
+    let lies: [(&str, Lie); 7] = [
         ("a section lost", |liar| {
             liar.sequence += 1;
             liar.section(SectionKind::RoundEnd, &[]);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whole migrations of a guest made of threads.
+#![allow(clippy::unwrap_used)]
 
 mod software_guest;
 

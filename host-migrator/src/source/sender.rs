@@ -105,10 +105,7 @@ impl<'a> Sender<'a> {
         mut hold_back: Option<HoldBack>,
     ) -> Result<(), MigrationError> {
         let paced = hold_back.is_some();
-        for index in 0..pass.bitmap().word_count() {
-            if pass.bitmap().load(index) == 0 {
-                continue;
-            }
+        for index in pass.bitmap().occupied() {
             if let Some(hold_back) = &mut hold_back {
                 self.wait_for_hints(pass, hold_back)?;
             }
