@@ -183,7 +183,7 @@ impl DowntimeSteps {
 }
 
 /// A migration that has completed. Times are milliseconds.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationReport {
     /// Bytes that the source sent, everything counted.

@@ -1,4 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Live migration that never sends memory the guest does not use: the command.
+//! The command `lacuna`: one job each for a guest, its destination, its balloon device and the person who
+//! moves it, and `compare`, which does all of it and measures.
+#![forbid(unsafe_code)]
 
+pub mod args;
+pub mod compare;
+pub mod control;
+pub mod jobs;
+pub mod machine;
 pub mod nested;
+pub mod size;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Job};
+
+/// Set for processes that another of this program starts: they end when it does, however it ends.
+pub(crate) const ENDS_WITH_PARENT: &str = "LACUNA_ENDS_WITH_PARENT";
+
+/// Reads the command line and does the job; an error ends up on standard error in one sentence.
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if std::env::var_os(ENDS_WITH_PARENT).is_some() {
+        let kill = rustix::process::Signal::KILL;
+        if let Err(error) = rustix::process::set_parent_process_death_signal(Some(kill)) {
+            log::warn!("this process may outlive the one that started it: {error}");
+        }
+    }
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done if standard error is closed.
+            let _ = writeln!(std::io::stderr(), "lacuna: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
+    use control::Command;
+    match cli.job {
+        Job::Compare(args) => compare::compare(&args)?,
+        Job::Run(args) => machine::run(args)?,
+        Job::Receive(args) => machine::receive(args)?,
+        Job::Send(args) => jobs::send(&args)?,
+        Job::Status(args) => jobs::status(&args)?,
+        Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
+        Job::Cont(args) => jobs::tell(&args.control, &Command::Cont)?,
+        Job::Quit(args) => jobs::tell(&args.control, &Command::Quit)?,
+        Job::BalloonDevice(args) => vhost_device_balloon::run(args.try_into()?)?,
+        Job::Generate(args) => jobs::generate(&args.what)?,
+    }
+    Ok(())
+}

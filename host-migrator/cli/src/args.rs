@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line: every flag of every job.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use host_migrator::transport::Address;
+
+use crate::control::HintMode;
+use crate::size::Size;
+
+/// Live migration that never sends memory the guest does not use.
+///
+/// `lacuna compare` migrates a real guest with and without free page hints, proves that no byte was lost
+/// and shows what the hints were worth. The other jobs are its parts: a guest (`run`), a place for it to
+/// go (`receive`), the balloon device that collects hints (`balloon-device`), and the commands that move
+/// it (`send`, `status`, `cancel`).
+#[derive(Debug, Parser)]
+#[command(
+    name = "lacuna",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// The job.
+    #[command(subcommand)]
+    pub job: Job,
+}
+
+/// One job each.
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Migrate a real guest with and without hints and show the difference
+    Compare(CompareArgs),
+    /// Run a guest that can be migrated away
+    Run(RunArgs),
+    /// Wait for a guest, and run it when it has arrived
+    Receive(ReceiveArgs),
+    /// Migrate a running guest
+    Send(SendArgs),
+    /// Show what a machine and its migration are doing
+    Status(StatusArgs),
+    /// Cancel a migration: the guest runs on where it is
+    Cancel(ControlArgs),
+    /// Let a machine that was received with --hold run
+    Cont(ControlArgs),
+    /// End a machine
+    Quit(ControlArgs),
+    /// The balloon device: a vhost-user back end that collects free page hints
+    BalloonDevice(vhost_device_balloon::Args),
+    /// Write the manual pages or the completions of a shell
+    Generate(GenerateArgs),
+}
+
+/// What the guest is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum GuestKind {
+    /// A bare-metal guest that comes with this program: starts in milliseconds, checks all its memory.
+    #[default]
+    Bare,
+    /// A stock Debian Linux kernel with its own virtio_balloon driver.
+    Linux,
+}
+
+/// The guest and its memory; source and destination must agree on them.
+#[derive(Clone, Debug, Args)]
+pub struct MachineArgs {
+    /// Which guest
+    #[arg(long, value_enum, default_value_t)]
+    pub guest: GuestKind,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    pub memory: Size,
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub vcpus: u8,
+    /// vhost-user socket of the balloon device; without it the guest has no balloon
+    #[arg(long, value_name = "SOCKET")]
+    pub balloon: Option<PathBuf>,
+    /// Control socket of the balloon device: where hints are asked for
+    #[arg(long, value_name = "SOCKET", requires = "balloon")]
+    pub balloon_control: Option<PathBuf>,
+    /// Where this machine listens for commands (status, migrate, cancel ...)
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// File for the guest's console; without it the console goes to standard error
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+}
+
+/// What the guest does with its memory.
+#[derive(Clone, Debug, Args)]
+pub struct WorkloadArgs {
+    /// Memory that stays in use
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub in_use: Size,
+    /// Memory that is written once and then freed
+    #[arg(long, value_name = "SIZE", default_value = "1536M")]
+    pub freed: Size,
+    /// Bytes a second that the guest keeps writing to memory in use
+    #[arg(long, value_name = "SIZE", default_value = "20M")]
+    pub dirty_rate: Size,
+    /// Pages a second that the guest frees and takes again
+    #[arg(long, value_name = "PAGES", default_value_t = 256)]
+    pub churn: u64,
+    /// Seed of the guest's random choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// When the bare guest uses hinted pages again
+    #[arg(long, value_enum, default_value_t)]
+    pub hold: Hold,
+    /// How the bare guest answers requests for hints
+    #[arg(long, value_enum, default_value_t)]
+    pub answer: Answering,
+}
+
+/// See [`spec::bare::HoldPolicy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Hold {
+    /// When it is told that hinting is over
+    #[default]
+    UntilDone,
+    /// At once when it needs a page, without telling anyone
+    Early,
+}
+
+/// See [`spec::bare::AnswerPolicy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Answering {
+    /// As a good driver does
+    #[default]
+    Prompt,
+    /// Never
+    Silent,
+}
+
+/// `lacuna run`
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The guest and its memory.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// What it does.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+    /// Linux guest: the kernel (bzImage or ELF)
+    #[arg(long, value_name = "FILE", required_if_eq("guest", "linux"))]
+    pub kernel: Option<PathBuf>,
+    /// Linux guest: the initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Linux guest: more kernel arguments
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub append: String,
+}
+
+/// `lacuna receive`
+#[derive(Clone, Debug, Args)]
+pub struct ReceiveArgs {
+    /// Where to listen: tcp:HOST:PORT (port 0: any) or unix:PATH
+    pub address: Address,
+    /// The machine to receive into.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// When the guest has arrived, hold it until `lacuna cont`
+    #[arg(long)]
+    pub hold: bool,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug, Args)]
+pub struct MigrationArgs {
+    /// How long the guest may stand still at the end, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "300", value_parser = milliseconds)]
+    pub downtime_limit: Duration,
+    /// Bytes a second to send at most; without it as fast as the link goes
+    #[arg(long, value_name = "SIZE")]
+    pub max_bandwidth: Option<Size>,
+}
+
+/// `lacuna send`
+#[derive(Clone, Debug, Args)]
+pub struct SendArgs {
+    /// Where to: tcp:HOST:PORT or unix:PATH
+    pub address: Address,
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// How.
+    #[command(flatten)]
+    pub migration: MigrationArgs,
+    /// Which knowledge of free pages to use
+    #[arg(long, value_enum, default_value_t)]
+    pub hints: HintMode,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub detach: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Test builds: a clause of the rule to switch off (may be repeated)
+    #[cfg(feature = "clause-switches")]
+    #[arg(long, value_name = "CLAUSE")]
+    pub switch_off: Vec<String>,
+}
+
+/// `lacuna status`
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Jobs that only need to know which machine.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+}
+
+/// `lacuna compare`
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// Which guest
+    #[arg(long, value_enum, default_value_t)]
+    pub guest: GuestKind,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    pub memory: Size,
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub vcpus: u8,
+    /// What the guest does.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+    /// How to migrate.
+    #[command(flatten)]
+    pub migration: MigrationArgs,
+    /// The modes to compare
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "off,holes,on"
+    )]
+    pub hints: Vec<HintMode>,
+    /// Runs of each mode; run N has seed + N
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// What the migration goes over
+    #[arg(long, value_enum, default_value_t)]
+    pub transport: Transport,
+    /// Print one JSON object a run instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Test builds: a clause of the rule to switch off (may be repeated)
+    #[cfg(feature = "clause-switches")]
+    #[arg(long, value_name = "CLAUSE")]
+    pub switch_off: Vec<String>,
+}
+
+/// What a comparison migrates over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// TCP over the loopback device
+    #[default]
+    Tcp,
+    /// A unix socket
+    Unix,
+}
+
+/// `lacuna generate`
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// What to write
+    #[command(subcommand)]
+    pub what: Generated,
+}
+
+/// What can be generated from the command line's definition.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Generated {
+    /// Manual pages, one a job
+    Man {
+        /// Folder to write them to
+        folder: PathBuf,
+    },
+    /// Completions for a shell, on standard output
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .map(Duration::from_millis)
+        .map_err(|_| format!("'{text}' is no number of milliseconds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The same comparison in the nested lane, where this machine cannot run the guest itself.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use super::CompareError;
+use crate::args::{CompareArgs, GuestKind};
+use crate::nested::{self, Lane, Line, Settings};
+
+/// How long a comparison may take in an emulated machine.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+/// What the outer machine needs beside the two guests: its kernel, its ramdisk, our processes.
+const OVERHEAD_BYTES: u64 = 1 << 30;
+
+/// Whether this machine cannot run the guest itself.
+pub fn is_needed(guest: GuestKind) -> bool {
+    if nested::inside() {
+        return false;
+    }
+    match guest {
+        GuestKind::Bare => !nested::kvm_usable(),
+        GuestKind::Linux => !nested::kvm_runs_linux(),
+    }
+}
+
+/// Runs this process's own command line again inside the lane.
+///
+/// # Errors
+/// [`CompareError`] if the lane cannot be used, or the comparison failed in it.
+pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
+    let io_error = |what| move |source| CompareError::Io { what, source };
+    let program = std::env::current_exe().map_err(io_error("cannot find this program"))?;
+    let settings = Settings {
+        memory_bytes: args
+            .memory
+            .0
+            .saturating_mul(2)
+            .saturating_add(OVERHEAD_BYTES),
+        cpus: 2,
+        timeout: TIMEOUT,
+    };
+    if !args.json {
+        let mut stderr = io::stderr();
+        let _ = writeln!(
+            stderr,
+            "this machine cannot run the guest itself: a QEMU machine with an emulated SVM processor does"
+        );
+    }
+    let mut lane = Lane::prepare(&program, settings)?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let status = lane.run(&arguments, |line| {
+        // Nobody is left to read it if a stream is closed.
+        let _ = match line {
+            Line::Output(text) => writeln!(io::stdout(), "{text}"),
+            Line::Error(text) => writeln!(io::stderr(), "{text}"),
+        };
+    })?;
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(CompareError::InLane { status })
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `lacuna compare`: what are free page hints worth on this guest?
+//!
+//! Source, destination and a balloon device for each are processes of their own. The guest fills memory,
+//! frees most of it and keeps writing the rest; it is migrated in each mode; every page is compared and the
+//! guest checks itself at the destination.
+
+mod lane;
+mod oracle;
+mod parts;
+mod record;
+mod run;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitStatus;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
+pub use parts::{Host, Part};
+pub use record::{Record, chart, table};
+pub use run::{RunPlan, ask_oracle, run_once};
+
+use crate::args::CompareArgs;
+use crate::control::ClientError;
+use crate::nested;
+
+/// A comparison that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// A process could not be started.
+    #[error("cannot start the {name}: {source}")]
+    Start {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A process ended before its time.
+    #[error("the {name} ended with {status}; its last words:\n{said}")]
+    Died {
+        /// Which.
+        name: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of its log.
+        said: String,
+    },
+    /// Something took too long.
+    #[error("gave up waiting for {what}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+    },
+    /// A machine refused a command or went away.
+    #[error(transparent)]
+    Control(#[from] ClientError),
+    /// The guest itself failed.
+    #[error("the guest failed: {0}")]
+    Guest(String),
+    /// The migration failed.
+    #[error("the migration failed: {0}")]
+    Migration(String),
+    /// The memory could not be compared.
+    #[error(transparent)]
+    Oracle(#[from] OracleError),
+    /// The nested lane, where the guest cannot run here directly.
+    #[error(transparent)]
+    Nested(#[from] nested::NestedError),
+    /// The comparison failed in the nested lane; it has said why.
+    #[error("the comparison in the nested lane ended with status {status}")]
+    InLane {
+        /// Its exit status.
+        status: i32,
+    },
+    /// Files and folders.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It ran, and memory was lost.
+    #[error("{wrong} of {runs} runs lost memory: this is a bug")]
+    Lost {
+        /// Runs with wrong pages.
+        wrong: usize,
+        /// Runs.
+        runs: usize,
+    },
+}
+
+/// Runs the comparison and prints what it measured.
+///
+/// # Errors
+/// [`CompareError`]; [`CompareError::Lost`] if any page was wrong.
+pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
+    if lane::is_needed(args.guest) {
+        return lane::compare(args);
+    }
+    let plans = RunPlan::all(args)?;
+    let progress = progress_bar(plans.len(), args.json);
+    let mut records = Vec::with_capacity(plans.len());
+    for plan in &plans {
+        progress.set_message(plan.to_string());
+        let record = run_once(plan, &progress)?;
+        if args.json {
+            print_line(&serde_json::to_string(&record).unwrap_or_default())?;
+        }
+        records.push(record);
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    if !args.json {
+        print_line(&format!(
+            "{}\n\n{}\n{}",
+            headline(args),
+            table(&records),
+            chart(&records)
+        ))?;
+    }
+    let wrong = records.iter().filter(|record| !record.is_exact()).count();
+    if wrong > 0 {
+        Err(CompareError::Lost {
+            wrong,
+            runs: records.len(),
+        })
+    } else {
+        Ok(())
+    }
+}
+
+fn headline(args: &CompareArgs) -> String {
+    format!(
+        "{:?} guest with {} of memory: {} in use, {} written and freed, {} a second written again",
+        args.guest,
+        args.memory,
+        args.workload.in_use,
+        args.workload.freed,
+        args.workload.dirty_rate
+    )
+}
+
+/// On a terminal people see what is going on; a file or a program gets results only.
+fn progress_bar(runs: usize, json: bool) -> ProgressBar {
+    if json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(runs as u64);
+    if let Ok(style) =
+        ProgressStyle::with_template("[{elapsed_precise}] run {pos}/{len} {bar:24} {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar
+}
+
+/// A closed pipe (`| head`) is an error to report, not a panic.
+fn print_line(text: &str) -> Result<(), CompareError> {
+    writeln!(io::stdout(), "{text}").map_err(|source| CompareError::Io {
+        what: "cannot write the results",
+        source,
+    })
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What one run of a comparison measured: the JSON object a run, and the table and chart of all of them.
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::HintMode;
+use crate::size::Size;
+
+/// One migration, measured and checked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// `bare` or `linux`.
+    pub guest: String,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Memory that the guest uses when the migration starts, its own kernel and tables included.
+    pub in_use_bytes: u64,
+    /// What was known of free pages.
+    pub hints: HintMode,
+    /// The seed of the guest's choices.
+    pub seed: u64,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// `tcp` or `unix`.
+    pub transport: String,
+    /// Bytes that crossed the wire, both ways, headers and all.
+    pub wire_bytes: u64,
+    /// From the request to the guest running at the destination.
+    pub total_ms: f64,
+    /// How long the guest stood still.
+    pub downtime_ms: f64,
+    /// What was expected of it when the guest was stopped.
+    pub expected_downtime_ms: f64,
+    /// Rounds, the last one with the guest stopped included.
+    pub rounds: u64,
+    /// Pages sent with their content, each sending counted.
+    pub pages_sent: u64,
+    /// Pages found to be zero.
+    pub pages_zero: u64,
+    /// Pages left out because of a hint.
+    pub pages_hinted: u64,
+    /// Pages that were hinted only after they had been sent.
+    pub pages_hinted_too_late: u64,
+    /// Pages sent more than once because the guest wrote them again: repeats.
+    pub pages_resent: u64,
+    /// Pages of memory that were compared after the migration: all.
+    pub pages_compared: u64,
+    /// Pages that were wrong. Anything but 0 is a bug.
+    pub pages_wrong: u64,
+    /// Pages that differ and may: free, and zero at the destination.
+    pub pages_given_up: u64,
+    /// Stamps that the guest checked at the destination.
+    pub guest_checks: u64,
+    /// Stamps that were wrong there.
+    pub guest_wrong: u64,
+    /// Hinted pages of each round.
+    pub pages_hinted_by_round: Vec<u64>,
+}
+
+impl Record {
+    /// Bytes on the wire for each byte in use: 1.0 would be perfect for a guest that writes nothing.
+    pub fn wire_per_in_use(&self) -> f64 {
+        self.wire_bytes as f64 / self.in_use_bytes.max(1) as f64
+    }
+
+    /// Nothing was lost.
+    pub fn is_exact(&self) -> bool {
+        self.pages_wrong == 0 && self.guest_wrong == 0 && self.pages_compared > 0
+    }
+}
+
+const HEADINGS: [&str; 11] = [
+    "hints",
+    "total ms",
+    "down ms",
+    "on the wire",
+    "/ in use",
+    "rounds",
+    "sent",
+    "zero",
+    "hinted",
+    "too late",
+    "wrong/compared",
+];
+
+/// The records as a table, a line each.
+pub fn table(records: &[Record]) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
+    rows.extend(records.iter().map(cells));
+    let widths: Vec<usize> = (0..HEADINGS.len())
+        .map(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        let line: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                if column == 0 {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            })
+            .collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+        if number == 0 {
+            text.push_str(&"-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn cells(record: &Record) -> Vec<String> {
+    vec![
+        record.hints.to_string(),
+        format!("{:.0}", record.total_ms),
+        format!("{:.1}", record.downtime_ms),
+        Size(record.wire_bytes).to_string(),
+        format!("{:.2}", record.wire_per_in_use()),
+        record.rounds.to_string(),
+        record.pages_sent.to_string(),
+        record.pages_zero.to_string(),
+        record.pages_hinted.to_string(),
+        record.pages_hinted_too_late.to_string(),
+        format!("{}/{}", record.pages_wrong, record.pages_compared),
+    ]
+}
+
+/// Columns of the longest bar.
+const BAR_WIDTH: usize = 48;
+
+/// Bars of the median bytes and times of each mode, in a terminal's characters.
+pub fn chart(records: &[Record]) -> String {
+    let modes: Vec<HintMode> = records.iter().fold(Vec::new(), |mut modes, record| {
+        if !modes.contains(&record.hints) {
+            modes.push(record.hints);
+        }
+        modes
+    });
+    let mut text = String::new();
+    let in_use = median(records.iter().map(|record| record.in_use_bytes as f64));
+    let show_bytes = |bytes: f64| {
+        format!(
+            "{}  ({:.2} x in use)",
+            Size(bytes as u64),
+            bytes / in_use.max(1.0)
+        )
+    };
+    let show_ms = |ms: f64| format!("{ms:.0} ms");
+    let mut bars = |title: &str, value: &dyn Fn(&Record) -> f64, show: &dyn Fn(f64) -> String| {
+        let medians: Vec<f64> = modes
+            .iter()
+            .map(|mode| median(records.iter().filter(|r| r.hints == *mode).map(value)))
+            .collect();
+        let longest = medians
+            .iter()
+            .copied()
+            .fold(0.0, f64::max)
+            .max(f64::MIN_POSITIVE);
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{title}");
+        for (mode, value) in modes.iter().zip(medians) {
+            let eighths = (value / longest * (BAR_WIDTH * 8) as f64).round() as usize;
+            let _ = writeln!(
+                text,
+                "  {:<6}{} {}",
+                mode.to_string(),
+                bar(eighths),
+                show(value)
+            );
+        }
+    };
+    bars(
+        "bytes on the wire",
+        &|record| record.wire_bytes as f64,
+        &show_bytes,
+    );
+    bars("total time", &|record| record.total_ms, &show_ms);
+    bars("downtime", &|record| record.downtime_ms, &|ms| {
+        format!("{ms:.1} ms")
+    });
+    text
+}
+
+/// A bar of `eighths` eighths of a column; at least a sliver, so that a small value is seen to be there.
+fn bar(eighths: usize) -> String {
+    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = eighths.max(1);
+    "█".repeat(eighths / 8) + PARTS[eighths % 8]
+}
+
+/// The median; 0 for none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(hints: HintMode, wire_bytes: u64) -> Record {
+        serde_json::from_value(serde_json::json!({
+            "guest": "bare", "memory_bytes": 2u64 << 30, "in_use_bytes": 1 << 28, "hints": hints,
+            "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": wire_bytes, "total_ms": 10.0,
+            "downtime_ms": 1.5, "expected_downtime_ms": 1.0, "rounds": 3, "pages_sent": 5,
+            "pages_zero": 6, "pages_hinted": 7, "pages_hinted_too_late": 0, "pages_resent": 0,
+            "pages_compared": 9, "pages_wrong": 0, "pages_given_up": 7, "guest_checks": 1,
+            "guest_wrong": 0, "pages_hinted_by_round": [7, 0, 0]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_bar_of_the_larger_value_is_longer() {
+        let chart = chart(&[
+            record(HintMode::Off, 1 << 31),
+            record(HintMode::On, 1 << 28),
+        ]);
+        let blocks = |mode: &str| {
+            let line = chart
+                .lines()
+                .find(|line| line.trim_start().starts_with(mode))
+                .unwrap();
+            line.matches('█').count()
+        };
+        assert_eq!(blocks("off"), BAR_WIDTH);
+        assert_eq!(blocks("on"), BAR_WIDTH / 8);
+        assert!(chart.contains("1.00 x in use"), "{chart}");
+    }
+
+    #[test]
+    fn every_record_has_a_line_of_the_table() {
+        let table = table(&[
+            record(HintMode::Off, 1 << 31),
+            record(HintMode::On, 1 << 28),
+        ]);
+        assert_eq!(table.lines().count(), 4);
+        assert!(table.contains("0/9"), "{table}");
+    }
+
+    #[test]
+    fn the_median_of_two_lies_between_them() {
+        assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
+        assert_eq!(median([9.0, 1.0, 4.0].into_iter()), 4.0);
+    }
+
+    #[test]
+    fn a_run_that_compared_nothing_is_not_exact() {
+        let mut record = record(HintMode::On, 1);
+        assert!(record.is_exact());
+        record.pages_compared = 0;
+        assert!(!record.is_exact());
+    }
+}

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One run: start the parts, let the guest work, migrate it, and hold the result against the truth.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
+use indicatif::ProgressBar;
+
+use super::CompareError;
+use super::oracle::{self, OracleError, PageStates, Verdict};
+use super::parts::Host;
+use super::record::Record;
+use crate::args::{CompareArgs, GuestKind, Transport, WorkloadArgs};
+use crate::control::{Command, HintMode, MigrateArguments};
+use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
+use crate::nested;
+use crate::size::Size;
+
+/// How long a guest may take to boot, fill and free its memory.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a migration may take.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the guest's check of all its memory may take at the destination.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the guest works before it is migrated.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What one run is to do.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// This program.
+    program: PathBuf,
+    guest: GuestKind,
+    memory: Size,
+    vcpus: u8,
+    /// The workload; its seed is this run's.
+    workload: WorkloadArgs,
+    downtime_limit: Duration,
+    max_bandwidth: Option<Size>,
+    hints: HintMode,
+    transport: Transport,
+    /// Kernel and initial RAM disk of a Linux guest.
+    linux: Option<nested::GuestFiles>,
+    #[cfg(feature = "clause-switches")]
+    switch_off: Vec<String>,
+}
+
+impl RunPlan {
+    /// All runs that `args` asks for.
+    ///
+    /// # Errors
+    /// [`CompareError`] if this program or the guest's kernel cannot be found.
+    pub fn all(args: &CompareArgs) -> Result<Vec<Self>, CompareError> {
+        let program = std::env::current_exe().map_err(|source| CompareError::Io {
+            what: "cannot find this program",
+            source,
+        })?;
+        let linux = match args.guest {
+            GuestKind::Bare => None,
+            GuestKind::Linux => Some(nested::guest_files()?),
+        };
+        let mut plans = Vec::new();
+        for run in 0..u64::from(args.runs) {
+            for hints in &args.hints {
+                let mut workload = args.workload.clone();
+                workload.seed = workload.seed.wrapping_add(run);
+                plans.push(Self {
+                    program: program.clone(),
+                    guest: args.guest,
+                    memory: args.memory,
+                    vcpus: args.vcpus,
+                    workload,
+                    downtime_limit: args.migration.downtime_limit,
+                    max_bandwidth: args.migration.max_bandwidth,
+                    hints: *hints,
+                    transport: args.transport,
+                    linux: linux.clone(),
+                    #[cfg(feature = "clause-switches")]
+                    switch_off: args.switch_off.clone(),
+                });
+            }
+        }
+        Ok(plans)
+    }
+
+    /// Runs with another program than this one: tests start the command that they were built with.
+    #[must_use]
+    pub fn with_program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
+    fn machine_args(&self) -> Vec<OsString> {
+        let mut args = Vec::new();
+        push(&mut args, "--guest", name_of(self.guest));
+        push(&mut args, "--memory", self.memory.0);
+        push(&mut args, "--vcpus", self.vcpus);
+        args
+    }
+
+    fn run_args(&self) -> Vec<OsString> {
+        let mut args = vec!["run".into()];
+        args.extend(self.machine_args());
+        push(&mut args, "--in-use", self.workload.in_use.0);
+        push(&mut args, "--freed", self.workload.freed.0);
+        push(&mut args, "--dirty-rate", self.workload.dirty_rate.0);
+        push(&mut args, "--churn", self.workload.churn);
+        push(&mut args, "--seed", self.workload.seed);
+        push(&mut args, "--hold", name_of(self.workload.hold));
+        push(&mut args, "--answer", name_of(self.workload.answer));
+        if let Some(files) = &self.linux {
+            args.extend(["--kernel".into(), files.kernel.clone().into()]);
+            args.extend(["--initrd".into(), files.initrd.clone().into()]);
+        }
+        args
+    }
+
+    fn receive_args(&self, folder: &Path) -> Vec<OsString> {
+        let address = match self.transport {
+            Transport::Tcp => "tcp:127.0.0.1:0".into(),
+            Transport::Unix => {
+                let mut address = OsString::from("unix:");
+                address.push(folder.join("stream"));
+                address
+            }
+        };
+        let mut args = vec!["receive".into(), address, "--hold".into()];
+        args.extend(self.machine_args());
+        args
+    }
+
+    fn migrate(&self, uri: String) -> Command {
+        Command::Migrate(MigrateArguments {
+            uri,
+            max_bandwidth: self.max_bandwidth.map(|size| size.0),
+            downtime_limit: self.downtime_limit.as_millis() as u64,
+            hints: self.hints,
+            #[cfg(feature = "clause-switches")]
+            switched_off: self.switch_off.clone(),
+        })
+    }
+}
+
+impl fmt::Display for RunPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hints {}, seed {}", self.hints, self.workload.seed)
+    }
+}
+
+/// Carries `plan` out.
+///
+/// # Errors
+/// [`CompareError`] if a part fails; wrong pages are no error here but figures of the record.
+pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, CompareError> {
+    let folder = tempfile::Builder::new()
+        .prefix("lacuna-")
+        .tempdir()
+        .map_err(|source| CompareError::Io {
+            what: "cannot make a folder for the sockets",
+            source,
+        })?;
+    let step = |what: &str| progress.set_message(format!("{plan}: {what}"));
+
+    step("guest fills its memory");
+    let (program, place) = (&plan.program, folder.path());
+    let mut source = Host::start(program, place, ("source", "source-device"), plan.run_args())?;
+    let mut destination = Host::start(
+        program,
+        place,
+        ("destination", "destination-device"),
+        plan.receive_args(place),
+    )?;
+    let listening =
+        destination.wait_until("the destination to listen", GUEST_TIMEOUT, |status| {
+            Ok(status.incoming.is_some())
+        })?;
+    source.wait_until("the guest to be ready", GUEST_TIMEOUT, |status| {
+        guest_failure(status.guest.as_ref())?;
+        Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
+    })?;
+    thread::sleep(SETTLE);
+    let before = source.wait_until("the guest's status", GUEST_TIMEOUT, |status| {
+        Ok(status.guest.is_some())
+    })?;
+
+    let mut client = source.client()?;
+    client.tell(&plan.migrate(listening.incoming.unwrap_or_default()))?;
+    source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
+        let migration = &status.migration;
+        step(&format!("migrating, round {}", migration.round));
+        match migration.status {
+            MigrationState::Completed => Ok(true),
+            state if state.is_over() => {
+                let why = migration
+                    .error_desc
+                    .clone()
+                    .unwrap_or_else(|| format!("{state:?}"));
+                Err(CompareError::Migration(why))
+            }
+            _ => Ok(false),
+        }
+    })?;
+    let report: MigrationReport = client.ask(&Command::QueryReport)?;
+    destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
+        Ok(status.machine == MachineState::Held)
+    })?;
+
+    step("comparing every page");
+    let verdict = ask_oracle(plan.guest, &source, &destination)?;
+    for page in &verdict.examples {
+        log::error!(
+            "{plan}: page {:#x} is wrong at the destination: {:?}",
+            page.pfn,
+            page.why
+        );
+    }
+
+    step("guest checks its memory at the destination");
+    let checked = check_at_destination(plan, &mut destination)?;
+    let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
+    Ok(record(plan, in_use_bytes, &report, &verdict, &checked))
+}
+
+/// Compares the memory of the two machines, which stand still.
+///
+/// # Errors
+/// [`CompareError`] if their memory cannot be read.
+pub fn ask_oracle(
+    guest: GuestKind,
+    source: &Host,
+    destination: &Host,
+) -> Result<Verdict, CompareError> {
+    let ours: MemoryMap = source.client()?.ask(&Command::QueryMemory)?;
+    let theirs: MemoryMap = destination.client()?.ask(&Command::QueryMemory)?;
+    let pages = |host: &Host, map: &MemoryMap| open_ram(host.machine.pid(), &map.regions);
+    let (source_ram, destination_ram) = (pages(source, &ours)?, pages(destination, &theirs)?);
+    let skipped = MigrationBitmap::new(source_ram.bitmap_pages());
+    for (index, word) in ours.skipped.iter().enumerate().take(skipped.word_count()) {
+        skipped.merge(index, *word);
+    }
+    let truth = match guest {
+        GuestKind::Bare => Some(PageStates::read(&source_ram)?),
+        GuestKind::Linux => None,
+    };
+    Ok(oracle::compare(
+        &source_ram,
+        &destination_ram,
+        &skipped,
+        truth.as_ref(),
+    )?)
+}
+
+/// Maps another process's guest memory.
+fn open_ram(pid: u32, regions: &[FileRange]) -> Result<GuestRam, CompareError> {
+    let open = |range: &FileRange| {
+        let path = format!("/proc/{pid}/fd/{}", range.fd);
+        let file = File::options().read(true).write(true).open(path);
+        file.map(|file| RamRegion {
+            gpa: range.gpa,
+            len: range.len,
+            file,
+            offset: range.offset,
+        })
+    };
+    let regions = regions
+        .iter()
+        .map(open)
+        .collect::<Result<_, _>>()
+        .map_err(|source| CompareError::Io {
+            what: "cannot open a machine's memory",
+            source,
+        })?;
+    Ok(GuestRam::map(regions).map_err(OracleError::from)?)
+}
+
+/// Lets the guest run at the destination until it has checked all of its memory once.
+fn check_at_destination(
+    plan: &RunPlan,
+    destination: &mut Host,
+) -> Result<GuestStatus, CompareError> {
+    let passes = |status: Option<&GuestStatus>| status.map_or(0, |guest| guest.full_passes);
+    let mut client = destination.client()?;
+    let arrived: crate::machine::Status = client.ask(&Command::Status)?;
+    let first = passes(arrived.guest.as_ref());
+    client.tell(&Command::Cont)?;
+    // The pass that was under way when the guest was stopped does not count: two later there is a whole one.
+    let status =
+        destination.wait_until("the guest to check its memory", CHECK_TIMEOUT, |status| {
+            let guest = status.guest.as_ref();
+            #[cfg(feature = "clause-switches")]
+            if !plan.switch_off.is_empty() && guest.is_some_and(|guest| guest.wrong > 0) {
+                return Ok(true);
+            }
+            if plan.workload.in_use.0 == 0 {
+                return Ok(true);
+            }
+            guest_failure(guest)?;
+            Ok(passes(guest) >= first + 2)
+        })?;
+    Ok(status.guest.unwrap_or_default())
+}
+
+fn guest_failure(guest: Option<&GuestStatus>) -> Result<(), CompareError> {
+    match guest.and_then(|guest| guest.failure.clone()) {
+        Some(reason) => Err(CompareError::Guest(reason)),
+        None => Ok(()),
+    }
+}
+
+fn record(
+    plan: &RunPlan,
+    in_use_bytes: u64,
+    report: &MigrationReport,
+    verdict: &Verdict,
+    checked: &GuestStatus,
+) -> Record {
+    let sum =
+        |field: fn(&host_migrator::stats::RoundStats) -> u64| report.rounds.iter().map(field).sum();
+    Record {
+        guest: name_of(plan.guest),
+        memory_bytes: plan.memory.0,
+        in_use_bytes,
+        hints: plan.hints,
+        seed: plan.workload.seed,
+        vcpus: plan.vcpus,
+        transport: name_of(plan.transport),
+        wire_bytes: report.wire_bytes,
+        total_ms: report.total_ms,
+        downtime_ms: report.downtime_ms,
+        expected_downtime_ms: report.expected_downtime_ms,
+        rounds: report.rounds.len() as u64,
+        pages_sent: sum(|round| round.pages_sent),
+        pages_zero: sum(|round| round.pages_zero),
+        pages_hinted: sum(|round| round.pages_hinted),
+        pages_hinted_too_late: sum(|round| round.pages_hinted_too_late),
+        pages_resent: sum(|round| round.pages_resent),
+        pages_compared: verdict.pages_compared,
+        pages_wrong: verdict.pages_wrong,
+        pages_given_up: verdict.pages_given_up,
+        guest_checks: checked.checks,
+        guest_wrong: checked.wrong,
+        pages_hinted_by_round: report
+            .rounds
+            .iter()
+            .map(|round| round.pages_hinted)
+            .collect(),
+    }
+}
+
+fn push(args: &mut Vec<OsString>, flag: &str, value: impl ToString) {
+    args.extend([OsString::from(flag), value.to_string().into()]);
+}
+
+/// A value as it is written on the command line.
+fn name_of(value: impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}

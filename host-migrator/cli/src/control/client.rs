@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The side that asks.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{Answer, Command};
+
+/// How long an answer may take: every command is answered at once, whatever the migration is doing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A command that was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no machine answers at {path}: {source}", path = .path.display())]
+    Connect {
+        /// The control socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The machine went away or does not answer.
+    #[error("the machine at {path} does not answer: {source}", path = .path.display())]
+    Io {
+        /// The control socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The answer is not what this version understands.
+    #[error("the machine's answer makes no sense: {0}")]
+    Answer(#[from] serde_json::Error),
+    /// The machine refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection to a machine's control socket.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the control socket at `path`.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if nobody listens there.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connect = || {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            Ok(stream)
+        };
+        let stream = connect().map_err(|source| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// Sends `command` and reads its answer.
+    ///
+    /// # Errors
+    /// [`ClientError`] if the machine refuses, goes away, or does not answer in time.
+    pub fn ask<T: DeserializeOwned>(&mut self, command: &Command) -> Result<T, ClientError> {
+        let mut line = serde_json::to_string(command)?;
+        line.push('\n');
+        let answer = self.exchange(&line).map_err(|source| ClientError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        match serde_json::from_str(&answer)? {
+            Answer::Return(value) => Ok(serde_json::from_value(value)?),
+            Answer::Error { desc } => Err(ClientError::Refused(desc)),
+        }
+    }
+
+    /// Sends `command`, whose answer has nothing to say.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn tell(&mut self, command: &Command) -> Result<(), ClientError> {
+        self.ask::<serde_json::Value>(command).map(|_| ())
+    }
+
+    fn exchange(&mut self, line: &str) -> io::Result<String> {
+        self.stream.get_mut().write_all(line.as_bytes())?;
+        let mut answer = String::new();
+        if self.stream.read_line(&mut answer)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(answer)
+    }
+}

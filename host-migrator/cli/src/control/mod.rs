@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The control socket of a running machine: one JSON object a line, in the manner of QMP.
+//!
+//! ```text
+//! -> {"execute": "status"}
+//! <- {"return": {"machine": "running", ...}}
+//! -> {"execute": "migrate", "arguments": {"uri": "tcp:10.0.0.2:4444"}}
+//! <- {"error": {"desc": "a migration is under way already"}}
+//! ```
+
+mod client;
+mod server;
+
+pub use client::{Client, ClientError};
+pub use server::{Handler, serve};
+
+use serde::{Deserialize, Serialize};
+
+/// A command to a machine. The names follow QMP where QMP has the command.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(tag = "execute", content = "arguments", rename_all = "kebab-case")]
+pub enum Command {
+    /// What the machine and its migration are doing; answers [`crate::machine::Status`].
+    Status,
+    /// Migrate the machine.
+    Migrate(MigrateArguments),
+    /// Cancel the running migration: the guest runs on here.
+    MigrateCancel,
+    /// The full report of the last migration.
+    QueryReport,
+    /// Where the guest's memory can be read by a process of the same user; answers
+    /// [`crate::machine::MemoryMap`].
+    QueryMemory,
+    /// Let a machine that was received with `--hold` run.
+    Cont,
+    /// End the process, and the guest if it is here.
+    Quit,
+}
+
+/// How to migrate; what is left out has the default.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MigrateArguments {
+    /// `tcp:HOST:PORT` or `unix:PATH`.
+    pub uri: String,
+    /// Bytes a second; absent: as fast as the link goes.
+    #[serde(default)]
+    pub max_bandwidth: Option<u64>,
+    /// Milliseconds the guest may stand still.
+    #[serde(default = "default_downtime_limit")]
+    pub downtime_limit: u64,
+    /// Which pages need not be sent.
+    #[serde(default)]
+    pub hints: HintMode,
+    /// Clauses of the rule to switch off: only in a test build.
+    #[cfg(feature = "clause-switches")]
+    #[serde(default)]
+    pub switched_off: Vec<String>,
+}
+
+/// QEMU's default.
+const fn default_downtime_limit() -> u64 {
+    300
+}
+
+/// Which knowledge of free pages a migration uses. Zero pages are found by looking in every mode.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum HintMode {
+    /// None: what a migration without this project does.
+    Off,
+    /// Holes of the memory file: pages that were never touched.
+    Holes,
+    /// Holes and the guest's free page hints.
+    #[default]
+    On,
+}
+
+impl std::fmt::Display for HintMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Holes => "holes",
+            Self::On => "on",
+        })
+    }
+}
+
+/// The answer to a [`Command`].
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done; the value depends on the command.
+    Return(serde_json::Value),
+    /// It was not done.
+    Error {
+        /// Why, in a sentence for people.
+        desc: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_read_as_qmp_writes_them() {
+        let status: Command = serde_json::from_str(r#"{"execute": "status"}"#).unwrap();
+        assert_eq!(status, Command::Status);
+        let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "max-bandwidth": 5}}"#;
+        let Command::Migrate(migrate) = serde_json::from_str(line).unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (migrate.max_bandwidth, migrate.downtime_limit),
+            (Some(5), 300)
+        );
+        assert_eq!(migrate.hints, HintMode::On);
+    }
+
+    #[test]
+    fn a_misspelt_argument_is_an_error_not_a_default() {
+        let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "max-bandwith": 5}}"#;
+        let error = serde_json::from_str::<Command>(line)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("max-bandwith"), "{error}");
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The small jobs: what a person types to look after a machine that runs elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::{Cli, Generated, SendArgs, StatusArgs};
+use crate::control::{Client, ClientError, Command, MigrateArguments};
+use crate::machine::Status;
+use crate::size::Size;
+
+/// How often a migration is looked at while its progress is shown.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A job that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The machine refused, or is not there.
+    #[error(transparent)]
+    Control(#[from] ClientError),
+    /// The migration ended otherwise than completed.
+    #[error("the migration ended as {state}: {why}")]
+    Migration {
+        /// How it ended.
+        state: String,
+        /// Why.
+        why: String,
+    },
+    /// Files or standard output.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// `lacuna send`: asks the machine to migrate and, unless told otherwise, waits for the end.
+///
+/// # Errors
+/// [`JobError`] if the migration cannot be started or does not complete.
+pub fn send(args: &SendArgs) -> Result<(), JobError> {
+    let mut client = Client::connect(&args.control)?;
+    client.tell(&Command::Migrate(MigrateArguments {
+        uri: args.address.to_string(),
+        max_bandwidth: args.migration.max_bandwidth.map(|size| size.0),
+        downtime_limit: args.migration.downtime_limit.as_millis() as u64,
+        hints: args.hints,
+        #[cfg(feature = "clause-switches")]
+        switched_off: args.switch_off.clone(),
+    }))?;
+    if args.detach {
+        return Ok(());
+    }
+    let migration = watch(&mut client)?;
+    if migration.status != MigrationState::Completed {
+        let why = migration
+            .error_desc
+            .unwrap_or_else(|| "no reason given".into());
+        return Err(JobError::Migration {
+            state: name_of(migration.status),
+            why,
+        });
+    }
+    let report: MigrationReport = client.ask(&Command::QueryReport)?;
+    if args.json {
+        return print(&serde_json::to_string_pretty(&report).unwrap_or_default());
+    }
+    print(&format!(
+        "migrated in {:.0} ms, downtime {:.1} ms, {} on the wire in {} rounds",
+        report.total_ms,
+        report.downtime_ms,
+        Size(report.wire_bytes),
+        report.rounds.len()
+    ))
+}
+
+/// Shows the progress of a migration until it is over.
+fn watch(client: &mut Client) -> Result<MigrationStatus, JobError> {
+    let bar = if io::stderr().is_terminal() {
+        ProgressBar::new(0)
+    } else {
+        ProgressBar::hidden()
+    };
+    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:32} {msg}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    loop {
+        let status: Status = client.ask(&Command::Status)?;
+        let migration = status.migration;
+        bar.set_length(migration.ram.total);
+        bar.set_position(migration.ram.total.saturating_sub(migration.ram.remaining));
+        bar.set_message(format!(
+            "round {}, {} sent, {} to go",
+            migration.round,
+            Size(migration.ram.transferred),
+            Size(migration.ram.remaining)
+        ));
+        if migration.status.is_over() {
+            bar.finish_and_clear();
+            return Ok(migration);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// `lacuna status`
+///
+/// # Errors
+/// [`JobError`] if the machine does not answer.
+pub fn status(args: &StatusArgs) -> Result<(), JobError> {
+    let status: Status = Client::connect(&args.control)?.ask(&Command::Status)?;
+    if args.json {
+        return print(&serde_json::to_string_pretty(&status).unwrap_or_default());
+    }
+    let mut lines = vec![format!("machine    {}", name_of(status.machine))];
+    if let Some(incoming) = &status.incoming {
+        lines.push(format!("listening  {incoming}"));
+    }
+    if let Some(guest) = &status.guest {
+        lines.push(format!(
+            "guest      {} in use, {} checks, {} wrong",
+            Size(guest.in_use_bytes),
+            guest.checks,
+            guest.wrong
+        ));
+    }
+    let migration = &status.migration;
+    if migration.status != MigrationState::None {
+        lines.push(format!(
+            "migration  {}, round {}, {} sent, {} to go, {} ms",
+            name_of(migration.status),
+            migration.round,
+            Size(migration.ram.transferred),
+            Size(migration.ram.remaining),
+            migration.total_time
+        ));
+        lines.extend(
+            migration
+                .error_desc
+                .iter()
+                .map(|error| format!("           {error}")),
+        );
+    }
+    print(&lines.join("\n"))
+}
+
+/// `lacuna cancel`, `cont` and `quit`: one command, no answer.
+///
+/// # Errors
+/// [`JobError`] if the machine refuses or does not answer.
+pub fn tell(control: &Path, command: &Command) -> Result<(), JobError> {
+    Ok(Client::connect(control)?.tell(command)?)
+}
+
+/// `lacuna generate`
+///
+/// # Errors
+/// [`JobError::Io`] if the files cannot be written.
+pub fn generate(what: &Generated) -> Result<(), JobError> {
+    match what {
+        Generated::Man { folder } => {
+            let write = || {
+                std::fs::create_dir_all(folder)?;
+                clap_mangen::generate_to(Cli::command(), folder)
+            };
+            write().map_err(|source| JobError::Io {
+                what: "cannot write the manual pages",
+                source,
+            })
+        }
+        Generated::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// A state's name as it stands in JSON.
+fn name_of(state: impl serde::Serialize) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => "unknown".into(),
+    }
+}
+
+fn print(text: &str) -> Result<(), JobError> {
+    writeln!(io::stdout(), "{text}").map_err(|source| JobError::Io {
+        what: "cannot write the answer",
+        source,
+    })
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's console: kept for people, and read for what the Linux test guest says of itself.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Deserialize;
+
+use super::GuestStatus;
+
+/// What the Linux test guest's reports start with; a JSON object follows.
+const REPORT_PREFIX: &str = "lacuna-guest: ";
+/// A line longer than this is passed on but not read: the guest may write what it likes.
+const MAX_LINE: usize = 4096;
+
+/// What was last read from a console; shared with those who ask for the machine's status.
+pub type LastReport = Arc<Mutex<Option<Report>>>;
+
+/// What the Linux test guest says of itself.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Report {
+    /// What it says as every guest does.
+    #[serde(flatten)]
+    pub status: GuestStatus,
+    /// Memory that its kernel calls free: all other memory is in use.
+    pub free_bytes: u64,
+}
+
+/// Passes the console on to `out` and reads the guest's reports from it.
+#[derive(Debug)]
+pub struct Console<W> {
+    out: W,
+    line: Vec<u8>,
+    report: LastReport,
+}
+
+impl<W: Write> Console<W> {
+    /// A console that goes to `out`.
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            line: Vec::new(),
+            report: LastReport::default(),
+        }
+    }
+
+    /// Where the guest's last report is found.
+    pub fn report(&self) -> LastReport {
+        Arc::clone(&self.report)
+    }
+
+    fn end_of_line(&mut self) {
+        let line = String::from_utf8_lossy(&self.line);
+        // The kernel may write in the middle of a line: such a report is no JSON and is left out.
+        let report = line
+            .split_once(REPORT_PREFIX)
+            .and_then(|(_, json)| serde_json::from_str::<Report>(json.trim()).ok());
+        if let Some(report) = report {
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        }
+        self.line.clear();
+    }
+}
+
+impl<W: Write> Write for Console<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write_all(bytes)?;
+        for byte in bytes {
+            if *byte == b'\n' {
+                self.end_of_line();
+            } else if self.line.len() < MAX_LINE {
+                self.line.push(*byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_read_however_the_console_is_cut() {
+        let mut console = Console::new(Vec::new());
+        let report = console.report();
+        let text = b"[    1.0] booting\r\nlacuna-guest: {\"ready\": true, \"checks\": 7, \"free-bytes\": 9}\r\nmore";
+        for byte in text {
+            console.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(console.out, text);
+        let report = report.lock().unwrap().clone().unwrap();
+        assert_eq!((report.status.checks, report.free_bytes), (7, 9));
+        assert!(report.status.ready);
+    }
+
+    #[test]
+    fn a_line_without_end_costs_no_memory_and_garbage_is_passed_over() {
+        let mut console = Console::new(io::sink());
+        let report = console.report();
+        console.write_all(&vec![b'x'; 10 * MAX_LINE]).unwrap();
+        assert!(console.line.len() <= MAX_LINE);
+        console
+            .write_all(b"\nlacuna-guest: {broken\n\xff\xfe\n")
+            .unwrap();
+        assert!(report.lock().unwrap().is_none());
+    }
+}

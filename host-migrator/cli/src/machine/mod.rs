@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A process with a machine in it: `lacuna run` and `lacuna receive`.
+//!
+//! The two differ in where the guest comes from. From then on they are the same: the guest can be looked
+//! at, and migrated on.
+
+mod console;
+mod outgoing;
+mod process;
+mod shared;
+mod status;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use host_migrator::transport::{Listener, TransportError};
+use host_migrator::{MachineError, ReceiveError};
+use reference_vmm::{
+    BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
+};
+use spec::bare::{AnswerPolicy, HoldPolicy};
+
+pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
+
+use crate::args::{Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs};
+use crate::control;
+use console::{Console, LastReport};
+use process::Process;
+
+/// A machine that could not be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The machine could not be made.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The guest could not be run.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Nobody can connect.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The guest did not arrive.
+    #[error("the guest did not arrive: {0}")]
+    Receive(#[from] ReceiveError),
+    /// A file or a socket.
+    #[error("cannot {action} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// `lacuna run`: starts a guest and stays until it is told to quit.
+///
+/// # Errors
+/// [`ProcessError`] if the machine cannot be made.
+pub fn run(args: RunArgs) -> Result<(), ProcessError> {
+    let guest = guest(&args)?;
+    let (outlets, parts) = outlets(&args.machine)?;
+    let mut machine = Machine::new(&config(&args.machine), &guest, outlets)?;
+    machine.start()?;
+    let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Running)?;
+    serve(&args.machine.control, &process)?;
+    quit.wait();
+    Ok(())
+}
+
+/// `lacuna receive`: waits for a guest and stays until it is told to quit.
+///
+/// # Errors
+/// [`ProcessError`] if the machine cannot be made, or the guest does not arrive: a new process with new
+/// memory must be started for another try.
+pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
+    let (outlets, parts) = outlets(&args.machine)?;
+    let machine = Machine::incoming(&config(&args.machine), args.hold, outlets)?;
+    let listener = Listener::bind(&args.address)?;
+    let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Incoming)?;
+    process.listens_at(listener.address().to_string());
+    serve(&args.machine.control, &process)?;
+    process.receive(&listener, args.hold)?;
+    quit.wait();
+    Ok(())
+}
+
+fn serve(path: &Path, process: &std::sync::Arc<Process>) -> Result<(), ProcessError> {
+    let handler: std::sync::Arc<dyn control::Handler> = process.clone();
+    control::serve(path, handler).map_err(io_error("listen at", path))
+}
+
+fn config(args: &MachineArgs) -> MachineConfig {
+    MachineConfig {
+        memory_bytes: args.memory.0,
+        memory: MemoryOptions::default(),
+        vcpus: args.vcpus,
+        balloon_socket: args.balloon.clone(),
+    }
+}
+
+/// What the process keeps of the outlets that it gives the machine.
+struct Parts {
+    report: LastReport,
+    events: mpsc::Receiver<reference_vmm::MachineEvent>,
+}
+
+fn outlets(args: &MachineArgs) -> Result<(Outlets, Parts), ProcessError> {
+    let out: Box<dyn io::Write + Send> = match &args.console {
+        Some(path) => Box::new(File::create(path).map_err(io_error("write", path))?),
+        None => Box::new(io::stderr()),
+    };
+    let console = Console::new(out);
+    let report = console.report();
+    let (sender, events) = mpsc::channel();
+    Ok((
+        Outlets {
+            console: Box::new(console),
+            events: sender,
+        },
+        Parts { report, events },
+    ))
+}
+
+fn guest(args: &RunArgs) -> Result<Guest, ProcessError> {
+    Ok(match args.machine.guest {
+        GuestKind::Bare => Guest::Bare(bare_workload(&args.workload)),
+        GuestKind::Linux => {
+            let read = |path: &PathBuf| fs::read(path).map_err(io_error("read", path));
+            let initrd = args.initrd.as_ref().map(read).transpose()?;
+            let kernel = args
+                .kernel
+                .as_ref()
+                .map(read)
+                .transpose()?
+                .unwrap_or_default();
+            let command_line = linux_command_line(&args.workload, &args.append);
+            Guest::Linux(LinuxGuest {
+                kernel,
+                initrd,
+                command_line,
+            })
+        }
+    })
+}
+
+fn bare_workload(args: &WorkloadArgs) -> BareWorkload {
+    BareWorkload {
+        seed: args.seed,
+        in_use_bytes: args.in_use.0,
+        freed_bytes: args.freed.0,
+        dirty_rate: args.dirty_rate.0,
+        churn_rate: args.churn,
+        hold: match args.hold {
+            Hold::UntilDone => HoldPolicy::UntilDone,
+            Hold::Early => HoldPolicy::Early,
+        },
+        answer: match args.answer {
+            Answering::Prompt => AnswerPolicy::Prompt,
+            Answering::Silent => AnswerPolicy::Silent,
+        },
+    }
+}
+
+/// A serial console, no firmware but our tables, no waiting for what is not there, and the workload for our
+/// first process.
+const LINUX_ARGUMENTS: &str =
+    "console=ttyS0 quiet panic=-1 reboot=k pci=off no_timer_check tsc=reliable mitigations=off";
+
+fn linux_command_line(workload: &WorkloadArgs, append: &str) -> String {
+    // Pages that are freed and taken again in a second: the Linux guest does both once a second.
+    let churn = workload.churn.saturating_mul(spec::PAGE_SIZE);
+    let line = format!(
+        "{LINUX_ARGUMENTS} lacuna.in_use={} lacuna.freed={} lacuna.dirty_rate={} lacuna.churn={churn} \
+         lacuna.seed={} {append}",
+        workload.in_use.0, workload.freed.0, workload.dirty_rate.0, workload.seed
+    );
+    line.trim_end().to_owned()
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ProcessError {
+    move |source| ProcessError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}

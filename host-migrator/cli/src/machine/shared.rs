@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One machine for two owners: the migration stops, saves and resumes it, the process looks after it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+use reference_vmm::Machine;
+
+/// A machine behind a lock, which nobody holds for longer than one step of a migration takes.
+#[derive(Clone, Debug)]
+pub struct SharedMachine(Arc<Mutex<Machine>>);
+
+impl SharedMachine {
+    /// Shares `machine`.
+    pub fn new(machine: Machine) -> Self {
+        Self(Arc::new(Mutex::new(machine)))
+    }
+
+    /// The machine, once nobody else uses it.
+    pub fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SourceMachine for SharedMachine {
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        self.lock().stop_vcpus()
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        self.lock().stop_devices()
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        self.lock().save()
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.lock().resume()
+    }
+
+    fn hand_over(&mut self) {
+        self.lock().hand_over();
+    }
+}
+
+impl DestinationMachine for SharedMachine {
+    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.lock().load(state)
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        self.lock().run()
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a machine says of itself over the control socket.
+
+use host_migrator::stats::MigrationStatus;
+use serde::{Deserialize, Serialize};
+
+/// The answer to [`crate::control::Command::Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// Where the machine is in its life.
+    pub machine: MachineState,
+    /// What the guest says of itself; absent until it is up.
+    pub guest: Option<GuestStatus>,
+    /// Where a migration is awaited.
+    pub incoming: Option<String>,
+    /// The outgoing migration, running or last.
+    pub migration: MigrationStatus,
+}
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// A guest is awaited.
+    Incoming,
+    /// A guest has arrived and is held.
+    Held,
+    /// The guest runs here.
+    Running,
+    /// The guest has been handed over: it never runs here again.
+    HandedOver,
+    /// The guest has ended (shut down, or failed to arrive).
+    Ended,
+}
+
+/// What a guest says of itself: the bare guest on its status page, the Linux guest on its console.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct GuestStatus {
+    /// Memory is filled and partly freed; the steady work has begun.
+    pub ready: bool,
+    /// Bytes in use, the guest's own program and tables included.
+    pub in_use_bytes: u64,
+    /// Stamps checked.
+    pub checks: u64,
+    /// Stamps that were wrong.
+    pub wrong: u64,
+    /// Checks of all memory in use that were completed.
+    pub full_passes: u64,
+    /// Hint rounds begun.
+    pub hint_rounds: u64,
+    /// Pages hinted.
+    pub hinted_pages: u64,
+    /// Hinted pages taken back before DONE.
+    pub early_releases: u64,
+    /// DONEs seen.
+    pub dones: u64,
+    /// Why the guest cannot go on.
+    pub failure: Option<String>,
+}
+
+/// The answer to [`crate::control::Command::QueryMemory`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemoryMap {
+    /// The guest's memory.
+    pub regions: Vec<FileRange>,
+    /// After a migration away from here: the pages whose content was not sent because of a hint, 64 a word.
+    pub skipped: Vec<u64>,
+}
+
+/// A run of guest memory in a file that the machine has open.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileRange {
+    /// Guest-physical start.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u64,
+    /// The machine's file descriptor: `/proc/PID/fd/FD`.
+    pub fd: i32,
+    /// Where in the file it starts.
+    pub offset: u64,
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The bare lane: the bare-metal guest on /dev/kvm, migrated between processes.
+
+use crate::lab::{
+    BareGuest, Lab, Migration, end_of_migration, release_and_check, skipped_without_kvm, status,
+    whole_pass,
+};
+use lacuna::control::HintMode;
+
+/// One migration with everything compared. Returns the report.
+fn migrate(guest: BareGuest, migration: &Migration) -> host_migrator::stats::MigrationReport {
+    let lab = Lab::new(guest);
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", true);
+    let (report, verdict) = migration
+        .complete(&mut source, &mut destination, &uri)
+        .expect("the migration completes");
+    println!(
+        "compared {} pages: {} wrong, {} given up; {} bytes on the wire, {:.1} ms",
+        verdict.pages_compared,
+        verdict.pages_wrong,
+        verdict.pages_given_up,
+        report.wire_bytes,
+        report.total_ms
+    );
+    assert!(verdict.pages_compared >= (256 << 20) / 4096);
+    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
+    release_and_check(&mut destination);
+    report
+}
+
+fn hinted(report: &host_migrator::stats::MigrationReport) -> u64 {
+    report.rounds.iter().map(|round| round.pages_hinted).sum()
+}
+
+fn resent(report: &host_migrator::stats::MigrationReport) -> u64 {
+    report.rounds.iter().map(|round| round.pages_resent).sum()
+}
+
+#[test]
+fn with_hints_little_more_than_the_memory_in_use_crosses_the_wire() {
+    if skipped_without_kvm("bare, hints on") {
+        return;
+    }
+    for seed in 1..=3 {
+        let report = migrate(
+            BareGuest {
+                seed,
+                ..Default::default()
+            },
+            &Migration::default(),
+        );
+        assert!(
+            hinted(&report) > (100 << 20) / 4096,
+            "most of the freed memory is hinted: {report:?}"
+        );
+        // 32 MiB in use, the guest's image and tables, and what was written again.
+        let in_use = (32 << 20) + (2 << 20) + resent(&report) * 4096;
+        assert!(
+            report.wire_bytes < in_use * 115 / 100,
+            "{} bytes: {report:?}",
+            report.wire_bytes
+        );
+    }
+}
+
+#[test]
+fn without_hints_freed_memory_crosses_the_wire_too() {
+    if skipped_without_kvm("bare, hints off") {
+        return;
+    }
+    for hints in [HintMode::Off, HintMode::Holes] {
+        let report = migrate(
+            BareGuest::default(),
+            &Migration {
+                hints,
+                ..Default::default()
+            },
+        );
+        assert_eq!(hinted(&report), 0);
+        assert!(
+            report.wire_bytes > (180 << 20),
+            "{hints}: {}",
+            report.wire_bytes
+        );
+    }
+}
+
+#[test]
+fn a_guest_that_uses_hinted_pages_at_once_loses_nothing() {
+    if skipped_without_kvm("bare, early release") {
+        return;
+    }
+    for seed in 10..14 {
+        let guest = BareGuest {
+            hold: "early",
+            churn: 20_000,
+            dirty_rate: "16M",
+            vcpus: 2,
+            seed,
+            ..Default::default()
+        };
+        let lab = Lab::new(guest);
+        let mut source = lab.running("source");
+        let (mut destination, uri) = lab.receiving("destination", true);
+        // A slow link, so that there are many rounds and many epochs.
+        let migration = Migration {
+            max_bandwidth: Some(100 << 20),
+            downtime_limit: 50,
+            ..Default::default()
+        };
+        let (report, verdict) = migration
+            .complete(&mut source, &mut destination, &uri)
+            .unwrap();
+        let guest = status(&source).guest.unwrap_or_default();
+        assert!(
+            guest.early_releases > 0,
+            "the race was not provoked: {guest:?}"
+        );
+        assert_eq!(
+            verdict.pages_wrong, 0,
+            "seed {seed}: {:?}, {report:?}",
+            verdict.examples
+        );
+        release_and_check(&mut destination);
+    }
+}
+
+#[test]
+fn a_silent_guest_costs_what_a_migration_without_hints_costs() {
+    if skipped_without_kvm("bare, silent guest") {
+        return;
+    }
+    // A guest that writes nothing after it is ready, so that the bytes can be compared exactly.
+    let quiet = BareGuest {
+        dirty_rate: "0",
+        churn: 0,
+        answer: "silent",
+        ..Default::default()
+    };
+    let with = migrate(quiet.clone(), &Migration::default());
+    let holes = migrate(
+        quiet,
+        &Migration {
+            hints: HintMode::Holes,
+            ..Default::default()
+        },
+    );
+    assert_eq!(hinted(&with), 0);
+    let pages = |report: &host_migrator::stats::MigrationReport| {
+        report
+            .rounds
+            .iter()
+            .map(|round| round.pages_sent)
+            .sum::<u64>()
+    };
+    // The guest's status page and the VMM's heartbeat page go on changing.
+    assert!(
+        pages(&with).abs_diff(pages(&holes)) < 64,
+        "{} against {}",
+        pages(&with),
+        pages(&holes)
+    );
+}
+
+#[test]
+fn hints_work_again_on_the_second_hop() {
+    if skipped_without_kvm("bare, A to B to C") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut a = lab.running("a");
+    let (mut b, to_b) = lab.receiving("b", true);
+    let migration = Migration::default();
+    let (first, verdict) = migration.complete(&mut a, &mut b, &to_b).unwrap();
+    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
+    release_and_check(&mut b);
+    let (mut c, to_c) = lab.receiving("c", true);
+    let (second, verdict) = migration.complete(&mut b, &mut c, &to_c).unwrap();
+    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
+    release_and_check(&mut c);
+    assert!(
+        hinted(&first) > 0 && hinted(&second) > 0,
+        "{first:?}\n{second:?}"
+    );
+}
+
+#[test]
+fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
+    if skipped_without_kvm("bare, later rounds") {
+        return;
+    }
+    let guest = BareGuest {
+        churn: 20_000,
+        dirty_rate: "8M",
+        ..Default::default()
+    };
+    let migration = Migration {
+        max_bandwidth: Some(40 << 20),
+        downtime_limit: 20,
+        ..Default::default()
+    };
+    let report = migrate(guest, &migration);
+    let later: u64 = report
+        .rounds
+        .iter()
+        .skip(1)
+        .map(|round| round.pages_hinted)
+        .sum();
+    assert!(later > 0, "{report:?}");
+}
+
+#[test]
+fn several_vcpus_and_memory_above_4_gib_arrive_whole() {
+    if skipped_without_kvm("bare, 5 GiB") {
+        return;
+    }
+    let guest = BareGuest {
+        memory: "5G",
+        vcpus: 2,
+        in_use: "64M",
+        freed: "64M",
+        ..Default::default()
+    };
+    migrate(guest, &Migration::default());
+}
+
+#[test]
+fn after_the_migration_the_guest_has_its_memory_back() {
+    if skipped_without_kvm("bare, done") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", false);
+    Migration::default().begin(&source, &uri);
+    assert!(end_of_migration(&mut source).unwrap().error_desc.is_none());
+    whole_pass(&mut destination);
+    let guest = status(&destination).guest.unwrap_or_default();
+    assert!(guest.hint_rounds > 0 && guest.dones > 0, "{guest:?}");
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Migrations that fail or are cancelled: the source's guest runs on, has its memory back, and the next
+//! migration is exact.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
+    skipped_without_kvm, status, tell, whole_pass,
+};
+use host_migrator::stats::MigrationState;
+use lacuna::compare::Host;
+use lacuna::control::Command;
+use lacuna::machine::MachineState;
+
+/// The guest runs on at the source: it checks all its memory, and was told DONE as often as it was asked.
+fn runs_on(source: &mut Host) {
+    assert_eq!(status(source).machine, MachineState::Running);
+    let guest = whole_pass(source);
+    assert_eq!(guest.wrong, 0, "{guest:?}");
+    if guest.hint_rounds > 0 {
+        source
+            .wait_until("the guest to get its pages back", PATIENCE, |status| {
+                Ok(status.guest.as_ref().is_some_and(|guest| guest.dones > 0))
+            })
+            .expect("the guest is told DONE");
+    }
+}
+
+/// A migration after all that went wrong finds every page.
+fn next_migration_is_exact(lab: &Lab, source: &mut Host) {
+    let (mut destination, uri) = lab.receiving("last", true);
+    let (_, verdict) = Migration::default()
+        .complete(source, &mut destination, &uri)
+        .unwrap();
+    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
+    release_and_check(&mut destination);
+}
+
+/// Slow enough to be caught in the middle.
+fn slow() -> Migration {
+    Migration {
+        max_bandwidth: Some(16 << 20),
+        downtime_limit: 10,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn cancel_gives_the_guest_back_in_every_round() {
+    if skipped_without_kvm("cancel") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    for (name, round) in [("first", 1), ("second", 2)] {
+        let (_destination, uri) = lab.receiving(name, true);
+        slow().begin(&source, &uri);
+        source
+            .wait_until("the round", PATIENCE, |status| {
+                Ok(status.migration.round >= round || status.migration.status.is_over())
+            })
+            .unwrap();
+        tell(&source, &Command::MigrateCancel);
+        assert_eq!(
+            end_of_migration(&mut source).unwrap().status,
+            MigrationState::Cancelled
+        );
+        runs_on(&mut source);
+    }
+    next_migration_is_exact(&lab, &mut source);
+}
+
+#[test]
+fn a_destination_that_is_killed_costs_nothing_but_the_migration() {
+    if skipped_without_kvm("destination killed") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    for (name, round) in [("early", 0), ("first", 1), ("second", 2)] {
+        let (mut destination, uri) = lab.receiving(name, true);
+        slow().begin(&source, &uri);
+        source
+            .wait_until("the round", PATIENCE, |status| {
+                Ok(status.migration.round >= round || status.migration.status.is_over())
+            })
+            .unwrap();
+        destination.machine.kill();
+        let ended = end_of_migration(&mut source).unwrap();
+        assert_eq!(ended.status, MigrationState::Failed, "{ended:?}");
+        assert!(ended.error_desc.is_some());
+        runs_on(&mut source);
+    }
+    next_migration_is_exact(&lab, &mut source);
+}
+
+/// Passes on the first `limit` bytes from the source to `destination`, then cuts the connection.
+fn cutting_proxy(destination: &str, limit: usize) -> String {
+    let address = destination
+        .strip_prefix("tcp:")
+        .expect("a TCP address")
+        .to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (mut near, _) = listener.accept().unwrap();
+        let mut far = TcpStream::connect(address).unwrap();
+        let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+        let mut left = limit;
+        let mut buffer = vec![0; 64 << 10];
+        while left > 0 {
+            let wanted = left.min(buffer.len());
+            match near.read(&mut buffer[..wanted]) {
+                Ok(0) | Err(_) => break,
+                Ok(read) => {
+                    left -= read;
+                    if far.write_all(&buffer[..read]).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let _ = near.shutdown(std::net::Shutdown::Both);
+        let _ = far.shutdown(std::net::Shutdown::Both);
+    });
+    uri
+}
+
+#[test]
+fn a_connection_that_breaks_anywhere_leaves_the_guest_at_the_source() {
+    if skipped_without_kvm("broken connection") {
+        return;
+    }
+    let lab = Lab::new(BareGuest {
+        dirty_rate: "1M",
+        ..Default::default()
+    });
+    let mut source = lab.running("source");
+    for (name, limit) in [
+        ("hello", 10),
+        ("layout", 80),
+        ("pages", 200_000),
+        ("middle", 10 << 20),
+        ("late", 30 << 20),
+    ] {
+        let (_destination, uri) = lab.receiving(name, true);
+        Migration::default().begin(&source, &cutting_proxy(&uri, limit));
+        let ended = end_of_migration(&mut source).unwrap();
+        assert_eq!(ended.status, MigrationState::Failed, "{name}: {ended:?}");
+        runs_on(&mut source);
+    }
+    next_migration_is_exact(&lab, &mut source);
+}
+
+#[test]
+fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
+    if skipped_without_kvm("blocked peer") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let (_destination, uri) = lab.receiving("destination", true);
+    let address = uri.strip_prefix("tcp:").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stuck = format!("tcp:{}", listener.local_addr().unwrap());
+    let hold = thread::spawn(move || {
+        // The greeting and the answer to the layout come through; then nothing is read any more.
+        let (mut near, _) = listener.accept().unwrap();
+        let mut far = TcpStream::connect(address).unwrap();
+        let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+        let mut head = vec![0; 4096];
+        let read = near.read(&mut head).unwrap();
+        far.write_all(&head[..read]).unwrap();
+        thread::sleep(Duration::from_secs(4));
+        (near, far)
+    });
+    Migration::default().begin(&source, &stuck);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(status(&source).machine, MachineState::Running);
+    tell(&source, &Command::MigrateCancel);
+    assert_eq!(
+        end_of_migration(&mut source).unwrap().status,
+        MigrationState::Cancelled
+    );
+    runs_on(&mut source);
+    drop(hold.join().unwrap());
+}
+
+#[test]
+fn a_destination_with_another_layout_refuses() {
+    if skipped_without_kvm("other layout") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let other = Lab::new(BareGuest {
+        memory: "300M",
+        ..Default::default()
+    });
+    let (_destination, uri) = other.receiving("other", true);
+    Migration::default().begin(&source, &uri);
+    let ended = end_of_migration(&mut source).unwrap();
+    assert_eq!(ended.status, MigrationState::Failed);
+    let error = ended.error_desc.unwrap_or_default();
+    assert!(
+        error.contains("memory") || error.contains("layout"),
+        "{error}"
+    );
+    runs_on(&mut source);
+    next_migration_is_exact(&lab, &mut source);
+}
+
+#[test]
+fn a_device_that_dies_costs_only_its_hints() {
+    if skipped_without_kvm("device killed") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    source.device.kill();
+    let (mut destination, uri) = lab.receiving("destination", true);
+    Migration::default().begin(&source, &uri);
+    let _ = end_of_migration(&mut source);
+    // Whether a machine may move without its balloon or not: no page is lost, the guest runs in one place.
+    let (here, there) = (status(&source).machine, status(&destination).machine);
+    match here {
+        MachineState::Running => {
+            assert_eq!(whole_pass(&mut source).wrong, 0);
+        }
+        _ => {
+            assert_eq!(
+                (here, there),
+                (MachineState::HandedOver, MachineState::Held)
+            );
+            release_and_check(&mut destination);
+        }
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_get_one_clear_sentence() {
+    for (args, expected) in [
+        (vec!["run", "--memory", "2X", "--control", "x"], "no size"),
+        (vec!["send", "udp:1.2.3.4:5", "--control", "x"], "udp"),
+        (
+            vec!["send", "tcp:127.0.0.1:1", "--control", "/nowhere/at/all"],
+            "no machine answers",
+        ),
+        (
+            vec!["status", "--control", "/nowhere/at/all"],
+            "no machine answers",
+        ),
+        (vec!["compare", "--hints", "perhaps"], "perhaps"),
+        (
+            vec!["run", "--guest", "linux", "--control", "x"],
+            "--kernel",
+        ),
+    ] {
+        let output = lacuna(&args);
+        assert!(!output.status.success(), "{args:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(expected), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the tests that start several parts share: the program under test, hosts with their guests, and
+//! migrations between them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
+use lacuna::args::GuestKind;
+use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
+use lacuna::control::{self, HintMode, MigrateArguments};
+use lacuna::machine::{GuestStatus, MachineState, Status};
+use tempfile::TempDir;
+
+/// How long anything may take: far more than it does, so that only a hang fails.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Prints why a test does nothing here, and says whether it must be left out.
+pub fn skipped_without_kvm(test: &str) -> bool {
+    if lacuna::nested::kvm_usable() {
+        return false;
+    }
+    println!("skipped: {test}: /dev/kvm is missing or cannot be opened on this machine");
+    true
+}
+
+/// The command, built with the switches that the tests need (`examples/lacuna-under-test.rs`).
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own program");
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in target/PROFILE/deps");
+    let program = folder.join("examples/lacuna-under-test");
+    assert!(
+        program.exists(),
+        "{} is missing: run the tests with `cargo test`",
+        program.display()
+    );
+    program
+}
+
+/// Runs the command to its end and returns what it printed.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn lacuna(args: &[&str]) -> std::process::Output {
+    Command::new(program())
+        .args(args)
+        .output()
+        .expect("the command starts")
+}
+
+/// A small bare guest and what it does.
+#[derive(Clone, Debug)]
+pub struct BareGuest {
+    /// Guest memory, as on the command line.
+    pub memory: &'static str,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory that stays in use.
+    pub in_use: &'static str,
+    /// Memory written once and then freed.
+    pub freed: &'static str,
+    /// Bytes a second written to memory in use.
+    pub dirty_rate: &'static str,
+    /// Pages a second freed and taken again.
+    pub churn: u64,
+    /// Seed of its choices.
+    pub seed: u64,
+    /// `until-done` or `early`.
+    pub hold: &'static str,
+    /// `prompt` or `silent`.
+    pub answer: &'static str,
+}
+
+impl Default for BareGuest {
+    fn default() -> Self {
+        Self {
+            memory: "256M",
+            vcpus: 1,
+            in_use: "32M",
+            freed: "160M",
+            dirty_rate: "4M",
+            churn: 200,
+            seed: 1,
+            hold: "until-done",
+            answer: "prompt",
+        }
+    }
+}
+
+impl BareGuest {
+    fn machine_args(&self) -> Vec<OsString> {
+        let vcpus = self.vcpus.to_string();
+        [
+            "--guest",
+            "bare",
+            "--memory",
+            self.memory,
+            "--vcpus",
+            &vcpus,
+        ]
+        .map(Into::into)
+        .to_vec()
+    }
+
+    fn run_args(&self) -> Vec<OsString> {
+        let (churn, seed) = (self.churn.to_string(), self.seed.to_string());
+        let workload = [
+            "--in-use",
+            self.in_use,
+            "--freed",
+            self.freed,
+            "--dirty-rate",
+            self.dirty_rate,
+            "--churn",
+            &churn,
+            "--seed",
+            &seed,
+            "--hold",
+            self.hold,
+            "--answer",
+            self.answer,
+        ];
+        let mut args = vec!["run".into()];
+        args.extend(self.machine_args());
+        args.extend(workload.map(OsString::from));
+        args
+    }
+}
+
+/// A folder of sockets and the hosts in it.
+#[derive(Debug)]
+pub struct Lab {
+    folder: TempDir,
+    guest: BareGuest,
+}
+
+impl Lab {
+    /// A lab for `guest`.
+    pub fn new(guest: BareGuest) -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder for sockets"),
+            guest,
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts a host whose guest is at its steady work.
+    pub fn running(&self, name: &'static str) -> Host {
+        let mut host = self.start(name, self.guest.run_args());
+        host.wait_until("the guest to be ready", PATIENCE, |status| {
+            Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
+        })
+        .expect("the guest comes up");
+        host
+    }
+
+    /// Starts a host that waits for a guest, and returns where it listens.
+    pub fn receiving(&self, name: &'static str, hold: bool) -> (Host, String) {
+        let mut args: Vec<OsString> = vec!["receive".into(), "tcp:127.0.0.1:0".into()];
+        args.extend(self.guest.machine_args());
+        if hold {
+            args.push("--hold".into());
+        }
+        let mut host = self.start(name, args);
+        let status = host
+            .wait_until("the destination to listen", PATIENCE, |status| {
+                Ok(status.incoming.is_some())
+            })
+            .expect("the destination listens");
+        (host, status.incoming.unwrap_or_default())
+    }
+
+    fn start(&self, name: &'static str, job: Vec<OsString>) -> Host {
+        let device = format!("{name}-device").leak();
+        Host::start(&program(), self.folder(), (name, device), job).expect("the host starts")
+    }
+}
+
+/// How a test migrates.
+#[derive(Clone, Debug)]
+pub struct Migration {
+    /// Which knowledge of free pages.
+    pub hints: HintMode,
+    /// Bytes a second.
+    pub max_bandwidth: Option<u64>,
+    /// Milliseconds.
+    pub downtime_limit: u64,
+    /// Clauses of the rule that are switched off.
+    pub switched_off: Vec<String>,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            hints: HintMode::On,
+            max_bandwidth: None,
+            downtime_limit: 300,
+            switched_off: Vec::new(),
+        }
+    }
+}
+
+impl Migration {
+    /// Asks `source` to migrate to `uri`.
+    pub fn begin(&self, source: &Host, uri: &str) {
+        let arguments = MigrateArguments {
+            uri: uri.to_owned(),
+            max_bandwidth: self.max_bandwidth,
+            downtime_limit: self.downtime_limit,
+            hints: self.hints,
+            switched_off: self.switched_off.clone(),
+        };
+        tell(source, &control::Command::Migrate(arguments));
+    }
+
+    /// Migrates from `source` to `destination` at `uri` and compares the memory of the two, which the
+    /// destination must hold. Returns the report and the verdict.
+    pub fn complete(
+        &self,
+        source: &mut Host,
+        destination: &mut Host,
+        uri: &str,
+    ) -> Result<(MigrationReport, Verdict), CompareError> {
+        self.begin(source, uri);
+        let ended = end_of_migration(source)?;
+        if ended.status != MigrationState::Completed {
+            return Err(CompareError::Migration(
+                ended.error_desc.unwrap_or_default(),
+            ));
+        }
+        destination.wait_until("the guest to arrive", PATIENCE, |status| {
+            Ok(status.machine == MachineState::Held)
+        })?;
+        let report = source.client()?.ask(&control::Command::QueryReport)?;
+        let verdict = ask_oracle(GuestKind::Bare, source, destination)?;
+        Ok((report, verdict))
+    }
+}
+
+/// Waits until the migration away from `source` is over.
+pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareError> {
+    let status = source.wait_until("the migration to end", PATIENCE, |status| {
+        Ok(status.migration.status.is_over())
+    })?;
+    Ok(status.migration)
+}
+
+/// Sends a command that must be carried out.
+pub fn tell(host: &Host, command: &control::Command) {
+    host.client()
+        .expect("the machine answers")
+        .tell(command)
+        .expect("the machine obeys");
+}
+
+/// The machine's status now.
+pub fn status(host: &Host) -> Status {
+    host.client()
+        .and_then(|mut client| Ok(client.ask(&control::Command::Status)?))
+        .expect("a status")
+}
+
+/// Waits until the guest has checked all its memory once more (a pass that is under way does not count), and
+/// returns what it says then.
+pub fn whole_pass(host: &mut Host) -> GuestStatus {
+    let passes = |status: &Status| status.guest.as_ref().map_or(0, |guest| guest.full_passes);
+    let first = passes(&status(host));
+    host.wait_until("the guest to check its memory", PATIENCE, |status| {
+        Ok(passes(status) >= first + 2
+            || status.guest.as_ref().is_some_and(|guest| guest.wrong > 0))
+    })
+    .expect("the guest runs")
+    .guest
+    .unwrap_or_default()
+}
+
+/// Lets a held guest run and checks that all its memory is right.
+pub fn release_and_check(host: &mut Host) {
+    tell(host, &control::Command::Cont);
+    let guest = whole_pass(host);
+    assert_eq!(guest.wrong, 0, "the guest found wrong stamps: {guest:?}");
+    assert_eq!(guest.failure, None);
+}
