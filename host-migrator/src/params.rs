@@ -20,7 +20,8 @@ pub struct MigrationParams {
     /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
     /// [`MigrationParams::downtime_limit`], or a cancel.
     pub max_rounds: Option<u32>,
-    /// A peer that takes and gives nothing for this long has gone.
+    /// A peer that takes and gives nothing for this long has gone. Long enough for what socket buffers
+    /// hold to pass a slow link.
     pub peer_timeout: Duration,
     /// Clauses of the rule that are broken on purpose.
     #[cfg(feature = "clause-switches")]
@@ -35,7 +36,7 @@ impl Default for MigrationParams {
             skip_holes: true,
             use_hints: true,
             max_rounds: None,
-            peer_timeout: Duration::from_secs(10),
+            peer_timeout: Duration::from_secs(30),
             #[cfg(feature = "clause-switches")]
             switched_off: std::collections::BTreeSet::new(),
         }

@@ -129,7 +129,8 @@ fn cancelled_while_it_keeps_to_a_bandwidth_limit() {
 fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready() {
     let guest = guest();
     let back = Fault {
-        stall_after: Some(GREETING_BYTES + SECTION_HEADER_BYTES),
+        // Greeting, Accept, RoundReceived twice.
+        stall_after: Some(GREETING_BYTES + 3 * SECTION_HEADER_BYTES),
         ..Fault::default()
     };
     let handle = start(&guest, Fault::default(), back, MigrationParams::default());
@@ -144,7 +145,8 @@ fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready()
 fn a_guest_that_was_handed_over_cannot_be_taken_back() {
     let guest = guest();
     let back = Fault {
-        stall_after: Some(GREETING_BYTES + 2 * SECTION_HEADER_BYTES),
+        // Greeting, Accept, RoundReceived twice, Ready.
+        stall_after: Some(GREETING_BYTES + 4 * SECTION_HEADER_BYTES),
         ..Fault::default()
     };
     let params = MigrationParams {

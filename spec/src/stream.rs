@@ -166,7 +166,8 @@ pub enum SectionKind {
     Zero = 3,
     /// Source: runs of pages that the guest gave up after they had been sent: they read as zero.
     Discard = 4,
-    /// Source: a round has ended; empty. The header's round number is that round.
+    /// Source: a round has ended; empty. The header's round number is that round. The destination answers
+    /// [`SectionKind::RoundReceived`].
     RoundEnd = 5,
     /// Source: the state of vCPUs and devices, for the VMM to read.
     MachineState = 6,
@@ -182,6 +183,8 @@ pub enum SectionKind {
     Ready = 33,
     /// Destination: the guest runs here; empty.
     Running = 34,
+    /// Destination: everything up to a [`SectionKind::RoundEnd`] is in memory; empty.
+    RoundReceived = 35,
 }
 
 impl SectionKind {
@@ -203,6 +206,7 @@ impl SectionKind {
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
+            35 => Self::RoundReceived,
             _ => return Err(StreamError::Kind(raw)),
         })
     }
@@ -218,7 +222,12 @@ impl SectionKind {
             Self::MachineState => MAX_PLAIN_PAYLOAD,
             Self::Commit => Totals::BYTES as u64,
             Self::Abort => 4096,
-            Self::RoundEnd | Self::HandOver | Self::Accept | Self::Ready | Self::Running => 0,
+            Self::RoundEnd
+            | Self::HandOver
+            | Self::Accept
+            | Self::Ready
+            | Self::Running
+            | Self::RoundReceived => 0,
         }
     }
 }

@@ -164,6 +164,7 @@ impl<'a> Receiver<'a> {
                     self.input.payload(&header)?;
                     self.rounds += 1;
                     self.status.round = self.status.round.saturating_add(1);
+                    self.answer(SectionKind::RoundReceived)?;
                 }
                 SectionKind::MachineState if state.is_none() => {
                     state = Some(self.input.payload(&header)?);

@@ -62,9 +62,9 @@ pub(crate) fn switch_over(
     let out = &mut sender.link.out;
     out.section(SectionKind::MachineState, [&state])?;
     steps.state = clock.step();
-    sender.check()?;
     let totals = sender.stream_totals().to_bytes();
     sender.link.out.section(SectionKind::Commit, [&totals])?;
+    sender.round_received()?;
     sender.link.peer.expect(SectionKind::Ready, "Ready")?;
     steps.commit = clock.step();
 

@@ -209,8 +209,9 @@ fn rounds(
         };
         let epoch = tracker.open();
         sender.walk(&epoch.pass(), Some(HoldBack::new(Instant::now(), outlook)))?;
-        epoch.close();
         sender.end_round()?;
+        sender.round_received()?;
+        epoch.close();
         let harvest = tracker.harvest(sender.sent())?;
         let stats = sender.take_round(harvest.dirty, harvest.too_late);
         pending = tracker.bitmap().count();

@@ -122,12 +122,23 @@ impl<'a> Sender<'a> {
         self.flush(paced)
     }
 
-    /// Ends the round: the destination is told, and the numbers are added up.
+    /// Ends the round: the destination is told, and answers when [`Sender::round_received`] is called.
     pub(crate) fn end_round(&mut self) -> Result<(), MigrationError> {
         self.link.out.section(SectionKind::RoundEnd, [])?;
         // What follows is counted to the next round, the machine's state after the last one included.
         self.link.out.set_round(self.round.round + 1);
         self.round.bytes = self.link.out.bytes() - self.round_bytes;
+        Ok(())
+    }
+
+    /// Waits until the round is in the destination's memory. What socket buffers still hold would
+    /// otherwise be waited for while the guest is stopped, and make the channel look faster than it is.
+    pub(crate) fn round_received(&mut self) -> Result<(), MigrationError> {
+        let began = Instant::now();
+        self.link
+            .peer
+            .expect(SectionKind::RoundReceived, "RoundReceived")?;
+        self.pacing.sent(0, began.elapsed());
         Ok(())
     }
 
