@@ -13,7 +13,9 @@ const PAGE: usize = 4096;
 const PAGES: usize = 64 << 10;
 
 fn zero(criterion: &mut Criterion) {
-    let memory = vec![0u8; PAGES * PAGE];
+    // Written, so that it is memory and not one shared page of zeros.
+    let mut memory = vec![1u8; PAGES * PAGE];
+    memory.fill(0);
     let (pages, _) = memory.as_chunks::<PAGE>();
     let mut group = criterion.benchmark_group("zero");
     group.throughput(Throughput::Bytes(memory.len() as u64));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The clauses of the rule that a test build can switch off, to show that the tests notice.
 //!
-//! Without the cargo feature `clause-switches` there is no switch: [`Clauses::hold`] is constantly true.
+//! Without the cargo feature `clause-switches` there is no switch, and every clause holds.
 
 #[cfg(feature = "clause-switches")]
 use std::collections::BTreeSet;
