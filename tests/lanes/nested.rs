@@ -23,7 +23,7 @@ fn compare(args: &[&str]) -> Option<Vec<Record>> {
     let records: Vec<Record> = out
         .lines()
         .filter(|line| line.starts_with('{'))
-        .map(|line| serde_json::from_str(line).unwrap())
+        .map(|line| serde_json::from_str(line).expect("a record"))
         .collect();
     assert!(!records.is_empty(), "no record: {out}\n{err}");
     Some(records)

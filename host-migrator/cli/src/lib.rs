@@ -52,6 +52,13 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) => jobs::tell(&args.control, &Command::Cont)?,
         Job::Quit(args) => jobs::tell(&args.control, &Command::Quit)?,
+        Job::BalloonDevice(args) if args.print_capabilities => {
+            writeln!(
+                std::io::stdout(),
+                "{}",
+                vhost_device_balloon::args::CAPABILITIES
+            )?;
+        }
         Job::BalloonDevice(args) => vhost_device_balloon::run(args.try_into()?)?,
         Job::Generate(args) => jobs::generate(&args.what)?,
     }

@@ -200,7 +200,6 @@ impl Host {
         let mut client = self.client()?;
         loop {
             self.machine.still_alive()?;
-            self.device.still_alive()?;
             let status: Status = client.ask(&control::Command::Status)?;
             if ready(&status)? {
                 return Ok(status);

@@ -207,6 +207,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
             _ => Ok(false),
         }
     })?;
+    source.device.still_alive()?;
     let report: MigrationReport = client.ask(&Command::QueryReport)?;
     destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
         Ok(status.machine == MachineState::Held)

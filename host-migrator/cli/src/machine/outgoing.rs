@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The migration away from here: one at a time, and the last one remembered.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use host_migrator::{
     Channel, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationStatus, Source,
@@ -10,7 +11,13 @@ use host_migrator::{
 
 /// The running or last migration away from this machine.
 #[derive(Debug, Default)]
-pub struct Outgoing(Mutex<Slot>);
+pub struct Outgoing {
+    slot: Mutex<Slot>,
+    ended: Condvar,
+}
+
+/// A migration that says it is over has its report in no more than this.
+const REPORT_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -30,7 +37,7 @@ impl Outgoing {
         params: MigrationParams,
         channel: Channel,
     ) -> Result<(), String> {
-        let mut slot = self.slot();
+        let mut slot = self.settled();
         if slot.running {
             return Err("a migration is under way already".into());
         }
@@ -87,10 +94,24 @@ impl Outgoing {
 
     /// The report of the last migration, if it completed.
     pub fn report(&self) -> Option<Arc<MigrationReport>> {
-        self.slot().report.clone()
+        self.settled().report.clone()
+    }
+
+    /// The slot, with the report of a migration that says it is over: its state is seen a moment before its
+    /// thread has ended.
+    fn settled(&self) -> MutexGuard<'_, Slot> {
+        let over = |slot: &Slot| {
+            slot.monitor
+                .as_ref()
+                .is_some_and(|m| m.status().status.is_over())
+        };
+        let waited = self
+            .ended
+            .wait_timeout_while(self.slot(), REPORT_DELAY, |slot| slot.running && over(slot));
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
