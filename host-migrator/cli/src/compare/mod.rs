@@ -16,7 +16,7 @@ use std::process::ExitStatus;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
+pub use oracle::{Known, OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{Host, Part};
 pub use record::{Record, chart, table};
 pub use run::{RunPlan, ask_oracle, run_once};
@@ -102,7 +102,11 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     let plans = RunPlan::all(args)?;
     let progress = progress_bar(plans.len(), args.json);
     let mut records = Vec::with_capacity(plans.len());
-    for plan in &plans {
+    for (number, plan) in (1..).zip(&plans) {
+        if nested::inside() {
+            // The serial line of an emulated machine is no place for a moving bar.
+            eprintln!("run {number} of {}: {plan}", plans.len());
+        }
         progress.set_message(plan.to_string());
         let record = run_once(plan, &progress)?;
         if args.json {
@@ -144,7 +148,7 @@ fn headline(args: &CompareArgs) -> String {
 
 /// On a terminal people see what is going on; a file or a program gets results only.
 fn progress_bar(runs: usize, json: bool) -> ProgressBar {
-    if json || !io::stderr().is_terminal() {
+    if json || nested::inside() || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(runs as u64);

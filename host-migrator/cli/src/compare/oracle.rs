@@ -3,7 +3,8 @@
 //!
 //! After the hand-over the source's memory is still there, frozen. A page of the destination is right if
 //! it equals the source's, or if it was skipped as free, reads as zero, and, where the guest can be asked
-//! (the bare guest keeps a table of page states), the guest does not use it. Everything else is wrong.
+//! (the bare guest keeps a table of page states), the guest does not use it. A few pages belong to KVM, which
+//! writes them for the guest on each host anew (its clock, stolen time). Everything else is wrong.
 
 use host_migrator::{GuestRam, MigrationBitmap, RamError};
 use spec::bare::{PageState, STATUS_MAGIC, StatusWord};
@@ -23,6 +24,8 @@ pub struct Verdict {
     pub pages_wrong: u64,
     /// Pages that differ from the source and may: skipped as free, and zero.
     pub pages_given_up: u64,
+    /// Pages that differ because KVM writes them on each host anew.
+    pub pages_host_written: u64,
     /// The first wrong pages.
     pub examples: Vec<WrongPage>,
 }
@@ -61,16 +64,25 @@ pub enum OracleError {
     Status(&'static str),
 }
 
-/// Compares every page. `skipped` are the pages whose content was not sent because of a hint; `truth` is
-/// the guest's own account of its pages, if it keeps one.
+/// What is known of pages that may differ.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Pages whose content was not sent because of a hint.
+    pub skipped: &'a MigrationBitmap,
+    /// Pages that KVM itself writes.
+    pub host_written: &'a [u64],
+    /// The guest's own account of its pages, if it keeps one.
+    pub truth: Option<&'a PageStates>,
+}
+
+/// Compares every page.
 ///
 /// # Errors
 /// [`OracleError`] if memory cannot be compared.
 pub fn compare(
     source: &GuestRam,
     destination: &GuestRam,
-    skipped: &MigrationBitmap,
-    truth: Option<&PageStates>,
+    known: Known<'_>,
 ) -> Result<Verdict, OracleError> {
     if source.regions() != destination.regions() {
         return Err(OracleError::Layout);
@@ -93,13 +105,10 @@ pub fn compare(
             if ours == theirs {
                 continue;
             }
-            match judge(
-                theirs,
-                skipped.contains(pfn),
-                truth.and_then(|truth| truth.state(pfn)),
-            ) {
-                None => verdict.pages_given_up += 1,
-                Some(why) => {
+            match judge(pfn, theirs, known) {
+                Judgement::GivenUp => verdict.pages_given_up += 1,
+                Judgement::HostWritten => verdict.pages_host_written += 1,
+                Judgement::Wrong(why) => {
                     verdict.pages_wrong += 1;
                     if verdict.examples.len() < MAX_EXAMPLES {
                         verdict.examples.push(WrongPage { pfn, why });
@@ -111,16 +120,28 @@ pub fn compare(
     Ok(verdict)
 }
 
-/// What is wrong with a page that differs from the source's, if anything.
-fn judge(theirs: &[u8], skipped: bool, state: Option<PageState>) -> Option<Wrong> {
-    if !skipped {
-        Some(Wrong::Differs)
+/// What a page is that differs from the source's.
+enum Judgement {
+    /// Skipped as free, and zero.
+    GivenUp,
+    /// KVM's own.
+    HostWritten,
+    /// Wrong.
+    Wrong(Wrong),
+}
+
+fn judge(pfn: u64, theirs: &[u8], known: Known<'_>) -> Judgement {
+    let state = known.truth.and_then(|truth| truth.state(pfn));
+    if known.host_written.contains(&pfn) {
+        Judgement::HostWritten
+    } else if !known.skipped.contains(pfn) {
+        Judgement::Wrong(Wrong::Differs)
     } else if matches!(state, Some(PageState::InUse | PageState::Busy)) {
-        Some(Wrong::InUse)
+        Judgement::Wrong(Wrong::InUse)
     } else if theirs.iter().any(|byte| *byte != 0) {
-        Some(Wrong::NotZero)
+        Judgement::Wrong(Wrong::NotZero)
     } else {
-        None
+        Judgement::GivenUp
     }
 }
 
@@ -254,12 +275,36 @@ mod tests {
         ram.fill(range, &mut &page[..]).unwrap();
     }
 
-    fn with_skipped(pfns: &[u64]) -> MigrationBitmap {
+    fn verdict(
+        a: &GuestRam,
+        b: &GuestRam,
+        skipped: &[u64],
+        host_written: &[u64],
+        truth: Option<&PageStates>,
+    ) -> Verdict {
         let map = MigrationBitmap::new(PAGES);
-        for pfn in pfns {
+        for pfn in skipped {
             map.insert(PageRange::new(*pfn, 1).unwrap());
         }
-        map
+        compare(
+            a,
+            b,
+            Known {
+                skipped: &map,
+                host_written,
+                truth,
+            },
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_page_of_kvms_own_may_differ_and_is_counted_apart() {
+        let (a, b) = (ram(), ram());
+        fill(&a, 7, 1);
+        fill(&a, 8, 1);
+        let verdict = verdict(&a, &b, &[], &[7], None);
+        assert_eq!((verdict.pages_host_written, verdict.pages_wrong), (1, 1));
     }
 
     #[test]
@@ -267,7 +312,7 @@ mod tests {
         let (a, b) = (ram(), ram());
         fill(&a, 300, 7);
         fill(&b, 300, 7);
-        let verdict = compare(&a, &b, &with_skipped(&[]), None).unwrap();
+        let verdict = verdict(&a, &b, &[], &[], None);
         assert_eq!((verdict.pages_compared, verdict.pages_wrong), (PAGES, 0));
     }
 
@@ -278,7 +323,7 @@ mod tests {
             fill(&a, pfn, 7);
         }
         fill(&b, 599, 8);
-        let verdict = compare(&a, &b, &with_skipped(&[200, 599]), None).unwrap();
+        let verdict = verdict(&a, &b, &[200, 599], &[], None);
         assert_eq!((verdict.pages_wrong, verdict.pages_given_up), (2, 1));
         assert_eq!(
             verdict.examples,
@@ -313,7 +358,7 @@ mod tests {
         fill(&a, 101, 1);
         fill(&a, 102, 1);
         let truth = PageStates::read(&a).unwrap();
-        let verdict = compare(&a, &b, &with_skipped(&[101, 102]), Some(&truth)).unwrap();
+        let verdict = verdict(&a, &b, &[101, 102], &[], Some(&truth));
         assert_eq!(
             verdict.examples,
             [WrongPage {

@@ -170,7 +170,8 @@ fn write_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
     Ok(())
 }
 
-fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+/// The registers `entries`, as KVM takes them.
+pub(super) fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries).map_err(|error| {
         kvm_error(
             "model-specific registers",
