@@ -16,6 +16,10 @@ use crate::xsave;
 
 /// A timer of the local APIC that fires at a value of the time stamp counter, which must therefore be set first.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Registers whose only effect is that KVM writes the wall clock time of the guest's start to where they point.
+/// It is in guest memory already, as the guest asked for it; loading them would write it again, a little
+/// different, to memory that has just been migrated.
+const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// How far two frequencies may differ before the guest's clock is off: what NTP can correct (500 ppm), halved.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
@@ -37,7 +41,7 @@ pub struct VcpuState {
 
 impl VcpuState {
     /// Reads it from KVM. `msr_indices` are the registers that KVM says belong to the state; those that
-    /// this vCPU does not have are left out.
+    /// this vCPU does not have, and those that only make KVM write to guest memory, are left out.
     ///
     /// # Errors
     /// [`StateError::Kvm`].
@@ -48,6 +52,8 @@ impl VcpuState {
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("CPUID"))?;
         let area = xsave::read(vm, vcpu);
+        let is_state = |index: &u32| !WALL_CLOCK.contains(index);
+        let msr_indices: Vec<u32> = msr_indices.iter().copied().filter(is_state).collect();
         Ok(Self {
             mp_state: Exact(mp_state),
             cpuid: cpuid.as_slice().iter().copied().map(Exact).collect(),
@@ -58,7 +64,7 @@ impl VcpuState {
             xcrs: Exact(vcpu.get_xcrs().map_err(refused("XCRs"))?),
             debug_regs: Exact(vcpu.get_debug_regs().map_err(refused("debug registers"))?),
             lapic: Exact(vcpu.get_lapic().map_err(refused("local APIC"))?),
-            msrs: read_msrs(vcpu, msr_indices)?,
+            msrs: read_msrs(vcpu, &msr_indices)?,
             // Last: reading the others may still change pending events.
             events: Exact(vcpu.get_vcpu_events().map_err(refused("events"))?),
         })
