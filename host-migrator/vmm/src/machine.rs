@@ -12,7 +12,6 @@ use host_migrator::{
 };
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
-use spec::PageRange;
 use spec::bare::{Event, MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
 
 use crate::boot::{self, BootError, Guest};
@@ -23,9 +22,7 @@ use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
 use crate::mmio::{MmioDevice, MmioSlot};
 use crate::serial::{self, Console, Output};
 use crate::slots::MemorySlots;
-use crate::state::{
-    GuestKind, MachineState, PlatformState, StateError, VcpuState, paravirtual_pages_of, regions,
-};
+use crate::state::{GuestKind, MachineState, PlatformState, StateError, VcpuState, regions};
 use crate::vcpu::{VcpuError, Vcpus};
 use crate::virtio::{VhostUserBalloon, VirtioError};
 
@@ -269,25 +266,6 @@ impl Machine {
         ];
         logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
         logs
-    }
-
-    /// The pages that KVM itself writes for the guest (clock, stolen time): each host writes its own.
-    ///
-    /// # Errors
-    /// [`MachineError`] while the guest runs, or if KVM does not say.
-    pub fn paravirtual_pages(&self) -> Result<Vec<PageRange>, MachineError> {
-        const ACTION: &str = "find the pages that KVM writes";
-        if self.life == Life::Running {
-            return Err(failed(ACTION)("the guest runs"));
-        }
-        let pages = self
-            .vcpus
-            .lock_all()
-            .map(|vcpu| paravirtual_pages_of(&vcpu));
-        let pages = pages
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed(ACTION))?;
-        Ok(pages.concat())
     }
 
     /// What runs here; `None` before it has arrived.

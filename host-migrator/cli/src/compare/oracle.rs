@@ -3,8 +3,7 @@
 //!
 //! After the hand-over the source's memory is still there, frozen. A page of the destination is right if
 //! it equals the source's, or if it was skipped as free, reads as zero, and, where the guest can be asked
-//! (the bare guest keeps a table of page states), the guest does not use it. A few pages belong to KVM, which
-//! writes them for the guest on each host anew (its clock, stolen time). Everything else is wrong.
+//! (the bare guest keeps a table of page states), the guest does not use it. Everything else is wrong.
 
 use host_migrator::{GuestRam, MigrationBitmap, RamError};
 use spec::bare::{PageState, STATUS_MAGIC, StatusWord};
@@ -24,8 +23,6 @@ pub struct Verdict {
     pub pages_wrong: u64,
     /// Pages that differ from the source and may: skipped as free, and zero.
     pub pages_given_up: u64,
-    /// Pages that differ because KVM writes them on each host anew.
-    pub pages_host_written: u64,
     /// The first wrong pages.
     pub examples: Vec<WrongPage>,
 }
@@ -64,25 +61,16 @@ pub enum OracleError {
     Status(&'static str),
 }
 
-/// What is known of pages that may differ.
-#[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
-    /// Pages whose content was not sent because of a hint.
-    pub skipped: &'a MigrationBitmap,
-    /// Pages that KVM itself writes.
-    pub host_written: &'a [u64],
-    /// The guest's own account of its pages, if it keeps one.
-    pub truth: Option<&'a PageStates>,
-}
-
-/// Compares every page.
+/// Compares every page. `skipped` are the pages whose content was not sent because of a hint; `truth` is
+/// the guest's own account of its pages, if it keeps one.
 ///
 /// # Errors
 /// [`OracleError`] if memory cannot be compared.
 pub fn compare(
     source: &GuestRam,
     destination: &GuestRam,
-    known: Known<'_>,
+    skipped: &MigrationBitmap,
+    truth: Option<&PageStates>,
 ) -> Result<Verdict, OracleError> {
     if source.regions() != destination.regions() {
         return Err(OracleError::Layout);
@@ -105,10 +93,13 @@ pub fn compare(
             if ours == theirs {
                 continue;
             }
-            match judge(pfn, theirs, known) {
-                Judgement::GivenUp => verdict.pages_given_up += 1,
-                Judgement::HostWritten => verdict.pages_host_written += 1,
-                Judgement::Wrong(why) => {
+            match judge(
+                theirs,
+                skipped.contains(pfn),
+                truth.and_then(|truth| truth.state(pfn)),
+            ) {
+                None => verdict.pages_given_up += 1,
+                Some(why) => {
                     verdict.pages_wrong += 1;
                     if verdict.examples.len() < MAX_EXAMPLES {
                         verdict.examples.push(WrongPage { pfn, why });
@@ -120,28 +111,16 @@ pub fn compare(
     Ok(verdict)
 }
 
-/// What a page is that differs from the source's.
-enum Judgement {
-    /// Skipped as free, and zero.
-    GivenUp,
-    /// KVM's own.
-    HostWritten,
-    /// Wrong.
-    Wrong(Wrong),
-}
-
-fn judge(pfn: u64, theirs: &[u8], known: Known<'_>) -> Judgement {
-    let state = known.truth.and_then(|truth| truth.state(pfn));
-    if known.host_written.contains(&pfn) {
-        Judgement::HostWritten
-    } else if !known.skipped.contains(pfn) {
-        Judgement::Wrong(Wrong::Differs)
+/// What is wrong with a page that differs from the source's, if anything.
+fn judge(theirs: &[u8], skipped: bool, state: Option<PageState>) -> Option<Wrong> {
+    if !skipped {
+        Some(Wrong::Differs)
     } else if matches!(state, Some(PageState::InUse | PageState::Busy)) {
-        Judgement::Wrong(Wrong::InUse)
+        Some(Wrong::InUse)
     } else if theirs.iter().any(|byte| *byte != 0) {
-        Judgement::Wrong(Wrong::NotZero)
+        Some(Wrong::NotZero)
     } else {
-        Judgement::GivenUp
+        None
     }
 }
 
@@ -275,36 +254,12 @@ mod tests {
         ram.fill(range, &mut &page[..]).unwrap();
     }
 
-    fn verdict(
-        a: &GuestRam,
-        b: &GuestRam,
-        skipped: &[u64],
-        host_written: &[u64],
-        truth: Option<&PageStates>,
-    ) -> Verdict {
+    fn with_skipped(pfns: &[u64]) -> MigrationBitmap {
         let map = MigrationBitmap::new(PAGES);
-        for pfn in skipped {
+        for pfn in pfns {
             map.insert(PageRange::new(*pfn, 1).unwrap());
         }
-        compare(
-            a,
-            b,
-            Known {
-                skipped: &map,
-                host_written,
-                truth,
-            },
-        )
-        .unwrap()
-    }
-
-    #[test]
-    fn a_page_of_kvms_own_may_differ_and_is_counted_apart() {
-        let (a, b) = (ram(), ram());
-        fill(&a, 7, 1);
-        fill(&a, 8, 1);
-        let verdict = verdict(&a, &b, &[], &[7], None);
-        assert_eq!((verdict.pages_host_written, verdict.pages_wrong), (1, 1));
+        map
     }
 
     #[test]
@@ -312,7 +267,7 @@ mod tests {
         let (a, b) = (ram(), ram());
         fill(&a, 300, 7);
         fill(&b, 300, 7);
-        let verdict = verdict(&a, &b, &[], &[], None);
+        let verdict = compare(&a, &b, &with_skipped(&[]), None).unwrap();
         assert_eq!((verdict.pages_compared, verdict.pages_wrong), (PAGES, 0));
     }
 
@@ -323,7 +278,7 @@ mod tests {
             fill(&a, pfn, 7);
         }
         fill(&b, 599, 8);
-        let verdict = verdict(&a, &b, &[200, 599], &[], None);
+        let verdict = compare(&a, &b, &with_skipped(&[200, 599]), None).unwrap();
         assert_eq!((verdict.pages_wrong, verdict.pages_given_up), (2, 1));
         assert_eq!(
             verdict.examples,
@@ -358,7 +313,7 @@ mod tests {
         fill(&a, 101, 1);
         fill(&a, 102, 1);
         let truth = PageStates::read(&a).unwrap();
-        let verdict = verdict(&a, &b, &[101, 102], &[], Some(&truth));
+        let verdict = compare(&a, &b, &with_skipped(&[101, 102]), Some(&truth)).unwrap();
         assert_eq!(
             verdict.examples,
             [WrongPage {

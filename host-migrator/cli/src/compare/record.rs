@@ -51,8 +51,6 @@ pub struct Record {
     pub pages_wrong: u64,
     /// Pages that differ and may: free, and zero at the destination.
     pub pages_given_up: u64,
-    /// Pages that differ because KVM itself writes them on each host anew (the guest's clock).
-    pub pages_host_written: u64,
     /// Stamps that the guest checked at the destination.
     pub guest_checks: u64,
     /// Stamps that were wrong there.
@@ -218,7 +216,7 @@ mod tests {
             "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": wire_bytes, "total_ms": 10.0,
             "downtime_ms": 1.5, "expected_downtime_ms": 1.0, "rounds": 3, "pages_sent": 5,
             "pages_zero": 6, "pages_hinted": 7, "pages_hinted_too_late": 0, "pages_resent": 0,
-            "pages_compared": 9, "pages_wrong": 0, "pages_given_up": 7, "pages_host_written": 0, "guest_checks": 1,
+            "pages_compared": 9, "pages_wrong": 0, "pages_given_up": 7, "guest_checks": 1,
             "guest_wrong": 0, "pages_hinted_by_round": [7, 0, 0]
         }))
         .unwrap()

@@ -14,7 +14,7 @@ use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
 use indicatif::ProgressBar;
 
 use super::CompareError;
-use super::oracle::{self, Known, OracleError, PageStates, Verdict};
+use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::record::Record;
 use crate::args::{CompareArgs, GuestKind, Transport, WorkloadArgs};
@@ -250,12 +250,12 @@ pub fn ask_oracle(
         GuestKind::Bare => Some(PageStates::read(&source_ram)?),
         GuestKind::Linux => None,
     };
-    let known = Known {
-        skipped: &skipped,
-        host_written: &ours.host_written,
-        truth: truth.as_ref(),
-    };
-    Ok(oracle::compare(&source_ram, &destination_ram, known)?)
+    Ok(oracle::compare(
+        &source_ram,
+        &destination_ram,
+        &skipped,
+        truth.as_ref(),
+    )?)
 }
 
 /// Maps another process's guest memory.
@@ -345,7 +345,6 @@ fn record(
         pages_compared: verdict.pages_compared,
         pages_wrong: verdict.pages_wrong,
         pages_given_up: verdict.pages_given_up,
-        pages_host_written: verdict.pages_host_written,
         guest_checks: checked.checks,
         guest_wrong: checked.wrong,
         pages_hinted_by_round: report

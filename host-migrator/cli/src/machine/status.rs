@@ -68,8 +68,6 @@ pub struct MemoryMap {
     pub regions: Vec<FileRange>,
     /// After a migration away from here: the pages whose content was not sent because of a hint, 64 a word.
     pub skipped: Vec<u64>,
-    /// Page frame numbers that KVM itself writes, on each host anew: the guest's clock, stolen time.
-    pub host_written: Vec<u64>,
 }
 
 /// A run of guest memory in a file that the machine has open.

@@ -6,14 +6,12 @@
 //! ```
 
 mod exact;
-mod paravirtual;
 mod platform;
 mod vcpu;
 
 use host_migrator::GuestRam;
 use serde::{Deserialize, Serialize};
 
-pub use self::paravirtual::pages_of as paravirtual_pages_of;
 pub use self::platform::PlatformState;
 pub use self::vcpu::VcpuState;
 use crate::serial::ConsoleState;

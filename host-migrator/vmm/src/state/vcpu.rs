@@ -176,8 +176,7 @@ fn write_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
     Ok(())
 }
 
-/// The registers `entries`, as KVM takes them.
-pub(super) fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries).map_err(|error| {
         kvm_error(
             "model-specific registers",
