@@ -113,8 +113,11 @@ impl<'a, W: Words> HintSink<'a, W> {
         &mut self,
         chain: &mut impl Iterator<Item = Descriptor>,
     ) -> Option<Descriptor> {
-        self.descriptors = self.descriptors.checked_sub(1)?;
-        chain.next()
+        // To look past the end of a chain costs nothing: a full ring of single hints is taken whole.
+        let left = self.descriptors.checked_sub(1)?;
+        let descriptor = chain.next()?;
+        self.descriptors = left;
+        Some(descriptor)
     }
 
     fn command(&mut self, command: &CommandBuffer) {

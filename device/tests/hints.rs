@@ -185,6 +185,18 @@ fn a_thousand_hints_in_one_chain_are_a_thousand_hints() {
 }
 
 #[test]
+fn a_full_ring_of_single_hints_is_taken_whole_in_one_pass() {
+    let (_daemon, mut guest, mut migrator) = in_a_round();
+    // No kick: the whole ring waits when the epoch is closed.
+    for page in 0..u64::from(QUEUE_SIZE) {
+        guest.hints.add(&[Buffer::In(FREE + page * 4096, 4096)]);
+    }
+    let report = migrator.close(1);
+    assert_eq!((report.hints, report.pages), (1024, 1024));
+    assert_eq!(migrator.status().broken_chains, 0);
+}
+
+#[test]
 fn chains_that_loop_or_share_descriptors_cost_the_device_one_ring_of_work() {
     let (_daemon, mut guest, mut migrator) = in_a_round();
     // A ring of descriptors without an end, queued as often as the ring has room.

@@ -229,7 +229,9 @@ impl<'a> Hints<'a> {
         self.is_open = false;
         let epoch = self.epoch;
         let result = self.source.as_deref_mut().map(|source| source.close(epoch));
-        self.check(result);
+        if let Some(report) = self.check(result) {
+            log::debug!("{report:?}");
+        }
     }
 
     /// Takes all hints out of the map. Returns how many of them were for pages in `sent`.

@@ -18,6 +18,7 @@ pub mod bare;
 pub mod boot;
 pub mod cpuid;
 pub mod dirty_log;
+pub mod event;
 pub mod heartbeat;
 pub mod images;
 pub mod io_bus;
@@ -36,6 +37,7 @@ pub mod xsave;
 
 pub use bare::BareWorkload;
 pub use boot::{Guest, LinuxGuest};
-pub use machine::{Machine, MachineConfig, MachineEvent, Outlets, SetupError};
+pub use event::MachineEvent;
+pub use machine::{Machine, MachineConfig, Outlets, SetupError};
 pub use memory::MemoryOptions;
 pub use status::GuestStatus;

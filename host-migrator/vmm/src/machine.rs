@@ -12,10 +12,11 @@ use host_migrator::{
 };
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
-use spec::bare::{Event, MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
+use spec::bare::{MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
 
 use crate::boot::{self, BootError, Guest};
 use crate::dirty_log::{KvmDirtyLog, OwnWritesLog};
+use crate::event::MachineEvent;
 use crate::heartbeat::Heartbeat;
 use crate::io_bus::IoBus;
 use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
@@ -51,19 +52,6 @@ impl fmt::Debug for Outlets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outlets").finish_non_exhaustive()
     }
-}
-
-/// What happens to a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MachineEvent {
-    /// It announces something.
-    Announced(Event),
-    /// It switched itself off: it never runs again.
-    PoweredOff,
-    /// It wants to be reset; this machine does not reset, and never runs again.
-    Reset,
-    /// It cannot go on, for the reason given: it never runs again.
-    Crashed(String),
 }
 
 /// A machine that cannot be made.

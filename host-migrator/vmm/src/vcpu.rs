@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::Killable;
 
+use crate::event::MachineEvent;
 use crate::io_bus::{IoBus, Request};
 use crate::kick::{ImmediateExit, kick_signal};
-use crate::machine::MachineEvent;
 
 /// How long a vCPU may take to park. It only waits for a device that it talks to at the moment, and for the
 /// host to run it.

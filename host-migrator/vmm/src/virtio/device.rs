@@ -17,7 +17,8 @@ use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::VirtioError;
-use super::front_end::{FrontEnd, QueueEvents, Ring};
+use super::front_end::{FrontEnd, QueueEvents};
+use super::queue::Ring;
 use super::state::{Fit, VirtioState};
 use super::transport::{Effect, MAX_QUEUES, Transport};
 

@@ -22,22 +22,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::deadline::Deadline;
 use super::device_state;
 use super::error::{VirtioError, io_error};
-use super::queue::Queue;
+use super::queue::Ring;
 use super::transport::MAX_QUEUES;
 
 /// How long the back end may take for one answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-
-/// A queue that the driver has set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ring {
-    /// The queue's number.
-    pub index: usize,
-    /// Its layout.
-    pub queue: Queue,
-    /// The next available index that the back end is to take.
-    pub base: u16,
-}
 
 /// The eventfds of a queue.
 #[derive(Debug)]

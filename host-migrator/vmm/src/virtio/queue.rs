@@ -66,6 +66,17 @@ impl Queue {
     }
 }
 
+/// A queue that the driver has set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// The queue's number.
+    pub index: usize,
+    /// Its layout.
+    pub queue: Queue,
+    /// The next available index that the back end is to take.
+    pub base: u16,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,8 +7,7 @@ use spec::balloon::{CONFIG_SIZE, feature};
 use virtio_bindings::virtio_config as status;
 
 use super::device_state::MAX_BYTES;
-use super::front_end::Ring;
-use super::queue::QueueError;
+use super::queue::{QueueError, Ring};
 use super::transport::{MAX_QUEUES, Registers};
 
 /// The state of a balloon whose rings are stopped.
