@@ -10,7 +10,6 @@ use lacuna::nested::{Lane, Line, MachineError, NestedError, Settings};
 fn lane(timeout: Duration) -> Result<Lane, NestedError> {
     let settings = Settings {
         memory_bytes: 1 << 30,
-        cpus: 2,
         timeout,
     };
     Lane::prepare(Path::new("/bin/sh"), settings)

@@ -37,7 +37,6 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
             .0
             .saturating_mul(2)
             .saturating_add(OVERHEAD_BYTES),
-        cpus: 2,
         timeout: TIMEOUT,
     };
     if !args.json {
