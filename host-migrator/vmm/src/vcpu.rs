@@ -137,6 +137,10 @@ impl Vcpus {
     /// # Errors
     /// [`VcpuError`] if one does not stop; all then run on.
     pub fn pause(&mut self) -> Result<(), VcpuError> {
+        // First of all, so that one that is woken from its sleep does not run on meanwhile.
+        for vcpu in &self.vcpus {
+            vcpu.immediate_exit.set(true);
+        }
         self.gate.want(Wanted::Pause);
         let paused = self
             .kick()

@@ -90,13 +90,6 @@ impl RunPlan {
         Ok(plans)
     }
 
-    /// Runs with another program than this one: tests start the command that they were built with.
-    #[must_use]
-    pub fn with_program(mut self, program: PathBuf) -> Self {
-        self.program = program;
-        self
-    }
-
     fn machine_args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
         push(&mut args, "--guest", name_of(self.guest));
