@@ -23,8 +23,8 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 mitigations=of
 const EXIT_MARK: &str = "lacuna-nested: exit ";
 /// QEMU says this of each feature of the processor model that it does not emulate; none is needed.
 const FEATURE_WARNING: &str = "warning: TCG doesn't support requested feature";
-/// Lines of the console that go into an error.
-const TAIL_LINES: usize = 40;
+/// Lines of the console that go into an error: enough for the stack of a panic and its reason above it.
+const TAIL_LINES: usize = 100;
 /// How long QEMU may take to end once its output has.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
