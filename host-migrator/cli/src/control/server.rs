@@ -68,16 +68,17 @@ pub fn serve(path: &Path, handler: Arc<dyn Handler>) -> io::Result<()> {
     Ok(())
 }
 
+/// A listener that appears at `path` when it can be connected to and not before: `bind` alone makes the file
+/// a moment earlier than `listen` lets anybody in.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error)
-            if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
-        {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
     }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}", std::process::id()));
+    let listener = UnixListener::bind(&unfinished)?;
+    std::fs::rename(&unfinished, path)?;
+    Ok(listener)
 }
 
 /// Answers line by line until the peer hangs up. A line that is no command gets an error and nothing else
