@@ -5,17 +5,18 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use env_logger::Env;
-use vhost_device_balloon::{Args, Config, args::CAPABILITIES, run};
+use vhost_device_balloon::Args;
+use vhost_device_balloon::args::CAPABILITIES;
+use vhost_device_balloon::daemon::logging;
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(Env::default().default_filter_or("warn")).init();
-    let args = Args::parse();
-    if args.print_capabilities {
+    // The conventions for vhost-user programs: whatever else is on the command line.
+    if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
     }
-    match Config::try_from(args).map_err(Into::into).and_then(run) {
+    logging::init();
+    match Args::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

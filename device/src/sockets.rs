@@ -11,20 +11,24 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    bind, listen, recvmsg, sendmsg, socket_with,
 };
 
 /// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
 pub const MAX_FDS: usize = 32;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
-/// A listening socket, and its path, which goes with it.
+/// A listening socket, and its path, which goes with it, if it was bound here.
 #[derive(Debug)]
 pub struct BoundSocket {
     listener: UnixListener,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl BoundSocket {
@@ -34,17 +38,53 @@ impl BoundSocket {
     /// # Errors
     /// Whatever hinders the bind.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let listener = match UnixListener::bind(path) {
+        Self::bind_as(path, || UnixListener::bind(path))
+    }
+
+    /// As [`BoundSocket::bind`], for those only that `mode` (and the process's umask) lets connect, from the
+    /// first moment on.
+    ///
+    /// # Errors
+    /// Whatever hinders the bind.
+    pub fn bind_with_mode(path: &Path, mode: Mode) -> io::Result<Self> {
+        Self::bind_as(path, || {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            // Linux gives the file in the file system the mode that the unbound socket has.
+            fchmod(&socket, mode)?;
+            bind(&socket, &SocketAddrUnix::new(path)?)?;
+            listen(&socket, BACKLOG)?;
+            Ok(UnixListener::from(socket))
+        })
+    }
+
+    fn bind_as(path: &Path, bind: impl Fn() -> io::Result<UnixListener>) -> io::Result<Self> {
+        let listener = match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
                 std::fs::remove_file(path)?;
-                UnixListener::bind(path)?
+                bind()?
             }
             result => result?,
         };
         Ok(Self {
             listener,
-            path: path.to_owned(),
+            path: Some(path.to_owned()),
         })
+    }
+
+    /// Where it lies in the file system, if it is this program's to remove.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+}
+
+/// Somebody else has bound it, and keeps it.
+impl From<UnixListener> for BoundSocket {
+    fn from(listener: UnixListener) -> Self {
+        Self {
+            listener,
+            path: None,
+        }
     }
 }
 
@@ -58,8 +98,10 @@ impl Deref for BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        // Someone may have tidied up already.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            // Someone may have tidied up already.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -79,12 +121,21 @@ pub fn wait<const N: usize>(
     deadline: Option<Instant>,
 ) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    wait_for(&mut polled, deadline)?;
+    Ok(polled.map(|fd| !fd.revents().is_empty()))
+}
+
+/// Waits until there is something to say about one of `polled`, or `deadline` has passed.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] after the deadline.
+pub fn wait_for(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     loop {
         let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut polled, timeout.as_ref()) {
+        match poll(polled, timeout.as_ref()) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(polled.map(|fd| !fd.revents().is_empty())),
+            Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -119,7 +170,12 @@ pub fn receive(
     Ok(true)
 }
 
-fn receive_some(
+/// Reads what there is, at most `bytes`, and appends the file descriptors that come along to `fds`. 0 bytes: the
+/// peer has hung up.
+///
+/// # Errors
+/// Whatever hinders the reading; [`io::ErrorKind::InvalidData`] for more than [`MAX_FDS`] file descriptors.
+pub fn receive_some(
     stream: &UnixStream,
     bytes: &mut [u8],
     fds: &mut Vec<OwnedFd>,
@@ -151,29 +207,35 @@ fn receive_some(
 /// # Errors
 /// Whatever hinders the sending; [`io::ErrorKind::InvalidInput`] for more than [`MAX_FDS`].
 pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let fds = if sent == 0 { fds } else { &[] };
+        match send_some(stream, &bytes[sent..], fds) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Sends what there is room for, with `fds` attached to the first byte; says how many bytes that were.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<usize> {
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match sendmsg(
-            stream,
-            &[IoSlice::new(&bytes[sent..])],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        ) {
-            Ok(count) => {
-                sent += count;
-                control.clear();
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+    Ok(sendmsg(
+        stream,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?)
 }
 
 #[cfg(test)]
@@ -194,6 +256,17 @@ mod tests {
         let mut byte = [0];
         reader.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");
+    }
+
+    #[test]
+    fn a_socket_is_for_those_only_whom_its_mode_lets_connect() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = BoundSocket::bind_with_mode(&path, Mode::from_raw_mode(0o600)).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
     }
 
     #[test]

@@ -44,7 +44,6 @@ fn a_guest_writes_its_own_fields_of_the_configuration_and_no_other() {
     assert_eq!((config.num_pages, config.free_page_hint_cmd_id), (0, 0));
     assert_eq!((config.actual, config.poison_val), (u32::MAX, u32::MAX));
     assert!(guest.front_end.set_config(12, flags, &[0; 8]).is_err());
-    assert!(guest.front_end.get_config(8, 12, flags, &[0; 12]).is_err());
 }
 
 #[test]
@@ -102,6 +101,23 @@ fn a_suspended_device_takes_no_hints_and_goes_on_where_it_was() {
     assert_eq!(migrator.status().stale, 1);
     assert_eq!(migrator.hinted(), [(FREE / 4096, 1)]);
     migrator.open(2);
+}
+
+#[test]
+fn a_guest_that_hinted_to_a_device_that_died_is_told_to_take_its_pages_back() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::negotiate(&daemon, USUAL, 3);
+    // What the device before had taken.
+    guest.hints.add(&[Buffer::In(FREE, 4096)]);
+    let next = guest.hints.available();
+    guest.hints.start(&mut guest.front_end, next);
+    guest.hints.kick();
+    assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, Command::DONE);
+    assert!(guest.is_left_alone());
+
+    let mut migrator = Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, id.get());
 }
 
 #[test]

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The migration bitmap: one bit a guest page, set while the page is still to be sent.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use spec::PageRange;
 use spec::hint_map::word_masks;
+use spec::sync::{AtomicU64, Ordering};
 
 /// Pages still to be sent, as 64-page words from guest-physical 0.
 ///

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use spec::trace::event::Writer;
+
 use crate::MigrationBitmap;
 
 /// Whose writes a log records.
@@ -15,6 +17,16 @@ pub enum LogSource {
     VhostUser,
     /// The VMM's own.
     OwnWrites,
+}
+
+impl From<LogSource> for Writer {
+    fn from(source: LogSource) -> Self {
+        match source {
+            LogSource::Kvm => Self::Vcpus,
+            LogSource::VhostUser => Self::BackEnd,
+            LogSource::OwnWrites => Self::Vmm,
+        }
+    }
 }
 
 impl fmt::Display for LogSource {

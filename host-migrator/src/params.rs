@@ -23,6 +23,10 @@ pub struct MigrationParams {
     /// A peer that takes and gives nothing for this long has gone. Long enough for what socket buffers
     /// hold to pass a slow link.
     pub peer_timeout: Duration,
+    /// While the guest is stopped, a destination that takes and gives nothing for this long has gone, and
+    /// the guest runs on at the source; none: [`MigrationParams::downtime_limit`] and five seconds. Never
+    /// longer than [`MigrationParams::peer_timeout`].
+    pub switchover_timeout: Option<Duration>,
     /// Clauses of the rule that are broken on purpose.
     #[cfg(feature = "clause-switches")]
     pub switched_off: std::collections::BTreeSet<crate::Clause>,
@@ -37,13 +41,24 @@ impl Default for MigrationParams {
             use_hints: true,
             max_rounds: None,
             peer_timeout: Duration::from_secs(30),
+            switchover_timeout: None,
             #[cfg(feature = "clause-switches")]
             switched_off: std::collections::BTreeSet::new(),
         }
     }
 }
 
+/// What a healthy destination may take to load the guest, besides what the downtime limit allows for pages.
+const LOAD_LIMIT: Duration = Duration::from_secs(5);
+
 impl MigrationParams {
+    /// How long the destination may be silent while the guest is stopped.
+    pub(crate) fn switchover_patience(&self) -> Duration {
+        self.switchover_timeout
+            .unwrap_or(self.downtime_limit.saturating_add(LOAD_LIMIT))
+            .min(self.peer_timeout)
+    }
+
     #[cfg(feature = "clause-switches")]
     pub(crate) fn clauses(&self) -> Clauses {
         Clauses::without(&self.switched_off)

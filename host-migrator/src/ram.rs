@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::FallocateFlags;
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
+
+use crate::holes;
 
 /// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
 #[derive(Debug)]
@@ -227,7 +229,7 @@ impl GuestRam {
     }
 
     /// The pages of memory that were never written since the memory files were made or punched: holes
-    /// of the files, from `SEEK_DATA` and `SEEK_HOLE`.
+    /// of the files.
     ///
     /// # Errors
     /// The error of the file.
@@ -235,17 +237,13 @@ impl GuestRam {
         let mut holes = Vec::new();
         for region in &self.regions {
             let (file, start) = self.file_of(*region)?;
-            let end = start + region.bytes();
             let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
-            let mut at = start;
-            while at < end {
-                let data = seek(file, SeekFrom::Data(at))?.unwrap_or(end).min(end);
-                holes.extend(PageRange::inside(page_at(at), data - at));
-                if data == end {
-                    break;
-                }
-                at = seek(file, SeekFrom::Hole(data))?.unwrap_or(end).min(end);
-            }
+            let found = holes::in_file(file, start..start + region.bytes())?;
+            holes.extend(
+                found.into_iter().filter_map(|hole| {
+                    PageRange::inside(page_at(hole.start), hole.end - hole.start)
+                }),
+            );
         }
         Ok(holes)
     }
@@ -276,15 +274,6 @@ fn out_of_range(range: PageRange) -> RamError {
     RamError::OutOfRange {
         first: range.first(),
         end: range.end(),
-    }
-}
-
-/// `lseek` for data or a hole; `None` where there is none before the end.
-fn seek(file: &File, whence: SeekFrom) -> io::Result<Option<u64>> {
-    match rustix::fs::seek(file, whence) {
-        Ok(found) => Ok(Some(found)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -142,6 +142,26 @@ fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready()
 }
 
 #[test]
+fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_take() {
+    let guest = guest();
+    let back = Fault {
+        // Greeting, Accept, RoundReceived twice.
+        stall_after: Some(GREETING_BYTES + 3 * SECTION_HEADER_BYTES),
+        ..Fault::default()
+    };
+    let params = MigrationParams {
+        // Longer than any test runs.
+        peer_timeout: Duration::from_secs(100_000),
+        switchover_timeout: Some(Duration::from_millis(100)),
+        ..MigrationParams::default()
+    };
+    let (_, result) = start(&guest, Fault::default(), back, params).join();
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("silent"), "{error}");
+    assert!(!guest.machine.is_stopped() && !guest.machine.is_handed_over());
+}
+
+#[test]
 fn a_guest_that_was_handed_over_cannot_be_taken_back() {
     let guest = guest();
     let back = Fault {

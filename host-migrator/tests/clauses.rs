@@ -12,6 +12,7 @@ use std::time::Duration;
 use host_migrator::{Clause, MigrationParams};
 use software_guest::memory::{Memory, WrongPage, one};
 use software_guest::{Guest, migrate};
+use spec::trace::check::{self, Verdict};
 
 /// The page that the hostile guests free, hint and use again.
 const VICTIM: u64 = 70;
@@ -24,8 +25,12 @@ fn guest() -> Arc<Guest> {
     Arc::new(guest)
 }
 
-/// Migrates in two rounds and the last; says which pages are wrong at the destination.
-fn wrong_pages(guest: &Guest, switched_off: Option<Clause>) -> Vec<WrongPage> {
+/// Migrates in two rounds and the last; says which pages are wrong at the destination, and what of the rule
+/// the trace shows broken.
+fn wrong_pages(
+    guest: &Guest,
+    switched_off: Option<Clause>,
+) -> (Vec<WrongPage>, Option<check::Clause>) {
     let params = MigrationParams {
         downtime_limit: Duration::ZERO,
         max_rounds: Some(2),
@@ -35,19 +40,29 @@ fn wrong_pages(guest: &Guest, switched_off: Option<Clause>) -> Vec<WrongPage> {
     let outcome = migrate(guest.source(), params);
     outcome.report();
     assert!(outcome.destination.runs);
-    outcome.wrong_pages(&guest.memory)
+    let broken = match &outcome.verdict {
+        Verdict::Broken(breach) => Some(breach.clause),
+        _ => None,
+    };
+    (outcome.wrong_pages(&guest.memory), broken)
 }
 
 /// Runs `guest`, made anew each time, with the rule and without `clause`.
 fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
-    assert_eq!(wrong_pages(&guest(), None), []);
+    assert_eq!(wrong_pages(&guest(), None), (vec![], None));
     let lost = WrongPage {
         pfn: VICTIM,
         in_use: true,
     };
+    let broken = match clause {
+        Clause::ArmFirst => check::Clause::ArmFirst,
+        Clause::DropStaleHints | Clause::CloseBeforeHarvest => check::Clause::CloseBeforeHarvest,
+        Clause::NoHintAfterPause => check::Clause::NoHintAfterPause,
+        Clause::MergeOwnWrites => check::Clause::HarvestEverything,
+    };
     assert_eq!(
         wrong_pages(&guest(), Some(clause)),
-        [lost],
+        (vec![lost], Some(broken)),
         "without {clause}"
     );
 }

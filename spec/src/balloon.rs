@@ -25,6 +25,79 @@ pub mod feature {
     pub const VERSION_1: u32 = 32;
 }
 
+/// Memory statistics, virtio 1.2 section 5.5.6.4: an array of tags and values.
+///
+/// Sizes are in bytes, the others are counts. The tags after [`stat::HUGETLB_FAILURES`] are Linux's since 6.12.
+pub mod stat {
+    use crate::wire;
+
+    /// Memory swapped in.
+    pub const SWAP_IN: u16 = 0;
+    /// Memory swapped out.
+    pub const SWAP_OUT: u16 = 1;
+    /// Page faults that needed I/O.
+    pub const MAJOR_FAULTS: u16 = 2;
+    /// Page faults that did not.
+    pub const MINOR_FAULTS: u16 = 3;
+    /// Memory that is not used for anything.
+    pub const FREE_MEMORY: u16 = 4;
+    /// All memory that the guest has.
+    pub const TOTAL_MEMORY: u16 = 5;
+    /// What new programs could have without swapping.
+    pub const AVAILABLE_MEMORY: u16 = 6;
+    /// What can be taken back from caches without I/O.
+    pub const DISK_CACHES: u16 = 7;
+    /// Huge pages that were allocated.
+    pub const HUGETLB_ALLOCATIONS: u16 = 8;
+    /// Huge pages that could not be allocated.
+    pub const HUGETLB_FAILURES: u16 = 9;
+    /// Programs that the guest ended for lack of memory.
+    pub const OOM_KILLS: u16 = 10;
+    /// Allocations that had to wait for memory.
+    pub const ALLOCATION_STALLS: u16 = 11;
+    /// Memory that the guest's background reclaim looked at.
+    pub const ASYNC_SCANS: u16 = 12;
+    /// Memory that allocations looked at themselves.
+    pub const DIRECT_SCANS: u16 = 13;
+    /// Memory that the guest's background reclaim took back.
+    pub const ASYNC_RECLAIMS: u16 = 14;
+    /// Memory that allocations took back themselves.
+    pub const DIRECT_RECLAIMS: u16 = 15;
+
+    /// The names by rising tag, as the Linux headers give them.
+    const NAMES: [&str; 16] = [
+        "swap-in",
+        "swap-out",
+        "major-faults",
+        "minor-faults",
+        "free-memory",
+        "total-memory",
+        "available-memory",
+        "disk-caches",
+        "hugetlb-allocations",
+        "hugetlb-failures",
+        "oom-kills",
+        "alloc-stalls",
+        "async-scans",
+        "direct-scans",
+        "async-reclaims",
+        "direct-reclaims",
+    ];
+
+    /// Bytes of an entry: tag and value, little-endian, without padding.
+    pub const ENTRY_BYTES: usize = 10;
+
+    /// The name of `tag`, or `None` if it is not known.
+    pub fn name(tag: u16) -> Option<&'static str> {
+        NAMES.get(usize::from(tag)).copied()
+    }
+
+    /// Reads tag and value.
+    pub fn entry(bytes: &[u8; ENTRY_BYTES]) -> (u16, u64) {
+        (wire::u16_at(bytes, 0), wire::u64_at(bytes, 2))
+    }
+}
+
 /// Bytes of the whole configuration space.
 pub const CONFIG_SIZE: usize = 16;
 
@@ -79,8 +152,13 @@ impl Config {
 pub struct CommandId(u32);
 
 impl CommandId {
-    /// The first id of a device; the same number that QEMU starts from, so that logs look familiar.
+    /// The lowest id of a device; the same number that QEMU starts from, so that logs look familiar.
     pub const FIRST: Self = Self(0x8000_0000);
+
+    /// An id that depends on `seed`, where two devices, one after the other, are not to begin with the same.
+    pub const fn spread(seed: u32) -> Self {
+        Self(Self::FIRST.0 | seed)
+    }
 
     /// Takes a number from the wire; `None` for the reserved [`Command::STOP`] and [`Command::DONE`].
     pub const fn new(raw: u32) -> Option<Self> {

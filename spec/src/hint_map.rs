@@ -13,9 +13,8 @@
 //! All words are 64-bit atomics. The migrator clears the bitmap between two epochs, while the device
 //! is closed; the device only ever sets bits, and only while an epoch is open.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::PageRange;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Bytes before the bitmap.
 pub const HEADER_BYTES: usize = 4096;

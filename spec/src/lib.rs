@@ -9,8 +9,11 @@
 //! | [`page`] | everybody: page numbers and ranges, rounding inward |
 //! | [`balloon`] | guest driver and device: the virtio-balloon types that `virtio-bindings` lacks |
 //! | [`hint_map`] | device and migrator: the shared bitmap of hinted pages |
-//! | [`control`] | device and migrator: open an epoch, close it, done |
+//! | [`agent`] | guest agent and device: maps of free pages, at the grain of one page |
+//! | [`control`] | device, migrator and people: epochs of hints; target, statistics, maps |
+//! | [`page_map`] | device and people: a picture of guest memory |
 //! | [`stream`] | source and destination: the migration stream |
+//! | [`trace`] | everybody, in tests: what was done, in one order, held against the rule |
 //! | [`bare`] | the bare-metal guest and the machine that runs it |
 //! | [`stamp`] | guest workloads and the checks on them: what a page in use contains |
 //!
@@ -21,13 +24,20 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(any(test, feature = "trace-check"))]
+extern crate alloc;
+
+pub mod agent;
 pub mod balloon;
 pub mod bare;
 pub mod control;
 pub mod hint_map;
 pub mod page;
+pub mod page_map;
 pub mod stamp;
 pub mod stream;
+pub mod sync;
+pub mod trace;
 mod wire;
 
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange};

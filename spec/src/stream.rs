@@ -91,7 +91,7 @@ impl Greeting {
         wire::put(&mut bytes, 0, &MAGIC);
         wire::put(&mut bytes, 8, &VERSION.to_le_bytes());
         wire::put(&mut bytes, 16, &self.session.to_le_bytes());
-        seal(&mut bytes);
+        wire::seal(&mut bytes);
         bytes
     }
 
@@ -129,7 +129,7 @@ impl StreamHeader {
         wire::put(&mut bytes, 16, &self.session.to_le_bytes());
         wire::put(&mut bytes, 24, &self.ram_bytes.to_le_bytes());
         wire::put(&mut bytes, 32, &self.regions.to_le_bytes());
-        seal(&mut bytes);
+        wire::seal(&mut bytes);
         bytes
     }
 
@@ -257,7 +257,7 @@ impl SectionHeader {
         wire::put(&mut bytes, 8, &self.round.to_le_bytes());
         wire::put(&mut bytes, 12, &self.payload_crc.to_le_bytes());
         wire::put(&mut bytes, 16, &self.length.to_le_bytes());
-        seal(&mut bytes);
+        wire::seal(&mut bytes);
         bytes
     }
 
@@ -413,16 +413,8 @@ impl Totals {
     }
 }
 
-/// Writes the checksum of everything before the last four bytes into them.
-fn seal(bytes: &mut [u8]) {
-    let at = bytes.len() - 4;
-    let crc = crc32fast::hash(&bytes[..at]);
-    wire::put(bytes, at, &crc.to_le_bytes());
-}
-
 fn check_seal(bytes: &[u8]) -> Result<(), StreamError> {
-    let at = bytes.len() - 4;
-    if crc32fast::hash(&bytes[..at]) == wire::u32_at(bytes, at) {
+    if wire::is_sealed(bytes) {
         Ok(())
     } else {
         Err(StreamError::HeaderChecksum)

@@ -26,3 +26,16 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 pub(crate) fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
     bytes[at..at + field.len()].copy_from_slice(field);
 }
+
+/// Writes the CRC-32 of everything before the last four bytes into them.
+pub(crate) fn seal(bytes: &mut [u8]) {
+    let at = bytes.len() - 4;
+    let crc = crc32fast::hash(&bytes[..at]);
+    put(bytes, at, &crc.to_le_bytes());
+}
+
+/// Whether [`seal`] has made the last four bytes.
+pub(crate) fn is_sealed(bytes: &[u8]) -> bool {
+    let at = bytes.len() - 4;
+    crc32fast::hash(&bytes[..at]) == u32_at(bytes, at)
+}

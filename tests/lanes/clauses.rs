@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of the tests: with one clause of the rule switched off, the oracle must find wrong pages.
+//! Tests of the tests: with one clause of the rule switched off, the oracle must find wrong pages, and the
+//! checker of traces the event that broke it.
 //!
 //! Whether a broken rule loses a page depends on timing; so each clause gets several tries with guests
-//! that use hinted memory again at once, and the oracle must notice in one of them.
+//! that use hinted memory again at once, and the oracle must notice in one of them. The checker must notice
+//! in all.
 
 use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
+use spec::trace::check::{Clause, Verdict};
 
 /// How often a clause may get away with it.
 const TRIES: u64 = 12;
@@ -30,7 +33,7 @@ const LONG: Pace = Pace {
     max_bandwidth: 220 << 20,
 };
 
-fn loses_pages_without(clause: &str, pace: Pace) {
+fn loses_pages_without(clause: &str, pace: Pace, broken: Clause) {
     if skipped_without_kvm(clause) {
         return;
     }
@@ -52,7 +55,15 @@ fn loses_pages_without(clause: &str, pace: Pace) {
             switched_off: vec![clause.to_owned()],
             ..Default::default()
         };
-        match migration.complete(&mut source, &mut destination, &uri) {
+        let result = migration.complete(&mut source, &mut destination, &uri);
+        match lab.rule().0 {
+            Verdict::Broken(breach) => {
+                assert_eq!(breach.clause, broken, "{clause} off: {breach}");
+                println!("{clause} off, seed {seed}: {breach}");
+            }
+            other => panic!("{clause} off, seed {seed}: {other}"),
+        }
+        match result {
             Ok((_, verdict)) if verdict.pages_wrong > 0 => {
                 println!(
                     "{clause} off, seed {seed}: {} pages wrong",
@@ -69,25 +80,25 @@ fn loses_pages_without(clause: &str, pace: Pace) {
 
 #[test]
 fn without_arming_first_pages_are_lost() {
-    loses_pages_without("arm-first", SHORT);
+    loses_pages_without("arm-first", SHORT, Clause::ArmFirst);
 }
 
 #[test]
 fn without_dropping_stale_hints_pages_are_lost() {
-    loses_pages_without("drop-stale-hints", LONG);
+    loses_pages_without("drop-stale-hints", LONG, Clause::CloseBeforeHarvest);
 }
 
 #[test]
 fn without_closing_before_the_harvest_pages_are_lost() {
-    loses_pages_without("close-before-harvest", LONG);
+    loses_pages_without("close-before-harvest", LONG, Clause::CloseBeforeHarvest);
 }
 
 #[test]
 fn with_a_hint_after_the_pause_pages_are_lost() {
-    loses_pages_without("no-hint-after-pause", SHORT);
+    loses_pages_without("no-hint-after-pause", SHORT, Clause::NoHintAfterPause);
 }
 
 #[test]
 fn without_the_vmms_own_writes_pages_are_lost() {
-    loses_pages_without("merge-own-writes", SHORT);
+    loses_pages_without("merge-own-writes", SHORT, Clause::HarvestEverything);
 }

@@ -2,6 +2,7 @@
 //! What the tests that start several parts share: the program under test, hosts with their guests, and
 //! migrations between them.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +13,12 @@ use lacuna::args::GuestKind;
 use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
 use lacuna::control::{self, HintMode, MigrateArguments};
 use lacuna::machine::{GuestStatus, MachineState, Status};
+use lacuna::trace::{TraceArgs, check_file};
+use spec::trace::check::Verdict as RuleVerdict;
 use tempfile::TempDir;
 
+/// Room for the longest migration of the lanes. The file is sparse.
+const TRACE_SLOTS: u64 = 1 << 21;
 /// How long anything may take: far more than it does, so that only a hang fails.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -26,7 +31,7 @@ pub fn skipped_without_kvm(test: &str) -> bool {
     true
 }
 
-/// The command, built with the switches that the tests need (`examples/lacuna-under-test.rs`).
+/// The command, built with the switches that the tests need (`examples/lacuna-under-test`).
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own program");
     let folder = test
@@ -132,20 +137,39 @@ impl BareGuest {
     }
 }
 
-/// A folder of sockets and the hosts in it.
+/// A folder of sockets and the hosts in it. All that they do is recorded in one trace, and when the lab is
+/// dropped the rule must allow it.
 #[derive(Debug)]
 pub struct Lab {
     folder: TempDir,
     guest: BareGuest,
+    hosts: Cell<u16>,
+    trace_is_checked: Cell<bool>,
 }
 
 impl Lab {
     /// A lab for `guest`.
     pub fn new(guest: BareGuest) -> Self {
-        Self {
+        let lab = Self {
             folder: tempfile::tempdir().expect("a folder for sockets"),
             guest,
-        }
+            hosts: Cell::new(0),
+            trace_is_checked: Cell::new(false),
+        };
+        host_migrator::Trace::create(&lab.trace(), TRACE_SLOTS).expect("a trace");
+        lab
+    }
+
+    /// The trace of all hosts.
+    pub fn trace(&self) -> PathBuf {
+        self.folder.path().join("trace")
+    }
+
+    /// What the rule says of all that happened so far, and the events around the one that breaks it. The lab
+    /// asks no more itself.
+    pub fn rule(&self) -> (RuleVerdict, String) {
+        self.trace_is_checked.set(true);
+        check_file(&self.trace()).expect("a trace")
     }
 
     /// The folder.
@@ -181,7 +205,26 @@ impl Lab {
 
     fn start(&self, name: &'static str, job: Vec<OsString>) -> Host {
         let device = format!("{name}-device").leak();
-        Host::start(&program(), self.folder(), (name, device), job).expect("the host starts")
+        let trace = TraceArgs {
+            trace: Some(self.trace()),
+            trace_host: self.hosts.replace(self.hosts.get() + 1),
+        };
+        Host::start(&program(), self.folder(), (name, device), job, &[], &trace)
+            .expect("the host starts")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.trace_is_checked.get() {
+            return;
+        }
+        let (verdict, around) = self.rule();
+        assert!(
+            matches!(verdict, RuleVerdict::Holds(_)),
+            "{around}{verdict}"
+        );
+        println!("{verdict}");
     }
 }
 

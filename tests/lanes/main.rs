@@ -11,3 +11,7 @@ mod failures;
 mod lab;
 #[cfg(all(test, feature = "nested"))]
 mod nested;
+#[cfg(all(test, feature = "plugged"))]
+mod plugged;
+#[cfg(test)]
+mod traces;

@@ -2,8 +2,15 @@
 //! The nested lane: a stock Debian kernel with its own virtio_balloon driver, migrated by this program under
 //! kvm_amd, inside a QEMU machine whose processor is emulated (or directly, where the processor can).
 
-use crate::lab::lacuna;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::lab::{lacuna, program};
 use lacuna::compare::Record;
+use lacuna::nested::{Lane, Line, Settings};
+use serde_json::Value;
+use spec::PAGE_SIZE;
+use spec::balloon::stat;
 
 /// Runs a comparison of the Linux guest and returns its records; `None` if this machine cannot.
 fn compare(args: &[&str]) -> Option<Vec<Record>> {
@@ -11,7 +18,7 @@ fn compare(args: &[&str]) -> Option<Vec<Record>> {
         println!("skipped: {error}");
         return None;
     }
-    let mut all = vec!["compare", "--guest", "linux", "--json"];
+    let mut all = vec!["compare", "--guest", "linux", "--json", "--check-trace"];
     all.extend(args);
     let output = lacuna(&all);
     let (out, err) = (
@@ -26,6 +33,10 @@ fn compare(args: &[&str]) -> Option<Vec<Record>> {
         .map(|line| serde_json::from_str(line).expect("a record"))
         .collect();
     assert!(!records.is_empty(), "no record: {out}\n{err}");
+    assert!(
+        records.iter().all(|record| record.trace_events > Some(0)),
+        "every run's trace was checked"
+    );
     Some(records)
 }
 
@@ -102,4 +113,115 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
         "no page was hinted after the first round in {} migrations",
         TRIES.len()
     );
+}
+
+const MIB: u64 = 1 << 20;
+/// What the guest is asked to give up, as the job says it.
+const TARGET: u64 = 128 * MIB / PAGE_SIZE;
+const GUEST_BYTES: u64 = 512 * MIB;
+/// A guest that compacts its memory moves pages of the balloon: the new page goes in before the old one comes out.
+const ON_THE_MOVE: u64 = 16;
+
+/// Runs the job `balloon-under-migration` (`examples/lacuna-under-test/balloon.rs`) where a Linux guest can run;
+/// `None` if that is nowhere.
+fn balloon_under_migration(seed: &str) -> Option<Value> {
+    let arguments = ["balloon-under-migration", seed];
+    let (status, out, err) = if lacuna::nested::kvm_runs_linux() {
+        let output = Command::new(program()).args(arguments).output();
+        let output = output.expect("the command starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    } else {
+        let settings = Settings {
+            memory_bytes: 2 * GUEST_BYTES + (1 << 30),
+            timeout: Duration::from_secs(900),
+        };
+        let mut lane = match Lane::prepare(&program(), settings) {
+            Ok(lane) => lane,
+            Err(error) => {
+                println!("skipped: {error}");
+                return None;
+            }
+        };
+        let (mut out, mut err) = (String::new(), String::new());
+        let status = lane.run(&arguments, |line| match line {
+            Line::Output(line) => out.extend([line, "\n"]),
+            Line::Error(line) => err.extend([line, "\n"]),
+        });
+        (
+            Some(status.expect("the outer machine runs the job")),
+            out,
+            err,
+        )
+    };
+    println!("{out}");
+    assert_eq!(status, Some(0), "{err}");
+    let line = out.lines().find(|line| line.starts_with('{'));
+    let line = line.expect("the job says what it saw");
+    Some(serde_json::from_str(line).expect("a JSON object"))
+}
+
+#[test]
+fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
+    for seed in TRIES {
+        let Some(facts) = balloon_under_migration(seed) else {
+            return;
+        };
+        let number = |path: &str| {
+            let value = facts.pointer(path).and_then(Value::as_u64);
+            value.unwrap_or_else(|| panic!("no number {path} in {facts}"))
+        };
+        // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
+        assert!(number("/reported/reported") > 0, "{facts}");
+        for moment in ["inflated", "arrived"] {
+            let taken = number(&format!("/taken-when-{moment}"));
+            assert!(taken <= GUEST_BYTES - TARGET * PAGE_SIZE, "{facts}");
+        }
+        assert!(
+            number("/inflated/ballooned").abs_diff(TARGET) <= ON_THE_MOVE,
+            "{facts}"
+        );
+        let statistics = facts["statistics"].as_array().expect("statistics");
+        let value = |tag: u16| {
+            let of_tag = |entry: &&Value| entry[0] == tag;
+            let entry = statistics.iter().find(of_tag);
+            entry
+                .and_then(|entry| entry[1].as_u64())
+                .unwrap_or_default()
+        };
+        let (free, total) = (value(stat::FREE_MEMORY), value(stat::TOTAL_MEMORY));
+        assert!(0 < free && free < total && total < GUEST_BYTES, "{facts}");
+
+        // The migration: nothing lost, hints taken, and the balloon is as it was.
+        assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);
+        assert_eq!(number("/pages-wrong"), 0, "{facts}");
+        assert!(number("/pages-hinted") > 0, "{facts}");
+        for what in ["target", "actual"] {
+            assert_eq!(number(&format!("/arrived/{what}")), TARGET, "{facts}");
+        }
+        let ballooned = number("/arrived/ballooned");
+        assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
+        assert!(ballooned.abs_diff(TARGET) <= ON_THE_MOVE, "{facts}");
+
+        // At the destination the guest takes its memory back and goes on.
+        assert_eq!(number("/deflated/ballooned"), 0, "{facts}");
+        let deflated = number("/deflated/deflated") - number("/deflated/inflated");
+        assert_eq!(deflated, ballooned, "{facts}");
+        assert!(number("/guest-checks") > 0, "{facts}");
+        assert_eq!(number("/guest-wrong"), 0, "{facts}");
+        assert_eq!(facts["guest-failure"], Value::Null);
+        for moment in ["reported", "inflated", "left", "arrived", "deflated"] {
+            for fault in ["failed-discards", "out-of-range", "bad-buffers"] {
+                assert_eq!(number(&format!("/{moment}/{fault}")), 0, "{facts}");
+            }
+        }
+        if number("/left/reported") > number("/inflated/reported") {
+            return;
+        }
+    }
+    panic!("no page was reported during {} migrations", TRIES.len());
 }

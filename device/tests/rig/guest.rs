@@ -13,7 +13,7 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::migrator::memfd;
 use super::queue::{QUEUE_BYTES, Queue, memory_table};
@@ -31,11 +31,22 @@ pub const PAGES: u64 = (48 * MIB) / 4096;
 pub const VERSION_1: u64 = 1 << feature::VERSION_1;
 pub const STATS: u64 = 1 << feature::STATS_VQ;
 pub const HINT: u64 = 1 << feature::FREE_PAGE_HINT;
+pub const REPORTING: u64 = 1 << feature::REPORTING;
 pub const POISON: u64 = 1 << feature::PAGE_POISON;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const LOG_ALL: u64 = 1 << 26;
 /// What the stock Linux driver takes.
 pub const USUAL: u64 = VERSION_1 | STATS | HINT | PROTOCOL;
+
+/// The device's program and its first arguments: that of these tests, or the command's, which borrows the rig.
+const DEVICE: (&str, &[&str]) = match (
+    option_env!("CARGO_BIN_EXE_vhost-device-balloon"),
+    option_env!("CARGO_BIN_EXE_lacuna"),
+) {
+    (Some(program), _) => (program, &[]),
+    (None, Some(program)) => (program, &["balloon", "device"]),
+    (None, None) => panic!("cargo gives every test the programs of its package"),
+};
 
 /// A daemon process; ends with the test.
 pub struct Daemon {
@@ -45,8 +56,13 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(flags: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_vhost-device-balloon"))
+        Self::start_in(tempfile::tempdir().unwrap(), flags)
+    }
+
+    fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
+        let (program, first) = DEVICE;
+        let process = Command::new(program)
+            .args(first)
             .arg("--socket-path")
             .arg(folder.path().join("vhost-user"))
             .arg("--control-socket")
@@ -56,6 +72,18 @@ impl Daemon {
             .spawn()
             .unwrap();
         Self { process, folder }
+    }
+
+    /// A daemon whose guest may have an agent.
+    pub fn start_with_agent() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent");
+        Self::start_in(folder, &["--agent-socket", socket.to_str().unwrap()])
+    }
+
+    /// The host's end of the agent's port.
+    pub fn agent(&self) -> PathBuf {
+        self.folder.path().join("agent")
     }
 
     pub fn control(&self) -> PathBuf {
@@ -104,7 +132,17 @@ impl Guest {
 
     /// As [`Guest::negotiate`], over a connection that is there already.
     pub fn negotiate_over(stream: UnixStream, features: u64, hint_queue: usize) -> Self {
-        let memory = Arc::new(guest_memory());
+        Self::with_memory(stream, features, hint_queue, guest_memory(&[LOW, HIGH]))
+    }
+
+    /// As [`Guest::negotiate_over`], with memory of the test's own.
+    pub fn with_memory(
+        stream: UnixStream,
+        features: u64,
+        hint_queue: usize,
+        memory: GuestMemoryMmap,
+    ) -> Self {
+        let memory = Arc::new(memory);
         let mut front_end = Frontend::from_stream(stream, 5);
         front_end.set_owner().unwrap();
         let offered = front_end.get_features().unwrap();
@@ -169,6 +207,25 @@ impl Guest {
         nothing
     }
 
+    /// Fills the page at `address` with something.
+    pub fn use_page(&self, address: u64) {
+        let page = [0x5a; 4096];
+        self.memory
+            .write_slice(&page, GuestAddress(address))
+            .unwrap();
+    }
+
+    /// Whether the page at `address` has what [`Guest::use_page`] wrote. If not, it has zeros.
+    pub fn is_in_use(&self, address: u64) -> bool {
+        let mut page = [0; 4096];
+        self.memory
+            .read_slice(&mut page, GuestAddress(address))
+            .unwrap();
+        let filled = page == [0x5a; 4096];
+        assert!(filled || page == [0; 4096], "half of {address:#x}");
+        filled
+    }
+
     /// Answers the published id, as a driver does first in a round.
     pub fn start_round(&mut self, id: CommandId) {
         let command = self.hints.command(&id.get().to_le_bytes());
@@ -176,8 +233,9 @@ impl Guest {
     }
 }
 
-fn guest_memory() -> GuestMemoryMmap {
-    let regions = [LOW, HIGH].map(|(start, bytes)| {
+/// Memory with regions of these starts and sizes, each from a file of its own.
+pub fn guest_memory(regions: &[(u64, u64)]) -> GuestMemoryMmap {
+    let regions = regions.iter().map(|&(start, bytes)| {
         let file = FileOffset::new(memfd(bytes).into(), 0);
         (GuestAddress(start), bytes as usize, Some(file))
     });

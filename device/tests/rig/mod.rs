@@ -2,8 +2,11 @@
 //! A guest, a front end and a migrator around a real daemon process.
 #![allow(dead_code, reason = "every test file uses its own part of the rig")]
 
+pub mod agent;
+pub mod ballooning;
 pub mod guest;
 pub mod migrator;
+pub mod person;
 pub mod queue;
 
 use std::time::{Duration, Instant};

@@ -55,6 +55,12 @@ impl Queue {
 
     /// Has the device run the queue from where it is.
     pub fn start(&self, front_end: &mut Frontend, next: u16) {
+        self.start_enabled(front_end, next);
+        front_end.set_vring_enable(self.index, true).unwrap();
+    }
+
+    /// As [`Queue::start`], for a front end whose rings are enabled from the beginning.
+    pub fn start_enabled(&self, front_end: &mut Frontend, next: u16) {
         let host = |part: u64| {
             let address = GuestAddress(self.base + part * PART);
             self.memory.get_host_address(address).unwrap() as u64
@@ -73,7 +79,6 @@ impl Queue {
         front_end.set_vring_base(self.index, next).unwrap();
         front_end.set_vring_call(self.index, &self.call).unwrap();
         front_end.set_vring_kick(self.index, &self.kick).unwrap();
-        front_end.set_vring_enable(self.index, true).unwrap();
     }
 
     /// Uses a kick of its own from the next start on, as a front end does that makes its queues anew.
@@ -139,6 +144,12 @@ impl Queue {
         fence(Ordering::SeqCst);
         let at = GuestAddress(self.base + PART + 2);
         self.memory.store(index, at, Ordering::Release).unwrap();
+    }
+
+    /// Empties the used ring, as a driver does that sets the queue up anew.
+    pub fn clear_used(&self) {
+        let at = GuestAddress(self.base + 2 * PART + 2);
+        self.memory.store(0u16, at, Ordering::Release).unwrap();
     }
 
     /// Asks for no interrupts.

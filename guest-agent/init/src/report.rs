@@ -19,6 +19,9 @@ pub struct Report {
     pub writes: u64,
     /// Pages taken and freed again.
     pub churned: u64,
+    /// Microseconds of the longest time between two ticks of the work since the last report: more than the tick
+    /// takes when the guest, or its processor, stood still.
+    pub longest_gap: u64,
     /// A wrong stamp, or why there is no start at all.
     pub failure: Option<String>,
 }
@@ -34,6 +37,7 @@ impl Report {
             wrong,
             writes,
             churned,
+            longest_gap,
             failure,
         } = self;
         let free = free_bytes();
@@ -45,7 +49,7 @@ impl Report {
             stdout(),
             "lacuna-guest: {{\"ready\":{ready},\"free-bytes\":{free},\"full-passes\":{full_passes},\
              \"checks\":{checks},\"wrong\":{wrong},\"writes\":{writes},\"churned\":{churned},\
-             \"failure\":{failure}}}"
+             \"longest-gap\":{longest_gap},\"failure\":{failure}}}"
         );
     }
 }

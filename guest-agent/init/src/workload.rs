@@ -111,12 +111,15 @@ impl SteadyWork {
 
     fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        let gap = (now - self.last_tick).as_micros() as u64;
+        self.report.longest_gap = self.report.longest_gap.max(gap);
         self.write(now);
         self.check();
         self.churn(now)?;
         if now - self.last_report >= REPORT_EVERY {
             self.last_report = now;
             self.report.print();
+            self.report.longest_gap = 0;
         }
         Ok(())
     }

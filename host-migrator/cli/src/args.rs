@@ -7,15 +7,17 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use host_migrator::transport::Address;
 
+use crate::balloon::args::BalloonArgs;
 use crate::control::HintMode;
 use crate::size::Size;
+use crate::trace::{TraceArgs, TraceJob};
 
 /// Live migration that never sends memory the guest does not use.
 ///
 /// `lacuna compare` migrates a real guest with and without free page hints, proves that no byte was lost
 /// and shows what the hints were worth. The other jobs are its parts: a guest (`run`), a place for it to
-/// go (`receive`), the balloon device that collects hints (`balloon-device`), and the commands that move
-/// it (`send`, `status`, `cancel`).
+/// go (`receive`), the balloon device that collects hints (`balloon device`), and the commands that move
+/// it (`send`, `status`, `cancel`). `balloon` also looks after any running balloon device.
 #[derive(Debug, Parser)]
 #[command(
     name = "lacuna",
@@ -48,8 +50,10 @@ pub enum Job {
     Cont(ControlArgs),
     /// End a machine
     Quit(ControlArgs),
-    /// The balloon device: a vhost-user back end that collects free page hints
-    BalloonDevice(vhost_device_balloon::Args),
+    /// The balloon: run the device, set its target, look at the guest's memory
+    Balloon(BalloonArgs),
+    /// Traces: what the parts of a migration did, and whether the rule allows it
+    Trace(TraceJobArgs),
     /// Write the manual pages or the completions of a shell
     Generate(GenerateArgs),
 }
@@ -88,6 +92,9 @@ pub struct MachineArgs {
     /// File for the guest's console; without it the console goes to standard error
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Where it records what it does.
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// What the guest does with its memory.
@@ -254,6 +261,9 @@ pub struct CompareArgs {
     /// Runs of each mode; run N has seed + N
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
+    /// Have every part record what it does, and hold that against the rule after each run
+    #[arg(long)]
+    pub check_trace: bool,
     /// What the migration goes over
     #[arg(long, value_enum, default_value_t)]
     pub transport: Transport,
@@ -276,6 +286,14 @@ pub enum Transport {
     Unix,
 }
 
+/// `lacuna trace`
+#[derive(Clone, Debug, Args)]
+pub struct TraceJobArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub job: TraceJob,
+}
+
 /// `lacuna generate`
 #[derive(Clone, Debug, Args)]
 pub struct GenerateArgs {
@@ -287,7 +305,7 @@ pub struct GenerateArgs {
 /// What can be generated from the command line's definition.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Generated {
-    /// Manual pages, one a job
+    /// Manual pages: one a job, and one of vhost-device-balloon
     Man {
         /// Folder to write them to
         folder: PathBuf,
@@ -296,7 +314,19 @@ pub enum Generated {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+        /// Of which program
+        #[arg(long, value_name = "NAME", default_value = "lacuna")]
+        program: ProgramName,
     },
+}
+
+/// The programs whose command lines are known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgramName {
+    /// This one
+    Lacuna,
+    /// The balloon device's daemon
+    VhostDeviceBalloon,
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {

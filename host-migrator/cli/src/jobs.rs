@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::{Cli, Generated, SendArgs, StatusArgs};
+use crate::args::{Cli, Generated, ProgramName, SendArgs, StatusArgs};
 use crate::control::{Client, ClientError, Command, MigrateArguments};
 use crate::machine::Status;
 use crate::size::Size;
@@ -170,15 +170,21 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
         Generated::Man { folder } => {
             let write = || {
                 std::fs::create_dir_all(folder)?;
-                clap_mangen::generate_to(Cli::command(), folder)
+                clap_mangen::generate_to(Cli::command(), folder)?;
+                clap_mangen::generate_to(vhost_device_balloon::Args::command(), folder)
             };
             write().map_err(|source| JobError::Io {
                 what: "cannot write the manual pages",
                 source,
             })
         }
-        Generated::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut io::stdout());
+        Generated::Completions { shell, program } => {
+            let mut command = match program {
+                ProgramName::Lacuna => Cli::command(),
+                ProgramName::VhostDeviceBalloon => vhost_device_balloon::Args::command(),
+            };
+            let name = command.get_name().to_owned();
+            clap_complete::generate(*shell, &mut command, name, &mut io::stdout());
             Ok(())
         }
     }

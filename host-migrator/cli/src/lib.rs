@@ -4,12 +4,14 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod balloon;
 pub mod compare;
 pub mod control;
 pub mod jobs;
 pub mod machine;
 pub mod nested;
 pub mod size;
+pub mod trace;
 
 use std::error::Error;
 use std::io::Write;
@@ -52,14 +54,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) => jobs::tell(&args.control, &Command::Cont)?,
         Job::Quit(args) => jobs::tell(&args.control, &Command::Quit)?,
-        Job::BalloonDevice(args) if args.print_capabilities => {
-            writeln!(
-                std::io::stdout(),
-                "{}",
-                vhost_device_balloon::args::CAPABILITIES
-            )?;
-        }
-        Job::BalloonDevice(args) => vhost_device_balloon::run(args.try_into()?)?,
+        Job::Balloon(args) => balloon::run(args.job)?,
+        Job::Trace(args) => trace::run(&args.job)?,
         Job::Generate(args) => jobs::generate(&args.what)?,
     }
     Ok(())

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The memory file of a hint map.
+//! The memory file of a hint map, and memory that is shared as atomic words.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use spec::hint_map::{HintMap, Words, bytes_for};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use spec::sync::AtomicU64;
+#[cfg(not(loom))]
+use vm_memory::VolatileMemory;
+use vm_memory::{FileOffset, MmapRegion};
 
 /// A new hint map, and the file that the device maps, too.
 #[derive(Debug)]
@@ -54,11 +56,28 @@ impl AsFd for MapFile {
 
 /// Memory shared with the device, as atomic words.
 #[derive(Debug)]
-pub(super) struct MapMemory(MmapRegion);
+#[cfg_attr(loom, expect(dead_code))]
+pub(crate) struct MapMemory(MmapRegion);
+
+impl MapMemory {
+    /// All of `file`.
+    pub(crate) fn map(file: File) -> io::Result<Self> {
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let memory = MmapRegion::from_file(FileOffset::new(file, 0), length);
+        memory.map(Self).map_err(io::Error::other)
+    }
+}
 
 impl Words for MapMemory {
+    #[cfg(not(loom))]
     fn word(&self, index: usize) -> Option<&AtomicU64> {
         self.0.get_atomic_ref(index.checked_mul(8)?).ok()
+    }
+
+    /// loom's atomics lie in no file.
+    #[cfg(loom)]
+    fn word(&self, _index: usize) -> Option<&AtomicU64> {
+        None
     }
 }
 

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where free page hints come from: epochs that are opened and closed, and a map of hinted pages.
 
+mod control_client;
 mod device;
 mod map_file;
 
-use spec::control::EpochReport;
+use spec::control::{EpochReport, Reply, Request};
 use spec::hint_map::HintPhase;
 
+pub use control_client::ControlClient;
 pub use device::DeviceHints;
+pub(crate) use map_file::MapMemory;
 
 /// Hints that cannot be had. The migration goes on without them.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,13 @@ pub enum HintError {
     /// The device cannot be reached, does not answer in time, or has gone.
     #[error("the balloon device does not answer: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl HintError {
+    /// The device answered `request` with what is no answer to it.
+    pub fn unexpected(request: Request, reply: Reply) -> Self {
+        Self::Protocol(format!("{reply:?} is no answer to {request:?}"))
+    }
 }
 
 /// A source of free page hints.

@@ -8,12 +8,15 @@
 use std::time::Duration;
 
 use spec::hint_map::HintPhase;
+use spec::trace::event::{Brought, Log};
+use spec::trace::{Event, PageBits};
 
 use crate::bitmap::MigrationBitmap;
 use crate::clause::{Clause, Clauses};
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::hints::{HintError, HintSource};
 use crate::ram::GuestRam;
+use crate::trace::Trace;
 
 /// A broken clause waits this long for hints that a test then sees go wrong.
 const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -24,6 +27,7 @@ pub(crate) struct Tracker<'a> {
     logs: &'a mut [Box<dyn DirtyLog>],
     hints: Hints<'a>,
     clauses: Clauses,
+    trace: &'a Trace,
 }
 
 /// What a harvest brought.
@@ -31,6 +35,8 @@ pub(crate) struct Tracker<'a> {
 pub(crate) struct Harvest {
     /// Dirty bits taken out of the logs.
     pub(crate) dirty: u64,
+    /// Of these, those that back ends have set: for what they wrote, and for what they discarded.
+    pub(crate) by_back_ends: u64,
     /// Hints that came after their page had been sent.
     pub(crate) too_late: u64,
 }
@@ -42,23 +48,28 @@ impl<'a> Tracker<'a> {
         logs: &'a mut [Box<dyn DirtyLog>],
         hints: Option<&'a mut dyn HintSource>,
         clauses: Clauses,
+        trace: &'a Trace,
     ) -> Result<Self, DirtyLogError> {
+        trace.record(Event::Begin(logs.len() as u64));
         let bitmap = MigrationBitmap::new(ram.bitmap_pages());
         for region in ram.regions() {
             bitmap.insert(*region);
+            trace.record(Event::Memory(*region));
         }
         let mut tracker = Self {
-            hints: Hints::prepare(hints, bitmap.pages()),
+            hints: Hints::prepare(hints, bitmap.pages(), trace),
             bitmap,
             logs,
             clauses,
+            trace,
         };
         if !tracker.clauses.hold(Clause::ArmFirst) {
             tracker.hints.open();
             tracker.hints.wait_for_guest();
         }
-        for log in tracker.logs.iter_mut() {
+        for (index, log) in tracker.logs.iter_mut().enumerate() {
             log.start()?;
+            trace.record(Event::LogStarted(name(index, log.as_ref())));
         }
         Ok(tracker)
     }
@@ -97,8 +108,10 @@ impl<'a> Tracker<'a> {
         } else {
             0
         };
-        let dirty = self.harvest_logs()?;
-        Ok(Harvest { dirty, too_late })
+        Ok(Harvest {
+            too_late,
+            ..self.harvest_logs(false)?
+        })
     }
 
     /// To be called before the guest is paused: hints end here.
@@ -111,11 +124,11 @@ impl<'a> Tracker<'a> {
 
     /// The last harvest, with vCPUs and devices stopped. No hint is taken after it.
     pub(crate) fn last_harvest(&mut self) -> Result<Harvest, DirtyLogError> {
-        let dirty = self.harvest_logs()?;
+        let harvest = self.harvest_logs(true)?;
         if !self.clauses.hold(Clause::NoHintAfterPause) {
             self.hints.close();
         }
-        Ok(Harvest { dirty, too_late: 0 })
+        Ok(harvest)
     }
 
     /// What is left for the stopped guest: pages, and no hints.
@@ -127,16 +140,53 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    fn harvest_logs(&mut self) -> Result<u64, DirtyLogError> {
-        let mut dirty = 0;
-        for log in self.logs.iter_mut() {
+    fn harvest_logs(&mut self, last: bool) -> Result<Harvest, DirtyLogError> {
+        self.trace.record(Event::HarvestBegin(last));
+        let mut harvest = Harvest::default();
+        for (index, log) in self.logs.iter_mut().enumerate() {
             if log.source() == LogSource::OwnWrites && !self.clauses.hold(Clause::MergeOwnWrites) {
                 continue;
             }
-            dirty += log.harvest(&self.bitmap)?;
+            let dirty = harvest_log(index, log.as_mut(), &self.bitmap, self.trace)?;
+            harvest.dirty += dirty;
+            if log.source() == LogSource::VhostUser {
+                harvest.by_back_ends += dirty;
+            }
         }
-        Ok(dirty)
+        self.trace.record(Event::HarvestEnd);
+        Ok(harvest)
     }
+}
+
+/// What a log is called in a trace.
+pub(super) fn name(index: usize, log: &dyn DirtyLog) -> Log {
+    Log {
+        index: u8::try_from(index).unwrap_or(u8::MAX),
+        writer: log.source().into(),
+    }
+}
+
+/// Harvests one log. Where that is recorded, what it brings goes through a bitmap of its own.
+fn harvest_log(
+    index: usize,
+    log: &mut dyn DirtyLog,
+    bitmap: &MigrationBitmap,
+    trace: &Trace,
+) -> Result<u64, DirtyLogError> {
+    if !trace.is_on() {
+        return log.harvest(bitmap);
+    }
+    let brought = MigrationBitmap::new(bitmap.pages());
+    let dirty = log.harvest(&brought)?;
+    let log = name(index, log);
+    for index in brought.occupied() {
+        let (word, mask) = (index as u64, brought.load(index));
+        bitmap.merge(index, mask);
+        let pages = PageBits { word, mask };
+        trace.record(Event::Brought(Brought { log, pages }));
+    }
+    trace.record(Event::LogHarvested(log));
+    Ok(dirty)
 }
 
 /// An epoch that is open: hints may be used.
@@ -192,15 +242,17 @@ struct Hints<'a> {
     epoch: u64,
     is_open: bool,
     lost: Option<String>,
+    trace: &'a Trace,
 }
 
 impl<'a> Hints<'a> {
-    fn prepare(source: Option<&'a mut dyn HintSource>, pages: u64) -> Self {
+    fn prepare(source: Option<&'a mut dyn HintSource>, pages: u64, trace: &'a Trace) -> Self {
         let mut hints = Self {
             source,
             epoch: 0,
             is_open: false,
             lost: None,
+            trace,
         };
         let result = hints
             .source
@@ -215,7 +267,11 @@ impl<'a> Hints<'a> {
             return;
         }
         let epoch = self.epoch + 1;
-        let result = self.source.as_deref_mut().map(|source| source.open(epoch));
+        let trace = self.trace;
+        let result = self.source.as_deref_mut().map(|source| {
+            trace.record(Event::Open(epoch));
+            source.open(epoch)
+        });
         if self.check(result).is_some() {
             self.epoch = epoch;
             self.is_open = true;
@@ -230,6 +286,7 @@ impl<'a> Hints<'a> {
         let epoch = self.epoch;
         let result = self.source.as_deref_mut().map(|source| source.close(epoch));
         if let Some(report) = self.check(result) {
+            self.trace.record(Event::Closed(epoch));
             log::debug!("{report:?}");
         }
     }
@@ -239,7 +296,7 @@ impl<'a> Hints<'a> {
         let Some(source) = self.source.as_deref_mut() else {
             return 0;
         };
-        (0..sent.word_count())
+        let too_late = (0..sent.word_count())
             .map(|index| {
                 // A plain load first: most words are empty, and a swap takes the cache line.
                 if source.load(index) == 0 {
@@ -247,7 +304,9 @@ impl<'a> Hints<'a> {
                 }
                 u64::from((source.take(index) & sent.load(index)).count_ones())
             })
-            .sum()
+            .sum();
+        self.trace.record(Event::Forgotten);
+        too_late
     }
 
     /// For broken clauses: gives the guest time to hint, and to use hinted pages again.
@@ -266,6 +325,7 @@ impl<'a> Hints<'a> {
                 self.lost = Some(error.to_string());
                 self.source = None;
                 self.is_open = false;
+                self.trace.record(Event::HintsLost);
                 None
             }
         }

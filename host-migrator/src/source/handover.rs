@@ -7,18 +7,23 @@
 use std::time::Instant;
 
 use spec::stream::SectionKind;
+use spec::trace::Event;
 
 use super::MigrationError;
 use super::epoch::Tracker;
 use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
 use crate::machine::SourceMachine;
+use crate::params::MigrationParams;
 use crate::stats::{DowntimeSteps, MigrationState, RoundStats};
+use crate::trace::Trace;
 use crate::transport::SectionError;
 
 /// What the switchover needs besides memory.
 pub(crate) struct Plan<'a> {
     pub(crate) machine: &'a mut dyn SourceMachine,
+    pub(crate) trace: &'a Trace,
+    pub(crate) params: &'a MigrationParams,
     pub(crate) progress: &'a Progress,
     /// The last round's number.
     pub(crate) round: u32,
@@ -33,17 +38,23 @@ pub(crate) fn switch_over(
 ) -> Result<(DowntimeSteps, RoundStats), MigrationError> {
     let Plan {
         machine,
+        trace,
+        params,
         progress,
         round,
     } = plan;
     sender.check()?;
     tracker.before_pause();
+    // A stopped guest does not wait as long as one that runs.
+    sender.link.set_patience(params.switchover_patience());
     enter(progress, MigrationState::PreSwitchover);
     let mut steps = DowntimeSteps::default();
     let mut clock = Clock(Instant::now());
     machine.stop_vcpus()?;
+    trace.record(Event::Paused);
     steps.stop_vcpus = clock.step();
     machine.stop_devices()?;
+    trace.record(Event::DevicesStopped);
     steps.stop_devices = clock.step();
     let harvest = tracker.last_harvest()?;
     steps.last_harvest = clock.step();
@@ -68,13 +79,15 @@ pub(crate) fn switch_over(
     sender.link.peer.expect(SectionKind::Ready, "Ready")?;
     steps.commit = clock.step();
 
-    hand_over(machine, progress, sender)?;
+    hand_over(machine, trace, params, progress, sender)?;
     steps.hand_over = clock.step();
     Ok((steps, last))
 }
 
 fn hand_over(
     machine: &mut dyn SourceMachine,
+    trace: &Trace,
+    params: &MigrationParams,
     progress: &Progress,
     sender: &mut Sender<'_>,
 ) -> Result<(), MigrationError> {
@@ -84,14 +97,18 @@ fn hand_over(
     if !progress.commit() {
         return Err(MigrationError::Cancelled);
     }
+    trace.record(Event::HandOver);
     let sent = sender.link.out.section_or_count(SectionKind::HandOver, []);
     if let Err(error) = &sent
         && error.written == 0
     {
         // Not one byte has left: the destination cannot have got it.
+        trace.record(Event::HandOverVoid);
         return sent.map_err(|error| error.source.into());
     }
     machine.hand_over();
+    // The guest is the destination's; only its word that it runs is missing.
+    sender.link.set_patience(params.peer_timeout);
     sent.map_err(|error| SectionError::Io(error.source))
         .and_then(|()| sender.link.peer.expect(SectionKind::Running, "Running"))
         .map_err(MigrationError::HandedOverUnconfirmed)

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The source's side: a migration that runs in a thread of its own.
 
+mod batch;
 mod epoch;
 mod error;
 mod handover;
 mod hold_back;
+#[cfg(all(test, loom))]
+mod loom;
 mod pacing;
 mod precopy;
 mod progress;
+mod run_table;
 mod sender;
 
 use std::fmt;
@@ -21,6 +25,7 @@ use crate::machine::SourceMachine;
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::stats::{MigrationReport, MigrationStatus};
+use crate::trace::Trace;
 use crate::transport::Channel;
 pub use error::MigrationError;
 use progress::Progress;
@@ -35,6 +40,8 @@ pub struct Source {
     pub logs: Vec<Box<dyn DirtyLog>>,
     /// Where free page hints come from, if there are any.
     pub hints: Option<Box<dyn HintSource>>,
+    /// Where the migration records what it does, for tests.
+    pub trace: Trace,
 }
 
 impl fmt::Debug for Source {

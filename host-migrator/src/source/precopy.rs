@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, SectionKind, StreamHeader};
+use spec::trace::Event;
+use spec::trace::event::Outcome;
 
-use super::epoch::Tracker;
+use super::epoch::{self, Tracker};
 use super::handover::{self, Plan};
 use super::hold_back::{HoldBack, RoundOutlook};
 use super::pacing::Pacing;
@@ -17,8 +19,12 @@ use super::{MigrationError, Source};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::stats::{MigrationReport, MigrationState, RoundStats};
+use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
 use crate::transport::{Channel, SectionError};
+
+/// So many pages in the logs of back ends are not only their rings: a balloon has discarded memory.
+const DISCARDS: u64 = 64;
 
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest has been told to take
 /// its pages back, and unless it was handed over it runs.
@@ -49,6 +55,7 @@ pub(crate) fn migrate(
         && !handed_over
     {
         // The guest first: it may be stopped.
+        source.trace.record(Event::Resuming);
         if let Err(error) = source.machine.resume() {
             log::error!("after a migration that failed: {error}");
         }
@@ -56,6 +63,7 @@ pub(crate) fn migrate(
     }
     drop(link);
     put_back(source, params);
+    source.trace.record(Event::End(outcome(&result)));
     progress.update(|status| {
         status.total_time = progress.started().elapsed().as_millis() as u64;
         status.status = match &result {
@@ -71,16 +79,31 @@ pub(crate) fn migrate(
 
 /// Stops dirty logging and gives the guest its pages back.
 fn put_back(source: &mut Source, params: &MigrationParams) {
-    for log in &mut source.logs {
-        if let Err(error) = log.stop() {
-            log::warn!("after the migration: {error}");
+    let trace = &source.trace;
+    for (index, log) in source.logs.iter_mut().enumerate() {
+        match log.stop() {
+            Ok(()) => trace.record(Event::LogStopped(epoch::name(index, log.as_ref()))),
+            Err(error) => log::warn!("after the migration: {error}"),
         }
     }
-    if let Some(hints) = source.hints.as_deref_mut().filter(|_| params.use_hints)
-        && let Err(error) = hints.done()
-    {
-        // The device tells the guest by itself when the migrator's connection ends.
-        log::warn!("after the migration: {error}");
+    if let Some(hints) = source.hints.as_deref_mut().filter(|_| params.use_hints) {
+        match hints.done() {
+            Ok(()) => trace.record(Event::Done),
+            Err(error) => {
+                // The device tells the guest by itself when the migrator's connection ends.
+                trace.record(Event::HintsLost);
+                log::warn!("after the migration: {error}");
+            }
+        }
+    }
+}
+
+fn outcome(result: &Result<MigrationReport, MigrationError>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Completed,
+        Err(MigrationError::Cancelled) => Outcome::Cancelled,
+        Err(MigrationError::HandedOverUnconfirmed(_)) => Outcome::Unconfirmed,
+        Err(_) => Outcome::Failed,
     }
 }
 
@@ -106,7 +129,9 @@ fn run(
         ram,
         logs,
         hints,
+        trace,
     } = source;
+    let trace: &Trace = trace;
     let ram: &GuestRam = ram;
     progress.update(|status| {
         status.status = MigrationState::Setup;
@@ -115,15 +140,16 @@ fn run(
     });
     greet(link, ram)?;
     let hints = hints.as_deref_mut().filter(|_| params.use_hints);
-    let mut tracker = Tracker::arm(ram, logs, hints.map(|h| h as _), params.clauses())?;
+    let mut tracker = Tracker::arm(ram, logs, hints.map(|h| h as _), params.clauses(), trace)?;
     let setup = progress.started().elapsed();
     // Asked for after arming: a page that is written from now on is in a log.
     let holes = if params.skip_holes {
-        leave_out_holes(&tracker, ram)?
+        leave_out_holes(&tracker, ram, trace)?
     } else {
         0
     };
-    let mut sender = Sender::new(link, ram, progress, Pacing::new(params.max_bandwidth));
+    let pacing = Pacing::new(params.max_bandwidth);
+    let mut sender = Sender::new(link, ram, progress, pacing, trace);
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;
@@ -146,6 +172,8 @@ fn run(
     report.expected_downtime_ms = milliseconds(expected);
     let plan = Plan {
         machine: machine.as_mut(),
+        trace,
+        params,
         progress,
         round: report.rounds.len() as u32 + 1,
     };
@@ -180,11 +208,19 @@ fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
 }
 
 /// Clears pages that were never touched out of the bitmap; returns how many.
-fn leave_out_holes(tracker: &Tracker<'_>, ram: &GuestRam) -> Result<u64, MigrationError> {
+fn leave_out_holes(
+    tracker: &Tracker<'_>,
+    ram: &GuestRam,
+    trace: &Trace,
+) -> Result<u64, MigrationError> {
+    trace.record(Event::HolesAsked);
     let holes = ram.holes()?;
     Ok(holes
         .into_iter()
-        .map(|hole| tracker.bitmap().remove(hole))
+        .map(|hole| {
+            trace.record(Event::Hole(hole));
+            tracker.bitmap().remove(hole)
+        })
         .sum())
 }
 
@@ -198,8 +234,12 @@ fn rounds(
     report: &mut MigrationReport,
 ) -> Result<Duration, MigrationError> {
     let mut pending = tracker.bitmap().count();
+    let mut by_back_ends = 0;
     for round in 1.. {
         sender.begin_round(round, pending);
+        if by_back_ends >= DISCARDS {
+            sender.look_for_holes()?;
+        }
         let began = Instant::now();
         let outlook = RoundOutlook {
             first: round == 1,
@@ -213,6 +253,7 @@ fn rounds(
         sender.round_received()?;
         epoch.close();
         let harvest = tracker.harvest(sender.sent())?;
+        by_back_ends = harvest.by_back_ends;
         let stats = sender.take_round(harvest.dirty, harvest.too_late);
         pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);

@@ -3,23 +3,23 @@
 
 use std::time::{Duration, Instant};
 
-use spec::stream::{
-    MAX_SECTION_PAGES, MAX_SECTION_RUNS, PagesPrefix, SectionKind, Totals, run_to_bytes,
-};
+use spec::stream::{SectionKind, Totals};
+use spec::trace::{Event, PageBits};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::MigrationError;
+use super::batch::Batch;
 use super::epoch::Pass;
 use super::hold_back::HoldBack;
 use super::pacing::Pacing;
 use super::progress::Progress;
+use super::run_table::RunTable;
 use crate::bitmap::{MigrationBitmap, runs_of_word};
 use crate::ram::GuestRam;
 use crate::stats::RoundStats;
+use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
-use crate::zero::is_zero;
 
-const PAGE: usize = PAGE_SIZE as usize;
 /// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
 const NAP: Duration = Duration::from_millis(1);
 
@@ -30,16 +30,27 @@ pub(crate) struct Link {
     pub(crate) peer: SectionReader,
 }
 
+impl Link {
+    /// How long the destination may neither take nor give a byte from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.out.set_patience(patience);
+        self.peer.set_patience(patience);
+    }
+}
+
 /// Sends pages, and knows what the destination has.
 pub(crate) struct Sender<'a> {
     pub(crate) link: &'a mut Link,
     ram: &'a GuestRam,
     progress: &'a Progress,
+    trace: &'a Trace,
     pub(crate) pacing: Pacing,
     /// Pages that may be other than zero at the destination.
     sent: MigrationBitmap,
     /// Pages whose latest content was not sent because of a hint.
     skipped: MigrationBitmap,
+    /// Pages that read as zero when the round began, unless the guest has written them since.
+    holes: Option<MigrationBitmap>,
     batch: Batch,
     zero: RunTable,
     discard: RunTable,
@@ -57,14 +68,17 @@ impl<'a> Sender<'a> {
         ram: &'a GuestRam,
         progress: &'a Progress,
         pacing: Pacing,
+        trace: &'a Trace,
     ) -> Self {
         Self {
             link,
             ram,
             progress,
+            trace,
             pacing,
             sent: MigrationBitmap::new(ram.bitmap_pages()),
             skipped: MigrationBitmap::new(ram.bitmap_pages()),
+            holes: None,
             batch: Batch::new(),
             zero: RunTable::new(SectionKind::Zero),
             discard: RunTable::new(SectionKind::Discard),
@@ -89,12 +103,27 @@ impl<'a> Sender<'a> {
             pending_before: pending,
             ..RoundStats::default()
         };
+        self.holes = None;
         self.round_began = Instant::now();
         self.round_bytes = self.link.out.bytes();
         self.progress.update(|status| {
             status.round = round;
             status.ram.remaining = pending * PAGE_SIZE;
         });
+    }
+
+    /// Has the round that has begun take holes of the memory files for the zeros that they are: who reads a hole
+    /// gives it memory again, which a balloon has just given back.
+    ///
+    /// A page that is written after this is sent again: the last harvest is over, so the next one brings it.
+    pub(crate) fn look_for_holes(&mut self) -> Result<(), MigrationError> {
+        self.trace.record(Event::HolesAsked);
+        let holes = MigrationBitmap::new(self.ram.bitmap_pages());
+        for hole in self.ram.holes()? {
+            holes.insert(hole);
+        }
+        self.holes = Some(holes);
+        Ok(())
     }
 
     /// Walks over the whole bitmap once. With `hold_back` the guest runs: hints are waited for as it says,
@@ -111,6 +140,7 @@ impl<'a> Sender<'a> {
             }
             // Claim before copy, always: a write after the claim is caught by the log.
             let claimed = pass.bitmap().claim(index);
+            self.record(index, claimed, Event::Claim);
             let hinted = claimed & pass.hints(index);
             if hinted != 0 {
                 self.skip(index, hinted)?;
@@ -125,6 +155,7 @@ impl<'a> Sender<'a> {
     /// Ends the round: the destination is told, and answers when [`Sender::round_received`] is called.
     pub(crate) fn end_round(&mut self) -> Result<(), MigrationError> {
         self.link.out.section(SectionKind::RoundEnd, [])?;
+        self.trace.record(Event::RoundSent(self.round.round.into()));
         // What follows is counted to the next round, the machine's state after the last one included.
         self.link.out.set_round(self.round.round + 1);
         self.round.bytes = self.link.out.bytes() - self.round_bytes;
@@ -205,6 +236,7 @@ impl<'a> Sender<'a> {
 
     /// Leaves out the `hinted` pages of a word; what the destination has of them becomes zero.
     fn skip(&mut self, index: usize, hinted: u64) -> Result<(), MigrationError> {
+        self.record(index, hinted, Event::Skip);
         self.round.pages_hinted += u64::from(hinted.count_ones());
         self.skipped.merge(index, hinted);
         let stale = self.sent.clear(index, hinted);
@@ -214,7 +246,7 @@ impl<'a> Sender<'a> {
             self.discard.push(run, self.ram);
         }
         if self.discard.is_full() {
-            self.discard.flush(self.link)?;
+            self.discard.flush(self.link, self.trace)?;
         }
         Ok(())
     }
@@ -222,13 +254,15 @@ impl<'a> Sender<'a> {
     fn send_word(&mut self, index: usize, bits: u64, paced: bool) -> Result<(), MigrationError> {
         let base = index as u64 * 64;
         self.skipped.clear(index, bits);
-        let mut zero = 0;
-        for run in runs_of_word(base, bits) {
+        self.record(index, bits, Event::Copy);
+        let mut zero = bits & self.holes.as_ref().map_or(0, |holes| holes.load(index));
+        for run in runs_of_word(base, bits & !zero) {
             // A log that marks pages where there is no memory has nothing to say.
             for piece in self.ram.pieces(run) {
                 zero |= self.send_run(base, piece, paced)?;
             }
         }
+        self.record(index, zero, Event::Zero);
         let content = bits & !zero;
         self.round.pages_resent += u64::from((self.sent.load(index) & content).count_ones());
         self.sent.merge(index, content);
@@ -240,7 +274,7 @@ impl<'a> Sender<'a> {
             self.zero.push(run, self.ram);
         }
         if self.zero.is_full() {
-            self.zero.flush(self.link)?;
+            self.zero.flush(self.link, self.trace)?;
         }
         Ok(())
     }
@@ -262,21 +296,22 @@ impl<'a> Sender<'a> {
 
     fn flush(&mut self, paced: bool) -> Result<(), MigrationError> {
         self.flush_pages(paced)?;
-        self.zero.flush(self.link)?;
-        self.discard.flush(self.link)?;
+        self.zero.flush(self.link, self.trace)?;
+        self.discard.flush(self.link, self.trace)?;
         self.report();
         Ok(())
     }
 
     fn flush_pages(&mut self, paced: bool) -> Result<(), MigrationError> {
         self.check()?;
-        let pages = self.batch.pages as u64;
+        let pages = self.batch.pages();
         if pages == 0 {
             return Ok(());
         }
         let began = Instant::now();
         let before = self.link.out.bytes();
         self.batch.send(self.link)?;
+        self.trace.record(Event::PagesSent(pages));
         let bytes = self.link.out.bytes() - before;
         self.pacing.sent(bytes, began.elapsed());
         self.round.pages_sent += pages;
@@ -299,6 +334,14 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// Records what happens to the pages `mask` of a word, if there are any.
+    fn record(&self, index: usize, mask: u64, event: fn(PageBits) -> Event) {
+        if mask != 0 {
+            let word = index as u64;
+            self.trace.record(event(PageBits { word, mask }));
+        }
+    }
+
     /// Brings the status up to date.
     fn report(&self) {
         let (round, totals) = (&self.round, &self.totals);
@@ -317,130 +360,6 @@ impl<'a> Sender<'a> {
             status.hints.discarded = totals.pages_discarded + round.pages_discarded;
             status.hints.held_back = (totals.held_back_ms + round.held_back_ms) as u64;
         });
-    }
-}
-
-/// The pages of the next section.
-///
-/// They are copied out of guest memory first, into a buffer that stays in the cache: the guest goes on
-/// writing, and the zero test, the checksum and the bytes on the wire must be of the same content.
-struct Batch {
-    bytes: Vec<u8>,
-    pages: usize,
-    runs: Vec<PageRange>,
-    table: Vec<u8>,
-}
-
-impl Batch {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; MAX_SECTION_PAGES as usize * PAGE],
-            pages: 0,
-            runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
-            table: Vec::new(),
-        }
-    }
-
-    /// Pages that still fit.
-    fn space(&self) -> u64 {
-        MAX_SECTION_PAGES - self.pages as u64
-    }
-
-    /// Adds the pages of `range` but for those that are zero; these are returned, as bits from its first
-    /// page. The range fits, and has at most 64 pages.
-    fn fill(&mut self, ram: &GuestRam, range: PageRange) -> Result<u64, MigrationError> {
-        let start = self.pages * PAGE;
-        let area = &mut self.bytes[start..start + range.count() as usize * PAGE];
-        ram.read(range, area)?;
-        let (pages, _) = area.as_chunks::<PAGE>();
-        let zero = (pages.iter().enumerate())
-            .filter(|(_, page)| is_zero(page))
-            .fold(0, |zero, (index, _)| zero | 1u64 << index);
-        let content = !zero & (u64::MAX >> (64 - range.count()));
-        let mut kept = 0;
-        for run in runs_of_word(0, content) {
-            let from = run.first() as usize * PAGE;
-            let length = run.bytes() as usize;
-            if from != kept {
-                area.copy_within(from..from + length, kept);
-            }
-            kept += length;
-            let run = PageRange::new(range.first() + run.first(), run.count());
-            self.runs.extend(run);
-        }
-        self.pages += kept / PAGE;
-        Ok(zero)
-    }
-
-    fn send(&mut self, link: &mut Link) -> Result<(), MigrationError> {
-        let prefix = PagesPrefix {
-            runs: self.runs.len() as u32,
-            pages: self.pages as u32,
-        };
-        self.table.clear();
-        self.table.extend(prefix.to_bytes());
-        for run in &self.runs {
-            self.table.extend(run_to_bytes(*run));
-        }
-        let pages = &self.bytes[..self.pages * PAGE];
-        link.out.section(SectionKind::Pages, [&self.table, pages])?;
-        self.pages = 0;
-        self.runs.clear();
-        Ok(())
-    }
-}
-
-/// Runs of the next section that has runs only.
-struct RunTable {
-    kind: SectionKind,
-    last: Option<PageRange>,
-    table: Vec<u8>,
-}
-
-impl RunTable {
-    fn new(kind: SectionKind) -> Self {
-        Self {
-            kind,
-            last: None,
-            table: Vec::new(),
-        }
-    }
-
-    /// Adds `run`, joined to the last one where they touch inside a region.
-    fn push(&mut self, run: PageRange, ram: &GuestRam) {
-        for piece in ram.pieces(run) {
-            let joined = self
-                .last
-                .filter(|last| last.end() == piece.first() && !ram.begins_region(piece.first()));
-            match joined.and_then(|last| PageRange::new(last.first(), last.count() + piece.count()))
-            {
-                Some(joined) => self.last = Some(joined),
-                None => {
-                    self.close_run();
-                    self.last = Some(piece);
-                }
-            }
-        }
-    }
-
-    /// No room for the runs of another word.
-    fn is_full(&self) -> bool {
-        self.table.len() / spec::stream::RUN_BYTES + 65 > MAX_SECTION_RUNS
-    }
-
-    fn flush(&mut self, link: &mut Link) -> Result<(), MigrationError> {
-        self.close_run();
-        if !self.table.is_empty() {
-            link.out.section(self.kind, [&self.table])?;
-            self.table.clear();
-        }
-        Ok(())
-    }
-
-    fn close_run(&mut self) {
-        if let Some(last) = self.last.take() {
-            self.table.extend(run_to_bytes(last));
-        }
     }
 }
 

@@ -180,6 +180,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Fills `bytes`.
     pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
@@ -249,6 +253,10 @@ pub(crate) struct WriteError {
 }
 
 impl Writer {
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Writes all `parts`, in few calls.
     pub(crate) fn write_all(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<(), WriteError> {
         let mut written = 0;

@@ -2,6 +2,7 @@
 //! Sections of the migration stream on a channel: numbered, summed and counted.
 
 use std::io::{self, IoSlice};
+use std::time::Duration;
 
 use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError};
 
@@ -71,6 +72,11 @@ impl SectionWriter {
     /// Bytes sent so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How long the peer may take nothing from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.out.set_patience(patience);
     }
 
     /// The round that the next sections belong to.
@@ -168,6 +174,11 @@ impl SectionReader {
         }
     }
 
+    /// How long the peer may give nothing from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.input.set_patience(patience);
+    }
+
     /// Bytes received so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
@@ -246,7 +257,7 @@ impl SectionReader {
     }
 
     /// Reads and forgets what still comes, for at most `time`.
-    pub(crate) fn drain(&mut self, time: std::time::Duration) {
+    pub(crate) fn drain(&mut self, time: Duration) {
         self.input.drain(time);
     }
 }

@@ -4,16 +4,19 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use host_migrator::{HintError, HintSource};
+use host_migrator::{HintError, HintSource, Trace};
 use spec::PageRange;
 use spec::control::EpochReport;
 use spec::hint_map::{HintMap, HintPhase, Words, bytes_for};
+use spec::trace::Event;
+use spec::trace::event::Hinted;
 
 /// What the guest does at once when an epoch opens.
 type OnOpen = Box<dyn FnMut(u64) + Send>;
 
 pub struct SoftHints {
     map: HintMap<OwnWords>,
+    trace: Trace,
     /// Held while a hint is taken, and while the epoch is closed: the barrier.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
@@ -31,11 +34,12 @@ impl Words for OwnWords {
 }
 
 impl SoftHints {
-    pub fn new(pages: u64) -> Self {
+    pub fn new(pages: u64, trace: Trace) -> Self {
         let words = bytes_for(pages).unwrap() / 8;
         let words = OwnWords((0..words).map(|_| AtomicU64::new(0)).collect());
         Self {
             map: HintMap::format(words, pages).unwrap(),
+            trace,
             gate: Mutex::default(),
             on_open: Mutex::default(),
             fail_to_close: AtomicBool::default(),
@@ -52,12 +56,14 @@ impl SoftHints {
         self.map.epoch()
     }
 
-    /// The guest says that `range` is free. Dropped if no epoch is open.
-    pub fn hint(&self, range: PageRange) {
+    /// The guest says that `pages` are free. Dropped if no epoch is open.
+    pub fn hint(&self, pages: PageRange) {
         let _gate = self.gate.lock().unwrap();
-        if self.map.epoch() != 0 {
+        let epoch = self.map.epoch();
+        if epoch != 0 {
             self.map.set_phase(HintPhase::Running);
-            self.map.insert(range);
+            self.trace.record(Event::Hint(Hinted { epoch, pages }));
+            self.map.insert(pages);
         }
     }
 
@@ -83,6 +89,7 @@ impl HintSource for HintsForEngine {
     }
 
     fn open(&mut self, epoch: u64) -> Result<(), HintError> {
+        self.0.trace.record(Event::Published(epoch));
         self.0.map.begin(epoch, HintPhase::Requested);
         if let Some(action) = &mut *self.0.on_open.lock().unwrap() {
             action(epoch);
@@ -114,6 +121,7 @@ impl HintSource for HintsForEngine {
             ..EpochReport::default()
         };
         self.0.map.end(HintPhase::Closed);
+        self.0.trace.record(Event::DeviceClosed(epoch));
         Ok(report)
     }
 

@@ -16,12 +16,14 @@ use std::thread;
 
 use host_migrator::{
     Channel, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
-    MigrationReport, ReceiveError, ReceiveReport, Source, receive,
+    MigrationReport, ReceiveError, ReceiveReport, Source, Trace, receive,
 };
 
 use hints::{HintsForEngine, SoftHints};
 use machine::{MachineForEngine, SoftDestination, SoftMachine};
 use memory::{Memory, SoftLog, WrongPage};
+use spec::trace::Role;
+use spec::trace::check::{Verdict, check_records};
 
 /// A source guest, and what tests look at while the engine has the rest.
 pub struct Guest {
@@ -30,18 +32,21 @@ pub struct Guest {
     pub hints: Arc<SoftHints>,
     pub vcpu_log: SoftLog,
     pub own_log: SoftLog,
+    pub trace: Trace,
 }
 
 impl Guest {
     pub fn new(memory: Memory) -> Self {
         let pages = memory.ram.bitmap_pages();
+        let trace = new_trace();
         let vcpu_log = SoftLog::new(host_migrator::LogSource::Kvm, pages);
         Self {
             machine: Arc::new(SoftMachine::default()),
-            hints: Arc::new(SoftHints::new(pages)),
+            hints: Arc::new(SoftHints::new(pages, trace.of(Role::Device))),
             own_log: SoftLog::new(host_migrator::LogSource::OwnWrites, pages),
             memory: Arc::new(memory),
             vcpu_log,
+            trace,
         }
     }
 
@@ -55,6 +60,7 @@ impl Guest {
                 Box::new(self.own_log.clone()),
             ],
             hints: Some(Box::new(HintsForEngine(Arc::clone(&self.hints)))),
+            trace: self.trace.clone(),
         }
     }
 
@@ -78,6 +84,16 @@ pub struct Outcome {
     pub received: Result<ReceiveReport, ReceiveError>,
     pub destination: SoftDestination,
     pub ram: Arc<GuestRam>,
+    /// What the rule says of all that this guest's migrations have recorded.
+    pub verdict: Verdict,
+}
+
+/// A trace of a guest's own, in a file that is gone when nobody uses it.
+fn new_trace() -> Trace {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace");
+    Trace::create(&path, 1 << 16).unwrap();
+    Trace::open(&path, 0).unwrap()
 }
 
 impl Outcome {
@@ -100,7 +116,8 @@ pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
     migrate_over(source, params, here, there, ram)
 }
 
-/// Migrates `source` into `ram`, between two connected streams.
+/// Migrates `source` into `ram`, between two connected streams. What it records must be as the rule wants it,
+/// unless a clause is switched off.
 pub fn migrate_over(
     source: Source,
     params: MigrationParams,
@@ -115,15 +132,33 @@ pub fn migrate_over(
         let result = receive(channel, &destination_ram, &mut machine, &mut |_| ());
         (machine, result)
     });
+    let keeps_the_rule = keeps_the_rule(&params);
     let channel = Channel::try_from(here).unwrap();
     let handle = Migration::start(source, params, channel).unwrap();
     let (source, sent) = handle.join();
     let (destination, received) = destination.join().unwrap();
+    let (records, dropped) = source.trace.records();
+    let verdict = check_records(records, dropped);
+    assert!(
+        matches!(verdict, Verdict::Holds(_)) || !keeps_the_rule,
+        "{verdict}"
+    );
     Outcome {
         source,
         sent,
         received,
         destination,
         ram,
+        verdict,
     }
+}
+
+#[cfg(feature = "clause-switches")]
+fn keeps_the_rule(params: &MigrationParams) -> bool {
+    params.switched_off.is_empty()
+}
+
+#[cfg(not(feature = "clause-switches"))]
+fn keeps_the_rule(_params: &MigrationParams) -> bool {
+    true
 }

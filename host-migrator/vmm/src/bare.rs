@@ -20,6 +20,8 @@ use vm_memory::{
     GuestMemoryRegion,
 };
 
+use crate::long_mode::{LongMode, entry};
+
 /// What the guest is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BareWorkload {
@@ -177,15 +179,9 @@ const CODE_SELECTOR: u16 = 1 << 3 | 3;
 const DATA_SELECTOR: u16 = 2 << 3 | 3;
 const TASK_SELECTOR: u16 = 3 << 3;
 
-const PAGE_PRESENT: u64 = 1 << 0;
-const PAGE_WRITABLE: u64 = 1 << 1;
-const PAGE_USER: u64 = 1 << 2;
-const PAGE_LARGE: u64 = 1 << 7;
-const TABLE: u64 = PAGE_PRESENT | PAGE_WRITABLE | PAGE_USER;
-const LARGE_PAGE: u64 = 2 << 20;
+const TABLE: u64 = entry::PRESENT | entry::WRITABLE | entry::USER;
 /// Bytes that one page table of level 2 maps.
-const LEVEL_2_BYTES: u64 = 1 << 30;
-const ENTRIES: u64 = 512;
+const LEVEL_2_BYTES: u64 = entry::COUNT * entry::LARGE_PAGE_BYTES;
 
 /// Maps the memory, rounded up to large pages, and the device window.
 fn write_page_tables<M: GuestMemoryBackend>(memory: &M, info: &BootInfo) -> Result<(), BareError> {
@@ -193,7 +189,7 @@ fn write_page_tables<M: GuestMemoryBackend>(memory: &M, info: &BootInfo) -> Resu
     let level_2_tables = high_end.div_ceil(LEVEL_2_BYTES);
     let level_3 = PAGE_TABLES + PAGE_SIZE;
     let level_2 = level_3 + PAGE_SIZE;
-    if level_2_tables > ENTRIES || level_2 + level_2_tables * PAGE_SIZE > IMAGE_GPA {
+    if level_2_tables > entry::COUNT || level_2 + level_2_tables * PAGE_SIZE > IMAGE_GPA {
         return Err(BareError::DoesNotFit(
             "less memory: its page tables have no room",
         ));
@@ -206,11 +202,11 @@ fn write_page_tables<M: GuestMemoryBackend>(memory: &M, info: &BootInfo) -> Resu
             || address == MMIO_GPA
             || (HIGH_MEMORY_START..high_end).contains(&address)
     };
-    let pages = (0..level_2_tables * ENTRIES)
-        .map(|page| page * LARGE_PAGE)
+    let pages = (0..level_2_tables * entry::COUNT)
+        .map(|page| page * entry::LARGE_PAGE_BYTES)
         .map(|address| {
             if mapped(address) {
-                address | TABLE | PAGE_LARGE
+                address | TABLE | entry::LARGE
             } else {
                 0
             }
@@ -230,15 +226,14 @@ fn write_words<M: GuestMemoryBackend>(
 const RFLAGS_FIXED: u64 = 1 << 1;
 /// Ports may be used at privilege level 3.
 const RFLAGS_IOPL_3: u64 = 3 << 12;
-/// Protection, monitor coprocessor, extension type, numeric errors, write protect, alignment mask, paging.
-const CR0: u64 = 1 << 0 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
-/// Physical address extension, FXSAVE, SIMD exceptions.
-const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
-/// System calls, long mode enabled and active, no-execute.
-const EFER: u64 = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11;
-/// Segment types: accessed code that can be read, accessed data that can be written, a busy task state.
-const SEGMENT_CODE: u8 = 0b1011;
-const SEGMENT_DATA: u8 = 0b0011;
+/// Monitor coprocessor, numeric errors, write protect, alignment mask; the caches are on.
+const CR0: u64 = 1 << 1 | 1 << 5 | 1 << 16 | 1 << 18;
+const CR0_CACHES_OFF: u64 = 1 << 29 | 1 << 30;
+/// FXSAVE, SIMD exceptions.
+const CR4: u64 = 1 << 9 | 1 << 10;
+/// System calls, no-execute.
+const EFER: u64 = 1 << 0 | 1 << 11;
+/// The segment type of a busy task state.
 const SEGMENT_BUSY_TASK: u8 = 0b1011;
 
 impl BareEntry {
@@ -256,11 +251,14 @@ impl BareEntry {
 
     /// The special registers, from those that KVM gave at reset.
     pub fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
-        let mut sregs = reset;
-        sregs.cs = flat_segment(CODE_SELECTOR, SEGMENT_CODE, true);
-        let data = flat_segment(DATA_SELECTOR, SEGMENT_DATA, false);
-        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-        (sregs.fs, sregs.gs) = (data, data);
+        let mut sregs = LongMode {
+            gdt: GDT,
+            gdt_bytes: size_of_val(&DESCRIPTORS),
+            code: CODE_SELECTOR,
+            data: DATA_SELECTOR,
+            page_tables: PAGE_TABLES,
+        }
+        .sregs(reset);
         sregs.tr = kvm_segment {
             base: TASK_STATE,
             limit: TASK_STATE_LIMIT,
@@ -273,31 +271,12 @@ impl BareEntry {
             unusable: 1,
             ..Default::default()
         };
-        sregs.gdt.base = GDT;
-        sregs.gdt.limit = (size_of_val(&DESCRIPTORS) - 1) as u16;
         sregs.idt.base = 0;
         sregs.idt.limit = 0;
-        sregs.cr0 = CR0;
-        sregs.cr3 = PAGE_TABLES;
-        sregs.cr4 = CR4;
-        sregs.efer = EFER;
+        sregs.cr0 = sregs.cr0 & !CR0_CACHES_OFF | CR0;
+        sregs.cr4 |= CR4;
+        sregs.efer |= EFER;
         sregs
-    }
-}
-
-fn flat_segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..Default::default()
     }
 }
 

@@ -4,8 +4,9 @@
 use std::io;
 use std::sync::Arc;
 
-use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
-use spec::PAGE_SIZE;
+use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap, Trace};
+use spec::trace::Event;
+use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
@@ -22,6 +23,7 @@ pub struct KvmDirtyLog {
     slots: Arc<MemorySlots>,
     /// One slot's log; reused.
     buffer: Vec<u64>,
+    trace: Trace,
 }
 
 impl KvmDirtyLog {
@@ -32,6 +34,15 @@ impl KvmDirtyLog {
         Self {
             slots,
             buffer: vec![0; longest],
+            trace: Trace::default(),
+        }
+    }
+
+    /// The same, recording in `trace` which pages are armed.
+    pub fn recorded(self, trace: &Trace) -> Self {
+        Self {
+            trace: trace.clone(),
+            ..self
         }
     }
 
@@ -85,6 +96,10 @@ impl DirtyLog for KvmDirtyLog {
                 slots
                     .clear_dirty_log(slot, at as u64 * 64, &all[..count])
                     .map_err(|e| failed(LogSource::Kvm, "be cleared", e))?;
+                let chunk = PageRange::new(pages.first() + at as u64 * 64, count as u64 * 64);
+                if let Some(armed) = chunk.and_then(|chunk| chunk.intersection(*pages)) {
+                    self.trace.record(Event::Armed(armed));
+                }
             }
         }
         Ok(())
@@ -126,7 +141,10 @@ impl DirtyLog for OwnWritesLog {
     }
 
     fn start(&mut self) -> Result<(), DirtyLogError> {
-        self.memory.iter().for_each(|region| log_of(region).reset());
+        for region in self.memory.iter() {
+            // Not `reset`, which only stores: who clears a bit must have seen the write that set it.
+            log_of(region).get_and_reset();
+        }
         Ok(())
     }
 
@@ -174,7 +192,6 @@ mod tests {
     use super::*;
     use crate::memory::{MachineMemory, MemoryOptions};
     use proptest::prelude::*;
-    use spec::PageRange;
     use vm_memory::{Bytes, GuestAddress};
 
     proptest! {

@@ -24,6 +24,7 @@ pub mod images;
 pub mod io_bus;
 pub mod kick;
 pub mod linux;
+mod long_mode;
 pub mod machine;
 pub mod memory;
 pub mod mmio;

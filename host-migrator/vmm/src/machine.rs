@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use host_migrator::{
-    DestinationMachine, DirtyLog, GuestRam, MachineError, RamRegion, SourceMachine,
+    DestinationMachine, DirtyLog, GuestRam, MachineError, RamRegion, SourceMachine, Trace,
 };
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use spec::bare::{MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
+use spec::trace::{Event, Role};
 
 use crate::boot::{self, BootError, Guest};
 use crate::dirty_log::{KvmDirtyLog, OwnWritesLog};
@@ -38,6 +39,8 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// The socket of the balloon's vhost-user back end, if the machine has a balloon.
     pub balloon_socket: Option<PathBuf>,
+    /// Where the machine records what it does, for tests.
+    pub trace: Trace,
 }
 
 /// Where what the guest says goes.
@@ -94,6 +97,7 @@ pub struct Machine {
     guest: Option<GuestKind>,
     /// Do not run the guest when its migration is complete.
     hold: bool,
+    trace: Trace,
     // Dropped in this order: first what runs, last what it runs on.
     vcpus: Vcpus,
     heartbeat: Heartbeat,
@@ -191,6 +195,7 @@ impl Machine {
             life: Life::Awaiting,
             guest: None,
             hold: false,
+            trace: config.trace.of(Role::Machine),
             vcpus,
             heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
                 action: "start a thread",
@@ -228,6 +233,7 @@ impl Machine {
         if self.guest == Some(GuestKind::Bare) {
             self.heartbeat.run();
         }
+        self.trace.record(Event::Run);
         self.vcpus.run().map_err(failed("run the guest"))?;
         self.life = Life::Running;
         Ok(())
@@ -249,7 +255,7 @@ impl Machine {
     /// The logs of all who write the guest's memory.
     pub fn dirty_logs(&self) -> Vec<Box<dyn DirtyLog>> {
         let mut logs: Vec<Box<dyn DirtyLog>> = vec![
-            Box::new(KvmDirtyLog::new(Arc::clone(&self.slots))),
+            Box::new(KvmDirtyLog::new(Arc::clone(&self.slots)).recorded(&self.trace)),
             Box::new(OwnWritesLog::new(Arc::clone(self.memory.own()))),
         ];
         logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
@@ -310,6 +316,7 @@ impl SourceMachine for Machine {
             self.vcpus.pause().map_err(failed("pause the guest"))?;
             self.heartbeat.pause();
             self.life = Life::Paused;
+            self.trace.record(Event::Stopped);
         }
         Ok(())
     }
@@ -352,10 +359,12 @@ impl DestinationMachine for Machine {
         }
         self.guest = Some(state.guest);
         self.life = Life::Paused;
+        self.trace.record(Event::Loaded);
         Ok(())
     }
 
     fn run(&mut self) -> Result<(), MachineError> {
+        self.trace.record(Event::TakenOver);
         if self.hold { Ok(()) } else { self.start() }
     }
 }

@@ -309,6 +309,7 @@ impl Runner {
     /// Runs the guest until it is interrupted (`None`) or ends.
     fn run(&self) -> Option<MachineEvent> {
         let mut fd = lock(&self.fd);
+        self.tell_of_pause(&fd);
         loop {
             match fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
@@ -335,6 +336,20 @@ impl Runner {
         }
     }
 
+    /// Sets the flag of the guest's paravirtual clock that says that it was stopped, so that its watchdogs do
+    /// not take the pause for a processor that hangs.
+    fn tell_of_pause(&self, fd: &VcpuFd) {
+        if let Err(error) = fd.kvmclock_ctrl()
+            // A guest without such a clock, or a KVM without this call.
+            && !matches!(error.errno(), libc::EINVAL | libc::ENOTTY)
+        {
+            log::warn!(
+                "vCPU {}: the guest cannot be told of the pause: {error}",
+                self.index
+            );
+        }
+    }
+
     fn obey(&self, request: Request) -> Option<MachineEvent> {
         match request {
             Request::Sleep(duration) => self.gate.sleep(duration),
@@ -357,4 +372,71 @@ impl Runner {
 /// Locks, also after a panic of another holder, which leaves nothing half done here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{MachineMemory, MemoryOptions};
+    use crate::serial::Console;
+    use crate::slots::MemorySlots;
+    use kvm_bindings::{Msrs, kvm_msr_entry};
+    use kvm_ioctls::{Cap, Kvm};
+    use vm_memory::{Bytes, GuestAddress};
+
+    const CODE: u64 = 0x1000;
+    /// Where the guest has its clock, the register that tells KVM, and the byte with the flags.
+    const CLOCK: u64 = 0x2000;
+    const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+    const FLAGS: GuestAddress = GuestAddress(CLOCK + 29);
+    const GUEST_STOPPED: u8 = 1 << 1;
+
+    #[test]
+    fn a_guest_with_a_paravirtual_clock_is_told_of_every_pause() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("skipped: /dev/kvm cannot be opened");
+            return;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        if !vm.check_extension(Cap::KvmclockCtrl) {
+            println!("skipped: this KVM cannot tell a guest that it was stopped");
+            return;
+        }
+        let memory = MachineMemory::new(1 << 20, MemoryOptions::default()).unwrap();
+        let _slots = MemorySlots::register(Arc::clone(&vm), Arc::clone(memory.ram())).unwrap();
+        let console = Console::new(Box::new(io::sink())).unwrap();
+        let bus = Arc::new(IoBus::new(console, Vec::new()));
+        let (events, _) = std::sync::mpsc::channel();
+        let mut vcpus = Vcpus::new(&vm, 1, &bus, &events).unwrap();
+        // In real mode: jump to yourself.
+        let memory = memory.ram().memory();
+        memory
+            .write_slice(&[0xeb, 0xfe], GuestAddress(CODE))
+            .unwrap();
+        for vcpu in vcpus.lock_all() {
+            let mut sregs = vcpu.get_sregs().unwrap();
+            (sregs.cs.base, sregs.cs.selector) = (0, 0);
+            vcpu.set_sregs(&sregs).unwrap();
+            let mut regs = vcpu.get_regs().unwrap();
+            (regs.rip, regs.rflags) = (CODE, 2);
+            vcpu.set_regs(&regs).unwrap();
+            let enable = kvm_msr_entry {
+                index: MSR_KVM_SYSTEM_TIME_NEW,
+                data: CLOCK | 1,
+                ..Default::default()
+            };
+            let set = vcpu.set_msrs(&Msrs::from_entries(&[enable]).unwrap());
+            assert_eq!(set.unwrap(), 1);
+        }
+        for _ in 0..3 {
+            memory.write_obj(0u8, FLAGS).unwrap();
+            vcpus.run().unwrap();
+            let end = Instant::now() + PATIENCE;
+            while memory.read_obj::<u8>(FLAGS).unwrap() & GUEST_STOPPED == 0 {
+                assert!(Instant::now() < end, "the guest is not told");
+                thread::sleep(Duration::from_millis(1));
+            }
+            vcpus.pause().unwrap();
+        }
+    }
 }

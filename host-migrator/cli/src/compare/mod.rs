@@ -24,6 +24,7 @@ pub use run::{RunPlan, ask_oracle, run_once};
 use crate::args::CompareArgs;
 use crate::control::ClientError;
 use crate::nested;
+use crate::trace::TraceJobError;
 
 /// A comparison that could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,12 @@ pub enum CompareError {
     /// The memory could not be compared.
     #[error(transparent)]
     Oracle(#[from] OracleError),
+    /// The trace of a run cannot be read.
+    #[error(transparent)]
+    Trace(#[from] TraceJobError),
+    /// The trace of a run shows that the rule was broken, or is incomplete.
+    #[error("the trace of a run does not show that the rule was kept: {0}")]
+    Rule(String),
     /// The nested lane, where the guest cannot run here directly.
     #[error(transparent)]
     Nested(#[from] nested::NestedError),

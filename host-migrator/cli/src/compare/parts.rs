@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::CompareError;
 use crate::control::{self, Client};
 use crate::machine::Status;
+use crate::trace::TraceArgs;
 
 /// How long a process may take until its socket is there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -129,13 +130,15 @@ pub struct Host {
     pub device: Part,
     /// The machine's control socket.
     pub control: PathBuf,
+    /// The balloon device's control socket.
+    pub balloon_control: PathBuf,
     /// Where the guest's console goes.
     pub console: PathBuf,
 }
 
 impl Host {
-    /// Starts a balloon device and, when it is up, the machine `job` with `args`. `names` are what the two
-    /// are called in messages and files.
+    /// Starts a balloon device with the flags `device` and, when it is up, the machine that `job` describes.
+    /// `names` are what the two are called in messages and files; both record in `trace`, if there is one.
     ///
     /// # Errors
     /// [`CompareError`] if one of them does not come up.
@@ -144,21 +147,28 @@ impl Host {
         folder: &Path,
         names: (&'static str, &'static str),
         job: Vec<OsString>,
+        device: &[&str],
+        trace: &TraceArgs,
     ) -> Result<Self, CompareError> {
         let socket = |what: &str| folder.join(format!("{}-{what}", names.0));
         let (vhost, hints, control) = (socket("vhost"), socket("hints"), socket("control"));
         let console = socket("console");
-        let device_args: [&OsStr; 5] = [
-            "balloon-device".as_ref(),
+        let recording = trace.to_args();
+        let mut device_args: Vec<&OsStr> = vec![
+            "balloon".as_ref(),
+            "device".as_ref(),
             "--socket-path".as_ref(),
             vhost.as_ref(),
             "--control-socket".as_ref(),
             hints.as_ref(),
         ];
+        device_args.extend(device.iter().map(OsStr::new));
+        device_args.extend(recording.iter().map(OsString::as_os_str));
         let mut device = Part::start(names.1, program, folder, device_args)?;
         device.wait_for_socket(&vhost)?;
         device.wait_for_socket(&hints)?;
         let mut args = job;
+        args.extend(recording.iter().cloned());
         for (flag, path) in [
             ("--balloon", &vhost),
             ("--balloon-control", &hints),
@@ -174,6 +184,7 @@ impl Host {
             machine,
             device,
             control,
+            balloon_control: hints,
             console,
         })
     }

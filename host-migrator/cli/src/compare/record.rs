@@ -55,6 +55,9 @@ pub struct Record {
     pub guest_checks: u64,
     /// Stamps that were wrong there.
     pub guest_wrong: u64,
+    /// Events of the run's trace, which the rule allows; none if no trace was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_events: Option<u64>,
     /// Hinted pages of each round.
     pub pages_hinted_by_round: Vec<u64>,
 }

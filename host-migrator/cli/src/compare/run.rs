@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
 use indicatif::ProgressBar;
+use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::oracle::{self, OracleError, PageStates, Verdict};
@@ -22,6 +24,7 @@ use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
 use crate::size::Size;
+use crate::trace::{self, TraceArgs};
 
 /// How long a guest may take to boot, fill and free its memory.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
@@ -46,6 +49,7 @@ pub struct RunPlan {
     max_bandwidth: Option<Size>,
     hints: HintMode,
     transport: Transport,
+    check_trace: bool,
     /// Kernel and initial RAM disk of a Linux guest.
     linux: Option<nested::GuestFiles>,
     #[cfg(feature = "clause-switches")]
@@ -81,6 +85,7 @@ impl RunPlan {
                     max_bandwidth: args.migration.max_bandwidth,
                     hints: *hints,
                     transport: args.transport,
+                    check_trace: args.check_trace,
                     linux: linux.clone(),
                     #[cfg(feature = "clause-switches")]
                     switch_off: args.switch_off.clone(),
@@ -88,6 +93,22 @@ impl RunPlan {
             }
         }
         Ok(plans)
+    }
+
+    /// A new trace in `folder`, if traces are checked.
+    fn new_trace(&self, folder: &Path) -> Result<TraceArgs, CompareError> {
+        let mut args = TraceArgs::default();
+        if self.check_trace {
+            let path = folder.join("trace");
+            host_migrator::Trace::create(&path, DEFAULT_SLOTS).map_err(|source| {
+                CompareError::Io {
+                    what: "cannot make a trace",
+                    source,
+                }
+            })?;
+            args.trace = Some(path);
+        }
+        Ok(args)
     }
 
     fn machine_args(&self) -> Vec<OsString> {
@@ -163,12 +184,25 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
 
     step("guest fills its memory");
     let (program, place) = (&plan.program, folder.path());
-    let mut source = Host::start(program, place, ("source", "source-device"), plan.run_args())?;
+    let trace = plan.new_trace(place)?;
+    let mut source = Host::start(
+        program,
+        place,
+        ("source", "source-device"),
+        plan.run_args(),
+        &[],
+        &trace,
+    )?;
     let mut destination = Host::start(
         program,
         place,
         ("destination", "destination-device"),
         plan.receive_args(place),
+        &[],
+        &TraceArgs {
+            trace_host: 1,
+            ..trace.clone()
+        },
     )?;
     let listening =
         destination.wait_until("the destination to listen", GUEST_TIMEOUT, |status| {
@@ -218,8 +252,21 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
 
     step("guest checks its memory at the destination");
     let checked = check_at_destination(plan, &mut destination)?;
+    let events = trace.trace.as_deref().map(check_trace).transpose()?;
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
-    Ok(record(plan, in_use_bytes, &report, &verdict, &checked))
+    Ok(Record {
+        trace_events: events,
+        ..record(plan, in_use_bytes, &report, &verdict, &checked)
+    })
+}
+
+/// Holds what all parts have recorded against the rule. Returns how many events there were.
+fn check_trace(path: &Path) -> Result<u64, CompareError> {
+    let (verdict, around) = trace::check_file(path)?;
+    match verdict {
+        RuleVerdict::Holds(summary) => Ok(summary.events),
+        other => Err(CompareError::Rule(format!("{other}\n{around}"))),
+    }
 }
 
 /// Compares the memory of the two machines, which stand still.
@@ -340,6 +387,7 @@ fn record(
         pages_given_up: verdict.pages_given_up,
         guest_checks: checked.checks,
         guest_wrong: checked.wrong,
+        trace_events: None,
         pages_hinted_by_round: report
             .rounds
             .iter()

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use host_migrator::transport::{Listener, TransportError};
-use host_migrator::{MachineError, ReceiveError};
+use host_migrator::{MachineError, ReceiveError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
 };
@@ -63,7 +63,7 @@ pub enum ProcessError {
 pub fn run(args: RunArgs) -> Result<(), ProcessError> {
     let guest = guest(&args)?;
     let (outlets, parts) = outlets(&args.machine)?;
-    let mut machine = Machine::new(&config(&args.machine), &guest, outlets)?;
+    let mut machine = Machine::new(&config(&args.machine, &parts), &guest, outlets)?;
     machine.start()?;
     let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Running)?;
     serve(&args.machine.control, &process)?;
@@ -78,7 +78,7 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
 /// memory must be started for another try.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     let (outlets, parts) = outlets(&args.machine)?;
-    let machine = Machine::incoming(&config(&args.machine), args.hold, outlets)?;
+    let machine = Machine::incoming(&config(&args.machine, &parts), args.hold, outlets)?;
     let listener = Listener::bind(&args.address)?;
     let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Incoming)?;
     process.listens_at(listener.address().to_string());
@@ -93,17 +93,19 @@ fn serve(path: &Path, process: &std::sync::Arc<Process>) -> Result<(), ProcessEr
     control::serve(path, handler).map_err(io_error("listen at", path))
 }
 
-fn config(args: &MachineArgs) -> MachineConfig {
+fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {
     MachineConfig {
         memory_bytes: args.memory.0,
         memory: MemoryOptions::default(),
         vcpus: args.vcpus,
         balloon_socket: args.balloon.clone(),
+        trace: parts.trace.clone(),
     }
 }
 
-/// What the process keeps of the outlets that it gives the machine.
+/// What the process keeps of what it gives the machine.
 struct Parts {
+    trace: Trace,
     report: LastReport,
     events: mpsc::Receiver<reference_vmm::MachineEvent>,
 }
@@ -113,6 +115,14 @@ fn outlets(args: &MachineArgs) -> Result<(Outlets, Parts), ProcessError> {
         Some(path) => Box::new(File::create(path).map_err(io_error("write", path))?),
         None => Box::new(io::stderr()),
     };
+    let trace = args
+        .trace
+        .open()
+        .map_err(|(path, source)| ProcessError::Io {
+            action: "record in",
+            path,
+            source,
+        })?;
     let console = Console::new(out);
     let report = console.report();
     let (sender, events) = mpsc::channel();
@@ -121,7 +131,11 @@ fn outlets(args: &MachineArgs) -> Result<(Outlets, Parts), ProcessError> {
             console: Box::new(console),
             events: sender,
         },
-        Parts { report, events },
+        Parts {
+            trace,
+            report,
+            events,
+        },
     ))
 }
 

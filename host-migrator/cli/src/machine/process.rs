@@ -11,7 +11,7 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::transport::{Address, Channel, Listener};
 use host_migrator::{
-    GuestRam, HintSource, MigrationParams, MigrationState, RamRegion, Source, receive,
+    GuestRam, HintSource, MigrationParams, MigrationState, RamRegion, Source, Trace, receive,
 };
 use reference_vmm::{Machine, MachineEvent};
 use serde_json::{Value, json};
@@ -42,6 +42,7 @@ pub struct Process {
     guest: GuestKind,
     memory_bytes: u64,
     balloon_control: Option<PathBuf>,
+    trace: Trace,
     report: LastReport,
     outgoing: Arc<Outgoing>,
     life: Mutex<Life>,
@@ -92,6 +93,7 @@ impl Process {
             guest: args.guest,
             memory_bytes: args.memory.0,
             balloon_control: args.balloon_control.clone(),
+            trace: parts.trace,
             report: parts.report,
             outgoing: Arc::default(),
             life: Mutex::new(Life {
@@ -259,6 +261,7 @@ impl Process {
             ram: Arc::clone(&self.ram),
             logs,
             hints,
+            trace: self.trace.clone(),
         };
         self.outgoing.start(source, params, channel)
     }

@@ -32,6 +32,16 @@ pub fn guest_initrd(kernel: &Kernel) -> io::Result<Vec<u8>> {
     archive.finish()
 }
 
+/// The initial ramdisk of a Linux guest with PCI: the modules of the virtio drivers, and nothing to run.
+///
+/// # Errors
+/// Those of reading the modules.
+pub fn pci_guest_initrd(kernel: &Kernel) -> io::Result<Vec<u8>> {
+    let mut archive = Archive::new(Vec::new());
+    add_modules(&mut archive, &kernel.pci_guest_modules())?;
+    archive.finish()
+}
+
 /// Writes the outer machine's initial ramdisk, all but the job: the programs with their libraries, the
 /// modules of KVM, and the Linux guest. It is not compressed: the emulated processor copies faster than
 /// it decompresses.

@@ -6,7 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `vmlinux` | the kernel itself, decompressed: an emulated processor would take seconds for that |
-//! | `outer/`, `guest/` | the modules of either machine, and their load order in the file `list` |
+//! | `outer/`, `guest/`, `pci-guest/` | the modules of a machine, and their load order in the file `list` |
 
 use std::env;
 use std::fs;
@@ -23,7 +23,7 @@ use super::packages::{self, PackageError};
 /// Names the folder to keep kernels in, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";
 /// Changes with the layout of a kernel's folder, and with the modules in it.
-const LAYOUT: &str = "kernels-1";
+const LAYOUT: &str = "kernels-2";
 
 /// The file in a folder of modules that names them in load order, one a line.
 pub const MODULE_LIST: &str = "list";
@@ -31,6 +31,8 @@ pub const MODULE_LIST: &str = "list";
 const OUTER_DRIVERS: &[&str] = &["kvm_amd"];
 /// Drivers of the Linux guest.
 const GUEST_DRIVERS: &[&str] = &["virtio_mmio", "virtio_balloon"];
+/// Drivers of a Linux guest whose virtio devices are on PCI.
+const PCI_GUEST_DRIVERS: &[&str] = &["virtio_pci", "virtio_balloon"];
 
 /// Why there is no kernel.
 #[derive(Debug, Error)]
@@ -94,6 +96,11 @@ impl Kernel {
         self.folder.join("guest")
     }
 
+    /// The folder of the modules of a Linux guest with PCI.
+    pub fn pci_guest_modules(&self) -> PathBuf {
+        self.folder.join("pci-guest")
+    }
+
     /// Keeps `data` beside the kernel, under `name`, and returns its path. What was there is replaced in
     /// one step, so that a process that is reading it does not see a mixture.
     ///
@@ -155,6 +162,10 @@ impl Kernel {
         write_modules(
             &self.guest_modules(),
             &modules.with_dependencies(GUEST_DRIVERS)?,
+        )?;
+        write_modules(
+            &self.pci_guest_modules(),
+            &modules.with_dependencies(PCI_GUEST_DRIVERS)?,
         )
     }
 }
@@ -167,6 +178,9 @@ fn unusable_cache(path: &Path, source: io::Error) -> KernelError {
 }
 
 /// Where kernels are kept, by the rules of the XDG base directories.
+///
+/// # Errors
+/// [`KernelError::NoCache`].
 pub fn cache_folder() -> Result<PathBuf, KernelError> {
     let variable = |name| {
         env::var_os(name)

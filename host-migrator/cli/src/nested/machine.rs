@@ -15,7 +15,8 @@ use thiserror::Error;
 /// SVM with nested paging, on the oldest processor that has both and that QEMU knows well.
 const CPU: &str = "EPYC,+svm,+npt";
 /// One: with two, on two threads of QEMU 7.2, a guest whose pages are write-protected again and again by the
-/// dirty log ends in a triple fault within minutes. With one it does not.
+/// dirty log ends in a triple fault within minutes (four of four churning guests; none with QEMU 11.1). With one
+/// it does not.
 const PROCESSORS: &str = "1";
 /// No console output but errors; stop instead of rebooting; no mitigations, which only slow the emulation.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 mitigations=off";

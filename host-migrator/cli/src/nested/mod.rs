@@ -10,9 +10,10 @@
 //! ```
 //!
 //! [`Lane::prepare`] gathers the parts, [`Lane::run`] boots the outer machine for one command line.
-//! [`guest_files`] hands out the same Linux guest for machines that run it directly.
+//! [`guest_files`] hands out the same Linux guest for machines that run it directly, [`pci_guest_files`] its kernel
+//! and drivers for other VMMs.
 
-mod cpio;
+pub mod cpio;
 mod decompress;
 mod elf;
 mod image;
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use kernel::Kernel;
-pub use kernel::KernelError;
+pub use kernel::{KernelError, cache_folder};
 use machine::Machine;
 pub use machine::{Line, MachineError, Settings};
 pub use packages::PackageError;
@@ -110,6 +111,21 @@ pub fn guest_files() -> Result<GuestFiles, NestedError> {
     }
     let kernel = Kernel::find_or_fetch()?;
     let initrd = kernel.keep("guest.cpio", &image::guest_initrd(&kernel)?)?;
+    Ok(GuestFiles {
+        kernel: kernel.image(),
+        initrd,
+    })
+}
+
+/// What boots a Linux guest whose virtio devices are on PCI: the same kernel, and an initial ramdisk that holds
+/// the drivers only, in the folder `modules` with their load order in the file `list`. A first process is to be
+/// appended.
+///
+/// # Errors
+/// As of [`guest_files`].
+pub fn pci_guest_files() -> Result<GuestFiles, NestedError> {
+    let kernel = Kernel::find_or_fetch()?;
+    let initrd = kernel.keep("pci-guest.cpio", &image::pci_guest_initrd(&kernel)?)?;
     Ok(GuestFiles {
         kernel: kernel.image(),
         initrd,

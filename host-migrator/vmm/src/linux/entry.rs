@@ -2,12 +2,13 @@
 //! The state in which the first vCPU enters the kernel: 64-bit mode, flat segments, memory mapped one to
 //! one, the zero page in RSI.
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use spec::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::LinuxError;
 use super::layout::{GDT, PAGE_TABLES, RESET_PORT, RESET_VALUE, RESET_VECTOR, ZERO_PAGE};
+use crate::long_mode::{LongMode, entry};
 
 /// How a loaded kernel is entered. The other vCPUs wait for the kernel to start them, which is how KVM
 /// creates them.
@@ -30,60 +31,27 @@ impl LinuxEntry {
 
     /// The first vCPU's special registers, from those that KVM gave it at reset.
     pub fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
-        let mut sregs = reset;
-        sregs.cs = flat_segment(CODE_SELECTOR, SEGMENT_CODE, true);
-        let data = flat_segment(DATA_SELECTOR, SEGMENT_DATA, false);
-        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-        (sregs.fs, sregs.gs) = (data, data);
-        sregs.gdt.base = GDT;
-        sregs.gdt.limit = (size_of_val(&DESCRIPTORS) - 1) as u16;
-        sregs.cr0 |= CR0_PE | CR0_PG;
-        sregs.cr3 = PAGE_TABLES;
-        sregs.cr4 |= CR4_PAE;
-        sregs.efer |= EFER_LME | EFER_LMA;
-        sregs
+        LongMode {
+            gdt: GDT,
+            gdt_bytes: size_of_val(&DESCRIPTORS),
+            code: CODE_SELECTOR,
+            data: DATA_SELECTOR,
+            page_tables: PAGE_TABLES,
+        }
+        .sregs(reset)
     }
 }
 
 const RFLAGS_FIXED: u64 = 1 << 1;
-const CR0_PE: u64 = 1 << 0;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// The selectors that the boot protocol asks for (`__BOOT_CS`, `__BOOT_DS`).
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
-/// Segment types: code that can be executed and read, data that can be read and written; both accessed.
-const SEGMENT_CODE: u8 = 0b1011;
-const SEGMENT_DATA: u8 = 0b0011;
 /// Two null descriptors, 64-bit code and flat data, as the selectors above number them.
 const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-/// What the processor makes of a descriptor in [`DESCRIPTORS`].
-fn flat_segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: u8::from(!long),
-        l: u8::from(long),
-        s: 1,
-        g: 1,
-        ..Default::default()
-    }
-}
-
-const PAGE_PRESENT: u64 = 1 << 0;
-const PAGE_WRITABLE: u64 = 1 << 1;
-const PAGE_LARGE: u64 = 1 << 7;
 /// Tables of level 2; each maps 1 GiB.
 const LEVEL_2_TABLES: u64 = 4;
-const LARGE_PAGE_SHIFT: u32 = 21;
-const ENTRIES: u64 = 512;
 
 /// Real-mode code for the reset vector: `mov al, RESET_VALUE; out RESET_PORT, al; hlt`. Linux restarts a
 /// hardware-reduced machine without EFI this way, not by the reset register of the ACPI tables.
@@ -96,10 +64,10 @@ pub(super) fn write_tables<M: GuestMemoryBackend>(memory: &M) -> Result<(), Linu
     memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))?;
     let level_3 = PAGE_TABLES + PAGE_SIZE;
     let level_2 = level_3 + PAGE_SIZE;
-    let table = PAGE_PRESENT | PAGE_WRITABLE;
+    let table = entry::PRESENT | entry::WRITABLE;
     let pointers = (0..LEVEL_2_TABLES).map(|index| (level_2 + index * PAGE_SIZE) | table);
-    let pages =
-        (0..LEVEL_2_TABLES * ENTRIES).map(|page| (page << LARGE_PAGE_SHIFT) | table | PAGE_LARGE);
+    let pages = (0..LEVEL_2_TABLES * entry::COUNT)
+        .map(|page| (page * entry::LARGE_PAGE_BYTES) | table | entry::LARGE);
     memory.write_slice(&little_endian([level_3 | table]), GuestAddress(PAGE_TABLES))?;
     memory.write_slice(&little_endian(pointers), GuestAddress(level_3))?;
     memory.write_slice(&little_endian(pages), GuestAddress(level_2))?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
-/// The most state that a back end may have. A balloon's is a few dozen bytes.
-pub const MAX_BYTES: usize = 1 << 16;
+/// The most state that a back end may have. A balloon that is full of scattered pages has a bit for each.
+pub const MAX_BYTES: usize = 9 << 20;
 
 /// Reads a state to its end, which is the close of the other end.
 ///
@@ -95,8 +95,10 @@ mod tests {
     #[test]
     fn an_endless_state_is_refused() {
         let (reader, writer) = pipe();
-        let writing = std::thread::spawn(move || send(writer, &vec![0; 1 << 20], LIMIT));
-        let error = receive(reader, LIMIT).unwrap_err();
+        let endless = vec![0; MAX_BYTES + (1 << 20)];
+        let patience = Duration::from_secs(20);
+        let writing = std::thread::spawn(move || send(writer, &endless, patience));
+        let error = receive(reader, patience).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(writing.join().unwrap().is_err());
     }

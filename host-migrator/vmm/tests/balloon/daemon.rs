@@ -7,13 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use clap::Parser;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use spec::balloon::{CommandId, QueueNumbering};
-use spec::control::{EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION};
+use spec::balloon::CommandId;
+use spec::control::{
+    BalloonStatus, EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION,
+};
 use spec::hint_map;
-use vhost_device_balloon::args::FrontEnd;
-use vhost_device_balloon::{Config, sockets};
+use vhost_device_balloon::{Args, sockets};
 
 use crate::rig::{PATIENCE, eventually};
 
@@ -75,14 +77,17 @@ fn process_of_the_daemon() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else {
         return;
     };
-    let config = Config {
-        front_end: FrontEnd::Listen {
-            path: folder.join("vhost-user"),
-            once: true,
-        },
-        control_socket: Some(folder.join("control")),
-        queue_numbering: QueueNumbering::Dense,
-    };
+    let path = |name| folder.join(name).into_os_string();
+    let line = [
+        "vhost-device-balloon".into(),
+        "--once".into(),
+        "--free-page-reporting".into(),
+        "--socket-path".into(),
+        path("vhost-user"),
+        "--control-socket".into(),
+        path("control"),
+    ];
+    let config = Args::parse_from(line).device.into();
     vhost_device_balloon::run(config).unwrap();
 }
 
@@ -122,6 +127,18 @@ impl Migrator {
             Reply::Closed(report) => report,
             other => panic!("epoch {epoch} is not closed: {other:?}"),
         }
+    }
+
+    pub fn balloon(&mut self) -> BalloonStatus {
+        match self.ask(Request::BalloonStatus, &[]) {
+            Reply::BalloonStatus(status) => status,
+            other => panic!("no status of the balloon: {other:?}"),
+        }
+    }
+
+    pub fn set_target(&mut self, pages: u32) {
+        let reply = self.ask(Request::SetTarget { pages }, &[]);
+        assert_eq!(reply, Reply::Ok);
     }
 
     fn ask(&mut self, request: Request, fds: &[OwnedFd]) -> Reply {

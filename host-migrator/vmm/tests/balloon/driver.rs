@@ -14,23 +14,35 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::rig::eventually;
 
-/// What a stock Linux driver takes.
+/// What a stock Linux driver takes of a device that does not report.
 pub const FEATURES: u64 =
     1 << feature::VERSION_1 | 1 << feature::STATS_VQ | 1 << feature::FREE_PAGE_HINT;
-/// The hint queue's number under [`FEATURES`].
+/// All queues.
+pub const REPORTING_TOO: u64 = FEATURES | 1 << feature::REPORTING;
+/// The queues' numbers under either.
+pub const INFLATE: u32 = 0;
+pub const DEFLATE: u32 = 1;
+pub const STATISTICS: u32 = 2;
 pub const HINTS: u32 = 3;
+pub const REPORTS: u32 = 4;
 pub const SIZE: u16 = 64;
 
+const QUEUES: usize = 5;
 const WRITE: u16 = 2;
+/// Room for what a buffer says.
+const MESSAGE_BYTES: u64 = 256;
 /// Queue `n` lies at `n + 1` times this; descriptors, rings and room for commands a part each.
 const QUEUE_BYTES: u64 = 0x10000;
 const PART: u64 = 0x4000;
 
-/// A driver of a balloon, and its hint queue.
+/// A driver of a balloon.
+#[derive(Clone)]
 pub struct Driver {
     pub device: Arc<VhostUserBalloon>,
     ram: Arc<GuestRam>,
-    available: u16,
+    features: u64,
+    /// What the driver has made available on each queue.
+    available: [u16; QUEUES],
 }
 
 impl Driver {
@@ -38,8 +50,14 @@ impl Driver {
         Self {
             device: Arc::clone(device),
             ram: Arc::clone(ram),
-            available: 0,
+            features: FEATURES,
+            available: [0; QUEUES],
         }
+    }
+
+    /// A driver that takes these features.
+    pub fn with_features(self, features: u64) -> Self {
+        Self { features, ..self }
     }
 
     /// A driver whose guest has been moved to `device`.
@@ -63,7 +81,7 @@ impl Driver {
     /// Up to DRIVER_OK, as Linux does it; panics where Linux would give up.
     pub fn bring_up(&mut self) {
         self.negotiate();
-        for queue in 0..=HINTS {
+        for queue in 0..self.queues() {
             assert_eq!(self.set_queue_up(queue), 0, "not ready before");
         }
         self.write(reg::VIRTIO_MMIO_STATUS, 15);
@@ -72,14 +90,14 @@ impl Driver {
 
     /// Up to FEATURES_OK.
     pub fn negotiate(&mut self) {
-        self.available = 0;
+        self.available = [0; QUEUES];
         for status in [0, 1, 3] {
             self.write(reg::VIRTIO_MMIO_STATUS, status);
         }
-        assert_eq!(self.offered() & FEATURES, FEATURES);
+        assert_eq!(self.offered() & self.features, self.features);
         for half in [1, 0] {
             self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
-            let value = (FEATURES >> (32 * half)) as u32;
+            let value = (self.features >> (32 * half)) as u32;
             self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, value);
         }
         self.write(reg::VIRTIO_MMIO_STATUS, 11);
@@ -127,51 +145,124 @@ impl Driver {
 
     /// Makes a hint for `bytes` at `address` available without a kick.
     pub fn add_hint(&mut self, address: u64, bytes: u32) {
-        self.add(address, bytes, WRITE);
+        self.add(HINTS, address, bytes, WRITE);
     }
 
     /// Sends a command and waits until it is used.
     pub fn send_command(&mut self, command: u32) {
-        let at = base(HINTS) + 3 * PART + u64::from(self.available % SIZE) * 4;
-        self.memory().write_obj(command, GuestAddress(at)).unwrap();
-        self.add(at, 4, 0);
+        self.say(HINTS, &command.to_le_bytes());
         self.kick();
         self.wait_until_used();
     }
 
+    /// Kicks the hint queue.
     pub fn kick(&self) {
-        self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, HINTS);
+        self.kick_queue(HINTS);
     }
 
+    /// Puts pages into the balloon and waits until the device has them.
+    pub fn inflate(&mut self, pfns: impl IntoIterator<Item = u32>) {
+        self.tell_pages(INFLATE, pfns);
+    }
+
+    /// Takes pages out of the balloon and waits until the device knows.
+    pub fn deflate(&mut self, pfns: impl IntoIterator<Item = u32>) {
+        self.tell_pages(DEFLATE, pfns);
+    }
+
+    /// Says how many pages are in the balloon, as Linux does after a change.
+    pub fn set_actual(&self, pages: u32) {
+        self.write(reg::VIRTIO_MMIO_CONFIG + Config::ACTUAL as u32, pages);
+    }
+
+    /// Gives the device a buffer of statistics, which it keeps until it wants new ones.
+    pub fn give_statistics(&mut self, values: &[(u16, u64)]) {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat())
+            .collect();
+        self.say(STATISTICS, &bytes);
+        self.kick_queue(STATISTICS);
+    }
+
+    /// Reports free memory and waits until the device has dropped it.
+    pub fn report(&mut self, address: u64, bytes: u32) {
+        self.add(REPORTS, address, bytes, WRITE);
+        self.kick_queue(REPORTS);
+        self.wait_for_queue(REPORTS);
+    }
+
+    /// What was made available on the hint queue.
     pub fn available(&self) -> u16 {
-        self.available
+        self.available[HINTS as usize]
     }
 
+    /// What came back on the hint queue.
     pub fn used(&self) -> u16 {
-        let at = GuestAddress(self.used_ring() + 2);
+        self.used_of(HINTS)
+    }
+
+    /// What came back on `queue`.
+    pub fn used_of(&self, queue: u32) -> u16 {
+        let at = GuestAddress(used_ring(queue) + 2);
         self.memory().load(at, Ordering::Acquire).unwrap()
     }
 
-    /// Waits until every buffer has come back, and checks that each came once, in order, unwritten.
+    /// Waits until every buffer of the hint queue has come back.
     pub fn wait_until_used(&self) {
+        self.wait_for_queue(HINTS);
+    }
+
+    /// Guest-physical address of the hint queue's used ring.
+    pub fn used_ring(&self) -> u64 {
+        used_ring(HINTS)
+    }
+
+    /// Waits until every buffer has come back, and checks that each came once, in order, unwritten.
+    pub fn wait_for_queue(&self, queue: u32) {
+        let available = self.available[queue as usize];
         eventually("all buffers used", || {
-            (self.used() == self.available).then_some(())
+            (self.used_of(queue) == available).then_some(())
         });
-        for number in self.available.saturating_sub(SIZE)..self.available {
-            let at = self.used_ring() + 4 + u64::from(number % SIZE) * 8;
+        for number in available.saturating_sub(SIZE)..available {
+            let at = used_ring(queue) + 4 + u64::from(number % SIZE) * 8;
             let id: u32 = self.memory().read_obj(GuestAddress(at)).unwrap();
             let written: u32 = self.memory().read_obj(GuestAddress(at + 4)).unwrap();
             assert_eq!(
                 (id, written),
                 (u32::from(number % SIZE), 0),
-                "buffer {number}"
+                "buffer {number} of queue {queue}"
             );
         }
     }
 
-    /// Guest-physical address of the hint queue's used ring.
-    pub fn used_ring(&self) -> u64 {
-        base(HINTS) + 2 * PART
+    fn kick_queue(&self, queue: u32) {
+        self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    }
+
+    fn queues(&self) -> u32 {
+        let reports = self.features & 1 << feature::REPORTING != 0;
+        if reports { REPORTS + 1 } else { REPORTS }
+    }
+
+    fn tell_pages(&mut self, queue: u32, pfns: impl IntoIterator<Item = u32>) {
+        let bytes: Vec<u8> = pfns.into_iter().flat_map(u32::to_le_bytes).collect();
+        for message in bytes.chunks(MESSAGE_BYTES as usize) {
+            self.say(queue, message);
+            self.kick_queue(queue);
+            self.wait_for_queue(queue);
+        }
+    }
+
+    /// Makes a buffer with `message` for the device available.
+    fn say(&mut self, queue: u32, message: &[u8]) {
+        let slot = u64::from(self.available[queue as usize] % SIZE);
+        let at = base(queue) + 3 * PART + slot * MESSAGE_BYTES;
+        assert!(message.len() as u64 <= MESSAGE_BYTES);
+        self.memory()
+            .write_slice(message, GuestAddress(at))
+            .unwrap();
+        self.add(queue, at, message.len() as u32, 0);
     }
 
     fn offered(&self) -> u64 {
@@ -183,23 +274,24 @@ impl Driver {
     }
 
     /// Buffer `n` lies in descriptor `n % SIZE`: at most a ring full of them may be on its way.
-    fn add(&mut self, address: u64, bytes: u32, flags: u16) {
-        let slot = self.available % SIZE;
-        let in_flight = self.available.wrapping_sub(self.used());
-        assert!(in_flight < SIZE, "the queue is full");
+    fn add(&mut self, queue: u32, address: u64, bytes: u32, flags: u16) {
+        let available = self.available[queue as usize];
+        let slot = available % SIZE;
+        let in_flight = available.wrapping_sub(self.used_of(queue));
+        assert!(in_flight < SIZE, "queue {queue} is full");
         let mut descriptor = [0; 16];
         descriptor[..8].copy_from_slice(&address.to_le_bytes());
         descriptor[8..12].copy_from_slice(&bytes.to_le_bytes());
         descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-        let (memory, base) = (self.memory(), base(HINTS));
+        let (memory, base) = (self.memory(), base(queue));
         let at = base + u64::from(slot) * 16;
         memory.write_slice(&descriptor, GuestAddress(at)).unwrap();
         let at = base + PART + 4 + u64::from(slot) * 2;
         memory.write_obj(slot, GuestAddress(at)).unwrap();
-        let next = self.available.wrapping_add(1);
+        let next = available.wrapping_add(1);
         let at = GuestAddress(base + PART + 2);
         memory.store(next, at, Ordering::Release).unwrap();
-        self.available = next;
+        self.available[queue as usize] = next;
     }
 
     fn memory(&self) -> &impl GuestMemoryBackend {
@@ -209,4 +301,8 @@ impl Driver {
 
 fn base(queue: u32) -> u64 {
     (u64::from(queue) + 1) * QUEUE_BYTES
+}
+
+fn used_ring(queue: u32) -> u64 {
+    base(queue) + 2 * PART
 }

@@ -7,33 +7,31 @@ use host_migrator::MigrationBitmap;
 use reference_vmm::virtio::VirtioError;
 use virtio_bindings::virtio_mmio as reg;
 
-use crate::daemon::Daemon;
 use crate::driver::Driver;
 use crate::plain::PlainBackEnd;
-use crate::rig::{MIB, connect, eventually, guest_ram, machine};
+use crate::rig::{MIB, Subject, connect, eventually, guest_ram, machine};
 
 #[test]
 fn a_back_end_that_dies_is_noticed_and_the_guest_runs_on() {
-    let Some(vm) = machine() else { return };
-    let (mut daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    let mut log = device.dirty_log();
+    let Some(mut subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
+    let mut log = subject.device.dirty_log();
     log.start().unwrap();
-    daemon.kill();
-    eventually("the loss", || device.lost());
+    subject.daemon.kill();
+    eventually("the loss", || subject.device.lost());
     driver.wait_for_change();
     assert_eq!(driver.read(reg::VIRTIO_MMIO_STATUS), 0x4f, "needs reset");
     // A migration learns of it; its log may lack what the back end wrote last.
     assert!(
-        log.harvest(&MigrationBitmap::new(ram.bitmap_pages()))
+        log.harvest(&MigrationBitmap::new(subject.ram.bitmap_pages()))
             .is_err()
     );
     log.stop().unwrap();
-    assert!(matches!(device.stop(), Err(VirtioError::Lost(_))));
-    assert!(matches!(device.save(), Err(VirtioError::Lost(_))));
-    device.resume();
+    assert!(matches!(subject.device.stop(), Err(VirtioError::Lost(_))));
+    assert!(matches!(subject.device.save(), Err(VirtioError::Lost(_))));
+    subject.device.resume();
     // The guest may do what it likes with the dead device; it just does not get it back.
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
@@ -46,13 +44,12 @@ fn a_back_end_that_dies_is_noticed_and_the_guest_runs_on() {
 
 #[test]
 fn a_back_end_that_hangs_ends_in_an_error() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    daemon.freeze();
-    let stopped = device.stop();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let _driver = subject.running_driver();
+    subject.daemon.freeze();
+    let stopped = subject.device.stop();
     assert!(
         matches!(
             stopped,
@@ -62,7 +59,7 @@ fn a_back_end_that_hangs_ends_in_an_error() {
         ),
         "{stopped:?}"
     );
-    let reason = device.lost().unwrap();
+    let reason = subject.device.lost().unwrap();
     assert!(reason.contains("did not answer GET_VRING_BASE"), "{reason}");
 }
 

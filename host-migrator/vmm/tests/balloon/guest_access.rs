@@ -3,24 +3,23 @@
 
 use virtio_bindings::virtio_mmio as reg;
 
-use crate::daemon::{Daemon, Migrator};
-use crate::driver::{Driver, HINTS};
-use crate::rig::{MIB, connect, eventually, guest_ram, machine};
+use crate::daemon::Migrator;
+use crate::driver::HINTS;
+use crate::rig::{MIB, Subject, eventually, guest_ram};
 use crate::vcpu;
 
 #[test]
 fn hints_of_a_driver_reach_the_back_end_and_its_requests_reach_the_driver() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    let mut migrator = Migrator::connect(&daemon, ram.bitmap_pages());
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
+    let mut migrator = Migrator::connect(&subject.daemon, subject.ram.bitmap_pages());
     let generation = driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
 
     let id = migrator.open(1);
     eventually("the interrupt", || {
-        vcpu::interrupt_is_pending(&vm).then_some(())
+        vcpu::interrupt_is_pending(&subject.vm).then_some(())
     });
     assert_eq!(driver.wait_for_change().free_page_hint_cmd_id, id.get());
     assert_ne!(driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
@@ -32,28 +31,31 @@ fn hints_of_a_driver_reach_the_back_end_and_its_requests_reach_the_driver() {
     driver.kick();
     driver.wait_until_used();
     assert_eq!(migrator.close(1).pages, 512);
-    assert_eq!(device.ignored_accesses(), 0);
+    assert_eq!(subject.device.ignored_accesses(), 0);
 }
 
 #[test]
 fn a_write_of_a_vcpu_to_queue_notify_kicks_the_back_end_without_an_exit() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
     driver.add_hint(4 * MIB, 4096);
-    vcpu::store_word(&vm, &ram, reg::VIRTIO_MMIO_QUEUE_NOTIFY, HINTS);
+    vcpu::store_word(
+        &subject.vm,
+        &subject.ram,
+        reg::VIRTIO_MMIO_QUEUE_NOTIFY,
+        HINTS,
+    );
     driver.wait_until_used();
 }
 
 #[test]
 fn what_the_guest_writes_to_its_configuration_stays_and_the_rest_does_not() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
     driver.write(reg::VIRTIO_MMIO_CONFIG + 4, 77);
     driver.write(reg::VIRTIO_MMIO_CONFIG + 12, 0xaaaa_aaaa);
     driver.write(reg::VIRTIO_MMIO_CONFIG, 1000);
@@ -61,17 +63,17 @@ fn what_the_guest_writes_to_its_configuration_stays_and_the_rest_does_not() {
     let config = driver.config();
     assert_eq!((config.actual, config.poison_val), (77, 0xaaaa_aaaa));
     assert_eq!((config.num_pages, config.free_page_hint_cmd_id), (0, 0));
-    assert_eq!(device.ignored_accesses(), 2);
+    assert_eq!(subject.device.ignored_accesses(), 2);
     driver.bring_up();
     assert_eq!(driver.config().actual, 0, "after a reset");
 }
 
 #[test]
 fn a_driver_that_resets_the_device_starts_from_the_beginning() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.driver();
     for _ in 0..3 {
         driver.bring_up();
         for _ in 0..5 {
@@ -87,16 +89,15 @@ fn a_driver_that_resets_the_device_starts_from_the_beginning() {
         assert_eq!(driver.used(), used);
         driver.write(reg::VIRTIO_MMIO_STATUS, 0);
     }
-    assert_eq!(device.lost(), None);
+    assert_eq!(subject.device.lost(), None);
 }
 
 #[test]
 fn a_driver_that_stops_one_queue_gets_no_more_from_it() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     driver.wait_until_used();
@@ -106,17 +107,17 @@ fn a_driver_that_stops_one_queue_gets_no_more_from_it() {
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     assert_eq!(driver.used() + 1, driver.available());
-    device.stop().unwrap();
+    subject.device.stop().unwrap();
     assert_eq!(driver.used() + 1, driver.available());
-    assert_eq!(device.lost(), None);
+    assert_eq!(subject.device.lost(), None);
 }
 
 #[test]
 fn queues_outside_guest_memory_need_a_reset_and_nothing_worse() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.driver();
     // The hole between the regions, their ends, far away, unaligned, and no size.
     for (offset, value) in [
         (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, 20 * MIB),
@@ -134,9 +135,9 @@ fn queues_outside_guest_memory_need_a_reset_and_nothing_worse() {
         driver.write(reg::VIRTIO_MMIO_STATUS, 15);
         let status = driver.read(reg::VIRTIO_MMIO_STATUS);
         assert_eq!(status, 0x4f, "register {offset:#x} = {value:#x}");
-        device.stop().unwrap();
-        device.save().unwrap();
-        device.resume();
+        subject.device.stop().unwrap();
+        subject.device.save().unwrap();
+        subject.device.resume();
     }
     driver.bring_up();
     driver.add_hint(4 * MIB, 4096);

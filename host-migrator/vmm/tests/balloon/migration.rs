@@ -4,46 +4,42 @@
 use host_migrator::{DirtyLog, MigrationBitmap};
 use reference_vmm::virtio::{StateError, VirtioError, VirtioState};
 use spec::PAGE_SIZE;
-use spec::balloon::Command;
+use spec::balloon::{Command, Config};
 use virtio_bindings::virtio_mmio as reg;
 
-use crate::daemon::Daemon;
-use crate::driver::{Driver, FEATURES};
-use crate::rig::{MIB, connect, eventually, guest_ram, machine};
+use crate::daemon::Migrator;
+use crate::driver::{FEATURES, REPORTING_TOO, STATISTICS};
+use crate::rig::{MIB, Subject, eventually, guest_ram};
 use crate::vcpu;
 
 #[test]
 fn a_second_back_end_goes_on_where_the_first_was_stopped() {
-    let (Some(source_vm), Some(destination_vm)) = (machine(), machine()) else {
+    let ram = guest_ram();
+    let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
         return;
     };
-    let ram = guest_ram();
-    let (first, second) = (Daemon::start(), Daemon::start());
-    let source = connect(&first.socket(), &ram, &source_vm).unwrap();
-    let mut driver = Driver::new(&source, &ram);
-    driver.bring_up();
+    let mut driver = source.running_driver();
     driver.write(reg::VIRTIO_MMIO_CONFIG + 4, 77);
     for _ in 0..100 {
         driver.add_hint(4 * MIB, 4096);
         driver.kick();
         driver.wait_until_used();
     }
-    source.stop().unwrap();
+    source.device.stop().unwrap();
     for _ in 0..3 {
         driver.add_hint(4 * MIB, 4096);
         driver.kick();
     }
-    let state = source.save().unwrap();
+    let state = source.device.save().unwrap();
     assert_eq!(driver.used(), 100, "a stopped back end took a buffer");
     assert_eq!(state.bases[3], 100);
     let bytes = postcard::to_allocvec(&state).unwrap();
 
-    let destination = connect(&second.socket(), &ram, &destination_vm).unwrap();
     let state: VirtioState = postcard::from_bytes(&bytes).unwrap();
-    destination.load(&state).unwrap();
-    let mut driver = driver.moved_to(&destination);
+    destination.device.load(&state).unwrap();
+    let mut driver = driver.moved_to(&destination.device);
     assert_eq!(driver.used(), 100, "a back end ran before it was told to");
-    destination.resume();
+    destination.device.resume();
     driver.wait_until_used();
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
@@ -51,7 +47,7 @@ fn a_second_back_end_goes_on_where_the_first_was_stopped() {
     assert_eq!(driver.used(), 104);
     // The guest must learn that the hinting it knows of is over.
     eventually("the interrupt", || {
-        vcpu::interrupt_is_pending(&destination_vm).then_some(())
+        vcpu::interrupt_is_pending(&destination.vm).then_some(())
     });
     let config = driver.wait_for_change();
     assert_eq!(config.free_page_hint_cmd_id, Command::DONE);
@@ -59,43 +55,79 @@ fn a_second_back_end_goes_on_where_the_first_was_stopped() {
 }
 
 #[test]
-fn a_migration_that_fails_lets_the_source_run_on() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
+fn what_is_in_the_balloon_moves_with_the_guest() {
+    let ram = guest_ram();
+    let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
+        return;
+    };
+    let mut migrator = Migrator::connect(&source.daemon, ram.bitmap_pages());
+    migrator.set_target(600);
+    let mut driver = source.driver().with_features(REPORTING_TOO);
     driver.bring_up();
+    driver.write(reg::VIRTIO_MMIO_CONFIG + Config::POISON as u32, 0xaaaa_aaaa);
+    driver.give_statistics(&[(4, 1234)]);
+    driver.inflate(1024..1536);
+    driver.inflate([8192, 8200]);
+    driver.set_actual(514);
+    // A migration stops the rings and starts them again before it stops them for good.
+    let mut log = source.device.dirty_log();
+    log.start().unwrap();
+    assert_eq!(migrator.balloon().ballooned_pages, 514);
+    source.device.stop().unwrap();
+    // The statistics buffer is the guest's again: the other device has none.
+    assert_eq!(driver.used_of(STATISTICS), 1);
+    let state = source.device.save().unwrap();
+
+    destination.device.load(&state).unwrap();
+    destination.device.resume();
+    let mut driver = driver.moved_to(&destination.device);
+    let config = driver.wait_for_change();
+    assert_eq!((config.num_pages, config.actual), (600, 514));
+    assert_eq!(config.poison_val, 0xaaaa_aaaa);
+    let mut migrator = Migrator::connect(&destination.daemon, ram.bitmap_pages());
+    driver.deflate([8200, 1024, 1535]);
+    driver.inflate([2048]);
+    driver.give_statistics(&[(4, 1234)]);
+    driver.set_actual(512);
+    let balloon = migrator.balloon();
+    assert_eq!((balloon.ballooned_pages, balloon.actual_pages), (512, 512));
+    assert_eq!((balloon.wanted_pages, balloon.target_pages), (600, 600));
+    assert_eq!((balloon.bad_buffers, balloon.out_of_range), (0, 0));
+}
+
+#[test]
+fn a_migration_that_fails_lets_the_source_run_on() {
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
     for round in 1..=5 {
-        device.stop().unwrap();
-        device.stop().unwrap();
+        subject.device.stop().unwrap();
+        subject.device.stop().unwrap();
         driver.add_hint(4 * MIB, 4096);
         driver.kick();
-        device.save().unwrap();
+        subject.device.save().unwrap();
         assert_eq!(driver.used(), round - 1);
-        device.resume();
-        device.resume();
+        subject.device.resume();
+        subject.device.resume();
         driver.wait_until_used();
     }
 }
 
 #[test]
 fn a_guest_without_a_driver_migrates_too() {
-    let (Some(source_vm), Some(destination_vm)) = (machine(), machine()) else {
+    let ram = guest_ram();
+    let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
         return;
     };
-    let ram = guest_ram();
-    let (first, second) = (Daemon::start(), Daemon::start());
-    let source = connect(&first.socket(), &ram, &source_vm).unwrap();
-    let mut log = source.dirty_log();
+    let mut log = source.device.dirty_log();
     log.start().unwrap();
-    source.stop().unwrap();
-    let state = source.save().unwrap();
+    source.device.stop().unwrap();
+    let state = source.device.save().unwrap();
     log.stop().unwrap();
-    let destination = connect(&second.socket(), &ram, &destination_vm).unwrap();
-    destination.load(&state).unwrap();
-    destination.resume();
-    let mut driver = Driver::new(&destination, &ram);
-    driver.bring_up();
+    destination.device.load(&state).unwrap();
+    destination.device.resume();
+    let mut driver = destination.running_driver();
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     driver.wait_until_used();
@@ -103,70 +135,68 @@ fn a_guest_without_a_driver_migrates_too() {
 
 #[test]
 fn a_state_is_given_only_while_stopped_and_taken_only_by_an_unused_device() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    assert!(matches!(device.save(), Err(VirtioError::NotStopped)));
-    device.stop().unwrap();
-    let state = device.save().unwrap();
-    assert!(matches!(device.load(&state), Err(VirtioError::InUse)));
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let _driver = subject.running_driver();
+    assert!(matches!(
+        subject.device.save(),
+        Err(VirtioError::NotStopped)
+    ));
+    subject.device.stop().unwrap();
+    let state = subject.device.save().unwrap();
+    assert!(matches!(
+        subject.device.load(&state),
+        Err(VirtioError::InUse)
+    ));
 }
 
 #[test]
 fn a_state_that_was_tampered_with_is_refused_and_leaves_the_device_usable() {
-    let (Some(source_vm), Some(destination_vm)) = (machine(), machine()) else {
+    let ram = guest_ram();
+    let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
         return;
     };
-    let ram = guest_ram();
-    let (first, second) = (Daemon::start(), Daemon::start());
-    let source = connect(&first.socket(), &ram, &source_vm).unwrap();
-    let mut driver = Driver::new(&source, &ram);
-    driver.bring_up();
-    source.stop().unwrap();
-    let good = source.save().unwrap();
-    let destination = connect(&second.socket(), &ram, &destination_vm).unwrap();
+    let _driver = source.running_driver();
+    source.device.stop().unwrap();
+    let good = source.device.save().unwrap();
     let tampered: [fn(&mut VirtioState); 5] = [
         |state| state.registers.driver_features |= 1 << 20,
         |state| state.registers.queues[3].used = 20 * MIB,
         |state| state.registers.queues[0].size = 5,
         |state| state.registers.status = 0x20,
-        |state| state.back_end = Some(vec![0; 1 << 20]),
+        |state| state.back_end = Some(vec![0; 10 << 20]),
     ];
     for tamper in tampered {
         let mut state = good.clone();
         tamper(&mut state);
-        let error = destination.load(&state).unwrap_err();
+        let error = destination.device.load(&state).unwrap_err();
         assert!(matches!(error, VirtioError::State(_)), "{error}");
     }
     let mut state = good.clone();
     state.registers.driver_features = FEATURES | 1 << 6;
-    let error = destination.load(&state).unwrap_err().to_string();
+    let error = destination.device.load(&state).unwrap_err().to_string();
     assert!(error.contains("features 0x10000004a"), "{error}");
     let refused = matches!(
-        destination.load(&state),
+        destination.device.load(&state),
         Err(VirtioError::State(StateError::Features { .. }))
     );
     assert!(refused);
-    destination.load(&good).unwrap();
+    destination.device.load(&good).unwrap();
 }
 
 #[test]
 fn a_back_end_refuses_a_state_of_its_own_that_was_tampered_with() {
-    let (Some(source_vm), Some(destination_vm)) = (machine(), machine()) else {
+    let ram = guest_ram();
+    let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
         return;
     };
-    let ram = guest_ram();
-    let (first, second) = (Daemon::start(), Daemon::start());
-    let source = connect(&first.socket(), &ram, &source_vm).unwrap();
-    Driver::new(&source, &ram).bring_up();
-    source.stop().unwrap();
-    let mut state = source.save().unwrap();
+    source.running_driver();
+    source.device.stop().unwrap();
+    let mut state = source.device.save().unwrap();
     let back_end = state.back_end.as_mut().unwrap();
     back_end[0] ^= 0xff;
-    let destination = connect(&second.socket(), &ram, &destination_vm).unwrap();
-    let error = destination.load(&state).unwrap_err();
+    let error = destination.device.load(&state).unwrap_err();
     assert!(matches!(error, VirtioError::Refused { .. }), "{error}");
 }
 
@@ -178,13 +208,12 @@ fn harvest(log: &mut dyn DirtyLog, pages: u64) -> Vec<u64> {
 
 #[test]
 fn the_dirty_log_has_the_used_ring_and_nothing_of_the_hinted_pages() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    let pages = ram.bitmap_pages();
-    let mut log = device.dirty_log();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
+    let pages = subject.ram.bitmap_pages();
+    let mut log = subject.device.dirty_log();
     assert!(
         harvest(&mut *log, pages).is_empty(),
         "a log that was not started"
@@ -196,9 +225,9 @@ fn the_dirty_log_has_the_used_ring_and_nothing_of_the_hinted_pages() {
         driver.add_hint(40 * MIB, MIB as u32);
         driver.kick();
         driver.wait_until_used();
-        device.stop().unwrap();
+        subject.device.stop().unwrap();
         let dirty = harvest(&mut *log, pages);
-        device.resume();
+        subject.device.resume();
         assert_eq!(dirty, [driver.used_ring() / PAGE_SIZE]);
         assert!(harvest(&mut *log, pages).is_empty());
     }
@@ -213,12 +242,11 @@ fn the_dirty_log_has_the_used_ring_and_nothing_of_the_hinted_pages() {
 
 #[test]
 fn no_buffer_is_lost_or_used_twice_while_logging_is_switched() {
-    let Some(vm) = machine() else { return };
-    let (daemon, ram) = (Daemon::start(), guest_ram());
-    let device = connect(&daemon.socket(), &ram, &vm).unwrap();
-    let mut driver = Driver::new(&device, &ram);
-    driver.bring_up();
-    let mut log = device.dirty_log();
+    let Some(subject) = Subject::new(&guest_ram()) else {
+        return;
+    };
+    let mut driver = subject.running_driver();
+    let mut log = subject.device.dirty_log();
     let switching = std::thread::spawn(move || {
         for _ in 0..100 {
             log.start().unwrap();

@@ -10,6 +10,9 @@ use kvm_ioctls::{Kvm, VmFd};
 use reference_vmm::mmio::MmioSlot;
 use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 
+use crate::daemon::Daemon;
+use crate::driver::Driver;
+
 /// The end of every wait in these tests. Reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -61,6 +64,41 @@ pub fn machine() -> Option<VmFd> {
     let vm = kvm.create_vm().unwrap();
     vm.create_irq_chip().unwrap();
     Some(vm)
+}
+
+/// A machine, its memory, and a balloon whose back end has a process of its own.
+pub struct Subject {
+    pub device: Arc<VhostUserBalloon>,
+    pub daemon: Daemon,
+    pub ram: Arc<GuestRam>,
+    pub vm: VmFd,
+}
+
+impl Subject {
+    /// A balloon for a guest in `ram`; `None` where there is no KVM.
+    pub fn new(ram: &Arc<GuestRam>) -> Option<Self> {
+        let vm = machine()?;
+        let daemon = Daemon::start();
+        let device = connect(&daemon.socket(), ram, &vm).unwrap();
+        Some(Self {
+            device,
+            daemon,
+            ram: Arc::clone(ram),
+            vm,
+        })
+    }
+
+    /// A driver that has not touched the device yet.
+    pub fn driver(&self) -> Driver {
+        Driver::new(&self.device, &self.ram)
+    }
+
+    /// A driver that has brought the device up.
+    pub fn running_driver(&self) -> Driver {
+        let mut driver = self.driver();
+        driver.bring_up();
+        driver
+    }
 }
 
 pub fn connect(

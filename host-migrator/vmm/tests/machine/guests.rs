@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use host_migrator::{GuestRam, SourceMachine};
+use host_migrator::{GuestRam, SourceMachine, Trace};
 use reference_vmm::{
     BareWorkload, Guest, Machine, MachineConfig, MachineEvent, MemoryOptions, Outlets,
 };
@@ -44,6 +44,7 @@ pub fn config(memory_bytes: u64, vcpus: u8) -> MachineConfig {
         memory: MemoryOptions::default(),
         vcpus,
         balloon_socket: None,
+        trace: Trace::default(),
     }
 }
 

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's agent: a second source of hints, page by page ([`spec::agent`]).
+//!
+//! Its maps go into the same hint map as the driver's hints, under the same lock and the same rule: a map counts only
+//! if its epoch is the open one.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`collector`] | which maps count, and what they bring |
+//! | [`server`] | the socket that is the host's end of the agent's port |
+
+pub mod collector;
+pub mod server;
+
+pub use server::AgentServer;

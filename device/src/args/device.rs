@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The options of one device. They stand on the command line, or, for one of several devices, in the value of
+//! `--device`: then those on the command line hold for every device that does not say otherwise.
+
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser};
+use rustix::fs::Mode;
+
+use super::values::{MAX_NAME, Numbering, bytes, device_name, octal_mode, pages};
+use crate::balloon::options::Options;
+use crate::balloon::target::AutoShrink;
+use crate::trace::TraceFile;
+
+/// Who may connect to the control socket if nothing else is said: its owner.
+const OWNER_ONLY: Mode = Mode::from_raw_mode(0o600);
+
+/// The options of one device.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DeviceArgs {
+    /// Unix socket to listen on for the front end (the VMM)
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        conflicts_with = "fd",
+        help_heading = "Sockets of a device"
+    )]
+    pub socket_path: Option<PathBuf>,
+
+    /// File descriptor of a socket that is connected to the front end already; the device ends with it
+    #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(3..))]
+    #[arg(help_heading = "Sockets of a device")]
+    pub fd: Option<RawFd>,
+
+    /// End the device when its first front end hangs up, instead of waiting for the next
+    #[arg(long, help_heading = "Sockets of a device")]
+    pub once: bool,
+
+    /// Unix socket to listen on for the migrator and for `lacuna balloon`; without it no hints are asked for
+    #[arg(short, long, value_name = "PATH", help_heading = "Sockets of a device")]
+    pub control_socket: Option<PathBuf>,
+
+    /// Who may connect to the control socket, as octal permission bits of its file [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = octal_mode)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub control_socket_mode: Option<Mode>,
+
+    /// Unix socket to listen on for the guest's agent: the VMM connects a port of the guest to it
+    #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
+    pub agent_socket: Option<PathBuf>,
+
+    /// What the device is called in the log and the metrics [default: the name of its socket's file]
+    #[arg(long, value_name = "NAME", value_parser = device_name)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub name: Option<String>,
+
+    /// Memory that is wanted in the balloon, not in the guest: bytes, or with a suffix K, M, G or T [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = pages, help_heading = "Balloon")]
+    pub target: Option<u32>,
+
+    /// Make the balloon smaller while the guest has less than SIZE available or stalls for lack of memory, and
+    /// slowly larger again; asks for statistics, every second if nothing else is said
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Balloon")]
+    pub auto_shrink: Option<u64>,
+
+    /// Ask the guest for memory statistics every so many seconds
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Balloon")]
+    pub stats_interval: Option<u32>,
+
+    /// Record what the device does in this file, made by `lacuna trace create`, to be checked against the rule
+    #[arg(long, value_name = "FILE", help_heading = "Balloon")]
+    pub trace: Option<PathBuf>,
+
+    /// In the trace, the number that this device shares with its machine [default: 0]
+    #[arg(long, value_name = "N", requires = "trace", help_heading = "Balloon")]
+    pub trace_host: Option<u16>,
+
+    /// Offer free page reporting: memory that the guest reports as free is given back to the host
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Features offered to the guest")]
+    pub free_page_reporting: Option<bool>,
+
+    /// Allow the guest to take pages out of the balloon when it runs out of memory
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Features offered to the guest")]
+    pub deflate_on_oom: Option<bool>,
+
+    /// Have the guest tell before it uses pages from the balloon again
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Features offered to the guest")]
+    pub must_tell_host: Option<bool>,
+
+    /// Have the guest wait until each hint has been taken; the feature's bit (6) is contested upstream
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Features offered to the guest")]
+    pub hint_wait_on_ack: Option<bool>,
+
+    /// How queues get their numbers when the guest does not take every feature [default: dense]
+    #[arg(
+        long,
+        value_name = "RULE",
+        help_heading = "Features offered to the guest"
+    )]
+    pub queue_numbering: Option<Numbering>,
+}
+
+impl DeviceArgs {
+    /// These options, and `common` where nothing else is said. Sockets and names are nobody's but the device's.
+    pub(super) fn or(self, common: &Self) -> Self {
+        Self {
+            once: self.once || common.once,
+            control_socket_mode: self.control_socket_mode.or(common.control_socket_mode),
+            target: self.target.or(common.target),
+            auto_shrink: self.auto_shrink.or(common.auto_shrink),
+            stats_interval: self.stats_interval.or(common.stats_interval),
+            free_page_reporting: self.free_page_reporting.or(common.free_page_reporting),
+            deflate_on_oom: self.deflate_on_oom.or(common.deflate_on_oom),
+            must_tell_host: self.must_tell_host.or(common.must_tell_host),
+            hint_wait_on_ack: self.hint_wait_on_ack.or(common.hint_wait_on_ack),
+            queue_numbering: self.queue_numbering.or(common.queue_numbering),
+            ..self
+        }
+    }
+
+    /// Its name, or what its front end's socket suggests as one.
+    fn name(&self) -> String {
+        match (&self.name, &self.socket_path, self.fd) {
+            (Some(name), ..) => name.clone(),
+            (None, Some(path), _) => name_of_file(path),
+            (None, None, Some(fd)) => format!("fd{fd}"),
+            (None, None, None) => DEFAULT_NAME.into(),
+        }
+    }
+}
+
+/// The name of a device whose sockets suggest none.
+const DEFAULT_NAME: &str = "balloon";
+
+/// Whatever a file is called, the name is one that [`device_name`] allows.
+fn name_of_file(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name: String = stem
+        .chars()
+        .map(|c| {
+            if device_name(&c.to_string()).is_ok() {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(MAX_NAME)
+        .collect();
+    if name.is_empty() {
+        DEFAULT_NAME.into()
+    } else {
+        name
+    }
+}
+
+/// The value of `--device`, as a command line of its own.
+#[derive(Parser)]
+#[command(name = "--device", no_binary_name = true, disable_help_flag = true)]
+struct Line {
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Reads the value of `--device`: options without their dashes, separated by commas. A comma in a value is
+/// written twice, as for QEMU.
+pub(super) fn device_line(text: &str) -> Result<DeviceArgs, String> {
+    let mut words = vec![String::from("--")];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let twice = c == ',' && rest.next_if_eq(&',').is_some();
+        match words.last_mut() {
+            Some(word) if c != ',' || twice => word.push(c),
+            _ => words.push("--".into()),
+        }
+    }
+    if words.iter().any(|word| word == "--") {
+        return Err("an option is missing between commas".into());
+    }
+    let line = Line::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        line.trim_start_matches("error: ").to_owned()
+    })?;
+    Ok(line.device)
+}
+
+/// Where front ends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// They connect to a socket at this path.
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// Serve only one.
+        once: bool,
+    },
+    /// It is connected to this inherited file descriptor.
+    Inherited(RawFd),
+    /// They connect to a socket that the service manager listens on.
+    Activated {
+        /// Serve only one.
+        once: bool,
+    },
+}
+
+/// What a device is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What it is called in the log and the metrics.
+    pub name: String,
+    /// Where front ends come from.
+    pub front_end: FrontEnd,
+    /// Where the migrator and people connect, if they may.
+    pub control_socket: Option<PathBuf>,
+    /// Permission bits of that socket's file.
+    pub control_socket_mode: Mode,
+    /// Where the port of the guest's agent is connected, if it may have one.
+    pub agent_socket: Option<PathBuf>,
+    /// How queues get their numbers, and which features are offered.
+    pub options: Options,
+    /// How often the guest is asked for statistics, if at all.
+    pub statistics_interval: Option<Duration>,
+    /// Pages (4 KiB) that are wanted in the balloon.
+    pub target: u32,
+    /// When the target is lowered for a guest that is short of memory, if ever.
+    pub auto_shrink: Option<AutoShrink>,
+    /// Where the device records what it does, if anywhere.
+    pub trace: Option<TraceFile>,
+}
+
+impl From<DeviceArgs> for Config {
+    fn from(args: DeviceArgs) -> Self {
+        let name = args.name();
+        let once = args.once;
+        let numbering = args.queue_numbering.map(Into::into);
+        let offered = |feature: Option<bool>| feature.unwrap_or(false);
+        Self {
+            name,
+            front_end: match (args.socket_path, args.fd) {
+                (Some(path), _) => FrontEnd::Listen { path, once },
+                (None, Some(fd)) => FrontEnd::Inherited(fd),
+                (None, None) => FrontEnd::Activated { once },
+            },
+            control_socket: args.control_socket,
+            control_socket_mode: args.control_socket_mode.unwrap_or(OWNER_ONLY),
+            agent_socket: args.agent_socket,
+            options: Options {
+                numbering: numbering.unwrap_or_default(),
+                reporting: offered(args.free_page_reporting),
+                deflate_on_oom: offered(args.deflate_on_oom),
+                must_tell_host: offered(args.must_tell_host),
+                hint_wait_on_ack: offered(args.hint_wait_on_ack),
+            },
+            statistics_interval: args
+                .stats_interval
+                .or(args.auto_shrink.is_some().then_some(1))
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            target: args.target.unwrap_or(0),
+            auto_shrink: args
+                .auto_shrink
+                .map(|keep_available| AutoShrink { keep_available }),
+            trace: args.trace.map(|path| TraceFile {
+                path,
+                host: args.trace_host.unwrap_or(0),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(line: &str) -> Config {
+        device_line(line).unwrap().into()
+    }
+
+    #[test]
+    fn a_device_without_options_has_the_defaults() {
+        let config = config("fd=3");
+        assert_eq!(config.front_end, FrontEnd::Inherited(3));
+        assert_eq!(config.name, "fd3");
+        assert_eq!(config.options, Options::default());
+        assert_eq!((config.statistics_interval, config.target), (None, 0));
+        assert_eq!(config.auto_shrink, None);
+        assert_eq!(config.control_socket_mode.bits(), 0o600);
+    }
+
+    #[test]
+    fn a_device_line_takes_what_the_command_line_takes() {
+        let config = config("socket-path=run/a,,b.sock,control-socket=c,free-page-reporting,once");
+        let path = PathBuf::from("run/a,b.sock");
+        assert_eq!(config.front_end, FrontEnd::Listen { path, once: true });
+        assert_eq!(config.name, "a_b");
+        assert!(config.options.reporting);
+        for wrong in [
+            "",
+            "fd=2",
+            "no-such=1",
+            "fd=3,socket-path=a",
+            "name=a/b",
+            "once=,,",
+        ] {
+            let error = device_line(wrong).unwrap_err();
+            assert!(!error.contains('\n'), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_device_says_goes_before_what_all_say() {
+        let common = device_line("target=1M,must-tell-host,deflate-on-oom,name=x").unwrap();
+        let device = device_line("fd=3,target=2M,must-tell-host=off").unwrap();
+        let config = Config::from(device.or(&common));
+        assert_eq!((config.target, &*config.name), (512, "fd3"));
+        assert!(config.options.deflate_on_oom);
+        assert!(!config.options.must_tell_host);
+    }
+
+    #[test]
+    fn every_flag_of_a_feature_offers_that_feature() {
+        let none = Options::default();
+        type Switch = fn(&mut Options) -> &mut bool;
+        let offers: [(&str, Switch); 4] = [
+            ("free-page-reporting", |options| &mut options.reporting),
+            ("deflate-on-oom", |options| &mut options.deflate_on_oom),
+            ("must-tell-host", |options| &mut options.must_tell_host),
+            ("hint-wait-on-ack", |options| &mut options.hint_wait_on_ack),
+        ];
+        for (flag, offer) in offers {
+            let mut expected = none;
+            *offer(&mut expected) = true;
+            assert_eq!(config(&format!("fd=3,{flag}")).options, expected, "{flag}");
+            assert_eq!(config(&format!("fd=3,{flag}=off")).options, none, "{flag}");
+        }
+    }
+
+    #[test]
+    fn following_the_guest_asks_for_statistics() {
+        let interval = config("fd=3,auto-shrink=64M").statistics_interval;
+        assert_eq!(interval, Some(Duration::from_secs(1)));
+    }
+}

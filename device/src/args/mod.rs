@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line, after the conventions for vhost-user back end programs.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`device`] | the options of one device, and the [`Config`] they become |
+//! | [`values`] | sizes, modes, names |
+
+pub mod device;
+pub mod values;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use rustix::fs::Mode;
+
+pub use device::{Config, DeviceArgs, FrontEnd};
+
+use crate::sandbox::SandboxMode;
+use values::octal_mode;
+
+/// What `--print-capabilities` prints: the type and the optional features of the program.
+pub const CAPABILITIES: &str = r#"{"type":"balloon","features":[]}"#;
+
+const ABOUT: &str = "\
+A virtio memory balloon for any VMM that speaks vhost-user: inflate and deflate, memory statistics, free page \
+reporting, and free page hinting for live migration.
+
+The VMM connects to the vhost-user socket. A migrator, and `lacuna balloon`, connect to the control socket. The \
+program stays in the foreground; SIGTERM or SIGINT end it: guests are told to take their hinted pages back, \
+sockets are removed. A second signal ends it at once.";
+
+const EXAMPLES: &str = "\
+Examples:
+  One device, with a control socket and free page reporting:
+    vhost-device-balloon --socket-path /run/vm1.sock --control-socket /run/vm1-control.sock --free-page-reporting
+
+  Two devices in one process, one with 512 MiB in its balloon, and their metrics:
+    vhost-device-balloon --metrics-socket /run/metrics.sock \\
+        --device name=vm1,socket-path=/run/vm1.sock,target=512M \\
+        --device name=vm2,socket-path=/run/vm2.sock,control-socket=/run/vm2-control.sock
+    curl --unix-socket /run/metrics.sock http://localhost/metrics
+
+  The description file by which management programs find the program:
+    vhost-device-balloon --print-description > /usr/share/qemu/vhost-user/50-vhost-device-balloon.json
+
+Environment:
+  RUST_LOG       what is logged to standard error: error, warn (default), info or debug
+  LISTEN_FDS     sockets from the service manager, named 'vhost-user', 'control', 'agent' and 'metrics';
+                 with several devices 'vhost-user.NAME' and so on
+  NOTIFY_SOCKET  where the service manager is told that the program is ready, how it is, and that it stops
+
+Exit status:
+  0 after SIGTERM, SIGINT, or when every front end of --fd and --once has hung up; 1 if a device could not be
+  started or served, 2 for a wrong command line";
+
+/// A vhost-user back end for the virtio memory balloon, with free page hinting
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vhost-device-balloon", version)]
+#[command(long_about = ABOUT, after_long_help = EXAMPLES, after_help = "More, and examples: --help")]
+pub struct Args {
+    /// The only device, or what all of `devices` have in common.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// One device of several: its options without dashes, separated by commas (one in a value is written twice)
+    ///
+    /// Every option of a device can be given. Those that stand on the command line hold for all devices that do
+    /// not say otherwise; a feature is taken back with `=off`. Each device has threads of its own, and what one
+    /// front end does is of no matter to the others.
+    #[arg(long = "device", value_name = "OPTION=VALUE,...", value_parser = device::device_line)]
+    #[arg(conflicts_with_all = ["socket_path", "fd", "control_socket", "agent_socket", "name"])]
+    pub devices: Vec<DeviceArgs>,
+
+    /// Unix socket to serve metrics on, in the text format of Prometheus over HTTP
+    #[arg(long, value_name = "PATH", help_heading = "Process")]
+    pub metrics_socket: Option<PathBuf>,
+
+    /// Who may connect to the metrics socket, as octal permission bits of its file
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = octal_mode)]
+    #[arg(help_heading = "Process")]
+    pub metrics_socket_mode: Mode,
+
+    /// What becomes of a system call that the program has no business to make
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "enforce",
+        help_heading = "Process"
+    )]
+    pub sandbox: SandboxMode,
+
+    /// Print the program's capabilities as JSON and exit; other options are ignored
+    #[arg(long, help_heading = "Instead of running")]
+    pub print_capabilities: bool,
+
+    /// Print the JSON description by which management programs find BINARY, or this program, and exit
+    #[arg(long, value_name = "BINARY", num_args = 0..=1, help_heading = "Instead of running")]
+    pub print_description: Option<Option<PathBuf>>,
+}
+
+/// What the program is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// At least one.
+    pub devices: Vec<Config>,
+    /// Where metrics are served, if they are.
+    pub metrics_socket: Option<PathBuf>,
+    /// Permission bits of that socket's file.
+    pub metrics_socket_mode: Mode,
+    /// What the process may do once it has started.
+    pub sandbox: SandboxMode,
+}
+
+/// Two devices of one name.
+#[derive(Debug, thiserror::Error)]
+#[error("two devices are called '{0}': give them names")]
+pub struct SameName(String);
+
+impl TryFrom<Args> for Program {
+    type Error = SameName;
+
+    fn try_from(args: Args) -> Result<Self, Self::Error> {
+        let devices: Vec<Config> = if args.devices.is_empty() {
+            vec![args.device.into()]
+        } else {
+            let common = &args.device;
+            let devices = args.devices.into_iter();
+            devices.map(|device| device.or(common).into()).collect()
+        };
+        let mut names = HashSet::new();
+        if let Some(device) = devices.iter().find(|device| !names.insert(&device.name)) {
+            return Err(SameName(device.name.clone()));
+        }
+        Ok(Self {
+            devices,
+            metrics_socket: args.metrics_socket,
+            metrics_socket_mode: args.metrics_socket_mode,
+            sandbox: args.sandbox,
+        })
+    }
+}
+
+/// The description of the program at `binary`, as management programs read it from a file in
+/// `/usr/share/qemu/vhost-user` (QEMU, docs/interop/vhost-user.json).
+pub fn description(binary: &Path) -> String {
+    let description = serde_json::json!({
+        "description": "virtio memory balloon with free page hinting (Lacuna)",
+        "type": "balloon",
+        "binary": binary.to_string_lossy(),
+    });
+    format!("{description:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["vhost-device-balloon"], line].concat())
+    }
+
+    fn program(line: &[&str]) -> Result<Program, SameName> {
+        Program::try_from(parse(line).unwrap())
+    }
+
+    #[test]
+    fn at_most_one_way_to_the_front_end_is_taken() {
+        assert!(parse(&["--fd", "3", "--socket-path", "a"]).is_err());
+        assert!(parse(&["--fd", "3", "--device", "socket-path=a"]).is_err());
+        let nothing_said = program(&[]).unwrap();
+        let front_end = &nothing_said.devices[0].front_end;
+        assert_eq!(*front_end, FrontEnd::Activated { once: false });
+    }
+
+    #[test]
+    fn several_devices_have_names_of_their_own() {
+        let line = ["--device", "socket-path=run/a.sock", "--device"];
+        assert!(program(&[&line[..], &["socket-path=tmp/a"]].concat()).is_err());
+        let two = program(&[&line[..], &["socket-path=tmp/a,name=b", "--target", "4K"]].concat());
+        let devices = two.unwrap().devices;
+        let seen: Vec<_> = devices
+            .iter()
+            .map(|device| (&*device.name, device.target))
+            .collect();
+        assert_eq!(seen, [("a", 1), ("b", 1)]);
+    }
+
+    #[test]
+    fn the_sandbox_is_on_unless_it_is_switched_off() {
+        assert_eq!(program(&[]).unwrap().sandbox, SandboxMode::Enforce);
+        let off = program(&["--sandbox", "off"]).unwrap();
+        assert_eq!(off.sandbox, SandboxMode::Off);
+    }
+
+    #[test]
+    fn capabilities_need_no_other_option_and_are_json_of_the_balloon_type() {
+        assert!(parse(&["--print-capabilities"]).unwrap().print_capabilities);
+        let json: serde_json::Value = serde_json::from_str(CAPABILITIES).unwrap();
+        assert_eq!(json["type"], "balloon");
+        assert!(json["features"].as_array().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_description_that_is_shipped_is_the_one_that_is_printed() {
+        let shipped: serde_json::Value =
+            serde_json::from_str(include_str!("../../50-vhost-device-balloon.json")).unwrap();
+        let binary = shipped["binary"].as_str().unwrap();
+        let printed: serde_json::Value =
+            serde_json::from_str(&description(Path::new(binary))).unwrap();
+        assert_eq!(shipped, printed);
+    }
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The values of options.
+
+use clap::ValueEnum;
+use rustix::fs::Mode;
+use spec::balloon::QueueNumbering;
+
+/// The values of `--queue-numbering`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Numbering {
+    /// Absent queues get no number: what Linux and QEMU do.
+    Dense,
+    /// Every queue has the number that the virtio specification gives it.
+    Fixed,
+}
+
+impl From<Numbering> for QueueNumbering {
+    fn from(numbering: Numbering) -> Self {
+        match numbering {
+            Numbering::Dense => Self::Dense,
+            Numbering::Fixed => Self::Fixed,
+        }
+    }
+}
+
+/// Reads a size in bytes, or in units of K, M, G or T.
+pub(super) fn bytes(size: &str) -> Result<u64, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let (number, shift) = units
+        .into_iter()
+        .find_map(|(unit, shift)| {
+            let lower = unit.to_ascii_lowercase();
+            Some((size.strip_suffix([unit, lower])?, shift))
+        })
+        .unwrap_or((size, 0));
+    let number: u64 = number.parse().map_err(|error| format!("{error}"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "more than a guest can have".into())
+}
+
+/// Reads a size as whole pages of 4 KiB.
+pub(super) fn pages(size: &str) -> Result<u32, String> {
+    u32::try_from(bytes(size)? / spec::PAGE_SIZE).map_err(|_| "more than a balloon can hold".into())
+}
+
+/// Reads permission bits: three octal digits, or fewer.
+pub(super) fn octal_mode(text: &str) -> Result<Mode, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&bits| bits <= 0o777)
+        .map(Mode::from_raw_mode)
+        .ok_or_else(|| format!("'{text}' is no mode: write octal permission bits, as in 660"))
+}
+
+/// Reads a device's name: it is to fit into a line of the log, a label of a metric and the name of a unit.
+pub(super) fn device_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
+    if (1..=MAX_NAME).contains(&text.len()) && text.chars().all(fits) {
+        Ok(text.into())
+    } else {
+        Err(format!(
+            "write 1 to {MAX_NAME} letters, digits or any of ._@-"
+        ))
+    }
+}
+
+/// The longest name of a device.
+pub(super) const MAX_NAME: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_whole_pages_that_a_balloon_can_hold() {
+        for (size, expected) in [("0", 0), ("4096", 1), ("8191", 1), ("2k", 0)] {
+            assert_eq!(pages(size), Ok(expected), "{size}");
+        }
+        assert_eq!(pages("512M"), Ok(131_072));
+        assert_eq!(pages("1g"), Ok(262_144));
+        assert_eq!(pages("15T"), Ok(15 << 28));
+        for size in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "16T",
+            "18446744073709551615K",
+            "1\u{e4}",
+        ] {
+            assert!(pages(size).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_at_most_three_octal_digits() {
+        assert_eq!(octal_mode("0660").unwrap().bits(), 0o660);
+        for wrong in ["", "1000", "rw", "8", "-1"] {
+            assert!(octal_mode(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_fits_into_a_line() {
+        assert_eq!(device_name("vm-1.b@x_2").unwrap(), "vm-1.b@x_2");
+        for wrong in ["", "a b", "a\nb", "\u{e4}", "a/b", "a\"", &"x".repeat(65)] {
+            assert!(device_name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

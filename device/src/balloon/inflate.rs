@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Pages that the guest puts into the balloon, and takes out again.
+//!
+//! One pass reads both queues, changes the set of pages in the balloon, gives the new ones' memory back to
+//! the host, and only then returns the buffers: until then an honest guest leaves the pages alone. What a
+//! guest takes out in the same pass stays as it is.
+
+use spec::PageRange;
+use spec::balloon::QueueRole;
+use spec::trace::Event;
+
+use crate::balloon::Balloon;
+use crate::balloon::page_set::PageSet;
+use crate::balloon::pfn::PfnBatch;
+use crate::vhost_user::rings::{self, Chain};
+
+impl Balloon {
+    /// Takes what the guest has queued on the inflate and the deflate queue up to now.
+    pub(super) fn take_pages(&mut self) {
+        self.notice_new_driver();
+        let (inflated, inflate_heads) = self.pfns(QueueRole::Inflate);
+        if let Some(ring) = self.running(QueueRole::Inflate) {
+            self.inflate_place.leave(&ring);
+        }
+        let (deflated, deflate_heads) = self.pfns(QueueRole::Deflate);
+        let incomplete = deflated.is_incomplete();
+        let inflated = self.in_memory(inflated);
+        let deflated = self.in_memory(deflated);
+        for run in &inflated {
+            let added = self.ballooned.insert(*run);
+            self.counters.inflated_pages += added;
+            self.counters.repeated_pages += run.count() - added;
+        }
+        for run in &deflated {
+            let removed = self.ballooned.remove(*run);
+            self.counters.deflated_pages += removed;
+            self.counters.repeated_pages += run.count() - removed;
+        }
+        if incomplete {
+            // Some page may be in use again, and nobody knows which.
+            self.ballooned.clear();
+        }
+        self.trace.record_each(&inflated, Event::GivenUp);
+        self.trace.record_each(&deflated, Event::TakenBack);
+        let ballooned = &self.ballooned;
+        self.discarder.discard(
+            &without(inflated, &deflated),
+            |host_page| ballooned.contains_all(host_page),
+            &mut self.counters,
+        );
+        self.give_back(QueueRole::Inflate, &inflate_heads);
+        self.give_back(QueueRole::Deflate, &deflate_heads);
+    }
+
+    /// The page numbers on the queue with `role`, and the heads of their chains.
+    fn pfns(&mut self, role: QueueRole) -> (PfnBatch, Vec<u16>) {
+        let (mut batch, mut heads) = (PfnBatch::default(), Vec::new());
+        let (Some(ring), Some(memory)) = (self.ring(role), &self.memory) else {
+            return (batch, heads);
+        };
+        let result = rings::drain(ring, memory, |chain| {
+            heads.push(chain.head_index());
+            batch.chain(chain);
+            Chain::Kept
+        });
+        if let Err(error) = result {
+            log::debug!("{role:?} queue: {error}");
+            batch.cut();
+        }
+        self.counters.bad_buffers += batch.bad_buffers();
+        (batch, heads)
+    }
+
+    /// The pages of a batch that lie in guest memory. The others are counted.
+    fn in_memory(&mut self, batch: PfnBatch) -> Vec<PageRange> {
+        let (runs, twice) = batch.into_runs();
+        self.counters.repeated_pages += twice;
+        let sent: u64 = runs.iter().map(|run| run.count()).sum();
+        let inside = self.cut_to_memory(&runs);
+        let kept: u64 = inside.iter().map(|run| run.count()).sum();
+        self.counters.out_of_range += sent - kept;
+        inside
+    }
+
+    /// The parts of `runs` that lie in guest memory; they rise as the runs do.
+    pub(super) fn cut_to_memory(&self, runs: &[PageRange]) -> Vec<PageRange> {
+        runs.iter()
+            .flat_map(|run| {
+                self.regions
+                    .iter()
+                    .filter_map(|region| region.intersection(*run))
+            })
+            .collect()
+    }
+
+    pub(super) fn give_back(&self, role: QueueRole, heads: &[u16]) {
+        if let (Some(ring), Some(memory)) = (self.ring(role), &self.memory)
+            && let Err(error) = rings::give_back(ring, memory, heads)
+        {
+            log::debug!("{role:?} queue: {error}");
+        }
+    }
+}
+
+/// The pages of `runs` that are not in `others`.
+fn without(runs: Vec<PageRange>, others: &[PageRange]) -> Vec<PageRange> {
+    if others.is_empty() {
+        return runs;
+    }
+    let mut left = PageSet::default();
+    for run in &runs {
+        left.insert(*run);
+    }
+    for other in others {
+        left.remove(*other);
+    }
+    left.runs().collect()
+}

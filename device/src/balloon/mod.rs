@@ -1,0 +1,609 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device: what the guest has negotiated, its configuration space and its queues.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`options`] | the features that the device offers |
+//! | [`inflate`] | pages that the guest puts into the balloon and takes out again |
+//! | [`pfn`] | their numbers, made into ranges |
+//! | [`page_set`] | which pages are in the balloon |
+//! | [`reporting`] | memory that the guest does not use now |
+//! | [`discard`] | giving memory back to the host |
+//! | [`statistics`] | what the guest says about its memory |
+//! | [`target`] | how many pages the guest is asked for |
+//! | [`counters`] | what the balloon has done |
+
+pub mod counters;
+pub mod discard;
+pub mod inflate;
+pub mod options;
+pub mod page_set;
+pub mod pfn;
+pub mod reporting;
+pub mod statistics;
+pub mod target;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use spec::PageRange;
+use spec::balloon::{CONFIG_SIZE, CommandId, Config, QueueRole, feature};
+use spec::control::{HintHolder, RoundEnd};
+use spec::hint_map::{HintMap, HintPhase};
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+
+use crate::agent::collector::Agent;
+use crate::balloon::counters::Counters;
+use crate::balloon::discard::Discarder;
+use crate::balloon::options::Options;
+use crate::balloon::page_set::PageSet;
+use crate::balloon::statistics::StatisticsQueue;
+use crate::balloon::target::Target;
+use crate::hints::latency::HintLatency;
+use crate::hints::person::Hold;
+use crate::hints::queue::HintSink;
+use crate::hints::shared_map::SharedMap;
+use crate::hints::state_machine::Hinting;
+use crate::trace::Trace;
+use crate::vhost_user::config_channel::ConfigChannel;
+use crate::vhost_user::device_state::{DeviceState, StateError};
+use crate::vhost_user::dirty_log::DirtyLog;
+use crate::vhost_user::rings::{self, Chain, Memory, Place, Ring};
+
+/// The longest queue that a front end may set up: Linux keeps one entry a hint block in flight.
+pub const MAX_QUEUE_SIZE: usize = 1024;
+/// Features of the front end, not of the guest: the dirty log and the protocol features.
+const FRONT_END_FEATURES: u64 = VhostUserVirtioFeatures::LOG_ALL.bits() | PROTOCOL_FEATURES;
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// The balloon. It outlives its front ends.
+pub struct Balloon {
+    options: Options,
+    channel: Arc<ConfigChannel>,
+    /// The guest has not been told of the last change of its configuration.
+    guest_to_be_told: bool,
+    /// It has been told, and has not looked yet.
+    news: bool,
+    /// What the front end acknowledged for the guest.
+    pub(crate) features: u64,
+    /// Without the command id, which is [`Hinting`]'s.
+    config: Config,
+    target: Target,
+    /// The pages in the balloon.
+    ballooned: PageSet,
+    inflate_place: Place,
+    hint_place: Place,
+    stats: StatisticsQueue,
+    counters: Counters,
+    pub(crate) hinting: Hinting,
+    /// How long hints take.
+    pub(crate) latency: HintLatency,
+    /// Who tells free pages besides the driver.
+    pub(crate) agent: Agent,
+    /// For whom the guest hints.
+    pub(crate) hold: Hold,
+    pub(crate) map: Option<Arc<HintMap<SharedMap>>>,
+    memory: Option<Memory>,
+    /// The whole pages of each memory region, rising.
+    regions: Vec<PageRange>,
+    discarder: Discarder,
+    pub(crate) trace: Trace,
+    /// The front end's rings, once an event has shown them.
+    rings: Vec<Ring>,
+    /// The hint queue has run since the front end came.
+    hint_queue_seen: bool,
+}
+
+/// Where the command ids of this device begin. What a guest had queued for a device that died, or its agent had
+/// sent, carries an id of that one's; the new one must not use it again.
+fn seed() -> u32 {
+    let mut bytes = [0; 4];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK) {
+        Ok(4) => u32::from_le_bytes(bytes),
+        // So early in the life of a machine no other device of its kind has died.
+        _ => 0,
+    }
+}
+
+impl fmt::Debug for Balloon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balloon")
+            .field("features", &self.features)
+            .field("config", &self.config)
+            .field("hinting", &self.hinting)
+            .field("regions", &self.regions)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Balloon {
+    /// A balloon that tells its front end of configuration changes through `channel`.
+    pub fn new(options: Options, channel: Arc<ConfigChannel>) -> Self {
+        Self {
+            options,
+            channel,
+            guest_to_be_told: false,
+            news: false,
+            features: 0,
+            config: Config::default(),
+            target: Target::default(),
+            ballooned: PageSet::default(),
+            inflate_place: Place::default(),
+            hint_place: Place::default(),
+            stats: StatisticsQueue::default(),
+            counters: Counters::default(),
+            hinting: Hinting::after(CommandId::spread(seed())),
+            latency: HintLatency::default(),
+            agent: Agent::default(),
+            hold: Hold::default(),
+            map: None,
+            memory: None,
+            regions: Vec::new(),
+            discarder: Discarder::default(),
+            trace: Trace::default(),
+            rings: Vec::new(),
+            hint_queue_seen: false,
+        }
+    }
+
+    /// Records what the balloon does from now on in `trace`.
+    pub fn record_in(&mut self, trace: Trace) {
+        self.trace = trace;
+    }
+
+    /// The feature bits that the device offers.
+    pub fn offered_features(&self) -> u64 {
+        self.options.features()
+    }
+
+    /// The pages that are in the balloon now, as far as the device has seen them go in: since the driver came
+    /// up, or the front end connected.
+    pub fn ballooned(&mut self) -> &PageSet {
+        self.notice_new_driver();
+        &self.ballooned
+    }
+
+    /// What the balloon has done.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How long hints take.
+    pub fn hint_latency(&self) -> &HintLatency {
+        &self.latency
+    }
+
+    /// Does what is due by now; when to be called again, if that is known.
+    pub fn tick(&mut self, now: Instant) -> Option<Instant> {
+        self.poll_statistics(now)
+    }
+
+    /// The front end acknowledged `features` for the guest.
+    pub fn acknowledge(&mut self, features: u64) {
+        // Turning the dirty log on or off is no reset; neither is saying the same again, or for the first time.
+        let before = self.features & !FRONT_END_FEATURES;
+        if before != 0 && before != features & !FRONT_END_FEATURES {
+            self.forget_driver();
+        }
+        if before != 0 && features & PROTOCOL_FEATURES == 0 {
+            // A front end without protocol features (User Mode Linux) does not stop the rings of a driver that goes
+            // away. This is how it says that one comes: it will set up its rings anew.
+            self.forget_driver();
+            self.rings.iter().for_each(rings::abandon);
+        }
+        self.features = features;
+    }
+
+    /// The guest reads the configuration space.
+    pub fn read_config(&mut self) -> [u8; CONFIG_SIZE] {
+        self.news = false;
+        self.config_bytes()
+    }
+
+    /// Whether the guest has been told of a change that it has not read yet.
+    pub fn has_news(&self) -> bool {
+        self.news
+    }
+
+    /// The configuration space as the guest would read it.
+    pub fn config_bytes(&self) -> [u8; CONFIG_SIZE] {
+        Config {
+            free_page_hint_cmd_id: self.hinting.command().to_raw(),
+            ..self.config
+        }
+        .to_bytes()
+    }
+
+    /// The guest, or the front end for it, writes to the configuration space. What the guest cannot change
+    /// stays as it is: some front ends write the whole space back. `false` if the bytes lie outside it.
+    pub fn write_config(&mut self, offset: u32, written: &[u8]) -> bool {
+        let mut bytes = self.config_bytes();
+        let field = bytes
+            .get_mut(offset as usize..)
+            .and_then(|rest| rest.get_mut(..written.len()));
+        let Some(field) = field else {
+            return false;
+        };
+        field.copy_from_slice(written);
+        let config = Config::from_bytes(&bytes);
+        self.config.actual = config.actual;
+        self.config.poison_val = config.poison_val;
+        true
+    }
+
+    /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: what only the host changes
+    /// is taken too, but for the command id, which is part of the device's state.
+    pub fn restore_config(&mut self, offset: u32, written: &[u8]) -> bool {
+        let mut bytes = self.config_bytes();
+        let there = self.write_config(offset, written);
+        if there {
+            bytes[offset as usize..][..written.len()].copy_from_slice(written);
+            let asked_for = Config::from_bytes(&bytes).num_pages;
+            if asked_for != self.config.num_pages {
+                self.target.restore(asked_for, asked_for);
+                self.config.num_pages = asked_for;
+            }
+        }
+        there
+    }
+
+    /// Guest memory is `memory` from now on.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.discarder = Discarder::new(&memory).recorded(&self.trace);
+        self.regions = self.discarder.regions();
+        self.ballooned.keep_only(&self.regions);
+        self.memory = Some(memory);
+        self.publish_target();
+    }
+
+    /// The queue with number `index` has something for the device, or has just been started. `rings` are all
+    /// of the front end's.
+    pub fn queue_event(&mut self, index: usize, rings: &[Ring]) {
+        if self.rings.is_empty() {
+            self.rings = rings.to_vec();
+        }
+        self.notice_new_driver();
+        match self.options.numbering.role(index, self.features) {
+            Some(QueueRole::FreePageHint) => {
+                self.notice_hint_queue(index);
+                self.take_hints();
+            }
+            Some(QueueRole::Inflate | QueueRole::Deflate) => self.take_pages(),
+            Some(QueueRole::Stats) => self.take_statistics(),
+            Some(QueueRole::Reporting) => self.take_reports(),
+            None => {}
+        }
+        if self.guest_to_be_told {
+            self.tell_guest();
+        }
+    }
+
+    /// The queue with number `index` is being stopped: what the guest has queued there is done first. Only hints
+    /// stay where they are, as none is needed. The statistics buffer is the device's to return.
+    pub fn queue_stops(&mut self, index: usize) {
+        let Some(ring) = self.rings.get(index).cloned() else {
+            return;
+        };
+        let role = self.options.numbering.role(index, self.features);
+        rings::before_it_stops(&ring, || match role {
+            Some(QueueRole::Inflate) => {
+                self.take_pages();
+                self.inflate_place.stop();
+            }
+            Some(QueueRole::Deflate) => self.take_pages(),
+            Some(QueueRole::Stats) => self.stop_statistics(),
+            Some(QueueRole::Reporting) => self.take_reports(),
+            Some(QueueRole::FreePageHint) => self.hint_place.stop(),
+            None => {}
+        });
+    }
+
+    /// Guest memory: the whole pages of each region, in rising order.
+    pub fn regions(&self) -> &[PageRange] {
+        &self.regions
+    }
+
+    /// The queue with number `index` logs what is written to its used ring as written at `address`, or not apart.
+    pub fn log_used_ring(&self, index: usize, log: &Arc<DirtyLog>, address: Option<u64>) {
+        if let Some(ring) = self.rings.get(index) {
+            ring.set_used_log(log, address);
+        }
+    }
+
+    /// Whether any ring is started, enabled or not: if none is, the device is suspended.
+    pub fn is_started(&self) -> bool {
+        self.rings.iter().any(rings::is_started)
+    }
+
+    /// Whether any ring runs.
+    pub fn is_running(&self) -> bool {
+        self.rings.iter().any(rings::runs)
+    }
+
+    /// What migrates.
+    pub fn save(&mut self) -> DeviceState {
+        DeviceState {
+            num_pages: self.config.num_pages,
+            wanted: self.target.wanted(),
+            actual: self.config.actual,
+            poison_val: self.config.poison_val,
+            command_id: self.hinting.command_id(),
+            features: self.features & !FRONT_END_FEATURES,
+            ballooned: self.ballooned().clone(),
+        }
+    }
+
+    /// Goes on from `state`. The guest may hold hinted pages: it is told to take them back when it runs.
+    ///
+    /// # Errors
+    /// [`StateError::Features`] if the guest of the state has taken features that this device does not offer,
+    /// or others than the front end has acknowledged for it.
+    pub fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
+        let here = match self.features & !FRONT_END_FEATURES {
+            0 => state.features & self.offered_features(),
+            acknowledged => acknowledged,
+        };
+        if state.features != 0 && state.features != here {
+            return Err(StateError::Features {
+                taken: state.features,
+                here,
+            });
+        }
+        self.features |= state.features;
+        self.target.restore(state.wanted, state.num_pages);
+        self.config.num_pages = state.num_pages;
+        self.config.actual = state.actual;
+        self.config.poison_val = state.poison_val;
+        self.hinting.restore(state.command_id);
+        self.ballooned = state.ballooned;
+        if self.memory.is_some() {
+            self.ballooned.keep_only(&self.regions);
+        }
+        self.guest_to_be_told = true;
+        Ok(())
+    }
+
+    /// The guest has been reset.
+    pub fn reset(&mut self) {
+        self.config.actual = 0;
+        self.config.poison_val = 0;
+        self.forget_driver();
+    }
+
+    /// The front end has hung up: lets go of its memory and rings. What the guest wrote into the configuration
+    /// space stands, as it may be the same guest that comes again, and it would not write it again.
+    pub fn front_end_gone(&mut self) {
+        self.channel.clear();
+        self.forget_driver();
+        self.memory = None;
+        self.regions.clear();
+        self.discarder = Discarder::default();
+        self.rings.clear();
+        self.hint_queue_seen = false;
+    }
+
+    /// Whether the guest has taken the feature with number `bit`.
+    pub(crate) fn has(&self, bit: u32) -> bool {
+        self.features & (1 << bit) != 0
+    }
+
+    /// What the guest fills its free pages with.
+    pub(crate) fn poison(&self) -> u32 {
+        if self.has(feature::PAGE_POISON) {
+            self.config.poison_val
+        } else {
+            0
+        }
+    }
+
+    /// The ring with `role`, if the guest has such a queue and a ring has run.
+    pub(crate) fn ring(&self, role: QueueRole) -> Option<&Ring> {
+        self.rings
+            .get(self.options.numbering.index(role, self.features)?)
+    }
+
+    /// The ring with `role`, if it runs.
+    fn running(&self, role: QueueRole) -> Option<Ring> {
+        self.ring(role).filter(|ring| rings::runs(ring)).cloned()
+    }
+
+    /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
+    /// do not survive such a message before that. `false` if the front end cannot be told.
+    pub(crate) fn tell_guest(&mut self) -> bool {
+        let again = std::mem::replace(&mut self.guest_to_be_told, true);
+        if !self.is_running() {
+            return true;
+        }
+        match self.channel.config_changed() {
+            Ok(()) => {
+                self.guest_to_be_told = false;
+                self.news = true;
+            }
+            // Said once: the guest makes the device try again as often as it likes.
+            Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),
+            Err(_) => {}
+        }
+        !self.guest_to_be_told
+    }
+
+    /// Takes what the guest has queued on the hint queue up to now.
+    pub(crate) fn take_hints(&mut self) {
+        let index = self
+            .options
+            .numbering
+            .index(QueueRole::FreePageHint, self.features);
+        let (Some(ring), Some(memory)) =
+            (index.and_then(|index| self.rings.get(index)), &self.memory)
+        else {
+            return;
+        };
+        let (begin, hints) = (Instant::now(), self.hinting.status().hints);
+        let mut sink = HintSink::new(
+            &mut self.hinting,
+            self.map.as_deref(),
+            &self.regions,
+            MAX_QUEUE_SIZE as u32,
+        );
+        if self.hold.holder == HintHolder::Migrator {
+            sink = sink.recorded(&self.trace);
+        }
+        let result = rings::drain(ring, memory, |chain| {
+            sink.chain(chain);
+            Chain::Used
+        });
+        if let Err(error) = result {
+            log::debug!("hint queue: {error}");
+            self.hinting.broken_chain();
+        }
+        self.hint_place.leave(ring);
+        let hints = self.hinting.status().hints - hints;
+        self.latency.batch(begin, Instant::now(), hints);
+        self.publish_phase();
+    }
+
+    /// A front end that starts the hint queue in the middle has a guest that may hold pages which it hinted to a
+    /// device that is gone, and nobody else tells it to take them back.
+    fn notice_hint_queue(&mut self, index: usize) {
+        if std::mem::replace(&mut self.hint_queue_seen, true) || self.hinting.epoch() != 0 {
+            return;
+        }
+        if self
+            .rings
+            .get(index)
+            .is_some_and(|ring| !rings::is_at_start(ring))
+        {
+            self.hinting.done();
+            self.guest_to_be_told = true;
+        }
+    }
+
+    fn forget_driver(&mut self) {
+        self.features = 0;
+        self.stats.forget_driver();
+        self.target.start_anew();
+        self.ballooned.clear();
+        self.inflate_place = Place::default();
+        self.hint_place = Place::default();
+        self.end_round(RoundEnd::Reset);
+        self.hinting.reset();
+        self.agent.stop();
+        self.publish_phase();
+        self.publish_target();
+    }
+
+    /// A new driver knows nothing of pages that an earlier one put into the balloon: it may use them already. One that
+    /// has been stopped and goes on does not. It is the same with what the earlier one has hinted.
+    pub(crate) fn notice_new_driver(&mut self) {
+        if let Some(ring) = self.running(QueueRole::Inflate)
+            && self.inflate_place.is_new(&ring)
+        {
+            self.ballooned.clear();
+        }
+        let answered = [HintPhase::Running, HintPhase::Finished].contains(&self.hinting.phase());
+        if let Some(ring) = self.running(QueueRole::FreePageHint)
+            && self.hint_place.is_new(&ring)
+            && answered
+        {
+            self.end_answered_round();
+        }
+    }
+
+    /// The driver that answered has gone. The next one may have read the command id already: it is told that the
+    /// person's round is over; a migrator will say so itself.
+    fn end_answered_round(&mut self) {
+        if self.end_round(RoundEnd::Reset) {
+            self.hinting.done();
+        } else {
+            self.hinting.reset();
+        }
+        self.publish_phase();
+        self.tell_guest();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAKEN: u64 = 1 << feature::VERSION_1 | 1 << feature::STATS_VQ;
+
+    fn balloon() -> Balloon {
+        Balloon::new(Options::default(), Arc::default())
+    }
+
+    /// The state of a guest with `features` and two pages in its balloon.
+    fn state(features: u64) -> DeviceState {
+        let mut balloon = balloon();
+        balloon.ballooned.insert(PageRange::new(7, 2).unwrap());
+        balloon.set_target(9);
+        DeviceState {
+            features,
+            ..balloon.save()
+        }
+    }
+
+    #[test]
+    fn a_state_is_taken_before_or_after_the_front_end_acknowledges_the_same_features() {
+        let saved = state(TAKEN);
+        let mut early = balloon();
+        early.restore(saved.clone()).unwrap();
+        early.acknowledge(TAKEN | FRONT_END_FEATURES);
+        let mut late = balloon();
+        late.acknowledge(TAKEN | FRONT_END_FEATURES);
+        late.restore(saved.clone()).unwrap();
+        for balloon in [&mut early, &mut late] {
+            assert_eq!((balloon.ballooned().count(), balloon.target()), (2, 9));
+            assert_eq!(balloon.save(), saved);
+        }
+    }
+
+    #[test]
+    fn two_devices_do_not_begin_with_the_same_command_id() {
+        let ids: std::collections::BTreeSet<_> = (0..8)
+            .map(|_| balloon().hinting.command_id().get())
+            .collect();
+        assert!(ids.len() > 1, "{ids:x?}");
+        assert!(ids.iter().all(|id| *id >= CommandId::FIRST.get()));
+    }
+
+    #[test]
+    fn a_state_with_features_that_are_not_offered_or_not_acknowledged_is_refused() {
+        let reporting = TAKEN | 1 << feature::REPORTING;
+        let refused = balloon().restore(state(reporting));
+        let (taken, here) = (reporting, TAKEN);
+        assert_eq!(refused, Err(StateError::Features { taken, here }));
+        let mut balloon = balloon();
+        balloon.acknowledge(TAKEN | 1 << feature::PAGE_POISON);
+        assert!(balloon.restore(state(TAKEN)).is_err());
+        assert!(balloon.ballooned().is_empty());
+        balloon.restore(state(0)).unwrap();
+    }
+
+    #[test]
+    fn a_target_that_a_front_end_restores_is_what_is_wanted_from_then_on() {
+        let mut balloon = balloon();
+        balloon.set_target(9);
+        assert!(balloon.restore_config(0, &[9, 0, 0, 0, 5]));
+        assert_eq!(
+            (balloon.wanted(), balloon.target(), balloon.actual()),
+            (9, 9, 5)
+        );
+        assert!(balloon.restore_config(0, &[4, 0, 0, 0]));
+        balloon.publish_target();
+        assert_eq!(
+            (balloon.wanted(), balloon.target(), balloon.actual()),
+            (4, 4, 5)
+        );
+        assert!(!balloon.restore_config(14, &[0; 4]));
+    }
+
+    #[test]
+    fn a_driver_that_takes_other_features_is_a_new_one() {
+        let mut balloon = balloon();
+        balloon.restore(state(TAKEN)).unwrap();
+        balloon.acknowledge(TAKEN | 1 << feature::PAGE_POISON);
+        assert!(balloon.ballooned().is_empty());
+        assert_eq!(balloon.wanted(), 9);
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Page numbers as the guest sends them, made into few ranges.
+//!
+//! A buffer of the inflate or deflate queue is an array of 32-bit little-endian numbers of 4 KiB pages. A
+//! driver may spread it over descriptors as it likes, so it is read as one stream of bytes. Whatever a
+//! guest sends, the work of one pass is bounded.
+
+use std::ops::Deref;
+
+use spec::PageRange;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
+/// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
+const MAX_PFNS: usize = 1 << 16;
+/// The most descriptors that one pass walks, even if chains share them.
+const MAX_DESCRIPTORS: u32 = crate::balloon::MAX_QUEUE_SIZE as u32;
+/// Bytes that are read from guest memory at once.
+const CHUNK: usize = 4096;
+
+/// The page numbers of one pass over a queue.
+#[derive(Debug)]
+pub struct PfnBatch {
+    pfns: Vec<u32>,
+    descriptors_left: u32,
+    bad_buffers: u64,
+    incomplete: bool,
+}
+
+impl Default for PfnBatch {
+    fn default() -> Self {
+        Self {
+            pfns: Vec::new(),
+            descriptors_left: MAX_DESCRIPTORS,
+            bad_buffers: 0,
+            incomplete: false,
+        }
+    }
+}
+
+impl PfnBatch {
+    /// Adds the page numbers in `chain`.
+    pub fn chain<M>(&mut self, chain: DescriptorChain<M>)
+    where
+        M: Deref,
+        M::Target: GuestMemory + Sized,
+    {
+        let mut chain = chain;
+        let mut stream = PfnStream::default();
+        let mut has_end = false;
+        // Reading goes through the chain, so this cannot be a `for`.
+        while let Some(left) = self.descriptors_left.checked_sub(1) {
+            let Some(descriptor) = chain.next() else {
+                break;
+            };
+            self.descriptors_left = left;
+            has_end = !descriptor.has_next();
+            if descriptor.is_write_only() {
+                self.bad_buffers += 1;
+            } else {
+                self.read(
+                    chain.memory(),
+                    descriptor.addr(),
+                    descriptor.len(),
+                    &mut stream,
+                );
+            }
+        }
+        if !has_end {
+            self.cut();
+        }
+        self.bad_buffers += u64::from(stream.partial > 0);
+    }
+
+    /// The ring could not be read to its end.
+    pub fn cut(&mut self) {
+        self.bad_buffers += 1;
+        self.incomplete = true;
+    }
+
+    /// Buffers of which something could not be used.
+    pub fn bad_buffers(&self) -> u64 {
+        self.bad_buffers
+    }
+
+    /// Whether the guest may have sent numbers that are not in the batch.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// The pages as the longest runs, rising, and how many numbers came twice.
+    pub fn into_runs(mut self) -> (Vec<PageRange>, u64) {
+        let numbers = self.pfns.len();
+        self.pfns.sort_unstable();
+        self.pfns.dedup();
+        let twice = (numbers - self.pfns.len()) as u64;
+        let runs = self
+            .pfns
+            .chunk_by(|before, after| before.checked_add(1) == Some(*after))
+            .filter_map(|run| PageRange::new(u64::from(*run.first()?), run.len() as u64))
+            .collect();
+        (runs, twice)
+    }
+
+    fn read(
+        &mut self,
+        memory: &impl GuestMemory,
+        address: GuestAddress,
+        length: u32,
+        stream: &mut PfnStream,
+    ) {
+        let mut bytes = [0; CHUNK];
+        let end = address.0.saturating_add(u64::from(length));
+        let mut at = address.0;
+        while at < end {
+            // In steps that end at multiples of the chunk: a buffer is readable up to the end of a page.
+            let step = (end - at).min(CHUNK as u64 - at % CHUNK as u64) as usize;
+            let room = MAX_PFNS.saturating_sub(self.pfns.len());
+            let part = &mut bytes[..step];
+            if room < CHUNK / 4 || memory.read_slice(part, GuestAddress(at)).is_err() {
+                return self.cut();
+            }
+            stream.feed(part, &mut self.pfns);
+            at += step as u64;
+        }
+    }
+}
+
+/// Bytes of an array that may be cut anywhere.
+#[derive(Default)]
+struct PfnStream {
+    bytes: [u8; 4],
+    partial: usize,
+}
+
+impl PfnStream {
+    fn feed(&mut self, part: &[u8], pfns: &mut Vec<u32>) {
+        let mut rest = part;
+        if self.partial > 0 {
+            let missing = (4 - self.partial).min(rest.len());
+            let (head, tail) = rest.split_at(missing);
+            self.bytes[self.partial..self.partial + missing].copy_from_slice(head);
+            self.partial += missing;
+            rest = tail;
+            if self.partial < 4 {
+                return;
+            }
+            pfns.push(u32::from_le_bytes(self.bytes));
+        }
+        let (whole, tail) = rest.as_chunks();
+        pfns.extend(whole.iter().map(|bytes| u32::from_le_bytes(*bytes)));
+        self.bytes[..tail.len()].copy_from_slice(tail);
+        self.partial = tail.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_array_that_is_cut_anywhere_is_read_as_one(
+            pfns in proptest::collection::vec(any::<u32>(), 0..40),
+            cuts in proptest::collection::vec(0usize..160, 0..8),
+            tail in 0usize..4,
+        ) {
+            let mut bytes: Vec<u8> = pfns.iter().flat_map(|pfn| pfn.to_le_bytes()).collect();
+            bytes.extend(vec![7; tail]);
+            let mut borders: Vec<_> = cuts.iter().map(|cut| (*cut).min(bytes.len())).collect();
+            borders.extend([0, bytes.len()]);
+            borders.sort_unstable();
+            let (mut stream, mut read) = (PfnStream::default(), Vec::new());
+            for pair in borders.windows(2) {
+                stream.feed(&bytes[pair[0]..pair[1]], &mut read);
+            }
+            prop_assert_eq!(read, pfns);
+            prop_assert_eq!(stream.partial, tail);
+        }
+
+        #[test]
+        fn runs_rise_do_not_touch_and_hold_every_number(
+            pfns in proptest::collection::vec(
+                prop_oneof![0u32..50, u32::MAX - 50..=u32::MAX],
+                0..100,
+            ),
+        ) {
+            let batch = PfnBatch { pfns: pfns.clone(), ..PfnBatch::default() };
+            let (runs, twice) = batch.into_runs();
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end() < pair[1].first()));
+            let listed: Vec<_> = runs.iter().flat_map(|run| run.first()..run.end()).collect();
+            let mut numbers: Vec<_> = pfns.iter().map(|pfn| u64::from(*pfn)).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            prop_assert_eq!(twice as usize, pfns.len() - numbers.len());
+            prop_assert_eq!(listed, numbers);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Free page reporting: memory that the guest does not use now goes back to the host.
+//!
+//! Each descriptor that the device could write is a report of its own. Its memory is discarded before the
+//! buffer is returned, as the guest keeps it aside until then. Nothing of it is written, so nothing is
+//! claimed to be. Reporting changes neither the configuration space nor an epoch of hinting.
+
+use spec::PageRange;
+use spec::balloon::QueueRole;
+use spec::trace::Event;
+use virtio_queue::desc::split::Descriptor;
+
+use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
+use crate::vhost_user::rings::{self, Chain};
+
+/// The reports of one pass over the queue.
+#[derive(Debug)]
+struct ReportBatch {
+    ranges: Vec<PageRange>,
+    /// Descriptors that may still be walked: a pass is bounded even if chains share them.
+    descriptors_left: usize,
+    bad_buffers: u64,
+    out_of_range: u64,
+}
+
+impl Default for ReportBatch {
+    fn default() -> Self {
+        Self {
+            ranges: Vec::new(),
+            descriptors_left: MAX_QUEUE_SIZE,
+            bad_buffers: 0,
+            out_of_range: 0,
+        }
+    }
+}
+
+impl ReportBatch {
+    fn chain(&mut self, mut chain: impl Iterator<Item = Descriptor>) {
+        let mut has_end = false;
+        while let Some(left) = self.descriptors_left.checked_sub(1) {
+            let Some(descriptor) = chain.next() else {
+                break;
+            };
+            self.descriptors_left = left;
+            has_end = !descriptor.has_next();
+            let (address, length) = (descriptor.addr().0, u64::from(descriptor.len()));
+            if !descriptor.is_write_only() {
+                self.bad_buffers += 1;
+            } else if address.checked_add(length).is_none() {
+                self.out_of_range += 1;
+            } else {
+                match PageRange::inside(address, length) {
+                    Some(range) => self.ranges.push(range),
+                    None => self.bad_buffers += 1,
+                }
+            }
+        }
+        self.bad_buffers += u64::from(!has_end);
+    }
+}
+
+impl Balloon {
+    /// Takes what the guest has queued on the reporting queue up to now.
+    pub(super) fn take_reports(&mut self) {
+        let (mut batch, mut heads) = (ReportBatch::default(), Vec::new());
+        let (Some(ring), Some(memory)) = (self.ring(QueueRole::Reporting), &self.memory) else {
+            return;
+        };
+        let result = rings::drain(ring, memory, |chain| {
+            heads.push(chain.head_index());
+            batch.chain(chain);
+            Chain::Kept
+        });
+        if let Err(error) = result {
+            log::debug!("reporting queue: {error}");
+            batch.bad_buffers += 1;
+        }
+        let reported = merged(batch.ranges);
+        let inside = self.cut_to_memory(&reported);
+        self.counters.bad_buffers += batch.bad_buffers;
+        self.counters.out_of_range += batch.out_of_range + pages(&reported) - pages(&inside);
+        self.counters.reported_pages += pages(&inside);
+        self.trace.record_each(&inside, Event::GivenUp);
+        if self.poison() == 0 {
+            self.discarder
+                .discard(&inside, |page| covers(&inside, page), &mut self.counters);
+        } else {
+            // The guest expects to find its poison in these pages again, not zeros.
+            self.counters.poisoned_pages += pages(&inside);
+        }
+        self.trace.record_each(&inside, Event::TakenBack);
+        self.give_back(QueueRole::Reporting, &heads);
+    }
+}
+
+/// How many pages are in `ranges`.
+fn pages(ranges: &[PageRange]) -> u64 {
+    ranges.iter().map(|range| range.count()).sum()
+}
+
+/// The pages of `ranges` as the longest runs, rising.
+fn merged(mut ranges: Vec<PageRange>) -> Vec<PageRange> {
+    ranges.sort_unstable();
+    let mut runs: Vec<PageRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match runs.last_mut() {
+            Some(run) if run.end() >= range.first() => {
+                let end = run.end().max(range.end());
+                if let Some(longer) = PageRange::new(run.first(), end - run.first()) {
+                    *run = longer;
+                }
+            }
+            _ => runs.push(range),
+        }
+    }
+    runs
+}
+
+/// Whether one of the rising `runs` holds all of `page`.
+fn covers(runs: &[PageRange], page: PageRange) -> bool {
+    let before = runs.partition_point(|run| run.first() <= page.first());
+    runs[..before]
+        .last()
+        .is_some_and(|run| run.end() >= page.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn merged_ranges_hold_the_same_pages_and_do_not_touch(
+            ranges in proptest::collection::vec((0u64..60, 1u64..9), 0..12),
+            page in (0u64..70, 1u64..5),
+        ) {
+            let numbers: BTreeSet<u64> =
+                ranges.iter().flat_map(|(first, count)| *first..first + count).collect();
+            let range = |(first, count)| PageRange::new(first, count).unwrap();
+            let runs = merged(ranges.into_iter().map(range).collect());
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end() < pair[1].first()));
+            prop_assert_eq!(pages(&runs), numbers.len() as u64);
+            let page = range(page);
+            let all = (page.first()..page.end()).all(|page| numbers.contains(&page));
+            prop_assert_eq!(covers(&runs, page), all);
+        }
+    }
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One connection: frames are put together from what comes, answers go out as there is room. Nothing here waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply};
+
+use super::page_map::Drawing;
+use super::session::{Answer, Session};
+use crate::sockets;
+use crate::vhost_user::backend::Backend;
+
+/// How long the rest of a frame may take, and a reply may wait to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Connection {
+    stream: UnixStream,
+    session: Session,
+    input: Input,
+    output: Option<Output>,
+    /// The map that is drawn for it, and the number of its request.
+    drawing: Option<(Drawing, u32)>,
+    /// When the rest of a frame, or the room for a reply, is to be there.
+    deadline: Option<Instant>,
+    /// When it was last heard of.
+    heard: Instant,
+    /// It has sent what is no request: it is hung up on when the answer has gone.
+    ends: bool,
+    over: bool,
+}
+
+/// The part of a frame that has come.
+struct Input {
+    bytes: [u8; HEADER_BYTES + MAX_PAYLOAD],
+    filled: usize,
+    header: Option<Header>,
+    /// The file descriptor of the frame; of more than one, none is kept.
+    fd: Option<OwnedFd>,
+    fds: usize,
+}
+
+/// The part of a reply that has not gone.
+struct Output {
+    frame: [u8; HEADER_BYTES + MAX_PAYLOAD],
+    length: usize,
+    sent: usize,
+    fd: Option<OwnedFd>,
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            session: Session::default(),
+            input: Input::new(),
+            output: None,
+            drawing: None,
+            deadline: None,
+            heard: Instant::now(),
+            ends: false,
+            over: false,
+        })
+    }
+
+    /// Whether it holds the hints for a migration.
+    pub(super) fn migrates(&self) -> bool {
+        self.session.migrates()
+    }
+
+    /// The lowest is the first to go when there are too many.
+    pub(super) fn standing(&self) -> (bool, Instant) {
+        (self.session.has_greeted(), self.heard)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    pub(super) fn waits_for(&self) -> PollFlags {
+        match (&self.output, &self.drawing) {
+            (Some(_), _) => PollFlags::OUT,
+            (None, Some(_)) => PollFlags::empty(),
+            (None, None) => PollFlags::IN,
+        }
+    }
+
+    /// Whether there is work to do for it that waits for nothing.
+    pub(super) fn is_busy(&self) -> bool {
+        self.drawing.is_some()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Ends it. That of the migrator is worth a warning.
+    pub(super) fn end(&mut self, why: impl std::fmt::Display) {
+        let level = match self.session.migrates() {
+            true => log::Level::Warn,
+            false => log::Level::Debug,
+        };
+        log::log!(level, "a control connection ends: {why}");
+        self.over = true;
+    }
+
+    /// What the device does when the peer has gone.
+    pub(super) fn gone(&mut self, backend: &Backend) {
+        self.session.gone(backend);
+    }
+
+    /// Reads a request and answers it, draws a piece of a map, or sends the rest of an answer, as far as that goes
+    /// without waiting.
+    pub(super) fn turn(&mut self, backend: &Backend, another_migrates: bool) {
+        self.heard = Instant::now();
+        let result = match (&self.output, &self.drawing) {
+            (Some(_), _) => self.send(),
+            (None, Some(_)) => self.draw(backend),
+            (None, None) => self.receive(backend, another_migrates),
+        };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.deadline.get_or_insert(self.heard + PATIENCE);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end(error),
+            Ok(()) => {}
+        }
+    }
+
+    fn receive(&mut self, backend: &Backend, another_migrates: bool) -> io::Result<()> {
+        while !self.input.is_whole() {
+            let filled = self.input.filled;
+            match self.input.fill(&self.stream) {
+                Ok(0) if filled == 0 => {
+                    self.over = true;
+                    return Ok(());
+                }
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                // A wait between two frames may take any time.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && filled == 0 => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            if let Err(error) = self.input.read_header() {
+                return self.refuse_and_end(0, Refusal::BadFrame, error);
+            }
+        }
+        let input = std::mem::replace(&mut self.input, Input::new());
+        let Some(header) = input.header else {
+            return Ok(());
+        };
+        let payload = &input.bytes[HEADER_BYTES..input.filled];
+        let sequence = header.sequence;
+        self.deadline = None;
+        let fds = (input.fds, input.fd);
+        match self
+            .session
+            .answer(&header, payload, fds, backend, another_migrates)
+        {
+            Answer::Reply(reply) => self.answer(sequence, *reply, None),
+            Answer::Last(refusal, error) => self.refuse_and_end(sequence, refusal, error),
+            Answer::Later(drawing) => {
+                self.drawing = Some((drawing, sequence));
+                Ok(())
+            }
+        }
+    }
+
+    fn draw(&mut self, backend: &Backend) -> io::Result<()> {
+        let Some((drawing, sequence)) = &mut self.drawing else {
+            return Ok(());
+        };
+        let Some(drawn) = drawing.go_on(backend) else {
+            return Ok(());
+        };
+        let sequence = *sequence;
+        self.drawing = None;
+        match drawn {
+            Ok((reply, fd)) => self.answer(sequence, reply, Some(fd)),
+            Err(refusal) => self.answer(sequence, Reply::Refused(refusal), None),
+        }
+    }
+
+    fn refuse_and_end(
+        &mut self,
+        sequence: u32,
+        refusal: Refusal,
+        error: impl std::fmt::Display,
+    ) -> io::Result<()> {
+        log::debug!("a control connection is hung up on: {error}");
+        self.ends = true;
+        self.answer(sequence, Reply::Refused(refusal), None)
+    }
+
+    fn answer(&mut self, sequence: u32, reply: Reply, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.deadline = None;
+        self.output = Some(Output::new(reply, sequence, fd));
+        self.send()
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        if let Some(output) = &mut self.output {
+            while !output.send(&self.stream)? {}
+        }
+        self.output = None;
+        self.deadline = None;
+        self.over |= self.ends;
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Input {
+    fn new() -> Self {
+        Self {
+            bytes: [0; HEADER_BYTES + MAX_PAYLOAD],
+            filled: 0,
+            header: None,
+            fd: None,
+            fds: 0,
+        }
+    }
+
+    /// Bytes of the frame, as far as that is known. The next frame is left alone.
+    fn length(&self) -> usize {
+        HEADER_BYTES + self.header.map_or(0, |header| header.length as usize)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.header.is_some() && self.filled == self.length()
+    }
+
+    /// Takes what there is, up to the end of the frame; says how many bytes that were.
+    fn fill(&mut self, stream: &UnixStream) -> io::Result<usize> {
+        let length = self.length();
+        let mut fds = Vec::new();
+        let count = sockets::receive_some(stream, &mut self.bytes[self.filled..length], &mut fds)?;
+        self.filled += count;
+        self.fds += fds.len();
+        self.fd = match self.fds {
+            1 => self.fd.take().or_else(|| fds.pop()),
+            _ => None,
+        };
+        Ok(count)
+    }
+
+    fn read_header(&mut self) -> Result<(), ControlError> {
+        if self.header.is_none()
+            && let Some(bytes) = self.bytes[..self.filled].first_chunk()
+        {
+            self.header = Some(Header::from_bytes(bytes)?);
+        }
+        Ok(())
+    }
+}
+
+impl Output {
+    fn new(reply: Reply, sequence: u32, fd: Option<OwnedFd>) -> Self {
+        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+        let length = reply.encode(sequence, &mut frame);
+        Self {
+            frame,
+            length,
+            sent: 0,
+            fd,
+        }
+    }
+
+    /// Sends what there is room for; `true` when all has gone.
+    fn send(&mut self, stream: &UnixStream) -> io::Result<bool> {
+        let rest = &self.frame[self.sent..self.length];
+        self.sent += sockets::send_some(stream, rest, self.fd.as_slice())?;
+        self.fd = None;
+        Ok(self.sent == self.length)
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One thread and a bounded number of connections: each that has something to say is given a turn, of one
+//! request, so that none can hold up the others.
+//!
+//! When there are too many, the newest comes in and another goes: one that has not even said hello, or else the
+//! one that has been silent for longest. The migrator is never sent away.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::connection::Connection;
+use crate::sockets::BoundSocket;
+use crate::vhost_user::backend::Backend;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// How long nobody is let in when that has just failed, for want of file descriptors, say.
+const REST: Duration = Duration::from_millis(100);
+
+pub(super) struct Server {
+    listener: BoundSocket,
+    backend: Arc<Backend>,
+    stop: Arc<OwnedFd>,
+    connections: Vec<Connection>,
+    /// Nobody is let in before that.
+    deaf_until: Option<Instant>,
+}
+
+/// What a wait has brought.
+struct Ready {
+    stop: bool,
+    knock: bool,
+    /// By place in [`Server::connections`].
+    connections: Vec<bool>,
+}
+
+impl Server {
+    pub(super) fn new(
+        listener: BoundSocket,
+        backend: Arc<Backend>,
+        stop: Arc<OwnedFd>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            backend,
+            stop,
+            connections: Vec::new(),
+            deaf_until: None,
+        })
+    }
+
+    /// Serves until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            match self.wait() {
+                Ok(ready) if ready.stop => break,
+                Ok(ready) => {
+                    self.serve(&ready.connections);
+                    if ready.knock {
+                        self.let_in();
+                    }
+                }
+                Err(error) => {
+                    log::error!("the control socket is served no more: {error}");
+                    break;
+                }
+            }
+        }
+        for connection in &mut self.connections {
+            connection.gone(&self.backend);
+        }
+    }
+
+    /// Waits for something to do, or the end of somebody's time.
+    fn wait(&mut self) -> io::Result<Ready> {
+        let now = Instant::now();
+        self.deaf_until = self.deaf_until.filter(|&end| end > now);
+        let deadlines = self.connections.iter().filter_map(Connection::deadline);
+        let busy = self
+            .connections
+            .iter()
+            .any(Connection::is_busy)
+            .then_some(now);
+        let first = deadlines.chain(self.deaf_until).chain(busy).min();
+        let knocks = match self.deaf_until {
+            None => PollFlags::IN,
+            Some(_) => PollFlags::empty(),
+        };
+        let mut polled = vec![
+            PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), knocks),
+        ];
+        polled.extend(
+            self.connections
+                .iter()
+                .map(|connection| PollFd::new(connection, connection.waits_for())),
+        );
+        let timeout = first
+            .map(|end| end.saturating_duration_since(now))
+            .and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            // An interrupted wait is one in which nothing came.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
+        Ok(Ready {
+            stop: ready.next().unwrap_or(false),
+            knock: ready.next().unwrap_or(false),
+            connections: ready
+                .zip(&self.connections)
+                .map(|(ready, connection)| ready || connection.is_busy())
+                .collect(),
+        })
+    }
+
+    /// Gives each connection that is `ready` its turn, and parts with those that are over.
+    fn serve(&mut self, ready: &[bool]) {
+        let now = Instant::now();
+        for (place, &ready) in ready.iter().enumerate() {
+            let migrates = |other: &(usize, &Connection)| other.0 != place && other.1.migrates();
+            let another_migrates = self.connections.iter().enumerate().any(|c| migrates(&c));
+            let connection = &mut self.connections[place];
+            if ready {
+                connection.turn(&self.backend, another_migrates);
+            } else if connection.deadline().is_some_and(|end| end <= now) {
+                connection.end("it has not finished in time");
+            }
+            if connection.is_over() {
+                connection.gone(&self.backend);
+            }
+        }
+        self.connections.retain(|connection| !connection.is_over());
+    }
+
+    fn let_in(&mut self) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                log::warn!("control socket: {error}");
+                self.deaf_until = Some(Instant::now() + REST);
+                return;
+            }
+        };
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let weakest = self
+                .connections
+                .iter()
+                .enumerate()
+                .filter(|(_, connection)| !connection.migrates())
+                .min_by_key(|(_, connection)| connection.standing())
+                .map(|(place, _)| place);
+            if let Some(place) = weakest {
+                self.connections.remove(place).end("others want in");
+            }
+        }
+        match Connection::new(stream) {
+            Ok(connection) => self.connections.push(connection),
+            Err(error) => log::warn!("control socket: {error}"),
+        }
+    }
+}

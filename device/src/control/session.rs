@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a connection may ask, and the answer.
+//!
+//! A connection becomes the migrator's by setting a hint map, and is it until it says that hinting is over, or
+//! ends. There is one migrator at a time. Everybody may ask for everything else.
+
+use std::os::fd::OwnedFd;
+
+use spec::control::{ControlError, Header, Refusal, Reply, Request, VERSION};
+
+use super::page_map::Drawing;
+use super::people;
+use crate::balloon::Balloon;
+use crate::vhost_user::backend::Backend;
+
+/// Where one connection stands.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    greeted: bool,
+    /// It has set a hint map and not said yet that hinting is over.
+    migrates: bool,
+    /// It has opened an epoch since.
+    hinted: bool,
+}
+
+/// What follows a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// This reply.
+    Reply(Box<Reply>),
+    /// This refusal, and the end of the connection.
+    Last(Refusal, PeerError),
+    /// A map, when it has been drawn.
+    Later(Drawing),
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
+/// Why a connection is hung up on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    #[error("{0}")]
+    Frame(#[from] ControlError),
+    #[error("a request with {0} file descriptors")]
+    FileDescriptors(usize),
+    #[error("it does not speak version {VERSION} of the control protocol")]
+    Version,
+}
+
+impl Session {
+    pub(super) fn migrates(&self) -> bool {
+        self.migrates
+    }
+
+    pub(super) fn has_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// The connection is over.
+    pub(super) fn gone(&mut self, backend: &Backend) {
+        if std::mem::take(&mut self.migrates) {
+            backend.balloon().migrator_gone(self.hinted);
+        }
+    }
+
+    /// The answer to a frame that came with `fds` file descriptors, of which only a single one is kept.
+    pub(super) fn answer(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        (fds, fd): (usize, Option<OwnedFd>),
+        backend: &Backend,
+        another_migrates: bool,
+    ) -> Answer {
+        let request = match Request::decode(header, payload) {
+            Ok(request) => request,
+            Err(error) => return Answer::Last(Refusal::BadFrame, error.into()),
+        };
+        let expected = usize::from(matches!(request, Request::SetHintMap { .. }));
+        if fds != expected {
+            return Answer::Last(Refusal::BadFrame, PeerError::FileDescriptors(fds));
+        }
+        let hello = matches!(request, Request::Hello { version: VERSION });
+        if !hello && (!self.greeted || matches!(request, Request::Hello { .. })) {
+            return Answer::Last(Refusal::Version, PeerError::Version);
+        }
+        if let Request::PageMap(set) = request {
+            return match Drawing::begin(set, backend) {
+                Ok(drawing) => Answer::Later(drawing),
+                Err(refusal) => Answer::from(Reply::Refused(refusal)),
+            };
+        }
+        let mut balloon = backend.balloon();
+        let result = match request {
+            Request::Hello { .. } => {
+                self.greeted = true;
+                Ok(Reply::Hello {
+                    version: VERSION,
+                    features: balloon.features(),
+                })
+            }
+            Request::SetHintMap { .. }
+            | Request::Open { .. }
+            | Request::Close { .. }
+            | Request::Done => {
+                if another_migrates {
+                    Err(Refusal::Migrating)
+                } else {
+                    self.migrate(request, fd, &mut balloon)
+                }
+            }
+            _ => people::answer(request, &mut balloon),
+        };
+        result.unwrap_or_else(Reply::Refused).into()
+    }
+
+    /// What migrators ask.
+    fn migrate(
+        &mut self,
+        request: Request,
+        fd: Option<OwnedFd>,
+        balloon: &mut Balloon,
+    ) -> Result<Reply, Refusal> {
+        match request {
+            Request::SetHintMap { bytes } => {
+                balloon.set_hint_map(fd.ok_or(Refusal::HintMap)?, bytes)?;
+                self.migrates = true;
+                Ok(Reply::Ok)
+            }
+            Request::Open { epoch } => {
+                if !self.migrates {
+                    return Err(Refusal::HintMap);
+                }
+                let command_id = balloon.open(epoch)?;
+                self.hinted = true;
+                Ok(Reply::Opened { command_id })
+            }
+            Request::Close { epoch } if self.migrates => balloon.close(epoch).map(Reply::Closed),
+            Request::Close { .. } => Err(Refusal::NoSuchEpoch),
+            _ => {
+                if std::mem::take(&mut self.migrates) {
+                    balloon.done();
+                    self.hinted = false;
+                }
+                Ok(Reply::Ok)
+            }
+        }
+    }
+}

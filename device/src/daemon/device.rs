@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One device: a balloon, its sockets and its threads. What becomes of it is of no matter to other devices.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use spec::control::RoundEnd;
+
+use super::front_ends::{FrontEnds, Presence, Source};
+use super::service_manager::{AGENT, Activation, CONTROL, VHOST_USER};
+use super::ticker::Ticker;
+use super::{DaemonError, Event, threads};
+use crate::agent::AgentServer;
+use crate::args::{Config, FrontEnd};
+use crate::balloon::Balloon;
+use crate::control::ControlServer;
+use crate::metrics::Observed;
+use crate::sandbox::seccomp::Group;
+use crate::sockets::BoundSocket;
+use crate::trace::{Trace, TraceFile};
+use crate::vhost_user::backend::Backend;
+use crate::vhost_user::config_channel::ConfigChannel;
+
+/// A device whose sockets are there, but that serves nobody yet.
+#[derive(Debug)]
+pub struct Prepared {
+    name: Arc<str>,
+    balloon: Balloon,
+    channel: Arc<ConfigChannel>,
+    source: Source,
+    control: Option<BoundSocket>,
+    agent: Option<BoundSocket>,
+}
+
+impl Prepared {
+    /// Makes the device and binds its sockets, or takes them from the service manager. `only`: there is no other.
+    ///
+    /// # Errors
+    /// [`DaemonError`] if a socket cannot be had.
+    pub fn new(
+        config: Config,
+        activation: &mut Activation,
+        only: bool,
+    ) -> Result<Self, DaemonError> {
+        let source = match config.front_end {
+            FrontEnd::Inherited(fd) => Source::Connected(
+                inherited(fd).map_err(|source| DaemonError::Inherited { fd, source })?,
+            ),
+            FrontEnd::Listen { path, once } => Source::Listener {
+                socket: listen(&path, BoundSocket::bind)?,
+                once,
+            },
+            FrontEnd::Activated { once } => Source::Listener {
+                socket: activation
+                    .take_of(VHOST_USER, &config.name, only)
+                    .ok_or_else(|| DaemonError::NoFrontEnd(config.name.clone()))?
+                    .into(),
+                once,
+            },
+        };
+        if let Source::Listener { socket, .. } = &source {
+            socket.set_nonblocking(true).map_err(DaemonError::Accept)?;
+        }
+        let mode = config.control_socket_mode;
+        let control = match &config.control_socket {
+            Some(path) => Some(listen(path, |path| {
+                BoundSocket::bind_with_mode(path, mode)
+            })?),
+            None => activation
+                .take_of(CONTROL, &config.name, only)
+                .map(Into::into),
+        };
+        let agent = match &config.agent_socket {
+            Some(path) => Some(listen(path, BoundSocket::bind)?),
+            None => activation
+                .take_of(AGENT, &config.name, only)
+                .map(Into::into),
+        };
+        let channel = Arc::new(ConfigChannel::default());
+        let mut balloon = Balloon::new(config.options, Arc::clone(&channel));
+        balloon.set_target(config.target);
+        balloon.set_auto_shrink(config.auto_shrink);
+        balloon.set_statistics_interval(config.statistics_interval);
+        if let Some(TraceFile { path, host }) = config.trace {
+            let trace = Trace::open(&path, host);
+            balloon.record_in(trace.map_err(|source| DaemonError::Trace { path, source })?);
+        }
+        Ok(Self {
+            name: config.name.into(),
+            balloon,
+            channel,
+            source,
+            control,
+            agent,
+        })
+    }
+
+    /// The sockets that the device is to remove in the end.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let front_end = match &self.source {
+            Source::Listener { socket, .. } => socket.path(),
+            Source::Connected(_) => None,
+        };
+        let others = [&self.control, &self.agent].into_iter().flatten();
+        let others = others.filter_map(BoundSocket::path);
+        front_end.into_iter().chain(others)
+    }
+
+    /// Starts to serve. `events` is told of what happens.
+    ///
+    /// # Errors
+    /// If there can be no more threads or file descriptors.
+    pub fn start(self, events: Sender<Event>) -> Result<Device, DaemonError> {
+        threads::set_device(Some(Arc::clone(&self.name)));
+        let device = self.start_threads(events);
+        threads::set_device(None);
+        device.map_err(DaemonError::Device)
+    }
+
+    fn start_threads(self, events: Sender<Event>) -> io::Result<Device> {
+        let backend = Arc::new(Backend::new(self.balloon)?);
+        let presence = Arc::new(Presence::new()?);
+        let ticker = Ticker::start(Arc::clone(&backend))?;
+        let control = self
+            .control
+            .map(|listener| ControlServer::start(listener, Arc::clone(&backend)))
+            .transpose()?;
+        let agent = self
+            .agent
+            .map(|listener| AgentServer::start(listener, Arc::clone(&backend)))
+            .transpose()?;
+        let front_ends = FrontEnds {
+            source: self.source,
+            backend: Arc::clone(&backend),
+            channel: self.channel,
+            presence: Arc::clone(&presence),
+            events: events.clone(),
+        };
+        let name = Arc::clone(&self.name);
+        // The thread says itself when it is over.
+        drop(threads::spawn(Group::FrontEnds, move || {
+            let result = catch_unwind(AssertUnwindSafe(|| front_ends.serve()));
+            drop(front_ends);
+            let result = result.unwrap_or(Err(DaemonError::Panicked));
+            let _ = events.send(Event::Ended(name, result));
+        })?);
+        Ok(Device {
+            name: self.name,
+            backend,
+            presence,
+            control,
+            _agent: agent,
+            _ticker: ticker,
+        })
+    }
+}
+
+/// A device that serves.
+#[derive(Debug)]
+pub struct Device {
+    name: Arc<str>,
+    backend: Arc<Backend>,
+    presence: Arc<Presence>,
+    control: Option<ControlServer>,
+    _agent: Option<AgentServer>,
+    _ticker: Ticker,
+}
+
+impl Device {
+    /// It, to be looked at.
+    pub fn observed(&self) -> Observed {
+        Observed {
+            name: Arc::clone(&self.name),
+            backend: Arc::clone(&self.backend),
+            presence: Arc::clone(&self.presence),
+        }
+    }
+
+    /// Its front ends.
+    pub fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// Nobody is served on the control socket any more, and hinting ends: the guest is told.
+    pub fn end_hinting(&mut self) {
+        self.control = None;
+        self.backend.balloon().end_round(RoundEnd::Stopped);
+    }
+
+    /// Whether the guest has been told something that it has not read yet.
+    pub fn has_news_for_guest(&self) -> bool {
+        self.presence.is_connected() && self.backend.balloon().has_news()
+    }
+}
+
+/// Binds a socket at `path`.
+pub(super) fn listen(
+    path: &Path,
+    bind: impl FnOnce(&Path) -> io::Result<BoundSocket>,
+) -> Result<BoundSocket, DaemonError> {
+    bind(path).map_err(|source| DaemonError::Listen {
+        path: PathBuf::from(path),
+        source,
+    })
+}
+
+/// A duplicate of the open file descriptor `fd`, by the kernel's own check that it is one.
+fn inherited(fd: RawFd) -> io::Result<UnixStream> {
+    let process = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let copy: OwnedFd = pidfd_getfd(process, fd as ForeignRawFd, PidfdGetfdFlags::empty())?;
+    Ok(UnixStream::from(copy))
+}

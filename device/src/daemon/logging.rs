@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The log: a line each, with the name of the device, and not more of them than anyone wants to read.
+//!
+//! A guest or a front end can make the device say something as often as it likes. So each place in the program
+//! may say something ten times, for each device, and then once a second; how often it would have is said with it.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use env_logger::{Builder, Env, Logger};
+use log::{Log, Metadata, Record};
+
+use super::threads;
+
+/// Lines that one place may write at once.
+const BURST: u32 = 10;
+/// After that, one in so long.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Logs what `RUST_LOG` says, warnings by default, to standard error.
+pub fn init() {
+    let logger = Builder::from_env(Env::default().default_filter_or("warn"))
+        .format(|out, record| {
+            let style = out.default_level_style(record.level());
+            write!(
+                out,
+                "{} {style}{:5}{style:#} ",
+                out.timestamp(),
+                record.level()
+            )?;
+            if let Some(device) = threads::device() {
+                write!(out, "{device}: ")?;
+            }
+            // What others send is quoted in places: it does not get to begin a line.
+            let text = record.args().to_string().replace(char::is_control, " ");
+            writeln!(out, "{text}")
+        })
+        .build();
+    let most = logger.filter();
+    let limited = Limited {
+        logger,
+        places: Mutex::default(),
+    };
+    // Whoever was there first is heard by somebody.
+    if log::set_boxed_logger(Box::new(limited)).is_ok() {
+        log::set_max_level(most);
+    }
+}
+
+struct Limited {
+    logger: Logger,
+    places: Mutex<HashMap<Place, Bucket>>,
+}
+
+/// A device, and a file and a line of the program.
+type Place = (Option<Arc<str>>, &'static str, u32);
+
+impl Log for Limited {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.logger.matches(record) {
+            return;
+        }
+        let (Some(file), Some(line)) = (record.file_static(), record.line()) else {
+            return self.logger.log(record);
+        };
+        let place = (threads::device(), file, line);
+        let left_out = {
+            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+            let bucket = places.entry(place).or_default();
+            if !bucket.take(Instant::now()) {
+                return;
+            }
+            std::mem::take(&mut bucket.left_out)
+        };
+        if left_out == 0 {
+            return self.logger.log(record);
+        }
+        let text = format!("{} ({left_out} more like this)", record.args());
+        self.logger.log(
+            &Record::builder()
+                .metadata(record.metadata().clone())
+                .args(format_args!("{text}"))
+                .module_path_static(record.module_path_static())
+                .file_static(Some(file))
+                .line(Some(line))
+                .build(),
+        );
+    }
+
+    fn flush(&self) {
+        self.logger.flush();
+    }
+}
+
+/// How much one place may still say.
+#[derive(Debug)]
+struct Bucket {
+    tokens: u32,
+    /// Up to when tokens have been given.
+    given: Option<Instant>,
+    left_out: u64,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self {
+            tokens: BURST,
+            given: None,
+            left_out: 0,
+        }
+    }
+}
+
+impl Bucket {
+    /// Whether a line may be written `now`. If not, it is counted.
+    fn take(&mut self, now: Instant) -> bool {
+        let given = *self.given.get_or_insert(now);
+        let due = now.saturating_duration_since(given).as_nanos() / PACE.as_nanos();
+        if due != 0 {
+            let due = u32::try_from(due).unwrap_or(u32::MAX);
+            self.tokens = self.tokens.saturating_add(due).min(BURST);
+            self.given = Some(now);
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => self.tokens = left,
+            None => self.left_out += 1,
+        }
+        self.left_out == 0 || due != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_says_ten_lines_at_once_and_then_one_a_second() {
+        let mut bucket = Bucket::default();
+        let start = Instant::now();
+        let said = |bucket: &mut Bucket, at: Instant| (0..100).filter(|_| bucket.take(at)).count();
+        assert_eq!(said(&mut bucket, start), 10);
+        assert_eq!(bucket.left_out, 90);
+        assert_eq!(said(&mut bucket, start + PACE / 2), 0);
+        assert!(bucket.take(start + PACE));
+        assert_eq!(std::mem::take(&mut bucket.left_out), 190);
+        assert_eq!(said(&mut bucket, start + PACE), 0);
+        bucket.left_out = 0;
+        assert_eq!(said(&mut bucket, start + 60 * PACE), 10);
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The daemon: devices, and the process around them.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`program`] | the process: its devices, their end, the sandbox |
+//! | [`device`] | one device: sockets and threads |
+//! | [`front_ends`] | its front ends, one after the other |
+//! | [`ticker`] | tells the balloon the time |
+//! | [`threads`] | threads that know whose they are |
+//! | [`logging`] | the log |
+//! | [`signals`] | SIGTERM and SIGINT |
+//! | [`service_manager`] | sockets from systemd, and word to it |
+
+pub mod device;
+pub mod front_ends;
+pub mod logging;
+pub mod program;
+pub mod service_manager;
+pub mod signals;
+pub mod threads;
+pub mod ticker;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+
+use crate::args::{Config, SameName};
+use crate::sandbox::SandboxError;
+use crate::vhost_user::session::SessionError;
+use device::Prepared;
+use service_manager::{Activation, ActivationError};
+
+/// Why a device, or all, could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// No front end can connect any more.
+    #[error("cannot accept a front end: {0}")]
+    Accept(#[source] io::Error),
+    /// A socket of the service manager's is wrong.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
+    /// The command line makes no sense.
+    #[error(transparent)]
+    CommandLine(#[from] SameName),
+    /// There are no file descriptors or threads left.
+    #[error("cannot start the device: {0}")]
+    Device(#[source] io::Error),
+    /// `--fd` is no open file descriptor.
+    #[error("cannot use file descriptor {fd}: {source}")]
+    Inherited {
+        /// Its number.
+        fd: RawFd,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A socket cannot be listened on.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nobody can connect to the device with this name.
+    #[error(
+        "no front end can connect to '{0}': give --socket-path or --fd, or have the service manager pass a socket"
+    )]
+    NoFrontEnd(String),
+    /// The device has a bug.
+    #[error("the device has ended: a bug")]
+    Panicked,
+    /// What was asked for cannot be printed.
+    #[error("cannot print: {0}")]
+    Print(#[source] io::Error),
+    /// The process cannot be restricted.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A front end's connection did not end by itself.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The trace cannot be opened.
+    #[error("cannot record in {}: {source}", path.display())]
+    Trace {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Signals cannot be heard.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] io::Error),
+}
+
+/// What the threads of a process tell its main thread.
+#[derive(Debug)]
+pub enum Event {
+    /// The process is to end: why.
+    End(&'static str),
+    /// A front end has come or gone.
+    Changed,
+    /// The device with this name has nobody to serve any more.
+    Ended(Arc<str>, Result<(), DaemonError>),
+}
+
+/// Runs one device in the process that this is, until its only front end hangs up, or, if it may have several, for
+/// ever. Signals, the sandbox and the log are the caller's business; [`crate::args::Program::run`] minds them too.
+///
+/// # Errors
+/// [`DaemonError`]; a front end that misbehaves ends the device only if it was to be the only one.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    let (events, inbox) = mpsc::channel();
+    let _device = Prepared::new(config, &mut Activation::default(), true)?.start(events)?;
+    loop {
+        match inbox.recv() {
+            Ok(Event::Ended(_, result)) => return result,
+            Ok(_) => {}
+            Err(_) => return Err(DaemonError::Panicked),
+        }
+    }
+}

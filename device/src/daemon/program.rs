@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The process: it binds its sockets, enters the sandbox, serves its devices, and ends when it is told to.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::device::{Device, Prepared, listen};
+use super::service_manager::{Activation, METRICS, Notifier};
+use super::signals::EndSignals;
+use super::{DaemonError, Event, threads};
+use crate::args::{Args, CAPABILITIES, Program, description};
+use crate::metrics::{MetricsServer, registry};
+use crate::sandbox::seccomp::Group;
+use crate::sandbox::{self, Needs};
+use crate::sockets::BoundSocket;
+
+/// How long a guest that is told that hinting is over has to look, before its front end is hung up on.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked whether it has looked.
+const GLANCE: Duration = Duration::from_millis(2);
+/// An end that takes longer is no orderly one.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Args {
+    /// Does what the command line says: prints something, or runs the program.
+    ///
+    /// # Errors
+    /// As [`Program::run`]; and a command line that makes no sense.
+    pub fn run(self) -> Result<(), DaemonError> {
+        if self.print_capabilities {
+            return print(CAPABILITIES);
+        }
+        if let Some(binary) = &self.print_description {
+            let binary = binary.clone().map_or_else(env::current_exe, Ok);
+            return print(&description(&binary.map_err(DaemonError::Print)?));
+        }
+        Program::try_from(self)?.run()
+    }
+}
+
+fn print(text: &str) -> Result<(), DaemonError> {
+    writeln!(io::stdout(), "{text}").map_err(DaemonError::Print)
+}
+
+impl Program {
+    /// Runs the devices until all have ended, or SIGTERM or SIGINT come: then guests are told to take hinted pages
+    /// back, front ends are hung up on and sockets removed. To be called before there are other threads.
+    ///
+    /// # Errors
+    /// [`DaemonError`] if not all devices can start, or of the first that ended with one. One that ends does not
+    /// end the others.
+    pub fn run(self) -> Result<(), DaemonError> {
+        let (events, inbox) = mpsc::channel();
+        let signals = EndSignals::register().map_err(DaemonError::Signals)?;
+        let notifier = Notifier::from_env();
+        let mut activation = Activation::from_env()?;
+        let only = self.devices.len() == 1;
+        let prepared: Vec<Prepared> = self
+            .devices
+            .into_iter()
+            .map(|device| Prepared::new(device, &mut activation, only))
+            .collect::<Result<_, _>>()?;
+        let metrics = match &self.metrics_socket {
+            Some(path) => Some(listen(path, |path| {
+                BoundSocket::bind_with_mode(path, self.metrics_socket_mode)
+            })?),
+            None => activation.take(METRICS).map(BoundSocket::from),
+        };
+        activation.finish()?;
+
+        let paths: Vec<PathBuf> = prepared
+            .iter()
+            .flat_map(Prepared::paths)
+            .chain(metrics.as_ref().and_then(BoundSocket::path))
+            .map(Into::into)
+            .collect();
+        let needs = Needs {
+            devices: prepared.len(),
+            folders: folders(&paths),
+        };
+        threads::set_filters(sandbox::enter(self.sandbox, &needs)?);
+        watch_signals(signals, paths, events.clone()).map_err(DaemonError::Signals)?;
+        let mut devices: Vec<Device> = prepared
+            .into_iter()
+            .map(|device| device.start(events.clone()))
+            .collect::<Result<_, _>>()?;
+        let metrics = metrics.map(|socket| {
+            let devices = devices.iter().map(Device::observed).collect();
+            MetricsServer::start(socket, registry(devices)).map_err(DaemonError::Device)
+        });
+        let _metrics = metrics.transpose()?;
+        threads::confine(Group::Main);
+
+        notifier.ready(&status(&devices));
+        let (result, running) = wait(&devices, &inbox, &notifier);
+        notifier.stopping();
+        end(&mut devices, running, &inbox);
+        result
+    }
+}
+
+/// The folders that `paths` lie in.
+fn folders(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let folders: BTreeSet<&Path> = paths
+        .iter()
+        .filter_map(|path| path.parent())
+        .map(|folder| match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        })
+        .collect();
+    folders.into_iter().map(Into::into).collect()
+}
+
+/// Has a thread wait for the signal to end. An end that then hangs is cut short, with `paths` removed all the same.
+fn watch_signals(
+    signals: EndSignals,
+    paths: Vec<PathBuf>,
+    events: Sender<Event>,
+) -> io::Result<()> {
+    threads::spawn(Group::Signals, move || {
+        let _ = events.send(Event::End(signals.wait()));
+        thread::sleep(GRACE);
+        log::error!("the end takes too long: it is cut short");
+        for path in paths {
+            let _ = std::fs::remove_file(path);
+        }
+        std::process::exit(1);
+    })
+    .map(drop)
+}
+
+/// Waits for the end; with what result, and how many devices run on.
+fn wait(
+    devices: &[Device],
+    inbox: &Receiver<Event>,
+    notifier: &Notifier,
+) -> (Result<(), DaemonError>, usize) {
+    let mut result = Ok(());
+    let mut running = devices.len();
+    while running > 0 {
+        match inbox.recv() {
+            Ok(Event::Changed) => notifier.status(&status(devices)),
+            Ok(Event::Ended(device, ended)) => {
+                running -= 1;
+                if let Err(error) = &ended {
+                    threads::set_device(Some(device));
+                    log::error!("{error}");
+                    threads::set_device(None);
+                }
+                result = result.and(ended);
+            }
+            Ok(Event::End(why)) => {
+                log::info!("ends because of {why}");
+                return (result, running);
+            }
+            // As long as a device runs, it holds the other end.
+            Err(_) => break,
+        }
+    }
+    (result, 0)
+}
+
+/// Ends the devices, of which so many are `running`.
+fn end(devices: &mut [Device], mut running: usize, inbox: &Receiver<Event>) {
+    devices.iter_mut().for_each(Device::end_hinting);
+    let until = Instant::now() + LAST_LOOK;
+    while devices.iter().any(Device::has_news_for_guest) && Instant::now() < until {
+        thread::sleep(GLANCE);
+    }
+    devices.iter().for_each(|device| device.presence().end());
+    while running > 0 {
+        match inbox.recv() {
+            Ok(Event::Ended(..)) => running -= 1,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn status(devices: &[Device]) -> String {
+    let connected = devices
+        .iter()
+        .filter(|device| device.presence().is_connected())
+        .count();
+    match devices.len() {
+        1 if connected == 0 => "waiting for a front end".into(),
+        1 => "serving a front end".into(),
+        count => format!("serving {connected} front ends for {count} devices"),
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as the migrator sees it: a hint map, and epochs that are opened and closed.
+//!
+//! Every function here runs under the device's lock, as does every pass over a queue. So when
+//! [`Balloon::close`] returns, no pass is under way, and none later sets a bit.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use spec::balloon::{CommandId, QueueRole, feature};
+use spec::control::{DeviceStatus, EpochReport, HintHolder, Refusal, RoundEnd};
+use spec::hint_map::HintPhase;
+use spec::trace::Event;
+
+use crate::balloon::Balloon;
+use crate::hints::shared_map;
+use crate::vhost_user::rings;
+
+impl Balloon {
+    /// The feature bits that the guest has taken.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Uses the migrator's hint map in `file`, instead of any before. A person's round ends with it.
+    ///
+    /// # Errors
+    /// [`Refusal::EpochOpen`] while the migrator has an epoch open, [`Refusal::HintMap`] for a file that is none.
+    pub fn set_hint_map(&mut self, file: OwnedFd, bytes: u64) -> Result<(), Refusal> {
+        if self.hold.holder == HintHolder::Migrator && self.hinting.epoch() != 0 {
+            return Err(Refusal::EpochOpen);
+        }
+        match shared_map::open(file, bytes) {
+            Ok(map) => {
+                self.end_round(RoundEnd::Migrator);
+                self.map = Some(Arc::new(map));
+                self.hold.holder = HintHolder::Migrator;
+                Ok(())
+            }
+            Err(error) => {
+                log::warn!("{error}");
+                Err(Refusal::HintMap)
+            }
+        }
+    }
+
+    /// Opens `epoch`: asks the guest for its free pages, under a new command id.
+    ///
+    /// # Errors
+    /// [`Refusal`] if the guest cannot be asked, or its answer could not be used.
+    pub fn open(&mut self, epoch: u64) -> Result<CommandId, Refusal> {
+        let driver = self.ask_driver();
+        match driver {
+            // The agent alone can do it.
+            Err(Refusal::NotNegotiated) if self.agent.is_usable() => {}
+            Err(refusal) => return Err(refusal),
+            Ok(()) => {}
+        }
+        let map = self.map.clone().ok_or(Refusal::HintMap)?;
+        let command_id = self.hinting.open(epoch)?;
+        self.latency.opened(Instant::now());
+        self.record_hinting(Event::Published(epoch));
+        map.begin(epoch, self.hinting.phase());
+        if driver.is_err() || !self.tell_guest() {
+            self.hinting.without_driver();
+        }
+        self.agent.ask_for(command_id, epoch == 1, map.pages());
+        if self.hint_phase() == HintPhase::Finished {
+            // Nobody was asked.
+            self.hinting.close(epoch)?;
+            self.mirror_end();
+            return Err(Refusal::Unreachable);
+        }
+        self.publish_phase();
+        Ok(command_id)
+    }
+
+    /// Whether the driver can be asked for hints, and its answer be used.
+    fn ask_driver(&self) -> Result<(), Refusal> {
+        let Some(ring) = self.ring(QueueRole::FreePageHint) else {
+            return Err(if self.has(feature::FREE_PAGE_HINT) {
+                Refusal::Stopped
+            } else {
+                Refusal::NotNegotiated
+            });
+        };
+        if !rings::runs(ring) {
+            return Err(Refusal::Stopped);
+        }
+        if self.poison() != 0 {
+            return Err(Refusal::Poison);
+        }
+        Ok(())
+    }
+
+    /// Closes `epoch`: takes what the guest has queued up to now, and nothing after it.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchEpoch`] if it is not the open one.
+    pub fn close(&mut self, epoch: u64) -> Result<EpochReport, Refusal> {
+        if epoch != 0 && epoch == self.hinting.epoch() {
+            self.take_hints();
+        }
+        let report = self.hinting.close(epoch)?;
+        self.agent.stop();
+        self.mirror_end();
+        self.record_hinting(Event::DeviceClosed(epoch));
+        self.tell_guest();
+        Ok(report)
+    }
+
+    /// The migration is over: the guest is told to take its pages back, and the migrator's map is let go of.
+    pub fn done(&mut self) {
+        self.hinting.done();
+        self.agent.stop();
+        self.mirror_end();
+        self.tell_guest();
+        self.release();
+    }
+
+    /// The migrator has gone. If it has `hinted` since it last said that hinting is over, the device says
+    /// so for it.
+    pub fn migrator_gone(&mut self, hinted: bool) {
+        if hinted {
+            self.done();
+        }
+        self.release();
+    }
+
+    /// Where things stand.
+    pub fn status(&self) -> DeviceStatus {
+        DeviceStatus {
+            features: self.features,
+            poison: self.poison(),
+            ..self.hinting.status()
+        }
+    }
+
+    /// A person's round is no business of the rule: no migration uses its hints.
+    pub(crate) fn record_hinting(&self, event: Event) {
+        if self.hold.holder == HintHolder::Migrator {
+            self.trace.record(event);
+        }
+    }
+
+    /// The map was the migrator's, and is nobody's now.
+    fn release(&mut self) {
+        self.map = None;
+        self.hold.holder = HintHolder::Nobody;
+    }
+
+    /// Writes into the map that no epoch is open.
+    pub(crate) fn mirror_end(&self) {
+        if let Some(map) = &self.map {
+            let done = self.hinting.phase() == HintPhase::Done;
+            map.end(if done {
+                HintPhase::Done
+            } else {
+                HintPhase::Closed
+            });
+        }
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as a person sees it: a round of hints that no migration asked for, into a map of the device's own.
+//!
+//! A migrator takes precedence. While it holds the hints no person's round starts, and one that is under way
+//! when it comes is ended: the guest is told to take its pages back, and the state says why.
+
+use std::sync::Arc;
+
+use spec::control::{EpochReport, HintHolder, HintState, Refusal, RoundEnd};
+use spec::hint_map::HintMap;
+
+use crate::balloon::Balloon;
+use crate::hints::shared_map::{self, SharedMap};
+
+/// For whom the guest hints, and what became of the last round that a person started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hold {
+    /// Whose the map is.
+    pub(crate) holder: HintHolder,
+    ended: RoundEnd,
+    report: EpochReport,
+}
+
+impl Balloon {
+    /// Asks the guest for its free pages, for a person.
+    ///
+    /// # Errors
+    /// [`Refusal`] if a migrator holds the hints, a round has been started already, or the guest cannot be
+    /// asked.
+    pub fn start_round(&mut self) -> Result<HintState, Refusal> {
+        self.notice_new_driver();
+        match self.hold.holder {
+            HintHolder::Migrator => return Err(Refusal::Migrating),
+            HintHolder::Person if self.hinting.epoch() != 0 => return Err(Refusal::RoundOpen),
+            _ => {}
+        }
+        let pages = self.regions().last().map_or(0, |region| region.end());
+        let map = shared_map::private(pages).map_err(|error| {
+            log::warn!("{error}");
+            Refusal::Resources
+        })?;
+        let before = self.map.replace(Arc::new(map));
+        // Numbers of epochs are the migrator's business; for a person any will do.
+        if let Err(refusal) = self.open(self.hinting.status().epochs + 1) {
+            self.map = before;
+            return Err(refusal);
+        }
+        self.hold = Hold {
+            holder: HintHolder::Person,
+            ..Hold::default()
+        };
+        Ok(self.hint_state())
+    }
+
+    /// Ends the round that a person has started: the guest is told to take its pages back. The map stays.
+    ///
+    /// # Errors
+    /// [`Refusal`] if there is no such round.
+    pub fn stop_round(&mut self) -> Result<HintState, Refusal> {
+        if self.hold.holder == HintHolder::Migrator {
+            return Err(Refusal::Migrating);
+        }
+        if self.end_round(RoundEnd::Stopped) {
+            Ok(self.hint_state())
+        } else {
+            Err(Refusal::NoRound)
+        }
+    }
+
+    /// How far the guest is, and for whom.
+    pub fn hint_state(&self) -> HintState {
+        let open = self.hinting.report();
+        let round = if open.epoch == 0 {
+            &self.hold.report
+        } else {
+            open
+        };
+        HintState {
+            phase: self.hint_phase(),
+            holder: self.hold.holder,
+            ended: self.hold.ended,
+            command_id: self.hinting.command().to_raw(),
+            hints: round.hints,
+            pages: round.pages,
+            agent_pages: round.agent_pages,
+            stale: round.stale,
+            rejected: round.rejected,
+        }
+    }
+
+    /// The map of what has been hinted, to be read without the device's lock.
+    pub fn hinted(&self) -> Option<Arc<HintMap<SharedMap>>> {
+        self.map.clone()
+    }
+
+    /// Ends a person's round, if there is one, and tells the guest. Its last hints are taken.
+    pub(crate) fn end_round(&mut self, why: RoundEnd) -> bool {
+        let epoch = self.hinting.epoch();
+        if self.hold.holder != HintHolder::Person || epoch == 0 {
+            return false;
+        }
+        if why != RoundEnd::Reset {
+            self.take_hints();
+        }
+        self.agent.stop();
+        if let Ok(report) = self.hinting.close(epoch) {
+            self.hold.report = report;
+        }
+        self.hold.ended = why;
+        if why != RoundEnd::Reset {
+            self.hinting.done();
+            self.tell_guest();
+        }
+        self.mirror_end();
+        true
+    }
+}

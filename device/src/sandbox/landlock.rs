@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! No file system but the removal of the process's own sockets, no network, no signals to other processes.
+//!
+//! What a kernel's Landlock does not know is left out: the best it can do is done, and the log says what that is.
+
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+/// The newest that the crate knows: each kernel takes what it knows itself.
+const ABI_KNOWN: ABI = ABI::V9;
+
+/// Restricts the calling thread and those that it starts from now on. Files may be removed from `folders`.
+///
+/// # Errors
+/// [`RulesetError`] if the kernel has Landlock and refuses.
+pub fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(landlock::CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI_KNOWN))?
+        .handle_access(AccessNet::from_all(ABI_KNOWN))?
+        .scope(Scope::from_all(ABI_KNOWN))?
+        .create()?;
+    for folder in folders {
+        match PathFd::new(folder) {
+            Ok(folder) => {
+                ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
+            }
+            Err(error) => log::warn!("{}: {error}", folder.display()),
+        }
+    }
+    match ruleset.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => log::info!("Landlock restricts all that it can"),
+        RulesetStatus::PartiallyEnforced => {
+            log::info!("Landlock restricts files; newer kernels can restrict more");
+        }
+        RulesetStatus::NotEnforced => {
+            log::warn!("this kernel has no Landlock: only the system call filter restricts files");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Bounds on what the process takes from its host.
+//!
+//! There is none on the address space: guest memory is mapped, as much as front ends bring. It is shared memory,
+//! so a bound on private memory leaves it out.
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::process::{getrlimit, set_dumpable_behavior, setrlimit};
+
+/// File descriptors of the process itself: standard streams, signals, metrics and those who read them.
+const OWN_FILES: u64 = 64;
+/// File descriptors of one device: its sockets, 509 memory slots, rings, logs, 32 control connections that may
+/// each bring a descriptor or more with a request, and as many again as one message may carry.
+const FILES_A_DEVICE: u64 = 1024;
+/// Private memory of the process itself: its program, its allocator.
+const OWN_MEMORY: u64 = 256 << 20;
+/// Private memory of one device: stacks, and the bitmap of the largest balloon (16 TiB in pages: 512 MiB).
+const MEMORY_A_DEVICE: u64 = 1 << 30;
+
+/// Sets the limits of a process with so many `devices`. One that cannot be set is logged: the user may run with
+/// lower ones already.
+pub fn set(devices: usize) {
+    let devices = devices as u64;
+    lower(
+        "file descriptors",
+        Resource::Nofile,
+        OWN_FILES + FILES_A_DEVICE * devices,
+    );
+    lower(
+        "private memory",
+        Resource::Data,
+        OWN_MEMORY + MEMORY_A_DEVICE * devices,
+    );
+    // Guest memory would be in a core file, and whoever traces the process can read it.
+    lower("core files", Resource::Core, 0);
+    lower("locked memory", Resource::Memlock, 0);
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        log::warn!("others of this user can trace the process: {error}");
+    }
+}
+
+/// Sets both limits of `resource`: the soft one may have to rise for that.
+fn lower(what: &str, resource: Resource, limit: u64) {
+    let maximum = getrlimit(resource).maximum;
+    let limit = match maximum {
+        Some(maximum) if maximum < limit => {
+            log::warn!("{what} are limited to {maximum}; {limit} may be needed");
+            maximum
+        }
+        _ => limit,
+    };
+    let both = Rlimit {
+        current: Some(limit),
+        maximum: Some(limit),
+    };
+    if let Err(error) = setrlimit(resource, both) {
+        log::warn!("{what} cannot be limited to {limit}: {error}");
+    }
+}

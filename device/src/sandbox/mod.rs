@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the process may still do once its sockets are there: next to nothing but serve them.
+//!
+//! Guest memory, the messages of front ends and those on the control socket come from others. Should one of
+//! them take the process over, this is what it gets. `SECURITY.md` says what stops whom.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`seccomp`] | the system calls that each kind of thread may make |
+//! | [`landlock`] | no file system, no network, no signals to others |
+//! | [`limits`] | file descriptors, memory, no core files |
+
+pub mod landlock;
+pub mod limits;
+pub mod seccomp;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+
+use seccomp::{Filters, SeccompError};
+
+/// The values of `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// Everything is allowed that the user may do
+    Off,
+    /// The kernel logs what the sandbox would forbid, and allows it
+    Log,
+    /// The kernel ends the program; files and networks are out of reach where it has Landlock
+    Enforce,
+}
+
+/// A sandbox that cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The kernel takes no filter.
+    #[error("the sandbox cannot be entered (--sandbox off runs without it): {0}")]
+    Seccomp(#[from] SeccompError),
+    /// The kernel has Landlock and refuses the rules.
+    #[error("the sandbox cannot be entered (--sandbox off runs without it): Landlock: {0}")]
+    Landlock(#[from] ::landlock::RulesetError),
+}
+
+/// What the process is going to need.
+#[derive(Debug)]
+pub struct Needs {
+    /// The devices that it serves.
+    pub devices: usize,
+    /// The folders that it removes its sockets from in the end.
+    pub folders: Vec<PathBuf>,
+}
+
+/// Restricts the process, which has one thread yet, for good. The filters that come back narrow each later thread
+/// further; there are none if nothing is restricted.
+///
+/// # Errors
+/// [`SandboxError`]: the process is not to go on then, as its user relies on the restrictions.
+pub fn enter(mode: SandboxMode, needs: &Needs) -> Result<Option<Arc<Filters>>, SandboxError> {
+    if mode == SandboxMode::Off {
+        return Ok(None);
+    }
+    if mode == SandboxMode::Enforce {
+        limits::set(needs.devices);
+        landlock::restrict(&needs.folders)?;
+    }
+    let filters = Filters::new(mode)?;
+    filters.confine_process()?;
+    Ok(Some(Arc::new(filters)))
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The device as the vhost-user crates see it.
+//!
+//! One lock makes everything take turns: the crate's worker thread (queues), its daemon thread (messages of
+//! the front end) and the control thread (the migrator).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use spec::balloon::QueueNumbering;
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserVirtioFeatures,
+};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+
+use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
+use crate::vhost_user::device_state::DeviceState;
+use crate::vhost_user::dirty_log::{DirtyLog, LogBitmap};
+use crate::vhost_user::memory::LentMemory;
+use crate::vhost_user::rings::{Memory, Ring};
+use crate::vhost_user::transfer::Transfer;
+use crate::vhost_user::worker::{self, WorkerCall};
+
+/// A [`Balloon`] behind its lock.
+#[derive(Debug)]
+pub struct Backend {
+    balloon: Mutex<Balloon>,
+    worker: WorkerCall,
+    /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
+    transfer: Mutex<Option<Transfer>>,
+    log: Arc<DirtyLog>,
+    memory: Mutex<LentMemory>,
+    /// Written when memory of the front end is lost.
+    lost: OwnedFd,
+}
+
+impl Backend {
+    /// Puts `balloon` behind a lock.
+    ///
+    /// # Errors
+    /// If there is no file descriptor left.
+    pub fn new(balloon: Balloon) -> io::Result<Self> {
+        Ok(Self {
+            balloon: Mutex::new(balloon),
+            worker: WorkerCall::new()?,
+            transfer: Mutex::new(None),
+            log: Arc::default(),
+            memory: Mutex::default(),
+            lost: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// The front end's dirty log.
+    pub fn log(&self) -> &Arc<DirtyLog> {
+        &self.log
+    }
+
+    /// The state that is on its way, if one is.
+    pub fn transfer(&self) -> MutexGuard<'_, Option<Transfer>> {
+        lock(&self.transfer)
+    }
+
+    /// An eventfd that is written when the device touches memory that the front end has truncated.
+    pub fn lost_event(&self) -> &OwnedFd {
+        &self.lost
+    }
+
+    /// Whether the device has touched memory that the front end has truncated.
+    pub fn has_lost_memory(&self) -> bool {
+        lock(&self.memory).is_lost() || self.log.is_lost()
+    }
+
+    /// The balloon, once nobody else uses it.
+    pub fn balloon(&self) -> MutexGuard<'_, Balloon> {
+        lock(&self.balloon)
+    }
+
+    /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::part`].
+    ///
+    /// # Errors
+    /// If the daemon's worker does not come when it is called. Dropping the daemon would wait for it for ever, so
+    /// it is forgotten instead.
+    pub fn meet(
+        &self,
+        daemon: VhostUserDaemon<Arc<Self>>,
+    ) -> io::Result<VhostUserDaemon<Arc<Self>>> {
+        let workers = daemon.get_epoll_handlers();
+        let met = workers
+            .iter()
+            .try_for_each(|worker| self.worker.register(worker))
+            .and_then(|()| self.worker.wait());
+        match met {
+            Ok(()) => Ok(daemon),
+            Err(error) => {
+                std::mem::forget(daemon);
+                Err(error)
+            }
+        }
+    }
+
+    /// The front end of `daemon` has hung up.
+    pub fn part(&self, daemon: VhostUserDaemon<Arc<Self>>) {
+        self.worker.dismiss();
+        // Waits for the worker, so only now.
+        drop(daemon);
+        *lock(&self.transfer) = None;
+        self.balloon().front_end_gone();
+        self.log.clear();
+        *lock(&self.memory) = LentMemory::default();
+    }
+}
+
+/// Nothing that is locked here is left half changed by a panic, and the guest is better told DONE by a device
+/// with a bug than not at all.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = LogBitmap;
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        QueueNumbering::MAX_QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        self.balloon().offered_features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let mut balloon = self.balloon();
+        self.log
+            .log_every_write(features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0);
+        balloon.acknowledge(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        let mut balloon = self.balloon();
+        self.log.log_every_write(false);
+        balloon.reset();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let (start, end) = (offset as usize, offset as usize + size as usize);
+        let bytes = self.balloon().read_config();
+        // An empty answer tells the front end that there is nothing there.
+        bytes.get(start..end).unwrap_or_default().to_vec()
+    }
+
+    fn set_config(&self, offset: u32, written: &[u8]) -> io::Result<()> {
+        if self.balloon().write_config(offset, written) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let mut balloon = self.balloon();
+        let memory = memory.memory().into_inner();
+        let memory = lock(&self.memory).change(memory, &self.log, self.lost.as_fd())?;
+        balloon.set_memory(memory);
+        Ok(())
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if let Err(error) = self.worker.wait() {
+            log::warn!("queue {index} stops without its worker: {error}");
+        }
+        self.balloon().queue_stops(index as usize);
+        Ok(())
+    }
+
+    /// Fails only when the worker thread is to end: that is what an error does to it.
+    fn handle_event(
+        &self,
+        event: u16,
+        _set: EventSet,
+        rings: &[Ring],
+        _thread: usize,
+    ) -> io::Result<()> {
+        self.balloon().queue_event(usize::from(event), rings);
+        if event == worker::EVENT {
+            self.worker.pass()?;
+        }
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        pipe: File,
+    ) -> io::Result<Option<File>> {
+        let mut balloon = self.balloon();
+        if balloon.is_started() {
+            return Err(io::Error::other("the device is not suspended"));
+        }
+        let mut transfer = lock(&self.transfer);
+        *transfer = None;
+        *transfer = Some(match direction {
+            VhostTransferStateDirection::SAVE => Transfer::save(pipe, balloon.save().to_bytes())?,
+            VhostTransferStateDirection::LOAD => Transfer::load(pipe)?,
+        });
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        let transfer = lock(&self.transfer).take();
+        let transfer = transfer.ok_or_else(|| io::Error::other("no state was transferred"))?;
+        let Some(bytes) = transfer.finish()? else {
+            return Ok(());
+        };
+        let state = DeviceState::from_bytes(&bytes).map_err(io::Error::other)?;
+        let mut balloon = self.balloon();
+        if balloon.is_started() {
+            return Err(io::Error::other("the device is not suspended"));
+        }
+        balloon.restore(state).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is refused, or done, before the vhost-user crate sees a message.
+//!
+//! The crate checks types, sizes and the arithmetic of single fields. What it does not check is checked here: how
+//! long files are, that regions do not overlap and the log reaches them, that rings which run are not changed,
+//! that kicks and interrupts are what can be one. What it cannot do is done here: the dirty log, the flags of
+//! configuration writes, and the socket for configuration changes, which it hides.
+//!
+//! Every error is a refusal, and nothing has changed then.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::net::sockopt::{socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
+use spec::balloon::QueueNumbering;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags,
+};
+use vhost_user_backend::VhostUserBackend;
+
+use crate::balloon::MAX_QUEUE_SIZE;
+use crate::vhost_user::backend::Backend;
+use crate::vhost_user::config_channel::ConfigChannel;
+use crate::vhost_user::dirty_log::LogFile;
+use crate::vhost_user::memory::refuse_short;
+use crate::vhost_user::messages::{Message, request};
+
+/// The most regions that a front end may lend: what the crate says.
+const MAX_SLOTS: usize = 509;
+/// Bytes of a region in a message: guest address, size, user address and file offset.
+const REGION_BYTES: usize = 32;
+/// Where the region of `ADD_MEM_REG` and the first of `SET_MEM_TABLE` start.
+const FIRST_REGION: usize = 8;
+
+/// What becomes of a message that is not refused.
+#[derive(Debug)]
+pub enum Passage {
+    /// The crate gets it.
+    Pass,
+    /// It has been done. Whoever wants to know is told so.
+    Done,
+    /// It has been done, and this is the answer.
+    Answer(Message),
+}
+
+/// What is known of one front end.
+#[derive(Debug)]
+pub struct Gate<'a> {
+    backend: &'a Backend,
+    channel: &'a ConfigChannel,
+    acknowledges: bool,
+    log_all: bool,
+    slots: Vec<Slot>,
+    rings: [RingState; QueueNumbering::MAX_QUEUES],
+}
+
+/// A region of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    start: u64,
+    size: u64,
+    user: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct RingState {
+    started: bool,
+    size: u32,
+    /// Descriptors, used and available ring.
+    addresses: Option<[u64; 3]>,
+}
+
+impl<'a> Gate<'a> {
+    /// For a front end that has said nothing yet.
+    pub fn new(backend: &'a Backend, channel: &'a ConfigChannel) -> Self {
+        Self {
+            backend,
+            channel,
+            acknowledges: false,
+            log_all: false,
+            slots: Vec::new(),
+            rings: Default::default(),
+        }
+    }
+
+    /// Whether the front end hears of a refusal of `message`: it has asked, and there is no other answer.
+    pub fn acknowledges(&self, message: &Message) -> bool {
+        let answered = [request::GET_VRING_BASE, request::SET_LOG_BASE];
+        self.acknowledges && message.needs_reply() && !answered.contains(&message.request())
+    }
+
+    /// What becomes of `message`.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn check(&mut self, message: &mut Message) -> io::Result<Passage> {
+        match message.request() {
+            request::SET_FEATURES => self.set_features(message.payload_u64(0)),
+            request::SET_PROTOCOL_FEATURES => self.set_protocol_features(message.payload_u64(0)),
+            request::SET_MEM_TABLE => self.set_mem_table(message),
+            request::ADD_MEM_REG => self.add_mem_region(message),
+            request::REM_MEM_REG => self.remove_mem_region(message),
+            request::SET_LOG_BASE => self.set_log_base(message),
+            request::SET_VRING_NUM => self.set_ring_size(message),
+            request::SET_VRING_ADDR => self.set_ring_addresses(message),
+            request::SET_VRING_BASE => {
+                let ring = self.ring(message.payload_word(0))?;
+                refuse_if(ring.started, "a started ring cannot be rewound")
+            }
+            request::GET_VRING_BASE => {
+                self.ring(message.payload_word(0))?.started = false;
+                Ok(Passage::Pass)
+            }
+            request::SET_VRING_ENABLE => self.ring(message.payload_word(0)).map(|_| Passage::Pass),
+            request::SET_VRING_KICK => self.set_kick(message),
+            request::SET_VRING_CALL | request::SET_VRING_ERR => {
+                self.ring(message.payload_word(0) & 0xff)?;
+                refuse_if(message.fds.len() > 1, "more than one interrupt")?;
+                // User Mode Linux is interrupted through a socket.
+                let kinds = [EVENTFD, FileType::Socket];
+                let mut fds = message.fds.iter();
+                fds.try_for_each(|fd| unblock(fd, &kinds))?;
+                Ok(Passage::Pass)
+            }
+            request::SET_BACKEND_REQ_FD => self.keep_channel(message),
+            request::GET_CONFIG => Ok(message
+                .no_such_config()
+                .map_or(Passage::Pass, Passage::Answer)),
+            request::SET_CONFIG => self.set_config(message),
+            _ => Ok(Passage::Pass),
+        }
+    }
+
+    fn set_features(&mut self, features: u64) -> io::Result<Passage> {
+        let offered = self.backend.balloon().offered_features();
+        refuse_if(features & !offered != 0, "features that were not offered")?;
+        let log_all = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        if log_all {
+            self.refuse_beyond_log(&self.slots)?;
+        }
+        self.log_all = log_all;
+        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            // User Mode Linux: rings run from the start and are never stopped. A driver that is loaded again
+            // acknowledges its features again, and then sets its rings up anew.
+            self.rings = Default::default();
+        }
+        Ok(Passage::Pass)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> io::Result<Passage> {
+        let offered = self.backend.protocol_features().bits();
+        refuse_if(
+            features & !offered != 0,
+            "protocol features that were not offered",
+        )?;
+        self.acknowledges = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
+        Ok(Passage::Pass)
+    }
+
+    fn set_mem_table(&mut self, message: &mut Message) -> io::Result<Passage> {
+        message.trim_mem_table();
+        let regions = message.payload().len().saturating_sub(FIRST_REGION) / REGION_BYTES;
+        refuse_if(
+            regions != message.fds.len(),
+            "not as many files as memory regions",
+        )?;
+        let mut slots = Vec::new();
+        for (number, file) in message.fds.iter().enumerate() {
+            let slot = slot_of(message, FIRST_REGION + number * REGION_BYTES, file)?;
+            refuse_overlap(&slots, slot)?;
+            slots.push(slot);
+        }
+        self.use_slots(slots)
+    }
+
+    fn add_mem_region(&mut self, message: &Message) -> io::Result<Passage> {
+        let [file] = &message.fds[..] else {
+            return Err(invalid("not exactly one file for a memory region"));
+        };
+        let slot = slot_of(message, FIRST_REGION, file)?;
+        refuse_overlap(&self.slots, slot)?;
+        let mut slots = self.slots.clone();
+        slots.push(slot);
+        refuse_if(slots.len() > MAX_SLOTS, "too many memory regions")?;
+        self.use_slots(slots)
+    }
+
+    fn remove_mem_region(&mut self, message: &mut Message) -> io::Result<Passage> {
+        // The specification lets a file descriptor come along, for old front ends.
+        message.fds.clear();
+        let gone = region(message, FIRST_REGION);
+        let mut slots = self.slots.clone();
+        slots.retain(|slot| *slot != gone);
+        refuse_if(slots.len() == self.slots.len(), "no such memory region")?;
+        self.use_slots(slots)
+    }
+
+    fn use_slots(&mut self, slots: Vec<Slot>) -> io::Result<Passage> {
+        if self.log_all {
+            self.refuse_beyond_log(&slots)?;
+        }
+        self.slots = slots;
+        Ok(Passage::Pass)
+    }
+
+    fn refuse_beyond_log(&self, slots: &[Slot]) -> io::Result<Passage> {
+        refuse_if(
+            !self.backend.log().reaches(end_of(slots)),
+            "guest memory beyond the end of the dirty log",
+        )
+    }
+
+    /// `size u64, offset u64` of the log. The answer is the same.
+    fn set_log_base(&mut self, message: &mut Message) -> io::Result<Passage> {
+        let file = message.fds.pop().filter(|_| message.fds.is_empty());
+        let file = file.ok_or_else(|| invalid("not exactly one file for the dirty log"))?;
+        let (size, offset) = (message.payload_u64(0), message.payload_u64(8));
+        let file = LogFile::open(file.into(), offset, size, self.backend.lost_event().as_fd())?;
+        refuse_if(
+            !file.reaches(end_of(&self.slots)),
+            "a dirty log smaller than guest memory",
+        )?;
+        self.backend.log().set_file(file);
+        let words = [0, 4, 8, 12].map(|at| message.payload_word(at));
+        Ok(Passage::Answer(Message::reply(
+            request::SET_LOG_BASE,
+            &words,
+        )))
+    }
+
+    /// `ring u32, size u32`.
+    fn set_ring_size(&mut self, message: &Message) -> io::Result<Passage> {
+        let size = message.payload_word(4);
+        refuse_if(
+            !size.is_power_of_two() || size as usize > MAX_QUEUE_SIZE,
+            "a ring of this size cannot be",
+        )?;
+        let ring = self.ring(message.payload_word(0))?;
+        refuse_if(
+            ring.started && ring.size != size,
+            "the size of a started ring cannot be changed",
+        )?;
+        ring.size = size;
+        Ok(Passage::Pass)
+    }
+
+    /// `ring u32, flags u32`, addresses of descriptors, used and available ring, and where the used ring is
+    /// logged, 8 bytes each.
+    fn set_ring_addresses(&mut self, message: &Message) -> io::Result<Passage> {
+        let addresses = [8, 16, 24].map(|at| message.payload_u64(at));
+        let number = message.payload_word(0);
+        let logged = message.payload_word(4) & VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
+        let log = (logged != 0).then(|| message.payload_u64(32));
+        let known = addresses.iter().all(|address| {
+            let inside = |slot: &Slot| address.wrapping_sub(slot.user) < slot.size;
+            self.slots.iter().any(inside)
+        });
+        refuse_if(!known, "a ring outside guest memory")?;
+        let ring = self.ring(number)?;
+        let known = ring.addresses.filter(|_| ring.started);
+        if known.is_some_and(|known| known != addresses) {
+            return Err(invalid("a started ring cannot be moved"));
+        }
+        ring.addresses = Some(addresses);
+        let balloon = self.backend.balloon();
+        balloon.log_used_ring(number as usize, self.backend.log(), log);
+        // The crate would read the position in the used ring anew, while it is being written.
+        Ok(if known.is_some() {
+            Passage::Done
+        } else {
+            Passage::Pass
+        })
+    }
+
+    /// `ring u8`, and bit 8 if there is no file descriptor.
+    fn set_kick(&mut self, message: &Message) -> io::Result<Passage> {
+        let [kick] = &message.fds[..] else {
+            return Err(invalid("a ring without a kick: polling is not offered"));
+        };
+        unblock(kick, &[EVENTFD])?;
+        let ring = self.ring(message.payload_word(0) & 0xff)?;
+        refuse_if(ring.started, "a started ring cannot get another kick")?;
+        ring.started = true;
+        Ok(Passage::Pass)
+    }
+
+    /// `offset u32, size u32, flags u32` and bytes. QEMU's number for migration is the flag that other front ends
+    /// set for the guest's own writes, so only the crate's flag for migration lets read-only fields be written.
+    fn set_config(&mut self, message: &Message) -> io::Result<Passage> {
+        let (offset, size) = (message.payload_word(0), message.payload_word(4));
+        let bytes = message.payload().get(12..).unwrap_or_default();
+        refuse_if(
+            bytes.len() != size as usize,
+            "not as many bytes as announced",
+        )?;
+        let migration = VhostUserConfigFlags::LIVE_MIGRATION.bits();
+        let mut balloon = self.backend.balloon();
+        let there = if message.payload_word(8) & migration != 0 {
+            balloon.restore_config(offset, bytes)
+        } else {
+            balloon.write_config(offset, bytes)
+        };
+        refuse_if(!there, "there is no such configuration")?;
+        Ok(Passage::Done)
+    }
+
+    fn keep_channel(&self, message: &mut Message) -> io::Result<Passage> {
+        let socket = message.fds.pop().filter(|_| message.fds.is_empty());
+        let socket = socket.filter(|socket| {
+            socket_domain(socket) == Ok(AddressFamily::UNIX)
+                && socket_type(socket) == Ok(SocketType::STREAM)
+        });
+        let socket = socket.ok_or_else(|| invalid("not exactly one unix stream socket"))?;
+        self.channel.set(socket);
+        Ok(Passage::Done)
+    }
+
+    fn ring(&mut self, number: u32) -> io::Result<&mut RingState> {
+        self.rings
+            .get_mut(number as usize)
+            .ok_or_else(|| invalid("there is no such ring"))
+    }
+}
+
+/// The region at byte `at` of the payload.
+fn region(message: &Message, at: usize) -> Slot {
+    let [start, size, user] = [at, at + 8, at + 16].map(|at| message.payload_u64(at));
+    Slot { start, size, user }
+}
+
+/// The region at byte `at` of the payload, if `file` has it.
+fn slot_of(message: &Message, at: usize, file: &OwnedFd) -> io::Result<Slot> {
+    let slot = region(message, at);
+    refuse_short(file, message.payload_u64(at + 24), slot.size)?;
+    if slot.start.checked_add(slot.size).is_none() || slot.user.checked_add(slot.size).is_none() {
+        return Err(invalid("a memory region beyond the last address"));
+    }
+    Ok(slot)
+}
+
+fn refuse_overlap(slots: &[Slot], new: Slot) -> io::Result<()> {
+    let overlaps = |slot: &Slot| {
+        new.start < slot.start.saturating_add(slot.size) && slot.start < new.start + new.size
+    };
+    match slots.iter().any(overlaps) {
+        true => Err(invalid("memory regions that overlap")),
+        false => Ok(()),
+    }
+}
+
+/// The guest-physical address after the last byte.
+fn end_of(slots: &[Slot]) -> u64 {
+    let ends = slots
+        .iter()
+        .map(|slot| slot.start.saturating_add(slot.size));
+    ends.max().unwrap_or(0)
+}
+
+/// No folder holds an eventfd, so it has no type.
+const EVENTFD: FileType = FileType::Unknown;
+
+/// Sees to it that `file` is of one of `kinds` and does not block.
+fn unblock(file: &OwnedFd, kinds: &[FileType]) -> io::Result<()> {
+    if !kinds.contains(&FileType::from_raw_mode(fstat(file)?.st_mode)) {
+        return Err(invalid("a kick or an interrupt that cannot be one"));
+    }
+    let flags = fcntl_getfl(file)?;
+    Ok(fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
+}
+
+fn refuse_if(condition: bool, text: &'static str) -> io::Result<Passage> {
+    if condition {
+        return Err(invalid(text));
+    }
+    Ok(Passage::Pass)
+}
+
+fn invalid(text: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}

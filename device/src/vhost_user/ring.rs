@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A ring of the vhost-user-backend crate with what the crate's own rings do not have: kicks and interrupts that
+//! block nobody, whatever the front end does with its file descriptors, and a log of its used ring.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::Error as QueueError;
+
+use crate::vhost_user::dirty_log::DirtyLog;
+use crate::vhost_user::memory::Memory;
+
+/// A virtqueue of a front end.
+#[derive(Clone)]
+pub struct Ring {
+    inner: VringRwLock<Memory>,
+    ends: Arc<Mutex<Ends>>,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").finish_non_exhaustive()
+    }
+}
+
+/// The front end's ends of the ring.
+#[derive(Debug, Default)]
+struct Ends {
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<OwnedFd>>,
+    used_log: Option<UsedLog>,
+}
+
+/// Where what is written to the used ring is logged: at guest-physical `address` and up.
+#[derive(Clone, Debug)]
+struct UsedLog {
+    log: Arc<DirtyLog>,
+    address: u64,
+}
+
+/// Parts of a used ring of the split format: `flags u16, idx u16`, then elements.
+const USED_INDEX: u64 = 2;
+const USED_ELEMENTS: u64 = 4;
+const USED_ELEMENT_BYTES: u64 = 8;
+
+impl Ring {
+    /// Logs what is written to the used ring as written at `address` from now on, or not apart from the rest.
+    pub fn set_used_log(&self, log: &Arc<DirtyLog>, address: Option<u64>) {
+        self.ends().used_log = address.map(|address| UsedLog {
+            log: Arc::clone(log),
+            address,
+        });
+    }
+
+    /// Element `slot` of the used ring, and its index, have been written.
+    pub fn log_used(&self, slot: u16) {
+        let used_log = self.ends().used_log.clone();
+        if let Some(UsedLog { log, address }) = used_log {
+            let element = USED_ELEMENTS + u64::from(slot) * USED_ELEMENT_BYTES;
+            log.mark(address.saturating_add(element), USED_ELEMENT_BYTES);
+            log.mark(address.saturating_add(USED_INDEX), 2);
+        }
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        // No field is ever half changed.
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<'a> VringStateGuard<'a, Memory> for Ring {
+    type G = <VringRwLock<Memory> as VringStateGuard<'a, Memory>>::G;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Ring {
+    type G = <VringRwLock<Memory> as VringStateMutGuard<'a, Memory>>::G;
+}
+
+impl VringT<Memory> for Ring {
+    fn new(memory: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
+        Ok(Self {
+            inner: VringRwLock::new(memory, max_queue_size)?,
+            ends: Arc::default(),
+        })
+    }
+
+    /// Takes the guest's kick. Does not block if somebody else has taken it.
+    fn read_kick(&self) -> io::Result<bool> {
+        let kick = self.ends().kick.clone();
+        let mut count = [0; 8];
+        match kick.map(|kick| {
+            let mut bytes = [IoSliceMut::new(&mut count)];
+            preadv2(&*kick, &mut bytes, u64::MAX, ReadWriteFlags::NOWAIT)
+        }) {
+            // The crate has no event without a kick.
+            None | Some(Ok(8) | Err(Errno::AGAIN | Errno::INTR)) => {
+                Ok(self.inner.get_ref().is_enabled())
+            }
+            Some(Ok(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Interrupts the guest.
+    fn signal_used_queue(&self) -> io::Result<()> {
+        let Some(call) = self.ends().call.clone() else {
+            return Ok(());
+        };
+        // One that is full is an interrupt that nobody has seen yet.
+        let mut polled = [PollFd::new(&*call, PollFlags::OUT)];
+        if poll(&mut polled, Some(&Timespec::default()))? == 1 {
+            rustix::io::write(&*call, &1u64.to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        // The crate waits for its own duplicate. Without another the ring is not kicked.
+        let copy = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.ends().kick = copy.map(|file| Arc::new(file.into()));
+        self.inner.set_kick(file);
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        self.ends().call = file.map(|file| Arc::new(file.into()));
+    }
+
+    fn set_err(&self, _file: Option<File>) {
+        // What is wrong with a ring is told in the program's log.
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+        self.inner.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+        self.inner.get_mut()
+    }
+
+    fn add_used(&self, head: u16, length: u32) -> Result<(), QueueError> {
+        self.inner.add_used(head, length)
+    }
+
+    fn enable_notification(&self) -> Result<bool, QueueError> {
+        self.inner.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), QueueError> {
+        self.inner.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, QueueError> {
+        self.inner.needs_notification()
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.inner.set_enabled(enabled);
+    }
+
+    fn set_queue_info(
+        &self,
+        descriptors: u64,
+        available: u64,
+        used: u64,
+    ) -> Result<(), QueueError> {
+        self.inner.set_queue_info(descriptors, available, used)
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.inner.queue_next_avail()
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.inner.set_queue_next_avail(base);
+    }
+
+    fn set_queue_next_used(&self, index: u16) {
+        self.inner.set_queue_next_used(index);
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, QueueError> {
+        self.inner.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, size: u16) {
+        self.inner.set_queue_size(size);
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.inner.set_queue_event_idx(enabled);
+    }
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.inner.set_queue_ready(ready);
+    }
+}

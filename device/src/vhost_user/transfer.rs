@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pipe that the device's state migrates through.
+//!
+//! The front end reads or writes its end after the device has answered, at its own pace, or never. So the session
+//! waits for the pipe along with all else, and only [`Transfer::finish`] waits for it alone, and not for long.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use crate::sockets;
+use crate::vhost_user::device_state::MAX_BYTES;
+
+/// How long a front end may leave its end of the pipe as it is after it asked how the transfer went.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes at once: what a pipe usually holds.
+const PIECE: usize = 0x10000;
+
+/// A state on its way.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Closed when the transfer has ended.
+    pipe: Option<File>,
+    direction: Direction,
+    result: io::Result<()>,
+}
+
+#[derive(Debug)]
+enum Direction {
+    /// The bytes that are still to be written.
+    Save(Vec<u8>),
+    /// The bytes that have come.
+    Load(Vec<u8>),
+}
+
+impl Transfer {
+    /// Starts to write `state` to `pipe`, which is closed after that.
+    ///
+    /// # Errors
+    /// If `pipe` is nothing that can be written without blocking.
+    pub fn save(pipe: File, state: Vec<u8>) -> io::Result<Self> {
+        let mut transfer = Self::start(pipe, Direction::Save(state))?;
+        // Most states fit a pipe whole.
+        transfer.go_on();
+        Ok(transfer)
+    }
+
+    /// Starts to read a state from `pipe`, up to its end.
+    ///
+    /// # Errors
+    /// If `pipe` is nothing that can be read without blocking.
+    pub fn load(pipe: File) -> io::Result<Self> {
+        Self::start(pipe, Direction::Load(Vec::new()))
+    }
+
+    fn start(pipe: File, direction: Direction) -> io::Result<Self> {
+        let flags = fcntl_getfl(&pipe)?;
+        fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
+        Ok(Self {
+            pipe: Some(pipe),
+            direction,
+            result: Ok(()),
+        })
+    }
+
+    /// What to wait for before [`Transfer::go_on`], if the transfer has not ended.
+    pub fn event(&self) -> Option<PollFd<'_>> {
+        let flags = match self.direction {
+            Direction::Save(_) => PollFlags::OUT,
+            Direction::Load(_) => PollFlags::IN,
+        };
+        Some(PollFd::new(self.pipe.as_ref()?, flags))
+    }
+
+    /// Writes or reads what can be at once.
+    pub fn go_on(&mut self) {
+        let Some(pipe) = &mut self.pipe else {
+            return;
+        };
+        let ended = match &mut self.direction {
+            Direction::Save(rest) => write_piece(pipe, rest),
+            Direction::Load(bytes) => read_piece(pipe, bytes),
+        };
+        match ended {
+            Ok(false) => {}
+            Ok(true) => self.pipe = None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                self.pipe = None;
+                self.result = Err(error);
+            }
+        }
+    }
+
+    /// Waits for the end of the transfer; the bytes that arrived, if some were to.
+    ///
+    /// # Errors
+    /// What went wrong, or [`io::ErrorKind::TimedOut`] if the front end does not do its part.
+    pub fn finish(mut self) -> io::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(event) = self.event() {
+            sockets::wait_for(&mut [event], Some(deadline))?;
+            self.go_on();
+        }
+        self.result.map(|()| match self.direction {
+            Direction::Save(_) => None,
+            Direction::Load(bytes) => Some(bytes),
+        })
+    }
+}
+
+/// Writes some of `rest`; whether that was all.
+fn write_piece(pipe: &mut File, rest: &mut Vec<u8>) -> io::Result<bool> {
+    let written = pipe.write(&rest[..rest.len().min(PIECE)])?;
+    rest.drain(..written);
+    Ok(rest.is_empty())
+}
+
+/// Appends what comes to `bytes`; whether it has come to an end, or to more bytes than a state has.
+fn read_piece(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let had = bytes.len();
+    bytes.resize(had + PIECE, 0);
+    let read = pipe.read(&mut bytes[had..]);
+    bytes.truncate(had + read.as_ref().copied().unwrap_or(0));
+    let read = read?;
+    if bytes.len() > MAX_BYTES {
+        let text = "a state that is longer than any balloon's";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(read == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    fn pipe() -> (File, File) {
+        let (reader, writer) = io::pipe().unwrap();
+        (OwnedFd::from(reader).into(), OwnedFd::from(writer).into())
+    }
+
+    #[test]
+    fn a_state_larger_than_a_pipe_goes_through_it_whole() {
+        let (reader, writer) = pipe();
+        let state: Vec<u8> = (0..1_000_000u32).map(|byte| byte as u8).collect();
+        let mut save = Transfer::save(writer, state.clone()).unwrap();
+        let mut load = Transfer::load(reader).unwrap();
+        while save.event().is_some() {
+            load.go_on();
+            save.go_on();
+        }
+        assert_eq!(save.finish().unwrap(), None);
+        assert_eq!(load.finish().unwrap(), Some(state));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_an_error() {
+        let (reader, writer) = pipe();
+        drop(reader);
+        let error = Transfer::save(writer, vec![1]).unwrap().finish();
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_state_without_end_is_cut_off_and_its_writer_told() {
+        let (reader, mut writer) = pipe();
+        let load = Transfer::load(reader).unwrap();
+        let error = std::thread::scope(|scope| {
+            // Ends when the pipe is closed.
+            scope.spawn(move || while writer.write_all(&[0x5a; 4096]).is_ok() {});
+            load.finish().unwrap_err()
+        });
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hostile clients of the control socket: they cost the device little, and nobody else anything.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod rig;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use rig::guest::{Daemon, Guest, MIB, USUAL};
+use rig::migrator::{Migrator, memfd};
+use rig::person::Person;
+use rig::queue::Buffer;
+use spec::control::{HEADER_BYTES, MAX_PAYLOAD, Reply, Request, VERSION};
+use vhost_device_balloon::sockets;
+
+/// More than the device serves at a time.
+const MANY: usize = 40;
+
+fn frame(request: Request) -> Vec<u8> {
+    let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+    let length = request.encode(1, &mut frame);
+    frame[..length].to_vec()
+}
+
+fn open_files(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.process.id()))
+        .unwrap()
+        .count()
+}
+
+/// A migrator in an open epoch of a guest that hints.
+fn migrating(daemon: &Daemon) -> (Guest, Migrator) {
+    let mut guest = Guest::boot(daemon, USUAL, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    guest.start_round(id);
+    (guest, migrator)
+}
+
+#[test]
+fn the_socket_is_its_owners_unless_told_otherwise() {
+    for (flags, expected) in [(&[][..], 0o600), (&["--control-socket-mode", "660"], 0o660)] {
+        let daemon = Daemon::start(flags);
+        let _person = Person::connect(&daemon.control());
+        let mode = std::fs::metadata(daemon.control()).unwrap().permissions();
+        // The umask of whoever runs this may take bits away.
+        assert_eq!(mode.mode() & 0o777 & !expected, 0);
+        assert_eq!(mode.mode() & 0o700, expected & 0o700);
+    }
+}
+
+#[test]
+fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() {
+    let daemon = Daemon::start(&[]);
+    let (mut guest, mut migrator) = migrating(&daemon);
+    let before = open_files(&daemon);
+    let mut crowd = std::collections::VecDeque::new();
+    for _ in 0..10_000 {
+        crowd.push_back(UnixStream::connect(daemon.control()).unwrap());
+        if crowd.len() > MANY {
+            crowd.pop_front();
+        }
+    }
+    let mut person = Person::connect(&daemon.control());
+    assert!(open_files(&daemon) <= before + MANY);
+    guest.hints.send(&[Buffer::In(8 * MIB, 4096)]);
+    person.hints(Request::HintState);
+    assert_eq!(migrator.close(1).pages, 1);
+    drop((crowd, person));
+    rig::eventually("all of them gone", || {
+        (open_files(&daemon) <= before).then_some(())
+    });
+}
+
+#[test]
+fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut migrator) = migrating(&daemon);
+    let mut person = Person::connect(&daemon.control());
+    let mut crowd: Vec<UnixStream> = Vec::new();
+    for length in (1..HEADER_BYTES + 4).cycle().take(MANY) {
+        let mut stream = UnixStream::connect(daemon.control()).unwrap();
+        let whole = frame(Request::Hello { version: VERSION });
+        stream.write_all(&whole[..length]).unwrap();
+        crowd.push(stream);
+    }
+    person.hints(Request::HintState);
+    let mut late = Person::connect(&daemon.control());
+    late.hints(Request::HintState);
+    // Those that have been sent away see it; the last to come are left their time.
+    assert_eq!(crowd[0].read(&mut [0]).unwrap_or(0), 0);
+    assert_eq!(migrator.close(1).epoch, 1);
+}
+
+#[test]
+fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut migrator) = migrating(&daemon);
+    let deaf = Person::connect(&daemon.control());
+    deaf.stream.set_nonblocking(true).unwrap();
+    let many = frame(Request::Status).repeat(100);
+    // Until both directions are full.
+    let mut stuck = 0;
+    while stuck < 1000 {
+        match (&deaf.stream).write(&many) {
+            Ok(_) => stuck = 0,
+            Err(_) => stuck += 1,
+        }
+        migrator.status();
+    }
+    let mut person = Person::connect(&daemon.control());
+    person.hints(Request::HintState);
+    assert_eq!(migrator.close(1).epoch, 1);
+}
+
+#[test]
+fn a_flood_of_requests_takes_turns_with_everybody_else() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut migrator) = migrating(&daemon);
+    let mut flood = Person::connect(&daemon.control());
+    let requests = 20_000u32;
+    let sender = flood.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        let one = frame(Request::Status);
+        for _ in 0..requests {
+            (&sender).write_all(&one).unwrap();
+        }
+    });
+    assert!(matches!(migrator.status().epoch, 1));
+    for _ in 0..requests {
+        assert!(matches!(flood.reply().1, Reply::Status(_)));
+    }
+    writer.join().unwrap();
+    assert_eq!(migrator.close(1).epoch, 1);
+}
+
+#[test]
+fn file_descriptors_with_every_request_are_closed_each_time() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut migrator) = migrating(&daemon);
+    let before = open_files(&daemon);
+    let file = memfd(4096);
+    for request in [
+        Request::Hello { version: VERSION },
+        Request::SetHintMap { bytes: 4096 },
+        Request::Status,
+        Request::HintStart,
+        Request::Done,
+    ] {
+        for count in [1, 2, sockets::MAX_FDS] {
+            let files: Vec<OwnedFd> = (0..count).map(|_| file.try_clone().unwrap()).collect();
+            for _ in 0..20 {
+                let stream = UnixStream::connect(daemon.control()).unwrap();
+                // Half a frame each: what came with it must not be kept while the rest is awaited.
+                sockets::send(&stream, &frame(request)[..8], &files).unwrap();
+                sockets::send(&stream, &frame(request)[8..], &files).unwrap();
+            }
+        }
+    }
+    let mut person = Person::connect(&daemon.control());
+    person.hints(Request::HintState);
+    drop(person);
+    rig::eventually("all of them closed", || {
+        (open_files(&daemon) <= before).then_some(())
+    });
+    assert_eq!(migrator.close(1).epoch, 1);
+}
+
+#[test]
+fn nothing_is_left_of_clients_that_come_and_go() {
+    let daemon = Daemon::start(&[]);
+    let (mut guest, migrator) = migrating(&daemon);
+    drop(migrator);
+    rig::eventually("the guest's release", || {
+        (guest.config().free_page_hint_cmd_id == 1).then_some(())
+    });
+    let before = open_files(&daemon);
+    for _ in 0..300 {
+        let mut person = Person::connect(&daemon.control());
+        person.hints(Request::HintStart);
+        person.page_map(spec::control::PageSet::Hinted);
+        person.hints(Request::HintStop);
+    }
+    rig::eventually("all of them gone", || {
+        (open_files(&daemon) <= before).then_some(())
+    });
+}

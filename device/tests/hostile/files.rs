@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory and logs that are truncated after they were mapped, and file descriptors of the wrong kind.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::machine::{HINTS, INFLATE, MEMORY, Machine, WRITE, copy, event, memory_file};
+use crate::raw::{
+    RESET_DEVICE, Raw, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_FEATURES, SET_LOG_BASE,
+    SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, idle, longs, settles, words,
+};
+use crate::rig::guest::{Daemon, Guest, LOG_ALL, USUAL};
+use crate::rig::migrator::Migrator;
+
+#[test]
+fn a_front_end_that_truncates_its_memory_loses_its_connection_and_no_other_loses_anything() {
+    let mut daemon = Daemon::start(&[]);
+    let before = idle(&daemon);
+    for round in 0..3 {
+        let machine = Machine::running(&daemon);
+        machine.file.set_len(0).unwrap();
+        machine.kick(HINTS);
+        assert!(machine.raw.hangs_up(), "round {round}");
+    }
+    settles(&daemon, before);
+    assert!(daemon.lives());
+    let mut migrator = Migrator::connect(&daemon.control());
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let id = migrator.open(1);
+    guest.start_round(id);
+}
+
+#[test]
+fn memory_that_is_lost_while_the_migrator_looks_into_it_hurts_neither() {
+    let mut daemon = Daemon::start(&[]);
+    let machine = Machine::running(&daemon);
+    let mut migrator = Migrator::connect(&daemon.control());
+    // The front end has no channel for changes, so nothing opens; closing reads the ring all the same.
+    migrator.ask(spec::control::Request::Open { epoch: 1 });
+    machine.file.set_len(0).unwrap();
+    migrator.ask(spec::control::Request::Close { epoch: 1 });
+    machine.kick(HINTS);
+    assert!(machine.raw.hangs_up());
+    assert_eq!(migrator.status().epoch, 0);
+    assert!(daemon.lives());
+}
+
+#[test]
+fn half_of_the_memory_gone_is_all_of_the_front_end_gone() {
+    let mut daemon = Daemon::start(&[]);
+    let mut machine = Machine::running(&daemon);
+    machine.start(INFLATE);
+    // The rings stay; the page with the numbers goes.
+    machine.describe(INFLATE, 0, (MEMORY - 4096, 1024, 0, 0));
+    machine.offer(INFLATE, 0);
+    machine.file.set_len(MEMORY / 2).unwrap();
+    machine.kick(INFLATE);
+    assert!(machine.raw.hangs_up());
+    assert!(daemon.lives());
+}
+
+#[test]
+fn a_log_that_is_truncated_ends_the_connection_and_not_the_daemon() {
+    let mut daemon = Daemon::start(&[]);
+    let before = idle(&daemon);
+    let mut machine = Machine::running(&daemon);
+    let log = memory_file(4096);
+    let payload = longs(&[4096, 0]);
+    let order = |machine: &mut Machine, request, payload: &[u8], fds: &[OwnedFd]| {
+        machine.raw.send(request, 1, payload, fds);
+    };
+    order(&mut machine, SET_LOG_BASE, &payload, &[copy(&log)]);
+    assert_eq!(machine.raw.answer(), Some(payload));
+    let features = (USUAL | LOG_ALL).to_le_bytes();
+    assert_eq!(machine.raw.order(SET_FEATURES, &features, &[]), Some(0));
+    machine.send(HINTS, (0, 4096, WRITE, 0));
+    log.set_len(0).unwrap();
+    machine.send(HINTS, (0, 4096, WRITE, 0));
+    assert!(machine.raw.hangs_up());
+    settles(&daemon, before);
+    assert!(daemon.lives());
+}
+
+#[test]
+fn only_eventfds_kick_and_only_they_and_sockets_interrupt() {
+    let daemon = Daemon::start(&[]);
+    let mut machine = Machine::new(&daemon);
+    let wrong: [fn() -> OwnedFd; 3] = [
+        || memory_file(4096).into(),
+        || File::open("/dev/zero").unwrap().into(),
+        || std::io::pipe().unwrap().0.into(),
+    ];
+    for request in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        for make in wrong {
+            let result = machine.raw.order(request, &longs(&[1]), &[make()]);
+            assert_eq!(result, Some(1), "request {request}");
+        }
+    }
+    let (mut interrupts, socket) = UnixStream::pair().unwrap();
+    let kick = [copy(&interrupts)];
+    assert_eq!(
+        machine.raw.order(SET_VRING_KICK, &longs(&[1]), &kick),
+        Some(1)
+    );
+    // User Mode Linux does this.
+    machine.calls[HINTS as usize] = socket.into();
+    machine.start(HINTS);
+    machine.send(HINTS, (0, 4096, WRITE, 0));
+    let mut interrupt = [0; 8];
+    interrupts.read_exact(&mut interrupt).unwrap();
+    // One that is full blocks nobody.
+    for _ in 0..10_000 {
+        machine.send(HINTS, (0, 4096, WRITE, 0));
+    }
+}
+
+#[test]
+fn an_interrupt_that_would_block_and_a_kick_that_somebody_else_takes_stop_nobody() {
+    let mut daemon = Daemon::start(&[]);
+    let mut machine = Machine::new(&daemon);
+    machine.calls[HINTS as usize] = eventfd(0, EventfdFlags::empty()).unwrap();
+    machine.start(HINTS);
+    let call = &machine.calls[HINTS as usize];
+    rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    // The front end undoes what the device did about it.
+    rustix::fs::fcntl_setfl(call, rustix::fs::OFlags::empty()).unwrap();
+    for _ in 0..100 {
+        machine.send(HINTS, (0, 4096, WRITE, 0));
+    }
+    machine.is_answered();
+    Migrator::connect(&daemon.control()).status();
+    drop(machine);
+    Guest::boot(&daemon, USUAL, 3);
+    assert!(daemon.lives());
+}
+
+#[test]
+fn the_channel_for_changes_is_one_unix_socket_or_none() {
+    let daemon = Daemon::start(&[]);
+    let mut raw = Raw::negotiate(&daemon);
+    let socket = || OwnedFd::from(UnixStream::pair().unwrap().0);
+    for fds in [vec![], vec![event()], vec![socket(), socket()]] {
+        assert_eq!(raw.order(SET_BACKEND_REQ_FD, &[], &fds), Some(1));
+    }
+    assert_eq!(raw.order(SET_BACKEND_REQ_FD, &[], &[socket()]), Some(0));
+}
+
+#[test]
+fn a_state_is_not_read_from_or_written_to_what_is_no_pipe() {
+    let daemon = Daemon::start(&[]);
+    let mut raw = Raw::negotiate(&daemon);
+    // A pipe's reading end cannot be written to.
+    let reader = OwnedFd::from(std::io::pipe().unwrap().0);
+    raw.send(SET_DEVICE_STATE_FD, 1, &words(&[0, 0]), &[reader]);
+    raw.answer();
+    assert_eq!(raw.ask(crate::raw::CHECK_DEVICE_STATE, &[]), longs(&[1]));
+    assert_eq!(raw.order(RESET_DEVICE, &[], &[]), Some(0));
+}

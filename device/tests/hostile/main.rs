@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Front ends and guests that mean harm, against a real daemon process: it lives, leaks nothing, touches nothing
+//! that it should not, and serves the next front end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../rig/mod.rs"]
+mod rig;
+
+mod config;
+mod files;
+mod logs;
+mod machine;
+mod memory;
+mod messages;
+mod raw;
+mod reconnection;
+mod rings;
+mod soak;
+mod suspended;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A front end that sends whatever bytes it likes.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use vhost_device_balloon::sockets;
+
+use crate::rig::guest::{Daemon, USUAL};
+use crate::rig::{PATIENCE, eventually};
+
+pub const NEED_REPLY: u32 = 1 << 3;
+/// Everything that the device offers: `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `RESET_DEVICE`,
+/// `CONFIGURE_MEM_SLOTS`, `DEVICE_STATE`.
+pub const PROTOCOL_FEATURES: u64 =
+    1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 19;
+
+pub const GET_FEATURES: u32 = 1;
+pub const SET_FEATURES: u32 = 2;
+pub const SET_OWNER: u32 = 3;
+pub const SET_MEM_TABLE: u32 = 5;
+pub const SET_LOG_BASE: u32 = 6;
+pub const SET_VRING_NUM: u32 = 8;
+pub const SET_VRING_ADDR: u32 = 9;
+pub const SET_VRING_BASE: u32 = 10;
+pub const GET_VRING_BASE: u32 = 11;
+pub const SET_VRING_KICK: u32 = 12;
+pub const SET_VRING_CALL: u32 = 13;
+pub const SET_VRING_ERR: u32 = 14;
+pub const GET_PROTOCOL_FEATURES: u32 = 15;
+pub const SET_PROTOCOL_FEATURES: u32 = 16;
+pub const GET_QUEUE_NUM: u32 = 17;
+pub const SET_VRING_ENABLE: u32 = 18;
+pub const SET_BACKEND_REQ_FD: u32 = 21;
+pub const GET_CONFIG: u32 = 24;
+pub const SET_CONFIG: u32 = 25;
+pub const RESET_DEVICE: u32 = 34;
+pub const GET_MAX_MEM_SLOTS: u32 = 36;
+pub const ADD_MEM_REG: u32 = 37;
+pub const REM_MEM_REG: u32 = 38;
+pub const SET_DEVICE_STATE_FD: u32 = 42;
+pub const CHECK_DEVICE_STATE: u32 = 43;
+/// One more than the last request that has a meaning.
+pub const REQUESTS: u32 = 46;
+
+/// A connection.
+pub struct Raw(pub UnixStream);
+
+impl Raw {
+    pub fn connect(daemon: &Daemon) -> Self {
+        let stream = daemon.connect();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
+    /// Connects and takes every protocol feature and the usual features.
+    pub fn negotiate(daemon: &Daemon) -> Self {
+        let mut raw = Self::connect(daemon);
+        raw.ask(GET_FEATURES, &[]);
+        raw.ask(GET_PROTOCOL_FEATURES, &[]);
+        raw.send(
+            SET_PROTOCOL_FEATURES,
+            1,
+            &PROTOCOL_FEATURES.to_le_bytes(),
+            &[],
+        );
+        raw.send(SET_OWNER, 1, &[], &[]);
+        assert_eq!(raw.order(SET_FEATURES, &USUAL.to_le_bytes(), &[]), Some(0));
+        raw
+    }
+
+    /// Sends a message. Whether the device still takes it is another matter.
+    pub fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[OwnedFd]) {
+        let _ = self.try_send(request, flags, payload, fds);
+    }
+
+    pub fn try_send(
+        &mut self,
+        request: u32,
+        flags: u32,
+        payload: &[u8],
+        fds: &[OwnedFd],
+    ) -> std::io::Result<()> {
+        let header = [request, flags, payload.len() as u32];
+        let header = header.iter().flat_map(|word| word.to_le_bytes());
+        let bytes: Vec<u8> = header.chain(payload.iter().copied()).collect();
+        sockets::send(&self.0, &bytes, fds)
+    }
+
+    /// Sends bytes that need not be a message.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+    }
+
+    /// The next answer's payload, or `None` if the device has hung up.
+    pub fn answer(&mut self) -> Option<Vec<u8>> {
+        let mut header = [0; 12];
+        let mut payload = Vec::new();
+        let read = self.0.read_exact(&mut header).and_then(|()| {
+            let size = u32::from_le_bytes(header[8..].try_into().unwrap());
+            payload.resize(size as usize, 0);
+            self.0.read_exact(&mut payload)
+        });
+        match read {
+            Ok(()) => Some(payload),
+            Err(error) => {
+                let gone = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
+                assert!(gone.contains(&error.kind()), "no answer: {error}");
+                None
+            }
+        }
+    }
+
+    /// Sends a question and returns the answer's payload.
+    pub fn ask(&mut self, request: u32, payload: &[u8]) -> Vec<u8> {
+        self.send(request, 1, payload, &[]);
+        self.answer().expect("an answer")
+    }
+
+    /// Sends an order and asks how it went: 0 is well, `None` that the device has hung up.
+    pub fn order(&mut self, request: u32, payload: &[u8], fds: &[OwnedFd]) -> Option<u64> {
+        self.send(request, 1 | NEED_REPLY, payload, fds);
+        let answer = self.answer()?;
+        Some(u64::from_le_bytes(answer.try_into().unwrap()))
+    }
+
+    /// Whether the device hangs up, whatever it has said before.
+    pub fn hangs_up(mut self) -> bool {
+        while self.answer().is_some() {}
+        true
+    }
+}
+
+/// Little-endian words, one after the other.
+pub fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+pub fn longs(longs: &[u64]) -> Vec<u8> {
+    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
+}
+
+/// What the daemon process has open: file descriptors, mappings, threads.
+pub fn open_in(daemon: &Daemon) -> [usize; 3] {
+    let process = format!("/proc/{}", daemon.process.id());
+    let count = |folder: &str| {
+        std::fs::read_dir(format!("{process}/{folder}"))
+            .unwrap()
+            .count()
+    };
+    let maps = std::fs::read_to_string(format!("{process}/maps")).unwrap();
+    [
+        count("fd"),
+        // Those of files: what the allocator maps is its own affair.
+        maps.lines().filter(|line| line.contains("memfd:")).count(),
+        count("task"),
+    ]
+}
+
+/// What the daemon has open once no front end is left, which takes it a moment to notice.
+pub fn settles(daemon: &Daemon, before: [usize; 3]) {
+    eventually("the daemon to close everything", || {
+        (open_in(daemon) == before).then_some(())
+    });
+}
+
+/// What the daemon has open when it serves no front end. Its sockets can be connected to before its threads run,
+/// the last of which is the one that serves front ends.
+pub fn idle(daemon: &Daemon) -> [usize; 3] {
+    let tasks = format!("/proc/{}/task", daemon.process.id());
+    eventually("the daemon's threads", || {
+        let named = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+        let mut names = std::fs::read_dir(&tasks).ok()?.flatten().map(named);
+        names
+            .any(|name| name.is_ok_and(|name| name.trim() == "front-ends"))
+            .then_some(())
+    });
+    let before = eventually("a daemon with nothing to do", || {
+        let first = open_in(daemon);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        (open_in(daemon) == first).then_some(first)
+    });
+    assert_eq!(before[1], 0, "memory of no front end is mapped");
+    before
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's agent, at the device's end of its port.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use spec::PageRange;
+use spec::agent::{
+    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, Settings, Totals, VERSION, map,
+};
+
+use super::guest::Daemon;
+use super::{PATIENCE, eventually};
+
+pub struct Agent {
+    pub port: UnixStream,
+    input: Box<Deframer>,
+}
+
+impl Agent {
+    /// Connects and says nothing.
+    pub fn connect_only(daemon: &Daemon) -> Self {
+        let path = daemon.agent();
+        let port = eventually("the agent's socket", || UnixStream::connect(&path).ok());
+        port.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self {
+            port,
+            input: Box::default(),
+        }
+    }
+
+    /// Connects, is greeted, and answers that its kernel has these `flags`.
+    pub fn connect(daemon: &Daemon, flags: u32) -> Self {
+        let mut agent = Self::connect_only(daemon);
+        assert_eq!(agent.asked(), Ask::Hello);
+        let settings = Settings {
+            version: VERSION,
+            page_size: 4096,
+            pages: super::guest::PAGES,
+            flags,
+        };
+        agent.say(Answer::HELLO, 0, &settings.to_bytes());
+        agent
+    }
+
+    /// The next question.
+    pub fn asked(&mut self) -> Ask {
+        loop {
+            if let Some(frame) = self.input.next_frame() {
+                return Ask::read(&frame).unwrap();
+            }
+            let count = self.port.read(self.input.space()).unwrap();
+            assert_ne!(count, 0, "the device has hung up");
+            self.input.filled(count);
+        }
+    }
+
+    /// Whether a question, or what is left of an earlier one, waits to be read.
+    pub fn is_asked(&self) -> bool {
+        self.polled(PollFlags::IN) == PollFlags::IN
+    }
+
+    pub fn is_hung_up_on(&self) -> bool {
+        self.polled(PollFlags::empty()).contains(PollFlags::HUP)
+    }
+
+    fn polled(&self, flags: PollFlags) -> PollFlags {
+        let mut polled = [PollFd::new(&self.port, flags)];
+        poll(&mut polled, Some(&Timespec::default())).unwrap();
+        polled[0].revents()
+    }
+
+    pub fn say(&mut self, kind: u16, epoch: u64, payload: &[u8]) {
+        let mut bytes = [0; MAX_FRAME];
+        let frame = Frame {
+            kind,
+            epoch,
+            payload,
+        };
+        let length = frame.encode(&mut bytes);
+        self.port.write_all(&bytes[..length]).unwrap();
+    }
+
+    /// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.
+    pub fn map(&mut self, epoch: u64, first: u64, count: u64, words: &[u64]) {
+        let mut payload = [0; MAX_FRAME_PAYLOAD];
+        let range = PageRange::new(first, count).unwrap();
+        let length = map::encode(range, words, &mut payload);
+        self.say(Answer::MAP, epoch, &payload[..length]);
+    }
+
+    pub fn end(&mut self, epoch: u64) {
+        self.say(Answer::END, epoch, &Totals::default().to_bytes());
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A person's end of the control socket.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::time::Instant;
+
+use spec::PageRange;
+use spec::control::{HEADER_BYTES, Header, HintState, MAX_PAYLOAD, PageSet, Refusal, Reply};
+use spec::control::{Request, VERSION};
+use spec::page_map::PageMap;
+use vhost_device_balloon::sockets;
+
+use super::PATIENCE;
+use super::migrator::Migrator;
+
+/// A connection that has said hello and is not the migrator's.
+pub struct Person(Migrator);
+
+impl Person {
+    pub fn connect(control: &Path) -> Self {
+        let mut connection = Migrator::connect_only(control);
+        let hello = connection.ask(Request::Hello { version: VERSION });
+        assert!(matches!(hello, Reply::Hello { .. }), "{hello:?}");
+        Self(connection)
+    }
+
+    pub fn refused(&mut self, request: Request) -> Refusal {
+        match self.ask(request) {
+            Reply::Refused(refusal) => refusal,
+            other => panic!("{request:?} was not refused: {other:?}"),
+        }
+    }
+
+    pub fn hints(&mut self, request: Request) -> HintState {
+        match self.ask(request) {
+            Reply::HintState(state) => state,
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    /// The pages of `set`, as runs of first page and count, and the regions they lie in.
+    pub fn page_map(&mut self, set: PageSet) -> (Vec<(u64, u64)>, Vec<PageRange>) {
+        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+        let length = Request::PageMap(set).encode(7, &mut frame);
+        sockets::send(&self.stream, &frame[..length], &[]).unwrap();
+        let (mut header, mut fds) = ([0; HEADER_BYTES], Vec::new());
+        let deadline = Some(Instant::now() + PATIENCE);
+        assert!(sockets::receive(&self.stream, &mut header, &mut fds, deadline).unwrap());
+        let header = Header::from_bytes(&header).unwrap();
+        let mut payload = vec![0; header.length as usize];
+        assert!(sockets::receive(&self.stream, &mut payload, &mut fds, deadline).unwrap());
+        let reply = Reply::decode(&header, &payload).unwrap();
+        let Reply::PageMap { bytes } = reply else {
+            panic!("no map: {reply:?}");
+        };
+        assert_eq!(fds.len(), 1);
+        let mut content = Vec::new();
+        File::from(fds.remove(0)).read_to_end(&mut content).unwrap();
+        assert_eq!(content.len() as u64, bytes);
+        let map = PageMap::parse(&content).unwrap();
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for page in map
+            .regions()
+            .flat_map(|region| region.first()..region.end())
+        {
+            if map.word((page / 64) as usize) >> (page % 64) & 1 == 0 {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == page => *count += 1,
+                _ => runs.push((page, 1)),
+            }
+        }
+        (runs, map.regions().collect())
+    }
+}
+
+impl Deref for Person {
+    type Target = Migrator;
+
+    fn deref(&self) -> &Migrator {
+        &self.0
+    }
+}
+
+impl DerefMut for Person {
+    fn deref_mut(&mut self) -> &mut Migrator {
+        &mut self.0
+    }
+}

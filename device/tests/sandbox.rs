@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! That the sandbox bites. A filter cannot be taken off again, so each attempt is made in a process of its own:
+//! this test program, which runs one of its tests once more with the attempt in its environment.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use vhost_device_balloon::sandbox::seccomp::{Filters, Group};
+use vhost_device_balloon::sandbox::{SandboxMode, landlock};
+
+const ATTEMPT: &str = "LACUNA_TEST_ATTEMPT";
+const FOLDER: &str = "LACUNA_TEST_FOLDER";
+/// What a bad system call ends a process with.
+const SIGSYS: i32 = 31;
+
+/// Makes `attempt` in a process of its own. It succeeds if the process comes to its end.
+fn attempt(attempt: &str, folder: &Path) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "process_that_makes_the_attempt",
+            "--test-threads=1",
+        ])
+        .env(ATTEMPT, attempt)
+        .env(FOLDER, folder)
+        .output()
+        .unwrap()
+        .status
+}
+
+fn confine(mode: SandboxMode, group: Option<Group>) {
+    let filters = Filters::new(mode).unwrap();
+    filters.confine_process().unwrap();
+    if let Some(group) = group {
+        filters.confine_thread(group).unwrap();
+    }
+}
+
+/// Not a claim: an attempt that another test of this file has asked for.
+#[test]
+fn process_that_makes_the_attempt() {
+    let Ok(attempt) = std::env::var(ATTEMPT) else {
+        return;
+    };
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+    let listener = UnixListener::bind(folder.join("socket")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    fs::write(folder.join("file"), "x").unwrap();
+    match &*attempt {
+        "nothing" => confine(SandboxMode::Enforce, None),
+        "open" => {
+            confine(SandboxMode::Enforce, None);
+            let error = File::open(folder.join("file")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        }
+        "open, logged" => {
+            confine(SandboxMode::Log, None);
+            File::open(folder.join("file")).unwrap();
+        }
+        "program" => {
+            confine(SandboxMode::Enforce, None);
+            let _ = Command::new("/bin/true").status();
+        }
+        "network" => {
+            confine(SandboxMode::Enforce, None);
+            let _ = UdpSocket::bind("127.0.0.1:0");
+        }
+        "accept by control" => {
+            confine(SandboxMode::Enforce, Some(Group::Control));
+            assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+        "accept by ticker" => {
+            confine(SandboxMode::Enforce, Some(Group::Ticker));
+            let _ = listener.accept();
+        }
+        "connect by control" => {
+            confine(SandboxMode::Enforce, Some(Group::Control));
+            let _ = UnixStream::connect(folder.join("socket"));
+        }
+        "thread by metrics" => {
+            confine(SandboxMode::Enforce, Some(Group::Metrics));
+            let _ = std::thread::Builder::new().spawn(|| ());
+        }
+        "thread by front ends" => {
+            confine(SandboxMode::Enforce, Some(Group::FrontEnds));
+            std::thread::spawn(|| ()).join().unwrap();
+        }
+        "files" => {
+            let (ours, other) = (folder.join("ours"), folder.join("other"));
+            for folder in [&ours, &other] {
+                fs::create_dir(folder).unwrap();
+                fs::write(folder.join("socket"), "x").unwrap();
+            }
+            landlock::restrict(std::slice::from_ref(&ours)).unwrap();
+            fs::remove_file(ours.join("socket")).unwrap();
+            for refused in [
+                fs::remove_file(other.join("socket")),
+                File::open(other.join("socket")).map(drop),
+                File::open("/etc/passwd").map(drop),
+                File::create(ours.join("new")).map(drop),
+                UnixListener::bind(ours.join("new")).map(drop),
+            ] {
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::PermissionDenied);
+            }
+        }
+        other => panic!("no such attempt: {other}"),
+    }
+}
+
+#[test]
+fn what_no_thread_needs_ends_the_process_and_the_rest_does_not() {
+    for (name, killed) in [
+        ("nothing", false),
+        ("open", false),
+        ("open, logged", false),
+        ("program", true),
+        ("network", true),
+        ("accept by control", false),
+        ("accept by ticker", true),
+        ("connect by control", true),
+        ("thread by metrics", true),
+        ("thread by front ends", false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let status = attempt(name, folder.path());
+        if killed {
+            assert_eq!(status.signal(), Some(SIGSYS), "{name}: {status}");
+        } else {
+            assert!(status.success(), "{name}: {status}");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_in_reach_but_sockets_to_remove() {
+    let features = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let log = Command::new("dmesg").output();
+    let log = log.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+    let seen = log.is_ok_and(|log| log.contains("landlock: Up and running"));
+    if !features.contains("landlock") && !seen {
+        return println!("skipped: this kernel does not say that it has Landlock");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let status = attempt("files", folder.path());
+    assert!(status.success(), "{status}");
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where memory is: the spans of the kernel's zones, from `/proc/zoneinfo`. Between them there are no page flags.
+
+use std::fs;
+use std::io;
+
+use spec::PageRange;
+
+/// The spans of all zones, as few ranges as say it, in rising order.
+///
+/// # Errors
+/// If the kernel's table cannot be read, or names no zone.
+pub fn zones() -> io::Result<Vec<PageRange>> {
+    let ranges = parse(&fs::read_to_string("/proc/zoneinfo")?);
+    if ranges.is_empty() {
+        let text = "/proc/zoneinfo names no zone with memory";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(ranges)
+}
+
+/// Every zone has lines `spanned N` and, later, `start_pfn: N`.
+fn parse(text: &str) -> Vec<PageRange> {
+    let mut ranges = Vec::new();
+    let mut spanned = 0;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match (
+            words.next(),
+            words.next().and_then(|word| word.parse().ok()),
+        ) {
+            // A zone without memory may lack a start.
+            (Some("Node"), _) => spanned = 0,
+            (Some("spanned"), Some(pages)) => spanned = pages,
+            (Some("start_pfn:"), Some(first)) => ranges.extend(PageRange::new(first, spanned)),
+            _ => {}
+        }
+    }
+    ranges.sort_unstable();
+    join(ranges)
+}
+
+/// Zones of several nodes may overlap.
+fn join(sorted: Vec<PageRange>) -> Vec<PageRange> {
+    let mut joined: Vec<PageRange> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if range.first() <= last.end() => {
+                let end = last.end().max(range.end());
+                *last = PageRange::new(last.first(), end - last.first()).unwrap_or(*last);
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, count: u64) -> PageRange {
+        PageRange::new(first, count).unwrap()
+    }
+
+    #[test]
+    fn zones_that_touch_are_one_range_and_an_empty_one_is_none() {
+        let text = "Node 0, zone DMA\n  pages free 1\n        spanned  4095\n  start_pfn:           1\n\
+                    Node 0, zone DMA32\n        spanned  1000\n  start_pfn:           4096\n\
+                    Node 0, zone Movable\n        spanned  0\n  start_pfn:           0\n\
+                    Node 0, zone Device\n        spanned  7\n\
+                    Node 1, zone Normal\n        spanned  50\n  start_pfn:           9000\n";
+        assert_eq!(parse(text), [range(1, 5095), range(9000, 50)]);
+    }
+
+    #[test]
+    fn zones_of_two_nodes_that_overlap_are_read_once() {
+        assert_eq!(
+            join(vec![range(0, 10), range(5, 2), range(8, 6)]),
+            [range(0, 14)]
+        );
+    }
+
+    #[test]
+    fn this_machine_has_zones() {
+        assert!(!zones().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Questions of the host, and answers: the agent protocol over an open port.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::time::{ClockId, clock_gettime};
+use spec::PageRange;
+use spec::agent::{
+    Answer, Ask, Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, Settings, Totals, frame, map,
+};
+
+use crate::free_pages::{FreePages, Looks, parts};
+use crate::memory;
+use crate::port::Port;
+use crate::preparation::Preparation;
+use crate::settings;
+
+/// Why the agent cannot serve the host.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The port cannot be opened, or breaks.
+    #[error(transparent)]
+    Port(#[from] io::Error),
+    /// The kernel's tables cannot be read.
+    #[error("cannot read which pages are free (/proc/kpageflags, as root): {0}")]
+    PageFlags(#[source] io::Error),
+}
+
+/// Serves hosts, one after the other.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    preparation: Preparation,
+    pages: FreePages,
+    zones: Vec<PageRange>,
+    input: Box<Deframer>,
+    output: Box<[u8; MAX_FRAME]>,
+}
+
+impl Session {
+    /// Gets all memory that it will need.
+    ///
+    /// # Errors
+    /// [`SessionError::PageFlags`] if the kernel does not tell which pages are free.
+    pub fn new(preparation: Preparation) -> Result<Self, SessionError> {
+        Ok(Self {
+            settings: settings::detect(preparation),
+            preparation,
+            pages: FreePages::open(Looks::Twice).map_err(SessionError::PageFlags)?,
+            zones: memory::zones().map_err(SessionError::PageFlags)?,
+            input: Box::default(),
+            output: Box::new([0; MAX_FRAME]),
+        })
+    }
+
+    /// Says in the log what the kernel does with free pages and what that means.
+    pub fn explain(&self) {
+        let flags = self.settings.flags;
+        if !self.settings.free_pages_may_be_zero() {
+            log::warn!(
+                "this kernel fills free pages with a pattern that it checks (page_poison): the host is told, and \
+                 sends them all"
+            );
+        }
+        if flags & Settings::INIT_ON_ALLOC != 0 {
+            log::info!(
+                "this kernel zeroes pages when it allocates them: its balloon driver's hints cost a write of each \
+                 page, this agent's do not"
+            );
+        }
+    }
+
+    /// Serves the host until it hangs up.
+    ///
+    /// # Errors
+    /// [`SessionError`] if the port breaks.
+    pub fn serve(&mut self, port: &Port) -> Result<(), SessionError> {
+        self.input.restart();
+        self.hello(port)?;
+        let mut asked = None;
+        loop {
+            let ask = match asked.take() {
+                Some(ask) => ask,
+                None => match self.wait_for_ask(port)? {
+                    Some(ask) => ask,
+                    None => return Ok(()),
+                },
+            };
+            if let Ask::Map { epoch, first } = ask {
+                asked = self.answer(port, epoch, first)?;
+            }
+        }
+    }
+
+    /// Sends the map of all memory. Ends early if the host asks something else, which is returned.
+    fn answer(
+        &mut self,
+        port: &Port,
+        epoch: u64,
+        first: bool,
+    ) -> Result<Option<Ask>, SessionError> {
+        let began = (Instant::now(), processor_time());
+        if first {
+            self.preparation.run();
+            // Memory may have been plugged in or out since the last migration.
+            self.zones = memory::zones().map_err(SessionError::PageFlags)?;
+        }
+        let mut totals = Totals::default();
+        let zones = std::mem::take(&mut self.zones);
+        let mut asked = None;
+        for part in zones.iter().flat_map(|zone| parts(*zone)) {
+            asked = self.take_ask(port)?;
+            if asked.is_some() {
+                break;
+            }
+            if let Err(error) = self.send_part(port, epoch, part, &mut totals)? {
+                log::warn!("cannot read page flags: {error}");
+                let errno = error.raw_os_error().unwrap_or_default() as u32;
+                self.send(port, Answer::FAILED, epoch, &errno.to_le_bytes())?;
+                self.zones = zones;
+                return Ok(None);
+            }
+        }
+        self.zones = zones;
+        if asked.is_none() {
+            totals.elapsed_us = micros(began.0.elapsed());
+            totals.cpu_us = micros(processor_time().saturating_sub(began.1));
+            self.send(port, Answer::END, epoch, &totals.to_bytes())?;
+        }
+        Ok(asked)
+    }
+
+    /// Reads and sends one part. The inner error is the kernel's.
+    fn send_part(
+        &mut self,
+        port: &Port,
+        epoch: u64,
+        part: PageRange,
+        totals: &mut Totals,
+    ) -> Result<io::Result<()>, SessionError> {
+        let (words, free) = match self.pages.read(part) {
+            Ok(read) => read,
+            Err(error) => return Ok(Err(error)),
+        };
+        totals.read += part.count();
+        totals.free += free;
+        // A part without a free page says nothing that silence does not.
+        if free != 0 {
+            let payload = self.output[FRAME_HEADER_BYTES..].first_chunk_mut();
+            let length = payload.map_or(0, |payload| map::encode(part, words, payload));
+            let length = frame::seal(&mut self.output, Answer::MAP, epoch, length);
+            port.write_all(&self.output[..length])?;
+            totals.frames += 1;
+            totals.bytes += length as u64;
+        }
+        Ok(Ok(()))
+    }
+
+    fn hello(&mut self, port: &Port) -> Result<(), SessionError> {
+        let settings = self.settings.to_bytes();
+        self.send(port, Answer::HELLO, 0, &settings)
+    }
+
+    fn send(
+        &mut self,
+        port: &Port,
+        kind: u16,
+        epoch: u64,
+        payload: &[u8],
+    ) -> Result<(), SessionError> {
+        let frame = Frame {
+            kind,
+            epoch,
+            payload,
+        };
+        let length = frame.encode(&mut self.output);
+        Ok(port.write_all(&self.output[..length])?)
+    }
+
+    /// Waits for a question other than who is there; `None` if the host hangs up.
+    fn wait_for_ask(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
+        loop {
+            if let Some(ask) = self.asked(port)? {
+                return Ok(Some(ask));
+            }
+            match port.readable(None) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+            if !self.fill(port)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// What has been asked meanwhile, without waiting.
+    fn take_ask(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
+        if port.readable(Some(Timespec::default()))? && !self.fill(port)? {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
+        self.asked(port)
+    }
+
+    /// Reads once; `false` if the host has hung up.
+    fn fill(&mut self, port: &Port) -> Result<bool, SessionError> {
+        match port.read(self.input.space())? {
+            Some(0) => Ok(false),
+            Some(count) => {
+                self.input.filled(count);
+                Ok(true)
+            }
+            None => Ok(true),
+        }
+    }
+
+    /// The last of the questions that have come, after all that ask who is there were answered.
+    fn asked(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
+        let (mut asked, mut greeted) = (None, false);
+        while let Some(frame) = self.input.next_frame() {
+            match Ask::read(&frame) {
+                Ok(Ask::Hello) => greeted = true,
+                Ok(ask) => asked = Some(ask),
+                Err(error) => log::warn!("the host sent {error}"),
+            }
+        }
+        if greeted {
+            self.hello(port)?;
+        }
+        Ok(asked)
+    }
+}
+
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}

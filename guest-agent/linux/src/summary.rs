@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the agent would tell now, for people: how much is free, and in runs of which lengths.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use crate::free_pages::{FreePages, Looks, parts};
+use crate::memory;
+use crate::session::SessionError;
+
+/// Prints the summary to standard output.
+///
+/// # Errors
+/// If page flags cannot be read, or standard output not written.
+pub fn print() -> Result<(), SessionError> {
+    let summary = Summary::of_this_machine().map_err(SessionError::PageFlags)?;
+    Ok(write!(io::stdout(), "{summary}")?)
+}
+
+/// Free pages, counted by the length of their run.
+#[derive(Debug)]
+struct Summary {
+    /// Pages that the kernel was asked about, gaps in memory included.
+    known: u64,
+    /// Pages in runs of `1 << index` pages or more, but fewer than twice as many.
+    by_length: [u64; 64],
+    /// Length of the run that the next page may belong to.
+    run: u64,
+}
+
+impl Summary {
+    fn of_this_machine() -> io::Result<Self> {
+        let mut summary = Self {
+            known: 0,
+            by_length: [0; 64],
+            run: 0,
+        };
+        let mut pages = FreePages::open(Looks::Twice)?;
+        for zone in memory::zones()? {
+            for part in parts(zone) {
+                let (words, _) = pages.read(part)?;
+                for page in 0..part.count() as usize {
+                    summary.add(words[page / 64] >> (page % 64) & 1 == 1);
+                }
+            }
+            summary.end_run();
+        }
+        Ok(summary)
+    }
+
+    fn add(&mut self, is_free: bool) {
+        self.known += 1;
+        if is_free {
+            self.run += 1;
+        } else {
+            self.end_run();
+        }
+    }
+
+    fn end_run(&mut self) {
+        if let Some(power) = self.run.checked_ilog2() {
+            self.by_length[power as usize] += self.run;
+            self.run = 0;
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let free: u64 = self.by_length.iter().sum();
+        let (known, mebibytes) = (self.known, free >> 8);
+        writeln!(
+            f,
+            "{free} of {known} pages are free ({mebibytes} MiB), in runs of"
+        )?;
+        for (power, pages) in self.by_length.iter().enumerate() {
+            if *pages != 0 {
+                writeln!(f, "{:>9} pages or more: {pages} pages", 1u64 << power)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The real agent on this machine's own page flags, over a character device.
+#![allow(clippy::unwrap_used)]
+
+mod rig;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use rig::{Agent, Got, Host};
+use spec::agent::Ask;
+
+const PAGE: usize = 4096;
+
+fn ask(epoch: u64) -> Ask {
+    Ask::Map {
+        epoch,
+        first: false,
+    }
+}
+
+/// The page frames of `memory`, which has been written.
+fn frames_of(memory: &[u8]) -> Vec<u64> {
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let first = memory.as_ptr() as usize / PAGE;
+    let mut entries = vec![0; memory.len() / PAGE * 8];
+    pagemap
+        .read_exact_at(&mut entries, first as u64 * 8)
+        .unwrap();
+    let (entries, _) = entries.as_chunks::<8>();
+    let present = entries
+        .iter()
+        .map(|entry| u64::from_le_bytes(*entry))
+        .filter(|entry| entry >> 63 == 1);
+    present.map(|entry| entry & ((1 << 55) - 1)).collect()
+}
+
+/// Pages in the free lists of all zones. `MemFree` counts memory, too, that the kernel has never yet accepted.
+fn pages_in_free_lists() -> u64 {
+    let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap();
+    let counts = zones
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pages free"));
+    counts
+        .map(|count| count.trim().parse::<u64>().unwrap())
+        .sum()
+}
+
+#[test]
+fn the_map_holds_what_is_free_and_nothing_that_is_in_use() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let _agent = Agent::start(&link, &[]);
+    let used = vec![1u8; 64 << 20];
+    let used = frames_of(&used[PAGE..])
+        .into_iter()
+        .collect::<HashSet<u64>>();
+    assert!(
+        used.len() > 16000,
+        "frame numbers can be read: {}",
+        used.len()
+    );
+    host.ask(ask(7));
+    let (free, totals) = host.map_of(7);
+    let pages: u64 = free.iter().map(|run| run.count()).sum();
+    assert_eq!(pages, totals.free);
+    let wrong = free
+        .iter()
+        .flat_map(|run| run.first()..run.end())
+        .filter(|page| used.contains(page));
+    assert_eq!(wrong.count(), 0);
+    // The kernel keeps some free pages out of these lists, and takes and gives pages while it is asked.
+    let in_lists = pages_in_free_lists();
+    assert!(
+        pages > in_lists / 2,
+        "{pages} pages told, {in_lists} are free"
+    );
+    assert!(free.windows(2).all(|two| two[0].end() <= two[1].first()));
+}
+
+#[test]
+fn a_new_question_ends_the_answer_to_the_last() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let _agent = Agent::start(&link, &[]);
+    assert!(matches!(host.next(), Got::Hello(_)));
+    for epoch in 1..=20 {
+        host.ask(ask(epoch));
+    }
+    let mut last = 0;
+    loop {
+        match host.next() {
+            Got::Map(epoch, _) => {
+                assert!(epoch >= last, "a map of epoch {epoch} after one of {last}");
+                last = epoch;
+            }
+            Got::End(20, _) => break,
+            Got::End(epoch, _) => last = epoch,
+            Got::Hello(_) => panic!("a greeting that nobody asked for"),
+        }
+    }
+    host.ask(Ask::Stop);
+    host.ask(Ask::Hello);
+    assert!(matches!(host.next(), Got::Hello(_)));
+}
+
+#[test]
+fn noise_and_half_questions_are_passed_over() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let _agent = Agent::start(&link, &[]);
+    assert!(matches!(host.next(), Got::Hello(_)));
+    host.send(b"login: LAGT is no frame\r\n");
+    host.send(&[b'L'; 20_000]);
+    host.send(b"LAGT");
+    host.ask(Ask::Hello);
+    // The bytes before it may be taken for the header of a frame until its checksum is seen.
+    host.ask(Ask::Hello);
+    assert!(matches!(host.next(), Got::Hello(_)));
+    host.ask(ask(3));
+    host.map_of(3);
+}
+
+#[test]
+fn a_host_that_goes_and_comes_again_is_served_again() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let _agent = Agent::start(&link, &[]);
+    host.ask(ask(1));
+    host.map_of(1);
+    host.ask(ask(2));
+    drop(host);
+    let mut host = Host::at(&link).unwrap();
+    assert!(matches!(host.next(), Got::Hello(_)));
+    host.ask(ask(3));
+    host.map_of(3);
+}
+
+#[test]
+fn told_to_serve_once_it_ends_with_the_host() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let mut agent = Agent::start(&link, &["--once"]);
+    assert!(matches!(host.next(), Got::Hello(_)));
+    drop(host);
+    assert!(agent.wait());
+}
+
+#[test]
+fn its_memory_does_not_grow_with_the_maps() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let (_folder, link) = rig::link();
+    let mut host = Host::at(&link).unwrap();
+    let agent = Agent::start(&link, &[]);
+    host.ask(ask(1));
+    host.map_of(1);
+    let before = agent.status_kb("VmRSS");
+    for epoch in 2..12 {
+        host.ask(ask(epoch));
+        host.map_of(epoch);
+    }
+    let after = agent.status_kb("VmRSS");
+    assert!(after <= before + 128, "{before} kB grew to {after} kB");
+}
+
+#[test]
+fn what_is_free_can_be_printed() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"))
+        .arg("--print")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert!(text.contains("pages are free"), "{text}");
+}
+
+#[test]
+fn a_device_that_is_not_there_ends_a_program_that_is_to_serve_once() {
+    let output = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"))
+        .args(["--once", "--port", "/no/such/device"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+}

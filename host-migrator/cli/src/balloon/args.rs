@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The flags of `lacuna balloon`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use crate::size::Size;
+
+/// `lacuna balloon`
+#[derive(Clone, Debug, Args)]
+pub struct BalloonArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub job: BalloonJob,
+}
+
+/// One job each.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BalloonJob {
+    /// Run the device: a vhost-user back end (the program vhost-device-balloon)
+    Device(Box<vhost_device_balloon::Args>),
+    /// Set how much memory the guest is to give up
+    Target(TargetArgs),
+    /// Show the guest's memory statistics
+    Stats(StatsArgs),
+    /// Show the balloon: target, size, guest memory, features, counters
+    Status(DeviceArgs),
+    /// Have the guest say which memory is free, without a migration
+    Hints(HintsArgs),
+    /// Show free memory and the balloon's as numbers and as a picture of the address space
+    Map(MapArgs),
+}
+
+/// Which device, and how to answer.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// Control socket of the balloon device
+    #[arg(short, long, value_name = "PATH")]
+    pub control_socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lacuna balloon target`
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("goal").required(true))]
+pub struct TargetArgs {
+    /// Memory that the guest is to have given up: the size of the balloon
+    #[arg(value_name = "SIZE", group = "goal")]
+    pub balloon: Option<Size>,
+    /// Memory that the guest is to be left with, as in QEMU's `balloon` command
+    #[arg(long, value_name = "SIZE", group = "goal")]
+    pub guest_memory: Option<Size>,
+    /// Wait until the guest is there
+    #[arg(long)]
+    pub wait: bool,
+    /// With --wait: give up after this time; without it, never
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
+    pub timeout: Option<Duration>,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// `lacuna balloon stats`
+#[derive(Clone, Debug, Args)]
+pub struct StatsArgs {
+    /// From now on, have the device ask the guest this often (0: no more), as in 2s or 500ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub interval: Option<Duration>,
+    /// Go on, and show them each time they come
+    #[arg(long)]
+    pub watch: bool,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// `lacuna balloon hints`
+#[derive(Clone, Debug, Args)]
+pub struct HintsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub job: HintsJob,
+}
+
+/// A round of hints for a person.
+#[derive(Clone, Debug, Subcommand)]
+pub enum HintsJob {
+    /// Ask the guest for its free pages, wait for all of them, and let it have them back
+    Start(StartArgs),
+    /// End a round that was started with --detach: the guest has its free pages back
+    Stop(DeviceArgs),
+    /// Show how far the guest is, and for whom it hints
+    Status(DeviceArgs),
+}
+
+/// `lacuna balloon hints start`
+#[derive(Clone, Debug, Args)]
+pub struct StartArgs {
+    /// Do not wait. Until `hints stop` the guest keeps its free pages back as far as it can
+    #[arg(long)]
+    pub detach: bool,
+    /// End the round after this time, finished or not
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s", conflicts_with = "detach")]
+    pub timeout: Duration,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// `lacuna balloon map`
+#[derive(Clone, Debug, Args)]
+pub struct MapArgs {
+    /// Ask the guest for its free pages first, as `hints start` does
+    #[arg(long)]
+    pub hint: bool,
+    /// Write the picture to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Columns of the picture on the terminal; without it as many as there are, or 80
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(24..))]
+    pub width: Option<u16>,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Reads `2s`, `500ms`, `1m`, `2` (seconds).
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "s" | "" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .zip(milliseconds)
+        .and_then(|(number, unit)| number.checked_mul(unit))
+        .map(Duration::from_millis)
+        .ok_or_else(|| {
+            format!("'{text}' is no time: write a whole number and ms, s, m or h, as in 2s")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_as_people_write_them() {
+        for (text, milliseconds) in [
+            ("2s", 2000),
+            ("2", 2000),
+            ("500ms", 500),
+            ("0", 0),
+            ("3m", 180_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "1.5s",
+            "-1s",
+            "2 s",
+            "2days",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

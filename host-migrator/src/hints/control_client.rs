@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A connection to a balloon device's control socket (`spec/control-protocol.md`), for migrators and people.
+
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION};
+
+use super::HintError;
+
+/// A device that has said hello.
+///
+/// After an error other than [`HintError::Refused`] the connection is to be given up: a late answer would be
+/// taken for that to the next question.
+#[derive(Debug)]
+pub struct ControlClient {
+    stream: UnixStream,
+    patience: Duration,
+    sequence: u32,
+}
+
+impl ControlClient {
+    /// Connects to the control socket at `path` and says hello. Every answer must come within `patience`.
+    ///
+    /// # Errors
+    /// [`HintError`] if no device answers there, or it speaks another version.
+    pub fn connect(path: &Path, patience: Duration) -> Result<Self, HintError> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut client = Self {
+            stream,
+            patience,
+            sequence: 0,
+        };
+        let hello = Request::Hello { version: VERSION };
+        match client.ask(hello, None)? {
+            Reply::Hello {
+                version: VERSION, ..
+            } => Ok(client),
+            other => Err(HintError::unexpected(hello, other)),
+        }
+    }
+
+    /// The answer to `request`, which goes with `fd`.
+    ///
+    /// # Errors
+    /// [`HintError::Refused`] if the device refuses, and others if it fails to answer.
+    pub fn ask(
+        &mut self,
+        request: Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Reply, HintError> {
+        self.exchange(request, fd).map(|(reply, _)| reply)
+    }
+
+    /// As [`ControlClient::ask`], with the file descriptor that came with the answer, if one did.
+    ///
+    /// # Errors
+    /// As [`ControlClient::ask`].
+    pub fn ask_for_file(
+        &mut self,
+        request: Request,
+    ) -> Result<(Reply, Option<OwnedFd>), HintError> {
+        self.exchange(request, None)
+    }
+
+    fn exchange(
+        &mut self,
+        request: Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), HintError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+        let length = request.encode(self.sequence, &mut frame);
+        self.send(&frame[..length], fd)?;
+        let deadline = Instant::now() + self.patience;
+        let mut file = None;
+        let mut header = [0; HEADER_BYTES];
+        self.receive(&mut header, &mut file, deadline)?;
+        let protocol = |error: ControlError| HintError::Protocol(error.to_string());
+        let header = Header::from_bytes(&header).map_err(protocol)?;
+        let mut payload = [0; MAX_PAYLOAD];
+        let payload = &mut payload[..header.length as usize];
+        self.receive(payload, &mut file, deadline)?;
+        if header.sequence != self.sequence {
+            let text = format!("answer {} to request {}", header.sequence, self.sequence);
+            return Err(HintError::Protocol(text));
+        }
+        match Reply::decode(&header, payload).map_err(protocol)? {
+            Reply::Refused(refusal) => Err(refusal.into()),
+            reply => Ok((reply, file)),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let fds: &[BorrowedFd<'_>] = fd.as_slice();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            // The space was made for one file descriptor.
+            let fits = message.push(SendAncillaryMessage::ScmRights(fds));
+            debug_assert!(fits);
+        }
+        let parts = [IoSlice::new(frame)];
+        let sent = sendmsg(&self.stream, &parts, &mut message, SendFlags::NOSIGNAL)?;
+        self.stream.write_all(&frame[sent..])
+    }
+
+    /// Fills `bytes` before `deadline`, however slowly they come, and keeps the file descriptor that comes along.
+    /// (There is room for one; the kernel closes any other.)
+    fn receive(
+        &mut self,
+        bytes: &mut [u8],
+        file: &mut Option<OwnedFd>,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut bytes[filled..])];
+            let received = recvmsg(
+                &self.stream,
+                &mut parts,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            );
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    *file = fds.last().or(file.take());
+                }
+            }
+            match received.map(|message| message.bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pages that the next section brings, without those that are zero.
+
+use spec::stream::{MAX_SECTION_PAGES, PagesPrefix, SectionKind, run_to_bytes};
+use spec::{PAGE_SIZE, PageRange};
+
+use super::MigrationError;
+use super::sender::Link;
+use crate::bitmap::runs_of_word;
+use crate::ram::GuestRam;
+use crate::zero::is_zero;
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// The pages of the next section.
+///
+/// They are copied out of guest memory first, into a buffer that stays in the cache: the guest goes on
+/// writing, and the zero test, the checksum and the bytes on the wire must be of the same content.
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    pages: usize,
+    runs: Vec<PageRange>,
+    table: Vec<u8>,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: vec![0; MAX_SECTION_PAGES as usize * PAGE],
+            pages: 0,
+            runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
+            table: Vec::new(),
+        }
+    }
+
+    /// Pages that are in it.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages as u64
+    }
+
+    /// Pages that still fit.
+    pub(crate) fn space(&self) -> u64 {
+        MAX_SECTION_PAGES - self.pages()
+    }
+
+    /// Adds the pages of `range` but for those that are zero; these are returned, as bits from its first
+    /// page. The range fits, and has at most 64 pages.
+    pub(crate) fn fill(&mut self, ram: &GuestRam, range: PageRange) -> Result<u64, MigrationError> {
+        let start = self.pages * PAGE;
+        let area = &mut self.bytes[start..start + range.count() as usize * PAGE];
+        ram.read(range, area)?;
+        let (pages, _) = area.as_chunks::<PAGE>();
+        let zero = (pages.iter().enumerate())
+            .filter(|(_, page)| is_zero(page))
+            .fold(0, |zero, (index, _)| zero | 1u64 << index);
+        let content = !zero & (u64::MAX >> (64 - range.count()));
+        let mut kept = 0;
+        for run in runs_of_word(0, content) {
+            let from = run.first() as usize * PAGE;
+            let length = run.bytes() as usize;
+            if from != kept {
+                area.copy_within(from..from + length, kept);
+            }
+            kept += length;
+            let run = PageRange::new(range.first() + run.first(), run.count());
+            self.runs.extend(run);
+        }
+        self.pages += kept / PAGE;
+        Ok(zero)
+    }
+
+    /// Sends them; it is empty then.
+    pub(crate) fn send(&mut self, link: &mut Link) -> Result<(), MigrationError> {
+        let prefix = PagesPrefix {
+            runs: self.runs.len() as u32,
+            pages: self.pages as u32,
+        };
+        self.table.clear();
+        self.table.extend(prefix.to_bytes());
+        for run in &self.runs {
+            self.table.extend(run_to_bytes(*run));
+        }
+        let pages = &self.bytes[..self.pages * PAGE];
+        link.out.section(SectionKind::Pages, [&self.table, pages])?;
+        self.pages = 0;
+        self.runs.clear();
+        Ok(())
+    }
+}

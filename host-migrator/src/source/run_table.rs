@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The runs of pages that the next section names, for a section that has no content: zero pages, discards.
+
+use spec::PageRange;
+use spec::stream::{MAX_SECTION_RUNS, RUN_BYTES, SectionKind, run_to_bytes, runs};
+use spec::trace::Event;
+
+use super::MigrationError;
+use super::sender::Link;
+use crate::ram::GuestRam;
+use crate::trace::Trace;
+
+/// Runs of the next section that has runs only.
+pub(crate) struct RunTable {
+    kind: SectionKind,
+    last: Option<PageRange>,
+    table: Vec<u8>,
+}
+
+impl RunTable {
+    pub(crate) fn new(kind: SectionKind) -> Self {
+        Self {
+            kind,
+            last: None,
+            table: Vec::new(),
+        }
+    }
+
+    /// Adds `run`, joined to the last one where they touch inside a region.
+    pub(crate) fn push(&mut self, run: PageRange, ram: &GuestRam) {
+        for piece in ram.pieces(run) {
+            let joined = self
+                .last
+                .filter(|last| last.end() == piece.first() && !ram.begins_region(piece.first()));
+            match joined.and_then(|last| PageRange::new(last.first(), last.count() + piece.count()))
+            {
+                Some(joined) => self.last = Some(joined),
+                None => {
+                    self.close_run();
+                    self.last = Some(piece);
+                }
+            }
+        }
+    }
+
+    /// No room for the runs of another word.
+    pub(crate) fn is_full(&self) -> bool {
+        self.table.len() / RUN_BYTES + 65 > MAX_SECTION_RUNS
+    }
+
+    /// Sends them; it is empty then.
+    pub(crate) fn flush(&mut self, link: &mut Link, trace: &Trace) -> Result<(), MigrationError> {
+        self.close_run();
+        if !self.table.is_empty() {
+            link.out.section(self.kind, [&self.table])?;
+            if trace.is_on() {
+                self.record(trace);
+            }
+            self.table.clear();
+        }
+        Ok(())
+    }
+
+    fn record(&self, trace: &Trace) {
+        for run in runs(self.kind, &self.table).flatten() {
+            trace.record(match self.kind {
+                SectionKind::Zero => Event::ZeroSent(run),
+                _ => Event::DiscardSent(run),
+            });
+        }
+    }
+
+    fn close_run(&mut self) {
+        if let Some(last) = self.last.take() {
+            self.table.extend(run_to_bytes(last));
+        }
+    }
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Setups by name: what each clause is needed for, what others do, and the rule with all who can take part.
+
+use crate::properties::{
+    LOGGING_STOPS, MEMORY_GIVEN_BACK, MIGRATION_ENDS, NO_PAGE_LOST, NO_STALE_PAGE, ONE_OWNER,
+    SOURCE_COMPLETE,
+};
+use crate::rule::{Clause, Rule};
+use crate::setup::{Clearing, Setup};
+use crate::state::Migration;
+
+/// The smallest guest that shows anything: one page, one round.
+const TINY: Setup = Setup {
+    pages: 1,
+    moves: 4,
+    rounds: 1,
+    ..Setup::SMALL
+};
+
+/// A migration with a name, and the property that it is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What it is.
+    pub name: &'static str,
+    /// Who takes part, and what holds.
+    pub migration: Migration,
+    /// The property.
+    pub property: &'static str,
+}
+
+/// The smallest migration that goes wrong without `clause`.
+pub fn without(clause: Clause) -> Case {
+    let setup = match clause {
+        Clause::ArmFirst
+        | Clause::KeepLog
+        | Clause::KeepMemory
+        | Clause::NoHintAfterPause
+        | Clause::SayDone
+        | Clause::StopLogging => TINY,
+        Clause::ArmedWhenAsked | Clause::ArmBeforeCopy => Setup {
+            clearing: Clearing::PageByPage,
+            ..TINY
+        },
+        Clause::CloseBeforeHarvest | Clause::ForgetOldHints | Clause::DiscardAtDestination => {
+            Setup { rounds: 2, ..TINY }
+        }
+        Clause::CheckCommandId | Clause::CompleteHarvest => Setup {
+            rounds: 2,
+            moves: 5,
+            ..TINY
+        },
+        Clause::TagWhenLookedAt => Setup {
+            rounds: 2,
+            driver: false,
+            agent: true,
+            ..TINY
+        },
+        Clause::MergeBackEnd | Clause::DrainBackEnds => Setup {
+            back_end_writes: 1,
+            moves: 0,
+            ..TINY
+        },
+        Clause::MergeOwnWrites => Setup {
+            own_writes: 1,
+            moves: 0,
+            ..TINY
+        },
+        Clause::LogDiscards => Setup {
+            reporting: true,
+            ..TINY
+        },
+        Clause::StartFromAllDirty | Clause::ResumeOnFailure | Clause::TwoPhaseHandOver => Setup {
+            failures: 1,
+            moves: 0,
+            ..TINY
+        },
+        Clause::RoundInward => Setup {
+            pages: 2,
+            ragged: true,
+            ..TINY
+        },
+        Clause::FreshIds | Clause::SayDoneAtStart => Setup {
+            failures: 1,
+            deaths: 1,
+            ..TINY
+        },
+        Clause::ClaimBeforeCopy => Setup {
+            background: 1,
+            ..TINY
+        },
+        Clause::DrainChannels => Setup {
+            channels: 2,
+            ..TINY
+        },
+    };
+    let property = match clause {
+        Clause::KeepMemory => SOURCE_COMPLETE,
+        Clause::LogDiscards | Clause::DiscardAtDestination => NO_STALE_PAGE,
+        Clause::SayDone | Clause::SayDoneAtStart => MEMORY_GIVEN_BACK,
+        Clause::StopLogging => LOGGING_STOPS,
+        Clause::ResumeOnFailure => MIGRATION_ENDS,
+        Clause::TwoPhaseHandOver => ONE_OWNER,
+        _ => NO_PAGE_LOST,
+    };
+    Case {
+        name: clause.words(),
+        migration: Migration {
+            setup,
+            rule: Rule::without(&[clause]),
+        },
+        property,
+    }
+}
+
+/// What others do, as far as it can be said with the switches here.
+pub fn others() -> Vec<Case> {
+    let case = |name, setup, off: &[_], property| Case {
+        name,
+        migration: Migration {
+            setup,
+            rule: Rule::without(off),
+        },
+        property,
+    };
+    // A hint counts at once, and clears the page's bit in KVM's log where that was not done since it was read.
+    let qemu = [
+        Clause::ArmFirst,
+        Clause::KeepLog,
+        Clause::DiscardAtDestination,
+    ];
+    let qemu_setup = Setup {
+        clearing: Clearing::PageByPage,
+        ..TINY
+    };
+    let waiting = |setup| Setup {
+        wait_on_ack: true,
+        ..setup
+    };
+    let two_rounds = Setup { rounds: 2, ..TINY };
+    vec![
+        case(
+            "QEMU: a hint clears KVM's log",
+            qemu_setup,
+            &qemu,
+            NO_PAGE_LOST,
+        ),
+        case(
+            "QEMU, and the guest waits for each acknowledgement",
+            waiting(Setup {
+                rounds: 2,
+                pages: 2,
+                moves: 5,
+                ..qemu_setup
+            }),
+            &qemu,
+            NO_PAGE_LOST,
+        ),
+        case(
+            "the design's exception: a hint clears the log, and the guest waits for each acknowledgement",
+            waiting(Setup {
+                pages: 2,
+                moves: 5,
+                ..two_rounds
+            }),
+            &[Clause::KeepLog],
+            NO_PAGE_LOST,
+        ),
+        case(
+            "Firecracker: a hint discards the guest's memory",
+            TINY,
+            &[Clause::KeepMemory],
+            SOURCE_COMPLETE,
+        ),
+        case(
+            "Firecracker, and the guest waits for each acknowledgement",
+            waiting(Setup {
+                pages: 2,
+                moves: 5,
+                ..two_rounds
+            }),
+            &[Clause::KeepMemory],
+            SOURCE_COMPLETE,
+        ),
+        case(
+            "a hint is taken after the pause",
+            TINY,
+            &[Clause::NoHintAfterPause],
+            NO_PAGE_LOST,
+        ),
+        case(
+            "a background harvest leaves the epoch open",
+            Setup {
+                background: 1,
+                ..TINY
+            },
+            &[Clause::CloseBeforeHarvest],
+            NO_PAGE_LOST,
+        ),
+    ]
+}
+
+/// The whole rule, with everybody who can take part. Nothing is to be found.
+pub fn whole() -> Vec<(&'static str, Setup)> {
+    let small = Setup::SMALL;
+    vec![
+        ("driver", Setup { moves: 6, ..small }),
+        (
+            "background harvests, pages armed one by one",
+            Setup {
+                clearing: Clearing::PageByPage,
+                background: 1,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "other writers, discards",
+            Setup {
+                back_end_writes: 1,
+                own_writes: 1,
+                reporting: true,
+                moves: 3,
+                ..small
+            },
+        ),
+        (
+            "agent and driver",
+            Setup {
+                agent: true,
+                ..small
+            },
+        ),
+        (
+            "two channels",
+            Setup {
+                channels: 2,
+                background: 1,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "failures, a device that dies, an impatient migrator",
+            Setup {
+                failures: 1,
+                deaths: 1,
+                impatience: 1,
+                rounds: 1,
+                moves: 3,
+                ..small
+            },
+        ),
+        (
+            "ragged hints, free pages that are zero",
+            Setup {
+                ragged: true,
+                init_on_free: true,
+                ..small
+            },
+        ),
+        (
+            "everybody, one page, one round",
+            Setup {
+                pages: 1,
+                moves: 3,
+                rounds: 1,
+                failures: 1,
+                deaths: 1,
+                agent: true,
+                reporting: true,
+                back_end_writes: 1,
+                ..small
+            },
+        ),
+    ]
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The stories in `spec/free-page-hinting.md`: each between two comments, told anew by a command, and held
+//! against the model by a test.
+
+use crate::catalogue;
+use crate::rule::{Clause, UnknownClause};
+
+const BEGIN: &str = "<!-- story: ";
+const BEGIN_ENDS: &str = " -->\n";
+const END: &str = "<!-- end of story -->";
+
+/// What is wrong with a document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// A story is to be told of something that is no clause.
+    #[error(transparent)]
+    Clause(#[from] UnknownClause),
+    /// A story does not end.
+    #[error("the story of {0} has no {END}")]
+    NoEnd(String),
+    /// The clause has no story.
+    #[error("no story without {0}")]
+    NoStory(Clause),
+}
+
+/// `text` with its stories told anew.
+///
+/// # Errors
+/// [`DocumentError`] if the comments in it are not as they should be.
+pub fn retell(text: &str) -> Result<String, DocumentError> {
+    let mut retold = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(BEGIN) {
+        let no_end = |name: &str| DocumentError::NoEnd(name.into());
+        let (name, told) = after.split_once(BEGIN_ENDS).ok_or_else(|| no_end(after))?;
+        let (_, after) = told.split_once(END).ok_or_else(|| no_end(name))?;
+        let clause: Clause = name.parse()?;
+        let case = catalogue::without(clause);
+        let found = case.migration.look_for_story(case.property);
+        let story = found.story.ok_or(DocumentError::NoStory(clause))?;
+        retold += &format!("{before}{BEGIN}{name}{BEGIN_ENDS}\n{story}\n\n{END}");
+        rest = after;
+    }
+    Ok(retold + rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_story_is_told_where_it_belongs_and_again_the_same() {
+        let text = "Before.\n<!-- story: stop-logging -->\nold\n<!-- end of story -->\nAfter.\n";
+        let retold = retell(text).unwrap();
+        assert!(retold.starts_with("Before.\n<!-- story: stop-logging -->\n\n1. The migrator"));
+        assert!(retold.ends_with("<!-- end of story -->\nAfter.\n"));
+        assert!(!retold.contains("old\n"));
+        assert_eq!(retell(&retold), Ok(retold));
+    }
+
+    #[test]
+    fn a_story_of_nothing_or_without_end_is_refused() {
+        let unknown = "<!-- story: nothing -->\n<!-- end of story -->";
+        assert!(matches!(retell(unknown), Err(DocumentError::Clause(_))));
+        let endless = "<!-- story: arm-first -->\n1. And so on";
+        assert!(matches!(retell(endless), Err(DocumentError::NoEnd(_))));
+    }
+}

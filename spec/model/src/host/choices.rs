@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the migrator may do next.
+
+use super::{HostAction, Step};
+use crate::device::Control;
+use crate::network::Backward;
+use crate::pages::Page;
+use crate::rule::Clause;
+use crate::setup::Clearing;
+use crate::state::{Action, Migration, State};
+
+/// What the migrator may do next.
+pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
+    let (rule, setup, host) = (model.rule, &model.setup, &state.host);
+    let mut push = |action| out.push(Action::Host(action));
+    let piecewise = setup.clearing == Clearing::PageByPage;
+    match host.step {
+        Step::Idle => {
+            // A device that is still busy with the last connection takes no new one.
+            if state.device.control != Control::HungUp {
+                push(HostAction::StartLogging);
+                if !rule.holds(Clause::ArmFirst) && !piecewise {
+                    push(HostAction::Begin);
+                }
+            }
+            if host.failures < setup.failures {
+                push(HostAction::Abandon);
+            }
+        }
+        Step::Arming => {
+            push(HostAction::Begin);
+            push_clears(state, piecewise, &mut push);
+        }
+        Step::Opening | Step::Closing | Step::Finishing => match state.device.control {
+            Control::Ok | Control::Refused => push(HostAction::HearDevice),
+            Control::Dead => push(HostAction::GiveUpDevice),
+            _ if host.impatience > 0 => push(HostAction::GiveUpDevice),
+            _ => {}
+        },
+        Step::Sending => {
+            if !state.logs.on {
+                push(HostAction::StartLogging);
+            }
+            push_clears(state, piecewise, &mut push);
+            push_sends(model, state, &mut push);
+            let drained = setup.channels == 1
+                || !rule.holds(Clause::DrainChannels)
+                || state.wire.is_drained() && host.claimed.is_empty();
+            let ready = drained && may_harvest(model, state);
+            if ready && host.pending.is_empty() && host.claimed.is_empty() {
+                push(HostAction::EndRound);
+            } else if ready && host.background > 0 {
+                push(HostAction::HarvestInBackground);
+            }
+            if ready && !rule.holds(Clause::NoHintAfterPause) && host.claimed.is_empty() {
+                push(HostAction::Pause);
+            }
+        }
+        Step::Reading => push(HostAction::ReadLog),
+        Step::Clearing => push(HostAction::ClearLog),
+        Step::TakingBackEnd => push(HostAction::HarvestBackEnd),
+        Step::TakingOwn => push(HostAction::HarvestOwnWrites),
+        Step::Harvested => {
+            if host.round < setup.rounds {
+                push(HostAction::Begin);
+            }
+            if host.round > 0 {
+                push(HostAction::Pause);
+            }
+        }
+        Step::Rest => {
+            push_sends(model, state, &mut push);
+            if host.pending.is_empty() && host.claimed.is_empty() && state.wire.is_drained() {
+                // The guest is stopped: where nothing fails, what is said until it runs makes no difference.
+                push(if setup.failures > 0 {
+                    HostAction::Commit
+                } else {
+                    HostAction::HandOver
+                });
+            }
+        }
+        Step::Committed => {
+            if state.wire.backward == Some(Backward::Ready) {
+                push(HostAction::HandOver);
+            }
+        }
+        Step::HandedOver => {
+            if state.wire.broken {
+                push(HostAction::NoticeBreak);
+            } else if state.wire.backward == Some(Backward::Running) {
+                push(HostAction::HearRunning);
+            }
+        }
+        Step::PuttingBack => push(HostAction::PutBack),
+        Step::Over => {}
+    }
+    if host.failures > 0 && may_fail(host.step) {
+        push(HostAction::Fail);
+    }
+}
+
+fn push_clears(state: &State, piecewise: bool, push: &mut impl FnMut(HostAction)) {
+    let fetched = state.logs.kvm.fetched;
+    if piecewise {
+        fetched
+            .iter()
+            .for_each(|page| push(HostAction::ClearLogOf(page)));
+    } else if !fetched.is_empty() {
+        push(HostAction::ClearLog);
+    }
+}
+
+fn push_sends(model: &Migration, state: &State, push: &mut impl FnMut(HostAction)) {
+    let (rule, host) = (model.rule, &state.host);
+    let armed = |page: Page| {
+        !state.source_runs
+            || state.logs.on && !state.logs.kvm.fetched.has(page)
+            || !rule.holds(Clause::ArmBeforeCopy)
+    };
+    let claim_first = rule.holds(Clause::ClaimBeforeCopy);
+    let free_channel = |channel: &u8| state.wire.channels[usize::from(*channel)].is_none();
+    let mut push_send = |page| {
+        for channel in (0..model.setup.channels).filter(free_channel) {
+            push(HostAction::Send(page, channel));
+        }
+    };
+    let copies = if claim_first {
+        host.claimed
+    } else {
+        host.pending.minus(host.copied)
+    };
+    copies
+        .iter()
+        .filter(|&page| claim_first || armed(page))
+        .for_each(&mut push_send);
+    let claims = if claim_first {
+        host.pending.minus(host.claimed)
+    } else {
+        host.copied
+    };
+    let room = (0..model.setup.channels).any(|channel| free_channel(&channel));
+    for page in claims.iter().filter(|&page| armed(page)) {
+        // A page that is skipped may need a record of its own.
+        if room {
+            push(HostAction::Claim(page));
+        }
+    }
+}
+
+/// Bits that were read are cleared before the next ones are read, or as pages are sent.
+fn may_harvest(model: &Migration, state: &State) -> bool {
+    state.logs.on
+        && (model.setup.clearing == Clearing::PageByPage || state.logs.kvm.fetched.is_empty())
+}
+
+/// A link that breaks, a cancel, a destination that gives up. While the device is asked it is noticed later.
+fn may_fail(step: Step) -> bool {
+    !matches!(
+        step,
+        Step::Idle
+            | Step::Opening
+            | Step::Closing
+            | Step::HandedOver
+            | Step::PuttingBack
+            | Step::Finishing
+            | Step::Over
+    )
+}

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What comes of what the migrator does.
+
+use super::{Host, HostAction, Step};
+use crate::device::Control;
+use crate::network::{self, Forward, Record, Wire};
+use crate::pages::{Page, PageSet, PerPage};
+use crate::rule::Clause;
+use crate::setup::Clearing;
+use crate::state::{Migration, State};
+
+/// What comes of it.
+pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
+    let rule = model.rule;
+    match action {
+        HostAction::StartLogging => start_logging(model, state),
+        HostAction::ClearLog => {
+            let fetched = state.logs.kvm.fetched;
+            state.logs.kvm.clear(fetched);
+            if state.host.step == Step::Clearing {
+                harvest_others(model, state);
+            }
+        }
+        HostAction::ClearLogOf(page) => state.logs.kvm.clear(PageSet::from_iter([page])),
+        HostAction::Begin => begin(model, state),
+        HostAction::HearDevice => hear_device(state),
+        HostAction::GiveUpDevice => {
+            if state.device.control == Control::Dead {
+                state.device.control = Control::Down;
+            } else {
+                state.host.impatience -= 1;
+                state.device.control = Control::HungUp;
+            }
+            do_without(state);
+        }
+        HostAction::Claim(page) => claim(model, state, page),
+        HostAction::Send(page, channel) => copy(model, state, page, channel),
+        HostAction::EndRound => {
+            state.host.round += 1;
+            close(model, state);
+        }
+        HostAction::HarvestInBackground => {
+            state.host.background -= 1;
+            close(model, state);
+        }
+        HostAction::ReadLog => {
+            let host = &mut state.host;
+            if rule.holds(Clause::ForgetOldHints) && !host.open {
+                state.device.map = PageSet::EMPTY;
+            }
+            host.pending.merge(state.logs.kvm.read());
+            // With the guest stopped nothing need be armed again.
+            let clears = model.setup.clearing == Clearing::AtOnce
+                && rule.holds(Clause::CompleteHarvest)
+                && state.source_runs
+                && !state.logs.kvm.fetched.is_empty();
+            if clears {
+                host.step = Step::Clearing;
+            } else {
+                harvest_others(model, state);
+            }
+        }
+        HostAction::HarvestBackEnd => {
+            if rule.holds(Clause::MergeBackEnd) {
+                state.host.pending.merge(state.logs.back_end.take());
+            }
+            harvest_own(model, state);
+        }
+        HostAction::HarvestOwnWrites => {
+            if rule.holds(Clause::MergeOwnWrites) {
+                state.host.pending.merge(state.logs.own.take());
+            }
+            harvested(state);
+        }
+        HostAction::Pause => {
+            if rule.holds(Clause::DrainBackEnds) {
+                state.logs.catch_up();
+            }
+            state.source_runs = false;
+            state.host.step = Step::Reading;
+        }
+        HostAction::Commit => {
+            state.wire.forward = Some(Forward::Commit);
+            state.host.step = Step::Committed;
+        }
+        HostAction::HandOver => {
+            state.wire.forward = Some(Forward::HandOver);
+            state.wire.backward = None;
+            state.host.gave_up_guest = true;
+            state.host.step = Step::HandedOver;
+            if model.setup.failures == 0 {
+                network::take_over(model, state);
+                state.host.step = Step::PuttingBack;
+            }
+        }
+        HostAction::HearRunning => state.host.step = Step::PuttingBack,
+        HostAction::NoticeBreak => {
+            if !rule.holds(Clause::TwoPhaseHandOver) {
+                state.source_runs = true;
+            }
+            state.host.step = Step::PuttingBack;
+        }
+        HostAction::Fail => {
+            state.host.failures -= 1;
+            state.wire = Wire::default();
+            if rule.holds(Clause::ResumeOnFailure) {
+                state.source_runs = true;
+            }
+            state.host.step = Step::PuttingBack;
+        }
+        HostAction::PutBack => put_back(model, state),
+        HostAction::Abandon => state.host.step = Step::Over,
+    }
+}
+
+/// On to the other logs, where there is somebody who writes to them.
+fn harvest_others(model: &Migration, state: &mut State) {
+    if model.setup.back_end_writes > 0 || model.setup.reporting {
+        state.host.step = Step::TakingBackEnd;
+    } else {
+        harvest_own(model, state);
+    }
+}
+
+fn harvest_own(model: &Migration, state: &mut State) {
+    if model.setup.own_writes > 0 {
+        state.host.step = Step::TakingOwn;
+    } else {
+        harvested(state);
+    }
+}
+
+fn harvested(state: &mut State) {
+    state.host.step = if state.source_runs {
+        Step::Harvested
+    } else {
+        Step::Rest
+    };
+}
+
+fn start_logging(model: &Migration, state: &mut State) {
+    state.logs.start(model.setup.pages);
+    if model.setup.clearing == Clearing::AtOnce {
+        state.logs.kvm.clear(PageSet::all(model.setup.pages));
+    }
+    if state.host.step == Step::Idle {
+        prepare(model, state);
+        state.host.step = Step::Arming;
+    }
+}
+
+/// A new migration, to a destination that is new, with a map that is.
+fn prepare(model: &Migration, state: &mut State) {
+    let is_retry = state.host.failures < model.setup.failures;
+    if model.rule.holds(Clause::StartFromAllDirty) || !is_retry {
+        state.host.pending = PageSet::all(model.setup.pages);
+        state.host.sent = PageSet::EMPTY;
+    }
+    state.host.claimed = PageSet::EMPTY;
+    state.host.copied = PageSet::EMPTY;
+    state.host.epoch = 0;
+    state.host.round = 0;
+    state.host.background = model.setup.background;
+    state.host.open = false;
+    state.host.hints_lost = false;
+    state.destination.memory = PerPage::default();
+    state.device.map = PageSet::EMPTY;
+    if matches!(state.device.control, Control::Down | Control::Dead) {
+        state.device.control = Control::Quiet;
+    }
+}
+
+/// Begins a round. With the rule whole, hints count for pages that are armed now.
+fn begin(model: &Migration, state: &mut State) {
+    if state.host.step == Step::Idle {
+        prepare(model, state);
+    }
+    let host = &mut state.host;
+    let asks = model.setup.hints && !host.hints_lost;
+    if !asks || host.open {
+        host.step = Step::Sending;
+        return;
+    }
+    host.epoch += 1;
+    let lenient = [
+        Clause::ArmFirst,
+        Clause::ArmedWhenAsked,
+        Clause::CompleteHarvest,
+    ];
+    let all = PageSet::all(model.setup.pages);
+    host.eligible = if lenient.into_iter().all(|clause| model.rule.holds(clause)) {
+        all.minus(state.logs.kvm.fetched)
+    } else {
+        all
+    };
+    host.step = Step::Opening;
+    if state.device.control != Control::Dead {
+        state.device.control = Control::Open(host.epoch);
+    }
+}
+
+fn hear_device(state: &mut State) {
+    let ok = state.device.control == Control::Ok;
+    state.device.control = Control::Quiet;
+    match state.host.step {
+        Step::Opening if ok => {
+            state.host.open = true;
+            state.host.step = Step::Sending;
+        }
+        Step::Closing if ok => {
+            state.host.open = false;
+            state.host.step = Step::Reading;
+        }
+        Step::Finishing => state.host.step = after(&state.host),
+        _ => do_without(state),
+    }
+}
+
+/// Goes on without hints: nobody knows what the map holds.
+fn do_without(state: &mut State) {
+    let host = &mut state.host;
+    host.hints_lost = true;
+    host.open = false;
+    host.eligible = PageSet::EMPTY;
+    host.step = match host.step {
+        Step::Opening => Step::Sending,
+        Step::Closing => Step::Reading,
+        _ => after(host),
+    };
+}
+
+/// Ends the round's epoch before a harvest.
+fn close(model: &Migration, state: &mut State) {
+    let host = &mut state.host;
+    if !host.open || !model.rule.holds(Clause::CloseBeforeHarvest) {
+        host.step = Step::Reading;
+        return;
+    }
+    host.step = Step::Closing;
+    if state.device.control != Control::Dead {
+        state.device.control = Control::Close(host.epoch);
+    }
+}
+
+fn claim(model: &Migration, state: &mut State, page: Page) {
+    let hints_count = state.source_runs || !model.rule.holds(Clause::NoHintAfterPause);
+    let host = &mut state.host;
+    host.pending.remove(page);
+    if host.copied.has(page) {
+        host.copied.remove(page);
+        return;
+    }
+    let hinted = hints_count && state.device.map.and(host.eligible).has(page);
+    if !hinted {
+        host.claimed.insert(page);
+        return;
+    }
+    if host.sent.has(page) && model.rule.holds(Clause::DiscardAtDestination) {
+        host.sent.remove(page);
+        let channel = (0..model.setup.channels)
+            .find(|&channel| state.wire.channels[usize::from(channel)].is_none());
+        let record = Record { page, content: 0 };
+        network::send(model, state, channel.unwrap_or_default(), record);
+    }
+}
+
+fn copy(model: &Migration, state: &mut State, page: Page, channel: u8) {
+    let host = &mut state.host;
+    if model.rule.holds(Clause::ClaimBeforeCopy) {
+        host.claimed.remove(page);
+    } else {
+        host.copied.insert(page);
+    }
+    let content = state.memory[page.index()];
+    let was_sent = host.sent.has(page);
+    if content == 0 {
+        host.sent.remove(page);
+    } else {
+        host.sent.insert(page);
+    }
+    // What is zero here and there need not be sent.
+    if content != 0 || was_sent {
+        network::send(model, state, channel, Record { page, content });
+    }
+}
+
+fn put_back(model: &Migration, state: &mut State) {
+    if model.rule.holds(Clause::StopLogging) {
+        state.logs.stop();
+    }
+    // A guest that was handed over is told by its new device.
+    let tell = model.setup.hints
+        && !state.host.gave_up_guest
+        && !state.host.hints_lost
+        && model.rule.holds(Clause::SayDone)
+        && state.device.control == Control::Quiet;
+    if tell {
+        state.device.control = Control::Done;
+        state.host.step = Step::Finishing;
+    } else {
+        state.host.step = after(&state.host);
+    }
+}
+
+/// A migration that failed can be tried again.
+fn after(host: &Host) -> Step {
+    if host.gave_up_guest {
+        Step::Over
+    } else {
+        Step::Idle
+    }
+}

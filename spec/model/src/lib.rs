@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rule of free page hinting as an executable model.
+//!
+//! A guest with a few pages, a balloon device, a migrator and a destination do whatever they may do, in every
+//! order. [Stateright](https://docs.rs/stateright) walks all the orders and looks for one that breaks a
+//! [property](properties). Each clause of the rule has a [switch](rule); with one switched off the checker
+//! finds how a page gets lost, and [`story`] tells it in plain words.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`pages`] | a handful of pages, and sets of them |
+//! | [`setup`] | who takes part, and how much each may do |
+//! | [`rule`] | the clauses, each with a switch |
+//! | [`guest`] | the guest: its pages, its driver, its agent |
+//! | [`device`] | the balloon device: queue, epochs, hint map |
+//! | [`logs`] | dirty logs: KVM's, a back end's, the VMM's own |
+//! | [`host`] | the migrator |
+//! | [`network`] | channels to the destination, and the destination |
+//! | [`state`] | all of them together, and the steps from state to state |
+//! | [`properties`] | what must never, and what must in the end, be so |
+//! | [`story`] | a path to a broken property, in words |
+//! | [`check`] | a look at all states |
+//! | [`document`] | the stories in `spec/free-page-hinting.md` |
+//! | [`catalogue`] | setups and stories by name: each clause, and what others do |
+//!
+//! Why this is a crate of its own: users of `spec`'s types do not pay for the checker.
+
+pub mod catalogue;
+pub mod check;
+pub mod device;
+pub mod document;
+pub mod guest;
+pub mod host;
+pub mod logs;
+pub mod network;
+pub mod pages;
+pub mod properties;
+pub mod rule;
+pub mod setup;
+pub mod state;
+pub mod story;
+
+pub use rule::{Clause, Rule};
+pub use setup::Setup;
+pub use state::{Action, Migration, State};

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The channels to the destination, and the destination.
+
+use crate::pages::{Page, PerPage, Renaming};
+use crate::state::{Action, Migration, State};
+
+/// The most channels of the model.
+pub const MAX_CHANNELS: usize = 2;
+
+/// A page under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Record {
+    pub(crate) page: Page,
+    /// 0 for a page of zeros, and for one that is discarded.
+    pub(crate) content: u8,
+}
+
+/// From the source to the destination, after all pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Forward {
+    /// Everything has been sent.
+    Commit,
+    /// The guest is the destination's.
+    HandOver,
+}
+
+/// From the destination to the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backward {
+    /// All is here and loaded.
+    Ready,
+    /// The guest runs.
+    Running,
+}
+
+/// What is under way between the two hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Wire {
+    pub(crate) channels: [Option<Record>; MAX_CHANNELS],
+    pub(crate) forward: Option<Forward>,
+    pub(crate) backward: Option<Backward>,
+    /// The connection is broken, and what is under way may be lost.
+    pub(crate) broken: bool,
+}
+
+impl Wire {
+    pub(crate) fn is_drained(&self) -> bool {
+        self.channels.iter().all(Option::is_none)
+    }
+}
+
+/// The destination: its memory is new, so it is zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Destination {
+    pub(crate) memory: PerPage<u8>,
+    pub(crate) runs: bool,
+}
+
+/// What happens on the way and at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NetworkAction {
+    /// The channel delivers what it carries.
+    Deliver(u8),
+    /// The destination hears what the source says.
+    Hear,
+    /// The connection breaks while the guest is handed over.
+    Break,
+    /// What was said when the connection broke does not arrive.
+    Lose,
+}
+
+pub(crate) fn renamed(state: &State, names: &Renaming) -> (Wire, Destination) {
+    let record = |record: Record| Record {
+        page: names.page(record.page),
+        ..record
+    };
+    let wire = Wire {
+        channels: state.wire.channels.map(|slot| slot.map(record)),
+        ..state.wire
+    };
+    let destination = Destination {
+        memory: names.each(state.destination.memory),
+        ..state.destination
+    };
+    (wire, destination)
+}
+
+/// Sends `record`. A single channel delivers in order, so it may as well do so at once.
+pub(crate) fn send(model: &Migration, state: &mut State, channel: u8, record: Record) {
+    if model.setup.channels == 1 {
+        state.destination.memory[record.page.index()] = record.content;
+    } else {
+        state.wire.channels[usize::from(channel)] = Some(record);
+    }
+}
+
+/// The destination runs the guest.
+pub(crate) fn take_over(model: &Migration, state: &mut State) {
+    state.wire.forward = None;
+    state.destination.runs = true;
+    state.device = state.device.restored(model.rule);
+}
+
+/// What may happen next.
+pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
+    let mut push = |action| out.push(Action::Network(action));
+    for channel in 0..model.setup.channels {
+        if state.wire.channels[usize::from(channel)].is_some() {
+            push(NetworkAction::Deliver(channel));
+        }
+    }
+    if state.wire.forward.is_some() {
+        push(NetworkAction::Hear);
+        if state.wire.broken {
+            push(NetworkAction::Lose);
+        }
+    }
+    if model.setup.failures > 0 && !state.wire.broken && state.host.is_handing_over() {
+        push(NetworkAction::Break);
+    }
+}
+
+/// What comes of it.
+pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) {
+    match action {
+        NetworkAction::Deliver(channel) => {
+            if let Some(record) = state.wire.channels[usize::from(channel)].take() {
+                state.destination.memory[record.page.index()] = record.content;
+            }
+        }
+        NetworkAction::Hear => match state.wire.forward.take() {
+            Some(Forward::Commit) => state.wire.backward = Some(Backward::Ready),
+            Some(Forward::HandOver) => {
+                take_over(model, state);
+                state.wire.backward = Some(Backward::Running);
+            }
+            None => {}
+        },
+        NetworkAction::Break => state.wire.broken = true,
+        NetworkAction::Lose => state.wire.forward = None,
+    }
+}

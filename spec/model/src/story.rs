@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A path to a broken property, told in plain words.
+
+use std::fmt;
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use crate::device::{Command, Control, DeviceAction, Message};
+use crate::guest::GuestAction;
+use crate::host::{HostAction, Step};
+use crate::network::{Forward, NetworkAction};
+use crate::pages::{Page, PageSet};
+use crate::properties;
+use crate::state::{Action, Migration, State};
+
+/// How a property gets broken, in the fewest steps.
+#[derive(Clone, Debug)]
+pub struct Story {
+    /// The property.
+    pub property: &'static str,
+    /// What was done, in order.
+    pub actions: Vec<Action>,
+    sentences: Vec<String>,
+    end: String,
+}
+
+/// What a check has found.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// Different states seen.
+    pub states: usize,
+    /// Steps of the longest of the paths.
+    pub depth: usize,
+    /// The shortest path to a broken property; none if all states were seen and every property holds.
+    pub story: Option<Story>,
+}
+
+impl Migration {
+    /// Looks for the shortest path to a state that breaks `property`.
+    pub fn look_for_story(self, property: &'static str) -> Findings {
+        let mut findings = self.look_within(property, None);
+        // The checker works in batches and keeps the last path of a batch.
+        while let Some(story) = &findings.story {
+            let shorter = self.look_within(property, Some(story.actions.len()));
+            match shorter.story {
+                None => break,
+                story => findings.story = story,
+            }
+        }
+        findings
+    }
+
+    /// Looks at the states that fewer than `steps` steps lead to.
+    fn look_within(self, property: &'static str, steps: Option<usize>) -> Findings {
+        let mut builder = self
+            .checker()
+            .finish_when(HasDiscoveries::AnyOf([property].into()));
+        if let Some(steps) = steps {
+            builder = builder.target_max_depth(steps + 1);
+        }
+        let checker = builder.spawn_bfs().join();
+        let path = checker.discovery(property);
+        Findings {
+            states: checker.unique_state_count(),
+            depth: checker.max_depth(),
+            story: path.map(|path| Story::new(&self, property, path.into_vec())),
+        }
+    }
+}
+
+impl Story {
+    fn new(model: &Migration, property: &'static str, path: Vec<(State, Option<Action>)>) -> Self {
+        let mut actions = Vec::new();
+        let mut sentences = Vec::new();
+        for step in path.windows(2) {
+            if let [(before, Some(action)), (after, _)] = step {
+                actions.push(*action);
+                sentences.push(sentence(model, before, *action, after));
+            }
+        }
+        let end = path.last().map(|(last, _)| moral(model, property, last));
+        Self {
+            property,
+            actions,
+            sentences,
+            end: end.unwrap_or_default(),
+        }
+    }
+
+    /// Whether `actions` happen in the story in this order, with whatever between them.
+    pub fn tells(&self, actions: &[Action]) -> bool {
+        let mut told = self.actions.iter();
+        actions.iter().all(|action| told.any(|one| one == action))
+    }
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, sentence) in self.sentences.iter().enumerate() {
+            writeln!(f, "{}. {sentence}", index + 1)?;
+        }
+        write!(f, "\n{}", self.end)
+    }
+}
+
+/// What `action` did between `before` and `after`.
+pub(crate) fn sentence(model: &Migration, before: &State, action: Action, after: &State) -> String {
+    let version = |page: Page| format!("version {}", after.guest.version[page.index()]);
+    match action {
+        Action::Guest(action) => of_guest(before, action, after),
+        Action::Device(action) => of_device(before, action, after),
+        Action::BackEndWrites(page) => {
+            format!(
+                "A vhost-user back end writes {} into {page}.",
+                version(page)
+            )
+        }
+        Action::BackEndLogs => "The back end logs what it has written.".into(),
+        Action::VmmWrites(page) => format!("The VMM writes {} into {page}.", version(page)),
+        Action::Host(action) => of_host(model, before, action, after),
+        Action::Network(action) => of_network(before, action, after),
+    }
+}
+
+fn of_guest(before: &State, action: GuestAction, after: &State) -> String {
+    let version = |page: Page| after.guest.version[page.index()];
+    match action {
+        GuestAction::Write(page) => {
+            format!("The guest writes version {} into {page}.", version(page))
+        }
+        GuestAction::Free(page) => format!("The guest frees {page}."),
+        GuestAction::Take(page) => {
+            format!(
+                "The guest takes {page} again and writes version {}.",
+                version(page)
+            )
+        }
+        GuestAction::TakeZeroed(page) => {
+            format!("The guest takes {page} into use and relies on its being zero.")
+        }
+        GuestAction::ReadCommand => match after.guest.driver.read {
+            Command::Start(id) if before.guest.driver.active == id => {
+                format!("The driver reads id {id}, and has answered to it before.")
+            }
+            Command::Start(id) => format!("The driver reads id {id} and queues its answer."),
+            Command::Stop => "The driver reads STOP.".into(),
+            Command::Done => "The driver reads DONE and gives its pages back.".into(),
+        },
+        GuestAction::Hint(page) => format!("The driver takes the free {page} and queues a hint."),
+        GuestAction::EndRound => "The driver queues STOP: it has no more.".into(),
+        GuestAction::Release(page) => {
+            format!("The driver releases {page} under memory pressure, and tells nobody.")
+        }
+        GuestAction::Report(page) => {
+            format!("The guest reports {page}, and the device discards its memory.")
+        }
+        GuestAction::AgentHears => {
+            format!(
+                "The agent is asked for its map under id {}.",
+                after.guest.agent.asked
+            )
+        }
+        GuestAction::AgentLooks(page) => format!("The agent sees that {page} is free."),
+        GuestAction::AgentSends => {
+            let id = after.device.frame.map_or(0, |frame| frame.id);
+            format!("The agent sends its map as that of id {id}.")
+        }
+    }
+}
+
+fn of_device(before: &State, action: DeviceAction, after: &State) -> String {
+    match action {
+        DeviceAction::TakeBuffer => match before.device.queue.first() {
+            Some(Message::Hint(page)) if after.device.map == before.device.map => {
+                format!("The device takes the hint of {page} from the queue and drops it.")
+            }
+            Some(Message::Hint(page)) => {
+                let mut text = format!(
+                    "The device takes the hint of {page} from the queue and puts {} into the map",
+                    pages(after.device.map.minus(before.device.map))
+                );
+                if after.logs.kvm.armed != before.logs.kvm.armed {
+                    text += "; it clears the page's dirty bit in KVM's log";
+                }
+                if after.memory != before.memory {
+                    text += "; it discards the page's memory";
+                }
+                text + "."
+            }
+            Some(Message::Start(id)) => format!("The device takes the driver's answer to id {id}."),
+            Some(Message::Stop) | None => "The device takes the driver's STOP.".into(),
+        },
+        DeviceAction::TakeFrame if after.device.map == before.device.map => {
+            "The device takes the agent's map and drops it.".into()
+        }
+        DeviceAction::TakeFrame => format!(
+            "The device takes the agent's map: {} is free.",
+            pages(after.device.map.minus(before.device.map))
+        ),
+        DeviceAction::Answer => match before.device.control {
+            Control::Open(epoch) => format!(
+                "The device opens epoch {epoch} and publishes id {}.",
+                after.device.id
+            ),
+            Control::Close(epoch) if after.device.control == Control::Ok => {
+                format!("The device takes what is queued, closes epoch {epoch} and publishes STOP.")
+            }
+            Control::Done => "The device publishes DONE.".into(),
+            Control::HungUp => {
+                "The device notices that the migrator has hung up, and publishes DONE.".into()
+            }
+            _ => "The device refuses.".into(),
+        },
+        DeviceAction::Restart => "The device dies and is started anew.".into(),
+    }
+}
+
+fn of_host(model: &Migration, before: &State, action: HostAction, after: &State) -> String {
+    match action {
+        HostAction::StartLogging if after.logs.kvm.fetched.is_empty() => {
+            "The migrator starts the dirty logs and arms every page.".into()
+        }
+        HostAction::StartLogging => {
+            "The migrator starts the dirty logs; no page is armed yet.".into()
+        }
+        HostAction::ClearLog => format!(
+            "The migrator clears what it has read in KVM's log: {}.",
+            pages(before.logs.kvm.fetched)
+        ),
+        HostAction::ClearLogOf(page) => format!("The migrator clears {page} in KVM's log."),
+        HostAction::Begin if after.host.step == Step::Opening => {
+            format!(
+                "The migrator asks the device to open epoch {}.",
+                after.host.epoch
+            )
+        }
+        HostAction::Begin => "The migrator goes on sending.".into(),
+        HostAction::HearDevice if before.device.control == Control::Refused => {
+            "The migrator hears a refusal and goes on without hints.".into()
+        }
+        HostAction::HearDevice => match before.host.step {
+            Step::Opening => "The migrator hears that the epoch is open.".into(),
+            Step::Closing => "The migrator hears that the epoch is closed.".into(),
+            _ => "The migrator hears that the guest was told.".into(),
+        },
+        HostAction::GiveUpDevice => "The migrator gives the device up.".into(),
+        HostAction::Claim(page) if before.host.copied.has(page) => {
+            format!("The migrator takes {page} out of the bitmap.")
+        }
+        HostAction::Claim(page) if after.host.claimed.has(page) => {
+            format!("The migrator claims {page}.")
+        }
+        HostAction::Claim(page) => {
+            let discards = before.host.sent.has(page) && !after.host.sent.has(page);
+            let and = if discards {
+                ", and tells the destination to discard it"
+            } else {
+                ""
+            };
+            format!("The migrator skips {page}: it is hinted{and}.")
+        }
+        HostAction::Send(page, channel) => {
+            let what = match before.memory[page.index()] {
+                0 => "a page of zeros".into(),
+                version => format!("version {version}"),
+            };
+            let on = match (model.setup.channels, channel) {
+                (1, _) => "",
+                (_, 0) => " on channel 1",
+                _ => " on channel 2",
+            };
+            format!("The migrator sends {page}, {what}{on}.")
+        }
+        HostAction::EndRound => format!("The migrator has sent the round{}.", closing(after)),
+        HostAction::HarvestInBackground => {
+            format!(
+                "The migrator wants to harvest in mid-round{}.",
+                closing(after)
+            )
+        }
+        HostAction::ReadLog => {
+            format!(
+                "The migrator reads KVM's log: {}.",
+                pages(before.logs.kvm.dirty)
+            )
+        }
+        HostAction::HarvestBackEnd => log_taken(
+            "the back end's log",
+            before.logs.back_end,
+            after.logs.back_end,
+        ),
+        HostAction::HarvestOwnWrites => {
+            log_taken("the VMM's own log", before.logs.own, after.logs.own)
+        }
+        HostAction::Pause => "The migrator pauses the guest.".into(),
+        HostAction::Commit => "The migrator has sent all, and says so.".into(),
+        HostAction::HandOver if after.destination.runs => {
+            "The migrator gives the guest to the destination, which runs it.".into()
+        }
+        HostAction::HandOver => "The migrator gives the guest to the destination.".into(),
+        HostAction::HearRunning => "The migrator hears that the guest runs there.".into(),
+        HostAction::NoticeBreak if after.source_runs => {
+            "The migrator notices that the connection is broken, and lets the guest run on.".into()
+        }
+        HostAction::NoticeBreak => "The migrator notices that the connection is broken.".into(),
+        HostAction::Fail => "The migration fails.".into(),
+        HostAction::PutBack if after.device.control == Control::Done => {
+            "The migrator stops logging and tells the device that hinting is over.".into()
+        }
+        HostAction::PutBack if after.logs.on => "The migrator leaves the logs on.".into(),
+        HostAction::PutBack => "The migrator stops logging.".into(),
+        HostAction::Abandon => "The migrator does not try again.".into(),
+    }
+}
+
+fn closing(after: &State) -> String {
+    match after.host.step {
+        Step::Closing => format!(" and asks the device to close epoch {}", after.host.epoch),
+        _ if after.host.open => " and leaves the epoch open".into(),
+        _ => String::new(),
+    }
+}
+
+fn log_taken(name: &str, before: PageSet, after: PageSet) -> String {
+    if before == after && !before.is_empty() {
+        format!(
+            "The migrator leaves {name} alone, which has {}.",
+            pages(before)
+        )
+    } else {
+        format!("The migrator takes {name}: {}.", pages(before))
+    }
+}
+
+fn of_network(before: &State, action: NetworkAction, after: &State) -> String {
+    match action {
+        NetworkAction::Deliver(channel) => {
+            let record = before.wire.channels[usize::from(channel)];
+            let what = record.map_or_else(String::new, |record| match record.content {
+                0 => format!("{} is zero", record.page),
+                version => format!("{}, version {version}", record.page),
+            });
+            format!("Channel {} delivers: {what}.", channel + 1)
+        }
+        NetworkAction::Hear if after.destination.runs => {
+            "The destination takes the guest over and runs it.".into()
+        }
+        NetworkAction::Hear => "The destination is ready.".into(),
+        NetworkAction::Break => "The connection breaks.".into(),
+        NetworkAction::Lose if before.wire.forward == Some(Forward::HandOver) => {
+            "The hand-over is lost.".into()
+        }
+        NetworkAction::Lose => "The message is lost.".into(),
+    }
+}
+
+/// What is wrong in the end.
+fn moral(model: &Migration, property: &'static str, last: &State) -> String {
+    let content = |version: u8| match version {
+        0 => "zeros".to_string(),
+        version => format!("version {version}"),
+    };
+    match property {
+        properties::NO_PAGE_LOST => properties::lost(model, last).map(|page| {
+            let written = content(last.guest.content[page.index()]);
+            let here = content(last.destination.memory[page.index()]);
+            format!("The guest uses {page} and left {written} there. The destination has {here}.")
+        }),
+        properties::NO_STALE_PAGE => properties::stale(model, last).map(|page| {
+            let source = match last.memory[page.index()] {
+                0 => "zeros".into(),
+                version => format!("version {version} as at the source, or zeros"),
+            };
+            let here = content(last.destination.memory[page.index()]);
+            format!(
+                "The guest has given {page} up, so the destination may have {source}. It has {here}."
+            )
+        }),
+        properties::SOURCE_COMPLETE => properties::damaged(model, last).map(|page| {
+            let index = page.index();
+            let written = content(last.guest.content[index]);
+            let here = content(last.memory[index]);
+            format!("The guest uses {page} and left {written} there. Its memory has {here}.")
+        }),
+        properties::ONE_OWNER => Some("The guest runs in two places.".into()),
+        properties::MIGRATION_ENDS => Some(if last.host.step == Step::Over {
+            "The migration is over, and the guest runs nowhere.".into()
+        } else {
+            "Nobody can do anything more, and the migration is not over.".into()
+        }),
+        properties::MEMORY_GIVEN_BACK => {
+            Some("All is over, and the driver still holds pages that nobody will ask it to give back.".into())
+        }
+        properties::LOGGING_STOPS => Some("The migration is over, and logging goes on.".into()),
+        _ => None,
+    }
+    .unwrap_or_else(|| format!("Broken: {property}."))
+}
+
+fn pages(set: PageSet) -> String {
+    let names: Vec<_> = set.iter().map(|page| page.to_string()).collect();
+    if names.is_empty() {
+        "nothing".into()
+    } else {
+        names.join(" and ")
+    }
+}

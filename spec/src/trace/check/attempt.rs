@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One migration away from a host, from its begin to its end.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::hints::Hints;
+use super::pages::{MAX_PAGES, Pages};
+use super::sending::Sending;
+use super::{Broken, Clause};
+use crate::PageRange;
+use crate::trace::event::{Brought, Log, Outcome, Writer};
+use crate::trace::{Event, PageBits};
+
+/// What a migration has done so far, as its records say.
+#[derive(Debug, Default)]
+pub(super) struct Attempt {
+    logs: Vec<LogState>,
+    memory: Pages,
+    /// Armed in KVM's log, where the machine says so chunk by chunk.
+    armed: Pages,
+    holes_asked: bool,
+    pub(super) hints: Hints,
+    harvest: Option<Harvest>,
+    last_harvest_is_over: bool,
+    /// To be sent, as the migration bitmap should have it.
+    pending: Pages,
+    pub(super) sending: Sending,
+    /// Discarded by the balloon, and not brought by its log since.
+    discarded: Pages,
+    stopped: Option<StoppedGuest>,
+    handed_over: bool,
+    done: bool,
+    pub(super) harvests: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LogState {
+    writer: Option<Writer>,
+    started: bool,
+    harvested: bool,
+    stopped: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Harvest {
+    last: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct StoppedGuest {
+    devices: bool,
+}
+
+/// Logs that a migration may have; a trace that claims more is none.
+const MAX_LOGS: u64 = 256;
+
+impl Attempt {
+    /// A migration of a machine with so many logs.
+    pub(super) fn new(logs: u64) -> Result<Self, Broken> {
+        if logs > MAX_LOGS {
+            return Err((Clause::Order, format!("no migration has {logs} logs")));
+        }
+        Ok(Self {
+            logs: alloc::vec![LogState::default(); logs as usize],
+            ..Self::default()
+        })
+    }
+
+    pub(super) fn replay(&mut self, event: Event) -> Result<(), Broken> {
+        match event {
+            Event::Memory(range) => self.memory(range),
+            Event::LogStarted(log) => self.log_started(log),
+            Event::HolesAsked => self.holes_asked(),
+            Event::Hole(range) => self.hole(range),
+            Event::Open(epoch) => self.open(epoch),
+            Event::Published(epoch) => self.hints.published(epoch),
+            Event::Hint(hint) => {
+                self.guest_runs("a hint is taken")?;
+                self.hints.hint(hint)
+            }
+            Event::Closed(epoch) => self.hints.closed(epoch),
+            Event::Forgotten => self.hints.forgotten(),
+            Event::HarvestBegin(last) => self.harvest_begin(last),
+            Event::Brought(brought) => self.brought(brought),
+            Event::HarvestEnd => self.harvest_end(),
+            Event::Claim(bits) => self.claim(bits),
+            Event::Skip(bits) => self.skip(bits),
+            Event::Copy(bits) => self.sending.copy(self.in_memory(bits)),
+            Event::Zero(bits) => self.sending.zero(self.in_memory(bits)),
+            Event::PagesSent(count) => self.sending.pages_sent(count),
+            Event::ZeroSent(range) | Event::DiscardSent(range) => self.sending.made_zero(range),
+            Event::RoundSent(_) => self.sending.all_is_sent("the round ends"),
+            Event::Paused => self.paused(),
+            Event::DevicesStopped => self.devices_stopped(),
+            Event::HandOver => self.hand_over(),
+            Event::Resuming => self.resuming(),
+            Event::LogHarvested(log) => self.log(log).map(|log| log.harvested = true),
+            Event::LogStopped(log) => self.log(log).map(|log| log.stopped = true),
+            other => {
+                self.note(other);
+                Ok(())
+            }
+        }
+    }
+
+    /// Events that cannot break anything by themselves.
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Armed(range) => self.armed.insert_range(range),
+            Event::DeviceClosed(epoch) => self.hints.device_closed(epoch),
+            Event::HintsLost => self.hints.lose(),
+            Event::HandOverVoid => self.handed_over = false,
+            Event::Done => self.done = true,
+            _ => {}
+        }
+    }
+
+    /// The migration is over.
+    pub(super) fn end(&self, outcome: Outcome) -> Result<(), Broken> {
+        let runs = |log: &LogState| log.started && !log.stopped;
+        if let Some(log) = self.logs.iter().position(runs) {
+            let why = format!("log {log} still runs");
+            return Err((Clause::NoHintAfterPause, why));
+        }
+        if self.hints.opened > 0 && !self.done && !self.hints.are_lost() {
+            let why = "the guest was asked for hints, and the device has not been told DONE";
+            return Err((Clause::NoHintAfterPause, why.into()));
+        }
+        let left = matches!(outcome, Outcome::Completed | Outcome::Unconfirmed);
+        if left && !self.handed_over {
+            return Err((Clause::OneOwner, "the guest was not handed over".into()));
+        }
+        if !left && self.handed_over {
+            return Err((Clause::OneOwner, "the guest was handed over".into()));
+        }
+        if !left && self.stopped.is_some() {
+            let why = "the guest was stopped and has not been resumed";
+            return Err((Clause::PutBack, why.into()));
+        }
+        Ok(())
+    }
+
+    /// The balloon is about to give memory back.
+    pub(super) fn discarding(&mut self, pages: PageRange) {
+        let logged = |log: &LogState| log.writer == Some(Writer::BackEnd) && log.started;
+        if self.logs.iter().any(logged) && !self.last_harvest_is_over {
+            self.discarded.insert_range(pages);
+        }
+    }
+
+    /// It could not.
+    pub(super) fn not_discarded(&mut self, pages: PageRange) {
+        self.discarded.remove_range(pages);
+    }
+
+    fn log(&mut self, log: Log) -> Result<&mut LogState, Broken> {
+        self.logs
+            .get_mut(usize::from(log.index))
+            .ok_or_else(|| (Clause::Order, format!("this migration has no {log}")))
+    }
+
+    fn in_memory(&self, bits: PageBits) -> PageBits {
+        PageBits {
+            mask: bits.mask & self.memory.word(bits.word),
+            ..bits
+        }
+    }
+
+    fn memory(&mut self, range: PageRange) -> Result<(), Broken> {
+        if range.end() > MAX_PAGES {
+            let why = "a trace speaks of no more than 4 TiB of guest memory";
+            return Err((Clause::Order, why.into()));
+        }
+        self.memory.insert_range(range);
+        self.pending.insert_range(range);
+        Ok(())
+    }
+
+    fn log_started(&mut self, log: Log) -> Result<(), Broken> {
+        *self.log(log)? = LogState {
+            writer: Some(log.writer),
+            started: true,
+            ..LogState::default()
+        };
+        // A machine that says nothing chunk by chunk says it all with this.
+        if log.writer == Writer::Vcpus
+            && !self.armed.is_empty()
+            && let Some(page) = self.memory.first_outside(&self.armed)
+        {
+            let why = format!("page {page:#x} has not been armed");
+            return Err((Clause::ArmFirst, why));
+        }
+        Ok(())
+    }
+
+    fn all_logs_run(&self, what: &str) -> Result<(), Broken> {
+        match self.logs.iter().position(|log| !log.started) {
+            Some(log) => Err((
+                Clause::ArmFirst,
+                format!("{what} before log {log} has been started and every page armed in it"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn guest_runs(&self, what: &str) -> Result<(), Broken> {
+        match self.stopped {
+            Some(_) => Err((
+                Clause::NoHintAfterPause,
+                format!("{what}, and the guest is stopped"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn holes_asked(&mut self) -> Result<(), Broken> {
+        self.holes_asked = true;
+        if self.harvest.is_some() {
+            let why = "a harvest is under way, and what it clears may be a hole no more";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        self.all_logs_run("holes are looked for")
+    }
+
+    fn hole(&mut self, range: PageRange) -> Result<(), Broken> {
+        if !self.holes_asked {
+            let why = "nobody has asked for holes since the pages were armed";
+            return Err((Clause::ArmFirst, why.into()));
+        }
+        self.pending.remove_range(range);
+        Ok(())
+    }
+
+    fn open(&mut self, epoch: u64) -> Result<(), Broken> {
+        self.guest_runs("the epoch opens")?;
+        self.all_logs_run("the epoch opens")?;
+        if self.harvest.is_some() {
+            let why = "the harvest under way is not complete";
+            return Err((Clause::CloseBeforeHarvest, why.into()));
+        }
+        self.hints.open(epoch)
+    }
+
+    fn harvest_begin(&mut self, last: bool) -> Result<(), Broken> {
+        self.hints.none_stands()?;
+        if last && !self.stopped.is_some_and(|stopped| stopped.devices) {
+            let why = "guest and devices still run, and write";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        self.harvest = Some(Harvest { last });
+        Ok(())
+    }
+
+    fn brought(&mut self, brought: Brought) -> Result<(), Broken> {
+        if self.harvest.is_none() {
+            return Err((Clause::Order, "no harvest is under way".into()));
+        }
+        let bits = self.in_memory(brought.pages);
+        self.pending.insert(bits);
+        if brought.log.writer == Writer::BackEnd {
+            self.discarded.remove(bits);
+        }
+        Ok(())
+    }
+
+    fn harvest_end(&mut self) -> Result<(), Broken> {
+        let Some(harvest) = self.harvest.take() else {
+            return Err((Clause::Order, "no harvest is under way".into()));
+        };
+        for (index, log) in self.logs.iter_mut().enumerate() {
+            if !core::mem::take(&mut log.harvested) {
+                let why = format!("log {index} was left out");
+                return Err((Clause::HarvestEverything, why));
+            }
+        }
+        self.harvests += 1;
+        self.last_harvest_is_over |= harvest.last;
+        if let Some(page) = self.discarded.first()
+            && harvest.last
+        {
+            let why = format!("the balloon discarded page {page:#x}, and its log never said so");
+            return Err((Clause::HarvestEverything, why));
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, bits: PageBits) -> Result<(), Broken> {
+        if self.harvest.is_some() {
+            let why = "a harvest is under way: a write to a page that it has read and not cleared is lost";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        let bits = self.in_memory(bits);
+        self.pending.remove(bits);
+        self.sending.claim(bits);
+        Ok(())
+    }
+
+    fn skip(&mut self, bits: PageBits) -> Result<(), Broken> {
+        let bits = self.in_memory(bits);
+        self.sending.skip(bits)?;
+        self.guest_runs("a hint is used")?;
+        self.hints.cover(bits)
+    }
+
+    fn paused(&mut self) -> Result<(), Broken> {
+        if let Some(epoch) = self.hints.open_epoch() {
+            let why = format!("epoch {epoch} is still open");
+            return Err((Clause::NoHintAfterPause, why));
+        }
+        self.stopped = Some(StoppedGuest { devices: false });
+        Ok(())
+    }
+
+    fn devices_stopped(&mut self) -> Result<(), Broken> {
+        let Some(stopped) = &mut self.stopped else {
+            return Err((Clause::Order, "the guest is not stopped".into()));
+        };
+        stopped.devices = true;
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), Broken> {
+        if !self.last_harvest_is_over {
+            let why = "nothing was harvested since guest and devices stopped";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        if let Some(page) = self.pending.first() {
+            let why = format!("page {page:#x} is still to be sent");
+            return Err((Clause::HarvestEverything, why));
+        }
+        self.sending.all_is_sent("the guest is handed over")?;
+        self.handed_over = true;
+        Ok(())
+    }
+
+    fn resuming(&mut self) -> Result<(), Broken> {
+        if self.handed_over {
+            return Err((Clause::OneOwner, "the guest was handed over".into()));
+        }
+        self.stopped = None;
+        Ok(())
+    }
+}

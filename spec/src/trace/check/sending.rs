@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What becomes of claimed pages, and what the destination has of them.
+
+use alloc::format;
+
+use super::pages::{Pages, bits_of, first_page};
+use super::{Broken, Clause};
+use crate::PageRange;
+use crate::trace::PageBits;
+
+/// The sender and the destination's memory, as the sender says.
+#[derive(Debug, Default)]
+pub(super) struct Sending {
+    /// Claimed, and neither skipped nor copied.
+    in_hand: Pages,
+    /// Not zero at the destination.
+    content: Pages,
+    /// Content there that must become zero.
+    stale: Pages,
+    last_copy: Option<LastCopy>,
+    /// Pages copied and not sent.
+    unsent: u64,
+    /// Pages copied, each time counted.
+    pub(super) copied: u64,
+    /// Pages skipped, each time counted.
+    pub(super) skipped: u64,
+}
+
+/// A copied word, and what of it the destination had before.
+#[derive(Clone, Copy, Debug)]
+struct LastCopy {
+    bits: PageBits,
+    had: u64,
+}
+
+impl Sending {
+    pub(super) fn claim(&mut self, bits: PageBits) {
+        self.in_hand.insert(bits);
+    }
+
+    pub(super) fn skip(&mut self, bits: PageBits) -> Result<(), Broken> {
+        self.take(bits)?;
+        self.skipped += u64::from(bits.mask.count_ones());
+        let mask = bits.mask & self.content.word(bits.word);
+        self.stale.insert(PageBits { mask, ..bits });
+        Ok(())
+    }
+
+    pub(super) fn copy(&mut self, bits: PageBits) -> Result<(), Broken> {
+        self.take(bits)?;
+        let under_way = bits.mask & self.stale.word(bits.word);
+        if under_way != 0 {
+            let page = first_page(bits.word, under_way);
+            let why = format!("a record that makes page {page:#x} zero could arrive after it");
+            return Err((Clause::ReadsAsZero, why));
+        }
+        let had = self.content.word(bits.word);
+        self.last_copy = Some(LastCopy { bits, had });
+        self.content.insert(bits);
+        let count = u64::from(bits.mask.count_ones());
+        self.unsent += count;
+        self.copied += count;
+        Ok(())
+    }
+
+    /// Of the last copy, `bits` turned out to be zero.
+    pub(super) fn zero(&mut self, bits: PageBits) -> Result<(), Broken> {
+        let PageBits { word, mask } = bits;
+        let Some(copy) = self
+            .last_copy
+            .filter(|copy| copy.bits.word == word && mask & !copy.bits.mask == 0)
+        else {
+            let why = "these pages are not those that were copied last";
+            return Err((Clause::ClaimBeforeCopy, why.into()));
+        };
+        self.unsent = self.unsent.saturating_sub(mask.count_ones().into());
+        let (stale, clean) = (mask & copy.had, mask & !copy.had);
+        self.content.remove(PageBits { word, mask: clean });
+        self.stale.insert(PageBits { word, mask: stale });
+        Ok(())
+    }
+
+    pub(super) fn pages_sent(&mut self, count: u64) -> Result<(), Broken> {
+        self.unsent = self.unsent.checked_sub(count).ok_or_else(|| {
+            let why = format!("only {} pages have been copied", self.unsent);
+            (Clause::ClaimBeforeCopy, why)
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn made_zero(&mut self, range: PageRange) -> Result<(), Broken> {
+        for bits in bits_of(range) {
+            let needed = bits.mask & self.content.word(bits.word) & !self.stale.word(bits.word);
+            if needed != 0 {
+                let page = first_page(bits.word, needed);
+                let why = format!("page {page:#x} has content that the destination needs");
+                return Err((Clause::ReadsAsZero, why));
+            }
+            self.stale.remove(bits);
+            self.content.remove(bits);
+        }
+        Ok(())
+    }
+
+    /// Nothing is left of what was claimed.
+    pub(super) fn all_is_sent(&self, when: &str) -> Result<(), Broken> {
+        if let Some(page) = self.in_hand.first() {
+            let why =
+                format!("{when}, and page {page:#x} was claimed but neither sent nor skipped");
+            return Err((Clause::ClaimBeforeCopy, why));
+        }
+        if self.unsent > 0 {
+            let why = format!("{when}, and {} pages were copied but not sent", self.unsent);
+            return Err((Clause::ClaimBeforeCopy, why));
+        }
+        if let Some(page) = self.stale.first() {
+            let why = format!("{when}, and page {page:#x} has old content at the destination");
+            return Err((Clause::ReadsAsZero, why));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bits: PageBits) -> Result<(), Broken> {
+        let missing = bits.mask & !self.in_hand.word(bits.word);
+        if missing != 0 {
+            let page = first_page(bits.word, missing);
+            let why = format!("page {page:#x} has not been claimed");
+            return Err((Clause::ClaimBeforeCopy, why));
+        }
+        self.in_hand.remove(bits);
+        Ok(())
+    }
+}

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Each clause of the rule is needed: without it the model finds how a page is lost, and with it it does not.
+
+use spec_model::device::DeviceAction::{Answer, Restart, TakeBuffer, TakeFrame};
+use spec_model::guest::GuestAction::{
+    AgentHears, AgentLooks, AgentSends, Free, Hint, ReadCommand, Release, Report, Take, Write,
+};
+use spec_model::host::HostAction::{
+    Abandon, Begin, Claim, ClearLog, ClearLogOf, EndRound, Fail, HandOver, HarvestBackEnd,
+    HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, Send,
+    StartLogging,
+};
+use spec_model::network::NetworkAction::{Break, Deliver, Hear};
+use spec_model::pages::Page;
+use spec_model::state::Action::{
+    self, BackEndLogs, BackEndWrites, Device, Guest, Host, Network, VmmWrites,
+};
+use spec_model::{Clause, Migration, Rule, catalogue};
+
+const A: Page = Page::A;
+const B: Page = Page::B;
+
+/// The clause's story has `actions` in this order, and there is none with the whole rule.
+fn assert_needed(clause: Clause, actions: &[Action]) {
+    let case = catalogue::without(clause);
+    let found = case.migration.look_for_story(case.property);
+    let story = found
+        .story
+        .unwrap_or_else(|| panic!("no story in {} states", found.states));
+    assert!(
+        story.tells(actions),
+        "{clause}: {actions:?} is not what happens in\n{story}"
+    );
+
+    let rule = Rule::WHOLE;
+    let whole = Migration {
+        rule,
+        ..case.migration
+    }
+    .exhaust();
+    assert_eq!(whole.broken, Vec::<&str>::new(), "{clause}");
+    assert!(whole.arrives, "{clause}");
+}
+
+#[test]
+fn clause_1_a_page_written_before_it_is_armed_is_lost() {
+    assert_needed(
+        Clause::ArmFirst,
+        &[
+            Device(Answer),
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(StartLogging),
+            Host(Claim(A)),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_1_that_a_page_is_armed_when_its_hint_arrives_is_not_enough() {
+    assert_needed(
+        Clause::ArmedWhenAsked,
+        &[
+            Host(StartLogging),
+            Device(Answer),
+            Guest(Hint(A)),
+            Guest(Take(A)),
+            Host(ClearLogOf(A)),
+            Device(TakeBuffer),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_1_a_page_sent_before_it_is_armed_is_stale() {
+    assert_needed(
+        Clause::ArmBeforeCopy,
+        &[
+            Host(StartLogging),
+            Host(Send(A, 0)),
+            Guest(Write(A)),
+            Host(ClearLogOf(A)),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_2_a_hint_that_clears_the_log_loses_the_write_after_it() {
+    assert_needed(
+        Clause::KeepLog,
+        &[
+            Host(StartLogging),
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Device(Answer),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_2_a_hint_that_discards_memory_destroys_the_write_after_it() {
+    assert_needed(
+        Clause::KeepMemory,
+        &[
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Device(TakeBuffer),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_hint_that_outlives_the_harvest_loses_what_it_brought() {
+    let hinted_and_taken_again = [Guest(Hint(A)), Guest(Release(A)), Guest(Take(A))];
+    let used_late = [Host(ReadLog), Host(ClearLog), Host(Begin), Host(Claim(A))];
+    let story = [&hinted_and_taken_again[..], &used_late].concat();
+    assert_needed(Clause::CloseBeforeHarvest, &story);
+    assert_needed(Clause::ForgetOldHints, &story);
+}
+
+#[test]
+fn clause_3_an_old_hint_in_a_new_epoch_loses_what_was_written_between() {
+    assert_needed(
+        Clause::CheckCommandId,
+        &[
+            Device(Answer),
+            Guest(ReadCommand),
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(ReadLog),
+            Host(Begin),
+            Device(Answer),
+            Device(TakeBuffer),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_map_that_was_made_in_one_epoch_is_false_in_the_next() {
+    assert_needed(
+        Clause::TagWhenLookedAt,
+        &[
+            Guest(AgentHears),
+            Guest(AgentLooks(A)),
+            Guest(Take(A)),
+            Host(ReadLog),
+            Device(Answer),
+            Guest(AgentSends),
+            Device(TakeFrame),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_bit_read_before_and_cleared_after_a_hint_takes_the_write_between() {
+    assert_needed(
+        Clause::CompleteHarvest,
+        &[
+            Host(ReadLog),
+            Host(Begin),
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(ClearLog),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_4_what_a_back_end_writes_is_lost_without_its_log() {
+    assert_needed(
+        Clause::MergeBackEnd,
+        &[
+            Host(Send(A, 0)),
+            BackEndWrites(A),
+            Host(HarvestBackEnd),
+            Host(Pause),
+        ],
+    );
+}
+
+#[test]
+fn clause_4_what_the_vmm_writes_is_lost_without_its_log() {
+    assert_needed(
+        Clause::MergeOwnWrites,
+        &[
+            Host(Send(A, 0)),
+            VmmWrites(A),
+            Host(HarvestOwnWrites),
+            Host(Pause),
+        ],
+    );
+}
+
+#[test]
+fn clause_4_memory_discarded_after_it_was_sent_is_stale() {
+    assert_needed(
+        Clause::LogDiscards,
+        &[
+            Host(Send(A, 0)),
+            Guest(Report(A)),
+            Host(ReadLog),
+            Host(Pause),
+        ],
+    );
+}
+
+#[test]
+fn clause_5_a_hint_used_after_the_last_harvest_loses_what_it_brought() {
+    assert_needed(
+        Clause::NoHintAfterPause,
+        &[
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(Pause),
+            Host(ReadLog),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_5_a_guest_that_is_not_told_never_gets_its_pages_back() {
+    assert_needed(
+        Clause::SayDone,
+        &[Guest(Hint(A)), Host(HandOver), Host(PutBack)],
+    );
+}
+
+#[test]
+fn clause_5_logs_that_nobody_stops_go_on() {
+    assert_needed(Clause::StopLogging, &[Host(HandOver), Host(PutBack)]);
+}
+
+#[test]
+fn clause_6_a_page_claimed_by_a_migration_that_failed_is_missing_at_the_next() {
+    assert_needed(
+        Clause::StartFromAllDirty,
+        &[
+            Host(Claim(A)),
+            Host(Fail),
+            Host(PutBack),
+            Host(StartLogging),
+            Host(EndRound),
+            Host(HandOver),
+        ],
+    );
+}
+
+#[test]
+fn clause_6_a_guest_paused_for_a_migration_that_failed_never_runs_again() {
+    assert_needed(
+        Clause::ResumeOnFailure,
+        &[Host(Pause), Host(Fail), Host(PutBack), Host(Abandon)],
+    );
+}
+
+#[test]
+fn clause_7_a_page_sent_before_it_was_hinted_shows_old_content() {
+    assert_needed(
+        Clause::DiscardAtDestination,
+        &[
+            Host(Send(A, 0)),
+            Guest(Write(A)),
+            Guest(Free(A)),
+            Host(ReadLog),
+            Guest(Hint(A)),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_8_the_other_half_of_a_page_is_lost() {
+    assert_needed(
+        Clause::RoundInward,
+        &[Guest(Hint(A)), Device(TakeBuffer), Host(Claim(B))],
+    );
+}
+
+#[test]
+fn a_new_device_that_takes_what_an_old_one_left_in_the_queue_is_lied_to() {
+    assert_needed(
+        Clause::FreshIds,
+        &[
+            Guest(ReadCommand),
+            Guest(Hint(A)),
+            Device(Restart),
+            Guest(Take(A)),
+            Host(Fail),
+            Host(StartLogging),
+            Device(Answer),
+            Device(TakeBuffer),
+            Device(TakeBuffer),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn pages_hinted_to_a_device_that_died_are_given_back_by_the_next_one_or_never() {
+    assert_needed(
+        Clause::SayDoneAtStart,
+        &[Guest(Hint(A)), Device(Restart), Host(Fail), Host(PutBack)],
+    );
+}
+
+#[test]
+fn a_claim_after_the_copy_takes_the_bit_of_the_write_between() {
+    assert_needed(
+        Clause::ClaimBeforeCopy,
+        &[
+            Host(Send(A, 0)),
+            Guest(Write(A)),
+            Host(HarvestInBackground),
+            Host(ReadLog),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn two_channels_can_turn_two_versions_round() {
+    assert_needed(
+        Clause::DrainChannels,
+        &[
+            Host(Send(A, 0)),
+            Guest(Write(A)),
+            Host(ReadLog),
+            Host(Send(A, 1)),
+            Network(Deliver(1)),
+            Network(Deliver(0)),
+        ],
+    );
+}
+
+#[test]
+fn a_write_that_a_back_end_logs_after_the_last_harvest_is_lost() {
+    let case = catalogue::without(Clause::DrainBackEnds);
+    let story = case.migration.look_for_story(case.property).story.unwrap();
+    assert!(!story.actions.contains(&BackEndLogs), "{story}");
+    assert_needed(
+        Clause::DrainBackEnds,
+        &[
+            Host(Send(A, 0)),
+            BackEndWrites(A),
+            Host(Pause),
+            Host(HarvestBackEnd),
+        ],
+    );
+}
+
+#[test]
+fn a_source_that_takes_back_what_it_gave_runs_the_guest_twice() {
+    assert_needed(
+        Clause::TwoPhaseHandOver,
+        &[
+            Host(HandOver),
+            Network(Hear),
+            Network(Break),
+            Host(NoticeBreak),
+        ],
+    );
+}
+
+#[test]
+fn every_clause_of_the_document_has_a_switch() {
+    let numbers: Vec<_> = Clause::ALL
+        .iter()
+        .filter_map(|clause| clause.number())
+        .collect();
+    for number in 1..=8 {
+        assert!(numbers.contains(&number), "clause {number}");
+    }
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A Linux guest's whole balloon, before, during and after a migration: reporting, a target, statistics, hints,
+//! and at the destination the way back. Says what it saw as one JSON object; the claims are the test's.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::trace::DEFAULT_SLOTS;
+use host_migrator::{ControlClient, HintError, Trace};
+use lacuna::args::GuestKind;
+use lacuna::compare::{Host, ask_oracle};
+use lacuna::control::{Command, HintMode, MigrateArguments};
+use lacuna::machine::MachineState;
+use lacuna::trace::{TraceArgs, check_file};
+use serde_json::{Value, json};
+use spec::PAGE_SIZE;
+use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
+use spec::trace::check::Verdict;
+
+use crate::memory_files::bytes_taken;
+
+/// The job's name.
+pub const JOB: &str = "balloon-under-migration";
+
+const MIB: u64 = 1 << 20;
+/// Pages that the guest is asked to give up.
+const TARGET: u32 = (128 * MIB / PAGE_SIZE) as u32;
+/// What the guest has freed when it is ready is reported sooner or later; the host has so much of it back then.
+const REPORTED: u64 = 128 * MIB;
+/// How long anything may take: far more than it does, so that only a hang fails.
+const PATIENCE: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(50);
+const DEVICE: &[&str] = &["--free-page-reporting"];
+const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
+const WORKLOAD: &[&str] = &[
+    "--in-use",
+    "48M",
+    "--freed",
+    "256M",
+    "--dirty-rate",
+    "4M",
+    "--churn",
+    "8192",
+];
+
+type Failure = Box<dyn Error>;
+
+/// Does the job, with the guest's `seed`.
+pub fn main(seed: Option<String>) -> ExitCode {
+    match run(&seed.unwrap_or_else(|| "1".into())) {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(seed: &str) -> Result<Value, Failure> {
+    let folder = tempfile::tempdir()?;
+    let program = std::env::current_exe()?;
+    let trace = folder.path().join("trace");
+    Trace::create(&trace, DEFAULT_SLOTS)?;
+    let start = |names, job, trace_host| {
+        let trace = Some(trace.clone());
+        let recording = TraceArgs { trace, trace_host };
+        Host::start(&program, folder.path(), names, job, DEVICE, &recording)
+    };
+    let mut source = start(("source", "source-device"), run_job(seed)?, 0)?;
+    let pid = source.machine.pid();
+    let mut taken_at_most = 0;
+    source.wait_until("the guest to be ready", PATIENCE, |status| {
+        taken_at_most = taken_at_most.max(bytes_taken(pid).unwrap_or(0));
+        Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
+    })?;
+
+    let mut device = Device::of(&source)?;
+    device.wait("the host to have memory back", |_| {
+        bytes_taken(pid).is_ok_and(|taken| taken + REPORTED <= taken_at_most)
+    })?;
+    let reported = device.balloon()?;
+
+    device.set_target(TARGET)?;
+    device.wait("the balloon to be full", |balloon| {
+        balloon.actual_pages == u64::from(TARGET)
+    })?;
+    let statistics = device.statistics()?;
+    let inflated = device.balloon()?;
+    let taken_when_inflated = bytes_taken(pid)?;
+
+    let mut destination = start(("destination", "destination-device"), receive_job(), 1)?;
+    let status = destination.wait_until("the destination to listen", PATIENCE, |status| {
+        Ok(status.incoming.is_some())
+    })?;
+    source.client()?.tell(&Command::Migrate(MigrateArguments {
+        uri: status.incoming.unwrap_or_default(),
+        // So slow that the guest frees and reports memory meanwhile.
+        max_bandwidth: Some(16 * MIB),
+        downtime_limit: 100,
+        hints: HintMode::On,
+        switched_off: Vec::new(),
+    }))?;
+    let ended = source.wait_until("the migration to end", PATIENCE, |status| {
+        Ok(status.migration.status.is_over())
+    })?;
+    if ended.migration.status != MigrationState::Completed {
+        return Err(format!("the migration failed: {:?}", ended.migration).into());
+    }
+    destination.wait_until("the guest to arrive", PATIENCE, |status| {
+        Ok(status.machine == MachineState::Held)
+    })?;
+    let left = device.balloon()?;
+    let hinted = device.pages_hinted()?;
+    // Before the oracle looks: the kernel gives memory to whoever reads a hole.
+    let taken_when_arrived = bytes_taken(destination.machine.pid())?;
+    let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
+    let verdict = ask_oracle(GuestKind::Linux, &source, &destination)?;
+
+    let mut device = Device::of(&destination)?;
+    let arrived = device.balloon()?;
+    destination.client()?.tell(&Command::Cont)?;
+    device.set_target(0)?;
+    device.wait("the balloon to be empty", |balloon| {
+        balloon.actual_pages == 0
+    })?;
+    let mut passes = None;
+    let status = destination.wait_until("the guest to check its memory", PATIENCE, |status| {
+        let guest = status.guest.as_ref();
+        let now = guest.map_or(0, |guest| guest.full_passes);
+        // The pass that is under way does not count.
+        let enough = *passes.get_or_insert(now + 2);
+        Ok(now >= enough || guest.is_some_and(|guest| guest.failure.is_some()))
+    })?;
+    let deflated = device.balloon()?;
+    let guest = status.guest.unwrap_or_default();
+    let (rule, around) = check_file(&trace)?;
+    if !matches!(rule, Verdict::Holds(_)) {
+        return Err(format!("{around}{rule}").into());
+    }
+    Ok(json!({
+        "rule": rule.to_string(),
+        "taken-at-most": taken_at_most,
+        "taken-when-inflated": taken_when_inflated,
+        "taken-when-arrived": taken_when_arrived,
+        "statistics": statistics.values(),
+        "reported": facts(&reported),
+        "inflated": facts(&inflated),
+        "left": facts(&left),
+        "arrived": facts(&arrived),
+        "deflated": facts(&deflated),
+        "pages-hinted": hinted,
+        "rounds": report.rounds.len(),
+        "pages-compared": verdict.pages_compared,
+        "pages-wrong": verdict.pages_wrong,
+        "wrong": format!("{:?}", verdict.examples),
+        "guest-checks": guest.checks,
+        "guest-wrong": guest.wrong,
+        "guest-failure": guest.failure,
+    }))
+}
+
+fn run_job(seed: &str) -> Result<Vec<OsString>, Failure> {
+    let files = lacuna::nested::guest_files()?;
+    let mut job: Vec<OsString> = vec!["run".into()];
+    job.extend(MACHINE.iter().chain(WORKLOAD).map(OsString::from));
+    job.extend(["--seed".into(), seed.into()]);
+    job.extend(["--kernel".into(), files.kernel.into()]);
+    job.extend(["--initrd".into(), files.initrd.into()]);
+    Ok(job)
+}
+
+fn receive_job() -> Vec<OsString> {
+    let receive = ["receive", "tcp:127.0.0.1:0", "--hold"];
+    receive.iter().chain(MACHINE).map(OsString::from).collect()
+}
+
+fn facts(balloon: &BalloonStatus) -> Value {
+    json!({
+        "target": balloon.target_pages,
+        "actual": balloon.actual_pages,
+        "ballooned": balloon.ballooned_pages,
+        "reported": balloon.reported_pages,
+        "inflated": balloon.inflated_pages,
+        "deflated": balloon.deflated_pages,
+        "discarded-bytes": balloon.discarded_bytes,
+        "failed-discards": balloon.failed_discards,
+        "out-of-range": balloon.out_of_range,
+        "bad-buffers": balloon.bad_buffers,
+    })
+}
+
+/// A balloon device's control socket.
+struct Device(ControlClient);
+
+impl Device {
+    fn of(host: &Host) -> Result<Self, Failure> {
+        Ok(Self(ControlClient::connect(
+            &host.balloon_control,
+            PATIENCE,
+        )?))
+    }
+
+    fn set_target(&mut self, pages: u32) -> Result<(), Failure> {
+        self.0.ask(Request::SetTarget { pages }, None)?;
+        Ok(())
+    }
+
+    fn balloon(&mut self) -> Result<BalloonStatus, Failure> {
+        match self.0.ask(Request::BalloonStatus, None)? {
+            Reply::BalloonStatus(balloon) => Ok(balloon),
+            other => Err(format!("no status of the balloon but {other:?}").into()),
+        }
+    }
+
+    /// Pages that the guest has hinted, whether they were still to be sent or not.
+    fn pages_hinted(&mut self) -> Result<u64, Failure> {
+        match self.0.ask(Request::Status, None)? {
+            Reply::Status(status) => Ok(status.pages),
+            other => Err(format!("no status of the device but {other:?}").into()),
+        }
+    }
+
+    fn wait(&mut self, what: &str, ready: impl Fn(&BalloonStatus) -> bool) -> Result<(), Failure> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let balloon = self.balloon()?;
+            if ready(&balloon) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(format!("waited for {what} in vain: {balloon:?}").into());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Has the guest send statistics, and waits for some that are younger than the request.
+    fn statistics(&mut self) -> Result<Statistics, Failure> {
+        let began = Instant::now();
+        let milliseconds = 500;
+        self.0
+            .ask(Request::SetStatisticsInterval { milliseconds }, None)?;
+        loop {
+            match self.0.ask(Request::Statistics, None) {
+                Ok(Reply::Statistics(statistics))
+                    if u128::from(statistics.age_ms()) < began.elapsed().as_millis() =>
+                {
+                    return Ok(statistics);
+                }
+                Ok(_) | Err(HintError::Refused(Refusal::NoStatistics)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if began.elapsed() > PATIENCE {
+                return Err("waited for statistics in vain".into());
+            }
+            thread::sleep(POLL);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The daemon under test, and what is known of it from outside: its control socket, and how much memory its guest
+//! has on the host.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread;
+
+use host_migrator::{ControlClient, DeviceHints, HintError, HintSource};
+use spec::control::{BalloonStatus, HintState, Refusal, Reply, Request, Statistics};
+use spec::hint_map::HintPhase;
+use tempfile::TempDir;
+
+use crate::lab::PATIENCE;
+
+use super::eventually;
+
+/// A running `vhost-device-balloon`.
+#[derive(Debug)]
+pub struct Device {
+    daemon: Child,
+    folder: TempDir,
+    control: ControlClient,
+}
+
+impl Device {
+    /// Starts the daemon with `options` besides its sockets.
+    pub fn start(options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = folder.path().join("control");
+        let daemon = Command::new(program())
+            .arg("--socket-path")
+            .arg(folder.path().join("vmm"))
+            .arg("--control-socket")
+            .arg(&control)
+            .args(options)
+            .spawn()
+            .expect("the daemon starts");
+        let control = eventually("the control socket", || {
+            ControlClient::connect(&control, PATIENCE).ok()
+        });
+        let device = Self {
+            daemon,
+            folder,
+            control,
+        };
+        eventually("the VMM's socket", || {
+            device.socket().exists().then_some(())
+        });
+        device
+    }
+
+    /// Where a VMM connects.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("vmm")
+    }
+
+    /// A folder for what belongs to the device's guests.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Asks, as a person does.
+    pub fn ask(&mut self, request: Request) -> Result<Reply, Refusal> {
+        match self.control.ask(request, None) {
+            Ok(reply) => Ok(reply),
+            Err(HintError::Refused(refusal)) => Err(refusal),
+            Err(error) => panic!("{request:?}: {error}"),
+        }
+    }
+
+    /// The balloon's target, size and counters.
+    pub fn status(&mut self) -> BalloonStatus {
+        match self.ask(Request::BalloonStatus) {
+            Ok(Reply::BalloonStatus(status)) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the status is as `condition` wants it, and returns it.
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        condition: impl Fn(&BalloonStatus) -> bool,
+    ) -> BalloonStatus {
+        eventually(what, || Some(self.status()).filter(&condition))
+    }
+
+    /// Waits until a guest's driver has started the device.
+    pub fn wait_for_driver(&mut self) -> BalloonStatus {
+        self.wait_until("the driver", |status| {
+            status.running && status.negotiated != 0
+        })
+    }
+
+    /// Asks the guest to have `bytes` in the balloon, and does not wait for it.
+    pub fn set_target(&mut self, bytes: u64) {
+        let pages = u32::try_from(bytes / spec::PAGE_SIZE).expect("a size for a balloon");
+        assert_eq!(self.ask(Request::SetTarget { pages }), Ok(Reply::Ok));
+    }
+
+    /// Waits until the guest has `bytes` in the balloon and says so.
+    pub fn wait_for_size(&mut self, bytes: u64) -> BalloonStatus {
+        let pages = bytes / spec::PAGE_SIZE;
+        let what = format!("{pages} pages in the balloon");
+        self.wait_until(&what, |status| {
+            status.actual_pages == pages && status.ballooned_pages == pages
+        })
+    }
+
+    /// The guest's newest statistics, if there are any.
+    pub fn statistics(&mut self) -> Option<Statistics> {
+        match self.ask(Request::Statistics) {
+            Ok(Reply::Statistics(statistics)) => Some(statistics),
+            Err(Refusal::NoStatistics) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Starts or stops a person's round of hints, or just looks.
+    pub fn hints(&mut self, request: Request) -> Result<HintState, Refusal> {
+        match self.ask(request)? {
+            Reply::HintState(state) => Ok(state),
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    /// Has the guest hint all it can, and leaves it so: the guest holds what it has hinted.
+    pub fn hint_all(&mut self) -> HintState {
+        self.hints(Request::HintStart).expect("the guest is asked");
+        eventually("the guest's hints", || {
+            let state = self.hints(Request::HintState).expect("a state");
+            (state.phase == HintPhase::Finished).then_some(state)
+        })
+    }
+
+    /// A migrator's connection, for a guest whose memory ends below `pages`.
+    pub fn migrator(&self, pages: u64) -> DeviceHints {
+        let control = self.folder.path().join("control");
+        let mut hints = DeviceHints::connect(control).expect("the device answers");
+        hints.prepare(pages).expect("it takes a map");
+        hints
+    }
+
+    /// Bytes of host memory that the guest has now: the blocks of the largest file that the daemon has open, which
+    /// is guest memory.
+    pub fn host_memory(&self) -> u64 {
+        let folder = format!("/proc/{}/fd", self.daemon.id());
+        fs::read_dir(folder)
+            .expect("the daemon runs")
+            .filter_map(|entry| fs::metadata(entry.ok()?.path()).ok())
+            .filter(|file| file.is_file())
+            .max_by_key(MetadataExt::size)
+            .map_or(0, |file| file.blocks() * 512)
+    }
+
+    /// Waits until the guest has less than `bytes` of the host's memory.
+    pub fn wait_for_host_memory_below(&self, bytes: u64) {
+        let what = format!("less than {} MiB in use on the host", bytes >> 20);
+        eventually(&what, || (self.host_memory() < bytes).then_some(()));
+    }
+
+    /// Checks that nothing which a stock driver says was refused or failed, and that the daemon runs.
+    pub fn check(&mut self) {
+        let status = self.status();
+        let refused = (
+            status.bad_buffers,
+            status.out_of_range,
+            status.failed_discards,
+        );
+        assert_eq!(refused, (0, 0, 0), "{status:?}");
+    }
+
+    /// Kills the daemon.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It may have ended by itself.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            match self.daemon.try_wait() {
+                Ok(None) => {
+                    let status = self.control.ask(Request::BalloonStatus, None);
+                    println!("the device: {status:?}");
+                }
+                ended => println!("the daemon has ended: {ended:?}"),
+            }
+        }
+        self.end();
+    }
+}
+
+/// The daemon that `tests/run` builds.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own program");
+    let folder = test.ancestors().nth(2);
+    let program = folder.map(|folder| folder.join("vhost-device-balloon"));
+    program
+        .filter(|program| program.exists())
+        .expect("the daemon is built: `cargo build -p vhost-device-balloon`")
+}

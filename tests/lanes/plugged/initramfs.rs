@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guests' initial ramdisk: busybox, the script that answers a test, and the balloon driver.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+use lacuna::nested::cpio::Archive;
+
+const INIT: &[u8] = include_bytes!("init.sh");
+
+/// A program of this machine, by its name.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// The ramdisk with a shell and `modules`, whose list is in load order.
+///
+/// # Errors
+/// A sentence about what is missing.
+pub fn with_shell(modules: &[(&str, Vec<u8>)]) -> Result<Vec<u8>, String> {
+    let busybox = program("busybox").ok_or("busybox is missing: install busybox-static")?;
+    let make = || {
+        let mut archive = Archive::new(Vec::new());
+        archive.file("/init", INIT)?;
+        archive.file("/bin/busybox", &fs::read(&busybox)?)?;
+        if !modules.is_empty() {
+            let mut list = String::new();
+            for (name, object) in modules {
+                archive.file(&format!("/modules/{name}"), object)?;
+                list.push_str(&format!("{name}\n"));
+            }
+            archive.file("/modules/list", list.as_bytes())?;
+        }
+        archive.finish()
+    };
+    make().map_err(|error: std::io::Error| format!("making the initial ramdisk: {error}"))
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! User Mode Linux, as Debian has it: a Linux kernel that is a process, with a vhost-user front end of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::claims::claims_under;
+use super::device::Device;
+use super::guest::Guest;
+use super::initramfs::{program, with_shell};
+use super::{MEMORY, Vmm};
+
+/// Where the package keeps the kernel's modules, a folder for each version.
+const MODULES: &str = "/usr/lib/uml/modules";
+/// The balloon driver in such a folder.
+const DRIVER: &str = "kernel/drivers/virtio/virtio_balloon.ko";
+/// Lets it run on processors with AMX, see there.
+const XSTATE_SHIM: &str = include_str!("uml-xstate.c");
+
+/// User Mode Linux on this machine.
+#[derive(Debug)]
+struct Uml {
+    kernel: PathBuf,
+    initrd: Vec<u8>,
+}
+
+impl Uml {
+    /// What it takes, or a sentence on standard output about what is missing.
+    fn find() -> Option<Self> {
+        let found = Self::gather();
+        if let Err(reason) = &found {
+            println!("skipped: {reason}");
+        }
+        found.ok()
+    }
+
+    fn gather() -> Result<Self, String> {
+        let missing = "User Mode Linux is missing: install user-mode-linux";
+        let kernel = program("linux.uml").ok_or(missing)?;
+        let driver = fs::read_dir(MODULES)
+            .map_err(|_| missing)?
+            .filter_map(|entry| Some(entry.ok()?.path().join(DRIVER)))
+            .find_map(|path| fs::read(path).ok())
+            .ok_or_else(|| format!("there is no {DRIVER} in {MODULES}"))?;
+        let initrd = with_shell(&[("virtio_balloon.ko", driver)])?;
+        Ok(Self { kernel, initrd })
+    }
+}
+
+impl Vmm for Uml {
+    /// Its front end acknowledges features without `VHOST_USER_F_PROTOCOL_FEATURES` and then never stops or disables
+    /// a ring: the rings of a removed driver lie in memory that the guest uses for something else. A device that
+    /// returned a statistics buffer then would write there.
+    fn tells_of_removal(&self) -> bool {
+        false
+    }
+
+    fn start(&self, device: &Device, arguments: &str) -> Guest {
+        let folder = device.folder();
+        let initrd = folder.join("uml.cpio");
+        fs::write(&initrd, &self.initrd).expect("there is room");
+        let mut command = Command::new(&self.kernel);
+        command
+            .env("HOME", folder)
+            .arg(format!("mem={MEMORY}"))
+            .arg(format!("initrd={}", initrd.display()))
+            .args(["rdinit=/init", "con=null", "con0=fd:0,fd:1", "quiet"])
+            .arg(format!("virtio_uml.device={}:5", device.socket().display()))
+            .args(arguments.split_whitespace());
+        if has_amx() {
+            command.env("LD_PRELOAD", xstate_shim(folder));
+        }
+        Guest::start(&command)
+    }
+}
+
+/// Whether the processor's state is larger than User Mode Linux knows.
+fn has_amx() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpu.split_ascii_whitespace().any(|flag| flag == "amx_tile")
+}
+
+/// Compiles the shim in `folder`.
+fn xstate_shim(folder: &Path) -> PathBuf {
+    let (source, library) = (folder.join("xstate.c"), folder.join("xstate.so"));
+    fs::write(&source, XSTATE_SHIM).expect("there is room");
+    let compiled = Command::new("cc")
+        .args(["-O2", "-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(compiled.is_ok_and(|status| status.success()), "cc fails");
+    library
+}
+
+claims_under!(Uml::find);
