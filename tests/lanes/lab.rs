@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
-use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
+use lacuna::compare::{AgentPort, CompareError, Host, Verdict, ask_oracle};
 use lacuna::control::{self, HintMode, MigrateArguments};
 use lacuna::machine::{GuestStatus, MachineState, Status};
 use lacuna::trace::{TraceArgs, check_file};
@@ -204,12 +204,14 @@ impl Lab {
     }
 
     fn start(&self, name: &'static str, job: Vec<OsString>) -> Host {
-        let device = format!("{name}-device").leak();
+        let device: &'static str = format!("{name}-device").leak();
         let trace = TraceArgs {
             trace: Some(self.trace()),
             trace_host: self.hosts.replace(self.hosts.get() + 1),
         };
-        Host::start(&program(), self.folder(), (name, device), job, &[], &trace)
+        let names = (name, device);
+        let agent = AgentPort::Absent;
+        Host::start(&program(), self.folder(), names, job, &[], agent, &trace)
             .expect("the host starts")
     }
 }

@@ -86,6 +86,10 @@ pub struct MachineArgs {
     /// Control socket of the balloon device: where hints are asked for
     #[arg(long, value_name = "SOCKET", requires = "balloon")]
     pub balloon_control: Option<PathBuf>,
+    /// Agent socket of the balloon device: a port of the guest, named org.lacuna.agent.0, is connected to it, for
+    /// the agent of a Linux guest; without it there is no such port
+    #[arg(long, value_name = "SOCKET")]
+    pub agent_socket: Option<PathBuf>,
     /// Where this machine listens for commands (status, migrate, cancel ...)
     #[arg(long, value_name = "SOCKET")]
     pub control: PathBuf,

@@ -12,7 +12,7 @@ use host_migrator::stats::{MigrationReport, MigrationState};
 use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
-use lacuna::compare::{Host, ask_oracle};
+use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, HintMode, MigrateArguments};
 use lacuna::machine::MachineState;
 use lacuna::trace::{TraceArgs, check_file};
@@ -71,7 +71,16 @@ fn run(seed: &str) -> Result<Value, Failure> {
     let start = |names, job, trace_host| {
         let trace = Some(trace.clone());
         let recording = TraceArgs { trace, trace_host };
-        Host::start(&program, folder.path(), names, job, DEVICE, &recording)
+        let agent = AgentPort::Absent;
+        Host::start(
+            &program,
+            folder.path(),
+            names,
+            job,
+            DEVICE,
+            agent,
+            &recording,
+        )
     };
     let mut source = start(("source", "source-device"), run_job(seed)?, 0)?;
     let pid = source.machine.pid();

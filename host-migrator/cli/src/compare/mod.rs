@@ -17,7 +17,7 @@ use std::process::ExitStatus;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
-pub use parts::{Host, Part};
+pub use parts::{AgentPort, Host, Part};
 pub use record::{Record, chart, table};
 pub use run::{RunPlan, ask_oracle, run_once};
 

@@ -121,6 +121,16 @@ impl Drop for Part {
     }
 }
 
+/// Whether a guest has a port for its agent, which is joined to the balloon device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AgentPort {
+    /// No.
+    #[default]
+    Absent,
+    /// Yes. Source and destination must agree.
+    Present,
+}
+
 /// A machine and its balloon device.
 #[derive(Debug)]
 pub struct Host {
@@ -138,7 +148,8 @@ pub struct Host {
 
 impl Host {
     /// Starts a balloon device with the flags `device` and, when it is up, the machine that `job` describes.
-    /// `names` are what the two are called in messages and files; both record in `trace`, if there is one.
+    /// `names` are what the two are called in messages and files; both record in `trace`, if there is one, and
+    /// are joined by the port of the guest's `agent`, if it has one.
     ///
     /// # Errors
     /// [`CompareError`] if one of them does not come up.
@@ -148,12 +159,16 @@ impl Host {
         names: (&'static str, &'static str),
         job: Vec<OsString>,
         device: &[&str],
+        agent: AgentPort,
         trace: &TraceArgs,
     ) -> Result<Self, CompareError> {
         let socket = |what: &str| folder.join(format!("{}-{what}", names.0));
         let (vhost, hints, control) = (socket("vhost"), socket("hints"), socket("control"));
         let console = socket("console");
-        let recording = trace.to_args();
+        let mut both = trace.to_args();
+        if agent == AgentPort::Present {
+            both.extend(["--agent-socket".into(), socket("agent").into()]);
+        }
         let mut device_args: Vec<&OsStr> = vec![
             "balloon".as_ref(),
             "device".as_ref(),
@@ -163,12 +178,12 @@ impl Host {
             hints.as_ref(),
         ];
         device_args.extend(device.iter().map(OsStr::new));
-        device_args.extend(recording.iter().map(OsString::as_os_str));
+        device_args.extend(both.iter().map(OsString::as_os_str));
         let mut device = Part::start(names.1, program, folder, device_args)?;
         device.wait_for_socket(&vhost)?;
         device.wait_for_socket(&hints)?;
         let mut args = job;
-        args.extend(recording.iter().cloned());
+        args.extend(both.iter().cloned());
         for (flag, path) in [
             ("--balloon", &vhost),
             ("--balloon-control", &hints),

@@ -17,7 +17,7 @@ use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::oracle::{self, OracleError, PageStates, Verdict};
-use super::parts::Host;
+use super::parts::{AgentPort, Host};
 use super::record::Record;
 use crate::args::{CompareArgs, GuestKind, Transport, WorkloadArgs};
 use crate::control::{Command, HintMode, MigrateArguments};
@@ -191,6 +191,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         ("source", "source-device"),
         plan.run_args(),
         &[],
+        AgentPort::Absent,
         &trace,
     )?;
     let mut destination = Host::start(
@@ -199,6 +200,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         ("destination", "destination-device"),
         plan.receive_args(place),
         &[],
+        AgentPort::Absent,
         &TraceArgs {
             trace_host: 1,
             ..trace.clone()
