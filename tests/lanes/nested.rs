@@ -118,6 +118,8 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
 const MIB: u64 = 1 << 20;
 /// What the guest is asked to give up, as the job says it.
 const TARGET: u64 = 128 * MIB / PAGE_SIZE;
+/// What it is asked for while it migrates, as the job says it too.
+const LATER_TARGET: u64 = TARGET / 2;
 const GUEST_BYTES: u64 = 512 * MIB;
 /// A guest that compacts its memory moves pages of the balloon: the new page goes in before the old one comes out.
 const ON_THE_MOVE: u64 = 16;
@@ -177,9 +179,9 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
         };
         // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
         assert!(number("/reported/reported") > 0, "{facts}");
-        for moment in ["inflated", "arrived"] {
+        for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {
             let taken = number(&format!("/taken-when-{moment}"));
-            assert!(taken <= GUEST_BYTES - TARGET * PAGE_SIZE, "{facts}");
+            assert!(taken <= GUEST_BYTES - target * PAGE_SIZE, "{facts}");
         }
         assert!(
             number("/inflated/ballooned").abs_diff(TARGET) <= ON_THE_MOVE,
@@ -201,11 +203,11 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
         assert_eq!(number("/pages-wrong"), 0, "{facts}");
         assert!(number("/pages-hinted") > 0, "{facts}");
         for what in ["target", "actual"] {
-            assert_eq!(number(&format!("/arrived/{what}")), TARGET, "{facts}");
+            assert_eq!(number(&format!("/arrived/{what}")), LATER_TARGET, "{facts}");
         }
         let ballooned = number("/arrived/ballooned");
         assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
-        assert!(ballooned.abs_diff(TARGET) <= ON_THE_MOVE, "{facts}");
+        assert!(ballooned.abs_diff(LATER_TARGET) <= ON_THE_MOVE, "{facts}");
 
         // At the destination the guest takes its memory back and goes on.
         assert_eq!(number("/deflated/ballooned"), 0, "{facts}");

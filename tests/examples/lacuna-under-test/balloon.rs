@@ -29,8 +29,15 @@ pub const JOB: &str = "balloon-under-migration";
 const MIB: u64 = 1 << 20;
 /// Pages that the guest is asked to give up.
 const TARGET: u32 = (128 * MIB / PAGE_SIZE) as u32;
+/// Pages that it is asked for while it migrates: what it takes back is free then, and reported.
+const LATER_TARGET: u32 = TARGET / 2;
 /// What the guest has freed when it is ready is reported sooner or later; the host has so much of it back then.
 const REPORTED: u64 = 128 * MIB;
+/// So slow that the guest frees and reports memory while it migrates.
+const BANDWIDTH: u64 = 16 * MIB;
+/// Milliseconds. All that the guest writes in such a time fits in, so that the migration ends on any machine:
+/// the churned memory once, and 4 MiB a second.
+const DOWNTIME_LIMIT: u64 = 1000;
 /// How long anything may take: far more than it does, so that only a hang fails.
 const PATIENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(50);
@@ -44,7 +51,7 @@ const WORKLOAD: &[&str] = &[
     "--dirty-rate",
     "4M",
     "--churn",
-    "8192",
+    "2048",
 ];
 
 type Failure = Box<dyn Error>;
@@ -110,12 +117,12 @@ fn run(seed: &str) -> Result<Value, Failure> {
     })?;
     source.client()?.tell(&Command::Migrate(MigrateArguments {
         uri: status.incoming.unwrap_or_default(),
-        // So slow that the guest frees and reports memory meanwhile.
-        max_bandwidth: Some(16 * MIB),
-        downtime_limit: 100,
+        max_bandwidth: Some(BANDWIDTH),
+        downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
         switched_off: Vec::new(),
     }))?;
+    device.set_target(LATER_TARGET)?;
     let ended = source.wait_until("the migration to end", PATIENCE, |status| {
         Ok(status.migration.status.is_over())
     })?;
