@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Builds the guest programs that `src/images.rs` embeds. They are no members of the workspace: each runs
-//! on a machine of its own, with its own profile and compiler flags.
+//! Builds the guest programs that `src/images.rs` embeds. Each runs on a machine of its own, with compiler flags
+//! of its own; all but the agent are no members of the workspace and have a profile of their own, too.
 
 use std::env;
 use std::error::Error;
@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 /// Sources, from the root of the workspace, that guest programs are built from besides their own.
-const SHARED_SOURCES: [&str; 4] = [
+const SHARED_SOURCES: [&str; 6] = [
+    "Cargo.toml",
+    "Cargo.lock",
     "spec/Cargo.toml",
     "spec/src",
     "guest-agent/Cargo.toml",
@@ -25,6 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         "guest-init",
         &["-Ctarget-feature=+crt-static"],
         "LINUX_INIT",
+    )?;
+    build_guest(
+        "guest-agent/linux",
+        "lacuna-agent",
+        &["-Ctarget-feature=+crt-static", "-Cstrip=symbols"],
+        "LINUX_AGENT",
     )?;
     // At a fixed address: nothing in the guest could relocate it.
     build_guest(

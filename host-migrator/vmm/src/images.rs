@@ -4,6 +4,9 @@
 /// The first process of the stock Linux guest: a static ELF executable.
 pub const LINUX_INIT: &[u8] = include_bytes!(env!("LINUX_INIT"));
 
+/// The agent for Linux guests: a static ELF executable that needs /proc, /sys and /dev, and the rights of root.
+pub const LINUX_AGENT: &[u8] = include_bytes!(env!("LINUX_AGENT"));
+
 /// The bare-metal guest: a static ELF executable that is linked for, and starts at,
 /// [`spec::bare::IMAGE_GPA`].
 pub const BARE_GUEST: &[u8] = include_bytes!(env!("BARE_GUEST"));
@@ -13,8 +16,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_linux_guests_first_process_is_an_elf_executable() {
-        assert!(LINUX_INIT.starts_with(b"\x7fELF"));
+    fn the_linux_guests_programs_are_elf_executables() {
+        for program in [LINUX_INIT, LINUX_AGENT] {
+            assert!(program.starts_with(b"\x7fELF"));
+        }
     }
 
     #[test]
