@@ -70,7 +70,7 @@ pub struct Args {
     /// not say otherwise; a feature is taken back with `=off`. Each device has threads of its own, and what one
     /// front end does is of no matter to the others.
     #[arg(long = "device", value_name = "OPTION=VALUE,...", value_parser = device::device_line)]
-    #[arg(conflicts_with_all = ["socket_path", "fd", "control_socket", "agent_socket", "name"])]
+    #[arg(conflicts_with_all = ["socket_path", "fd", "control_socket", "agent_socket", "name", "trace"])]
     pub devices: Vec<DeviceArgs>,
 
     /// Unix socket to serve metrics on, in the text format of Prometheus over HTTP
@@ -155,6 +155,8 @@ pub fn description(binary: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn parse(line: &[&str]) -> Result<Args, clap::Error> {
@@ -185,6 +187,28 @@ mod tests {
             .map(|device| (&*device.name, device.target))
             .collect();
         assert_eq!(seen, [("a", 1), ("b", 1)]);
+    }
+
+    #[test]
+    fn a_trace_is_of_one_device() {
+        assert!(parse(&["--device", "socket-path=a,trace=t"]).is_ok());
+        assert!(parse(&["--device", "socket-path=a", "--trace", "t"]).is_err());
+    }
+
+    #[test]
+    fn the_readme_names_every_flag() {
+        let readme = include_str!("../../README.md");
+        let (_, options) = readme.split_once("## Options").unwrap();
+        let (options, _) = options.split_once("\n## ").unwrap();
+        let named: HashSet<&str> = options
+            .split([' ', ',', '\n', '`'])
+            .filter_map(|word| word.strip_prefix("--"))
+            .collect();
+        let mut command = Args::command();
+        command.build();
+        let flags = command.get_arguments().filter_map(|flag| flag.get_long());
+        let missing: Vec<_> = flags.filter(|flag| !named.contains(flag)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The device: what the guest has negotiated, its configuration space and its queues.
+//! The device: what the guest has negotiated, and its queues.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`options`] | the features that the device offers |
+//! | [`config_space`] | what guest and host tell each other beside the queues |
+//! | [`state`] | what migrates |
 //! | [`inflate`] | pages that the guest puts into the balloon and takes out again |
 //! | [`pfn`] | their numbers, made into ranges |
 //! | [`page_set`] | which pages are in the balloon |
@@ -13,6 +15,7 @@
 //! | [`target`] | how many pages the guest is asked for |
 //! | [`counters`] | what the balloon has done |
 
+pub mod config_space;
 pub mod counters;
 pub mod discard;
 pub mod inflate;
@@ -20,6 +23,7 @@ pub mod options;
 pub mod page_set;
 pub mod pfn;
 pub mod reporting;
+pub mod state;
 pub mod statistics;
 pub mod target;
 
@@ -28,7 +32,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use spec::PageRange;
-use spec::balloon::{CONFIG_SIZE, CommandId, Config, QueueRole, feature};
+use spec::balloon::{CommandId, Config, QueueRole, feature};
 use spec::control::{HintHolder, RoundEnd};
 use spec::hint_map::{HintMap, HintPhase};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
@@ -47,7 +51,6 @@ use crate::hints::shared_map::SharedMap;
 use crate::hints::state_machine::Hinting;
 use crate::trace::Trace;
 use crate::vhost_user::config_channel::ConfigChannel;
-use crate::vhost_user::device_state::{DeviceState, StateError};
 use crate::vhost_user::dirty_log::DirtyLog;
 use crate::vhost_user::rings::{self, Chain, Memory, Place, Ring};
 
@@ -195,59 +198,6 @@ impl Balloon {
         self.features = features;
     }
 
-    /// The guest reads the configuration space.
-    pub fn read_config(&mut self) -> [u8; CONFIG_SIZE] {
-        self.news = false;
-        self.config_bytes()
-    }
-
-    /// Whether the guest has been told of a change that it has not read yet.
-    pub fn has_news(&self) -> bool {
-        self.news
-    }
-
-    /// The configuration space as the guest would read it.
-    pub fn config_bytes(&self) -> [u8; CONFIG_SIZE] {
-        Config {
-            free_page_hint_cmd_id: self.hinting.command().to_raw(),
-            ..self.config
-        }
-        .to_bytes()
-    }
-
-    /// The guest, or the front end for it, writes to the configuration space. What the guest cannot change
-    /// stays as it is: some front ends write the whole space back. `false` if the bytes lie outside it.
-    pub fn write_config(&mut self, offset: u32, written: &[u8]) -> bool {
-        let mut bytes = self.config_bytes();
-        let field = bytes
-            .get_mut(offset as usize..)
-            .and_then(|rest| rest.get_mut(..written.len()));
-        let Some(field) = field else {
-            return false;
-        };
-        field.copy_from_slice(written);
-        let config = Config::from_bytes(&bytes);
-        self.config.actual = config.actual;
-        self.config.poison_val = config.poison_val;
-        true
-    }
-
-    /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: what only the host changes
-    /// is taken too, but for the command id, which is part of the device's state.
-    pub fn restore_config(&mut self, offset: u32, written: &[u8]) -> bool {
-        let mut bytes = self.config_bytes();
-        let there = self.write_config(offset, written);
-        if there {
-            bytes[offset as usize..][..written.len()].copy_from_slice(written);
-            let asked_for = Config::from_bytes(&bytes).num_pages;
-            if asked_for != self.config.num_pages {
-                self.target.restore(asked_for, asked_for);
-                self.config.num_pages = asked_for;
-            }
-        }
-        there
-    }
-
     /// Guest memory is `memory` from now on.
     pub fn set_memory(&mut self, memory: Memory) {
         self.discarder = Discarder::new(&memory).recorded(&self.trace);
@@ -321,49 +271,6 @@ impl Balloon {
         self.rings.iter().any(rings::runs)
     }
 
-    /// What migrates.
-    pub fn save(&mut self) -> DeviceState {
-        DeviceState {
-            num_pages: self.config.num_pages,
-            wanted: self.target.wanted(),
-            actual: self.config.actual,
-            poison_val: self.config.poison_val,
-            command_id: self.hinting.command_id(),
-            features: self.features & !FRONT_END_FEATURES,
-            ballooned: self.ballooned().clone(),
-        }
-    }
-
-    /// Goes on from `state`. The guest may hold hinted pages: it is told to take them back when it runs.
-    ///
-    /// # Errors
-    /// [`StateError::Features`] if the guest of the state has taken features that this device does not offer,
-    /// or others than the front end has acknowledged for it.
-    pub fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
-        let here = match self.features & !FRONT_END_FEATURES {
-            0 => state.features & self.offered_features(),
-            acknowledged => acknowledged,
-        };
-        if state.features != 0 && state.features != here {
-            return Err(StateError::Features {
-                taken: state.features,
-                here,
-            });
-        }
-        self.features |= state.features;
-        self.target.restore(state.wanted, state.num_pages);
-        self.config.num_pages = state.num_pages;
-        self.config.actual = state.actual;
-        self.config.poison_val = state.poison_val;
-        self.hinting.restore(state.command_id);
-        self.ballooned = state.ballooned;
-        if self.memory.is_some() {
-            self.ballooned.keep_only(&self.regions);
-        }
-        self.guest_to_be_told = true;
-        Ok(())
-    }
-
     /// The guest has been reset.
     pub fn reset(&mut self) {
         self.config.actual = 0;
@@ -406,25 +313,6 @@ impl Balloon {
     /// The ring with `role`, if it runs.
     fn running(&self, role: QueueRole) -> Option<Ring> {
         self.ring(role).filter(|ring| rings::runs(ring)).cloned()
-    }
-
-    /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
-    /// do not survive such a message before that. `false` if the front end cannot be told.
-    pub(crate) fn tell_guest(&mut self) -> bool {
-        let again = std::mem::replace(&mut self.guest_to_be_told, true);
-        if !self.is_running() {
-            return true;
-        }
-        match self.channel.config_changed() {
-            Ok(()) => {
-                self.guest_to_be_told = false;
-                self.news = true;
-            }
-            // Said once: the guest makes the device try again as often as it likes.
-            Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),
-            Err(_) => {}
-        }
-        !self.guest_to_be_told
     }
 
     /// Takes what the guest has queued on the hint queue up to now.
@@ -532,32 +420,6 @@ mod tests {
         Balloon::new(Options::default(), Arc::default())
     }
 
-    /// The state of a guest with `features` and two pages in its balloon.
-    fn state(features: u64) -> DeviceState {
-        let mut balloon = balloon();
-        balloon.ballooned.insert(PageRange::new(7, 2).unwrap());
-        balloon.set_target(9);
-        DeviceState {
-            features,
-            ..balloon.save()
-        }
-    }
-
-    #[test]
-    fn a_state_is_taken_before_or_after_the_front_end_acknowledges_the_same_features() {
-        let saved = state(TAKEN);
-        let mut early = balloon();
-        early.restore(saved.clone()).unwrap();
-        early.acknowledge(TAKEN | FRONT_END_FEATURES);
-        let mut late = balloon();
-        late.acknowledge(TAKEN | FRONT_END_FEATURES);
-        late.restore(saved.clone()).unwrap();
-        for balloon in [&mut early, &mut late] {
-            assert_eq!((balloon.ballooned().count(), balloon.target()), (2, 9));
-            assert_eq!(balloon.save(), saved);
-        }
-    }
-
     #[test]
     fn two_devices_do_not_begin_with_the_same_command_id() {
         let ids: std::collections::BTreeSet<_> = (0..8)
@@ -568,40 +430,11 @@ mod tests {
     }
 
     #[test]
-    fn a_state_with_features_that_are_not_offered_or_not_acknowledged_is_refused() {
-        let reporting = TAKEN | 1 << feature::REPORTING;
-        let refused = balloon().restore(state(reporting));
-        let (taken, here) = (reporting, TAKEN);
-        assert_eq!(refused, Err(StateError::Features { taken, here }));
-        let mut balloon = balloon();
-        balloon.acknowledge(TAKEN | 1 << feature::PAGE_POISON);
-        assert!(balloon.restore(state(TAKEN)).is_err());
-        assert!(balloon.ballooned().is_empty());
-        balloon.restore(state(0)).unwrap();
-    }
-
-    #[test]
-    fn a_target_that_a_front_end_restores_is_what_is_wanted_from_then_on() {
-        let mut balloon = balloon();
-        balloon.set_target(9);
-        assert!(balloon.restore_config(0, &[9, 0, 0, 0, 5]));
-        assert_eq!(
-            (balloon.wanted(), balloon.target(), balloon.actual()),
-            (9, 9, 5)
-        );
-        assert!(balloon.restore_config(0, &[4, 0, 0, 0]));
-        balloon.publish_target();
-        assert_eq!(
-            (balloon.wanted(), balloon.target(), balloon.actual()),
-            (4, 4, 5)
-        );
-        assert!(!balloon.restore_config(14, &[0; 4]));
-    }
-
-    #[test]
     fn a_driver_that_takes_other_features_is_a_new_one() {
         let mut balloon = balloon();
-        balloon.restore(state(TAKEN)).unwrap();
+        balloon.acknowledge(TAKEN);
+        balloon.ballooned.insert(PageRange::new(7, 2).unwrap());
+        balloon.set_target(9);
         balloon.acknowledge(TAKEN | 1 << feature::PAGE_POISON);
         assert!(balloon.ballooned().is_empty());
         assert_eq!(balloon.wanted(), 9);

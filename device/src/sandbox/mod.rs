@@ -26,9 +26,9 @@ use seccomp::{Filters, SeccompError};
 pub enum SandboxMode {
     /// Everything is allowed that the user may do
     Off,
-    /// The kernel logs what the sandbox would forbid, and allows it
+    /// The kernel logs forbidden system calls and allows them; files, networks and limits are as without a sandbox
     Log,
-    /// The kernel ends the program; files and networks are out of reach where it has Landlock
+    /// The kernel ends the program; files and networks are out of reach where it has Landlock; limits are set
     Enforce,
 }
 

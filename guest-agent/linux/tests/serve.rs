@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use rig::{Agent, Got, Host};
+use rig::Got;
 use spec::agent::Ask;
 
 const PAGE: usize = 4096;
@@ -50,12 +50,10 @@ fn pages_in_free_lists() -> u64 {
 
 #[test]
 fn the_map_holds_what_is_free_and_nothing_that_is_in_use() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&[]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let _agent = Agent::start(&link, &[]);
+    };
+    let host = &mut served.host;
     let used = vec![1u8; 64 << 20];
     let used = frames_of(&used[PAGE..])
         .into_iter()
@@ -85,12 +83,10 @@ fn the_map_holds_what_is_free_and_nothing_that_is_in_use() {
 
 #[test]
 fn a_new_question_ends_the_answer_to_the_last() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&[]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let _agent = Agent::start(&link, &[]);
+    };
+    let host = &mut served.host;
     assert!(matches!(host.next(), Got::Hello(_)));
     for epoch in 1..=20 {
         host.ask(ask(epoch));
@@ -114,12 +110,10 @@ fn a_new_question_ends_the_answer_to_the_last() {
 
 #[test]
 fn noise_and_half_questions_are_passed_over() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&[]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let _agent = Agent::start(&link, &[]);
+    };
+    let host = &mut served.host;
     assert!(matches!(host.next(), Got::Hello(_)));
     host.send(b"login: LAGT is no frame\r\n");
     host.send(&[b'L'; 20_000]);
@@ -134,17 +128,15 @@ fn noise_and_half_questions_are_passed_over() {
 
 #[test]
 fn a_host_that_goes_and_comes_again_is_served_again() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&[]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let _agent = Agent::start(&link, &[]);
+    };
+    let host = &mut served.host;
     host.ask(ask(1));
     host.map_of(1);
     host.ask(ask(2));
-    drop(host);
-    let mut host = Host::at(&link).unwrap();
+    served.come_again();
+    let host = &mut served.host;
     assert!(matches!(host.next(), Got::Hello(_)));
     host.ask(ask(3));
     host.map_of(3);
@@ -152,25 +144,20 @@ fn a_host_that_goes_and_comes_again_is_served_again() {
 
 #[test]
 fn told_to_serve_once_it_ends_with_the_host() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&["--once"]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let mut agent = Agent::start(&link, &["--once"]);
-    assert!(matches!(host.next(), Got::Hello(_)));
-    drop(host);
-    assert!(agent.wait());
+    };
+    assert!(matches!(served.host.next(), Got::Hello(_)));
+    drop(served.host);
+    assert!(served.agent.wait());
 }
 
 #[test]
 fn its_memory_does_not_grow_with_the_maps() {
-    if !rig::page_flags_can_be_read() {
+    let Some(mut served) = rig::served(&[]) else {
         return;
-    }
-    let (_folder, link) = rig::link();
-    let mut host = Host::at(&link).unwrap();
-    let agent = Agent::start(&link, &[]);
+    };
+    let (host, agent) = (&mut served.host, &served.agent);
     host.ask(ask(1));
     host.map_of(1);
     let before = agent.status_kb("VmRSS");

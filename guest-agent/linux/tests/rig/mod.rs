@@ -15,6 +15,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use spec::PageRange;
 use spec::agent::{Answer, Ask, Deframer, Frame, MAX_FRAME, Settings, Totals};
+use tempfile::TempDir;
 
 /// Longer than anything takes; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -156,9 +157,33 @@ impl Drop for Agent {
     }
 }
 
-/// A folder with room for a terminal's link.
-pub fn link() -> (tempfile::TempDir, PathBuf) {
+/// A host that the real agent serves.
+pub struct Served {
+    pub agent: Agent,
+    pub host: Host,
+    link: PathBuf,
+    _folder: TempDir,
+}
+
+impl Served {
+    /// The host goes, and another comes in its place.
+    pub fn come_again(&mut self) {
+        self.host = Host::at(&self.link).unwrap();
+    }
+}
+
+/// A host, and the agent started with `flags` to serve it; none where the agent could read no page flags.
+pub fn served(flags: &[&str]) -> Option<Served> {
+    if !page_flags_can_be_read() {
+        return None;
+    }
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("port");
-    (folder, path)
+    let link = folder.path().join("port");
+    let host = Host::at(&link).unwrap();
+    Some(Served {
+        agent: Agent::start(&link, flags),
+        host,
+        link,
+        _folder: folder,
+    })
 }

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The configuration space: the guest reads there what is wanted of it and which epoch it hints for, and writes there
+//! how large its balloon is and what it fills free pages with.
+
+use spec::balloon::{CONFIG_SIZE, Config};
+
+use super::Balloon;
+
+impl Balloon {
+    /// The guest reads the configuration space.
+    pub fn read_config(&mut self) -> [u8; CONFIG_SIZE] {
+        self.news = false;
+        self.config_bytes()
+    }
+
+    /// Whether the guest has been told of a change that it has not read yet.
+    pub fn has_news(&self) -> bool {
+        self.news
+    }
+
+    /// The configuration space as the guest would read it.
+    pub fn config_bytes(&self) -> [u8; CONFIG_SIZE] {
+        Config {
+            free_page_hint_cmd_id: self.hinting.command().to_raw(),
+            ..self.config
+        }
+        .to_bytes()
+    }
+
+    /// The guest, or the front end for it, writes to the configuration space. What the guest cannot change
+    /// stays as it is: some front ends write the whole space back. `false` if the bytes lie outside it.
+    pub fn write_config(&mut self, offset: u32, written: &[u8]) -> bool {
+        let mut bytes = self.config_bytes();
+        let field = bytes
+            .get_mut(offset as usize..)
+            .and_then(|rest| rest.get_mut(..written.len()));
+        let Some(field) = field else {
+            return false;
+        };
+        field.copy_from_slice(written);
+        let config = Config::from_bytes(&bytes);
+        self.config.actual = config.actual;
+        self.config.poison_val = config.poison_val;
+        true
+    }
+
+    /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: what only the host changes
+    /// is taken too, but for the command id, which is part of the device's state.
+    pub fn restore_config(&mut self, offset: u32, written: &[u8]) -> bool {
+        let mut bytes = self.config_bytes();
+        let there = self.write_config(offset, written);
+        if there {
+            bytes[offset as usize..][..written.len()].copy_from_slice(written);
+            let asked_for = Config::from_bytes(&bytes).num_pages;
+            if asked_for != self.config.num_pages {
+                self.target.restore(asked_for, asked_for);
+                self.config.num_pages = asked_for;
+            }
+        }
+        there
+    }
+
+    /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
+    /// do not survive such a message before that. `false` if the front end cannot be told.
+    pub(crate) fn tell_guest(&mut self) -> bool {
+        let again = std::mem::replace(&mut self.guest_to_be_told, true);
+        if !self.is_running() {
+            return true;
+        }
+        match self.channel.config_changed() {
+            Ok(()) => {
+                self.guest_to_be_told = false;
+                self.news = true;
+            }
+            // Said once: the guest makes the device try again as often as it likes.
+            Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),
+            Err(_) => {}
+        }
+        !self.guest_to_be_told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::balloon::options::Options;
+
+    #[test]
+    fn a_target_that_a_front_end_restores_is_what_is_wanted_from_then_on() {
+        let mut balloon = Balloon::new(Options::default(), Arc::default());
+        balloon.set_target(9);
+        assert!(balloon.restore_config(0, &[9, 0, 0, 0, 5]));
+        assert_eq!(
+            (balloon.wanted(), balloon.target(), balloon.actual()),
+            (9, 9, 5)
+        );
+        assert!(balloon.restore_config(0, &[4, 0, 0, 0]));
+        balloon.publish_target();
+        assert_eq!(
+            (balloon.wanted(), balloon.target(), balloon.actual()),
+            (4, 4, 5)
+        );
+        assert!(!balloon.restore_config(14, &[0; 4]));
+    }
+}

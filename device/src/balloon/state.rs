@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What migrates with the guest.
+
+use super::{Balloon, FRONT_END_FEATURES};
+use crate::vhost_user::device_state::{DeviceState, StateError};
+
+impl Balloon {
+    /// What migrates.
+    pub fn save(&mut self) -> DeviceState {
+        DeviceState {
+            num_pages: self.config.num_pages,
+            wanted: self.target.wanted(),
+            actual: self.config.actual,
+            poison_val: self.config.poison_val,
+            command_id: self.hinting.command_id(),
+            features: self.features & !FRONT_END_FEATURES,
+            ballooned: self.ballooned().clone(),
+        }
+    }
+
+    /// Goes on from `state`. The guest may hold hinted pages: it is told to take them back when it runs.
+    ///
+    /// # Errors
+    /// [`StateError::Features`] if the guest of the state has taken features that this device does not offer,
+    /// or others than the front end has acknowledged for it.
+    pub fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
+        let here = match self.features & !FRONT_END_FEATURES {
+            0 => state.features & self.offered_features(),
+            acknowledged => acknowledged,
+        };
+        if state.features != 0 && state.features != here {
+            return Err(StateError::Features {
+                taken: state.features,
+                here,
+            });
+        }
+        self.features |= state.features;
+        self.target.restore(state.wanted, state.num_pages);
+        self.config.num_pages = state.num_pages;
+        self.config.actual = state.actual;
+        self.config.poison_val = state.poison_val;
+        self.hinting.restore(state.command_id);
+        self.ballooned = state.ballooned;
+        if self.memory.is_some() {
+            self.ballooned.keep_only(&self.regions);
+        }
+        self.guest_to_be_told = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use spec::PageRange;
+    use spec::balloon::feature;
+
+    use super::*;
+    use crate::balloon::options::Options;
+
+    const TAKEN: u64 = 1 << feature::VERSION_1 | 1 << feature::STATS_VQ;
+
+    fn balloon() -> Balloon {
+        Balloon::new(Options::default(), Arc::default())
+    }
+
+    /// The state of a guest with `features` and two pages in its balloon.
+    fn state(features: u64) -> DeviceState {
+        let mut balloon = balloon();
+        balloon.ballooned.insert(PageRange::new(7, 2).unwrap());
+        balloon.set_target(9);
+        DeviceState {
+            features,
+            ..balloon.save()
+        }
+    }
+
+    #[test]
+    fn a_state_is_taken_before_or_after_the_front_end_acknowledges_the_same_features() {
+        let saved = state(TAKEN);
+        let mut early = balloon();
+        early.restore(saved.clone()).unwrap();
+        early.acknowledge(TAKEN | FRONT_END_FEATURES);
+        let mut late = balloon();
+        late.acknowledge(TAKEN | FRONT_END_FEATURES);
+        late.restore(saved.clone()).unwrap();
+        for balloon in [&mut early, &mut late] {
+            assert_eq!((balloon.ballooned().count(), balloon.target()), (2, 9));
+            assert_eq!(balloon.save(), saved);
+        }
+    }
+
+    #[test]
+    fn a_state_with_features_that_are_not_offered_or_not_acknowledged_is_refused() {
+        let reporting = TAKEN | 1 << feature::REPORTING;
+        let refused = balloon().restore(state(reporting));
+        let (taken, here) = (reporting, TAKEN);
+        assert_eq!(refused, Err(StateError::Features { taken, here }));
+        let mut balloon = balloon();
+        balloon.acknowledge(TAKEN | 1 << feature::PAGE_POISON);
+        assert!(balloon.restore(state(TAKEN)).is_err());
+        assert!(balloon.ballooned().is_empty());
+        balloon.restore(state(0)).unwrap();
+    }
+}
