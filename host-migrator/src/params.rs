@@ -27,6 +27,8 @@ pub struct MigrationParams {
     /// the guest runs on at the source; none: [`MigrationParams::downtime_limit`] and five seconds. Never
     /// longer than [`MigrationParams::peer_timeout`].
     pub switchover_timeout: Option<Duration>,
+    /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
+    pub map_rounds: bool,
     /// Clauses of the rule that are broken on purpose.
     #[cfg(feature = "clause-switches")]
     pub switched_off: std::collections::BTreeSet<crate::Clause>,
@@ -42,6 +44,7 @@ impl Default for MigrationParams {
             max_rounds: None,
             peer_timeout: Duration::from_secs(30),
             switchover_timeout: None,
+            map_rounds: false,
             #[cfg(feature = "clause-switches")]
             switched_off: std::collections::BTreeSet::new(),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::MigrationBitmap;
+use crate::round_map::RoundMaps;
 
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +209,9 @@ pub struct MigrationReport {
     pub rounds: Vec<RoundStats>,
     /// Free page hints.
     pub hints: HintStatus,
+    /// Where in memory the rounds' work went, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maps: Option<RoundMaps>,
     /// Pages whose latest content was not sent because the guest hinted them: they read as zero at the
     /// destination.
     #[serde(skip)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use host_migrator::round_map::Fates;
 use host_migrator::{MigrationParams, MigrationReport};
 use software_guest::memory::{Memory, one};
 use software_guest::workload::{Behaviour, Workload};
@@ -57,6 +58,34 @@ fn assert_exact(guest: &Guest, outcome: &Outcome) {
     assert!(guest.machine.is_handed_over());
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
+}
+
+/// The maps of the rounds say the same as their statistics.
+fn assert_maps_agree(report: &MigrationReport) {
+    let maps = report.maps.as_ref().unwrap();
+    assert_eq!(maps.memory.iter().sum::<u64>(), report.pages_total);
+    assert_eq!(maps.rows.len(), report.rounds.len());
+    for (row, round) in maps.rows.iter().zip(&report.rounds) {
+        let sum = row.sum();
+        let expected = Fates {
+            sent: round.pages_sent,
+            zero: round.pages_zero,
+            skipped: round.pages_hinted,
+            holes: if round.round == 1 {
+                report.pages_holes
+            } else {
+                0
+            },
+            resent: round.pages_resent,
+            late: round.pages_hinted_too_late,
+            in_vain: sum.in_vain,
+        };
+        assert_eq!((row.first_round, sum), (round.round, expected));
+        for (cell, memory) in row.cells.iter().zip(&maps.memory) {
+            assert!(cell.sent + cell.zero + cell.skipped + cell.holes <= *memory);
+            assert!(cell.in_vain <= cell.sent && cell.resent <= cell.sent);
+        }
+    }
 }
 
 #[test]
@@ -112,11 +141,13 @@ fn a_guest_that_writes_frees_hints_and_reuses_while_it_is_migrated_loses_nothing
         let params = MigrationParams {
             downtime_limit: Duration::from_micros(200),
             max_rounds: Some(6),
+            map_rounds: true,
             ..MigrationParams::default()
         };
         let outcome = migrate(guest.source(), params);
         workload.stop();
         assert_exact(&guest, &outcome);
+        assert_maps_agree(outcome.report());
         assert_eq!(guest.hints.done.load(Ordering::Acquire), 1);
     }
 }
@@ -169,12 +200,17 @@ fn hints_that_come_too_late_are_counted_and_harmless() {
     let params = MigrationParams {
         downtime_limit: Duration::ZERO,
         max_rounds: Some(2),
+        map_rounds: true,
         ..MigrationParams::default()
     };
     let outcome = migrate(guest.source(), params);
     assert_exact(&guest, &outcome);
-    assert_eq!(outcome.report().rounds[1].pages_hinted_too_late, 1);
-    assert_eq!(outcome.report().totals.pages_hinted, 0);
+    let report = outcome.report();
+    assert_eq!(report.rounds[1].pages_hinted_too_late, 1);
+    assert_eq!(report.totals.pages_hinted, 0);
+    assert_maps_agree(report);
+    let first = &report.maps.as_ref().unwrap().rows[0];
+    assert_eq!((first.sum().in_vain, first.cells[0].in_vain), (1, 1));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::clause::{Clause, Clauses};
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::hints::{HintError, HintSource};
 use crate::ram::GuestRam;
+use crate::round_map::Recorder;
 use crate::trace::Trace;
 
 /// A broken clause waits this long for hints that a test then sees go wrong.
@@ -100,11 +101,16 @@ impl<'a> Tracker<'a> {
         Epoch { tracker: self }
     }
 
-    /// Takes what all logs have into the bitmap. `sent` says what the destination has.
-    pub(crate) fn harvest(&mut self, sent: &MigrationBitmap) -> Result<Harvest, DirtyLogError> {
+    /// Takes what all logs have into the bitmap. `sent` says what the destination has; hints for that are noted
+    /// in `maps`.
+    pub(crate) fn harvest(
+        &mut self,
+        sent: &MigrationBitmap,
+        maps: &mut Recorder,
+    ) -> Result<Harvest, DirtyLogError> {
         // A hint that is older than this harvest says nothing about a page that the harvest brings.
         let too_late = if self.clauses.hold(Clause::DropStaleHints) && !self.hints.is_open {
-            self.hints.forget(sent)
+            self.hints.forget(sent, maps)
         } else {
             0
         };
@@ -292,7 +298,7 @@ impl<'a> Hints<'a> {
     }
 
     /// Takes all hints out of the map. Returns how many of them were for pages in `sent`.
-    fn forget(&mut self, sent: &MigrationBitmap) -> u64 {
+    fn forget(&mut self, sent: &MigrationBitmap, maps: &mut Recorder) -> u64 {
         let Some(source) = self.source.as_deref_mut() else {
             return 0;
         };
@@ -302,7 +308,9 @@ impl<'a> Hints<'a> {
                 if source.load(index) == 0 {
                     return 0;
                 }
-                u64::from((source.take(index) & sent.load(index)).count_ones())
+                let late = source.take(index) & sent.load(index);
+                maps.late(index, late);
+                u64::from(late.count_ones())
             })
             .sum();
         self.trace.record(Event::Forgotten);

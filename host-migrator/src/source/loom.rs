@@ -23,6 +23,7 @@ use crate::clause::{Clause, Clauses};
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::hints::{HintError, HintSource};
 use crate::ram::{GuestRam, RamRegion};
+use crate::round_map::Recorder;
 use crate::trace::Trace;
 
 /// One word of the bitmaps; the guest uses its first page.
@@ -195,7 +196,9 @@ fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
         let epoch = tracker.open();
         send(&epoch.pass(), &memory, &mut destination);
         epoch.close();
-        tracker.harvest(&nothing_sent).unwrap();
+        tracker
+            .harvest(&nothing_sent, &mut Recorder::default())
+            .unwrap();
     }
     tracker.before_pause();
     guest.join().unwrap();

@@ -18,6 +18,7 @@ use super::sender::{Link, Sender, milliseconds};
 use super::{MigrationError, Source};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
+use crate::round_map::Recorder;
 use crate::stats::{MigrationReport, MigrationState, RoundStats};
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -150,6 +151,9 @@ fn run(
     };
     let pacing = Pacing::new(params.max_bandwidth);
     let mut sender = Sender::new(link, ram, progress, pacing, trace);
+    if params.map_rounds {
+        sender.maps = Recorder::new(ram, tracker.bitmap());
+    }
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;
@@ -185,6 +189,7 @@ fn run(
     report.totals = sender.totals().clone();
     report.wire_bytes = sender.link.out.bytes();
     report.hints = progress.status().hints;
+    report.maps = sender.maps.finish();
     report.skipped = Some(Arc::new(sender.into_skipped()));
     progress.update(|status| {
         status.ram.transferred = report.wire_bytes;
@@ -252,7 +257,8 @@ fn rounds(
         sender.end_round()?;
         sender.round_received()?;
         epoch.close();
-        let harvest = tracker.harvest(sender.sent())?;
+        let (sent, maps) = sender.for_harvest();
+        let harvest = tracker.harvest(sent, maps)?;
         by_back_ends = harvest.by_back_ends;
         let stats = sender.take_round(harvest.dirty, harvest.too_late);
         pending = tracker.bitmap().count();

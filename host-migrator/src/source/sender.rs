@@ -16,6 +16,7 @@ use super::progress::Progress;
 use super::run_table::RunTable;
 use crate::bitmap::{MigrationBitmap, runs_of_word};
 use crate::ram::GuestRam;
+use crate::round_map::Recorder;
 use crate::stats::RoundStats;
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -51,6 +52,7 @@ pub(crate) struct Sender<'a> {
     skipped: MigrationBitmap,
     /// Pages that read as zero when the round began, unless the guest has written them since.
     holes: Option<MigrationBitmap>,
+    pub(crate) maps: Recorder,
     batch: Batch,
     zero: RunTable,
     discard: RunTable,
@@ -79,6 +81,7 @@ impl<'a> Sender<'a> {
             sent: MigrationBitmap::new(ram.bitmap_pages()),
             skipped: MigrationBitmap::new(ram.bitmap_pages()),
             holes: None,
+            maps: Recorder::default(),
             batch: Batch::new(),
             zero: RunTable::new(SectionKind::Zero),
             discard: RunTable::new(SectionKind::Discard),
@@ -91,9 +94,10 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Pages that may be other than zero at the destination.
-    pub(crate) fn sent(&self) -> &MigrationBitmap {
-        &self.sent
+    /// What a harvest needs: the pages that may be other than zero at the destination, and where to note the hints
+    /// that came too late for them.
+    pub(crate) fn for_harvest(&mut self) -> (&MigrationBitmap, &mut Recorder) {
+        (&self.sent, &mut self.maps)
     }
 
     /// Begins round `round` with `pending` pages to be sent.
@@ -104,6 +108,7 @@ impl<'a> Sender<'a> {
             ..RoundStats::default()
         };
         self.holes = None;
+        self.maps.begin(round);
         self.round_began = Instant::now();
         self.round_bytes = self.link.out.bytes();
         self.progress.update(|status| {
@@ -240,6 +245,7 @@ impl<'a> Sender<'a> {
         self.round.pages_hinted += u64::from(hinted.count_ones());
         self.skipped.merge(index, hinted);
         let stale = self.sent.clear(index, hinted);
+        self.maps.skipped(index, hinted, stale);
         for run in runs_of_word(index as u64 * 64, stale) {
             self.round.pages_discarded += run.count();
             self.discarded += run.count();
@@ -265,6 +271,8 @@ impl<'a> Sender<'a> {
         self.record(index, zero, Event::Zero);
         let content = bits & !zero;
         self.round.pages_resent += u64::from((self.sent.load(index) & content).count_ones());
+        self.maps.sent(index, content, self.sent.load(index));
+        self.maps.zero(index, zero);
         self.sent.merge(index, content);
         self.round.pages_zero += u64::from(zero.count_ones());
         // The destination's memory starts as zero: only what it has got need be made so.
