@@ -125,6 +125,10 @@ pub struct WorkloadArgs {
     /// How the bare guest answers requests for hints
     #[arg(long, value_enum, default_value_t)]
     pub answer: Answering,
+    /// More arguments for the kernel of a Linux guest, such as init_on_alloc=0: its balloon driver then hints memory
+    /// without writing zeros to it first
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub append: String,
 }
 
 /// See [`spec::bare::HoldPolicy`].
@@ -162,9 +166,6 @@ pub struct RunArgs {
     /// Linux guest: the initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Linux guest: more kernel arguments
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub append: String,
 }
 
 /// `lacuna receive`

@@ -129,6 +129,7 @@ impl RunPlan {
         push(&mut args, "--seed", self.workload.seed);
         push(&mut args, "--hold", name_of(self.workload.hold));
         push(&mut args, "--answer", name_of(self.workload.answer));
+        push(&mut args, "--append", &self.workload.append);
         if let Some(files) = &self.linux {
             args.extend(["--kernel".into(), files.kernel.clone().into()]);
             args.extend(["--initrd".into(), files.initrd.clone().into()]);

@@ -151,7 +151,7 @@ fn guest(args: &RunArgs) -> Result<Guest, ProcessError> {
                 .map(read)
                 .transpose()?
                 .unwrap_or_default();
-            let command_line = linux_command_line(&args.workload, &args.append);
+            let command_line = linux_command_line(&args.workload);
             Guest::Linux(LinuxGuest {
                 kernel,
                 initrd,
@@ -184,13 +184,13 @@ fn bare_workload(args: &WorkloadArgs) -> BareWorkload {
 const LINUX_ARGUMENTS: &str =
     "console=ttyS0 quiet panic=-1 reboot=k pci=off no_timer_check tsc=reliable mitigations=off";
 
-fn linux_command_line(workload: &WorkloadArgs, append: &str) -> String {
+fn linux_command_line(workload: &WorkloadArgs) -> String {
     // Pages that are freed and taken again in a second: the Linux guest does both once a second.
     let churn = workload.churn.saturating_mul(spec::PAGE_SIZE);
     let line = format!(
         "{LINUX_ARGUMENTS} lacuna.in_use={} lacuna.freed={} lacuna.dirty_rate={} lacuna.churn={churn} \
-         lacuna.seed={} {append}",
-        workload.in_use.0, workload.freed.0, workload.dirty_rate.0, workload.seed
+         lacuna.seed={} {}",
+        workload.in_use.0, workload.freed.0, workload.dirty_rate.0, workload.seed, workload.append
     );
     line.trim_end().to_owned()
 }
