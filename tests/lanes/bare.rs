@@ -2,9 +2,10 @@
 //! The bare lane: the bare-metal guest on /dev/kvm, migrated between processes.
 
 use crate::lab::{
-    BareGuest, Lab, Migration, end_of_migration, release_and_check, skipped_without_kvm, status,
-    whole_pass,
+    BareGuest, Lab, Migration, end_of_migration, lacuna, release_and_check, skipped_without_kvm,
+    status, whole_pass,
 };
+use lacuna::compare::Record;
 use lacuna::control::HintMode;
 
 /// One migration with everything compared. Returns the report.
@@ -223,6 +224,36 @@ fn several_vcpus_and_memory_above_4_gib_arrive_whole() {
         ..Default::default()
     };
     migrate(guest, &Migration::default());
+}
+
+#[test]
+fn a_comparison_draws_every_round_of_every_mode() {
+    if skipped_without_kvm("bare, picture") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("picture.svg");
+    let options = "compare --memory 128M --in-use 16M --freed 64M --hints off,on --json --picture";
+    let mut args: Vec<&str> = options.split(' ').collect();
+    args.push(picture.to_str().unwrap());
+    let output = lacuna(&args);
+    assert!(output.status.success(), "{output:?}");
+    let records = String::from_utf8(output.stdout).unwrap();
+    let rounds: Vec<u64> = records
+        .lines()
+        .map(|line| serde_json::from_str::<Record>(line).unwrap().rounds)
+        .collect();
+    assert_eq!(rounds.len(), 2);
+    let svg = std::fs::read_to_string(&picture).unwrap();
+    let rows = svg.matches("class=\"round\"").count() as u64;
+    assert_eq!(rows, rounds.iter().sum::<u64>());
+    // Nothing is free without hints, and something is with them.
+    let (without, with) = svg.split_once("hints on").unwrap();
+    let skipped = "<path class=\"skipped\"";
+    assert!(
+        !without.contains(skipped) && with.contains(skipped),
+        "{svg}"
+    );
 }
 
 #[test]

@@ -262,6 +262,7 @@ impl Migration {
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
             hints: self.hints,
+            map_rounds: false,
             switched_off: self.switched_off.clone(),
         };
         tell(source, &control::Command::Migrate(arguments));

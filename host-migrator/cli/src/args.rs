@@ -272,7 +272,11 @@ pub struct CompareArgs {
     /// What the migration goes over
     #[arg(long, value_enum, default_value_t)]
     pub transport: Transport,
-    /// Print one JSON object a run instead of the table
+    /// Write a picture (SVG) of each mode's first run: which part of guest memory each round sent, sent in vain, or
+    /// skipped
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
+    /// Print one JSON object a run instead of the table, and no picture
     #[arg(long)]
     pub json: bool,
     /// Test builds: a clause of the rule to switch off (may be repeated)

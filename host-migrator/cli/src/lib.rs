@@ -11,6 +11,7 @@ pub mod jobs;
 pub mod machine;
 pub mod nested;
 pub mod size;
+mod terminal;
 pub mod trace;
 
 use std::error::Error;

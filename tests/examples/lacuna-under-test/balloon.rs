@@ -120,6 +120,7 @@ fn run(seed: &str) -> Result<Value, Failure> {
         max_bandwidth: Some(BANDWIDTH),
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
+        map_rounds: false,
         switched_off: Vec::new(),
     }))?;
     device.set_target(LATER_TARGET)?;

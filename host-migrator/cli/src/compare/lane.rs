@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The same comparison in the nested lane, where this machine cannot run the guest itself.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::CompareError;
+use super::{CompareError, print_line, write_picture};
 use crate::args::{CompareArgs, GuestKind};
 use crate::nested::{self, Lane, Line, Settings};
 
@@ -12,6 +13,9 @@ use crate::nested::{self, Lane, Line, Settings};
 const TIMEOUT: Duration = Duration::from_secs(1800);
 /// What the outer machine needs beside the two guests: its kernel, its ramdisk, our processes.
 const OVERHEAD_BYTES: u64 = 1 << 30;
+
+/// What a line of a picture starts with on its way out of the lane.
+const PICTURE: &str = "lacuna-picture: ";
 
 /// Whether this machine cannot run the guest itself.
 pub fn is_needed(guest: GuestKind) -> bool {
@@ -48,16 +52,32 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     }
     let mut lane = Lane::prepare(&program, settings)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut picture = String::new();
     let status = lane.run(&arguments, |line| {
         // Nobody is left to read it if a stream is closed.
         let _ = match line {
-            Line::Output(text) => writeln!(io::stdout(), "{text}"),
+            Line::Output(text) => match text.strip_prefix(PICTURE) {
+                Some(line) => writeln!(picture, "{line}").map_err(io::Error::other),
+                None => writeln!(io::stdout(), "{text}"),
+            },
             Line::Error(text) => writeln!(io::stderr(), "{text}"),
         };
     })?;
+    if let Some(path) = args.picture.as_deref().filter(|_| !picture.is_empty()) {
+        write_picture(path, &picture)?;
+    }
     if status == 0 {
         Ok(())
     } else {
         Err(CompareError::InLane { status })
     }
+}
+
+/// Inside the lane: has the picture `svg` written outside, where it was asked for.
+///
+/// # Errors
+/// [`CompareError::Io`] if the way out is closed.
+pub fn send_picture(svg: &str) -> Result<(), CompareError> {
+    svg.lines()
+        .try_for_each(|line| print_line(&format!("{PICTURE}{line}")))
 }

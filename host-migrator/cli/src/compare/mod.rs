@@ -8,10 +8,13 @@
 mod lane;
 mod oracle;
 mod parts;
+pub mod picture;
 mod record;
 mod run;
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitStatus;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,6 +27,7 @@ pub use run::{RunPlan, ask_oracle, run_once};
 use crate::args::CompareArgs;
 use crate::control::ClientError;
 use crate::nested;
+use crate::terminal;
 use crate::trace::TraceJobError;
 
 /// A comparison that could not be carried out.
@@ -124,12 +128,21 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     }
     progress.finish_and_clear();
     if !args.json {
+        let rounds = picture::terminal::draw(&records, terminal::width(), terminal::has_colours());
         print_line(&format!(
-            "{}\n\n{}\n{}",
+            "{}\n\n{}\n{}\n{rounds}",
             headline(args),
             table(&records),
             chart(&records)
         ))?;
+    }
+    if let Some(path) = &args.picture {
+        let svg = picture::svg::draw(&records);
+        if nested::inside() {
+            lane::send_picture(&svg)?;
+        } else {
+            write_picture(path, &svg)?;
+        }
     }
     let wrong = records.iter().filter(|record| !record.is_exact()).count();
     if wrong > 0 {
@@ -166,6 +179,13 @@ fn progress_bar(runs: usize, json: bool) -> ProgressBar {
     }
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     bar
+}
+
+fn write_picture(path: &Path, svg: &str) -> Result<(), CompareError> {
+    fs::write(path, svg).map_err(|source| CompareError::Io {
+        what: "cannot write the picture",
+        source,
+    })
 }
 
 /// A closed pipe (`| head`) is an error to report, not a panic.

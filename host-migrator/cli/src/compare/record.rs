@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use host_migrator::RoundMaps;
 use serde::{Deserialize, Serialize};
 
 use crate::control::HintMode;
@@ -60,6 +61,9 @@ pub struct Record {
     pub trace_events: Option<u64>,
     /// Hinted pages of each round.
     pub pages_hinted_by_round: Vec<u64>,
+    /// Where in memory that was; kept for the pictures.
+    #[serde(skip)]
+    pub maps: Option<RoundMaps>,
 }
 
 impl Record {

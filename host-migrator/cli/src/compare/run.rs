@@ -50,6 +50,7 @@ pub struct RunPlan {
     hints: HintMode,
     transport: Transport,
     check_trace: bool,
+    map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
     linux: Option<nested::GuestFiles>,
     #[cfg(feature = "clause-switches")]
@@ -86,6 +87,7 @@ impl RunPlan {
                     hints: *hints,
                     transport: args.transport,
                     check_trace: args.check_trace,
+                    map_rounds: args.picture.is_some() || !args.json,
                     linux: linux.clone(),
                     #[cfg(feature = "clause-switches")]
                     switch_off: args.switch_off.clone(),
@@ -157,6 +159,7 @@ impl RunPlan {
             max_bandwidth: self.max_bandwidth.map(|size| size.0),
             downtime_limit: self.downtime_limit.as_millis() as u64,
             hints: self.hints,
+            map_rounds: self.map_rounds,
             #[cfg(feature = "clause-switches")]
             switched_off: self.switch_off.clone(),
         })
@@ -396,6 +399,7 @@ fn record(
             .iter()
             .map(|round| round.pages_hinted)
             .collect(),
+        maps: report.maps.clone(),
     }
 }
 

@@ -52,6 +52,9 @@ pub struct MigrateArguments {
     /// Which pages need not be sent.
     #[serde(default)]
     pub hints: HintMode,
+    /// Keep maps of the rounds for the report.
+    #[serde(default)]
+    pub map_rounds: bool,
     /// Clauses of the rule to switch off: only in a test build.
     #[cfg(feature = "clause-switches")]
     #[serde(default)]

@@ -326,6 +326,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
         skip_holes: arguments.hints != HintMode::Off,
         use_hints: arguments.hints == HintMode::On,
+        map_rounds: arguments.map_rounds,
         #[cfg(feature = "clause-switches")]
         switched_off: arguments
             .switched_off

@@ -14,7 +14,6 @@ pub mod picture;
 pub mod svg;
 pub mod terminal;
 
-use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use serde_json::json;
@@ -25,6 +24,7 @@ use spec::page_map::PageMap;
 use super::args::MapArgs;
 use super::device::Device;
 use super::{BalloonError, hints, print};
+use crate::terminal as stdout;
 use layers::Layers;
 use numbers::Numbers;
 use picture::Picture;
@@ -37,7 +37,6 @@ const SVG_ROW: usize = 128;
 const SVG_CELLS: usize = SVG_ROW * 64;
 /// The most rows that regions take on the terminal.
 const TERMINAL_ROWS: usize = 20;
-const USUAL_WIDTH: u16 = 80;
 
 /// `lacuna balloon map`
 ///
@@ -67,8 +66,8 @@ pub fn map(args: &MapArgs) -> Result<(), BalloonError> {
         })?;
     }
     let text = || {
-        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let width = usize::from(args.width.or_else(columns).unwrap_or(USUAL_WIDTH));
+        let colour = stdout::has_colours();
+        let width = args.width.map_or_else(stdout::width, usize::from);
         let row = terminal::cells_in(width, colour);
         let picture = Picture::new(&layers, row, row * TERMINAL_ROWS);
         let mut text = terminal::draw(&picture, colour);
@@ -84,14 +83,6 @@ pub fn map(args: &MapArgs) -> Result<(), BalloonError> {
         text()
     };
     print(args.device.json, &as_json(&layers), &text)
-}
-
-/// The columns of the terminal that standard output is.
-fn columns() -> Option<u16> {
-    rustix::termios::tcgetwinsize(io::stdout())
-        .ok()
-        .map(|size| size.ws_col)
-        .filter(|&columns| columns >= 24)
 }
 
 fn numbers_text(layers: &Layers) -> String {

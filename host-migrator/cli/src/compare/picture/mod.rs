@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Pictures of migrations: a row for each round, and in it guest memory from the lowest address to the highest, with
+//! what became of it in that round.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`svg`] | a file, for every mode that was compared |
+//! | [`terminal`] | a line of characters a round, for the mode with hints |
+//!
+//! `host-migrator/cli/doc/compare.svg` is one.
+
+pub mod svg;
+pub mod terminal;
+
+use host_migrator::RoundMaps;
+use host_migrator::round_map::{Fates, RoundMap};
+use spec::PAGE_SIZE;
+
+use crate::compare::Record;
+use crate::size::Size;
+
+/// What may have become of a page in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Sent for the first time.
+    Sent,
+    /// Sent again: the guest had written it since.
+    Again,
+    /// Sent, for the first time or again, and hinted to be free too late.
+    Vain,
+    /// Not sent because of a hint.
+    Skipped,
+    /// Not sent because it is zero, or was never touched.
+    Empty,
+    /// Not to be sent in this round.
+    Rest,
+}
+
+impl Fate {
+    /// All of them, in this order.
+    pub const ALL: [Self; 6] = [
+        Self::Sent,
+        Self::Again,
+        Self::Vain,
+        Self::Skipped,
+        Self::Empty,
+        Self::Rest,
+    ];
+
+    /// In a legend.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Again => "sent again",
+            Self::Vain => "sent in vain",
+            Self::Skipped => "free, skipped",
+            Self::Empty => "zero or never touched",
+            Self::Rest => "not to be sent in this round",
+        }
+    }
+}
+
+/// How many pages of a stretch of memory met each of [`Fate::ALL`]: every page is counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Column([u64; 6]);
+
+impl Column {
+    fn new(fates: Fates, memory: u64) -> Self {
+        let vain = fates.in_vain;
+        // A page may have been both; which ones were is not known.
+        let again = fates.resent.min(fates.sent - vain.min(fates.sent));
+        let sent = fates.sent.saturating_sub(vain + again);
+        let empty = fates.zero + fates.holes;
+        let rest = memory.saturating_sub(fates.sent + fates.skipped + empty);
+        Self([sent, again, vain, fates.skipped, empty, rest])
+    }
+
+    /// Its pages of guest memory.
+    pub fn memory(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Those that met `fate`.
+    pub fn pages(&self, fate: Fate) -> u64 {
+        self.0[fate as usize]
+    }
+
+    /// Those that were sent, in vain or not.
+    pub fn all_sent(&self) -> u64 {
+        [Fate::Sent, Fate::Again, Fate::Vain]
+            .into_iter()
+            .map(|fate| self.pages(fate))
+            .sum()
+    }
+}
+
+/// Cells that make a column where there is room for so many columns.
+fn cells_a_column(maps: &RoundMaps, columns: usize) -> usize {
+    maps.memory.len().div_ceil(columns.max(1)).max(1)
+}
+
+/// `row` in columns of so many cells each.
+fn columns(maps: &RoundMaps, row: &RoundMap, cells: usize) -> Vec<Column> {
+    let fates = row.cells.chunks(cells);
+    let memory = maps.memory.chunks(cells);
+    fates
+        .zip(memory)
+        .map(|(fates, memory)| {
+            let fates = fates.iter().copied().fold(Fates::default(), Fates::plus);
+            Column::new(fates, memory.iter().sum())
+        })
+        .collect()
+}
+
+/// The whole of `row` as one column.
+fn whole(maps: &RoundMaps, row: &RoundMap) -> Column {
+    Column::new(row.sum(), maps.memory.iter().sum())
+}
+
+/// Bytes of a column of so many cells.
+fn column_bytes(maps: &RoundMaps, cells: usize) -> u64 {
+    maps.cell_pages * PAGE_SIZE * cells as u64
+}
+
+/// The first run of each mode that has maps.
+fn first_runs(records: &[Record]) -> Vec<(&Record, &RoundMaps)> {
+    let mut runs: Vec<(&Record, &RoundMaps)> = Vec::new();
+    for record in records {
+        if let Some(maps) = &record.maps
+            && runs.iter().all(|(run, _)| run.hints != record.hints)
+        {
+            runs.push((record, maps));
+        }
+    }
+    runs
+}
+
+/// A row's rounds, as people call them. The guest stands still in the last one.
+fn label(row: &RoundMap, is_last: bool) -> String {
+    match (row.first_round, row.last_round) {
+        (_, last) if is_last && row.first_round == last => format!("{last}, stopped"),
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first} to {last}"),
+    }
+}
+
+fn size(pages: u64) -> Size {
+    Size(pages * PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use host_migrator::round_map::{Fates, RoundMap};
+    use serde_json::json;
+
+    use super::*;
+
+    /// Two rounds of a guest with 4 cells of 64 pages, the third of which is no memory.
+    pub fn maps() -> RoundMaps {
+        let cell = |sent, zero, skipped, holes, resent, in_vain| Fates {
+            sent,
+            zero,
+            skipped,
+            holes,
+            resent,
+            in_vain,
+            late: 0,
+        };
+        let row = |round, cells: [Fates; 4]| RoundMap {
+            first_round: round,
+            last_round: round,
+            cells: cells.to_vec(),
+        };
+        let none = Fates::default();
+        RoundMaps {
+            cell_pages: 64,
+            memory: vec![64, 64, 0, 32],
+            rows: vec![
+                row(
+                    1,
+                    [
+                        cell(64, 0, 0, 0, 0, 16),
+                        cell(0, 4, 60, 0, 0, 0),
+                        none,
+                        cell(0, 0, 0, 32, 0, 0),
+                    ],
+                ),
+                row(2, [cell(8, 0, 0, 0, 8, 0), none, none, none]),
+            ],
+        }
+    }
+
+    /// A run with these maps.
+    pub fn record(hints: &str, maps: Option<RoundMaps>) -> Record {
+        let record: Record = serde_json::from_value(json!({
+            "guest": "bare", "memory_bytes": 160 << 12, "in_use_bytes": 64 << 12, "hints": hints,
+            "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": 300_000, "total_ms": 10.0,
+            "downtime_ms": 1.5, "expected_downtime_ms": 1.0, "rounds": 2, "pages_sent": 72,
+            "pages_zero": 4, "pages_hinted": 60, "pages_hinted_too_late": 16, "pages_resent": 8,
+            "pages_compared": 160, "pages_wrong": 0, "pages_given_up": 60, "guest_checks": 1,
+            "guest_wrong": 0, "pages_hinted_by_round": [60, 0]
+        }))
+        .unwrap();
+        Record { maps, ..record }
+    }
+
+    #[test]
+    fn every_page_of_a_column_has_one_fate() {
+        let maps = maps();
+        let first = columns(&maps, &maps.rows[0], 1);
+        let expected = [
+            [48, 0, 16, 0, 0, 0],
+            [0, 0, 0, 60, 4, 0],
+            [0; 6],
+            [0, 0, 0, 0, 32, 0],
+        ];
+        assert_eq!(first, expected.map(Column));
+        let second = columns(&maps, &maps.rows[1], 2);
+        assert_eq!(
+            second,
+            [[0, 8, 0, 0, 0, 120], [0, 0, 0, 0, 0, 32]].map(Column)
+        );
+        for row in &maps.rows {
+            let whole = whole(&maps, row);
+            assert_eq!(whole.memory(), 160);
+            assert_eq!(whole.all_sent(), row.sum().sent);
+        }
+    }
+
+    #[test]
+    fn a_page_that_was_sent_again_and_in_vain_is_counted_once() {
+        let fates = Fates {
+            sent: 10,
+            resent: 8,
+            in_vain: 6,
+            ..Fates::default()
+        };
+        assert_eq!(Column::new(fates, 16), Column([0, 4, 6, 0, 0, 6]));
+    }
+
+    #[test]
+    fn as_many_columns_as_fit() {
+        let maps = maps();
+        for (room, cells) in [(0, 4), (1, 4), (2, 2), (3, 2), (4, 1), (100, 1)] {
+            assert_eq!(cells_a_column(&maps, room), cells);
+        }
+    }
+
+    #[test]
+    fn each_mode_is_drawn_once_and_only_if_there_is_a_map() {
+        let records = [
+            record("off", None),
+            record("on", Some(maps())),
+            record("on", Some(maps())),
+            record("off", Some(maps())),
+        ];
+        let modes: Vec<String> = first_runs(&records)
+            .into_iter()
+            .map(|(record, _)| record.hints.to_string())
+            .collect();
+        assert_eq!(modes, ["on", "off"]);
+    }
+}
