@@ -6,7 +6,8 @@ use std::io;
 use std::ptr::NonNull;
 use std::slice;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use spec::PAGE_SIZE;
 use spec::stamp::PAGE_WORDS;
 
@@ -66,6 +67,27 @@ impl Area {
         })
     }
 
+    /// Has the kernel back the memory with single pages from now on, and not with huge ones.
+    pub fn use_small_pages(&self) -> io::Result<()> {
+        if self.pages == 0 {
+            return Ok(());
+        }
+        let bytes = self.pages * PAGE;
+        // SAFETY: this is the mapping of `map`; its content does not change.
+        match unsafe { madvise(self.start.as_ptr().cast(), bytes, Advice::LinuxNoHugepage) } {
+            // A kernel without huge pages does not know the advice.
+            Err(Errno::INVAL) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    /// Gives the page at `index`, which must exist, back to the kernel. It reads as zero from then on.
+    pub fn free_page(&mut self, index: usize) -> io::Result<()> {
+        let page: *mut Page = &mut self.pages_mut()[index];
+        // SAFETY: the page lies in the mapping of `map`, nobody refers to it, and zeros are a page.
+        Ok(unsafe { madvise(page.cast(), PAGE, Advice::LinuxDontNeed) }?)
+    }
+
     /// All pages.
     pub fn pages(&self) -> &[Page] {
         // SAFETY: `start` and `pages` describe memory that is mapped until drop (or nothing), and every
@@ -103,6 +125,20 @@ mod tests {
         area.pages_mut()[2][PAGE_WORDS - 1] = 1;
         assert_eq!(area.pages()[2][PAGE_WORDS - 1], 1);
         assert!(Area::map(0).unwrap().pages().is_empty());
+        assert!(Area::map(0).unwrap().use_small_pages().is_ok());
         assert!(Area::map(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_freed_page_reads_as_zero_and_its_neighbours_as_before() {
+        let mut area = Area::map(3 * PAGE).unwrap();
+        area.use_small_pages().unwrap();
+        area.pages_mut().as_flattened_mut().fill(7);
+        area.free_page(1).unwrap();
+        let [before, freed, after] = area.pages() else {
+            panic!("three pages")
+        };
+        assert!(freed.iter().all(|&word| word == 0));
+        assert!(before.iter().chain(after).all(|&word| word == 7));
     }
 }

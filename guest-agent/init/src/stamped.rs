@@ -20,6 +20,8 @@ pub struct WrongPage {
 /// Pages that all carry a stamp: their own virtual address and the count of writes.
 pub struct StampedPages {
     area: Area,
+    /// One of so many pages of the area is ours; the others are free.
+    spacing: usize,
     versions: Vec<u32>,
     seed: u64,
 }
@@ -27,15 +29,33 @@ pub struct StampedPages {
 impl StampedPages {
     /// Takes `bytes` from the kernel and stamps every page.
     pub fn fill(bytes: usize, seed: u64) -> io::Result<Self> {
-        let mut area = Area::map(bytes)?;
+        Ok(Self::stamp(Area::map(bytes)?, seed))
+    }
+
+    /// Takes `bytes` from the kernel in single pages, stamps them all, and gives every second one back: what
+    /// is free then lies in pieces of one page.
+    pub fn fill_every_second(bytes: usize, seed: u64) -> io::Result<Self> {
+        let area = Area::map(bytes)?;
+        area.use_small_pages()?;
+        let mut pages = Self::stamp(area, seed);
+        for index in (1..pages.len()).step_by(2) {
+            pages.area.free_page(index)?;
+        }
+        pages.spacing = 2;
+        pages.versions.truncate(pages.versions.len().div_ceil(2));
+        Ok(pages)
+    }
+
+    fn stamp(mut area: Area, seed: u64) -> Self {
         for page in area.pages_mut() {
             stamp_of(page, 1).write(seed, page);
         }
-        Ok(Self {
+        Self {
+            spacing: 1,
             versions: vec![1; area.pages().len()],
             area,
             seed,
-        })
+        }
     }
 
     /// How many pages there are.
@@ -45,7 +65,7 @@ impl StampedPages {
 
     /// Checks the page at `index`, which must be below [`len`](Self::len).
     pub fn check(&self, index: usize) -> Result<(), WrongPage> {
-        let page = &self.area.pages()[index];
+        let page = &self.area.pages()[index * self.spacing];
         let stamp = stamp_of(page, self.versions[index]);
         stamp.check(self.seed, page).map_err(|found| WrongPage {
             address: stamp.address,
@@ -61,9 +81,43 @@ impl StampedPages {
         // Never 0, which no written page has.
         let version = self.versions[index].checked_add(1).unwrap_or(1);
         self.versions[index] = version;
-        let page = &mut self.area.pages_mut()[index];
+        let page = &mut self.area.pages_mut()[index * self.spacing];
         stamp_of(page, version).write(self.seed, page);
         checked
+    }
+}
+
+/// All memory that stays in use, as one range of indices: pages in a row, then those between free ones.
+pub struct MemoryInUse {
+    whole: StampedPages,
+    fragmented: StampedPages,
+}
+
+impl MemoryInUse {
+    /// Puts the two together.
+    pub fn new(whole: StampedPages, fragmented: StampedPages) -> Self {
+        Self { whole, fragmented }
+    }
+
+    /// How many pages there are.
+    pub fn len(&self) -> usize {
+        self.whole.len() + self.fragmented.len()
+    }
+
+    /// As [`StampedPages::check`].
+    pub fn check(&self, index: usize) -> Result<(), WrongPage> {
+        match index.checked_sub(self.whole.len()) {
+            None => self.whole.check(index),
+            Some(index) => self.fragmented.check(index),
+        }
+    }
+
+    /// As [`StampedPages::rewrite`].
+    pub fn rewrite(&mut self, index: usize) -> Result<(), WrongPage> {
+        match index.checked_sub(self.whole.len()) {
+            None => self.whole.rewrite(index),
+            Some(index) => self.fragmented.rewrite(index),
+        }
     }
 }
 
@@ -92,5 +146,29 @@ mod tests {
         assert_eq!(wrong, [3]);
         assert!(pages.rewrite(3).is_err());
         assert!(pages.check(3).is_ok());
+    }
+
+    #[test]
+    fn of_fragmented_memory_every_second_page_is_zero_and_the_others_are_checked() {
+        let mut pages = StampedPages::fill_every_second(5 << 12, 5).unwrap();
+        assert_eq!(pages.len(), 3);
+        let zero: Vec<_> = (0..5)
+            .filter(|&index| pages.area.pages()[index].iter().all(|&word| word == 0))
+            .collect();
+        assert_eq!(zero, [1, 3]);
+        assert!((0..3).all(|index| pages.rewrite(index).is_ok()));
+        pages.area.pages_mut()[4][7] = 0;
+        assert!(pages.check(2).is_err());
+    }
+
+    #[test]
+    fn the_pages_of_both_kinds_of_memory_have_one_range_of_indices() {
+        let whole = StampedPages::fill(2 << 12, 5).unwrap();
+        let fragmented = StampedPages::fill_every_second(4 << 12, 5).unwrap();
+        let mut pages = MemoryInUse::new(whole, fragmented);
+        assert_eq!(pages.len(), 4);
+        assert!((0..4).all(|index| pages.rewrite(index).is_ok()));
+        assert_eq!(pages.whole.versions, [2, 2]);
+        assert_eq!(pages.fragmented.versions, [2, 2]);
     }
 }

@@ -11,7 +11,7 @@ use spec::stamp::Random;
 
 use crate::command_line::{NotANumber, number};
 use crate::report::Report;
-use crate::stamped::{StampedPages, WrongPage};
+use crate::stamped::{MemoryInUse, StampedPages, WrongPage};
 
 /// The steady work is done in small portions, so that writes spread over time.
 const TICK: Duration = Duration::from_millis(10);
@@ -27,7 +27,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How long churned memory stays in use, and how long it then stays free.
 const CHURN_EVERY: Duration = Duration::from_millis(500);
 
-/// How much memory the guest uses and how: the parameters `lacuna.in_use`, `.freed`, `.churn` (bytes),
+/// How much memory the guest uses and how: the parameters `lacuna.in_use`, `.freed`, `.fragment`, `.churn` (bytes),
 /// `.dirty_rate` (bytes a second) and `.seed` of the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -35,6 +35,8 @@ pub struct Workload {
     in_use: u64,
     /// Bytes written once and then freed, before the guest is ready.
     freed: u64,
+    /// Bytes of which every second page is freed, the others stay in use.
+    fragment: u64,
     /// Bytes a second written to memory in use.
     dirty_rate: u64,
     /// Bytes that are taken, stamped, checked and freed over and over again.
@@ -49,6 +51,7 @@ impl Workload {
         Ok(Self {
             in_use: number(line, "in_use", 0)?,
             freed: number(line, "freed", 0)?,
+            fragment: number(line, "fragment", 0)?,
             dirty_rate: number(line, "dirty_rate", 0)?,
             churn: number(line, "churn", 0)?,
             seed: number(line, "seed", 0)?,
@@ -57,9 +60,10 @@ impl Workload {
 
     /// Fills memory, frees a part of it, says so, and works until the machine ends.
     pub fn run(self) -> io::Result<Infallible> {
-        let pages = StampedPages::fill(size(self.in_use)?, self.seed)?;
+        let whole = StampedPages::fill(size(self.in_use)?, self.seed)?;
         drop(StampedPages::fill(size(self.freed)?, self.seed)?);
-        let mut work = SteadyWork::new(self, pages)?;
+        let fragmented = StampedPages::fill_every_second(size(self.fragment)?, self.seed)?;
+        let mut work = SteadyWork::new(self, MemoryInUse::new(whole, fragmented))?;
         work.report.print();
         loop {
             let started = Instant::now();
@@ -71,7 +75,7 @@ impl Workload {
 
 /// The work after the guest is ready.
 struct SteadyWork {
-    pages: StampedPages,
+    pages: MemoryInUse,
     random: Random,
     seed: u64,
     dirty_rate: u64,
@@ -88,7 +92,7 @@ struct SteadyWork {
 }
 
 impl SteadyWork {
-    fn new(workload: Workload, pages: StampedPages) -> io::Result<Self> {
+    fn new(workload: Workload, pages: MemoryInUse) -> io::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             pages,
@@ -206,7 +210,9 @@ mod tests {
 
     fn steady(churn: &str) -> SteadyWork {
         let workload = Workload::from_command_line(&format!("{LINE} {churn}")).unwrap();
-        SteadyWork::new(workload, StampedPages::fill(1 << 20, 3).unwrap()).unwrap()
+        let whole = StampedPages::fill(512 << 10, 3).unwrap();
+        let fragmented = StampedPages::fill_every_second(1 << 20, 3).unwrap();
+        SteadyWork::new(workload, MemoryInUse::new(whole, fragmented)).unwrap()
     }
 
     #[test]

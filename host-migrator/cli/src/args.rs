@@ -110,6 +110,10 @@ pub struct WorkloadArgs {
     /// Memory that is written once and then freed
     #[arg(long, value_name = "SIZE", default_value = "1536M")]
     pub freed: Size,
+    /// Linux guest: memory that is then written, and of which every second page is freed and the others stay
+    /// in use, so that free memory lies in pieces of one page
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub fragment: Size,
     /// Bytes a second that the guest keeps writing to memory in use
     #[arg(long, value_name = "SIZE", default_value = "20M")]
     pub dirty_rate: Size,

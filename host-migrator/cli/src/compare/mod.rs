@@ -157,11 +157,12 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
 
 fn headline(args: &CompareArgs) -> String {
     format!(
-        "{:?} guest with {} of memory: {} in use, {} written and freed, {} a second written again",
+        "{:?} guest with {} of memory: {} in use, {} written and freed, {} fragmented, {} a second written again",
         args.guest,
         args.memory,
         args.workload.in_use,
         args.workload.freed,
+        args.workload.fragment,
         args.workload.dirty_rate
     )
 }

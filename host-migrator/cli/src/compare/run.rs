@@ -126,6 +126,7 @@ impl RunPlan {
         args.extend(self.machine_args());
         push(&mut args, "--in-use", self.workload.in_use.0);
         push(&mut args, "--freed", self.workload.freed.0);
+        push(&mut args, "--fragment", self.workload.fragment.0);
         push(&mut args, "--dirty-rate", self.workload.dirty_rate.0);
         push(&mut args, "--churn", self.workload.churn);
         push(&mut args, "--seed", self.workload.seed);

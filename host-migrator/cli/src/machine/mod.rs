@@ -44,6 +44,9 @@ pub enum ProcessError {
     /// The guest did not arrive.
     #[error("the guest did not arrive: {0}")]
     Receive(#[from] ReceiveError),
+    /// The workload is none for this guest.
+    #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
+    Fragment,
     /// A file or a socket.
     #[error("cannot {action} {path}: {source}", path = .path.display())]
     Io {
@@ -141,6 +144,7 @@ fn outlets(args: &MachineArgs) -> Result<(Outlets, Parts), ProcessError> {
 
 fn guest(args: &RunArgs) -> Result<Guest, ProcessError> {
     Ok(match args.machine.guest {
+        GuestKind::Bare if args.workload.fragment.0 > 0 => return Err(ProcessError::Fragment),
         GuestKind::Bare => Guest::Bare(bare_workload(&args.workload)),
         GuestKind::Linux => {
             let read = |path: &PathBuf| fs::read(path).map_err(io_error("read", path));
@@ -185,14 +189,25 @@ const LINUX_ARGUMENTS: &str =
     "console=ttyS0 quiet panic=-1 reboot=k pci=off no_timer_check tsc=reliable mitigations=off";
 
 fn linux_command_line(workload: &WorkloadArgs) -> String {
+    format!("{LINUX_ARGUMENTS} {}", guest_parameters(workload))
+}
+
+/// The workload as arguments of the Linux guest's kernel, where its first process reads them, and those that are
+/// the kernel's own.
+pub fn guest_parameters(workload: &WorkloadArgs) -> String {
     // Pages that are freed and taken again in a second: the Linux guest does both once a second.
     let churn = workload.churn.saturating_mul(spec::PAGE_SIZE);
-    let line = format!(
-        "{LINUX_ARGUMENTS} lacuna.in_use={} lacuna.freed={} lacuna.dirty_rate={} lacuna.churn={churn} \
+    let parameters = format!(
+        "lacuna.in_use={} lacuna.freed={} lacuna.fragment={} lacuna.dirty_rate={} lacuna.churn={churn} \
          lacuna.seed={} {}",
-        workload.in_use.0, workload.freed.0, workload.dirty_rate.0, workload.seed, workload.append
+        workload.in_use.0,
+        workload.freed.0,
+        workload.fragment.0,
+        workload.dirty_rate.0,
+        workload.seed,
+        workload.append
     );
-    line.trim_end().to_owned()
+    parameters.trim_end().to_owned()
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ProcessError {
