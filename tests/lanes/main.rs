@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Tests that start several parts: see README.md beside this folder.
 
+#[cfg(all(test, feature = "nested"))]
+#[path = "../shared/against_qemu.rs"]
+mod against_qemu;
 #[cfg(test)]
 mod bare;
 #[cfg(test)]
@@ -13,5 +16,8 @@ mod lab;
 mod nested;
 #[cfg(all(test, feature = "plugged"))]
 mod plugged;
+#[cfg(all(test, any(feature = "nested", feature = "plugged")))]
+#[path = "../shared/qemu_installation.rs"]
+mod qemu_installation;
 #[cfg(test)]
 mod traces;

@@ -2,6 +2,8 @@
 //! The nested lane: a stock Debian kernel with its own virtio_balloon driver, migrated by this program under
 //! kvm_amd, inside a QEMU machine whose processor is emulated (or directly, where the processor can).
 
+mod against_qemu;
+
 use std::process::Command;
 use std::time::Duration;
 

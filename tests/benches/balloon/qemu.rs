@@ -3,8 +3,6 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::MIB;
+use crate::qmp::Qmp;
 
 /// Names the program.
 const VARIABLE: &str = "LACUNA_QEMU";
@@ -68,7 +67,7 @@ pub struct Qemu {
     child: Child,
     console: PathBuf,
     qmp_path: PathBuf,
-    qmp: Option<BufReader<UnixStream>>,
+    qmp: Option<Qmp>,
 }
 
 impl Qemu {
@@ -151,10 +150,8 @@ impl Qemu {
             }
             std::thread::sleep(POLL);
         }
-        let mut qmp = BufReader::new(UnixStream::connect(&self.qmp_path)?);
-        qmp.read_line(&mut String::new())?;
-        self.qmp = Some(qmp);
-        self.ask("qmp_capabilities", json!({})).map(drop)
+        self.qmp = Some(Qmp::connect(&self.qmp_path)?);
+        Ok(())
     }
 
     /// The longest gaps that the guest has noticed, one a report.
@@ -182,21 +179,7 @@ impl Qemu {
 
     fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Box<dyn Error>> {
         let qmp = self.qmp.as_mut().ok_or("QMP is not open")?;
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(qmp.get_mut(), "{request}")?;
-        loop {
-            let mut line = String::new();
-            if qmp.read_line(&mut line)? == 0 {
-                return Err("QEMU has closed QMP".into());
-            }
-            let mut answer: Value = serde_json::from_str(&line)?;
-            if let Some(answer) = answer.get_mut("return") {
-                return Ok(answer.take());
-            }
-            if let Some(error) = answer.get("error") {
-                return Err(format!("{command}: {error}").into());
-            }
-        }
+        qmp.ask(command, arguments)
     }
 }
 

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command, built the way the tests need it: clauses of the rule can be switched off, and there is one job
-//! more, which must happen inside the outer machine of the nested lane.
+//! The command, built the way the tests need it: clauses of the rule can be switched off, and there are two
+//! jobs more, which must happen inside the outer machine of the nested lane.
 
+mod against_qemu;
 mod balloon;
 #[path = "../../shared/memory_files.rs"]
 mod memory_files;
+#[path = "../../shared/qmp.rs"]
+mod qmp;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(balloon::JOB) {
-        return balloon::main(arguments.next());
+    match arguments.next().as_deref() {
+        Some(balloon::JOB) => balloon::main(arguments.next()),
+        Some(against_qemu::JOB) => against_qemu::main(arguments),
+        _ => lacuna::main(),
     }
-    lacuna::main()
 }

@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guests' initial ramdisk: busybox, the script that answers a test, and the balloon driver.
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
 
 use lacuna::nested::cpio::Archive;
 
-const INIT: &[u8] = include_bytes!("init.sh");
+use crate::qemu_installation::program;
 
-/// A program of this machine, by its name.
-pub fn program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
+const INIT: &[u8] = include_bytes!("init.sh");
 
 /// The ramdisk with a shell and `modules`, whose list is in load order.
 ///

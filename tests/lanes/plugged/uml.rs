@@ -8,8 +8,9 @@ use std::process::Command;
 use super::claims::claims_under;
 use super::device::Device;
 use super::guest::Guest;
-use super::initramfs::{program, with_shell};
+use super::initramfs::with_shell;
 use super::{MEMORY, Vmm};
+use crate::qemu_installation::program;
 
 /// Where the package keeps the kernel's modules, a folder for each version.
 const MODULES: &str = "/usr/lib/uml/modules";

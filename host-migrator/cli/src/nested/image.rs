@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reference_vmm::images::LINUX_INIT;
 
@@ -15,6 +15,8 @@ use super::kernel::{Kernel, MODULE_LIST};
 pub const GUEST_KERNEL: &str = "/guest/vmlinux";
 /// The Linux guest's initial ramdisk in the outer machine.
 pub const GUEST_INITRD: &str = "/guest/initrd";
+/// The drivers of a Linux guest with PCI in the outer machine.
+pub const PCI_GUEST_INITRD: &str = "/guest/pci-initrd";
 /// What runs in the outer machine, and the folder of the programs.
 const JOB: &str = "/job";
 const COMMAND: &str = "/bin/lacuna";
@@ -72,6 +74,19 @@ pub fn outer_initrd<W: Write>(
     add_modules(&mut archive, &kernel.outer_modules())?;
     archive.file(GUEST_KERNEL, &fs::read(kernel.image())?)?;
     archive.file(GUEST_INITRD, &guest_initrd(kernel)?)?;
+    archive.file(PCI_GUEST_INITRD, &pci_guest_initrd(kernel)?)?;
+    archive.finish()
+}
+
+/// Appends files to an initial ramdisk: each a path in it, and where its content is.
+///
+/// # Errors
+/// Those of reading them and of `out`.
+pub fn add_files<W: Write>(out: W, files: &[(String, PathBuf)]) -> io::Result<W> {
+    let mut archive = Archive::new(out);
+    for (path, content) in files {
+        archive.file(path, &fs::read(content)?)?;
+    }
     archive.finish()
 }
 

@@ -119,11 +119,17 @@ pub fn guest_files() -> Result<GuestFiles, NestedError> {
 
 /// What boots a Linux guest whose virtio devices are on PCI: the same kernel, and an initial ramdisk that holds
 /// the drivers only, in the folder `modules` with their load order in the file `list`. A first process is to be
-/// appended.
+/// appended; that of [`guest_files`] may be put in front.
 ///
 /// # Errors
 /// As of [`guest_files`].
 pub fn pci_guest_files() -> Result<GuestFiles, NestedError> {
+    if inside() {
+        return Ok(GuestFiles {
+            kernel: image::GUEST_KERNEL.into(),
+            initrd: image::PCI_GUEST_INITRD.into(),
+        });
+    }
     let kernel = Kernel::find_or_fetch()?;
     let initrd = kernel.keep("pci-guest.cpio", &image::pci_guest_initrd(&kernel)?)?;
     Ok(GuestFiles {
@@ -196,6 +202,17 @@ impl Lane {
         })
     }
 
+    /// Puts more files into the outer machine: each a path there, and where its content is here.
+    ///
+    /// # Errors
+    /// [`NestedError::Image`] if one cannot be read.
+    pub fn bring(&mut self, files: &[(String, PathBuf)]) -> Result<(), NestedError> {
+        let end = self.end_of_parts()?;
+        image::add_files(BufWriter::new(end), files)?;
+        self.initrd_bytes = self.initrd.metadata()?.len();
+        Ok(())
+    }
+
     /// Boots the outer machine, runs `lacuna ARGUMENTS` in it, passes on every line that it writes, and
     /// returns its exit status.
     ///
@@ -223,11 +240,16 @@ impl Lane {
         for name in PASSED_VARIABLES {
             environment.extend(env::var(name).ok().map(|value| (name, value)));
         }
+        image::add_job(self.end_of_parts()?, &environment, arguments)?;
+        Ok(())
+    }
+
+    /// The initial ramdisk without a job, to write behind it.
+    fn end_of_parts(&self) -> io::Result<&File> {
         self.initrd.set_len(self.initrd_bytes)?;
         let mut end = &self.initrd;
         end.seek(SeekFrom::End(0))?;
-        image::add_job(end, &environment, arguments)?;
-        Ok(())
+        Ok(end)
     }
 }
 

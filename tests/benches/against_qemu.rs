@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Our migration against QEMU's, both with KVM and with the hints of the same stock Linux guest, in the same machine in
+//! the same run.
+//!
+//! `cargo bench -p tests --bench against_qemu [-- MORE ARGUMENTS OF compare]`; `LACUNA_QEMU` names another QEMU than the one
+//! that the tests use.
+//!
+//! Two guests: one has memory filled and freed; the other has it fragmented as well, so that in half of what it had in
+//! use every second page is free.
+
+#[path = "../shared/against_qemu.rs"]
+mod against_qemu;
+#[path = "../examples/lacuna-under-test/against_qemu/mod.rs"]
+mod job;
+#[path = "../shared/qemu_installation.rs"]
+mod qemu_installation;
+#[path = "../shared/qmp.rs"]
+mod qmp;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use against_qemu::Peer;
+use serde_json::Value;
+
+const GUEST_BYTES: u64 = 1 << 30;
+/// What both guests have in common. Without a limit the emulated processor would be the link, and busy with little
+/// else.
+const COMMON: [&str; 10] = [
+    "--memory",
+    "1G",
+    "--dirty-rate",
+    "1M",
+    "--churn",
+    "0",
+    "--max-bandwidth",
+    "64M",
+    "--hints",
+    "off,on",
+];
+/// A guest, and what it does with its memory before it is migrated. Both have used 512 MiB beside what they freed.
+const GUESTS: [(&str, [&str; 6]); 2] = [
+    (
+        "filled and freed",
+        ["--in-use", "256M", "--freed", "512M", "--fragment", "0"],
+    ),
+    (
+        "and fragmented",
+        ["--in-use", "256M", "--freed", "256M", "--fragment", "256M"],
+    ),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    // In the machine that runs the guests this program is the job, and then the command `lacuna`.
+    match arguments.next() {
+        Some(first) if first == job::JOB => return job::main(arguments),
+        Some(first) if !first.starts_with('-') => return lacuna::main(),
+        _ => {}
+    }
+    match compare() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare() -> Result<(), Box<dyn Error>> {
+    // Cargo itself adds --bench.
+    let more: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let more = more.iter().map(String::as_str);
+    let peer = match Peer::find() {
+        Ok(peer) => peer,
+        Err(why) => {
+            println!("skipped: {why}");
+            return Ok(());
+        }
+    };
+    println!(
+        "| guest | migrator | in use MB | on the wire MB | ÷ in use | total ms | downtime ms |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for (guest, workload) in GUESTS {
+        let arguments: Vec<&str> = COMMON
+            .into_iter()
+            .chain(workload)
+            .chain(more.clone())
+            .collect();
+        let program = std::env::current_exe()?;
+        for record in peer.migrate(&program, GUEST_BYTES, &arguments)? {
+            println!("| {guest} | {}", row(&record, peer.version()));
+        }
+    }
+    Ok(())
+}
+
+/// The cells of one migration, all but the guest's.
+fn row(record: &Value, qemu: &str) -> String {
+    let number = |name: &str| record[name].as_f64().unwrap_or(f64::NAN);
+    let text = |name: &str| record[name].as_str().unwrap_or_default();
+    let (in_use, wire) = (number("in_use_bytes"), number("wire_bytes"));
+    let migrator = match text("migrator") {
+        "qemu" => format!("QEMU {qemu}"),
+        other => other.to_owned(),
+    };
+    let wrong = number("guest_wrong");
+    // A wrong page is no footnote.
+    let verdict = if wrong == 0.0 {
+        String::new()
+    } else {
+        format!(" **{wrong} wrong stamps**")
+    };
+    format!(
+        "{migrator}, hints {} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} |{verdict}",
+        text("hints"),
+        in_use / 1e6,
+        wire / 1e6,
+        wire / in_use,
+        number("total_ms"),
+        number("downtime_ms"),
+    )
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A client of QMP, QEMU's machine protocol: JSON lines over a unix socket.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// A connection that is ready for commands.
+pub struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    /// Connects to a QEMU that listens at `path`.
+    pub fn connect(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut stream = BufReader::new(UnixStream::connect(path)?);
+        let mut greeting = String::new();
+        stream.read_line(&mut greeting)?;
+        let mut qmp = Self(stream);
+        qmp.ask("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// What `command` returns; events that come in between are nobody's.
+    pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Box<dyn Error>> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.0.get_mut(), "{request}")?;
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line)? == 0 {
+                return Err("QEMU has closed QMP".into());
+            }
+            let mut answer: Value = serde_json::from_str(&line)?;
+            if let Some(answer) = answer.get_mut("return") {
+                return Ok(answer.take());
+            }
+            if let Some(error) = answer.get("error") {
+                return Err(format!("{command}: {error}").into());
+            }
+        }
+    }
+}
