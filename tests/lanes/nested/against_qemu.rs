@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::against_qemu::Peer;
 use crate::lab::program;
 
-const GUEST_BYTES: u64 = 512 << 20;
+const GUEST_BYTES: u64 = 384 << 20;
 
 #[test]
 fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
@@ -17,11 +17,11 @@ fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
     println!("QEMU {}", peer.version());
     let compare = [
         "--memory",
-        "512M",
+        "384M",
         "--in-use",
-        "48M",
+        "32M",
         "--freed",
-        "256M",
+        "192M",
         "--dirty-rate",
         "1M",
         "--churn",
