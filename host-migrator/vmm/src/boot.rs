@@ -49,7 +49,8 @@ pub enum BootError {
     Kvm(#[from] kvm_ioctls::Error),
 }
 
-/// Puts `guest` into `memory`, and each of the `vcpus` into the state in which it starts.
+/// Puts `guest` into `memory`, and each of the `vcpus` into the state in which it starts. A Linux guest is told
+/// where its virtio-mmio `devices` are.
 ///
 /// # Errors
 /// [`BootError`]; the machine is then of no use.
@@ -58,13 +59,13 @@ pub fn boot(
     memory: &OwnMemory,
     vcpus: &Vcpus,
     guest: &Guest,
-    balloon: Option<MmioSlot>,
+    devices: &[MmioSlot],
 ) -> Result<GuestKind, BootError> {
     set_cpuid(kvm, vcpus)?;
     match guest {
         Guest::Bare(workload) => boot_bare(memory, vcpus, BARE_GUEST, workload),
         Guest::BareImage(image, workload) => boot_bare(memory, vcpus, image, workload),
-        Guest::Linux(linux) => boot_linux(memory, vcpus, linux, balloon),
+        Guest::Linux(linux) => boot_linux(memory, vcpus, linux, devices),
     }
 }
 
@@ -104,14 +105,14 @@ fn boot_linux(
     memory: &OwnMemory,
     vcpus: &Vcpus,
     linux: &LinuxGuest,
-    balloon: Option<MmioSlot>,
+    devices: &[MmioSlot],
 ) -> Result<GuestKind, BootError> {
     let boot = LinuxBoot {
         kernel: &linux.kernel,
         initrd: linux.initrd.as_deref(),
         command_line: &linux.command_line,
         vcpus: vcpus.count() as u8,
-        virtio_mmio: balloon.as_slice(),
+        virtio_mmio: devices,
     };
     let entry = linux::load(memory, &boot)?;
     for (number, vcpu) in vcpus.lock_all().enumerate() {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -24,8 +25,9 @@ use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
 use crate::mmio::{MmioDevice, MmioSlot};
 use crate::serial::{self, Console, Output};
 use crate::slots::MemorySlots;
-use crate::state::{GuestKind, MachineState, PlatformState, StateError, VcpuState, regions};
+use crate::state::{GuestKind, MachineState, PlatformState, Shape, StateError, VcpuState, regions};
 use crate::vcpu::{VcpuError, Vcpus};
+use crate::virtio::console::{ConsoleError, VirtioConsole};
 use crate::virtio::{VhostUserBalloon, VirtioError};
 
 /// What source and destination must agree on.
@@ -39,6 +41,8 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// The socket of the balloon's vhost-user back end, if the machine has a balloon.
     pub balloon_socket: Option<PathBuf>,
+    /// The socket that the agent's port is joined to, if the machine has one. Nobody need listen there.
+    pub agent_socket: Option<PathBuf>,
     /// Where the machine records what it does, for tests.
     pub trace: Trace,
 }
@@ -81,6 +85,9 @@ pub enum SetupError {
     /// Its balloon.
     #[error(transparent)]
     Balloon(#[from] VirtioError),
+    /// Its agent's port.
+    #[error(transparent)]
+    AgentPort(#[from] ConsoleError),
     /// Its guest.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -102,6 +109,7 @@ pub struct Machine {
     vcpus: Vcpus,
     heartbeat: Heartbeat,
     balloon: Option<Arc<VhostUserBalloon>>,
+    agent_port: Option<Arc<VirtioConsole>>,
     bus: Arc<IoBus>,
     slots: Arc<MemorySlots>,
     memory: MachineMemory,
@@ -125,6 +133,11 @@ const BALLOON: MmioSlot = MmioSlot {
     gpa: MMIO_GPA,
     gsi: 5,
 };
+/// The place of the agent's port, likewise.
+const AGENT_PORT: MmioSlot = MmioSlot {
+    gpa: MMIO_GPA + MMIO_BYTES,
+    gsi: 6,
+};
 /// Pages below the firmware's place that VMX needs for itself.
 const TASK_STATE_GPA: usize = 0xfffb_d000;
 const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
@@ -141,13 +154,15 @@ impl Machine {
     ) -> Result<Self, SetupError> {
         let mut machine = Self::assemble(config, outlets)?;
         let balloon = machine.balloon.is_some().then_some(BALLOON);
+        let agent_port = machine.agent_port.is_some().then_some(AGENT_PORT);
+        let devices: Vec<MmioSlot> = balloon.into_iter().chain(agent_port).collect();
         let own = machine.memory.own();
         machine.guest = Some(boot::boot(
             &machine.kvm,
             own,
             &machine.vcpus,
             guest,
-            balloon,
+            &devices,
         )?);
         machine.life = Life::Paused;
         Ok(machine)
@@ -185,8 +200,14 @@ impl Machine {
         let mut balloon = None;
         if let Some(socket) = &config.balloon_socket {
             let device = VhostUserBalloon::connect(socket, memory.ram(), &vm, BALLOON)?;
-            devices.push((MMIO_GPA..MMIO_GPA + MMIO_BYTES, Arc::clone(&device) as _));
+            devices.push((window(BALLOON), Arc::clone(&device) as _));
             balloon = Some(device);
+        }
+        let mut agent_port = None;
+        if let Some(socket) = &config.agent_socket {
+            let device = VirtioConsole::new(socket, &memory, &vm, AGENT_PORT)?;
+            devices.push((window(AGENT_PORT), Arc::clone(&device) as _));
+            agent_port = Some(device);
         }
         let bus = Arc::new(IoBus::new(console, devices));
         let vcpus = Vcpus::new(&vm, config.vcpus.into(), &bus, &outlets.events)?;
@@ -202,6 +223,7 @@ impl Machine {
                 source,
             })?,
             balloon,
+            agent_port,
             bus,
             slots: Arc::new(slots),
             memory,
@@ -229,6 +251,9 @@ impl Machine {
         self.vcpus.check_alive().map_err(failed("run the guest"))?;
         if let Some(balloon) = &self.balloon {
             balloon.resume();
+        }
+        if let Some(port) = &self.agent_port {
+            port.resume();
         }
         if self.guest == Some(GuestKind::Bare) {
             self.heartbeat.run();
@@ -277,6 +302,14 @@ impl Machine {
         &self.bus
     }
 
+    /// After the return this process writes no guest memory.
+    fn pause_own_writes(&self) {
+        self.heartbeat.pause();
+        if let Some(port) = &self.agent_port {
+            port.stop();
+        }
+    }
+
     fn save_state(&self) -> Result<MachineState, MachineError> {
         const ACTION: &str = "save the machine's state";
         let (Life::Paused, Some(guest)) = (self.life, self.guest) else {
@@ -289,6 +322,7 @@ impl Machine {
             .lock_all()
             .map(|vcpu| VcpuState::save(&self.vm, &vcpu, msrs.as_slice()));
         let balloon = self.balloon.as_ref().map(|balloon| balloon.save());
+        let agent_port = self.agent_port.as_ref().map(|port| port.save());
         Ok(MachineState {
             guest,
             regions: regions(self.ram()),
@@ -296,11 +330,17 @@ impl Machine {
             platform: PlatformState::save(&self.vm).map_err(failed(ACTION))?,
             console: self.bus.console().save(),
             balloon: balloon.transpose().map_err(failed(ACTION))?,
+            agent_port: agent_port.transpose().map_err(failed(ACTION))?,
         })
     }
 
     fn load_state(&self, state: &MachineState) -> Result<(), StateError> {
-        state.check(self.ram(), self.vcpus.count(), self.balloon.is_some())?;
+        state.check(&Shape {
+            ram: self.ram(),
+            vcpus: self.vcpus.count(),
+            balloon: self.balloon.is_some(),
+            agent_port: self.agent_port.is_some(),
+        })?;
         for (vcpu, state) in self.vcpus.lock_all().zip(&state.vcpus) {
             state.load(&self.vm, &vcpu)?;
         }
@@ -314,7 +354,7 @@ impl SourceMachine for Machine {
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         if self.life == Life::Running {
             self.vcpus.pause().map_err(failed("pause the guest"))?;
-            self.heartbeat.pause();
+            self.pause_own_writes();
             self.life = Life::Paused;
             self.trace.record(Event::Stopped);
         }
@@ -341,7 +381,7 @@ impl SourceMachine for Machine {
 
     fn hand_over(&mut self) {
         self.life = Life::HandedOver;
-        self.heartbeat.pause();
+        self.pause_own_writes();
         self.vcpus.retire();
     }
 }
@@ -357,6 +397,9 @@ impl DestinationMachine for Machine {
         if let (Some(balloon), Some(state)) = (&self.balloon, &state.balloon) {
             balloon.load(state).map_err(failed(ACTION))?;
         }
+        if let (Some(port), Some(state)) = (&self.agent_port, &state.agent_port) {
+            port.load(state).map_err(failed(ACTION))?;
+        }
         self.guest = Some(state.guest);
         self.life = Life::Paused;
         self.trace.record(Event::Loaded);
@@ -367,6 +410,11 @@ impl DestinationMachine for Machine {
         self.trace.record(Event::TakenOver);
         if self.hold { Ok(()) } else { self.start() }
     }
+}
+
+/// The registers of the device at `slot`.
+fn window(slot: MmioSlot) -> Range<u64> {
+    slot.gpa..slot.gpa + MMIO_BYTES
 }
 
 /// A virtual machine with the interrupt controllers and the timer in the kernel.

@@ -102,6 +102,7 @@ fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {
         memory: MemoryOptions::default(),
         vcpus: args.vcpus,
         balloon_socket: args.balloon.clone(),
+        agent_socket: args.agent_socket.clone(),
         trace: parts.trace.clone(),
     }
 }

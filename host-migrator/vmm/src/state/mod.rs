@@ -16,9 +16,10 @@ pub use self::platform::PlatformState;
 pub use self::vcpu::VcpuState;
 use crate::serial::ConsoleState;
 use crate::virtio::VirtioState;
+use crate::virtio::console::ConsoleState as PortState;
 
 const MAGIC: [u8; 8] = *b"LACUNAVM";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Which kind of guest a machine runs: it decides what the VMM does besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,21 @@ pub struct MachineState {
     pub console: ConsoleState,
     /// The balloon, if it has one.
     pub balloon: Option<VirtioState>,
+    /// The agent's port, if it has one.
+    pub agent_port: Option<PortState>,
+}
+
+/// What a state must fit.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    /// The machine's memory.
+    pub ram: &'a GuestRam,
+    /// How many vCPUs it has.
+    pub vcpus: usize,
+    /// Whether it has a balloon.
+    pub balloon: bool,
+    /// Whether it has a port for an agent.
+    pub agent_port: bool,
 }
 
 /// A state that cannot be saved or loaded.
@@ -72,9 +88,14 @@ pub enum StateError {
         /// In the machine.
         expected: usize,
     },
-    /// A machine with a balloon and one without.
-    #[error("the state is that of a machine with{0} balloon, and this one is not")]
-    Balloon(&'static str),
+    /// A machine with a device and one without.
+    #[error("the state is that of a machine {with} {device}, and this one is not", with = if *.has { "with a" } else { "without a" })]
+    Device {
+        /// Which device.
+        device: &'static str,
+        /// Whether the state's machine has it.
+        has: bool,
+    },
     /// KVM refused it.
     #[error("KVM refuses the {part}: {source}")]
     Kvm {
@@ -135,25 +156,33 @@ impl MachineState {
         }
     }
 
-    /// Checks that the state fits a machine with this memory, `vcpus` vCPUs, and a balloon or none.
+    /// Checks that the state fits a machine of this shape.
     ///
     /// # Errors
     /// [`StateError`] names what does not fit.
-    pub fn check(&self, ram: &GuestRam, vcpus: usize, balloon: bool) -> Result<(), StateError> {
-        if self.regions != regions(ram) {
+    pub fn check(&self, shape: &Shape<'_>) -> Result<(), StateError> {
+        if self.regions != regions(shape.ram) {
             return Err(StateError::Memory);
         }
-        if self.vcpus.len() != vcpus {
+        if self.vcpus.len() != shape.vcpus {
             return Err(StateError::Vcpus {
                 found: self.vcpus.len(),
-                expected: vcpus,
+                expected: shape.vcpus,
             });
         }
-        match (self.balloon.is_some(), balloon) {
-            (true, false) => Err(StateError::Balloon(" a")),
-            (false, true) => Err(StateError::Balloon("out a")),
-            _ => Ok(()),
+        for (device, has, wanted) in [
+            ("balloon", self.balloon.is_some(), shape.balloon),
+            (
+                "port for an agent",
+                self.agent_port.is_some(),
+                shape.agent_port,
+            ),
+        ] {
+            if has != wanted {
+                return Err(StateError::Device { device, has });
+            }
         }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use host_migrator::GuestRam;
 use spec::balloon::{CONFIG_SIZE, Config};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,11 +21,15 @@ use super::error::VirtioError;
 use super::front_end::{FrontEnd, QueueEvents};
 use super::queue::Ring;
 use super::state::{Fit, VirtioState};
-use super::transport::{Effect, MAX_QUEUES, Transport};
+use super::transport::{DeviceType, Effect, MAX_QUEUES, Transport};
 
 const STATUS: u64 = reg::VIRTIO_MMIO_STATUS as u64;
 const QUEUE_READY: u64 = reg::VIRTIO_MMIO_QUEUE_READY as u64;
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
+const BALLOON: DeviceType = DeviceType {
+    id: VIRTIO_ID_BALLOON,
+    driver_words: &[Config::ACTUAL, Config::POISON],
+};
 
 /// What the threads of a balloon share.
 #[derive(Debug)]
@@ -51,7 +56,8 @@ impl Device {
         config_interrupt: EventFd,
         connection: UnixStream,
     ) -> Self {
-        let transport = Transport::new(front_end.offered(), front_end.queue_count(), config);
+        let (features, queues) = (front_end.offered(), front_end.queue_count());
+        let transport = Transport::new(BALLOON, features, queues, config);
         Self {
             front_end: Mutex::new(front_end),
             transport: Mutex::new(transport),
@@ -320,11 +326,12 @@ impl Device {
 }
 
 /// Locks, also after a panic of another holder: no lock here guards a change that could be left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn signal(event: &EventFd) {
+/// Signals `event`.
+pub(super) fn signal(event: &EventFd) {
     // The one failure is a full counter: the other side has the event already.
     let _ = event.write(1);
 }

@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's balloon: a virtio-mmio device whose work a vhost-user back end does.
+//! The guest's virtio devices: a balloon, whose work a vhost-user back end does, and a [`console`], whose work
+//! this process does.
 //!
-//! The transport is version 2 of virtio-mmio (virtio 1.2, section 4.2), which is what Linux's `virtio_mmio`
+//! The transport of both is version 2 of virtio-mmio (virtio 1.2, section 4.2), which is what Linux's `virtio_mmio`
 //! driver expects of a modern device:
 //!
-//! - It finds the device by ACPI (`LNRO0005`) or the command line, reads magic number, version 2 and device
-//!   id 5, and takes 32-bit accesses for registers, accesses of any width for the configuration space.
+//! - It finds the device by ACPI (`LNRO0005`) or the command line, reads magic number, version 2 and the
+//!   device's id, and takes 32-bit accesses for registers, accesses of any width for the configuration space.
 //! - It insists on `VIRTIO_F_VERSION_1`, writes the features half by half, sets FEATURES_OK and reads the status
 //!   back: a device that does not accept them leaves the bit clear.
 //! - It numbers queues densely: a queue without its feature has no number (see
-//!   [`spec::balloon::QueueNumbering`]). The front end therefore has registers for all queues and runs those
-//!   that the driver made ready.
+//!   [`spec::balloon::QueueNumbering`]). The balloon's front end therefore has registers for all queues and runs
+//!   those that the driver made ready.
 //! - It reads the configuration generation before and after each field, and repeats if it changed.
 //! - Its interrupt handler reads the interrupt status, acknowledges the bits it saw, reads the configuration
-//!   again for bit 1 and looks at every queue for bit 0. Bit 0 always reads as set here, because the back
-//!   end interrupts the guest through KVM, past this process; a look at a queue without used buffers is harmless.
+//!   again for bit 1 and looks at every queue for bit 0. Bit 0 always reads as set here, because the balloon's
+//!   back end interrupts the guest through KVM, past this process; a look at a queue without used buffers is
+//!   harmless.
 //! - Before removal, suspend and reboot it writes 0 to the status, and expects that the device is silent after.
 //!
-//! Kicks go from the guest to the back end by ioeventfd, interrupts come back by irqfd, edge triggered. This
-//! process takes part in set-up, in the configuration space, and in migration.
+//! Kicks go from the guest to the device by ioeventfd, interrupts come back by irqfd, edge triggered. Of the
+//! balloon this process takes part in set-up, in the configuration space, and in migration.
 
 mod backend_channel;
+pub mod console;
 mod deadline;
 mod device;
 mod device_state;
@@ -248,7 +251,12 @@ fn queue_events() -> Result<Arc<[QueueEvents]>, VirtioError> {
 }
 
 fn event() -> Result<EventFd, VirtioError> {
-    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(io_error("make an eventfd"))
+    new_event().map_err(io_error("make an eventfd"))
+}
+
+/// An event that blocks nobody.
+fn new_event() -> io::Result<EventFd> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
 }
 
 /// Has KVM turn the guest's writes to QUEUE_NOTIFY into kicks, and calls into interrupts.
@@ -259,13 +267,22 @@ fn register(
     config_interrupt: &EventFd,
 ) -> Result<(), VirtioError> {
     let refused = |action| move |source| VirtioError::Kvm { action, source };
-    let notify = IoEventAddress::Mmio(slot.gpa + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
     for (index, queue) in (0u32..).zip(events) {
-        vm.register_ioevent(&queue.kick, &notify, index)
-            .map_err(refused("register a queue's kick"))?;
+        register_kick(vm, slot, index, &queue.kick).map_err(refused("register a queue's kick"))?;
         vm.register_irqfd(&queue.call, slot.gsi)
             .map_err(refused("register a queue's interrupt"))?;
     }
     vm.register_irqfd(config_interrupt, slot.gsi)
         .map_err(refused("register the configuration interrupt"))
+}
+
+/// Has KVM turn the guest's writes of `queue` to QUEUE_NOTIFY into `kick`.
+fn register_kick(
+    vm: &VmFd,
+    slot: MmioSlot,
+    queue: u32,
+    kick: &EventFd,
+) -> Result<(), kvm_ioctls::Error> {
+    let notify = IoEventAddress::Mmio(slot.gpa + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+    vm.register_ioevent(kick, &notify, queue)
 }

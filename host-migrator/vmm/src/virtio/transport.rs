@@ -3,15 +3,14 @@
 //! and what follows from it. No I/O: the effects are for the device to carry out.
 
 use serde::{Deserialize, Serialize};
-use spec::balloon::{CONFIG_SIZE, Config, QueueNumbering, feature};
+use spec::balloon::{CONFIG_SIZE, QueueNumbering, feature};
 use virtio_bindings::virtio_config as status;
-use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring;
 
 use super::queue::{MAX_QUEUE_SIZE, Queue};
 
-/// Queues that the transport has registers for.
+/// Queues that the transport has registers for: those of the balloon, which has the most.
 pub const MAX_QUEUES: usize = QueueNumbering::MAX_QUEUES;
 
 /// "virt".
@@ -70,9 +69,19 @@ pub enum Effect {
     Notify(usize),
 }
 
+/// What the registers show of the type of device behind them.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceType {
+    /// The number that virtio gives the type.
+    pub id: u32,
+    /// Where the 32-bit words of the configuration space lie that the driver may write.
+    pub driver_words: &'static [usize],
+}
+
 /// The register file.
 #[derive(Debug)]
 pub struct Transport {
+    device_type: DeviceType,
     offered: u64,
     queue_count: usize,
     registers: Registers,
@@ -81,10 +90,17 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A device after power-on whose back end offers `back_end_features` and `queue_count` queues.
-    pub fn new(back_end_features: u64, queue_count: usize, config: [u8; CONFIG_SIZE]) -> Self {
+    /// A device after power-on that could have `features` and has `queue_count` queues. Of the features the guest
+    /// is offered those that are the device's own.
+    pub fn new(
+        device_type: DeviceType,
+        features: u64,
+        queue_count: usize,
+        config: [u8; CONFIG_SIZE],
+    ) -> Self {
         Self {
-            offered: back_end_features & PASSED_ON,
+            device_type,
+            offered: features & PASSED_ON,
             queue_count: queue_count.min(MAX_QUEUES),
             registers: Registers::default(),
             config,
@@ -150,14 +166,13 @@ impl Transport {
     }
 
     /// Which bytes of the configuration space a write at `offset` of the device's window is about. `None`,
-    /// and counted, for anything but the two words that belong to the driver.
+    /// and counted, for anything but the words that belong to the driver.
     pub fn config_write(&mut self, offset: u64, len: usize) -> Option<usize> {
         let at = offset.checked_sub(u64::from(reg::VIRTIO_MMIO_CONFIG));
         let at = at.and_then(|at| usize::try_from(at).ok());
         let writable = |at: usize| {
-            [Config::ACTUAL, Config::POISON]
-                .iter()
-                .any(|word| at >= *word && at + len <= word + 4)
+            let mut words = self.device_type.driver_words.iter();
+            words.any(|word| at >= *word && at + len <= word + 4)
         };
         let at = at.filter(|at| len > 0 && len <= 4 && *at < CONFIG_SIZE && writable(*at));
         if at.is_none() {
@@ -221,14 +236,14 @@ impl Transport {
         match u32::try_from(offset).unwrap_or(u32::MAX) {
             reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             reg::VIRTIO_MMIO_VERSION => VERSION,
-            reg::VIRTIO_MMIO_DEVICE_ID => VIRTIO_ID_BALLOON,
+            reg::VIRTIO_MMIO_DEVICE_ID => self.device_type.id,
             reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             reg::VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered, registers.device_features_sel),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => {
                 self.selected().map_or(0, |_| u32::from(MAX_QUEUE_SIZE))
             }
             reg::VIRTIO_MMIO_QUEUE_READY => self.selected().map_or(0, |q| u32::from(q.ready)),
-            // The used buffer bit is always set: the back end raises these interrupts through KVM,
+            // The used buffer bit is always set: a back end raises these interrupts through KVM,
             // past this process, so it cannot know. Linux then looks at every queue and finds
             // nothing to do at worst.
             reg::VIRTIO_MMIO_INTERRUPT_STATUS if registers.config_changed => {

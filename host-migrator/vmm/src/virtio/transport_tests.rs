@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The register file seen as a driver sees it.
 
+use spec::balloon::Config;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+
 use super::*;
+
+const BALLOON: DeviceType = DeviceType {
+    id: VIRTIO_ID_BALLOON,
+    driver_words: &[Config::ACTUAL, Config::POISON],
+};
 
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 0b11111;
 const CONFIG: [u8; CONFIG_SIZE] = [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -9,7 +17,7 @@ const CONFIG: [u8; CONFIG_SIZE] = [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 
 fn device() -> Transport {
     // Bits 26 and 30 are vhost-user's own, 34 and 40 would change the transport.
     let back_end = FEATURES | 1 << 26 | 1 << 30 | 1 << 34 | 1 << 40;
-    Transport::new(back_end, 5, CONFIG)
+    Transport::new(BALLOON, back_end, 5, CONFIG)
 }
 
 fn read(device: &Transport, offset: u32) -> u32 {
@@ -167,7 +175,7 @@ fn a_queue_can_be_stopped_but_not_started_while_the_driver_runs() {
 
 #[test]
 fn queues_that_do_not_exist_read_as_absent() {
-    let mut device = Transport::new(FEATURES, 3, CONFIG);
+    let mut device = Transport::new(BALLOON, FEATURES, 3, CONFIG);
     for index in [3, 5, u32::MAX] {
         write(&mut device, reg::VIRTIO_MMIO_QUEUE_SEL, index);
         assert_eq!(read(&device, reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 0);

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The console device: the guest's accesses, and the life of the port behind them.
+//!
+//! Two locks, always taken in this order: the port, which is held for a turn of bounded length, and the registers,
+//! which are held for a moment.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use host_migrator::GuestRam;
+use spec::balloon::CONFIG_SIZE;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use virtio_bindings::virtio_mmio as reg;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::ConsoleError;
+use super::control::PortState;
+use super::port::{Port, QUEUES, Turn};
+use super::ring::DriverRing;
+use super::state::ConsoleState;
+use crate::memory::{MachineMemory, OwnMemory};
+use crate::virtio::device::{lock, signal};
+use crate::virtio::new_event;
+use crate::virtio::queue::Ring;
+use crate::virtio::state::{Fit, VirtioState};
+use crate::virtio::transport::{DeviceType, Effect, MAX_QUEUES, Transport};
+
+const STATUS: u64 = reg::VIRTIO_MMIO_STATUS as u64;
+const QUEUE_READY: u64 = reg::VIRTIO_MMIO_QUEUE_READY as u64;
+const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
+
+const CONSOLE: DeviceType = DeviceType {
+    id: VIRTIO_ID_CONSOLE,
+    driver_words: &[],
+};
+/// Ports have names, and messages about them (VIRTIO_CONSOLE_F_MULTIPORT).
+const F_MULTIPORT: u32 = 1;
+const FEATURES: u64 = 1 << F_MULTIPORT | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_F_VERSION_1;
+/// Where `max_nr_ports` lies in the configuration space (virtio 1.2, section 5.3.4).
+const MAX_PORTS: usize = 4;
+
+/// What the vCPUs and the port's thread share.
+#[derive(Debug)]
+pub struct Device {
+    port: Mutex<Port>,
+    transport: Mutex<Transport>,
+    ram: Arc<GuestRam>,
+    /// Each write through it is logged.
+    memory: Arc<OwnMemory>,
+    /// Whether guest memory may be touched.
+    running: AtomicBool,
+    /// A state was loaded, and the guest has not run since.
+    loaded: AtomicBool,
+    /// The guest has done something, or the thread is to look at something else.
+    pub kick: EventFd,
+    pub interrupt: EventFd,
+}
+
+impl Device {
+    /// A device after power-on, which does not run yet.
+    pub fn new(memory: &MachineMemory) -> io::Result<Self> {
+        let mut config = [0; CONFIG_SIZE];
+        config[MAX_PORTS] = 1;
+        Ok(Self {
+            port: Mutex::default(),
+            transport: Mutex::new(Transport::new(CONSOLE, FEATURES, QUEUES, config)),
+            ram: Arc::clone(memory.ram()),
+            memory: Arc::clone(memory.own()),
+            running: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
+            kick: new_event()?,
+            interrupt: new_event()?,
+        })
+    }
+
+    /// The guest reads.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        lock(&self.transport).read(offset, data);
+    }
+
+    /// The guest writes.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        match offset {
+            STATUS | QUEUE_READY => self.write_control(offset, data),
+            CONFIG.. => {
+                // None of it is the driver's: this only counts.
+                let _ = lock(&self.transport).config_write(offset, data.len());
+            }
+            _ => {
+                let effect = lock(&self.transport).write(offset, data);
+                // The usual way of a kick is KVM's ioeventfd; this is the way without.
+                if let Effect::Notify(_) = effect {
+                    signal(&self.kick);
+                }
+            }
+        }
+    }
+
+    /// Accesses of the guest that were ignored, and buffers that could not be used.
+    pub fn ignored(&self) -> u64 {
+        let bad_buffers = lock(&self.port).bad_buffers();
+        bad_buffers + lock(&self.transport).ignored()
+    }
+
+    /// After the return guest memory is not touched.
+    pub fn stop(&self) {
+        // First, so that no further turn begins; then the end of the one that is under way is waited for.
+        self.running.store(false, Ordering::SeqCst);
+        drop(lock(&self.port));
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        self.running.store(true, Ordering::SeqCst);
+        if self.loaded.swap(false, Ordering::Relaxed) {
+            // The guest looks at its queues: an interrupt that was on its way when the source's state was saved is
+            // made good by it.
+            signal(&self.interrupt);
+        }
+        signal(&self.kick);
+    }
+
+    /// The state of a device that is stopped.
+    pub fn save(&self) -> Result<ConsoleState, ConsoleError> {
+        let port = lock(&self.port);
+        if self.running.load(Ordering::SeqCst) {
+            return Err(ConsoleError::NotStopped);
+        }
+        let (positions, state, taken) = port.positions();
+        let mut bases = [0; MAX_QUEUES];
+        bases[..QUEUES].copy_from_slice(&positions);
+        let transport = lock(&self.transport);
+        Ok(ConsoleState {
+            virtio: VirtioState {
+                registers: *transport.registers(),
+                config: transport.config(),
+                bases,
+                back_end: None,
+            },
+            port: state,
+            taken,
+        })
+    }
+
+    /// Takes the state of another device.
+    pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleError> {
+        let mut port = lock(&self.port);
+        let mut transport = lock(&self.transport);
+        if port.in_use() || transport.registers().status != 0 {
+            return Err(ConsoleError::InUse);
+        }
+        let checked = state.virtio.check(&Fit {
+            offered: transport.offered(),
+            queue_count: QUEUES,
+            device_state: false,
+            ram: &self.ram,
+        })?;
+        port.start(running(&checked.rings)?, state.port, state.taken);
+        // The configuration space is this device's own, and the same in all.
+        transport.load(state.virtio.registers);
+        self.loaded.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves what can be moved; `None` while the device is stopped.
+    pub fn turn(&self) -> Option<Pending> {
+        let mut port = lock(&self.port);
+        if !self.running.load(Ordering::SeqCst) {
+            return None;
+        }
+        let turn = port.turn(&self.memory).unwrap_or_else(|error| {
+            log::warn!("agent port: the guest's queues make no sense: {error}");
+            port.reset();
+            Turn {
+                interrupt: lock(&self.transport).need_reset(),
+                ..Turn::default()
+            }
+        });
+        if turn.interrupt {
+            signal(&self.interrupt);
+        }
+        Some(Pending {
+            turn,
+            host: port.host(),
+            wants_host: port.wants_host(),
+        })
+    }
+
+    /// Joins the port to `host`.
+    pub fn join(&self, host: UnixStream) {
+        let mut port = lock(&self.port);
+        // The guest may have reset the device meanwhile.
+        if port.wants_host() {
+            port.join(host);
+        }
+    }
+
+    /// What the port was joined to has gone.
+    pub fn hang_up(&self) {
+        lock(&self.port).hang_up();
+    }
+
+    fn write_control(&self, offset: u64, data: &[u8]) {
+        let mut port = lock(&self.port);
+        let effect = lock(&self.transport).write(offset, data);
+        match effect {
+            Effect::None | Effect::Notify(_) => {}
+            Effect::Reset => port.reset(),
+            Effect::Negotiate(_) => lock(&self.transport).accept_features(),
+            Effect::Start => self.start(&mut port),
+            Effect::StopQueue(index) => port.stop_queue(index),
+        }
+        // The thread may wait for a connection that is no more.
+        signal(&self.kick);
+    }
+
+    fn start(&self, port: &mut Port) {
+        let ready = lock(&self.transport).ready_queues();
+        let check = |(index, queue): (usize, crate::virtio::Queue)| {
+            queue.check(&self.ram).map(|()| Ring {
+                index,
+                queue,
+                base: 0,
+            })
+        };
+        let checked: Result<Vec<_>, _> = ready.into_iter().map(check).collect();
+        let started = checked
+            .map_err(|error| error.to_string())
+            .and_then(|rings| {
+                let rings = running(&rings).map_err(|error| error.to_string())?;
+                port.start(rings, PortState::default(), 0);
+                Ok(())
+            });
+        if let Err(error) = started {
+            log::warn!("agent port: what the guest's driver asked for failed: {error}");
+            if lock(&self.transport).need_reset() {
+                signal(&self.interrupt);
+            }
+        }
+    }
+}
+
+/// What is left after a turn.
+#[derive(Debug)]
+pub struct Pending {
+    pub turn: Turn,
+    /// What the port is joined to.
+    pub host: Option<Arc<UnixStream>>,
+    /// It should be joined to something.
+    pub wants_host: bool,
+}
+
+/// The queues that run, by their numbers.
+fn running(rings: &[Ring]) -> Result<[Option<DriverRing>; QUEUES], ConsoleError> {
+    let mut running: [Option<DriverRing>; QUEUES] = Default::default();
+    for ring in rings {
+        if let Some(place) = running.get_mut(ring.index) {
+            *place = Some(DriverRing::new(ring)?);
+        }
+    }
+    Ok(running)
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A virtio console with one named port, for the guest's agent (virtio 1.2, section 5.3).
+//!
+//! The port is joined to a unix socket on which the balloon device listens. The guest never waits for the socket: the
+//! port is closed as long as nobody listens, and opens when somebody does.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`control`] | messages about the port, and how far the driver is |
+//! | `port`, `ring` | moves bytes between queues and socket |
+//! | `device` | registers, and the life of the port |
+//! | `worker` | the thread, and the connection to the socket |
+//! | `state` | what a migration carries |
+//!
+//! What it writes to guest memory it writes through [`crate::memory::OwnMemory`], whose log
+//! ([`crate::dirty_log::OwnWritesLog`]) is one of the migration's. A migration carries how far the driver is and where
+//! its queues stand, but not the connection: the driver is told that the host's end was closed, and that it is open
+//! again once the port is joined to the destination's socket. Bytes that were under way in the source's socket are lost;
+//! the protocol ([`spec::agent`]) finds its frames again.
+
+pub mod control;
+mod device;
+mod port;
+mod ring;
+mod state;
+mod worker;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+
+pub use state::ConsoleState;
+
+use super::register_kick;
+use super::state::StateError;
+use crate::memory::MachineMemory;
+use crate::mmio::{MmioDevice, MmioSlot};
+use device::Device;
+use worker::Worker;
+
+/// A console that could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// A state is loaded into a device that a driver uses already.
+    #[error("a state can only be loaded into a console that no driver has set up")]
+    InUse,
+    /// The operating system refused something.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM refused something.
+    #[error("KVM cannot {action}: {source}")]
+    Kvm {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The state is asked for while the queues may run.
+    #[error("the console's state cannot be saved before it is stopped")]
+    NotStopped,
+    /// A queue that cannot run.
+    #[error("the console's queue cannot run: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// The state of another device does not fit this one.
+    #[error("the console's state does not fit: {0}")]
+    State(#[from] StateError),
+}
+
+/// A console on virtio-mmio with one port, named [`control::PORT_NAME`].
+#[derive(Debug)]
+pub struct VirtioConsole {
+    device: Arc<Device>,
+    _worker: Worker,
+}
+
+impl VirtioConsole {
+    /// Makes a console for the guest in `memory`, whose port is joined to whoever listens on `socket`, now or later.
+    /// It runs from [`VirtioConsole::resume`]. Its kicks and interrupts are registered with `vm`, which has an
+    /// interrupt controller already.
+    ///
+    /// # Errors
+    /// [`ConsoleError`] if the system or KVM refuses something.
+    pub fn new(
+        socket: &Path,
+        memory: &MachineMemory,
+        vm: &VmFd,
+        slot: MmioSlot,
+    ) -> Result<Arc<Self>, ConsoleError> {
+        let failed = |action| move |source| ConsoleError::Io { action, source };
+        let refused = |action| move |source| ConsoleError::Kvm { action, source };
+        let device = Arc::new(Device::new(memory).map_err(failed("make an eventfd"))?);
+        for queue in 0..port::QUEUES as u32 {
+            register_kick(vm, slot, queue, &device.kick)
+                .map_err(refused("register the agent port's kicks"))?;
+        }
+        vm.register_irqfd(&device.interrupt, slot.gsi)
+            .map_err(refused("register the agent port's interrupt"))?;
+        let worker = Worker::start(&device, socket.to_owned());
+        Ok(Arc::new(Self {
+            device,
+            _worker: worker.map_err(failed("start a thread"))?,
+        }))
+    }
+
+    /// Stops the queues. After the return the console touches no guest memory. Harmless if they are stopped.
+    pub fn stop(&self) {
+        self.device.stop();
+    }
+
+    /// Lets the queues run; after [`VirtioConsole::load`] the guest is also interrupted, so the interrupt controllers
+    /// must have their state by then. Harmless if they run.
+    pub fn resume(&self) {
+        self.device.resume();
+    }
+
+    /// The device's state, between [`VirtioConsole::stop`] and [`VirtioConsole::resume`].
+    ///
+    /// # Errors
+    /// [`ConsoleError::NotStopped`].
+    pub fn save(&self) -> Result<ConsoleState, ConsoleError> {
+        self.device.save()
+    }
+
+    /// Loads what [`VirtioConsole::save`] of another device gave; it runs from [`VirtioConsole::resume`].
+    ///
+    /// # Errors
+    /// [`ConsoleError::State`] names what does not fit, [`ConsoleError::InUse`] a driver that is there already.
+    pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleError> {
+        self.device.load(state)
+    }
+
+    /// Accesses of the guest that made no sense, and buffers that could not be used.
+    pub fn ignored_accesses(&self) -> u64 {
+        self.device.ignored()
+    }
+}
+
+impl MmioDevice for VirtioConsole {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.device.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.device.write(offset, data);
+    }
+}
