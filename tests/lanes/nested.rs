@@ -130,10 +130,10 @@ const GUEST_BYTES: u64 = 512 * MIB;
 /// A guest that compacts its memory moves pages of the balloon: the new page goes in before the old one comes out.
 const ON_THE_MOVE: u64 = 16;
 
-/// Runs the job `balloon-under-migration` (`examples/lacuna-under-test/balloon.rs`) where a Linux guest can run;
-/// `None` if that is nowhere.
-fn balloon_under_migration(seed: &str) -> Option<Value> {
-    let arguments = ["balloon-under-migration", seed];
+/// Runs a job of `examples/lacuna-under-test`, with the guest's `seed` and room for so many `guests` at a time, where a
+/// Linux guest can run. Returns what it saw; `None` if that is nowhere.
+fn run_job(name: &str, seed: &str, guests: u64) -> Option<Value> {
+    let arguments = [name, seed];
     let (status, out, err) = if lacuna::nested::kvm_runs_linux() {
         let output = Command::new(program()).args(arguments).output();
         let output = output.expect("the command starts");
@@ -145,7 +145,7 @@ fn balloon_under_migration(seed: &str) -> Option<Value> {
         )
     } else {
         let settings = Settings {
-            memory_bytes: 2 * GUEST_BYTES + (1 << 30),
+            memory_bytes: guests * GUEST_BYTES + (1 << 30),
             timeout: Duration::from_secs(900),
         };
         let mut lane = match Lane::prepare(&program(), settings) {
@@ -173,16 +173,38 @@ fn balloon_under_migration(seed: &str) -> Option<Value> {
     Some(serde_json::from_str(line).expect("a JSON object"))
 }
 
+/// The number at `path` of what a job saw.
+fn number(facts: &Value, path: &str) -> u64 {
+    let value = facts.pointer(path).and_then(Value::as_u64);
+    value.unwrap_or_else(|| panic!("no number {path} in {facts}"))
+}
+
+#[test]
+fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() {
+    let Some(facts) = run_job("agent-under-migration", "1", 3) else {
+        return;
+    };
+    for host in 0..3 {
+        assert!(number(&facts, &format!("/told/{host}")) > 0, "{facts}");
+    }
+    for migration in 0..2 {
+        let number = |what: &str| number(&facts, &format!("/migrations/{migration}/{what}"));
+        assert_eq!(number("pages-compared"), GUEST_BYTES / PAGE_SIZE);
+        assert_eq!(number("pages-wrong"), 0, "{facts}");
+        assert!(number("pages-hinted-by-round/0") > 0, "{facts}");
+    }
+    assert!(number(&facts, "/guest-checks") > 0, "{facts}");
+    assert_eq!(number(&facts, "/guest-wrong"), 0, "{facts}");
+    assert_eq!(facts["guest-failure"], Value::Null);
+}
+
 #[test]
 fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     for seed in TRIES {
-        let Some(facts) = balloon_under_migration(seed) else {
+        let Some(facts) = run_job("balloon-under-migration", seed, 2) else {
             return;
         };
-        let number = |path: &str| {
-            let value = facts.pointer(path).and_then(Value::as_u64);
-            value.unwrap_or_else(|| panic!("no number {path} in {facts}"))
-        };
+        let number = |path: &str| number(&facts, path);
         // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
         assert!(number("/reported/reported") > 0, "{facts}");
         for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {

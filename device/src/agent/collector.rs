@@ -158,6 +158,8 @@ impl Balloon {
         };
         self.agent.left = left;
         self.agent.answer = Progress::Answering;
+        // The rule knows epochs by the migrator's numbers.
+        let epoch = self.hinting.epoch();
         let added = self.map.as_deref().map_or(0, |hints| {
             let parts = map.runs().flat_map(|run| {
                 let regions = self.regions().iter();

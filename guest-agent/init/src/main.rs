@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The first process of the stock Linux guest that the tests migrate.
 //!
-//! It stands for the guest's applications: it loads the kernel's own virtio-balloon driver, fills
-//! memory with stamped pages, frees a part of it, and from then on keeps writing and checking the rest.
-//! A page that a migration lost, or brought back in an older state, shows as a wrong stamp.
+//! It stands for the guest's applications: it loads the kernel's own virtio drivers, starts the agent if the
+//! machine has a port for it, fills memory with stamped pages, frees a part of it, and from then on keeps writing
+//! and checking the rest. A page that a migration lost, or brought back in an older state, shows as a wrong stamp.
 //!
 //! The kernel's command line says how much ([`workload::Workload`]). What happens is told on the
 //! console: lines of `lacuna-guest:` and a JSON object, one when memory is filled and freed and one a
 //! second from then on, see [`report::Report`].
 
+mod agent;
 mod area;
 mod boot;
 mod command_line;
@@ -40,6 +41,7 @@ fn main() {
 fn run() -> Result<Infallible, Box<dyn Error>> {
     boot::mount_file_systems()?;
     boot::load_modules()?;
+    let _agent = agent::start()?;
     let workload = Workload::from_command_line(&std::fs::read_to_string("/proc/cmdline")?)?;
     Ok(workload.run()?)
 }

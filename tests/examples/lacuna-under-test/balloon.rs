@@ -2,11 +2,9 @@
 //! A Linux guest's whole balloon, before, during and after a migration: reporting, a target, statistics, hints,
 //! and at the destination the way back. Says what it saw as one JSON object; the claims are the test's.
 
-use std::error::Error;
-use std::ffi::OsString;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use host_migrator::stats::{MigrationReport, MigrationState};
 use host_migrator::trace::DEFAULT_SLOTS;
@@ -14,13 +12,15 @@ use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, HintMode, MigrateArguments};
-use lacuna::machine::MachineState;
 use lacuna::trace::{TraceArgs, check_file};
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
 use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 use spec::trace::check::Verdict;
 
+use crate::linux_guest::{
+    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked, wait_until_held,
+};
 use crate::memory_files::bytes_taken;
 
 /// The job's name.
@@ -38,11 +38,7 @@ const BANDWIDTH: u64 = 16 * MIB;
 /// Milliseconds. All that the guest writes in such a time fits in, so that the migration ends on any machine:
 /// the churned memory once, and 4 MiB a second.
 const DOWNTIME_LIMIT: u64 = 1000;
-/// How long anything may take: far more than it does, so that only a hang fails.
-const PATIENCE: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(50);
 const DEVICE: &[&str] = &["--free-page-reporting"];
-const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
 const WORKLOAD: &[&str] = &[
     "--in-use",
     "48M",
@@ -53,8 +49,6 @@ const WORKLOAD: &[&str] = &[
     "--churn",
     "2048",
 ];
-
-type Failure = Box<dyn Error>;
 
 /// Does the job, with the guest's `seed`.
 pub fn main(seed: Option<String>) -> ExitCode {
@@ -89,7 +83,7 @@ fn run(seed: &str) -> Result<Value, Failure> {
             &recording,
         )
     };
-    let mut source = start(("source", "source-device"), run_job(seed)?, 0)?;
+    let mut source = start(("source", "source-device"), run_job(WORKLOAD, seed)?, 0)?;
     let pid = source.machine.pid();
     let mut taken_at_most = 0;
     source.wait_until("the guest to be ready", PATIENCE, |status| {
@@ -112,11 +106,8 @@ fn run(seed: &str) -> Result<Value, Failure> {
     let taken_when_inflated = bytes_taken(pid)?;
 
     let mut destination = start(("destination", "destination-device"), receive_job(), 1)?;
-    let status = destination.wait_until("the destination to listen", PATIENCE, |status| {
-        Ok(status.incoming.is_some())
-    })?;
     source.client()?.tell(&Command::Migrate(MigrateArguments {
-        uri: status.incoming.unwrap_or_default(),
+        uri: address_of(&mut destination)?,
         max_bandwidth: Some(BANDWIDTH),
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
@@ -130,9 +121,7 @@ fn run(seed: &str) -> Result<Value, Failure> {
     if ended.migration.status != MigrationState::Completed {
         return Err(format!("the migration failed: {:?}", ended.migration).into());
     }
-    destination.wait_until("the guest to arrive", PATIENCE, |status| {
-        Ok(status.machine == MachineState::Held)
-    })?;
+    wait_until_held(&mut destination)?;
     let left = device.balloon()?;
     let hinted = device.pages_hinted()?;
     // Before the oracle looks: the kernel gives memory to whoever reads a hole.
@@ -147,16 +136,8 @@ fn run(seed: &str) -> Result<Value, Failure> {
     device.wait("the balloon to be empty", |balloon| {
         balloon.actual_pages == 0
     })?;
-    let mut passes = None;
-    let status = destination.wait_until("the guest to check its memory", PATIENCE, |status| {
-        let guest = status.guest.as_ref();
-        let now = guest.map_or(0, |guest| guest.full_passes);
-        // The pass that is under way does not count.
-        let enough = *passes.get_or_insert(now + 2);
-        Ok(now >= enough || guest.is_some_and(|guest| guest.failure.is_some()))
-    })?;
+    let guest = wait_until_checked(&mut destination)?;
     let deflated = device.balloon()?;
-    let guest = status.guest.unwrap_or_default();
     let (rule, around) = check_file(&trace)?;
     if !matches!(rule, Verdict::Holds(_)) {
         return Err(format!("{around}{rule}").into());
@@ -181,21 +162,6 @@ fn run(seed: &str) -> Result<Value, Failure> {
         "guest-wrong": guest.wrong,
         "guest-failure": guest.failure,
     }))
-}
-
-fn run_job(seed: &str) -> Result<Vec<OsString>, Failure> {
-    let files = lacuna::nested::guest_files()?;
-    let mut job: Vec<OsString> = vec!["run".into()];
-    job.extend(MACHINE.iter().chain(WORKLOAD).map(OsString::from));
-    job.extend(["--seed".into(), seed.into()]);
-    job.extend(["--kernel".into(), files.kernel.into()]);
-    job.extend(["--initrd".into(), files.initrd.into()]);
-    Ok(job)
-}
-
-fn receive_job() -> Vec<OsString> {
-    let receive = ["receive", "tcp:127.0.0.1:0", "--hold"];
-    receive.iter().chain(MACHINE).map(OsString::from).collect()
 }
 
 fn facts(balloon: &BalloonStatus) -> Value {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command, built the way the tests need it: clauses of the rule can be switched off, and there are two
-//! jobs more, which must happen inside the outer machine of the nested lane.
+//! The command, built the way the tests need it: clauses of the rule can be switched off, and there are jobs
+//! more, which must happen inside the outer machine of the nested lane.
 
 mod against_qemu;
+mod agent;
 mod balloon;
+mod linux_guest;
 #[path = "../../shared/memory_files.rs"]
 mod memory_files;
 #[path = "../../shared/qmp.rs"]
@@ -14,8 +16,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
-        Some(balloon::JOB) => balloon::main(arguments.next()),
         Some(against_qemu::JOB) => against_qemu::main(arguments),
+        Some(agent::JOB) => agent::main(arguments.next()),
+        Some(balloon::JOB) => balloon::main(arguments.next()),
         _ => lacuna::main(),
     }
 }

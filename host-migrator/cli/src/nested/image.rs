@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use reference_vmm::images::LINUX_INIT;
+use reference_vmm::images::{LINUX_AGENT, LINUX_INIT};
 
 use super::cpio::Archive;
 use super::elf;
@@ -23,13 +23,15 @@ const COMMAND: &str = "/bin/lacuna";
 const BUSYBOX: &str = "/bin/busybox";
 const OUTER_INIT: &str = include_str!("outer-init.sh");
 
-/// The initial ramdisk of the Linux guest: its first process, and the modules of the virtio drivers.
+/// The initial ramdisk of the Linux guest: its first process, the agent, and the modules of the virtio drivers.
 ///
 /// # Errors
 /// Those of reading the modules.
 pub fn guest_initrd(kernel: &Kernel) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     archive.file("/init", LINUX_INIT)?;
+    // Where the first process looks for it.
+    archive.file("/bin/lacuna-agent", LINUX_AGENT)?;
     add_modules(&mut archive, &kernel.guest_modules())?;
     archive.finish()
 }

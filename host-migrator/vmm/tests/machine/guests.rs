@@ -44,6 +44,7 @@ pub fn config(memory_bytes: u64, vcpus: u8) -> MachineConfig {
         memory: MemoryOptions::default(),
         vcpus,
         balloon_socket: None,
+        agent_socket: None,
         trace: Trace::default(),
     }
 }

@@ -79,6 +79,7 @@ fn impossible_machines_are_refused_with_the_reason() {
     ));
     let lonely = MachineConfig {
         balloon_socket: Some("/nobody/listens/here".into()),
+        agent_socket: None,
         ..config(16 << 20, 1)
     };
     assert!(matches!(make(&lonely), Err(SetupError::Balloon(_))));

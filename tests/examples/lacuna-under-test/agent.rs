@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A Linux guest's agent on its way through two migrations: asked by a person before the first, between the two, and
+//! after the second. Says what it saw as one JSON object; the claims are the test's.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Instant;
+
+use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::trace::DEFAULT_SLOTS;
+use host_migrator::{ControlClient, HintError, Trace};
+use lacuna::args::GuestKind;
+use lacuna::compare::{AgentPort, Host, ask_oracle};
+use lacuna::control::{Command, HintMode, MigrateArguments};
+use lacuna::trace::{TraceArgs, check_file};
+use serde_json::{Value, json};
+use spec::control::{Refusal, Reply, Request};
+use spec::hint_map::HintPhase;
+use spec::trace::check::Verdict;
+
+use crate::linux_guest::{
+    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked, wait_until_held,
+};
+
+/// The job's name.
+pub const JOB: &str = "agent-under-migration";
+
+const WORKLOAD: &[&str] = &[
+    "--in-use",
+    "48M",
+    "--freed",
+    "256M",
+    "--dirty-rate",
+    "2M",
+    "--churn",
+    "1024",
+];
+/// Milliseconds. What the guest writes in such a time fits in, so that the migration ends on any machine.
+const DOWNTIME_LIMIT: u64 = 1000;
+/// The hosts, and the balloon devices beside them.
+const HOSTS: [(&str, &str); 3] = [
+    ("first", "first-device"),
+    ("second", "second-device"),
+    ("third", "third-device"),
+];
+
+/// Does the job, with the guest's `seed`.
+pub fn main(seed: Option<String>) -> ExitCode {
+    match run(&seed.unwrap_or_else(|| "1".into())) {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(seed: &str) -> Result<Value, Failure> {
+    let folder = tempfile::tempdir()?;
+    let program = std::env::current_exe()?;
+    let trace = folder.path().join("trace");
+    Trace::create(&trace, DEFAULT_SLOTS)?;
+    let start = |number: usize, job| {
+        let recording = TraceArgs {
+            trace: Some(trace.clone()),
+            trace_host: number as u16,
+        };
+        let (names, agent) = (HOSTS[number], AgentPort::Present);
+        Host::start(&program, folder.path(), names, job, &[], agent, &recording)
+    };
+    let mut host = start(0, run_job(WORKLOAD, seed)?)?;
+    host.wait_until("the guest to be ready", PATIENCE, |status| {
+        Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
+    })?;
+    let mut told = vec![pages_of_agent(&host)?];
+    let mut migrations = Vec::new();
+    for number in 1..HOSTS.len() {
+        let mut destination = start(number, receive_job())?;
+        migrations.push(migrate(&mut host, &mut destination)?);
+        destination.client()?.tell(&Command::Cont)?;
+        told.push(pages_of_agent(&destination)?);
+        host = destination;
+    }
+    let guest = wait_until_checked(&mut host)?;
+    let (rule, around) = check_file(&trace)?;
+    if !matches!(rule, Verdict::Holds(_)) {
+        return Err(format!("{around}{rule}").into());
+    }
+    Ok(json!({
+        "rule": rule.to_string(),
+        "told": told,
+        "migrations": migrations,
+        "guest-checks": guest.checks,
+        "guest-wrong": guest.wrong,
+        "guest-failure": guest.failure,
+    }))
+}
+
+/// Moves the guest and compares every page.
+fn migrate(source: &mut Host, destination: &mut Host) -> Result<Value, Failure> {
+    source.client()?.tell(&Command::Migrate(MigrateArguments {
+        uri: address_of(destination)?,
+        max_bandwidth: None,
+        downtime_limit: DOWNTIME_LIMIT,
+        hints: HintMode::On,
+        switched_off: Vec::new(),
+    }))?;
+    let ended = source.wait_until("the migration to end", PATIENCE, |status| {
+        Ok(status.migration.status.is_over())
+    })?;
+    if ended.migration.status != MigrationState::Completed {
+        return Err(format!("the migration failed: {:?}", ended.migration).into());
+    }
+    wait_until_held(destination)?;
+    let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
+    let verdict = ask_oracle(GuestKind::Linux, source, destination)?;
+    let hinted: Vec<u64> = report.rounds.iter().map(|r| r.pages_hinted).collect();
+    Ok(json!({
+        "pages-hinted-by-round": hinted,
+        "wire-bytes": report.wire_bytes,
+        "total-ms": report.total_ms,
+        "downtime-ms": report.downtime_ms,
+        "pages-compared": verdict.pages_compared,
+        "pages-wrong": verdict.pages_wrong,
+        "wrong": format!("{:?}", verdict.examples),
+    }))
+}
+
+/// Asks the guest at `host` for its free pages, as a person does, until its agent tells some. Returns how many.
+fn pages_of_agent(host: &Host) -> Result<u64, Failure> {
+    let mut device = ControlClient::connect(&host.balloon_control, PATIENCE)?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut reply = device.ask(Request::HintStart, None);
+        while let Ok(Reply::HintState(state)) = &reply {
+            let (pages, is_over) = (state.agent_pages, state.phase == HintPhase::Finished);
+            if is_over || Instant::now() > end {
+                device.ask(Request::HintStop, None)?;
+                if pages > 0 {
+                    return Ok(pages);
+                }
+                break;
+            }
+            thread::sleep(POLL);
+            reply = device.ask(Request::HintState, None);
+        }
+        match reply {
+            // Neither agent nor driver is there yet.
+            Ok(Reply::HintState(_))
+            | Err(HintError::Refused(
+                Refusal::NotNegotiated | Refusal::Stopped | Refusal::Unreachable,
+            )) => {}
+            Ok(other) => return Err(format!("no state of hinting but {other:?}").into()),
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() > end {
+            return Err("waited for the agent in vain".into());
+        }
+        thread::sleep(POLL);
+    }
+}

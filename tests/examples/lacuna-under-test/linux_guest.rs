@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The Linux guest of the jobs, and how they go about with it.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use lacuna::compare::Host;
+use lacuna::machine::{GuestStatus, MachineState};
+
+/// Whatever keeps a job from its end.
+pub type Failure = Box<dyn Error>;
+
+/// How long anything may take: far more than it does, so that only a hang fails.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a state is looked at while waiting for it.
+pub const POLL: Duration = Duration::from_millis(50);
+
+const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
+
+/// `lacuna run` of a guest with this `workload` and `seed`.
+pub fn run_job(workload: &[&str], seed: &str) -> Result<Vec<OsString>, Failure> {
+    let files = lacuna::nested::guest_files()?;
+    let mut job: Vec<OsString> = vec!["run".into()];
+    job.extend(MACHINE.iter().chain(workload).map(OsString::from));
+    job.extend(["--seed".into(), seed.into()]);
+    job.extend(["--kernel".into(), files.kernel.into()]);
+    job.extend(["--initrd".into(), files.initrd.into()]);
+    Ok(job)
+}
+
+/// `lacuna receive` for that guest.
+pub fn receive_job() -> Vec<OsString> {
+    let receive = ["receive", "tcp:127.0.0.1:0", "--hold"];
+    receive.iter().chain(MACHINE).map(OsString::from).collect()
+}
+
+/// Where `destination` listens.
+pub fn address_of(destination: &mut Host) -> Result<String, Failure> {
+    let status = destination.wait_until("the destination to listen", PATIENCE, |status| {
+        Ok(status.incoming.is_some())
+    })?;
+    Ok(status.incoming.unwrap_or_default())
+}
+
+/// Waits until the guest has arrived at `destination`, where it is held.
+pub fn wait_until_held(destination: &mut Host) -> Result<(), Failure> {
+    destination.wait_until("the guest to arrive", PATIENCE, |status| {
+        Ok(status.machine == MachineState::Held)
+    })?;
+    Ok(())
+}
+
+/// Waits until the guest has checked all of its memory once more, or has found a failure.
+pub fn wait_until_checked(host: &mut Host) -> Result<GuestStatus, Failure> {
+    let mut passes = None;
+    let status = host.wait_until("the guest to check its memory", PATIENCE, |status| {
+        let guest = status.guest.as_ref();
+        let now = guest.map_or(0, |guest| guest.full_passes);
+        // The pass that is under way does not count.
+        let enough = *passes.get_or_insert(now + 2);
+        Ok(now >= enough || guest.is_some_and(|guest| guest.failure.is_some()))
+    })?;
+    Ok(status.guest.unwrap_or_default())
+}
