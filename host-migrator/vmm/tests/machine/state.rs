@@ -3,7 +3,7 @@
 
 use host_migrator::{DestinationMachine, SourceMachine};
 use proptest::prelude::*;
-use reference_vmm::state::{MachineState, StateError};
+use reference_vmm::state::{MachineState, Shape, StateError};
 
 use crate::guests::{MAILBOX, Subject, config, copy_memory, counter, have_kvm, incoming, program};
 
@@ -53,8 +53,14 @@ fn a_state_that_does_not_fit_the_machine_is_refused_by_name() {
     let (subject, state) = paused_counter();
     let state = MachineState::from_bytes(&state).unwrap();
     let ram = subject.machine.ram();
-    state.check(ram, 1, false).unwrap();
-    let vcpus = state.check(ram, 2, false);
+    let shape = Shape {
+        ram,
+        vcpus: 1,
+        balloon: false,
+        agent_port: false,
+    };
+    state.check(&shape).unwrap();
+    let vcpus = state.check(&Shape { vcpus: 2, ..shape });
     assert!(matches!(
         vcpus,
         Err(StateError::Vcpus {
@@ -62,15 +68,25 @@ fn a_state_that_does_not_fit_the_machine_is_refused_by_name() {
             expected: 2
         })
     ));
-    assert!(matches!(
-        state.check(ram, 1, true),
-        Err(StateError::Balloon(_))
-    ));
+    let balloon = state.check(&Shape {
+        balloon: true,
+        ..shape
+    });
+    assert_eq!(
+        balloon.unwrap_err().to_string(),
+        "the state is that of a machine without a balloon, and this one is not"
+    );
+    let port = state.check(&Shape {
+        agent_port: true,
+        ..shape
+    });
+    assert!(matches!(port, Err(StateError::Device { has: false, .. })));
     let other = program(32 << 20, &counter());
-    assert!(matches!(
-        state.check(other.machine.ram(), 1, false),
-        Err(StateError::Memory)
-    ));
+    let other = state.check(&Shape {
+        ram: other.machine.ram(),
+        ..shape
+    });
+    assert!(matches!(other, Err(StateError::Memory)));
 }
 
 #[test]
