@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A driver that reaches the console by register accesses and does what Linux's `virtio_console` does, or what no
+//! good driver would.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use reference_vmm::memory::MachineMemory;
+use reference_vmm::mmio::MmioDevice;
+use reference_vmm::virtio::console::VirtioConsole;
+use reference_vmm::virtio::console::control::PORT_NAME;
+use virtio_bindings::virtio_mmio as reg;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::rig::eventually;
+
+pub const RECEIVE: u32 = 0;
+pub const TRANSMIT: u32 = 1;
+pub const CONTROL_RECEIVE: u32 = 2;
+pub const CONTROL_TRANSMIT: u32 = 3;
+const QUEUES: usize = 4;
+pub const SIZE: u16 = 8;
+
+/// VERSION_1, indirect descriptors, and ports with names.
+const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 1;
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+
+/// Control events.
+const DEVICE_READY: u16 = 0;
+const PORT_ADD: u16 = 1;
+const PORT_READY: u16 = 3;
+const PORT_OPEN: u16 = 6;
+const NAME: u16 = 7;
+
+/// Queue `n` lies at `n + 1` times this; descriptors, rings and buffers a part each.
+const QUEUE_BYTES: u64 = 0x40000;
+const PART: u64 = 0x1000;
+/// Bytes of a buffer of which the driver says nothing else.
+pub const BUFFER: u64 = 0x1000;
+
+/// One descriptor: address, length, flags, next.
+pub type Descriptor = (u64, u32, u16, u16);
+
+/// A driver of a console.
+#[derive(Clone)]
+pub struct Driver {
+    pub device: Arc<VirtioConsole>,
+    pub memory: Arc<MachineMemory>,
+    available: [u16; QUEUES],
+    /// What the driver has taken back.
+    seen: [u16; QUEUES],
+}
+
+impl Driver {
+    pub fn new(device: &Arc<VirtioConsole>, memory: &Arc<MachineMemory>) -> Self {
+        Self {
+            device: Arc::clone(device),
+            memory: Arc::clone(memory),
+            available: [0; QUEUES],
+            seen: [0; QUEUES],
+        }
+    }
+
+    /// A driver whose guest has been moved to `device`.
+    pub fn moved_to(self, device: &Arc<VirtioConsole>) -> Self {
+        Self {
+            device: Arc::clone(device),
+            ..self
+        }
+    }
+
+    pub fn read(&self, offset: u32) -> u32 {
+        let mut data = [0; 4];
+        self.device.read(u64::from(offset), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn write(&self, offset: u32, value: u32) {
+        self.device.write(u64::from(offset), &value.to_le_bytes());
+    }
+
+    /// Up to DRIVER_OK, with buffers for the device's messages.
+    pub fn bring_up(&mut self) {
+        self.bring_up_without_buffers();
+        for _ in 0..SIZE {
+            self.offer(CONTROL_RECEIVE, BUFFER as u32);
+        }
+    }
+
+    /// Up to DRIVER_OK.
+    pub fn bring_up_without_buffers(&mut self) {
+        (self.available, self.seen) = ([0; QUEUES], [0; QUEUES]);
+        for status in [0, 1, 3] {
+            self.write(reg::VIRTIO_MMIO_STATUS, status);
+        }
+        for half in [1, 0] {
+            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
+            let value = (FEATURES >> (32 * half)) as u32;
+            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, value);
+        }
+        self.write(reg::VIRTIO_MMIO_STATUS, 11);
+        assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 11, "features refused");
+        for queue in 0..QUEUES as u32 {
+            self.set_queue_up(queue, base(queue));
+        }
+        self.write(reg::VIRTIO_MMIO_STATUS, 15);
+    }
+
+    pub fn set_queue_up(&self, queue: u32, base: u64) {
+        let zeros = vec![0; QUEUE_BYTES as usize];
+        self.put(base, &zeros);
+        self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
+        for (offset, value) in [
+            (reg::VIRTIO_MMIO_QUEUE_NUM, u64::from(SIZE)),
+            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, base),
+            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, base + PART),
+            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, base + 2 * PART),
+            (reg::VIRTIO_MMIO_QUEUE_READY, 1),
+        ] {
+            self.write(offset, value as u32);
+        }
+    }
+
+    /// Says that the driver is up, and sets the port up that the device then tells of.
+    pub fn add_port(&mut self) {
+        self.say_ready();
+        assert_eq!(self.hear(), (PORT_ADD, 1, Vec::new()));
+        self.tell(0, PORT_READY, 1);
+        assert_eq!(self.hear(), (NAME, 1, PORT_NAME.as_bytes().to_vec()));
+    }
+
+    /// Says that the driver is up.
+    pub fn say_ready(&mut self) {
+        self.tell(u32::MAX, DEVICE_READY, 1);
+    }
+
+    /// Opens or closes the guest's end.
+    pub fn open_port(&mut self, open: bool) {
+        self.tell(0, PORT_OPEN, open.into());
+    }
+
+    /// Waits to be told that the host's end is open, or closed.
+    pub fn wait_for_host(&mut self, open: bool) {
+        assert_eq!(self.hear(), (PORT_OPEN, open.into(), Vec::new()));
+    }
+
+    /// Says `bytes` to the host, without waiting.
+    pub fn say(&mut self, bytes: &[u8]) {
+        let slot = self.available[TRANSMIT as usize] % SIZE;
+        let at = buffer(TRANSMIT, slot);
+        self.put(at, bytes);
+        self.add(TRANSMIT, &[(at, bytes.len() as u32, 0, 0)]);
+    }
+
+    /// Offers a buffer of so many bytes.
+    pub fn offer(&mut self, queue: u32, bytes: u32) {
+        let slot = self.available[queue as usize] % SIZE;
+        self.add(queue, &[(buffer(queue, slot), bytes, WRITE, 0)]);
+    }
+
+    /// The next bytes of the host, of which the driver has offered buffers.
+    pub fn listen(&mut self) -> Vec<u8> {
+        self.take_back(RECEIVE)
+    }
+
+    /// Waits until the device has given all buffers of `queue` back.
+    pub fn wait_for(&self, queue: u32) {
+        let available = self.available[queue as usize];
+        eventually("all buffers used", || {
+            (self.used(queue) == available).then_some(())
+        });
+    }
+
+    /// How many buffers of `queue` the device has given back.
+    pub fn used(&self, queue: u32) -> u16 {
+        let at = GuestAddress(base(queue) + 2 * PART + 2);
+        let ram = self.memory.ram().memory();
+        ram.load(at, Ordering::Acquire).unwrap()
+    }
+
+    /// Makes the chain `descriptors` available, whose first one's place is this buffer's; the others come from the
+    /// end of the table. Kicks.
+    pub fn add(&mut self, queue: u32, descriptors: &[Descriptor]) {
+        let available = self.available[queue as usize];
+        let slot = available % SIZE;
+        for (at, descriptor) in descriptors.iter().enumerate() {
+            let index = if at == 0 { slot } else { SIZE - at as u16 };
+            self.put_descriptor(base(queue) + u64::from(index) * 16, descriptor);
+        }
+        self.make_available(queue, slot);
+    }
+
+    /// Puts the chain that begins at `head` into the ring, whatever is there. Kicks.
+    pub fn make_available(&mut self, queue: u32, head: u16) {
+        let available = self.available[queue as usize];
+        let entry = base(queue) + PART + 4 + u64::from(available % SIZE) * 2;
+        self.put(entry, &head.to_le_bytes());
+        self.set_available_index(queue, available.wrapping_add(1));
+    }
+
+    pub fn set_available_index(&mut self, queue: u32, index: u16) {
+        let at = GuestAddress(base(queue) + PART + 2);
+        let ram = self.memory.ram().memory();
+        ram.store(index, at, Ordering::Release).unwrap();
+        self.available[queue as usize] = index;
+        self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    }
+
+    pub fn put_descriptor(&self, at: u64, (address, bytes, flags, next): &Descriptor) {
+        self.put(at, &address.to_le_bytes());
+        self.put(at + 8, &bytes.to_le_bytes());
+        self.put(at + 12, &flags.to_le_bytes());
+        self.put(at + 14, &next.to_le_bytes());
+    }
+
+    /// Writes guest memory as a vCPU does: past the log of the VMM's own writes.
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        let ram = self.memory.ram().memory();
+        ram.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
+    pub fn get(&self, at: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let ram = self.memory.ram().memory();
+        ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn tell(&mut self, port: u32, event: u16, value: u16) {
+        let slot = self.available[CONTROL_TRANSMIT as usize] % SIZE;
+        let at = buffer(CONTROL_TRANSMIT, slot);
+        let message = [
+            &port.to_le_bytes()[..],
+            &event.to_le_bytes(),
+            &value.to_le_bytes(),
+        ];
+        self.put(at, &message.concat());
+        self.add(CONTROL_TRANSMIT, &[(at, 8, 0, 0)]);
+        self.wait_for(CONTROL_TRANSMIT);
+    }
+
+    /// The next message: event, value and what follows. Its buffer is offered again.
+    fn hear(&mut self) -> (u16, u16, Vec<u8>) {
+        let message = self.take_back(CONTROL_RECEIVE);
+        self.offer(CONTROL_RECEIVE, BUFFER as u32);
+        let half = |at: usize| u16::from_le_bytes([message[at], message[at + 1]]);
+        assert_eq!(message[..4], [0; 4], "the number of the port");
+        (half(4), half(6), message[8..].to_vec())
+    }
+
+    /// Waits for the next buffer that comes back, and returns what is in it.
+    fn take_back(&mut self, queue: u32) -> Vec<u8> {
+        let seen = self.seen[queue as usize];
+        eventually("a buffer", || (self.used(queue) != seen).then_some(()));
+        let at = base(queue) + 2 * PART + 4 + u64::from(seen % SIZE) * 8;
+        let element = self.get(at, 8);
+        let word = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
+        assert_eq!(
+            word(0),
+            u32::from(seen % SIZE),
+            "buffers come back in order"
+        );
+        self.seen[queue as usize] = seen.wrapping_add(1);
+        self.get(buffer(queue, seen % SIZE), word(4) as usize)
+    }
+}
+
+/// Where a queue lies.
+pub fn base(queue: u32) -> u64 {
+    (u64::from(queue) + 1) * QUEUE_BYTES
+}
+
+/// Where a buffer lies; the rings of a queue leave room for as many large ones as it has entries.
+pub fn buffer(queue: u32, slot: u16) -> u64 {
+    base(queue) + 4 * PART + u64::from(slot) * 0x4000
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Drivers that mean no good, or are broken: they harm themselves.
+
+use virtio_bindings::virtio_mmio as reg;
+
+use crate::driver::{
+    BUFFER, CONTROL_RECEIVE, CONTROL_TRANSMIT, Descriptor, Driver, INDIRECT, NEXT, RECEIVE, SIZE,
+    TRANSMIT, WRITE, base,
+};
+use crate::rig::{MEMORY, MIB, Subject, eventually, read};
+
+/// DEVICE_NEEDS_RESET
+const NEEDS_RESET: u32 = 0x40;
+/// A part of memory that nothing else uses.
+const FREE: u64 = 8 * MIB;
+
+#[test]
+fn buffers_that_are_no_memory_or_of_no_use_come_back_and_are_counted() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    let (mut driver, host) = subject.joined();
+    let bad: [(u32, Descriptor); 8] = [
+        (TRANSMIT, (MEMORY - 4, 8, 0, 0)),
+        (TRANSMIT, (u64::MAX - 3, 8, 0, 0)),
+        (TRANSMIT, (FREE, u32::MAX, 0, 0)),
+        (RECEIVE, (MEMORY, 8, WRITE, 0)),
+        (RECEIVE, (FREE, 0, WRITE, 0)),
+        // Not to be written.
+        (RECEIVE, (FREE, 8, 0, 0)),
+        (CONTROL_TRANSMIT, (FREE, 7, 0, 0)),
+        (CONTROL_TRANSMIT, (MEMORY - 1, 8, 0, 0)),
+    ];
+    for (count, (queue, descriptor)) in (1..).zip(&bad) {
+        driver.add(*queue, &[*descriptor]);
+        driver.wait_for(*queue);
+        eventually("it to be counted", || {
+            (subject.device.ignored_accesses() == count).then_some(())
+        });
+    }
+    driver.say(b"still there");
+    assert_eq!(read(&host, 11), b"still there");
+}
+
+#[test]
+fn chains_that_run_in_circles_or_into_tables_of_tables_end() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    let (mut driver, host) = subject.joined();
+    // Each descriptor's next is itself: as many bytes come out as the queue has entries.
+    let slot = driver.used(TRANSMIT) % SIZE;
+    driver.put(FREE, b"x");
+    driver.add(TRANSMIT, &[(FREE, 1, NEXT, slot)]);
+    assert_eq!(read(&host, SIZE.into()), vec![b'x'; SIZE.into()]);
+    driver.wait_for(TRANSMIT);
+    // An indirect table that refers to itself, one that is no multiple of 16 bytes, one outside memory, and one
+    // without an end.
+    driver.put_descriptor(FREE, &(FREE, 16, INDIRECT, 0));
+    for (address, bytes) in [(FREE, 16), (FREE, 17), (MEMORY, 32), (FREE, u32::MAX - 15)] {
+        driver.add(TRANSMIT, &[(address, bytes, INDIRECT, 0)]);
+        driver.wait_for(TRANSMIT);
+    }
+    let endless = FREE + MIB;
+    driver.put_descriptor(endless, &(FREE, 1, NEXT, 0));
+    driver.add(TRANSMIT, &[(endless, 16 * 0xffff, INDIRECT, 0)]);
+    read(&host, 0xffff);
+    driver.wait_for(TRANSMIT);
+    driver.say(b"still there");
+    assert_eq!(read(&host, 11), b"still there");
+}
+
+#[test]
+fn one_buffer_of_nearly_all_memory_many_times_over_is_sent_piece_by_piece() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    let (mut driver, host) = subject.joined();
+    const COUNT: u64 = 4;
+    for number in 0..COUNT {
+        let next = (number + 1) as u16;
+        let flags = if next < COUNT as u16 { NEXT } else { 0 };
+        driver.put_descriptor(
+            FREE + number * 16,
+            &(base(TRANSMIT), (8 * MIB) as u32, flags, next),
+        );
+    }
+    driver.add(TRANSMIT, &[(FREE, (COUNT * 16) as u32, INDIRECT, 0)]);
+    // In the middle of it the device can be stopped, and everything else be done.
+    subject.device.stop();
+    assert_eq!(driver.used(TRANSMIT), 0);
+    subject.device.resume();
+    for _ in 0..COUNT * 8 {
+        read(&host, MIB as usize);
+    }
+    driver.wait_for(TRANSMIT);
+}
+
+#[test]
+fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    for queue in [RECEIVE, TRANSMIT, CONTROL_TRANSMIT] {
+        let (mut driver, _host) = subject.joined();
+        let index = driver.used(queue).wrapping_sub(1);
+        driver.set_available_index(queue, index);
+        wait_until_given_up(&driver);
+        let interrupts = driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+        assert_eq!(interrupts & reg::VIRTIO_MMIO_INT_CONFIG, 2, "queue {queue}");
+    }
+    // A queue that is not looked at before there is something to tell.
+    let (mut driver, host) = subject.joined();
+    let index = driver.used(CONTROL_RECEIVE).wrapping_sub(1);
+    driver.set_available_index(CONTROL_RECEIVE, index);
+    drop(host);
+    wait_until_given_up(&driver);
+    // A head that is no descriptor's number.
+    let (mut driver, _host) = subject.joined();
+    driver.make_available(TRANSMIT, SIZE);
+    wait_until_given_up(&driver);
+    subject.joined();
+}
+
+fn wait_until_given_up(driver: &Driver) {
+    eventually("the device to give up", || {
+        (driver.read(reg::VIRTIO_MMIO_STATUS) & NEEDS_RESET != 0).then_some(())
+    });
+}
+
+#[test]
+fn queues_outside_memory_are_refused_when_the_driver_is_up() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    let driver = subject.driver();
+    for (offset, address) in [
+        (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, MEMORY),
+        (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, MEMORY - 2),
+        (reg::VIRTIO_MMIO_QUEUE_USED_LOW, MEMORY - 8),
+    ] {
+        for status in [0, 1, 3] {
+            driver.write(reg::VIRTIO_MMIO_STATUS, status);
+        }
+        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        driver.write(reg::VIRTIO_MMIO_STATUS, 11);
+        driver.set_queue_up(TRANSMIT, base(TRANSMIT));
+        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+        driver.write(offset, address as u32);
+        driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+        driver.write(reg::VIRTIO_MMIO_STATUS, 15);
+        let status = driver.read(reg::VIRTIO_MMIO_STATUS);
+        assert_eq!(status & NEEDS_RESET, NEEDS_RESET, "{offset:#x}");
+    }
+    subject.joined();
+}
+
+#[test]
+fn what_a_driver_without_room_is_to_be_told_waits_until_there_is_some() {
+    let Some(subject) = Subject::new() else {
+        return;
+    };
+    let mut driver = subject.driver();
+    driver.bring_up_without_buffers();
+    for _ in 0..1000 {
+        driver.say_ready();
+    }
+    // Too small for any message: it comes back without one.
+    driver.offer(CONTROL_RECEIVE, 7);
+    driver.wait_for(CONTROL_RECEIVE);
+    assert_eq!(subject.device.ignored_accesses(), 1);
+    for _ in 0..SIZE {
+        driver.offer(CONTROL_RECEIVE, BUFFER as u32);
+    }
+    eventually("one message", || {
+        (driver.used(CONTROL_RECEIVE) == 2).then_some(())
+    });
+    driver.say_ready();
+    assert_eq!(driver.used(CONTROL_RECEIVE), 2, "no message comes twice");
+}

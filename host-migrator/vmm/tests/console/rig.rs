@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A virtual machine with guest memory, a console, and the socket that the console's port is joined to.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{Kvm, VmFd};
+use reference_vmm::MemoryOptions;
+use reference_vmm::memory::MachineMemory;
+use reference_vmm::mmio::MmioSlot;
+use reference_vmm::virtio::console::VirtioConsole;
+use tempfile::TempDir;
+
+use crate::driver::Driver;
+
+/// The end of every wait in these tests. Reaching it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const MIB: u64 = 1 << 20;
+pub const MEMORY: u64 = 16 * MIB;
+const SLOT: MmioSlot = MmioSlot {
+    gpa: 0xd000_1000,
+    gsi: 6,
+};
+
+/// Tries until `attempt` gives something.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < end, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A console that runs, on a machine without vCPUs.
+pub struct Subject {
+    pub device: Arc<VirtioConsole>,
+    pub memory: Arc<MachineMemory>,
+    pub host: Host,
+    _vm: VmFd,
+}
+
+impl Subject {
+    /// A console for a guest in new memory; `None` where there is no KVM.
+    pub fn new() -> Option<Self> {
+        let memory = MachineMemory::new(MEMORY, MemoryOptions::default()).unwrap();
+        let subject = Self::in_memory(&Arc::new(memory))?;
+        subject.device.resume();
+        Some(subject)
+    }
+
+    /// A console for a guest in `memory`, which does not run yet.
+    pub fn in_memory(memory: &Arc<MachineMemory>) -> Option<Self> {
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                println!("skipped: /dev/kvm cannot be used: {error}");
+                return None;
+            }
+        };
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let host = Host::new();
+        Some(Self {
+            device: VirtioConsole::new(&host.path(), memory, &vm, SLOT).unwrap(),
+            memory: Arc::clone(memory),
+            host,
+            _vm: vm,
+        })
+    }
+
+    /// A driver that has not touched the device yet.
+    pub fn driver(&self) -> Driver {
+        Driver::new(&self.device, &self.memory)
+    }
+
+    /// A driver whose port is open at both ends, and the host's end of it.
+    pub fn joined(&mut self) -> (Driver, UnixStream) {
+        let mut driver = self.driver();
+        driver.bring_up();
+        driver.add_port();
+        let host = self.host.accept();
+        driver.wait_for_host(true);
+        driver.open_port(true);
+        (driver, host)
+    }
+}
+
+/// The host's program: listens where the port is to be joined.
+pub struct Host {
+    folder: TempDir,
+    listener: Option<UnixListener>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let mut host = Self {
+            folder: tempfile::tempdir().unwrap(),
+            listener: None,
+        };
+        host.come();
+        host
+    }
+
+    pub fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("agent")
+    }
+
+    /// Listens (again).
+    pub fn come(&mut self) {
+        self.listener = Some(UnixListener::bind(self.path()).unwrap());
+    }
+
+    /// Listens no more.
+    pub fn go(&mut self) {
+        self.listener = None;
+        std::fs::remove_file(self.path()).unwrap();
+    }
+
+    /// Whether somebody has connected.
+    pub fn is_called(&self) -> bool {
+        let listener = self.listener.as_ref().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let called = listener.accept();
+        !matches!(called, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The next connection.
+    pub fn accept(&self) -> UnixStream {
+        let listener = self.listener.as_ref().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let host = eventually("a connection", || listener.accept().ok());
+        host.0.set_nonblocking(false).unwrap();
+        host.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        host.0
+    }
+}
+
+/// Reads exactly `count` bytes.
+pub fn read(mut from: &UnixStream, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    from.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Fills a socket until it takes no more. Returns how much that was.
+pub fn fill(mut to: &UnixStream) -> usize {
+    to.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = to.write(&[0x5a; 4096]) {
+        sent += count;
+    }
+    sent
+}
+
+/// Bytes that look like no other part of themselves.
+pub fn pattern(count: usize) -> Vec<u8> {
+    (0..count as u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
+}
