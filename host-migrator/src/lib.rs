@@ -13,6 +13,7 @@ pub mod dirty_log;
 pub mod hints;
 mod holes;
 pub mod machine;
+pub mod page_source;
 pub mod params;
 pub mod ram;
 pub mod round_map;
@@ -28,6 +29,7 @@ pub use destination::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, 
 pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use hints::{ControlClient, DeviceHints, HintError, HintSource};
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
+pub use page_source::{PageSource, PageSources, PagesBySource};
 pub use params::MigrationParams;
 pub use ram::{GuestRam, RamError, RamRegion};
 pub use round_map::RoundMaps;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::clause::Clauses;
+use crate::page_source::PageSources;
 
 /// How to migrate. Names follow QEMU's parameters where they mean the same.
 #[derive(Clone, Debug)]
@@ -13,10 +14,8 @@ pub struct MigrationParams {
     pub max_bandwidth: Option<u64>,
     /// The guest is stopped when what is pending can be sent in this time.
     pub downtime_limit: Duration,
-    /// Leave out pages that were never touched (holes of the memory files).
-    pub skip_holes: bool,
-    /// Leave out pages that the guest hints to be free.
-    pub use_hints: bool,
+    /// Which knowledge of pages that need not be sent is used.
+    pub sources: PageSources,
     /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
     /// [`MigrationParams::downtime_limit`], or a cancel.
     pub max_rounds: Option<u32>,
@@ -39,8 +38,7 @@ impl Default for MigrationParams {
         Self {
             max_bandwidth: None,
             downtime_limit: Duration::from_millis(300),
-            skip_holes: true,
-            use_hints: true,
+            sources: PageSources::ALL,
             max_rounds: None,
             peer_timeout: Duration::from_secs(30),
             switchover_timeout: None,

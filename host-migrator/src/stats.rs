@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::MigrationBitmap;
 use crate::round_map::RoundMaps;
+use crate::{MigrationBitmap, PagesBySource};
 
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,8 @@ pub struct HintStatus {
     pub discarded: u64,
     /// Pages that were holes of the memory files.
     pub holes: u64,
+    /// Pages left out so far, by why.
+    pub pages_by_source: PagesBySource,
     /// Milliseconds that the sender held back for hints that came faster than it sends.
     pub held_back: u64,
     /// Why hints are not used (any more), though they were asked for.
@@ -138,6 +140,13 @@ pub struct RoundStats {
     pub pages_hinted: u64,
     /// Pages hinted in this round whose content the destination has.
     pub pages_hinted_too_late: u64,
+    /// Pages left out, by why. (Holes are left out before the first round, and counted to it.)
+    pub pages_by_source: PagesBySource,
+    /// [`RoundStats::pages_hinted_too_late`], by who hinted.
+    pub too_late_by_source: PagesBySource,
+    /// Pages left out before that are to be sent after all, as the guest has written them since: by why they
+    /// were left out.
+    pub back_dirty_by_source: PagesBySource,
     /// Of the hinted pages, those made zero at the destination.
     pub pages_discarded: u64,
     /// Bytes on the wire.
@@ -201,7 +210,7 @@ pub struct MigrationReport {
     pub downtime: DowntimeSteps,
     /// Pages of the guest's memory.
     pub pages_total: u64,
-    /// Pages left out as holes of the memory files.
+    /// Pages left out before the first round as holes of the memory files, for whatever reason.
     pub pages_holes: u64,
     /// The sums over all rounds (`round` is their number, `pending-before` the first's).
     pub totals: RoundStats,

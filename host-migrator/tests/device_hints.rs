@@ -7,6 +7,7 @@ mod software_guest;
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -17,8 +18,9 @@ use software_guest::memory::Memory;
 use software_guest::{Guest, migrate};
 use spec::balloon::CommandId;
 use spec::control::{
-    EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply, Request, VERSION,
+    EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, PageSet, Refusal, Reply, Request, VERSION,
 };
+use spec::hint_map::{Tellers, Told};
 
 /// What a device says to a request; nothing: it stays silent.
 type Answer = fn(Request) -> Option<Reply>;
@@ -102,6 +104,7 @@ fn polite(request: Request) -> Option<Reply> {
             epoch,
             ..EpochReport::default()
         }),
+        Request::PageMap(_) => Reply::Refused(Refusal::Resources),
         _ => return None,
     })
 }
@@ -128,6 +131,8 @@ fn a_migration_asks_in_the_protocols_order() {
         [
             Request::Hello { .. },
             Request::SetHintMap { .. },
+            Request::PageMap(PageSet::Ballooned),
+            Request::PageMap(PageSet::Reported),
             Request::Open { epoch: 1 },
             Request::Close { epoch: 1 },
             Request::Done
@@ -139,17 +144,27 @@ fn a_migration_asks_in_the_protocols_order() {
 fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     let device = Device::start(polite);
     let mut hints = device.connect().unwrap();
-    hints.prepare(1000).unwrap();
+    let driver_alone = Tellers {
+        driver: true,
+        agent: false,
+    };
+    hints.prepare(1000, driver_alone).unwrap();
     let (_, file) = device.requests.iter().nth(1).unwrap();
     let file = std::fs::File::from(file.unwrap());
-    // Page 65 is bit 1 of the bitmap's second word.
-    std::os::unix::fs::FileExt::write_at(&file, &[2], 4096 + 8).unwrap();
-    assert_eq!(
-        (hints.load(0), hints.load(1), hints.load(1 << 40)),
-        (0, 2, 0)
-    );
-    assert_eq!(hints.take(1), 2);
-    assert_eq!(hints.load(1), 0);
+    let mut not_asked = [0];
+    file.read_at(&mut not_asked, 64).unwrap();
+    assert_eq!(not_asked, [2], "the agent");
+    // Page 65 is bit 1 of the second word of a plane: the driver's, and the agent's that follows.
+    file.write_at(&[2], 4096 + 8).unwrap();
+    file.write_at(&[6], 4096 + 16 * 8 + 8).unwrap();
+    let told = Told {
+        driver: 2,
+        agent: 6,
+    };
+    assert_eq!(hints.load(1), told);
+    assert_eq!((hints.load(0), hints.load(1 << 40)), Default::default());
+    assert_eq!(hints.take(1), told);
+    assert_eq!(hints.load(1), Told::default());
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::{Channel, Listener, Migration, MigrationParams, MigrationReport, receive};
+use host_migrator::{
+    Channel, Listener, Migration, MigrationParams, MigrationReport, PageSources, receive,
+};
 use software_guest::Guest;
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
@@ -57,7 +59,11 @@ fn migrate(use_hints: bool) -> MigrationReport {
         });
     });
     let params = MigrationParams {
-        use_hints,
+        sources: if use_hints {
+            PageSources::ALL
+        } else {
+            PageSources::ALL.without_hints()
+        },
         ..MigrationParams::default()
     };
     let channel = Channel::connect(&address, Duration::from_secs(10)).unwrap();

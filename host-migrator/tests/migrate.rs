@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use host_migrator::round_map::Fates;
-use host_migrator::{MigrationParams, MigrationReport};
+use host_migrator::{MigrationParams, MigrationReport, PageSource, PageSources};
 use software_guest::memory::{Memory, one};
 use software_guest::workload::{Behaviour, Workload};
 use software_guest::{Guest, Outcome, migrate};
@@ -45,7 +45,7 @@ fn hint_all_free(guest: &Arc<Guest>) {
 
 fn without_hints() -> MigrationParams {
     MigrationParams {
-        use_hints: false,
+        sources: PageSources::ALL.without_hints(),
         ..MigrationParams::default()
     }
 }
@@ -93,7 +93,11 @@ fn a_guest_that_stands_still_arrives_whole() {
     for skip_holes in [false, true] {
         let guest = guest();
         let params = MigrationParams {
-            skip_holes,
+            sources: if skip_holes {
+                PageSources::ALL.without_hints()
+            } else {
+                [PageSource::Zero].into_iter().collect()
+            },
             ..without_hints()
         };
         let outcome = migrate(guest.source(), params);

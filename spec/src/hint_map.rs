@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The shared bitmap of hinted pages: written by the device, read by the migrator just before it sends.
+//! The shared map of hinted pages: written by the device, read by the migrator just before it sends.
 //!
 //! One memory file (memfd, sealed with `F_SEAL_SHRINK`), made by the migrator and handed to the device
 //! over the control socket:
@@ -7,11 +7,15 @@
 //! ```text
 //! byte 0     magic "LACUNAHM"   8   version, little-endian   16  pages
 //!      24    epoch (0: closed)  32  phase (HintPhase)        40  pages hinted in this epoch
-//!      4096  bitmap: one bit a 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
+//!      48    of these, pages that only the agent has named   56  the agent has told all below this page
+//!      64    who is not to be asked: 1 driver, 2 agent
+//!      4096  plane of the driver: one bit a 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
+//!      then  plane of the agent, alike
 //! ```
 //!
-//! All words are 64-bit atomics. The migrator clears the bitmap between two epochs, while the device
-//! is closed; the device only ever sets bits, and only while an epoch is open.
+//! All words are 64-bit atomics. A page is hinted if it is in either plane: who said so matters to
+//! statistics only. The migrator clears the planes between two epochs, while the device is closed; the
+//! device only ever sets bits, and only while an epoch is open.
 
 use crate::PageRange;
 use crate::sync::{AtomicU64, Ordering};
@@ -21,7 +25,7 @@ pub const HEADER_BYTES: usize = 4096;
 /// The first word: "LACUNAHM".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNAHM");
 /// The layout's version.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -29,13 +33,69 @@ const PAGES_WORD: usize = 2;
 const EPOCH_WORD: usize = 3;
 const PHASE_WORD: usize = 4;
 const HINTED_WORD: usize = 5;
-const BITMAP_WORD: usize = HEADER_BYTES / 8;
+const AGENT_ONLY_WORD: usize = 6;
+const ANSWERED_WORD: usize = 7;
+const NOT_ASKED_WORD: usize = 8;
+const PLANES_WORD: usize = HEADER_BYTES / 8;
+
+const NO_DRIVER: u64 = 1;
+const NO_AGENT: u64 = 2;
 
 /// Bytes of a map for `pages` pages, header included; `None` if that overflows.
 pub const fn bytes_for(pages: u64) -> Option<u64> {
-    match pages.div_ceil(64).checked_mul(8) {
-        Some(bitmap) => bitmap.checked_add(HEADER_BYTES as u64),
+    match pages.div_ceil(64).checked_mul(16) {
+        Some(planes) => planes.checked_add(HEADER_BYTES as u64),
         None => None,
+    }
+}
+
+/// Who can tell that a page is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tellers {
+    /// The guest's balloon driver, in blocks.
+    pub driver: bool,
+    /// The guest's agent, page by page.
+    pub agent: bool,
+}
+
+impl Tellers {
+    /// Whoever is there.
+    pub const ALL: Self = Self {
+        driver: true,
+        agent: true,
+    };
+
+    /// Whether anybody is meant.
+    pub const fn any(self) -> bool {
+        self.driver || self.agent
+    }
+}
+
+/// The free pages of a word, by who has told them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The driver.
+    pub driver: u64,
+    /// The agent.
+    pub agent: u64,
+}
+
+impl Told {
+    /// By anybody.
+    pub const fn pages(self) -> u64 {
+        self.driver | self.agent
+    }
+
+    /// Those of `mask` that `tellers` have told.
+    pub const fn of(self, tellers: Tellers, mask: u64) -> Self {
+        Self {
+            driver: if tellers.driver {
+                self.driver & mask
+            } else {
+                0
+            },
+            agent: if tellers.agent { self.agent & mask } else { 0 },
+        }
     }
 }
 
@@ -173,9 +233,44 @@ impl<W: Words> HintMap<W> {
         self.at(HINTED_WORD).load(Ordering::Acquire)
     }
 
+    /// Of [`HintMap::hinted_pages`], those that the agent has named and the driver had not.
+    pub fn agent_only_pages(&self) -> u64 {
+        self.at(AGENT_ONLY_WORD).load(Ordering::Acquire)
+    }
+
+    /// The agent has told all free pages below this one. To be read before the words: those of such pages
+    /// are complete then.
+    pub fn answered(&self) -> u64 {
+        self.at(ANSWERED_WORD).load(Ordering::Acquire)
+    }
+
+    /// Device: the agent has told all free pages below `page`.
+    pub fn set_answered(&self, page: u64) {
+        self.at(ANSWERED_WORD).store(page, Ordering::Release);
+    }
+
+    /// Whose hints the migrator wants; all, unless it has said otherwise.
+    pub fn asked(&self) -> Tellers {
+        let not_asked = self.at(NOT_ASKED_WORD).load(Ordering::Acquire);
+        Tellers {
+            driver: not_asked & NO_DRIVER == 0,
+            agent: not_asked & NO_AGENT == 0,
+        }
+    }
+
+    /// Migrator: only `tellers` are to be asked. Only while no epoch is open.
+    pub fn ask(&self, tellers: Tellers) {
+        let driver = if tellers.driver { 0 } else { NO_DRIVER };
+        let agent = if tellers.agent { 0 } else { NO_AGENT };
+        self.at(NOT_ASKED_WORD)
+            .store(driver | agent, Ordering::Release);
+    }
+
     /// Device: announces `epoch` in `phase` with no page hinted yet.
     pub fn begin(&self, epoch: u64, phase: HintPhase) {
         self.at(HINTED_WORD).store(0, Ordering::Relaxed);
+        self.at(AGENT_ONLY_WORD).store(0, Ordering::Relaxed);
+        self.at(ANSWERED_WORD).store(0, Ordering::Relaxed);
         self.set_phase(phase);
         self.at(EPOCH_WORD).store(epoch, Ordering::Release);
     }
@@ -191,36 +286,72 @@ impl<W: Words> HintMap<W> {
         self.set_phase(phase);
     }
 
-    /// Device: sets the bits of `range`, cut to the map's end. Returns how many were not set before.
+    /// Device: the driver has hinted `range`, which is cut to the map's end. Returns how many pages nobody
+    /// had told before.
     pub fn insert(&self, range: PageRange) -> u64 {
-        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
-        else {
-            return 0;
-        };
-        let mut added = 0;
-        for (word, mask) in word_masks(range) {
-            let before = self.bitmap_word(word).fetch_or(mask, Ordering::AcqRel);
-            added += u64::from((mask & !before).count_ones());
-        }
+        let told_twice = self.agent_only_pages() != 0;
+        let added = self.insert_in(self.driver_plane(), range, |word| {
+            // Most epochs have no agent: its plane then need not be looked at.
+            if told_twice {
+                self.load_at(self.agent_plane() + word)
+            } else {
+                0
+            }
+        });
         self.at(HINTED_WORD).fetch_add(added, Ordering::AcqRel);
         added
     }
 
-    /// Migrator: the hints for pages `64 * index ..`; 0 past the end.
-    pub fn load(&self, index: usize) -> u64 {
-        self.words
-            .word(BITMAP_WORD + index)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+    /// Device: the agent has told that `range`, which is cut to the map's end, is free. Returns how many
+    /// pages nobody had told before.
+    pub fn insert_of_agent(&self, range: PageRange) -> u64 {
+        let added = self.insert_in(self.agent_plane(), range, |word| {
+            self.load_at(self.driver_plane() + word)
+        });
+        self.at(AGENT_ONLY_WORD).fetch_add(added, Ordering::AcqRel);
+        self.at(HINTED_WORD).fetch_add(added, Ordering::AcqRel);
+        added
+    }
+
+    /// Sets the pages of `range` in the plane from word `plane` on. Counts those that were not there, and
+    /// not in what `elsewhere` has for the word.
+    fn insert_in(&self, plane: usize, range: PageRange, elsewhere: impl Fn(usize) -> u64) -> u64 {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return 0;
+        };
+        word_masks(range)
+            .map(|(word, mask)| {
+                let before = self.at(plane + word).fetch_or(mask, Ordering::AcqRel);
+                u64::from((mask & !before & !elsewhere(word)).count_ones())
+            })
+            .sum()
+    }
+
+    /// Migrator: who has told which of the pages `64 * index ..`; nothing past the end.
+    pub fn load(&self, index: usize) -> Told {
+        if index >= self.bitmap_words() {
+            return Told::default();
+        }
+        Told {
+            driver: self.load_at(self.driver_plane() + index),
+            agent: self.load_at(self.agent_plane() + index),
+        }
     }
 
     /// Migrator: takes the hints for pages `64 * index ..` out of the map. Only while no epoch is open.
-    pub fn take(&self, index: usize) -> u64 {
-        self.words
-            .word(BITMAP_WORD + index)
-            .map_or(0, |word| word.swap(0, Ordering::AcqRel))
+    pub fn take(&self, index: usize) -> Told {
+        if index >= self.bitmap_words() {
+            return Told::default();
+        }
+        let take = |word| self.at(word).swap(0, Ordering::AcqRel);
+        Told {
+            driver: take(self.driver_plane() + index),
+            agent: take(self.agent_plane() + index),
+        }
     }
 
-    /// Words of the bitmap.
+    /// Words of a plane.
     pub fn bitmap_words(&self) -> usize {
         // `check_size` has shown that the memory, so an index into it, holds them all.
         self.pages.div_ceil(64) as usize
@@ -229,11 +360,19 @@ impl<W: Words> HintMap<W> {
     fn at(&self, index: usize) -> &AtomicU64 {
         self.words
             .word(index)
-            .expect("the header's size was checked when the map was made")
+            .expect("the memory's size was checked when the map was made")
     }
 
-    fn bitmap_word(&self, index: usize) -> &AtomicU64 {
-        self.at(BITMAP_WORD + index)
+    fn load_at(&self, index: usize) -> u64 {
+        self.at(index).load(Ordering::Acquire)
+    }
+
+    fn driver_plane(&self) -> usize {
+        PLANES_WORD
+    }
+
+    fn agent_plane(&self) -> usize {
+        PLANES_WORD + self.bitmap_words()
     }
 }
 
@@ -313,6 +452,49 @@ mod tests {
         assert_eq!(map.hinted_pages(), 0);
     }
 
+    #[test]
+    fn who_told_a_page_is_known_and_told_twice_it_counts_once() {
+        let words = memory(256);
+        let map = HintMap::format(&words[..], 256).unwrap();
+        map.begin(1, HintPhase::Requested);
+        assert_eq!(map.insert(PageRange::new(0, 64).unwrap()), 64);
+        assert_eq!(
+            map.insert_of_agent(PageRange::new(32, 64).unwrap()),
+            32,
+            "half of it the driver had told"
+        );
+        assert_eq!(map.insert(PageRange::new(64, 64).unwrap()), 32);
+        assert_eq!((map.hinted_pages(), map.agent_only_pages()), (128, 32));
+        let (low, high) = (u64::from(u32::MAX), u64::MAX << 32);
+        let told = |driver, agent| Told { driver, agent };
+        assert_eq!(map.load(0), told(u64::MAX, high));
+        assert_eq!(map.load(1), told(u64::MAX, low));
+        let agent_alone = Tellers {
+            driver: false,
+            agent: true,
+        };
+        assert_eq!(map.load(1).of(agent_alone, 0xff), told(0, 0xff));
+        assert_eq!(map.take(1).pages(), u64::MAX);
+        assert_eq!(map.load(1), Told::default());
+        assert_eq!(map.load(4), Told::default());
+        map.set_answered(96);
+        map.begin(2, HintPhase::Requested);
+        assert_eq!((map.answered(), map.agent_only_pages()), (0, 0));
+    }
+
+    #[test]
+    fn a_migrator_that_says_nothing_has_everybody_asked() {
+        let words = memory(64);
+        let map = HintMap::format(&words[..], 64).unwrap();
+        assert_eq!(map.asked(), Tellers::ALL);
+        let driver_alone = Tellers {
+            driver: true,
+            agent: false,
+        };
+        map.ask(driver_alone);
+        assert_eq!(HintMap::open(&words[..]).unwrap().asked(), driver_alone);
+    }
+
     proptest! {
         #[test]
         fn masks_cover_exactly_the_pages_of_the_range(first in 0u64..300, count in 1u64..300) {
@@ -330,7 +512,7 @@ mod tests {
             let map = HintMap::format(&words[..], 200).unwrap();
             let added = map.insert(PageRange::new(first, count).unwrap());
             prop_assert_eq!(added, 200u64.saturating_sub(first).min(count));
-            let set: u64 = (0..4).map(|w| u64::from(map.load(w).count_ones())).sum();
+            let set: u64 = (0..4).map(|w| u64::from(map.load(w).driver.count_ones())).sum();
             prop_assert_eq!(set, added);
         }
     }

@@ -5,12 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::net::SendFlags;
-use spec::PAGE_SIZE;
 use spec::agent::{Answer, Ask, FRAME_HEADER_BYTES, Frame, FreeMap, MAX_FRAME, Settings, VERSION};
 use spec::balloon::CommandId;
 use spec::hint_map::HintPhase;
 use spec::trace::Event;
 use spec::trace::event::Hinted;
+use spec::{PAGE_SIZE, PageRange};
 
 use crate::balloon::Balloon;
 
@@ -24,6 +24,8 @@ pub struct Agent {
     answer: Progress,
     /// Pages that the answer may yet speak of: an honest one names each page once.
     left: u64,
+    /// It has told all of memory below this page.
+    told_to: u64,
 }
 
 /// How far the agent is with its answer to the open epoch.
@@ -61,6 +63,7 @@ impl Agent {
         if self.is_usable() && self.say(Ask::Map { epoch, first }) {
             self.answer = Progress::Asked;
             self.left = pages;
+            self.told_to = 0;
         }
     }
 
@@ -167,10 +170,15 @@ impl Balloon {
             });
             let take = |pages| {
                 self.record_hinting(Event::Hint(Hinted { epoch, pages }));
-                hints.insert(pages)
+                hints.insert_of_agent(pages)
             };
             parts.map(take).sum()
         });
+        self.agent.told_to = told_to(self.agent.told_to, map.range(), self.regions());
+        if let Some(hints) = &self.map {
+            // After the bits: who sees this sees them, too.
+            hints.set_answered(self.agent.told_to);
+        }
         self.hinting.told_by_agent(added);
         true
     }
@@ -216,6 +224,20 @@ fn tag(id: CommandId) -> u64 {
     id.get().into()
 }
 
+/// Up to where memory has been told after `range`, of a guest whose memory is `regions`, if it was up to `before`.
+/// An agent has nothing to say about page frames that are no memory.
+fn told_to(before: u64, range: PageRange, regions: &[PageRange]) -> u64 {
+    let next_untold = |page: u64| {
+        let region = regions.iter().find(|region| region.end() > page);
+        region.map_or(u64::MAX, |region| region.first().max(page))
+    };
+    if range.first() <= next_untold(before) {
+        next_untold(before.max(range.end()))
+    } else {
+        before
+    }
+}
+
 /// Why maps of a kernel with these settings cannot be used, if so.
 fn why_not(settings: &Settings) -> Option<&'static str> {
     if settings.version != VERSION {
@@ -232,6 +254,21 @@ fn why_not(settings: &Settings) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_told_from_its_beginning_on_without_a_gap() {
+        let range = |first, count| PageRange::new(first, count).unwrap();
+        let regions = [range(10, 90), range(200, 100)];
+        let after = |before, first, count| told_to(before, range(first, count), &regions);
+        assert_eq!(after(0, 0, 50), 50);
+        assert_eq!(after(0, 10, 40), 50, "below page 10 there is no memory");
+        assert_eq!(after(50, 60, 40), 50, "nothing was said of pages 50 to 60");
+        assert_eq!(after(50, 40, 20), 60);
+        assert_eq!(after(60, 60, 40), 200, "what comes next begins at page 200");
+        assert_eq!(after(200, 200, 99), 299);
+        assert_eq!(after(200, 150, 500), u64::MAX, "all has been told");
+        assert_eq!(after(60, 0, 10), 60);
+    }
 
     #[test]
     fn an_agent_is_used_only_if_its_free_pages_may_read_as_zero_after_a_migration() {

@@ -75,6 +75,8 @@ pub struct Balloon {
     target: Target,
     /// The pages in the balloon.
     ballooned: PageSet,
+    /// Pages that were given back to the host because the guest reported them; some are in use again by now.
+    reported: PageSet,
     inflate_place: Place,
     hint_place: Place,
     stats: StatisticsQueue,
@@ -132,6 +134,7 @@ impl Balloon {
             config: Config::default(),
             target: Target::default(),
             ballooned: PageSet::default(),
+            reported: PageSet::default(),
             inflate_place: Place::default(),
             hint_place: Place::default(),
             stats: StatisticsQueue::default(),
@@ -165,6 +168,12 @@ impl Balloon {
     pub fn ballooned(&mut self) -> &PageSet {
         self.notice_new_driver();
         &self.ballooned
+    }
+
+    /// The pages that went back to the host because the guest reported them. No one says when the guest takes one
+    /// again: those that are holes of the memory files still are what was reported.
+    pub fn reported(&self) -> &PageSet {
+        &self.reported
     }
 
     /// What the balloon has done.
@@ -203,6 +212,7 @@ impl Balloon {
         self.discarder = Discarder::new(&memory).recorded(&self.trace);
         self.regions = self.discarder.regions();
         self.ballooned.keep_only(&self.regions);
+        self.reported.keep_only(&self.regions);
         self.memory = Some(memory);
         self.publish_target();
     }

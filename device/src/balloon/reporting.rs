@@ -82,6 +82,9 @@ impl Balloon {
         self.counters.reported_pages += pages(&inside);
         self.trace.record_each(&inside, Event::GivenUp);
         if self.poison() == 0 {
+            for run in &inside {
+                self.reported.insert(*run);
+            }
             self.discarder
                 .discard(&inside, |page| covers(&inside, page), &mut self.counters);
         } else {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A picture of guest memory as a file: what is hinted, or in the balloon.
+//! A picture of guest memory as a file: what is hinted, in the balloon, or reported.
 //!
 //! It is written a piece at a time, so that the map of a very large guest holds up nobody, least of all a migrator
 //! that closes its epoch. Stretches without a bit stay holes of the file, and stretches that are no guest memory
@@ -39,6 +39,7 @@ pub(super) struct Drawing {
 enum Source {
     Hinted(Arc<HintMap<SharedMap>>),
     Ballooned,
+    Reported,
 }
 
 /// The file of a map.
@@ -57,6 +58,7 @@ impl Drawing {
         let source = match set {
             PageSet::Hinted => Source::Hinted(balloon.hinted().ok_or(Refusal::NoMap)?),
             PageSet::Ballooned => Source::Ballooned,
+            PageSet::Reported => Source::Reported,
         };
         let regions = balloon.regions().to_vec();
         drop(balloon);
@@ -72,10 +74,18 @@ impl Drawing {
     /// Writes a piece; the answer, when it was the last one.
     pub(super) fn go_on(&mut self, backend: &Backend) -> Option<Result<(Reply, OwnedFd), Refusal>> {
         let written = match &self.source {
-            Source::Hinted(map) => self.file.write(&mut self.left, |index| map.load(index)),
+            Source::Hinted(map) => self
+                .file
+                .write(&mut self.left, |index| map.load(index).pages()),
             Source::Ballooned => {
                 let mut balloon = backend.balloon();
                 let set = balloon.ballooned();
+                self.file
+                    .write(&mut self.left, |index| set.word(index as u64))
+            }
+            Source::Reported => {
+                let balloon = backend.balloon();
+                let set = balloon.reported();
                 self.file
                     .write(&mut self.left, |index| set.word(index as u64))
             }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use spec::balloon::{CommandId, QueueRole, feature};
 use spec::control::{DeviceStatus, EpochReport, HintHolder, Refusal, RoundEnd};
-use spec::hint_map::HintPhase;
+use spec::hint_map::{HintPhase, Tellers};
 use spec::trace::Event;
 
 use crate::balloon::Balloon;
@@ -50,22 +50,25 @@ impl Balloon {
     /// # Errors
     /// [`Refusal`] if the guest cannot be asked, or its answer could not be used.
     pub fn open(&mut self, epoch: u64) -> Result<CommandId, Refusal> {
-        let driver = self.ask_driver();
-        match driver {
+        let asked = self.map.as_ref().map_or(Tellers::ALL, |map| map.asked());
+        let agent = asked.agent && self.agent.is_usable();
+        let driver = match self.ask_driver() {
+            Ok(()) => asked.driver,
             // The agent alone can do it.
-            Err(Refusal::NotNegotiated) if self.agent.is_usable() => {}
+            Err(Refusal::NotNegotiated) if agent => false,
             Err(refusal) => return Err(refusal),
-            Ok(()) => {}
-        }
+        };
         let map = self.map.clone().ok_or(Refusal::HintMap)?;
         let command_id = self.hinting.open(epoch)?;
         self.latency.opened(Instant::now());
         self.record_hinting(Event::Published(epoch));
         map.begin(epoch, self.hinting.phase());
-        if driver.is_err() || !self.tell_guest() {
+        if !driver || !self.tell_guest() {
             self.hinting.without_driver();
         }
-        self.agent.ask_for(command_id, epoch == 1, map.pages());
+        if agent {
+            self.agent.ask_for(command_id, epoch == 1, map.pages());
+        }
         if self.hint_phase() == HintPhase::Finished {
             // Nobody was asked.
             self.hinting.close(epoch)?;

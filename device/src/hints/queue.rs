@@ -201,7 +201,7 @@ mod tests {
             });
             let there = |page: u64| page < low || (low + hole..low + hole + high).contains(&page);
             for page in 0..PAGES {
-                let bit = map.load((page / 64) as usize) >> (page % 64) & 1 == 1;
+                let bit = map.load((page / 64) as usize).driver >> (page % 64) & 1 == 1;
                 prop_assert_eq!(bit, whole(page) && there(page), "page {}", page);
             }
             let report = hinting.close(1).unwrap();

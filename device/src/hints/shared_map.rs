@@ -116,7 +116,7 @@ mod tests {
         let ours = open(file.try_clone().unwrap(), bytes).unwrap();
         let theirs = open(file, bytes).unwrap();
         ours.insert(spec::PageRange::new(65, 1).unwrap());
-        assert_eq!(theirs.load(1), 2);
+        assert_eq!(theirs.load(1).driver, 2);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Hinting {
     /// The command id of the open epoch, or of the last one.
     command_id: CommandId,
     phase: HintPhase,
+    /// The driver is not to answer in the open epoch.
+    driver_is_spared: bool,
     /// Of the open epoch; its number is 0 if none is open.
     report: EpochReport,
     /// Since the device started. `phase`, `epoch` and what is the device's are filled in on demand.
@@ -51,6 +53,7 @@ impl Hinting {
         Self {
             command_id: last_id,
             phase: HintPhase::Closed,
+            driver_is_spared: false,
             report: EpochReport::default(),
             totals: DeviceStatus::default(),
         }
@@ -81,10 +84,11 @@ impl Hinting {
     pub fn command(&self) -> Command {
         match self.phase {
             HintPhase::Closed => Command::Stop,
+            HintPhase::Done => Command::Done,
+            _ if self.driver_is_spared => Command::Stop,
             HintPhase::Requested | HintPhase::Running | HintPhase::Finished => {
                 Command::Start(self.command_id)
             }
-            HintPhase::Done => Command::Done,
         }
     }
 
@@ -111,6 +115,7 @@ impl Hinting {
         }
         self.command_id = self.command_id.next();
         self.phase = HintPhase::Requested;
+        self.driver_is_spared = false;
         self.report = EpochReport {
             epoch,
             ..Default::default()
@@ -205,9 +210,10 @@ impl Hinting {
         self.totals.stale += 1;
     }
 
-    /// The driver cannot be asked in this epoch.
+    /// The driver cannot be asked in this epoch, or is not to be.
     pub fn without_driver(&mut self) {
         self.phase = HintPhase::Finished;
+        self.driver_is_spared = true;
     }
 
     /// Nothing of a hint buffer could be used.
@@ -355,6 +361,18 @@ mod tests {
         hinting.done();
         assert!(!hinting.takes_hint());
         assert_eq!(hinting.status().stale, 4);
+    }
+
+    #[test]
+    fn a_driver_that_is_spared_finds_no_id_to_answer() {
+        let (mut hinting, id) = requested();
+        hinting.without_driver();
+        assert_eq!(hinting.command(), Command::Stop);
+        say(&mut hinting, id.get());
+        assert!(!hinting.takes_hint());
+        hinting.close(1).unwrap();
+        let id = hinting.open(2).unwrap();
+        assert_eq!(hinting.command(), Command::Start(id));
     }
 
     #[test]

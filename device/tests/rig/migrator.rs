@@ -128,7 +128,7 @@ impl Migrator {
     pub fn hinted(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for page in 0..PAGES {
-            if self.map.load((page / 64) as usize) & (1 << (page % 64)) == 0 {
+            if self.map.load((page / 64) as usize).pages() & (1 << (page % 64)) == 0 {
                 continue;
             }
             match runs.last_mut() {

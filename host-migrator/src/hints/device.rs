@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use spec::control::{EpochReport, Reply, Request};
-use spec::hint_map::{HintMap, HintPhase};
+use spec::control::{EpochReport, PageSet, Reply, Request};
+use spec::hint_map::{HintMap, HintPhase, Tellers, Told};
+
+use crate::MigrationBitmap;
 
 use super::control_client::ControlClient;
+use super::given_up;
 use super::map_file::{MapFile, MapMemory};
 use super::{HintError, HintSource};
 
@@ -41,10 +44,17 @@ impl DeviceHints {
     /// Asks, and drops the connection if the device fails to answer: a late answer must not be taken for
     /// that to the next question. The device sees the end, and lets the guest go.
     fn ask(&mut self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Reply, HintError> {
+        self.exchange(|connection| connection.ask(request, fd))
+    }
+
+    fn exchange<T>(
+        &mut self,
+        ask: impl FnOnce(&mut ControlClient) -> Result<T, HintError>,
+    ) -> Result<T, HintError> {
         let connection = self.connection.as_mut().ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotConnected, "the connection was given up")
         })?;
-        let result = connection.ask(request, fd);
+        let result = ask(connection);
         if matches!(result, Err(HintError::Io(_) | HintError::Protocol(_))) {
             self.connection = None;
         }
@@ -53,7 +63,7 @@ impl DeviceHints {
 }
 
 impl HintSource for DeviceHints {
-    fn prepare(&mut self, pages: u64) -> Result<(), HintError> {
+    fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError> {
         self.map = None;
         if self.connection.is_none() {
             self.connection = Some(ControlClient::connect(&self.path, PATIENCE)?);
@@ -64,7 +74,9 @@ impl HintSource for DeviceHints {
         };
         match self.ask(request, Some(file.as_fd()))? {
             Reply::Ok => {
-                self.map = Some(file.into_map());
+                let map = file.into_map();
+                map.ask(tellers);
+                self.map = Some(map);
                 Ok(())
             }
             other => Err(HintError::unexpected(request, other)),
@@ -79,8 +91,9 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn load(&self, index: usize) -> u64 {
-        self.map.as_ref().map_or(0, |map| map.load(index))
+    fn load(&self, index: usize) -> Told {
+        let told = self.map.as_ref().map(|map| map.load(index));
+        told.unwrap_or_default()
     }
 
     fn phase(&self) -> HintPhase {
@@ -99,8 +112,17 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn take(&mut self, index: usize) -> u64 {
-        self.map.as_ref().map_or(0, |map| map.take(index))
+    fn take(&mut self, index: usize) -> Told {
+        let told = self.map.as_ref().map(|map| map.take(index));
+        told.unwrap_or_default()
+    }
+
+    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+        let request = Request::PageMap(set);
+        match self.exchange(|connection| connection.ask_for_file(request))? {
+            (Reply::PageMap { bytes }, Some(file)) => given_up::read(file, bytes, pages),
+            (other, _) => Err(HintError::unexpected(request, other)),
+        }
     }
 
     fn done(&mut self) -> Result<(), HintError> {

@@ -3,11 +3,13 @@
 
 mod control_client;
 mod device;
+mod given_up;
 mod map_file;
 
-use spec::control::{EpochReport, Reply, Request};
-use spec::hint_map::HintPhase;
+use spec::control::{EpochReport, PageSet, Reply, Request};
+use spec::hint_map::{HintPhase, Tellers, Told};
 
+use crate::MigrationBitmap;
 pub use control_client::ControlClient;
 pub use device::DeviceHints;
 pub(crate) use map_file::MapMemory;
@@ -39,11 +41,11 @@ impl HintError {
 /// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
 /// changes but by [`HintSource::take`].
 pub trait HintSource: Send {
-    /// Gets ready for a migration of a guest whose bitmap has `pages` bits.
+    /// Gets ready for a migration of a guest whose bitmap has `pages` bits, in which `tellers` are to be asked.
     ///
     /// # Errors
     /// [`HintError`] if the source cannot be used; the migration then runs without it.
-    fn prepare(&mut self, pages: u64) -> Result<(), HintError>;
+    fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError>;
 
     /// Opens epoch `epoch`: the guest is asked for its free pages. Does not wait for the guest.
     ///
@@ -52,7 +54,7 @@ pub trait HintSource: Send {
     fn open(&mut self, epoch: u64) -> Result<(), HintError>;
 
     /// The hints so far for pages `64 * index ..`.
-    fn load(&self, index: usize) -> u64;
+    fn load(&self, index: usize) -> Told;
 
     /// How far the guest is.
     fn phase(&self) -> HintPhase;
@@ -67,7 +69,17 @@ pub trait HintSource: Send {
     fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError>;
 
     /// Takes the hints for pages `64 * index ..` out of the map, between two epochs.
-    fn take(&mut self, index: usize) -> u64;
+    fn take(&mut self, index: usize) -> Told;
+
+    /// The pages of `set`, of a guest whose bitmap has `pages` bits: why holes of the memory files are holes. It is
+    /// asked for statistics, and to use these sources one by one, never as a reason of its own to leave a page out.
+    ///
+    /// # Errors
+    /// [`HintError`] if it cannot be had; such pages then count as never touched.
+    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+        let _ = set;
+        Ok(MigrationBitmap::new(pages))
+    }
 
     /// The migration is over: the guest gets its pages back.
     ///

@@ -43,15 +43,20 @@ impl Batch {
         MAX_SECTION_PAGES - self.pages()
     }
 
-    /// Adds the pages of `range` but for those that are zero; these are returned, as bits from its first
-    /// page. The range fits, and has at most 64 pages.
-    pub(crate) fn fill(&mut self, ram: &GuestRam, range: PageRange) -> Result<u64, MigrationError> {
+    /// Adds the pages of `range`. With `find_zeros` those that are zero are not added, but returned, as bits
+    /// from its first page. The range fits, and has at most 64 pages.
+    pub(crate) fn fill(
+        &mut self,
+        ram: &GuestRam,
+        range: PageRange,
+        find_zeros: bool,
+    ) -> Result<u64, MigrationError> {
         let start = self.pages * PAGE;
         let area = &mut self.bytes[start..start + range.count() as usize * PAGE];
         ram.read(range, area)?;
         let (pages, _) = area.as_chunks::<PAGE>();
         let zero = (pages.iter().enumerate())
-            .filter(|(_, page)| is_zero(page))
+            .filter(|(_, page)| find_zeros && is_zero(page))
             .fold(0, |zero, (index, _)| zero | 1u64 << index);
         let content = !zero & (u64::MAX >> (64 - range.count()));
         let mut kept = 0;

@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use spec::hint_map::HintPhase;
+use spec::control::PageSet;
+use spec::hint_map::{HintPhase, Tellers, Told};
 use spec::trace::event::{Brought, Log};
 use spec::trace::{Event, PageBits};
 
@@ -15,9 +16,12 @@ use crate::bitmap::MigrationBitmap;
 use crate::clause::{Clause, Clauses};
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::hints::{HintError, HintSource};
+use crate::page_source::PagesBySource;
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
 use crate::trace::Trace;
+
+use super::left_out::by_teller;
 
 /// A broken clause waits this long for hints that a test then sees go wrong.
 const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
@@ -39,15 +43,17 @@ pub(crate) struct Harvest {
     /// Of these, those that back ends have set: for what they wrote, and for what they discarded.
     pub(crate) by_back_ends: u64,
     /// Hints that came after their page had been sent.
-    pub(crate) too_late: u64,
+    pub(crate) too_late: PagesBySource,
 }
 
 impl<'a> Tracker<'a> {
-    /// Starts all logs, so that every page is armed, and marks every page of memory as to be sent.
+    /// Starts all logs, so that every page is armed, and marks every page of memory as to be sent. Of `hints`
+    /// those of `tellers` are used.
     pub(crate) fn arm(
         ram: &GuestRam,
         logs: &'a mut [Box<dyn DirtyLog>],
         hints: Option<&'a mut dyn HintSource>,
+        tellers: Tellers,
         clauses: Clauses,
         trace: &'a Trace,
     ) -> Result<Self, DirtyLogError> {
@@ -58,7 +64,7 @@ impl<'a> Tracker<'a> {
             trace.record(Event::Memory(*region));
         }
         let mut tracker = Self {
-            hints: Hints::prepare(hints, bitmap.pages(), trace),
+            hints: Hints::prepare(hints, tellers, bitmap.pages(), trace),
             bitmap,
             logs,
             clauses,
@@ -87,12 +93,24 @@ impl<'a> Tracker<'a> {
 
     /// Whether hints are used.
     pub(crate) fn uses_hints(&self) -> bool {
-        self.hints.source.is_some()
+        self.hints.are_used()
     }
 
     /// Why hints are not used any more.
     pub(crate) fn hints_lost(&self) -> Option<&str> {
         self.hints.lost.as_deref()
+    }
+
+    /// The pages of `set`, as far as somebody knows.
+    pub(crate) fn given_up(&mut self, set: PageSet) -> MigrationBitmap {
+        let pages = self.bitmap.pages();
+        let known = self.hints.source.as_deref_mut().map(|source| {
+            source.given_up(set, pages).unwrap_or_else(|error| {
+                log::warn!("the pages that were given up are not counted apart: {error}");
+                MigrationBitmap::new(pages)
+            })
+        });
+        known.unwrap_or_else(|| MigrationBitmap::new(pages))
     }
 
     /// Opens the next epoch. Until it is closed, nothing can be harvested.
@@ -112,7 +130,7 @@ impl<'a> Tracker<'a> {
         let too_late = if self.clauses.hold(Clause::DropStaleHints) && !self.hints.is_open {
             self.hints.forget(sent, maps)
         } else {
-            0
+            PagesBySource::default()
         };
         Ok(Harvest {
             too_late,
@@ -142,7 +160,8 @@ impl<'a> Tracker<'a> {
         let broken = !self.clauses.hold(Clause::NoHintAfterPause);
         Pass {
             bitmap: &self.bitmap,
-            hints: self.hints.source.as_deref().filter(|_| broken),
+            hints: self.hints.used().filter(|_| broken),
+            tellers: self.hints.tellers,
         }
     }
 
@@ -205,7 +224,8 @@ impl Epoch<'_, '_> {
     pub(crate) fn pass(&self) -> Pass<'_> {
         Pass {
             bitmap: &self.tracker.bitmap,
-            hints: self.tracker.hints.source.as_deref(),
+            hints: self.tracker.hints.used(),
+            tellers: self.tracker.hints.tellers,
         }
     }
 
@@ -222,6 +242,7 @@ impl Epoch<'_, '_> {
 pub(crate) struct Pass<'a> {
     bitmap: &'a MigrationBitmap,
     hints: Option<&'a dyn HintSource>,
+    tellers: Tellers,
 }
 
 impl Pass<'_> {
@@ -229,9 +250,10 @@ impl Pass<'_> {
         self.bitmap
     }
 
-    /// The pages `64 * index ..` that are hinted to be free.
-    pub(crate) fn hints(&self, index: usize) -> u64 {
-        self.hints.map_or(0, |hints| hints.load(index))
+    /// Those of the pages `mask` of a word that are hinted to be free.
+    pub(crate) fn hints(&self, index: usize, mask: u64) -> Told {
+        let told = self.hints.map(|hints| hints.load(index));
+        told.unwrap_or_default().of(self.tellers, mask)
     }
 
     /// How far the guest is, and how many pages it has hinted.
@@ -245,6 +267,8 @@ impl Pass<'_> {
 /// The hint source, dropped for the rest of the migration when it fails.
 struct Hints<'a> {
     source: Option<&'a mut dyn HintSource>,
+    /// Whose hints are wanted.
+    tellers: Tellers,
     epoch: u64,
     is_open: bool,
     lost: Option<String>,
@@ -252,24 +276,42 @@ struct Hints<'a> {
 }
 
 impl<'a> Hints<'a> {
-    fn prepare(source: Option<&'a mut dyn HintSource>, pages: u64, trace: &'a Trace) -> Self {
+    fn prepare(
+        source: Option<&'a mut dyn HintSource>,
+        tellers: Tellers,
+        pages: u64,
+        trace: &'a Trace,
+    ) -> Self {
         let mut hints = Self {
             source,
+            tellers,
             epoch: 0,
             is_open: false,
             lost: None,
             trace,
         };
-        let result = hints
-            .source
-            .as_deref_mut()
-            .map(|source| source.prepare(pages));
-        hints.check(result);
+        if tellers.any() {
+            let result = hints
+                .source
+                .as_deref_mut()
+                .map(|source| source.prepare(pages, tellers));
+            hints.check(result);
+        }
         hints
     }
 
+    /// Whether anybody's hints are used.
+    fn are_used(&self) -> bool {
+        self.source.is_some() && self.tellers.any()
+    }
+
+    /// The source, if its hints are used.
+    fn used(&self) -> Option<&dyn HintSource> {
+        self.source.as_deref().filter(|_| self.tellers.any())
+    }
+
     fn open(&mut self) {
-        if self.is_open {
+        if self.is_open || !self.tellers.any() {
             return;
         }
         let epoch = self.epoch + 1;
@@ -298,28 +340,31 @@ impl<'a> Hints<'a> {
     }
 
     /// Takes all hints out of the map. Returns how many of them were for pages in `sent`.
-    fn forget(&mut self, sent: &MigrationBitmap, maps: &mut Recorder) -> u64 {
+    fn forget(&mut self, sent: &MigrationBitmap, maps: &mut Recorder) -> PagesBySource {
+        let mut too_late = PagesBySource::default();
+        if !self.are_used() {
+            return too_late;
+        }
         let Some(source) = self.source.as_deref_mut() else {
-            return 0;
+            return too_late;
         };
-        let too_late = (0..sent.word_count())
-            .map(|index| {
-                // A plain load first: most words are empty, and a swap takes the cache line.
-                if source.load(index) == 0 {
-                    return 0;
+        for index in 0..sent.word_count() {
+            // A plain load first: most words are empty, and a swap takes the cache line.
+            if source.load(index).pages() != 0 {
+                let told = source.take(index).of(self.tellers, sent.load(index));
+                for (teller, bits) in by_teller(told) {
+                    too_late.add(teller, bits.count_ones().into());
                 }
-                let late = source.take(index) & sent.load(index);
-                maps.late(index, late);
-                u64::from(late.count_ones())
-            })
-            .sum();
+                maps.late(index, told.pages());
+            }
+        }
         self.trace.record(Event::Forgotten);
         too_late
     }
 
     /// For broken clauses: gives the guest time to hint, and to use hinted pages again.
     fn wait_for_guest(&self) {
-        if self.source.is_some() {
+        if self.are_used() {
             std::thread::sleep(BROKEN_CLAUSE_WAIT);
         }
     }

@@ -15,7 +15,7 @@ use loom::thread;
 use rustix::fs::{MemfdFlags, memfd_create};
 use spec::PageRange;
 use spec::control::EpochReport;
-use spec::hint_map::{HintMap, HintPhase, Words};
+use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words};
 
 use super::epoch::{Pass, Tracker};
 use crate::bitmap::MigrationBitmap;
@@ -33,13 +33,13 @@ const PAGE: u64 = 1;
 const PREEMPTIONS: usize = 3;
 
 /// A hint map without the 500 words of its header that nobody uses.
-struct FewWords([AtomicU64; 7]);
+struct FewWords([AtomicU64; 11]);
 
 impl Words for FewWords {
     fn word(&self, index: usize) -> Option<&AtomicU64> {
         match index {
-            0..=5 => self.0.get(index),
-            512 => self.0.last(),
+            0..=8 => self.0.get(index),
+            512..=513 => self.0.get(index - 512 + 9),
             _ => None,
         }
     }
@@ -72,7 +72,7 @@ impl Device {
 struct Hints(Arc<Device>);
 
 impl HintSource for Hints {
-    fn prepare(&mut self, _pages: u64) -> Result<(), HintError> {
+    fn prepare(&mut self, _pages: u64, _tellers: Tellers) -> Result<(), HintError> {
         Ok(())
     }
 
@@ -81,7 +81,7 @@ impl HintSource for Hints {
         Ok(())
     }
 
-    fn load(&self, index: usize) -> u64 {
+    fn load(&self, index: usize) -> Told {
         self.0.map.load(index)
     }
 
@@ -101,7 +101,7 @@ impl HintSource for Hints {
         })
     }
 
-    fn take(&mut self, index: usize) -> u64 {
+    fn take(&mut self, index: usize) -> Told {
         self.0.map.take(index)
     }
 
@@ -163,7 +163,7 @@ fn ram() -> GuestRam {
 /// Claims, skips what is hinted, copies the rest: the sender's way of a page.
 fn send(pass: &Pass<'_>, memory: &Memory, destination: &mut u64) {
     let claimed = pass.bitmap().claim(0);
-    let hinted = claimed & pass.hints(0);
+    let hinted = pass.hints(0, claimed).pages();
     if hinted & PAGE != 0 {
         *destination = 0;
     } else if claimed & PAGE != 0 {
@@ -189,7 +189,9 @@ fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
     let mut hints = Hints(device);
     let trace = Trace::default();
     let clauses = Clauses::without(switched_off);
-    let mut tracker = Tracker::arm(ram, &mut logs, Some(&mut hints), clauses, &trace).unwrap();
+    let hints: &mut dyn HintSource = &mut hints;
+    let mut tracker =
+        Tracker::arm(ram, &mut logs, Some(hints), Tellers::ALL, clauses, &trace).unwrap();
     let nothing_sent = MigrationBitmap::new(PAGES);
     let mut destination = 0;
     for _ in 0..2 {
@@ -305,12 +307,12 @@ fn loom_what_the_guest_did_before_a_hint_is_seen_with_it() {
                 device.map.insert(PageRange::new(3, 2).unwrap())
             })
         };
-        if device.map.load(0) != 0 {
+        if device.map.load(0).pages() != 0 {
             assert_eq!(before.load(Ordering::Relaxed), 1);
         }
-        let taken = device.map.take(0);
+        let taken = device.map.take(0).pages();
         assert_eq!(guest.join().unwrap(), 2);
-        assert_eq!(taken | device.map.load(0), 0b11000);
+        assert_eq!(taken | device.map.load(0).pages(), 0b11000);
         assert_eq!(device.map.hinted_pages(), 2);
     });
 }

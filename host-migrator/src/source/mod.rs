@@ -6,6 +6,7 @@ mod epoch;
 mod error;
 mod handover;
 mod hold_back;
+mod left_out;
 #[cfg(all(test, loom))]
 mod loom;
 mod pacing;
@@ -13,6 +14,7 @@ mod precopy;
 mod progress;
 mod run_table;
 mod sender;
+mod untouched;
 
 use std::fmt;
 use std::io;

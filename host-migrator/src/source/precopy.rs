@@ -12,10 +12,13 @@ use spec::trace::event::Outcome;
 use super::epoch::{self, Tracker};
 use super::handover::{self, Plan};
 use super::hold_back::{HoldBack, RoundOutlook};
+use super::left_out::LeftOut;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{Link, Sender, milliseconds};
+use super::untouched;
 use super::{MigrationError, Source};
+use crate::page_source::{PageSource, PagesBySource};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
@@ -87,7 +90,11 @@ fn put_back(source: &mut Source, params: &MigrationParams) {
             Err(error) => log::warn!("after the migration: {error}"),
         }
     }
-    if let Some(hints) = source.hints.as_deref_mut().filter(|_| params.use_hints) {
+    if let Some(hints) = source
+        .hints
+        .as_deref_mut()
+        .filter(|_| params.sources.tellers().any())
+    {
         match hints.done() {
             Ok(()) => trace.record(Event::Done),
             Err(error) => {
@@ -140,32 +147,32 @@ fn run(
         status.ram.page_size = PAGE_SIZE;
     });
     greet(link, ram)?;
-    let hints = hints.as_deref_mut().filter(|_| params.use_hints);
-    let mut tracker = Tracker::arm(ram, logs, hints.map(|h| h as _), params.clauses(), trace)?;
+    let hints = hints.as_deref_mut().map(|hints| hints as _);
+    let tellers = params.sources.tellers();
+    let mut tracker = Tracker::arm(ram, logs, hints, tellers, params.clauses(), trace)?;
     let setup = progress.started().elapsed();
     // Asked for after arming: a page that is written from now on is in a log.
-    let holes = if params.skip_holes {
-        leave_out_holes(&tracker, ram, trace)?
-    } else {
-        0
-    };
+    let left_out = LeftOut::new(ram.bitmap_pages());
+    let untouched = untouched::leave_out(&mut tracker, ram, params.sources, &left_out, trace)?;
     let pacing = Pacing::new(params.max_bandwidth);
-    let mut sender = Sender::new(link, ram, progress, pacing, trace);
+    let mut sender = Sender::new(link, ram, progress, pacing, trace, left_out);
+    sender.find_zeros(params.sources.contains(PageSource::Zero));
     if params.map_rounds {
         sender.maps = Recorder::new(ram, tracker.bitmap());
     }
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;
-        status.hints.holes = holes;
+        status.hints.holes = untouched.sum();
     });
     let mut report = MigrationReport {
         setup_ms: milliseconds(setup),
         pages_total: ram.pages(),
-        pages_holes: holes,
+        pages_holes: untouched.sum(),
         ..MigrationReport::default()
     };
     let expected = rounds(
+        untouched,
         &mut tracker,
         &mut sender,
         ram,
@@ -212,25 +219,9 @@ fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
     Ok(link.peer.expect(SectionKind::Accept, "Accept")?)
 }
 
-/// Clears pages that were never touched out of the bitmap; returns how many.
-fn leave_out_holes(
-    tracker: &Tracker<'_>,
-    ram: &GuestRam,
-    trace: &Trace,
-) -> Result<u64, MigrationError> {
-    trace.record(Event::HolesAsked);
-    let holes = ram.holes()?;
-    Ok(holes
-        .into_iter()
-        .map(|hole| {
-            trace.record(Event::Hole(hole));
-            tracker.bitmap().remove(hole)
-        })
-        .sum())
-}
-
 /// Goes round until what is left fits the downtime limit. Returns the downtime to be expected then.
 fn rounds(
+    untouched: PagesBySource,
     tracker: &mut Tracker<'_>,
     sender: &mut Sender<'_>,
     ram: &GuestRam,
@@ -242,6 +233,9 @@ fn rounds(
     let mut by_back_ends = 0;
     for round in 1.. {
         sender.begin_round(round, pending);
+        if round == 1 {
+            sender.count_left_out(untouched);
+        }
         if by_back_ends >= DISCARDS {
             sender.look_for_holes()?;
         }

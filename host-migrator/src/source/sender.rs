@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use spec::hint_map::Told;
 use spec::stream::{SectionKind, Totals};
 use spec::trace::{Event, PageBits};
 use spec::{PAGE_SIZE, PageRange};
@@ -11,10 +12,12 @@ use super::MigrationError;
 use super::batch::Batch;
 use super::epoch::Pass;
 use super::hold_back::HoldBack;
+use super::left_out::LeftOut;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::run_table::RunTable;
 use crate::bitmap::{MigrationBitmap, runs_of_word};
+use crate::page_source::{PagesBySource, Reason};
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
 use crate::stats::RoundStats;
@@ -48,8 +51,10 @@ pub(crate) struct Sender<'a> {
     pub(crate) pacing: Pacing,
     /// Pages that may be other than zero at the destination.
     sent: MigrationBitmap,
-    /// Pages whose latest content was not sent because of a hint.
-    skipped: MigrationBitmap,
+    /// Pages whose latest content was not sent, and why.
+    left_out: LeftOut,
+    /// Pages are looked at for zeros.
+    find_zeros: bool,
     /// Pages that read as zero when the round began, unless the guest has written them since.
     holes: Option<MigrationBitmap>,
     pub(crate) maps: Recorder,
@@ -71,6 +76,7 @@ impl<'a> Sender<'a> {
         progress: &'a Progress,
         pacing: Pacing,
         trace: &'a Trace,
+        left_out: LeftOut,
     ) -> Self {
         Self {
             link,
@@ -79,7 +85,8 @@ impl<'a> Sender<'a> {
             trace,
             pacing,
             sent: MigrationBitmap::new(ram.bitmap_pages()),
-            skipped: MigrationBitmap::new(ram.bitmap_pages()),
+            left_out,
+            find_zeros: true,
             holes: None,
             maps: Recorder::default(),
             batch: Batch::new(),
@@ -92,6 +99,11 @@ impl<'a> Sender<'a> {
             discarded: 0,
             zeroed: 0,
         }
+    }
+
+    /// Whether zero pages are to be told from others, rather than sent like them.
+    pub(crate) fn find_zeros(&mut self, find: bool) {
+        self.find_zeros = find;
     }
 
     /// What a harvest needs: the pages that may be other than zero at the destination, and where to note the hints
@@ -117,11 +129,19 @@ impl<'a> Sender<'a> {
         });
     }
 
+    /// Counts pages to the round that were left out before it began.
+    pub(crate) fn count_left_out(&mut self, pages: PagesBySource) {
+        self.round.pages_by_source += pages;
+    }
+
     /// Has the round that has begun take holes of the memory files for the zeros that they are: who reads a hole
     /// gives it memory again, which a balloon has just given back.
     ///
     /// A page that is written after this is sent again: the last harvest is over, so the next one brings it.
     pub(crate) fn look_for_holes(&mut self) -> Result<(), MigrationError> {
+        if !self.find_zeros {
+            return Ok(());
+        }
         self.trace.record(Event::HolesAsked);
         let holes = MigrationBitmap::new(self.ram.bitmap_pages());
         for hole in self.ram.holes()? {
@@ -146,9 +166,12 @@ impl<'a> Sender<'a> {
             // Claim before copy, always: a write after the claim is caught by the log.
             let claimed = pass.bitmap().claim(index);
             self.record(index, claimed, Event::Claim);
-            let hinted = claimed & pass.hints(index);
+            let back = &mut self.round.back_dirty_by_source;
+            self.left_out.forget(index, claimed, back);
+            let told = pass.hints(index, claimed);
+            let hinted = told.pages();
             if hinted != 0 {
-                self.skip(index, hinted)?;
+                self.skip(index, told)?;
             }
             if claimed != hinted {
                 self.send_word(index, claimed & !hinted, paced)?;
@@ -179,11 +202,12 @@ impl<'a> Sender<'a> {
     }
 
     /// The numbers of the round that has ended, with what its harvest brought.
-    pub(crate) fn take_round(&mut self, dirty: u64, too_late: u64) -> RoundStats {
+    pub(crate) fn take_round(&mut self, dirty: u64, too_late: PagesBySource) -> RoundStats {
         let mut round = std::mem::take(&mut self.round);
         round.ms = milliseconds(self.round_began.elapsed());
         round.dirty_harvested = dirty;
-        round.pages_hinted_too_late = too_late;
+        round.pages_hinted_too_late = too_late.sum();
+        round.too_late_by_source = too_late;
         add(&mut self.totals, &round);
         round
     }
@@ -206,7 +230,7 @@ impl<'a> Sender<'a> {
 
     /// Pages whose latest content was not sent because of a hint.
     pub(crate) fn into_skipped(self) -> MigrationBitmap {
-        self.skipped
+        self.left_out.hinted()
     }
 
     /// An error if the migration was cancelled, or the destination has given up.
@@ -239,11 +263,13 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// Leaves out the `hinted` pages of a word; what the destination has of them becomes zero.
-    fn skip(&mut self, index: usize, hinted: u64) -> Result<(), MigrationError> {
+    /// Leaves out the pages of a word that were `told` to be free; what the destination has of them becomes zero.
+    fn skip(&mut self, index: usize, told: Told) -> Result<(), MigrationError> {
+        let hinted = told.pages();
         self.record(index, hinted, Event::Skip);
         self.round.pages_hinted += u64::from(hinted.count_ones());
-        self.skipped.merge(index, hinted);
+        let pages = &mut self.round.pages_by_source;
+        self.left_out.note_hinted(index, told, pages);
         let stale = self.sent.clear(index, hinted);
         self.maps.skipped(index, hinted, stale);
         for run in runs_of_word(index as u64 * 64, stale) {
@@ -259,7 +285,6 @@ impl<'a> Sender<'a> {
 
     fn send_word(&mut self, index: usize, bits: u64, paced: bool) -> Result<(), MigrationError> {
         let base = index as u64 * 64;
-        self.skipped.clear(index, bits);
         self.record(index, bits, Event::Copy);
         let mut zero = bits & self.holes.as_ref().map_or(0, |holes| holes.load(index));
         for run in runs_of_word(base, bits & !zero) {
@@ -274,7 +299,9 @@ impl<'a> Sender<'a> {
         self.maps.sent(index, content, self.sent.load(index));
         self.maps.zero(index, zero);
         self.sent.merge(index, content);
-        self.round.pages_zero += u64::from(zero.count_ones());
+        let zeros = self.left_out.note(index, zero, Reason::Zero);
+        self.round.pages_zero += zeros;
+        self.round.pages_by_source.zero += zeros;
         // The destination's memory starts as zero: only what it has got need be made so.
         let stale = self.sent.clear(index, zero);
         for run in runs_of_word(base, stale) {
@@ -296,7 +323,7 @@ impl<'a> Sender<'a> {
                 self.flush_pages(paced)?;
                 continue;
             };
-            zero |= self.batch.fill(self.ram, part)? << (first - base);
+            zero |= self.batch.fill(self.ram, part, self.find_zeros)? << (first - base);
             first = part.end();
         }
         Ok(zero)
@@ -364,6 +391,8 @@ impl<'a> Sender<'a> {
             status.ram.mbps = bandwidth * 8.0 / 1e6;
             status.ram.pages_per_second = (bandwidth / PAGE_SIZE as f64) as u64;
             status.expected_downtime = (status.ram.remaining as f64 * 1000.0 / bandwidth) as u64;
+            status.hints.pages_by_source = totals.pages_by_source;
+            status.hints.pages_by_source += round.pages_by_source;
             status.hints.skipped = totals.pages_hinted + round.pages_hinted;
             status.hints.discarded = totals.pages_discarded + round.pages_discarded;
             status.hints.held_back = (totals.held_back_ms + round.held_back_ms) as u64;
@@ -381,6 +410,9 @@ fn add(totals: &mut RoundStats, round: &RoundStats) {
     totals.pages_zero += round.pages_zero;
     totals.pages_hinted += round.pages_hinted;
     totals.pages_hinted_too_late += round.pages_hinted_too_late;
+    totals.pages_by_source += round.pages_by_source;
+    totals.too_late_by_source += round.too_late_by_source;
+    totals.back_dirty_by_source += round.back_dirty_by_source;
     totals.pages_discarded += round.pages_discarded;
     totals.bytes += round.bytes;
     totals.ms += round.ms;

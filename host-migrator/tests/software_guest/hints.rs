@@ -4,10 +4,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use host_migrator::{HintError, HintSource, Trace};
+use host_migrator::{HintError, HintSource, MigrationBitmap, Trace};
 use spec::PageRange;
-use spec::control::EpochReport;
-use spec::hint_map::{HintMap, HintPhase, Words, bytes_for};
+use spec::control::{EpochReport, PageSet};
+use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words, bytes_for};
 use spec::trace::Event;
 use spec::trace::event::Hinted;
 
@@ -20,6 +20,8 @@ pub struct SoftHints {
     /// Held while a hint is taken, and while the epoch is closed: the barrier.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
+    /// In the balloon, and reported.
+    given_up: Mutex<[Vec<PageRange>; 2]>,
     /// The device hangs up at the next close.
     pub fail_to_close: AtomicBool,
     pub done: AtomicU64,
@@ -42,6 +44,7 @@ impl SoftHints {
             trace,
             gate: Mutex::default(),
             on_open: Mutex::default(),
+            given_up: Mutex::default(),
             fail_to_close: AtomicBool::default(),
             done: AtomicU64::default(),
         }
@@ -56,14 +59,33 @@ impl SoftHints {
         self.map.epoch()
     }
 
-    /// The guest says that `pages` are free. Dropped if no epoch is open.
+    /// The guest has given memory up.
+    pub fn has_given_up(&self, ballooned: PageRange, reported: PageRange) {
+        *self.given_up.lock().unwrap() = [vec![ballooned], vec![reported]];
+    }
+
+    /// The guest's driver says that `pages` are free. Dropped if no epoch is open, or it was not asked.
     pub fn hint(&self, pages: PageRange) {
+        self.take_hint(pages, self.map.asked().driver, HintMap::insert);
+    }
+
+    /// The guest's agent says so.
+    pub fn hint_by_agent(&self, pages: PageRange) {
+        self.take_hint(pages, self.map.asked().agent, HintMap::insert_of_agent);
+    }
+
+    fn take_hint(
+        &self,
+        pages: PageRange,
+        asked: bool,
+        insert: fn(&HintMap<OwnWords>, PageRange) -> u64,
+    ) {
         let _gate = self.gate.lock().unwrap();
         let epoch = self.map.epoch();
-        if epoch != 0 {
+        if epoch != 0 && asked {
             self.map.set_phase(HintPhase::Running);
             self.trace.record(Event::Hint(Hinted { epoch, pages }));
-            self.map.insert(pages);
+            insert(&self.map, pages);
         }
     }
 
@@ -80,8 +102,9 @@ impl SoftHints {
 pub struct HintsForEngine(pub Arc<SoftHints>);
 
 impl HintSource for HintsForEngine {
-    fn prepare(&mut self, pages: u64) -> Result<(), HintError> {
+    fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError> {
         assert_eq!(pages, self.0.map.pages());
+        self.0.map.ask(tellers);
         for index in 0..self.0.map.bitmap_words() {
             self.0.map.take(index);
         }
@@ -97,7 +120,7 @@ impl HintSource for HintsForEngine {
         Ok(())
     }
 
-    fn load(&self, index: usize) -> u64 {
+    fn load(&self, index: usize) -> Told {
         self.0.map.load(index)
     }
 
@@ -125,8 +148,20 @@ impl HintSource for HintsForEngine {
         Ok(report)
     }
 
-    fn take(&mut self, index: usize) -> u64 {
+    fn take(&mut self, index: usize) -> Told {
         self.0.map.take(index)
+    }
+
+    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+        let given_up = self.0.given_up.lock().unwrap();
+        let bitmap = MigrationBitmap::new(pages);
+        let ranges = match set {
+            PageSet::Ballooned => &given_up[0],
+            PageSet::Reported => &given_up[1],
+            PageSet::Hinted => panic!("nobody asks for hints so"),
+        };
+        ranges.iter().for_each(|range| bitmap.insert(*range));
+        Ok(bitmap)
     }
 
     fn done(&mut self) -> Result<(), HintError> {

@@ -70,6 +70,15 @@ impl Guest {
         self.vcpu_log.mark(pfn);
     }
 
+    /// The guest writes zeros to `pfn`.
+    pub fn write_zeros(&self, pfn: u64) {
+        let zeros = [0; spec::PAGE_SIZE as usize];
+        let page = memory::one(pfn);
+        self.memory.ram.fill(page, &mut &zeros[..]).unwrap();
+        self.memory.free(pfn);
+        self.vcpu_log.mark(pfn);
+    }
+
     /// The VMM writes `pfn`.
     pub fn write_by_vmm(&self, pfn: u64) {
         self.memory.write(pfn);

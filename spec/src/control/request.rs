@@ -12,6 +12,9 @@ pub enum PageSet {
     Hinted = 1,
     /// Those that are in the balloon.
     Ballooned = 2,
+    /// Those that went back to the host because the guest reported them. It does not say when it takes one
+    /// again, so this is no knowledge of free pages; it is why a page is a hole of the memory files.
+    Reported = 3,
 }
 
 /// What the device is asked: up to [`Request::Done`] by migrators, from [`Request::SetTarget`] on by people.
@@ -175,6 +178,7 @@ impl Request {
             _ => Self::PageMap(match wire::u32_at(payload, 0) {
                 1 => PageSet::Hinted,
                 2 => PageSet::Ballooned,
+                3 => PageSet::Reported,
                 _ => return Err(ControlError::Value { kind }),
             }),
         })

@@ -25,6 +25,7 @@ const REQUESTS: [Request; 15] = [
     Request::HintState,
     Request::PageMap(PageSet::Hinted),
     Request::PageMap(PageSet::Ballooned),
+    Request::PageMap(PageSet::Reported),
 ];
 
 fn replies() -> Vec<Reply> {

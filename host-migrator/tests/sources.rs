@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Every source of pages that need not be sent is counted apart, and can be chosen apart.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use host_migrator::{MigrationParams, PageSource, PageSources, PagesBySource};
+use software_guest::memory::{Memory, one};
+use software_guest::{Guest, Outcome, migrate};
+use spec::PageRange;
+
+/// Pages of the guest's two regions.
+const LOW: u64 = 1000;
+const HIGH: u64 = 500;
+/// In use, with content.
+const USED: PageRange = range(0, 100);
+/// In use, and written with zeros.
+const ZEROS: PageRange = range(100, 10);
+/// Freed with old content. The driver hints the first 64 pages, the agent the last 64.
+const FREED: PageRange = range(200, 96);
+const DRIVERS: PageRange = range(200, 64);
+const AGENTS: PageRange = range(232, 64);
+/// Given back to the host, all of the first and most of the second: its first page came back to life.
+const BALLOONED: PageRange = range(400, 50);
+const REPORTED: PageRange = range(500, 30);
+const REVIVED: u64 = 500;
+
+const fn range(first: u64, count: u64) -> PageRange {
+    match PageRange::new(first, count) {
+        Some(range) => range,
+        None => panic!(),
+    }
+}
+
+fn pages(range: PageRange) -> impl Iterator<Item = u64> {
+    range.first()..range.end()
+}
+
+fn guest() -> Arc<Guest> {
+    let guest = Arc::new(Guest::new(Memory::new(LOW, HIGH)));
+    for pfn in pages(USED).chain(pages(FREED)).chain([REVIVED]) {
+        guest.write(pfn);
+    }
+    for pfn in pages(ZEROS) {
+        guest.write_zeros(pfn);
+    }
+    for pfn in pages(FREED) {
+        guest.memory.free(pfn);
+    }
+    guest.hints.has_given_up(BALLOONED, REPORTED);
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        if epoch == 1 {
+            theirs.hints.hint(DRIVERS);
+            theirs.hints.hint_by_agent(AGENTS);
+        }
+        theirs.hints.finish();
+    });
+    guest
+}
+
+fn migrate_with(sources: PageSources) -> (Arc<Guest>, Outcome) {
+    let guest = guest();
+    let params = MigrationParams {
+        sources,
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    (guest, outcome)
+}
+
+/// Pages that were never touched.
+fn holes() -> u64 {
+    let written = [USED, ZEROS, FREED].map(PageRange::count);
+    let given_up = BALLOONED.count() + REPORTED.count();
+    LOW + HIGH - written.iter().sum::<u64>() - given_up
+}
+
+#[test]
+fn each_source_is_counted_for_what_it_removed() {
+    let (_, outcome) = migrate_with(PageSources::ALL);
+    let report = outcome.report();
+    let expected = PagesBySource {
+        driver: 32,
+        agent: 32,
+        both: 32,
+        holes: holes(),
+        balloon: BALLOONED.count(),
+        reported: REPORTED.count() - 1,
+        zero: ZEROS.count(),
+    };
+    assert_eq!(report.totals.pages_by_source, expected);
+    assert_eq!(report.rounds[0].pages_by_source, expected);
+    assert_eq!(report.hints.pages_by_source, expected);
+    assert_eq!(report.totals.pages_hinted, 96);
+    assert_eq!(report.totals.pages_sent, USED.count() + 1);
+    assert_eq!(report.totals.too_late_by_source, PagesBySource::default());
+    assert_eq!(report.skipped.as_ref().unwrap().count(), 96);
+}
+
+#[test]
+fn a_source_that_is_not_chosen_removes_nothing() {
+    let (_, all) = migrate_with(PageSources::ALL);
+    let all = all.report().totals.pages_by_source;
+    for source in PageSource::ALL {
+        let (_, outcome) = migrate_with(PageSources::ALL.without(source));
+        let found = outcome.report().totals.pages_by_source;
+        // What is not left out as a hole is still found to be zero; and what both told, one of them has told.
+        let expected = match source {
+            PageSource::Driver => PagesBySource {
+                driver: 0,
+                agent: all.agent + all.both,
+                both: 0,
+                ..all
+            },
+            PageSource::Agent => PagesBySource {
+                driver: all.driver + all.both,
+                agent: 0,
+                both: 0,
+                ..all
+            },
+            PageSource::Holes => PagesBySource {
+                holes: 0,
+                zero: all.zero + all.holes,
+                ..all
+            },
+            PageSource::Balloon => PagesBySource {
+                balloon: 0,
+                zero: all.zero + all.balloon,
+                ..all
+            },
+            PageSource::Reported => PagesBySource {
+                reported: 0,
+                zero: all.zero + all.reported,
+                ..all
+            },
+            PageSource::Zero => PagesBySource { zero: 0, ..all },
+        };
+        assert_eq!(found, expected, "without {source}");
+    }
+}
+
+#[test]
+fn without_any_source_every_page_crosses_the_wire() {
+    let (_, outcome) = migrate_with(PageSources::NONE);
+    let totals = &outcome.report().totals;
+    assert_eq!(totals.pages_sent, LOW + HIGH);
+    assert_eq!(totals.pages_by_source, PagesBySource::default());
+}
+
+#[test]
+fn hints_that_come_too_late_and_pages_that_come_back_are_counted_for_their_source() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        match epoch {
+            1 => {
+                theirs.hints.hint(DRIVERS);
+                theirs.hints.hint_by_agent(AGENTS);
+                // Taken into use again: one page of each, a hole and one of the balloon.
+                for pfn in [200, 240, 295, 900, BALLOONED.first()] {
+                    theirs.write(pfn);
+                }
+            }
+            // Both are at the destination by now.
+            2 => {
+                theirs.memory.free(10);
+                theirs.hints.hint(one(10));
+                theirs.memory.free(11);
+                theirs.hints.hint_by_agent(one(11));
+            }
+            _ => {}
+        }
+        theirs.hints.finish();
+    });
+    let params = MigrationParams {
+        downtime_limit: Duration::ZERO,
+        max_rounds: Some(2),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    let report = outcome.report();
+    let too_late = PagesBySource {
+        driver: 1,
+        agent: 1,
+        ..PagesBySource::default()
+    };
+    assert_eq!(report.rounds[1].too_late_by_source, too_late);
+    assert_eq!(report.totals.pages_hinted_too_late, 2);
+    let back = PagesBySource {
+        driver: 1,
+        agent: 1,
+        both: 1,
+        holes: 1,
+        balloon: 1,
+        ..PagesBySource::default()
+    };
+    assert_eq!(report.totals.back_dirty_by_source, back);
+}
