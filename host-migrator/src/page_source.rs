@@ -80,7 +80,8 @@ impl FromStr for PageSource {
 /// assert_eq!(sources.to_string(), "agent,zero");
 /// assert_eq!(PageSources::default(), PageSources::ALL);
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<PageSource>", into = "Vec<PageSource>")]
 pub struct PageSources(u8);
 
 impl PageSources {
@@ -128,6 +129,18 @@ impl FromIterator<PageSource> for PageSources {
     fn from_iter<I: IntoIterator<Item = PageSource>>(sources: I) -> Self {
         let add = |set, source| set | 1 << source as u8;
         Self(sources.into_iter().fold(0, add))
+    }
+}
+
+impl From<Vec<PageSource>> for PageSources {
+    fn from(sources: Vec<PageSource>) -> Self {
+        sources.into_iter().collect()
+    }
+}
+
+impl From<PageSources> for Vec<PageSource> {
+    fn from(sources: PageSources) -> Self {
+        sources.iter().collect()
     }
 }
 

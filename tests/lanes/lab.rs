@@ -262,6 +262,7 @@ impl Migration {
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
             hints: self.hints,
+            sources: host_migrator::PageSources::ALL,
             map_rounds: false,
             switched_off: self.switched_off.clone(),
         };

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use host_migrator::PageSource;
 use host_migrator::transport::Address;
 
 use crate::balloon::args::BalloonArgs;
@@ -210,6 +212,9 @@ pub struct SendArgs {
     /// Which knowledge of free pages to use
     #[arg(long, value_enum, default_value_t)]
     pub hints: HintMode,
+    /// Of this knowledge, the sources that are used
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,agent,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
+    pub sources: Vec<PageSource>,
     /// Do not wait for the end
     #[arg(long)]
     pub detach: bool,
@@ -267,6 +272,9 @@ pub struct CompareArgs {
         default_value = "off,holes,on"
     )]
     pub hints: Vec<HintMode>,
+    /// The sources that mode `on` uses; `holes` uses those of them that ask no guest
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
+    pub sources: Vec<PageSource>,
     /// Runs of each mode; run N has seed + N
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
@@ -340,6 +348,22 @@ pub enum ProgramName {
     Lacuna,
     /// The balloon device's daemon
     VhostDeviceBalloon,
+}
+
+const SOURCES_HELP: &str = "\
+Sources of \"this page need not be sent\", joined by commas: of what --hints allows, these are used.
+
+driver    the balloon driver's free page hints, blocks of 4 MiB on x86-64
+agent     the page flags of the guest's kernel, told by its agent page by page (Linux guest only)
+holes     holes of the memory file that were never touched
+balloon   holes because the page is in the balloon
+reported  holes because the guest reported the page to be free
+zero      pages that are read and found to be zero; without this source they are sent like others";
+
+/// Takes the names of sources, and says which there are.
+fn page_source() -> impl TypedValueParser<Value = PageSource> {
+    PossibleValuesParser::new(PageSource::ALL.map(PageSource::name))
+        .try_map(|name| name.parse::<PageSource>())
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {

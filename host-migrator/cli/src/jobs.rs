@@ -53,6 +53,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         max_bandwidth: args.migration.max_bandwidth.map(|size| size.0),
         downtime_limit: args.migration.downtime_limit.as_millis() as u64,
         hints: args.hints,
+        sources: args.sources.iter().copied().collect(),
         map_rounds: false,
         #[cfg(feature = "clause-switches")]
         switched_off: args.switch_off.clone(),

@@ -9,7 +9,7 @@ use super::*;
 use crate::balloon::CommandId;
 use crate::hint_map::HintPhase;
 
-const REQUESTS: [Request; 15] = [
+const REQUESTS: [Request; 16] = [
     Request::Hello { version: VERSION },
     Request::SetHintMap { bytes: 1 << 40 },
     Request::Open { epoch: 1 },

@@ -111,6 +111,7 @@ fn run(seed: &str) -> Result<Value, Failure> {
         max_bandwidth: Some(BANDWIDTH),
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
+        sources: host_migrator::PageSources::ALL,
         map_rounds: false,
         switched_off: Vec::new(),
     }))?;

@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
-pub use record::{Record, chart, table};
+pub use record::{Record, chart, sources, table};
 pub use run::{RunPlan, ask_oracle, run_once};
 
 use crate::args::CompareArgs;
@@ -66,6 +66,9 @@ pub enum CompareError {
     /// The migration failed.
     #[error("the migration failed: {0}")]
     Migration(String),
+    /// The agent is a program for Linux.
+    #[error("the bare guest runs no agent: choose other --sources, or --guest linux")]
+    NoAgent,
     /// The memory could not be compared.
     #[error(transparent)]
     Oracle(#[from] OracleError),
@@ -130,9 +133,10 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     if !args.json {
         let rounds = picture::terminal::draw(&records, terminal::width(), terminal::has_colours());
         print_line(&format!(
-            "{}\n\n{}\n{}\n{rounds}",
+            "{}\n\n{}\n{}\n{}\n{rounds}",
             headline(args),
             table(&records),
+            sources(&records),
             chart(&records)
         ))?;
     }

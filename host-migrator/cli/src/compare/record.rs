@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use host_migrator::RoundMaps;
+use host_migrator::{PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
 use crate::control::HintMode;
@@ -20,6 +20,8 @@ pub struct Record {
     pub in_use_bytes: u64,
     /// What was known of free pages.
     pub hints: HintMode,
+    /// The sources of free pages that were used.
+    pub sources: PageSources,
     /// The seed of the guest's choices.
     pub seed: u64,
     /// Virtual processors.
@@ -42,8 +44,15 @@ pub struct Record {
     pub pages_zero: u64,
     /// Pages left out because of a hint.
     pub pages_hinted: u64,
+    /// Pages left out, each leaving-out counted, by the source that made it so.
+    pub pages_by_source: PagesBySource,
     /// Pages that were hinted only after they had been sent.
     pub pages_hinted_too_late: u64,
+    /// The same, by who hinted.
+    pub pages_hinted_too_late_by_source: PagesBySource,
+    /// Pages left out that the guest then wrote again, so that they had to be sent or left out anew; by why they had
+    /// been left out.
+    pub pages_back_dirty_by_source: PagesBySource,
     /// Pages sent more than once because the guest wrote them again: repeats.
     pub pages_resent: u64,
     /// Pages of memory that were compared after the migration: all.
@@ -94,9 +103,56 @@ const HEADINGS: [&str; 11] = [
 
 /// The records as a table, a line each.
 pub fn table(records: &[Record]) -> String {
-    let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
-    rows.extend(records.iter().map(cells));
-    let widths: Vec<usize> = (0..HEADINGS.len())
+    aligned(&HEADINGS, records.iter().map(cells))
+}
+
+const SOURCE_HEADINGS: [&str; 5] = [
+    "hints",
+    "source",
+    "pages removed",
+    "hinted too late",
+    "came back dirty",
+];
+
+/// What each source was worth in each mode, as a table: the medians of the mode's runs. Sources that brought nothing
+/// are left out.
+pub fn sources(records: &[Record]) -> String {
+    let mut rows = Vec::new();
+    for mode in modes(records) {
+        let medians = |pages: fn(&Record) -> PagesBySource| {
+            let of_mode = || records.iter().filter(|record| record.hints == mode);
+            let counts = |source: usize| of_mode().map(move |r| pages(r).named()[source].1 as f64);
+            std::array::from_fn::<u64, 7, _>(|source| median(counts(source)) as u64)
+        };
+        let removed = medians(|record| record.pages_by_source);
+        let too_late = medians(|record| record.pages_hinted_too_late_by_source);
+        let back = medians(|record| record.pages_back_dirty_by_source);
+        for (index, (name, _)) in PagesBySource::default().named().into_iter().enumerate() {
+            if removed[index] + too_late[index] + back[index] == 0 {
+                continue;
+            }
+            let is_hint = ["driver", "agent", "both"].contains(&name);
+            rows.push(vec![
+                mode.to_string(),
+                name.to_owned(),
+                removed[index].to_string(),
+                if is_hint {
+                    too_late[index].to_string()
+                } else {
+                    "-".into()
+                },
+                back[index].to_string(),
+            ]);
+        }
+    }
+    aligned(&SOURCE_HEADINGS, rows.into_iter())
+}
+
+/// Lines whose columns stand under one another.
+fn aligned(headings: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
+    let mut rows = vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
+    rows.extend(lines);
+    let widths: Vec<usize> = (0..headings.len())
         .map(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
@@ -144,12 +200,7 @@ const BAR_WIDTH: usize = 48;
 
 /// Bars of the median bytes and times of each mode, in a terminal's characters.
 pub fn chart(records: &[Record]) -> String {
-    let modes: Vec<HintMode> = records.iter().fold(Vec::new(), |mut modes, record| {
-        if !modes.contains(&record.hints) {
-            modes.push(record.hints);
-        }
-        modes
-    });
+    let modes = modes(records);
     let mut text = String::new();
     let in_use = median(records.iter().map(|record| record.in_use_bytes as f64));
     let show_bytes = |bytes: f64| {
@@ -195,6 +246,16 @@ pub fn chart(records: &[Record]) -> String {
     text
 }
 
+/// The modes of `records`, in the order in which they come.
+fn modes(records: &[Record]) -> Vec<HintMode> {
+    records.iter().fold(Vec::new(), |mut modes, record| {
+        if !modes.contains(&record.hints) {
+            modes.push(record.hints);
+        }
+        modes
+    })
+}
+
 /// A bar of `eighths` eighths of a column; at least a sliver, so that a small value is seen to be there.
 fn bar(eighths: usize) -> String {
     const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
@@ -222,7 +283,11 @@ mod tests {
             "guest": "bare", "memory_bytes": 2u64 << 30, "in_use_bytes": 1 << 28, "hints": hints,
             "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": wire_bytes, "total_ms": 10.0,
             "downtime_ms": 1.5, "expected_downtime_ms": 1.0, "rounds": 3, "pages_sent": 5,
-            "pages_zero": 6, "pages_hinted": 7, "pages_hinted_too_late": 0, "pages_resent": 0,
+            "pages_zero": 6, "pages_hinted": 7, "pages_hinted_too_late": 0,
+            "sources": ["driver", "zero"],
+            "pages_by_source": { "driver": 7, "zero": 6 },
+            "pages_hinted_too_late_by_source": {},
+            "pages_back_dirty_by_source": { "driver": 2 }, "pages_resent": 0,
             "pages_compared": 9, "pages_wrong": 0, "pages_given_up": 7, "guest_checks": 1,
             "guest_wrong": 0, "pages_hinted_by_round": [7, 0, 0]
         }))
@@ -255,6 +320,21 @@ mod tests {
         ]);
         assert_eq!(table.lines().count(), 4);
         assert!(table.contains("0/9"), "{table}");
+    }
+
+    #[test]
+    fn every_source_that_brought_something_has_a_line() {
+        let table = sources(&[record(HintMode::Off, 1), record(HintMode::On, 1)]);
+        let words: Vec<Vec<&str>> = (table.lines().skip(2))
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let lines = |mode| {
+            [
+                [mode, "driver", "7", "0", "2"],
+                [mode, "zero", "6", "-", "0"],
+            ]
+        };
+        assert_eq!(words, [lines("off"), lines("on")].concat(), "{table}");
     }
 
     #[test]

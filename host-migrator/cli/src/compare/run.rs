@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use host_migrator::stats::{MigrationReport, MigrationState};
 use host_migrator::trace::DEFAULT_SLOTS;
-use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
+use host_migrator::{GuestRam, MigrationBitmap, PageSource, PageSources, RamRegion};
 use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;
 
@@ -48,6 +48,7 @@ pub struct RunPlan {
     downtime_limit: Duration,
     max_bandwidth: Option<Size>,
     hints: HintMode,
+    sources: PageSources,
     transport: Transport,
     check_trace: bool,
     map_rounds: bool,
@@ -71,6 +72,10 @@ impl RunPlan {
             GuestKind::Bare => None,
             GuestKind::Linux => Some(nested::guest_files()?),
         };
+        let sources: PageSources = args.sources.iter().copied().collect();
+        if args.guest == GuestKind::Bare && sources.contains(PageSource::Agent) {
+            return Err(CompareError::NoAgent);
+        }
         let mut plans = Vec::new();
         for run in 0..u64::from(args.runs) {
             for hints in &args.hints {
@@ -85,6 +90,7 @@ impl RunPlan {
                     downtime_limit: args.migration.downtime_limit,
                     max_bandwidth: args.migration.max_bandwidth,
                     hints: *hints,
+                    sources,
                     transport: args.transport,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
@@ -111,6 +117,15 @@ impl RunPlan {
             args.trace = Some(path);
         }
         Ok(args)
+    }
+
+    /// The guest has a port for its agent if any mode asks it: all modes migrate the same guest.
+    fn agent_port(&self) -> AgentPort {
+        if self.sources.contains(PageSource::Agent) {
+            AgentPort::Present
+        } else {
+            AgentPort::Absent
+        }
     }
 
     fn machine_args(&self) -> Vec<OsString> {
@@ -160,6 +175,7 @@ impl RunPlan {
             max_bandwidth: self.max_bandwidth.map(|size| size.0),
             downtime_limit: self.downtime_limit.as_millis() as u64,
             hints: self.hints,
+            sources: self.sources,
             map_rounds: self.map_rounds,
             #[cfg(feature = "clause-switches")]
             switched_off: self.switch_off.clone(),
@@ -196,7 +212,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         ("source", "source-device"),
         plan.run_args(),
         &[],
-        AgentPort::Absent,
+        plan.agent_port(),
         &trace,
     )?;
     let mut destination = Host::start(
@@ -205,7 +221,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         ("destination", "destination-device"),
         plan.receive_args(place),
         &[],
-        AgentPort::Absent,
+        plan.agent_port(),
         &TraceArgs {
             trace_host: 1,
             ..trace.clone()
@@ -376,6 +392,7 @@ fn record(
         memory_bytes: plan.memory.0,
         in_use_bytes,
         hints: plan.hints,
+        sources: plan.hints.sources(plan.sources),
         seed: plan.workload.seed,
         vcpus: plan.vcpus,
         transport: name_of(plan.transport),
@@ -387,7 +404,10 @@ fn record(
         pages_sent: sum(|round| round.pages_sent),
         pages_zero: sum(|round| round.pages_zero),
         pages_hinted: sum(|round| round.pages_hinted),
+        pages_by_source: report.totals.pages_by_source,
         pages_hinted_too_late: sum(|round| round.pages_hinted_too_late),
+        pages_hinted_too_late_by_source: report.totals.too_late_by_source,
+        pages_back_dirty_by_source: report.totals.back_dirty_by_source,
         pages_resent: sum(|round| round.pages_resent),
         pages_compared: verdict.pages_compared,
         pages_wrong: verdict.pages_wrong,

@@ -14,6 +14,7 @@ mod server;
 pub use client::{Client, ClientError};
 pub use server::{Handler, serve};
 
+use host_migrator::{PageSource, PageSources};
 use serde::{Deserialize, Serialize};
 
 /// A command to a machine. The names follow QMP where QMP has the command.
@@ -52,6 +53,9 @@ pub struct MigrateArguments {
     /// Which pages need not be sent.
     #[serde(default)]
     pub hints: HintMode,
+    /// Of these, the sources that are used; absent: all.
+    #[serde(default)]
+    pub sources: PageSources,
     /// Keep maps of the rounds for the report.
     #[serde(default)]
     pub map_rounds: bool,
@@ -66,17 +70,28 @@ const fn default_downtime_limit() -> u64 {
     300
 }
 
-/// Which knowledge of free pages a migration uses. Zero pages are found by looking in every mode.
+/// Which knowledge of free pages a migration uses.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum HintMode {
-    /// None: what a migration without this project does.
+    /// None: what a migration without this project does. Zero pages are found by looking at them.
     Off,
-    /// Holes of the memory file: pages that were never touched.
+    /// Besides, holes of the memory file: pages that were never touched, or given back to the host.
     Holes,
-    /// Holes and the guest's free page hints.
+    /// Besides, what the guest tells.
     #[default]
     On,
+}
+
+impl HintMode {
+    /// Those of the `chosen` sources that this mode uses. Zero pages are found in the mode `off` whatever is chosen.
+    pub fn sources(self, chosen: PageSources) -> PageSources {
+        match self {
+            Self::Off => [PageSource::Zero].into_iter().collect(),
+            Self::Holes => chosen.without_hints(),
+            Self::On => chosen,
+        }
+    }
 }
 
 impl std::fmt::Display for HintMode {
@@ -119,6 +134,12 @@ mod tests {
             (Some(5), 300)
         );
         assert_eq!(migrate.hints, HintMode::On);
+        assert_eq!(migrate.sources, PageSources::ALL);
+        let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "sources": ["agent", "zero"]}}"#;
+        let Command::Migrate(migrate) = serde_json::from_str(line).unwrap() else {
+            panic!()
+        };
+        assert_eq!(migrate.sources.to_string(), "agent,zero");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::transport::{Address, Channel, Listener};
 use host_migrator::{
-    GuestRam, HintSource, MigrationParams, MigrationState, RamRegion, Source, Trace, receive,
+    GuestRam, HintSource, MigrationParams, MigrationState, PageSource, PageSources, RamRegion,
+    Source, Trace, receive,
 };
 use reference_vmm::{Machine, MachineEvent};
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ use super::{
     FileRange, GuestStatus, MachineState, MemoryMap, Parts, ProcessError, Status, io_error,
 };
 use crate::args::{GuestKind, MachineArgs};
-use crate::control::{Command, Handler, HintMode, MigrateArguments};
+use crate::control::{Command, Handler, MigrateArguments};
 
 /// How long the destination may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -244,7 +245,7 @@ impl Process {
         let params = params(arguments)?;
         let address: Address = arguments.uri.parse().map_err(text)?;
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
-            Some(path) if params.use_hints => match DeviceHints::connect(path) {
+            Some(path) if needs_the_device(params.sources) => match DeviceHints::connect(path) {
                 Ok(hints) => Some(Box::new(hints)),
                 Err(error) => {
                     log::warn!("the migration goes without free page hints: {error}");
@@ -324,8 +325,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
     Ok(MigrationParams {
         max_bandwidth: arguments.max_bandwidth,
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
-        skip_holes: arguments.hints != HintMode::Off,
-        use_hints: arguments.hints == HintMode::On,
+        sources: arguments.hints.sources(arguments.sources),
         map_rounds: arguments.map_rounds,
         #[cfg(feature = "clause-switches")]
         switched_off: arguments
@@ -335,6 +335,11 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
             .collect::<Result<_, _>>()?,
         ..Default::default()
     })
+}
+
+/// Whether anything but looking at pages is wanted: the device has the guest's hints, and knows why holes are holes.
+fn needs_the_device(sources: PageSources) -> bool {
+    sources.without(PageSource::Zero) != PageSources::NONE
 }
 
 fn text(error: impl std::fmt::Display) -> String {
