@@ -170,7 +170,7 @@ fn values_that_a_field_cannot_have_are_errors() {
         length: 4,
     };
     assert_eq!(
-        Request::decode(&header, &[3, 0, 0, 0]),
+        Request::decode(&header, &[4, 0, 0, 0]),
         Err(ControlError::Value { kind: 14 })
     );
 }

@@ -173,7 +173,7 @@ pub fn a_migrator_gets_the_hints_of_each_epoch(vmm: &dyn Vmm) {
             assert!(report.pages * spec::PAGE_SIZE > free / 2, "{report:?}");
         }
         let taken: u64 = (0..MAP_PAGES as usize / 64)
-            .map(|index| u64::from(migrator.take(index).count_ones()))
+            .map(|index| u64::from(migrator.take(index).pages().count_ones()))
             .sum();
         assert_eq!(taken, report.pages);
     }

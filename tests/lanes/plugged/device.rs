@@ -10,7 +10,7 @@ use std::thread;
 
 use host_migrator::{ControlClient, DeviceHints, HintError, HintSource};
 use spec::control::{BalloonStatus, HintState, Refusal, Reply, Request, Statistics};
-use spec::hint_map::HintPhase;
+use spec::hint_map::{HintPhase, Tellers};
 use tempfile::TempDir;
 
 use crate::lab::PATIENCE;
@@ -140,7 +140,7 @@ impl Device {
     pub fn migrator(&self, pages: u64) -> DeviceHints {
         let control = self.folder.path().join("control");
         let mut hints = DeviceHints::connect(control).expect("the device answers");
-        hints.prepare(pages).expect("it takes a map");
+        hints.prepare(pages, Tellers::ALL).expect("it takes a map");
         hints
     }
 
