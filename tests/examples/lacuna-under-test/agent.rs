@@ -106,6 +106,7 @@ fn migrate(source: &mut Host, destination: &mut Host) -> Result<Value, Failure> 
         max_bandwidth: None,
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
+        sources: host_migrator::PageSources::ALL,
         map_rounds: false,
         switched_off: Vec::new(),
     }))?;
