@@ -179,7 +179,12 @@ impl Lab {
 
     /// Starts a host whose guest is at its steady work.
     pub fn running(&self, name: &'static str) -> Host {
-        let mut host = self.start(name, self.guest.run_args());
+        self.running_with(name, &[])
+    }
+
+    /// As [`Lab::running`], with more flags for its balloon device.
+    pub fn running_with(&self, name: &'static str, device: &[&str]) -> Host {
+        let mut host = self.start(name, self.guest.run_args(), device);
         host.wait_until("the guest to be ready", PATIENCE, |status| {
             Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
         })
@@ -194,7 +199,7 @@ impl Lab {
         if hold {
             args.push("--hold".into());
         }
-        let mut host = self.start(name, args);
+        let mut host = self.start(name, args, &[]);
         let status = host
             .wait_until("the destination to listen", PATIENCE, |status| {
                 Ok(status.incoming.is_some())
@@ -203,15 +208,15 @@ impl Lab {
         (host, status.incoming.unwrap_or_default())
     }
 
-    fn start(&self, name: &'static str, job: Vec<OsString>) -> Host {
-        let device: &'static str = format!("{name}-device").leak();
+    fn start(&self, name: &'static str, job: Vec<OsString>, device: &[&str]) -> Host {
+        let device_name: &'static str = format!("{name}-device").leak();
         let trace = TraceArgs {
             trace: Some(self.trace()),
             trace_host: self.hosts.replace(self.hosts.get() + 1),
         };
-        let names = (name, device);
+        let names = (name, device_name);
         let agent = AgentPort::Absent;
-        Host::start(&program(), self.folder(), names, job, &[], agent, &trace)
+        Host::start(&program(), self.folder(), names, job, device, agent, &trace)
             .expect("the host starts")
     }
 }

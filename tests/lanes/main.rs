@@ -11,6 +11,8 @@ mod clauses;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod hostile_agent;
+#[cfg(test)]
 mod lab;
 #[cfg(all(test, feature = "nested"))]
 mod nested;

@@ -22,7 +22,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
 pub use record::{Record, chart, sources, table};
-pub use run::{RunPlan, ask_oracle, run_once};
+pub use run::{RunPlan, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
 use crate::control::ClientError;

@@ -301,14 +301,8 @@ pub fn ask_oracle(
     source: &Host,
     destination: &Host,
 ) -> Result<Verdict, CompareError> {
-    let ours: MemoryMap = source.client()?.ask(&Command::QueryMemory)?;
-    let theirs: MemoryMap = destination.client()?.ask(&Command::QueryMemory)?;
-    let pages = |host: &Host, map: &MemoryMap| open_ram(host.machine.pid(), &map.regions);
-    let (source_ram, destination_ram) = (pages(source, &ours)?, pages(destination, &theirs)?);
-    let skipped = MigrationBitmap::new(source_ram.bitmap_pages());
-    for (index, word) in ours.skipped.iter().enumerate().take(skipped.word_count()) {
-        skipped.merge(index, *word);
-    }
+    let (source_ram, skipped) = memory_of(source)?;
+    let (destination_ram, _) = memory_of(destination)?;
     let truth = match guest {
         GuestKind::Bare => Some(PageStates::read(&source_ram)?),
         GuestKind::Linux => None,
@@ -319,6 +313,21 @@ pub fn ask_oracle(
         &skipped,
         truth.as_ref(),
     )?)
+}
+
+/// Maps the guest memory of `host`, whose guest may run. With it come the pages whose latest content the last
+/// migration away from there did not send because of a hint.
+///
+/// # Errors
+/// [`CompareError`] if it cannot be mapped.
+pub fn memory_of(host: &Host) -> Result<(GuestRam, MigrationBitmap), CompareError> {
+    let map: MemoryMap = host.client()?.ask(&Command::QueryMemory)?;
+    let ram = open_ram(host.machine.pid(), &map.regions)?;
+    let skipped = MigrationBitmap::new(ram.bitmap_pages());
+    for (index, word) in map.skipped.iter().enumerate().take(skipped.word_count()) {
+        skipped.merge(index, *word);
+    }
+    Ok((ram, skipped))
 }
 
 /// Maps another process's guest memory.

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest's agent that lies: a thread of the test at the device's agent socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use host_migrator::GuestRam;
+use spec::agent::{
+    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, MAX_MAP_PAGES, Settings, VERSION,
+    map,
+};
+use spec::{PAGE_SIZE, PageRange};
+
+/// How long the thread waits for a question, or for room on the socket, before it looks at its orders.
+const TURN: Duration = Duration::from_millis(20);
+/// Frames of a turn of those that never end.
+const BURST: usize = 32;
+/// Pages of a map that is not to exceed what an agent may tell in all.
+const FEW_PAGES: u64 = 64;
+
+/// What the agent does when it is asked for free pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// It calls all memory free, for epochs that are not the one it was asked in.
+    WrongEpoch,
+    /// It calls memory free that the guest has not.
+    PastTheEnd,
+    /// It tells of the same pages, none of them free, without end.
+    Endless,
+    /// It sends half a frame and is silent.
+    HalfFrame,
+    /// It hangs up in mid-frame, and comes again.
+    HangUp,
+    /// It sends noise, frames that are no answer and greetings that contradict each other, without end.
+    Flood,
+    /// It calls all memory free that the guest uses.
+    AllFree,
+}
+
+impl Lie {
+    /// Those of which nothing may count.
+    pub const FUTILE: [Self; 6] = [
+        Self::WrongEpoch,
+        Self::PastTheEnd,
+        Self::Endless,
+        Self::HalfFrame,
+        Self::HangUp,
+        Self::Flood,
+    ];
+
+    /// Whether it goes on when the question has been answered.
+    fn is_endless(self) -> bool {
+        matches!(self, Self::Endless | Self::Flood)
+    }
+}
+
+/// The agent. It hangs up when dropped.
+#[derive(Debug)]
+pub struct Liar {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    lie: Lie,
+    /// The guest's memory.
+    ram: GuestRam,
+    greeted: AtomicBool,
+    lies: AtomicU64,
+    stopped: AtomicBool,
+    /// The guest's memory when it was last called free, after the question for it had come.
+    last_lie: Mutex<Vec<u8>>,
+}
+
+impl Liar {
+    /// Connects to the device's socket at `path`, as the agent of a guest with `ram`, and greets.
+    pub fn start(path: &Path, lie: Lie, ram: GuestRam) -> Self {
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            lie,
+            ram,
+            greeted: AtomicBool::new(false),
+            lies: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            last_lie: Mutex::default(),
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = thread::spawn(move || theirs.run());
+        let liar = Self {
+            shared,
+            thread: Some(thread),
+        };
+        while !liar.shared.greeted.load(Ordering::Acquire) {
+            assert!(!liar.is_over(), "the liar has failed before it could lie");
+            thread::sleep(TURN);
+        }
+        liar
+    }
+
+    /// How many questions it has answered with its lie.
+    pub fn lies(&self) -> u64 {
+        self.shared.lies.load(Ordering::Acquire)
+    }
+
+    /// The guest's memory when it was last called free; empty if it never was. Whatever differs from it was written
+    /// after the epoch had opened.
+    pub fn last_lie(&self) -> Vec<u8> {
+        let last = self.shared.last_lie.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let result = thread.join();
+            assert!(result.is_ok() || thread::panicking(), "the liar has failed");
+        }
+    }
+}
+
+impl Shared {
+    /// One connection after the other. The device may hang up on such an agent.
+    fn run(&self) {
+        while !self.is_stopped() {
+            let port = UnixStream::connect(&self.path).expect("the device listens for its agent");
+            for result in [
+                port.set_read_timeout(Some(TURN)),
+                port.set_write_timeout(Some(TURN)),
+            ] {
+                result.expect("a socket has timeouts");
+            }
+            let mut connection = Connection {
+                shared: self,
+                port,
+                endless: None,
+            };
+            // However it ended, the next one follows.
+            let _ = connection.serve();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    port: UnixStream,
+    /// The number of the question whose answer does not end.
+    endless: Option<u64>,
+}
+
+impl Connection<'_> {
+    fn serve(&mut self) -> io::Result<()> {
+        let mut input = Box::<Deframer>::default();
+        while !self.shared.is_stopped() {
+            match self.port.read(input.space()) {
+                Ok(0) => return Ok(()),
+                Ok(count) => input.filled(count),
+                Err(error) if is_timeout(&error) => {}
+                Err(error) => return Err(error),
+            }
+            while let Some(frame) = input.next_frame() {
+                match Ask::read(&frame).expect("the device asks what the protocol knows") {
+                    Ask::Hello => self.greet(0)?,
+                    Ask::Map { epoch, .. } => {
+                        self.endless = Some(epoch).filter(|_| self.shared.lie.is_endless());
+                        let told = self.lie(epoch);
+                        self.shared.lies.fetch_add(1, Ordering::AcqRel);
+                        told?;
+                    }
+                    Ask::Stop => {}
+                }
+            }
+            if let Some(epoch) = self.endless {
+                for _ in 0..BURST {
+                    self.lie(epoch)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, flags: u32) -> io::Result<()> {
+        let settings = Settings {
+            version: VERSION,
+            page_size: PAGE_SIZE as u32,
+            pages: self.shared.ram.pages(),
+            flags,
+        };
+        self.send(&frame(Answer::HELLO, 0, &settings.to_bytes()))?;
+        self.shared.greeted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn lie(&mut self, epoch: u64) -> io::Result<()> {
+        let end = self.shared.ram.bitmap_pages();
+        match self.shared.lie {
+            Lie::WrongEpoch => {
+                for wrong in [0, epoch - 1, epoch + 1, u64::MAX] {
+                    self.call_all_free(wrong)?;
+                }
+                Ok(())
+            }
+            Lie::PastTheEnd => {
+                for first in [end, end + FEW_PAGES, end << 8, 1 << 51] {
+                    self.send(&map_of(epoch, first, FEW_PAGES, u64::MAX))?;
+                }
+                Ok(())
+            }
+            Lie::Endless => self.send(&map_of(epoch, 0, FEW_PAGES, 0)),
+            Lie::HalfFrame => {
+                let whole = map_of(epoch, 0, end, u64::MAX);
+                self.send(&whole[..whole.len() / 2])
+            }
+            Lie::HangUp => {
+                let whole = map_of(epoch, 0, end, u64::MAX);
+                self.send(&whole[..whole.len() - 1])?;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Lie::Flood => {
+                self.send(&[b'L'; 3000])?;
+                self.send(&frame(0x7777, epoch, &[0xff; 24]))?;
+                self.greet(Settings::INIT_ON_FREE)?;
+                self.greet(Settings::POISON)?;
+                self.greet(0)
+            }
+            Lie::AllFree => {
+                let mut memory = Vec::new();
+                for region in self.shared.ram.regions() {
+                    let begin = memory.len();
+                    memory.resize(begin + region.bytes() as usize, 0);
+                    let result = self.shared.ram.read(*region, &mut memory[begin..]);
+                    result.expect("the guest's memory can be read");
+                }
+                let mut last = self.shared.last_lie.lock();
+                *last.as_deref_mut().expect("nobody panics with it") = memory;
+                drop(last);
+                self.call_all_free(epoch)?;
+                self.send(&frame(Answer::END, epoch, &[0; 48]))
+            }
+        }
+    }
+
+    fn call_all_free(&mut self, epoch: u64) -> io::Result<()> {
+        for region in self.shared.ram.regions() {
+            for first in (region.first()..region.end()).step_by(MAX_MAP_PAGES as usize) {
+                let count = (region.end() - first).min(u64::from(MAX_MAP_PAGES));
+                self.send(&map_of(epoch, first, count, u64::MAX))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all of `bytes`, unless it is told to stop.
+    fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() && !self.shared.is_stopped() {
+            match self.port.write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if is_timeout(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}
+
+fn frame(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = [0; MAX_FRAME];
+    let frame = Frame {
+        kind,
+        epoch,
+        payload,
+    };
+    let length = frame.encode(&mut bytes);
+    bytes[..length].to_vec()
+}
+
+/// Of the `count` pages from `first` on, those of each 64 are free whose bits are set in `word`.
+fn map_of(epoch: u64, first: u64, count: u64, word: u64) -> Vec<u8> {
+    let count = count.min(u64::from(MAX_MAP_PAGES));
+    let range = PageRange::new(first, count).expect("a range that can be written");
+    let words = vec![word; count.div_ceil(64) as usize];
+    let mut payload = [0; MAX_FRAME_PAYLOAD];
+    let length = map::encode(range, &words, &mut payload);
+    frame(Answer::MAP, epoch, &payload[..length])
+}

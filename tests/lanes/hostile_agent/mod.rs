@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest whose agent lies, on /dev/kvm: it may harm itself, and nobody else.
+//!
+//! The guest's driver is honest or silent; its agent is a thread of the test ([`liar`]) at the real device's socket.
+
+mod liar;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use host_migrator::stats::{MigrationReport, MigrationState};
+use lacuna::compare::{Host, memory_of};
+use lacuna::control::Command;
+use spec::{PAGE_SIZE, PageRange};
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, end_of_migration, release_and_check, skipped_without_kvm,
+    tell, whole_pass,
+};
+use liar::{Liar, Lie};
+
+/// What the device's own memory may grow by, in kB, whatever it is told: buffers of a frame, and what its allocator
+/// keeps.
+const ROOM_KB: u64 = 4096;
+
+fn guest(answer: &'static str) -> BareGuest {
+    BareGuest {
+        memory: "128M",
+        in_use: "24M",
+        freed: "64M",
+        answer,
+        ..BareGuest::default()
+    }
+}
+
+/// Slow, so that a liar has all the time it wants.
+fn slowly(bytes_a_second: u64) -> Migration {
+    Migration {
+        max_bandwidth: Some(bytes_a_second),
+        ..Migration::default()
+    }
+}
+
+/// A host whose device has an agent's socket, which is not the machine's, and where it is.
+fn with_agent_socket(lab: &Lab) -> (Host, PathBuf) {
+    let path = lab.folder().join("liar");
+    let text = path.to_str().expect("a folder for tests has a plain name");
+    (lab.running_with("source", &["--agent-socket", text]), path)
+}
+
+fn lied_to(host: &Host, path: &Path, lie: Lie) -> Liar {
+    let (ram, _) = memory_of(host).expect("the guest's memory can be mapped");
+    Liar::start(path, lie, ram)
+}
+
+/// The device's private memory: the guest's and the map are shared with others.
+fn private_kb(host: &Host) -> u64 {
+    let status =
+        fs::read_to_string(format!("/proc/{}/status", host.device.pid())).expect("the device runs");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().nth(1))
+        .and_then(|number| number.parse().ok())
+        .expect("the kernel says what a process takes")
+}
+
+fn hinted(report: &MigrationReport) -> u64 {
+    report.rounds.iter().map(|round| round.pages_hinted).sum()
+}
+
+#[test]
+fn futile_lies_remove_no_page_and_take_no_memory() {
+    if skipped_without_kvm("bare, futile lies of an agent") {
+        return;
+    }
+    for lie in Lie::FUTILE {
+        let lab = Lab::new(guest("silent"));
+        let (mut source, path) = with_agent_socket(&lab);
+        let (mut destination, uri) = lab.receiving("destination", true);
+        let before = private_kb(&source);
+        let liar = lied_to(&source, &path, lie);
+        let (report, verdict) = slowly(100 << 20)
+            .complete(&mut source, &mut destination, &uri)
+            .unwrap();
+        println!("{lie:?}: told {} time(s)", liar.lies());
+        assert!(liar.lies() > 0, "{lie:?}");
+        assert_eq!(hinted(&report), 0, "{lie:?}: {report:?}");
+        assert_eq!(report.hints.lost, None, "{lie:?}");
+        assert_eq!(verdict.pages_wrong, 0, "{lie:?}: {:?}", verdict.examples);
+        let after = private_kb(&source);
+        assert!(
+            after <= before + ROOM_KB,
+            "{lie:?}: {before} kB, {after} kB"
+        );
+        source.device.still_alive().unwrap();
+        release_and_check(&mut destination);
+    }
+}
+
+#[test]
+fn after_a_liar_the_same_device_serves_an_honest_guest_exactly() {
+    if skipped_without_kvm("bare, an honest guest after a liar") {
+        return;
+    }
+    for lie in Lie::FUTILE.into_iter().chain([Lie::AllFree]) {
+        let lab = Lab::new(guest("prompt"));
+        let (mut source, path) = with_agent_socket(&lab);
+        let (lost, uri) = lab.receiving("nobody", true);
+        let liar = lied_to(&source, &path, lie);
+        slowly(4 << 20).begin(&source, &uri);
+        source
+            .wait_until("the lie", PATIENCE, |status| {
+                Ok(status.migration.round > 0 && liar.lies() > 0)
+            })
+            .unwrap();
+        tell(&source, &Command::MigrateCancel);
+        let ended = end_of_migration(&mut source).unwrap();
+        assert_eq!(
+            ended.status,
+            MigrationState::Cancelled,
+            "{lie:?}: {ended:?}"
+        );
+        drop((liar, lost));
+        // The guest has lost nothing by it that it would miss here.
+        assert_eq!(whole_pass(&mut source).wrong, 0, "{lie:?}");
+
+        let (mut destination, uri) = lab.receiving("destination", true);
+        let (report, verdict) = Migration::default()
+            .complete(&mut source, &mut destination, &uri)
+            .unwrap();
+        assert!(hinted(&report) > 0, "{lie:?}: {report:?}");
+        assert_eq!(verdict.pages_wrong, 0, "{lie:?}: {:?}", verdict.examples);
+        release_and_check(&mut destination);
+    }
+}
+
+#[test]
+fn a_guest_that_calls_all_its_memory_free_keeps_what_it_writes_afterwards() {
+    if skipped_without_kvm("bare, all memory is called free") {
+        return;
+    }
+    let lab = Lab::new(BareGuest {
+        dirty_rate: "64M",
+        ..guest("silent")
+    });
+    let (mut source, path) = with_agent_socket(&lab);
+    let (mut destination, uri) = lab.receiving("destination", true);
+    let liar = lied_to(&source, &path, Lie::AllFree);
+    let (report, verdict) = slowly(20 << 20)
+        .complete(&mut source, &mut destination, &uri)
+        .unwrap();
+    let called_free = liar.last_lie();
+    assert!(liar.lies() > 0 && !called_free.is_empty(), "{report:?}");
+    source.device.still_alive().unwrap();
+
+    let (ours, skipped) = memory_of(&source).unwrap();
+    let (theirs, _) = memory_of(&destination).unwrap();
+    let (mut written, mut own_harm) = (0, 0);
+    let (mut here, mut there) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+    let pages = ours.regions().iter();
+    let pages = pages.flat_map(|region| region.first()..region.end());
+    for (pfn, before) in pages.zip(called_free.chunks(PAGE_SIZE as usize)) {
+        let page = PageRange::new(pfn, 1).expect("a page of memory");
+        ours.read(page, &mut here).unwrap();
+        theirs.read(page, &mut there).unwrap();
+        let is_written = here != before;
+        written += u64::from(is_written);
+        if here == there {
+            continue;
+        }
+        // Its own word was taken for a page that it used, and it has not written it since.
+        assert!(
+            !is_written,
+            "page {pfn:#x} was written after it was called free"
+        );
+        assert!(skipped.contains(pfn), "page {pfn:#x} was never called free");
+        assert_eq!(there, [0; PAGE_SIZE as usize], "page {pfn:#x}");
+        own_harm += 1;
+    }
+    println!(
+        "{written} pages written after they were called free are right; {own_harm} others read as zero; \
+         the oracle calls {} of them wrong, {} given up",
+        verdict.pages_wrong, verdict.pages_given_up
+    );
+    assert!(written > 0 && own_harm > 0);
+    assert_eq!(verdict.pages_wrong + verdict.pages_given_up, own_harm);
+}
