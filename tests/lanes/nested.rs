@@ -187,12 +187,18 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
     for host in 0..3 {
         assert!(number(&facts, &format!("/told/{host}")) > 0, "{facts}");
     }
-    for migration in 0..2 {
+    let first_round = |migration: u64| {
         let number = |what: &str| number(&facts, &format!("/migrations/{migration}/{what}"));
         assert_eq!(number("pages-compared"), GUEST_BYTES / PAGE_SIZE);
         assert_eq!(number("pages-wrong"), 0, "{facts}");
-        assert!(number("pages-hinted-by-round/0") > 0, "{facts}");
-    }
+        ["driver", "agent", "both"].map(|source| number(&format!("rounds/0/{source}")))
+    };
+    let [driver, agent, both] = first_round(0);
+    assert!(agent > 0, "asked alone: {facts}");
+    assert_eq!((driver, both), (0, 0), "{facts}");
+    let [driver, agent, both] = first_round(1);
+    assert!(agent + both > 0, "asked with the driver: {facts}");
+    assert!(driver + both > 0, "{facts}");
     assert!(number(&facts, "/guest-checks") > 0, "{facts}");
     assert_eq!(number(&facts, "/guest-wrong"), 0, "{facts}");
     assert_eq!(facts["guest-failure"], Value::Null);
