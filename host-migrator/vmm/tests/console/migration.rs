@@ -13,7 +13,9 @@ use reference_vmm::virtio::console::{ConsoleError, ConsoleState};
 use spec::PAGE_SIZE;
 use virtio_bindings::virtio_mmio as reg;
 
-use crate::driver::{BUFFER, CONTROL_RECEIVE, CONTROL_TRANSMIT, RECEIVE, TRANSMIT, base, buffer};
+use crate::driver::{
+    BUFFER, CONTROL_RECEIVE, CONTROL_TRANSMIT, RECEIVE, SIZE, TRANSMIT, base, buffer,
+};
 use crate::rig::{Subject, pattern, read};
 
 #[test]
