@@ -19,6 +19,8 @@ use crate::qemu_installation::Installation;
 
 /// The job's name.
 const JOB: &str = "against-qemu";
+/// What stands in the job's arguments before those of each comparison.
+const ONE_COMPARISON: &str = "+";
 /// Names another QEMU to compare with.
 const VARIABLE: &str = "LACUNA_QEMU";
 /// Where QEMU is in the outer machine: program, libraries and firmware in one folder.
@@ -64,8 +66,9 @@ impl Peer {
         &self.version
     }
 
-    /// Has `program` do the job: QEMU without and with its free page hints, then `lacuna compare`, all with the
-    /// guest and the limits that `compare` (arguments of that command) names. A JSON object for each migration.
+    /// Has `program` do the job: QEMU without and with its free page hints, then `lacuna compare` with each of
+    /// `comparisons`, all with the guest and the limits that `common` names. Both are arguments of that command. A JSON
+    /// object for each migration.
     ///
     /// # Errors
     /// A sentence about what failed.
@@ -73,12 +76,18 @@ impl Peer {
         &self,
         program: &Path,
         guest_bytes: u64,
-        compare: &[&str],
+        common: &[&str],
+        comparisons: &[&[&str]],
     ) -> Result<Vec<Value>, String> {
+        let mut arguments = common.to_vec();
+        for comparison in comparisons {
+            arguments.push(ONE_COMPARISON);
+            arguments.extend(*comparison);
+        }
         let (status, out, err) = if nested::kvm_runs_linux() {
-            self.run_here(program, compare)?
+            self.run_here(program, &arguments)?
         } else {
-            self.run_in_lane(program, guest_bytes, compare)?
+            self.run_in_lane(program, guest_bytes, &arguments)?
         };
         if status != Some(0) {
             return Err(format!("the job failed: {err}"));
@@ -88,7 +97,7 @@ impl Peer {
         values.map_err(|error| format!("the job's words are no JSON ({error}): {out}"))
     }
 
-    fn run_here(&self, program: &Path, compare: &[&str]) -> Result<Said, String> {
+    fn run_here(&self, program: &Path, arguments: &[&str]) -> Result<Said, String> {
         let place = tempfile::tempdir().map_err(|error| error.to_string())?;
         for (name, file) in &self.files {
             let file = fs::canonicalize(file).map_err(|error| error.to_string())?;
@@ -96,7 +105,7 @@ impl Peer {
         }
         let output = Command::new(program)
             .args([OsString::from(JOB), place.path().into()])
-            .args(compare)
+            .args(arguments)
             .output()
             .map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -111,7 +120,7 @@ impl Peer {
         &self,
         program: &Path,
         guest_bytes: u64,
-        compare: &[&str],
+        arguments: &[&str],
     ) -> Result<Said, String> {
         let settings = Settings {
             memory_bytes: 2 * guest_bytes + OVERHEAD_BYTES,
@@ -122,7 +131,7 @@ impl Peer {
             .iter()
             .map(|(name, file)| (format!("{PLACE}/{name}"), file.clone()))
             .collect();
-        let arguments = [&[JOB, PLACE], compare].concat();
+        let arguments = [&[JOB, PLACE], arguments].concat();
         let (mut out, mut err) = (String::new(), String::new());
         let run = || {
             let mut lane = Lane::prepare(program, settings)?;

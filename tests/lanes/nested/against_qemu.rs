@@ -15,7 +15,7 @@ fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
         Err(why) => return println!("skipped: {why}"),
     };
     println!("QEMU {}", peer.version());
-    let compare = [
+    let guest = [
         "--memory",
         "384M",
         "--in-use",
@@ -28,10 +28,8 @@ fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
         "0",
         "--max-bandwidth",
         "64M",
-        "--hints",
-        "on",
     ];
-    let records = peer.migrate(&program(), GUEST_BYTES, &compare);
+    let records = peer.migrate(&program(), GUEST_BYTES, &guest, &[&["--hints", "on"]]);
     let records = records.expect("the job migrates the guest");
     for record in &records {
         println!("{record}");

@@ -31,12 +31,15 @@ const COMPARE: [&str; 6] = [
     "unix",
     "--json",
 ];
+/// What stands in the arguments before those of each comparison.
+const ONE_COMPARISON: &str = "+";
 /// QEMU's own limit is low; where there is to be none it gets this.
 const NO_LIMIT: u64 = 100 << 30;
 /// How long the guest works before it is migrated, as in `compare`.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Does the job: the first argument is QEMU's folder, the others are for `compare`.
+/// Does the job: the first argument is QEMU's folder, the others are for `compare`: first those that all migrations
+/// have in common, then, each behind a `+`, those of our comparisons.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let qemu = PathBuf::from(arguments.next().unwrap_or_default());
     match run(qemu, arguments.collect()) {
@@ -49,12 +52,10 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn run(qemu: PathBuf, arguments: Vec<String>) -> Result<(), Failure> {
-    let compare: Vec<String> = COMPARE
-        .map(str::to_owned)
-        .into_iter()
-        .chain(arguments)
-        .collect();
-    let command_line = ["lacuna".to_owned()].into_iter().chain(compare.clone());
+    let mut parts = arguments.split(|argument| argument == ONE_COMPARISON);
+    let mut common = COMPARE.map(str::to_owned).to_vec();
+    common.extend_from_slice(parts.next().unwrap_or_default());
+    let command_line = ["lacuna".to_owned()].into_iter().chain(common.clone());
     let Job::Compare(args) = Cli::try_parse_from(command_line)?.job else {
         return Err("these are no arguments of compare".into());
     };
@@ -68,7 +69,10 @@ fn run(qemu: PathBuf, arguments: Vec<String>) -> Result<(), Failure> {
             println!("{}", migrate(&program, &args, hints)?);
         }
     }
-    compare_ourselves(&compare)
+    for comparison in parts {
+        compare_ourselves(&[&common, comparison].concat())?;
+    }
+    Ok(())
 }
 
 /// Migrates a guest from one QEMU to another.
