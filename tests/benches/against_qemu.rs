@@ -26,7 +26,7 @@ use serde_json::Value;
 const GUEST_BYTES: u64 = 1 << 30;
 /// What both guests have in common. Without a limit the emulated processor would be the link, and busy with little
 /// else.
-const COMMON: [&str; 10] = [
+const COMMON: [&str; 8] = [
     "--memory",
     "1G",
     "--dirty-rate",
@@ -35,8 +35,13 @@ const COMMON: [&str; 10] = [
     "0",
     "--max-bandwidth",
     "64M",
-    "--hints",
-    "off,on",
+];
+/// Our migrations: without hints, with the driver's, the agent's, and both.
+const OURS: [&[&str]; 4] = [
+    &["--hints", "off"],
+    &["--hints", "on", "--sources", "driver,holes,zero"],
+    &["--hints", "on", "--sources", "agent,holes,zero"],
+    &["--hints", "on", "--sources", "driver,agent,holes,zero"],
 ];
 /// A guest, and what it does with its memory before it is migrated: one uses 256 MiB and has freed most of the rest;
 /// the other has used so much too, and of half of its memory uses every second page.
@@ -93,7 +98,7 @@ fn compare() -> Result<(), Box<dyn Error>> {
             .chain(more.clone())
             .collect();
         let program = std::env::current_exe()?;
-        for record in peer.migrate(&program, GUEST_BYTES, &arguments)? {
+        for record in peer.migrate(&program, GUEST_BYTES, &arguments, &OURS)? {
             println!("| {guest} | {}", row(&record, peer.version()));
         }
     }
@@ -106,8 +111,9 @@ fn row(record: &Value, qemu: &str) -> String {
     let text = |name: &str| record[name].as_str().unwrap_or_default();
     let (in_use, wire) = (number("in_use_bytes"), number("wire_bytes"));
     let migrator = match text("migrator") {
-        "qemu" => format!("QEMU {qemu}"),
-        other => other.to_owned(),
+        "qemu" => format!("QEMU {qemu}, hints {}", text("hints")),
+        _ if text("hints") == "off" => "lacuna, hints off".to_owned(),
+        _ => format!("lacuna, hints of {}", told_by(record)),
     };
     let wrong = number("guest_wrong");
     // A wrong page is no footnote.
@@ -117,12 +123,20 @@ fn row(record: &Value, qemu: &str) -> String {
         format!(" **{wrong} wrong stamps**")
     };
     format!(
-        "{migrator}, hints {} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} |{verdict}",
-        text("hints"),
+        "{migrator} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} |{verdict}",
         in_use / 1e6,
         wire / 1e6,
         wire / in_use,
         number("total_ms"),
         number("downtime_ms"),
     )
+}
+
+/// Who in the guest told of free pages.
+fn told_by(record: &Value) -> String {
+    let sources = record["sources"].as_array().into_iter().flatten();
+    let told = sources
+        .filter_map(Value::as_str)
+        .filter(|source| ["driver", "agent"].contains(source));
+    told.collect::<Vec<_>>().join(" and ")
 }

@@ -138,7 +138,11 @@ impl Peer {
             lane.bring(&files)?;
             lane.run(&arguments, |line| match line {
                 Line::Output(line) => out.extend([line, "\n"]),
-                Line::Error(line) => err.extend([line, "\n"]),
+                Line::Error(line) => {
+                    // It also says how far it is.
+                    eprintln!("{line}");
+                    err.extend([line, "\n"]);
+                }
             })
         };
         let status = run().map_err(|error: nested::NestedError| error.to_string())?;
