@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use host_migrator::GuestRam;
 use spec::agent::{
-    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, MAX_MAP_PAGES, Settings, VERSION,
-    map,
+    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, MAX_MAP_PAGES, Settings, Totals,
+    VERSION, map,
 };
 use spec::{PAGE_SIZE, PageRange};
 
@@ -38,7 +38,9 @@ pub enum Lie {
     HangUp,
     /// It sends noise, frames that are no answer and greetings that contradict each other, without end.
     Flood,
-    /// It calls all memory free that the guest uses.
+    /// It calls all memory free, most of which the guest uses, when a migration begins; later it knows of no free page.
+    AllFreeAtFirst,
+    /// It calls all memory free whenever it is asked.
     AllFree,
 }
 
@@ -177,9 +179,13 @@ impl Connection<'_> {
             while let Some(frame) = input.next_frame() {
                 match Ask::read(&frame).expect("the device asks what the protocol knows") {
                     Ask::Hello => self.greet(0)?,
-                    Ask::Map { epoch, .. } => {
+                    Ask::Map { epoch, first } => {
                         self.endless = Some(epoch).filter(|_| self.shared.lie.is_endless());
-                        let told = self.lie(epoch);
+                        let told = if self.shared.lie == Lie::AllFreeAtFirst && !first {
+                            self.end(epoch)
+                        } else {
+                            self.lie(epoch)
+                        };
                         self.shared.lies.fetch_add(1, Ordering::AcqRel);
                         told?;
                     }
@@ -239,7 +245,7 @@ impl Connection<'_> {
                 self.greet(Settings::POISON)?;
                 self.greet(0)
             }
-            Lie::AllFree => {
+            Lie::AllFreeAtFirst | Lie::AllFree => {
                 let mut memory = Vec::new();
                 for region in self.shared.ram.regions() {
                     let begin = memory.len();
@@ -251,9 +257,13 @@ impl Connection<'_> {
                 *last.as_deref_mut().expect("nobody panics with it") = memory;
                 drop(last);
                 self.call_all_free(epoch)?;
-                self.send(&frame(Answer::END, epoch, &[0; 48]))
+                self.end(epoch)
             }
         }
+    }
+
+    fn end(&mut self, epoch: u64) -> io::Result<()> {
+        self.send(&frame(Answer::END, epoch, &Totals::default().to_bytes()))
     }
 
     fn call_all_free(&mut self, epoch: u64) -> io::Result<()> {
