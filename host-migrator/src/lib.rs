@@ -17,6 +17,7 @@ pub mod page_source;
 pub mod params;
 pub mod ram;
 pub mod round_map;
+pub mod sending_order;
 pub mod source;
 pub mod stats;
 pub mod trace;

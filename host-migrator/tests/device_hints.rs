@@ -104,6 +104,7 @@ fn polite(request: Request) -> Option<Reply> {
             epoch,
             ..EpochReport::default()
         }),
+        Request::Statistics => Reply::Refused(Refusal::NoStatistics),
         Request::PageMap(_) => Reply::Refused(Refusal::Resources),
         _ => return None,
     })
@@ -133,6 +134,7 @@ fn a_migration_asks_in_the_protocols_order() {
             Request::SetHintMap { .. },
             Request::PageMap(PageSet::Ballooned),
             Request::PageMap(PageSet::Reported),
+            Request::Statistics,
             Request::Open { epoch: 1 },
             Request::Close { epoch: 1 },
             Request::Done

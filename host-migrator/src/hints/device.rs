@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use spec::PAGE_SIZE;
+use spec::balloon::stat;
 use spec::control::{EpochReport, PageSet, Reply, Request};
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told};
 
@@ -18,6 +20,8 @@ use super::{HintError, HintSource};
 
 /// A device that does not answer in this time is done without.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What the guest said longer ago tells little of what it has to hint.
+const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
 
 /// The hints of a balloon device.
 #[derive(Debug)]
@@ -102,6 +106,22 @@ impl HintSource for DeviceHints {
 
     fn hinted_pages(&self) -> u64 {
         self.map.as_ref().map_or(0, HintMap::hinted_pages)
+    }
+
+    fn answered(&self) -> u64 {
+        self.map.as_ref().map_or(0, HintMap::answered)
+    }
+
+    fn free_pages(&mut self) -> Option<u64> {
+        // A device without statistics is as good as one that does not answer.
+        let Ok(Reply::Statistics(statistics)) = self.ask(Request::Statistics, None) else {
+            return None;
+        };
+        let is_new = statistics.age_ms() <= OLDEST_STATISTICS.as_millis() as u64;
+        let mut values = statistics.values().iter().filter(|_| is_new);
+        values
+            .find(|(tag, _)| *tag == stat::FREE_MEMORY)
+            .map(|(_, bytes)| bytes / PAGE_SIZE)
     }
 
     fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError> {

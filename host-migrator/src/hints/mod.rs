@@ -62,6 +62,17 @@ pub trait HintSource: Send {
     /// Pages hinted since the epoch was opened.
     fn hinted_pages(&self) -> u64;
 
+    /// In the open epoch every free page below this one has been told; what is not hinted there is in use. To be
+    /// asked before [`HintSource::load`].
+    fn answered(&self) -> u64 {
+        0
+    }
+
+    /// Pages that the guest has said to be free a short while ago, if it has.
+    fn free_pages(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Closes the epoch. After the return no hint of it arrives any more.
     ///
     /// # Errors

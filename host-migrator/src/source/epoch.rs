@@ -113,6 +113,20 @@ impl<'a> Tracker<'a> {
         known.unwrap_or_else(|| MigrationBitmap::new(pages))
     }
 
+    /// Pages that the guest has said to be free, if it has.
+    pub(crate) fn free_pages(&mut self) -> Option<u64> {
+        let asked = self.hints.are_used();
+        let source = self.hints.source.as_deref_mut();
+        source
+            .filter(|_| asked)
+            .and_then(|hints| hints.free_pages())
+    }
+
+    /// Whether the guest was asked for hints in the last epoch, and has not answered.
+    pub(crate) fn guest_is_silent(&self) -> bool {
+        self.hints.silent
+    }
+
     /// Opens the next epoch. Until it is closed, nothing can be harvested.
     pub(crate) fn open(&mut self) -> Epoch<'_, 'a> {
         self.hints.open();
@@ -162,6 +176,7 @@ impl<'a> Tracker<'a> {
             bitmap: &self.bitmap,
             hints: self.hints.used().filter(|_| broken),
             tellers: self.hints.tellers,
+            free_before: None,
         }
     }
 
@@ -226,6 +241,7 @@ impl Epoch<'_, '_> {
             bitmap: &self.tracker.bitmap,
             hints: self.tracker.hints.used(),
             tellers: self.tracker.hints.tellers,
+            free_before: self.tracker.hints.free_before.as_ref(),
         }
     }
 
@@ -243,6 +259,7 @@ pub(crate) struct Pass<'a> {
     bitmap: &'a MigrationBitmap,
     hints: Option<&'a dyn HintSource>,
     tellers: Tellers,
+    free_before: Option<&'a MigrationBitmap>,
 }
 
 impl Pass<'_> {
@@ -254,6 +271,27 @@ impl Pass<'_> {
     pub(crate) fn hints(&self, index: usize, mask: u64) -> Told {
         let told = self.hints.map(|hints| hints.load(index));
         told.unwrap_or_default().of(self.tellers, mask)
+    }
+
+    /// What was free in the epoch before, if there was one: likely to be free again.
+    pub(crate) fn free_before(&self) -> Option<&MigrationBitmap> {
+        self.free_before
+    }
+
+    /// Of the pages below this one nothing is unknown.
+    pub(crate) fn answered(&self) -> u64 {
+        let hints = self.hints.filter(|_| self.tellers.agent);
+        hints.map_or(0, HintSource::answered)
+    }
+
+    /// How many pages from word `index` on are to be sent, and need not be as they are hinted.
+    pub(crate) fn removed_from(&self, index: usize) -> u64 {
+        let words = index..self.bitmap.word_count();
+        words
+            .map(|index| (index, self.bitmap.load(index)))
+            .filter(|(_, pending)| *pending != 0)
+            .map(|(index, pending)| u64::from(self.hints(index, pending).pages().count_ones()))
+            .sum()
     }
 
     /// How far the guest is, and how many pages it has hinted.
@@ -271,6 +309,10 @@ struct Hints<'a> {
     tellers: Tellers,
     epoch: u64,
     is_open: bool,
+    /// The guest did not answer in the last epoch.
+    silent: bool,
+    /// What was hinted in the last epoch.
+    free_before: Option<MigrationBitmap>,
     lost: Option<String>,
     trace: &'a Trace,
 }
@@ -287,6 +329,8 @@ impl<'a> Hints<'a> {
             tellers,
             epoch: 0,
             is_open: false,
+            silent: false,
+            free_before: None,
             lost: None,
             trace,
         };
@@ -335,6 +379,7 @@ impl<'a> Hints<'a> {
         let result = self.source.as_deref_mut().map(|source| source.close(epoch));
         if let Some(report) = self.check(result) {
             self.trace.record(Event::Closed(epoch));
+            self.silent = report.phase == HintPhase::Requested;
             log::debug!("{report:?}");
         }
     }
@@ -348,10 +393,14 @@ impl<'a> Hints<'a> {
         let Some(source) = self.source.as_deref_mut() else {
             return too_late;
         };
+        let free = (self.free_before).get_or_insert_with(|| MigrationBitmap::new(sent.pages()));
+        free.clear_all();
         for index in 0..sent.word_count() {
             // A plain load first: most words are empty, and a swap takes the cache line.
             if source.load(index).pages() != 0 {
-                let told = source.take(index).of(self.tellers, sent.load(index));
+                let told = source.take(index).of(self.tellers, u64::MAX);
+                free.merge(index, told.pages());
+                let told = told.of(self.tellers, sent.load(index));
                 for (teller, bits) in by_teller(told) {
                     too_late.add(teller, bits.count_ones().into());
                 }

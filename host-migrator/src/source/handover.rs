@@ -60,7 +60,7 @@ pub(crate) fn switch_over(
     steps.last_harvest = clock.step();
 
     sender.begin_round(round, tracker.bitmap().count());
-    sender.walk(&tracker.rest(), None)?;
+    sender.walk_the_rest(&tracker.rest())?;
     sender.end_round()?;
     let last = sender.take_round(harvest.dirty, harvest.too_late);
     steps.ram = clock.step();

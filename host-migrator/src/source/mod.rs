@@ -5,7 +5,6 @@ mod batch;
 mod epoch;
 mod error;
 mod handover;
-mod hold_back;
 mod left_out;
 #[cfg(all(test, loom))]
 mod loom;

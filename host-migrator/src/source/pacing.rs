@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use spec::PAGE_SIZE;
+
 /// What a channel is taken to carry before anything was measured: a fast one, so that nothing is held
 /// back for long on an assumption. Bytes a second.
 const ASSUMED: f64 = (1u64 << 30) as f64;
@@ -42,6 +44,11 @@ impl Pacing {
             ASSUMED
         };
         self.limit.map_or(measured, |limit| limit.min(measured))
+    }
+
+    /// The same in pages of content.
+    pub(crate) fn pages_per_second(&self) -> f64 {
+        self.bandwidth() / PAGE_SIZE as f64
     }
 
     /// Notes that `bytes` were sent in `took`.

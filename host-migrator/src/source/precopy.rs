@@ -11,7 +11,6 @@ use spec::trace::event::Outcome;
 
 use super::epoch::{self, Tracker};
 use super::handover::{self, Plan};
-use super::hold_back::{HoldBack, RoundOutlook};
 use super::left_out::LeftOut;
 use super::pacing::Pacing;
 use super::progress::Progress;
@@ -22,6 +21,7 @@ use crate::page_source::{PageSource, PagesBySource};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
+use crate::sending_order::{HoldBack, Outlook};
 use crate::stats::{MigrationReport, MigrationState, RoundStats};
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -175,7 +175,6 @@ fn run(
         untouched,
         &mut tracker,
         &mut sender,
-        ram,
         params,
         progress,
         &mut report,
@@ -224,13 +223,13 @@ fn rounds(
     untouched: PagesBySource,
     tracker: &mut Tracker<'_>,
     sender: &mut Sender<'_>,
-    ram: &GuestRam,
     params: &MigrationParams,
     progress: &Progress,
     report: &mut MigrationReport,
 ) -> Result<Duration, MigrationError> {
     let mut pending = tracker.bitmap().count();
     let mut by_back_ends = 0;
+    let free = tracker.free_pages();
     for round in 1.. {
         sender.begin_round(round, pending);
         if round == 1 {
@@ -240,14 +239,15 @@ fn rounds(
             sender.look_for_holes()?;
         }
         let began = Instant::now();
-        let outlook = RoundOutlook {
-            first: round == 1,
+        let outlook = Outlook {
             pending,
-            total: ram.pages(),
-            bandwidth: sender.pacing.bandwidth(),
+            pages_per_second: sender.pacing.pages_per_second(),
+            words: tracker.bitmap().word_count() as u64,
+            free,
+            silent: tracker.guest_is_silent(),
         };
         let epoch = tracker.open();
-        sender.walk(&epoch.pass(), Some(HoldBack::new(Instant::now(), outlook)))?;
+        sender.walk_while_it_runs(&epoch.pass(), HoldBack::new(outlook))?;
         sender.end_round()?;
         sender.round_received()?;
         epoch.close();

@@ -11,7 +11,6 @@ use spec::{PAGE_SIZE, PageRange};
 use super::MigrationError;
 use super::batch::Batch;
 use super::epoch::Pass;
-use super::hold_back::HoldBack;
 use super::left_out::LeftOut;
 use super::pacing::Pacing;
 use super::progress::Progress;
@@ -20,6 +19,7 @@ use crate::bitmap::{MigrationBitmap, runs_of_word};
 use crate::page_source::{PagesBySource, Reason};
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
+use crate::sending_order::{HoldBack, Seen};
 use crate::stats::RoundStats;
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -151,33 +151,62 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// Walks over the whole bitmap once. With `hold_back` the guest runs: hints are waited for as it says,
-    /// and the bandwidth limit is kept.
-    pub(crate) fn walk(
+    /// Sends what is pending, and keeps to the bandwidth limit. The guest runs and may tell meanwhile that pages are
+    /// free: those that were free in the epoch before, and are pending because they were used for a while, go last;
+    /// before a page of which nothing is known, hints are waited for as `hold_back` says.
+    pub(crate) fn walk_while_it_runs(
         &mut self,
         pass: &Pass<'_>,
-        mut hold_back: Option<HoldBack>,
+        mut hold_back: HoldBack,
     ) -> Result<(), MigrationError> {
-        let paced = hold_back.is_some();
-        for index in pass.bitmap().occupied() {
-            if let Some(hold_back) = &mut hold_back {
-                self.wait_for_hints(pass, hold_back)?;
-            }
-            // Claim before copy, always: a write after the claim is caught by the log.
-            let claimed = pass.bitmap().claim(index);
-            self.record(index, claimed, Event::Claim);
-            let back = &mut self.round.back_dirty_by_source;
-            self.left_out.forget(index, claimed, back);
-            let told = pass.hints(index, claimed);
-            let hinted = told.pages();
-            if hinted != 0 {
-                self.skip(index, told)?;
-            }
-            if claimed != hinted {
-                self.send_word(index, claimed & !hinted, paced)?;
+        let opened = Instant::now();
+        if let Some(free_before) = pass.free_before() {
+            for index in pass.bitmap().occupied() {
+                let claimed = pass.bitmap().clear(index, !free_before.load(index));
+                self.send_claimed(pass, index, claimed, true)?;
             }
         }
-        self.flush(paced)
+        for index in pass.bitmap().occupied() {
+            self.wait_for_hints(pass, index, opened, &mut hold_back)?;
+            let claimed = pass.bitmap().claim(index);
+            self.send_claimed(pass, index, claimed, true)?;
+        }
+        self.flush(true)
+    }
+
+    /// Sends all that is pending, as fast as it goes: the guest stands still.
+    pub(crate) fn walk_the_rest(&mut self, pass: &Pass<'_>) -> Result<(), MigrationError> {
+        for index in pass.bitmap().occupied() {
+            let claimed = pass.bitmap().claim(index);
+            self.send_claimed(pass, index, claimed, false)?;
+        }
+        self.flush(false)
+    }
+
+    /// Sends or skips the `claimed` pages of a word. Claim before copy, always: a write after the claim is caught by
+    /// the log.
+    fn send_claimed(
+        &mut self,
+        pass: &Pass<'_>,
+        index: usize,
+        claimed: u64,
+        paced: bool,
+    ) -> Result<(), MigrationError> {
+        if claimed == 0 {
+            return Ok(());
+        }
+        self.record(index, claimed, Event::Claim);
+        let back = &mut self.round.back_dirty_by_source;
+        self.left_out.forget(index, claimed, back);
+        let told = pass.hints(index, claimed);
+        let hinted = told.pages();
+        if hinted != 0 {
+            self.skip(index, told)?;
+        }
+        if claimed != hinted {
+            self.send_word(index, claimed & !hinted, paced)?;
+        }
+        Ok(())
     }
 
     /// Ends the round: the destination is told, and answers when [`Sender::round_received`] is called.
@@ -241,17 +270,36 @@ impl<'a> Sender<'a> {
         Ok(self.link.peer.check_peer()?)
     }
 
+    /// Waits before the pages of word `index` as `hold_back` says, unless all is known of them.
     fn wait_for_hints(
         &mut self,
         pass: &Pass<'_>,
+        index: usize,
+        opened: Instant,
         hold_back: &mut HoldBack,
     ) -> Result<(), MigrationError> {
         let began = Instant::now();
         let mut now = began;
         loop {
-            let (phase, hinted) = pass.guest();
-            if !hold_back.wait(now, phase, hinted) {
+            if pass.answered() / 64 > index as u64 {
+                hold_back.goes_on(now - opened);
                 break;
+            }
+            let (phase, hinted) = pass.guest();
+            let seen = Seen {
+                now: now - opened,
+                phase,
+                hinted,
+                pages_per_second: self.pacing.pages_per_second(),
+            };
+            let skipped = self.round.pages_hinted;
+            let wait = hold_back.wait(seen, || skipped + pass.removed_from(index));
+            if !wait {
+                break;
+            }
+            if now == began {
+                // What is known to be needed does not wait.
+                self.flush_pages(true)?;
             }
             self.check()?;
             std::thread::sleep(NAP);

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The bounds that `spec/sending-order.md` states, held against every scenario of the simulation.
+
+#[path = "../benches/simulation/mod.rs"]
+mod simulation;
+
+use simulation::{Arrival, FREE_SHARES, Policy, Scenario, grid};
+
+/// The simulation looks once a millisecond: when it begins to wait, and when it ends.
+const TICKS: f64 = 0.002;
+
+/// The simulated seconds and bytes of every scenario, under the bound that `check` states.
+fn everywhere(check: impl Fn(Scenario) -> Result<(), String>) {
+    let broken: Vec<String> = grid()
+        .filter_map(|scenario| check(scenario).err())
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+fn at_most(what: &str, scenario: Scenario, value: f64, bound: f64) -> Result<(), String> {
+    if value <= bound {
+        Ok(())
+    } else {
+        Err(format!("{what}: {value} > {bound} in {scenario:?}"))
+    }
+}
+
+#[test]
+fn hints_never_cost_more_time_than_the_advance() {
+    everywhere(|scenario| {
+        let off = scenario.hints_off().seconds;
+        assert!(scenario.advance() <= f64::min(0.02 * off, 0.02) + 1e-9);
+        let bound = off + scenario.advance() + TICKS;
+        at_most("time", scenario, scenario.run(Policy::Real).seconds, bound)
+    });
+}
+
+#[test]
+fn no_byte_is_sent_that_a_sender_who_never_waits_would_not_have_sent() {
+    everywhere(|scenario| {
+        let bound = scenario.run(Policy::NeverWait).bytes;
+        at_most("bytes", scenario, scenario.run(Policy::Real).bytes, bound)
+    });
+}
+
+#[test]
+fn it_is_never_slower_than_to_wait_for_all_hints() {
+    everywhere(|scenario| {
+        let bound = scenario.run(Policy::WaitForAll).seconds + TICKS;
+        at_most("time", scenario, scenario.run(Policy::Real).seconds, bound)
+    });
+}
+
+#[test]
+fn what_is_waited_is_never_more_than_hints_saved_of_sending_everything() {
+    everywhere(|scenario| {
+        let real = scenario.run(Policy::Real);
+        let waited = real.seconds - real.bytes / scenario.link;
+        let saved = scenario.hints_off().seconds - real.bytes / scenario.link;
+        at_most("wait", scenario, waited, saved + scenario.advance() + TICKS)
+    });
+}
+
+#[test]
+fn steady_hints_at_twice_the_links_speed_leave_no_twentieth_in_vain() {
+    everywhere(|scenario| {
+        if scenario.arrival != Arrival::Steady || scenario.hint_speed < 2.0 * scenario.link {
+            return Ok(());
+        }
+        let best = scenario.best().bytes;
+        at_most(
+            "bytes",
+            scenario,
+            scenario.run(Policy::Real).bytes,
+            1.05 * best,
+        )
+    });
+}
+
+#[test]
+fn a_guest_of_which_nothing_comes_costs_no_byte() {
+    for free in FREE_SHARES {
+        for scenario in grid().filter(|scenario| scenario.free == free) {
+            if matches!(scenario.arrival, Arrival::Silent | Arrival::Flood) {
+                let bytes = scenario.run(Policy::Real).bytes;
+                assert_eq!(bytes, scenario.hints_off().bytes, "{scenario:?}");
+            }
+        }
+    }
+}
