@@ -52,6 +52,15 @@ fn it_is_never_slower_than_to_wait_for_all_hints() {
 }
 
 #[test]
+fn it_takes_no_more_than_twice_as_long_as_never_to_wait() {
+    everywhere(|scenario| {
+        let never = scenario.run(Policy::NeverWait).seconds;
+        let bound = 2.0 * never + scenario.advance() + TICKS;
+        at_most("time", scenario, scenario.run(Policy::Real).seconds, bound)
+    });
+}
+
+#[test]
 fn what_is_waited_is_never_more_than_hints_saved_of_sending_everything() {
     everywhere(|scenario| {
         let real = scenario.run(Policy::Real);
