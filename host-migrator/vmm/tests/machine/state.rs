@@ -108,10 +108,10 @@ fn a_state_that_was_cut_off_at_any_byte_is_refused() {
         Err(StateError::Trailing(1))
     ));
     let mut newer = state;
-    newer[8] = 2;
+    newer[8] = 3;
     assert!(matches!(
         MachineState::from_bytes(&newer),
-        Err(StateError::Version(2))
+        Err(StateError::Version(3))
     ));
 }
 
