@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Drivers that mean no good, or are broken: they harm themselves.
 
+use spec::stamp::Random;
 use virtio_bindings::virtio_mmio as reg;
 
 use crate::driver::{
     BUFFER, CONTROL_RECEIVE, CONTROL_TRANSMIT, Descriptor, Driver, INDIRECT, NEXT, RECEIVE, SIZE,
     TRANSMIT, WRITE, base,
 };
-use crate::rig::{MEMORY, MIB, Subject, eventually, read};
+use crate::rig::{MEMORY, MIB, Subject, eventually, fill, read};
 
 /// DEVICE_NEEDS_RESET
 const NEEDS_RESET: u32 = 0x40;
@@ -154,6 +155,50 @@ fn queues_outside_memory_are_refused_when_the_driver_is_up() {
         assert_eq!(status & NEEDS_RESET, NEEDS_RESET, "{offset:#x}");
     }
     subject.joined();
+}
+
+#[test]
+fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() {
+    let Some(mut subject) = Subject::new() else {
+        return;
+    };
+    let mut random = Random::new(7);
+    for _ in 0..12 {
+        let (mut driver, host) = subject.joined();
+        // Whatever the guest sends is read, and there is always something for it.
+        fill(&host);
+        let reader = std::thread::spawn(move || {
+            host.set_nonblocking(false).unwrap();
+            // It ends when the device hangs up.
+            let _ = std::io::copy(&mut &host, &mut std::io::sink());
+        });
+        for _ in 0..40 {
+            let queue = random.below(4) as u32;
+            for index in 0..u64::from(SIZE) {
+                let address = match random.below(4) {
+                    0 => random.below(u64::MAX),
+                    1 => base(random.below(4) as u32) + random.below(0x3000),
+                    _ => FREE + random.below(MIB),
+                };
+                let magnitude = random.below(33);
+                let bytes = random.below(1 << magnitude) as u32;
+                // Mostly flags and numbers that exist.
+                let (flags, next) = (random.below(9) as u16, random.below(10) as u16);
+                let at = base(queue) + index * 16;
+                driver.put_descriptor(at, &(address, bytes, flags, next));
+            }
+            driver.make_available(queue, random.below(u64::from(SIZE) + 1) as u16);
+            if random.below(10) == 0 {
+                driver.set_available_index(queue, random.below(1 << 16) as u16);
+            }
+        }
+        driver.write(reg::VIRTIO_MMIO_STATUS, 0);
+        reader.join().unwrap();
+    }
+    assert!(subject.device.ignored_accesses() > 0);
+    let (mut driver, host) = subject.joined();
+    driver.say(b"still there");
+    assert_eq!(read(&host, 11), b"still there");
 }
 
 #[test]
