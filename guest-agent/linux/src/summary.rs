@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the agent would tell now, for people: how much is free, and in runs of which lengths.
+//! What the agent would tell now, for people: how much is free, in runs of which lengths, and what the kernel does
+//! with free pages.
 
 use std::fmt;
 use std::io::{self, Write};
 
+use spec::agent::Settings;
+
 use crate::free_pages::{FreePages, Looks, parts};
 use crate::memory;
+use crate::preparation::Preparation;
 use crate::session::SessionError;
+use crate::settings;
 
 /// Prints the summary to standard output.
 ///
@@ -14,7 +19,32 @@ use crate::session::SessionError;
 /// If page flags cannot be read, or standard output not written.
 pub fn print() -> Result<(), SessionError> {
     let summary = Summary::of_this_machine().map_err(SessionError::PageFlags)?;
-    Ok(write!(io::stdout(), "{summary}")?)
+    let settings = settings::detect(Preparation::default());
+    Ok(write!(io::stdout(), "{summary}{}", of_kernel(settings))?)
+}
+
+/// What the kernel does with free pages, a line each.
+fn of_kernel(settings: Settings) -> String {
+    let lines = [
+        (
+            Settings::INIT_ON_ALLOC,
+            "they are zeroed when they are allocated",
+        ),
+        (
+            Settings::INIT_ON_FREE,
+            "they are zeroed when they are freed",
+        ),
+        (
+            Settings::POISON,
+            "they are filled with a pattern that is checked: the host sends them all",
+        ),
+        (
+            Settings::UNKNOWN,
+            "what the kernel does with them is not known: the host sends them all",
+        ),
+    ];
+    let set = lines.iter().filter(|(flag, _)| settings.flags & flag != 0);
+    set.map(|(_, line)| format!("{line}\n")).collect()
 }
 
 /// Free pages, counted by the length of their run.

@@ -15,33 +15,34 @@ const TARGET: u64 = 192 * MIB;
 /// Left to the guest when the rest of its memory is filled.
 const RESERVE: u64 = 64 * MIB;
 /// More than any guest's memory ends at, in pages: there may be holes.
-const MAP_PAGES: u64 = 4 << 30 >> 12;
+pub const MAP_PAGES: u64 = 4 << 30 >> 12;
 
 /// One test for each claim, under the VMM that `$find` finds.
 macro_rules! claims_under {
     ($find:path) => {
         $crate::plugged::claims::claims_under! { $find:
-            a_guest_inflates_and_deflates_to_targets,
-            statistics_arrive_and_are_the_guests_own,
-            most_free_memory_is_hinted_and_comes_back_after_done,
-            a_migrator_gets_the_hints_of_each_epoch,
-            reported_memory_goes_back_to_the_host,
-            pages_that_are_zeroed_when_freed_are_hinted_and_discarded,
-            a_guest_out_of_memory_takes_its_pages_back,
-            the_driver_can_be_removed_and_loaded_again,
-            a_guest_reboots_and_finds_its_balloon_again,
-            a_guest_powers_off_and_another_takes_the_device,
-            a_vmm_is_killed_at_any_moment_and_the_next_one_is_served,
-            a_target_that_is_set_before_the_driver_runs_is_kept_for_it,
-            a_guest_outlives_its_device,
+            claims::a_guest_inflates_and_deflates_to_targets,
+            claims::statistics_arrive_and_are_the_guests_own,
+            claims::most_free_memory_is_hinted_and_comes_back_after_done,
+            claims::a_migrator_gets_the_hints_of_each_epoch,
+            claims::reported_memory_goes_back_to_the_host,
+            claims::pages_that_are_zeroed_when_freed_are_hinted_and_discarded,
+            claims::a_guest_out_of_memory_takes_its_pages_back,
+            claims::the_driver_can_be_removed_and_loaded_again,
+            claims::a_guest_reboots_and_finds_its_balloon_again,
+            claims::a_guest_powers_off_and_another_takes_the_device,
+            claims::a_vmm_is_killed_at_any_moment_and_the_next_one_is_served,
+            claims::a_target_that_is_set_before_the_driver_runs_is_kept_for_it,
+            claims::a_guest_outlives_its_device,
+            agent::the_agent_tells_every_free_page_and_the_driver_whole_blocks,
         }
     };
-    ($find:path: $($claim:ident,)*) => {
+    ($find:path: $($of:ident::$claim:ident,)*) => {
         $(
             #[test]
             fn $claim() {
                 if let Some(vmm) = $find() {
-                    $crate::plugged::claims::$claim(&vmm);
+                    $crate::plugged::$of::$claim(&vmm);
                 }
             }
         )*

@@ -13,15 +13,19 @@ use spec::control::{BalloonStatus, HintState, Refusal, Reply, Request, Statistic
 use spec::hint_map::{HintPhase, Tellers};
 use tempfile::TempDir;
 
-use crate::lab::PATIENCE;
+use super::{PATIENCE, eventually};
 
-use super::eventually;
+/// The names of the daemon's sockets.
+const VMM: &str = "vmm";
+const AGENT: &str = "agent";
+const CONTROL: &str = "control";
 
 /// A running `vhost-device-balloon`.
 #[derive(Debug)]
 pub struct Device {
     daemon: Child,
     folder: TempDir,
+    options: Vec<String>,
     control: ControlClient,
 }
 
@@ -29,32 +33,38 @@ impl Device {
     /// Starts the daemon with `options` besides its sockets.
     pub fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let control = folder.path().join("control");
-        let daemon = Command::new(program())
-            .arg("--socket-path")
-            .arg(folder.path().join("vmm"))
-            .arg("--control-socket")
-            .arg(&control)
-            .args(options)
-            .spawn()
-            .expect("the daemon starts");
-        let control = eventually("the control socket", || {
-            ControlClient::connect(&control, PATIENCE).ok()
-        });
-        let device = Self {
+        let options: Vec<String> = options.iter().map(|&option| option.into()).collect();
+        let (daemon, control) = start(folder.path(), &options);
+        Self {
             daemon,
             folder,
+            options,
             control,
-        };
-        eventually("the VMM's socket", || {
-            device.socket().exists().then_some(())
-        });
-        device
+        }
+    }
+
+    /// Kills the daemon and starts another one in its place.
+    pub fn restart(&mut self) {
+        self.end();
+        for socket in [self.socket(), self.agent_socket(), self.control_socket()] {
+            // A daemon that is killed leaves them behind.
+            let _ = fs::remove_file(socket);
+        }
+        (self.daemon, self.control) = start(self.folder.path(), &self.options);
     }
 
     /// Where a VMM connects.
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("vmm")
+        self.folder.path().join(VMM)
+    }
+
+    /// Where a VMM connects the port of the guest's agent.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.folder.path().join(AGENT)
+    }
+
+    fn control_socket(&self) -> PathBuf {
+        self.folder.path().join(CONTROL)
     }
 
     /// A folder for what belongs to the device's guests.
@@ -138,9 +148,13 @@ impl Device {
 
     /// A migrator's connection, for a guest whose memory ends below `pages`.
     pub fn migrator(&self, pages: u64) -> DeviceHints {
-        let control = self.folder.path().join("control");
-        let mut hints = DeviceHints::connect(control).expect("the device answers");
-        hints.prepare(pages, Tellers::ALL).expect("it takes a map");
+        self.migrator_for(pages, Tellers::ALL)
+    }
+
+    /// The same, of a migrator that wants only `tellers` to be asked.
+    pub fn migrator_for(&self, pages: u64, tellers: Tellers) -> DeviceHints {
+        let mut hints = DeviceHints::connect(self.control_socket()).expect("the device answers");
+        hints.prepare(pages, tellers).expect("it takes a map");
         hints
     }
 
@@ -198,6 +212,27 @@ impl Drop for Device {
         }
         self.end();
     }
+}
+
+/// Starts the daemon with its sockets in `folder`, and waits until it listens.
+fn start(folder: &Path, options: &[String]) -> (Child, ControlClient) {
+    let mut command = Command::new(program());
+    for (option, name) in [
+        ("--socket-path", VMM),
+        ("--agent-socket", AGENT),
+        ("--control-socket", CONTROL),
+    ] {
+        command.arg(option).arg(folder.join(name));
+    }
+    let daemon = command.args(options).spawn().expect("the daemon starts");
+    let control = eventually("the control socket", || {
+        ControlClient::connect(&folder.join(CONTROL), PATIENCE).ok()
+    });
+    eventually("the VMM's sockets", || {
+        let are_there = [VMM, AGENT].iter().all(|name| folder.join(name).exists());
+        are_there.then_some(())
+    });
+    (daemon, control)
 }
 
 /// The daemon that `tests/run` builds.

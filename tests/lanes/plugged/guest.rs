@@ -10,9 +10,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::lab::PATIENCE;
-
-use super::eventually;
+use super::{PATIENCE, eventually};
 
 /// How many characters of the console are shown when a test fails.
 const TAIL: usize = 4000;
@@ -72,6 +70,13 @@ impl Guest {
     /// Has the guest load its balloon driver.
     pub fn load_driver(&mut self) {
         self.run("insmod /modules/virtio_balloon.ko");
+    }
+
+    /// Has the guest start its agent, with `options`, at the device `port`.
+    pub fn start_agent(&mut self, port: &str, options: &str) {
+        self.run(&format!(
+            "lacuna-agent --port {port} {options} 2> /tmp/agent.log &"
+        ));
     }
 
     /// What `line` prints in the guest, which must succeed.

@@ -7,9 +7,7 @@
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mknod -m 666 /dev/null c 1 3
-mknod -m 666 /dev/zero c 1 5
-mknod -m 666 /dev/urandom c 1 9
+mount -t devtmpfs dev /dev
 mount -t tmpfs -o size=95% tmp /tmp
 stty -echo 2> /dev/null
 while read -r module; do

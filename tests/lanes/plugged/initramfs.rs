@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guests' initial ramdisk: busybox, the script that answers a test, and the balloon driver.
+//! The guests' initial ramdisk: busybox, the script that answers a test, the agent, and the balloon driver.
 
 use std::fs;
 
 use lacuna::nested::cpio::Archive;
+use reference_vmm::images::LINUX_AGENT;
 
 use crate::qemu_installation::program;
 
 const INIT: &[u8] = include_bytes!("init.sh");
 
-/// The ramdisk with a shell and `modules`, whose list is in load order.
+/// The ramdisk with a shell, the agent and `modules`, whose list is in load order.
 ///
 /// # Errors
 /// A sentence about what is missing.
@@ -19,6 +20,7 @@ pub fn with_shell(modules: &[(&str, Vec<u8>)]) -> Result<Vec<u8>, String> {
         let mut archive = Archive::new(Vec::new());
         archive.file("/init", INIT)?;
         archive.file("/bin/busybox", &fs::read(&busybox)?)?;
+        archive.file("/bin/lacuna-agent", LINUX_AGENT)?;
         if !modules.is_empty() {
             let mut list = String::new();
             for (name, object) in modules {

@@ -4,12 +4,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`claims`] | what holds under every VMM: the tests |
+//! | [`claims`] | what holds under every VMM with the guest's driver: the tests |
+//! | [`agent`] | what holds besides with the guest's agent |
 //! | [`uml`], [`qemu`] | the VMMs, and what holds under one of them only |
 //! | [`guest`] | a guest with a shell on its console |
 //! | [`device`] | the daemon under test |
 //! | [`initramfs`] | what the guests boot from |
 
+mod agent;
 mod claims;
 mod device;
 mod guest;
@@ -29,6 +31,9 @@ use guest::Guest;
 trait Vmm {
     /// Begins to boot a guest of [`MEMORY`] whose balloon is `device`. The kernel gets `arguments` besides its own.
     fn start(&self, device: &Device, arguments: &str) -> Guest;
+
+    /// What the guest's agent is told as its port. The VMM connects it to the device.
+    fn agent_port(&self) -> &'static str;
 
     /// Whether the VMM stops the rings when the guest's driver is removed.
     fn tells_of_removal(&self) -> bool {

@@ -48,6 +48,10 @@ impl Qemu {
 }
 
 impl Vmm for Qemu {
+    fn agent_port(&self) -> &'static str {
+        "virtio:org.lacuna.agent.0"
+    }
+
     fn start(&self, device: &Device, arguments: &str) -> Guest {
         let folder = device.folder();
         let initrd = folder.join("qemu.cpio");
@@ -70,6 +74,15 @@ impl Vmm for Qemu {
                 "-device",
                 "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs=5,vq_size=1024,config_size=16",
             ])
+            .args(["-device", "virtio-serial", "-chardev"])
+            .arg(format!(
+                "socket,id=agent,path={},reconnect-ms=100",
+                device.agent_socket().display()
+            ))
+            .args([
+                "-device",
+                "virtserialport,chardev=agent,name=org.lacuna.agent.0",
+            ])
             .arg("-kernel")
             .arg(&self.kernel)
             .arg("-initrd")
@@ -83,5 +96,10 @@ impl Vmm for Qemu {
 }
 
 claims_under!(Qemu::find);
-// The kernel of User Mode Linux has no page poisoning.
-claims_under! { Qemu::find: poisoned_pages_are_neither_hinted_nor_discarded, }
+// The kernel of User Mode Linux has no page poisoning, and no line that it opens again.
+claims_under! { Qemu::find:
+    claims::poisoned_pages_are_neither_hinted_nor_discarded,
+    agent::pages_that_are_zeroed_when_freed_are_told,
+    agent::poisoned_pages_are_not_told_by_the_agent_either,
+    agent::the_agent_comes_back_to_a_device_that_was_restarted,
+}

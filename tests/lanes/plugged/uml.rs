@@ -2,8 +2,12 @@
 //! User Mode Linux, as Debian has it: a Linux kernel that is a process, with a vhost-user front end of its own.
 
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::claims::claims_under;
 use super::device::Device;
@@ -57,18 +61,30 @@ impl Vmm for Uml {
         false
     }
 
+    /// Its first serial line.
+    fn agent_port(&self) -> &'static str {
+        "/dev/ttyS0"
+    }
+
     fn start(&self, device: &Device, arguments: &str) -> Guest {
         let folder = device.folder();
         let initrd = folder.join("uml.cpio");
         fs::write(&initrd, &self.initrd).expect("there is room");
-        let mut command = Command::new(&self.kernel);
+        // Its memory begins behind its heap, which Linux puts anywhere in a gigabyte, and its page flags
+        // (/proc/kpageflags) end too early by as much.
+        let mut command = Command::new("setarch");
         command
+            .arg("--addr-no-randomize")
+            .arg(&self.kernel)
             .env("HOME", folder)
             .arg(format!("mem={MEMORY}"))
             .arg(format!("initrd={}", initrd.display()))
             .args(["rdinit=/init", "con=null", "con0=fd:0,fd:1", "quiet"])
             .arg(format!("virtio_uml.device={}:5", device.socket().display()))
             .args(arguments.split_whitespace());
+        let agent = UnixStream::connect(device.agent_socket()).expect("the device listens");
+        fcntl_setfd(&agent, FdFlags::empty()).expect("it is open");
+        command.arg(format!("ssl0=fd:{}", agent.as_raw_fd()));
         if has_amx() {
             command.env("LD_PRELOAD", xstate_shim(folder));
         }
@@ -95,3 +111,5 @@ fn xstate_shim(folder: &Path) -> PathBuf {
 }
 
 claims_under!(Uml::find);
+// It has drivers for disks built in.
+claims_under! { Uml::find: agent::what_the_agent_may_do_first_makes_more_pages_free, }

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What holds under every VMM whose guest runs the agent besides the stock balloon driver.
+
+use std::fmt;
+use std::fs::File;
+
+use host_migrator::HintSource;
+use spec::control::{EpochReport, Refusal, Request};
+use spec::hint_map::HintPhase;
+
+use super::claims::MAP_PAGES;
+use super::device::Device;
+use super::guest::Guest;
+use super::{MIB, Vmm, eventually};
+
+/// One-page files that [`fragment`] makes; every second one is removed.
+const FILES: u64 = 20_000;
+/// Left to the guest beside these files: some of it in blocks that the driver can hint.
+const WHOLE: u64 = 48 * MIB;
+
+/// What one epoch of a migration told of the guest.
+#[derive(Debug)]
+struct Epoch {
+    /// Bytes that the guest called free when it was asked.
+    free: u64,
+    /// Bytes of memory behind the end of the guest's page flags.
+    hidden: u64,
+    report: EpochReport,
+}
+
+impl Epoch {
+    /// Has a migrator ask the guest once, and waits until the guest has its memory back.
+    fn of(device: &Device, guest: &mut Guest) -> Self {
+        let mut migrator = device.migrator(MAP_PAGES);
+        let hidden = hidden(guest);
+        let free = guest.memory("MemFree");
+        migrator.open(1).expect("the guest is asked");
+        eventually("the guest's hints", || {
+            (migrator.phase() == HintPhase::Finished).then_some(())
+        });
+        let report = migrator.close(1).expect("the epoch is closed");
+        let taken: u64 = (0..MAP_PAGES as usize / 64)
+            .map(|index| u64::from(migrator.take(index).count_ones()))
+            .sum();
+        assert_eq!(taken, report.pages, "the map holds what is reported");
+        migrator.done().expect("the guest is told");
+        eventually("the guest's memory", || {
+            (guest.memory("MemFree") > free / 10 * 9).then_some(())
+        });
+        let epoch = Self {
+            free,
+            hidden,
+            report,
+        };
+        println!("{epoch}");
+        epoch
+    }
+
+    /// The first one that the agent, which has just been started, has a part in.
+    fn with_agent(device: &Device, guest: &mut Guest) -> Self {
+        eventually("the agent", || {
+            let epoch = Self::of(device, guest);
+            (epoch.report.agent_pages > 0).then_some(epoch)
+        })
+    }
+
+    /// Bytes that were told as free.
+    fn told(&self) -> u64 {
+        self.report.pages * spec::PAGE_SIZE
+    }
+
+    /// Checks that all free memory has been told: all but a hundredth, what shells and the agent take and give back
+    /// meanwhile, and what no agent can see.
+    fn assert_complete(&self) {
+        let slack = self.free / 100 + 2 * MIB;
+        let told = self.told();
+        assert!(told + self.hidden + slack > self.free, "{self}");
+        assert!(told < self.free + slack, "{self}");
+        assert_eq!((self.report.stale, self.report.rejected), (0, 0), "{self}");
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let agents = self.report.agent_pages * spec::PAGE_SIZE;
+        write!(
+            f,
+            "{} KiB free, {} KiB told, {} KiB of them by the agent alone; {} KiB have no page flags",
+            self.free >> 10,
+            self.told() >> 10,
+            agents >> 10,
+            self.hidden >> 10
+        )
+    }
+}
+
+/// Bytes of memory whose page flags the guest's kernel does not show: that of User Mode Linux takes the amount of
+/// its memory for the end of it.
+fn hidden(guest: &mut Guest) -> u64 {
+    let mut number = |line| guest.run(line).trim().parse::<u64>().expect("a number");
+    let end = number(
+        "awk '/spanned/ { s = $2 } /start_pfn/ && $2 + s > e { e = $2 + s } END { print e }' /proc/zoneinfo",
+    );
+    let shown = number("cat /proc/kpageflags | wc -c") / 8;
+    end.saturating_sub(shown) * spec::PAGE_SIZE
+}
+
+/// Pages in free runs of at least 512, as the agent sees them.
+fn in_long_runs(guest: &mut Guest) -> u64 {
+    let summary = guest.run("lacuna-agent --print");
+    let runs = summary.lines().filter_map(|line| {
+        let (length, pages) = line.trim().split_once(" pages or more: ")?;
+        let long = length.parse::<u64>().is_ok_and(|length| length >= 512);
+        long.then(|| pages.strip_suffix(" pages")?.parse::<u64>().ok())?
+    });
+    runs.sum()
+}
+
+/// Leaves the guest little memory that is free in whole blocks, and much in single pages.
+fn fragment(guest: &mut Guest) {
+    let rest = FILES * spec::PAGE_SIZE + WHOLE;
+    let used = guest.memory("MemFree") - rest;
+    guest.fill("used", used);
+    // One byte in a file takes a page. What is built into the shell is fast, even where it is emulated.
+    guest.run(&format!(
+        "mkdir /tmp/pages && cd /tmp/pages && i=0 && \
+         while [ $i -lt {FILES} ]; do echo > $i; i=$((i + 1)); done && rm *[02468] && cd /"
+    ));
+}
+
+pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm) {
+    let mut device = Device::start(&[]);
+    let mut guest = vmm.run(&mut device, "");
+    fragment(&mut guest);
+    let driver = Epoch::of(&device, &mut guest);
+    assert_eq!(driver.report.agent_pages, 0);
+    guest.start_agent(vmm.agent_port(), "");
+    let both = Epoch::with_agent(&device, &mut guest);
+    both.assert_complete();
+    // The files that were removed are half of FILES pages, and no two are neighbours.
+    let single = FILES / 2 * spec::PAGE_SIZE;
+    assert!(
+        driver.told() + single / 10 * 9 < both.told(),
+        "{driver}; {both}"
+    );
+    assert!(
+        both.report.agent_pages * spec::PAGE_SIZE > single / 10 * 9,
+        "{both}"
+    );
+    device.check();
+}
+
+pub fn pages_that_are_zeroed_when_freed_are_told(vmm: &dyn Vmm) {
+    let mut device = Device::start(&[]);
+    let mut guest = vmm.run(&mut device, "init_on_free=1");
+    let summary = guest.run("lacuna-agent --print");
+    assert!(summary.contains("zeroed when they are freed"), "{summary}");
+    guest.start_agent(vmm.agent_port(), "");
+    Epoch::with_agent(&device, &mut guest).assert_complete();
+    device.check();
+}
+
+pub fn poisoned_pages_are_not_told_by_the_agent_either(vmm: &dyn Vmm) {
+    let mut device = Device::start(&[]);
+    let mut guest = vmm.run(&mut device, "page_poison=1");
+    let summary = guest.run("lacuna-agent --print");
+    assert!(summary.contains("filled with a pattern"), "{summary}");
+    guest.start_agent(vmm.agent_port(), "");
+    let log = eventually("the agent", || {
+        let log = guest.run("cat /tmp/agent.log");
+        log.contains("connected to").then_some(log)
+    });
+    assert!(log.contains("sends them all"), "{log}");
+    for _ in 0..2 {
+        assert_eq!(device.hints(Request::HintStart), Err(Refusal::Poison));
+    }
+    device.check();
+}
+
+pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
+    let mut device = Device::start(&[]);
+    let disk = device.folder().join("disk");
+    let cached = 128 * MIB;
+    File::create(&disk)
+        .and_then(|file| file.set_len(cached))
+        .expect("there is room");
+    let mut guest = vmm.run(&mut device, &format!("ubd0={}", disk.display()));
+    fragment(&mut guest);
+    guest.run("rm /tmp/used");
+    // What is cached of a disk goes when the last one closes it.
+    guest.run("exec 5< /dev/ubda && dd if=/dev/ubda of=/dev/null bs=1M 2> /dev/null");
+    assert!(guest.memory("Buffers") > cached / 10 * 9);
+    let before = in_long_runs(&mut guest);
+    guest.start_agent(vmm.agent_port(), "--drop-caches --compact");
+    let epoch = Epoch::with_agent(&device, &mut guest);
+    let log = guest.run("cat /tmp/agent.log");
+    for done in ["drop_caches", "compact_memory"] {
+        assert!(
+            log.contains(&format!("1 written to /proc/sys/vm/{done}")),
+            "{log}"
+        );
+    }
+    assert!(guest.memory("Buffers") < cached / 10, "{log}");
+    assert!(epoch.told() > epoch.free + cached / 10 * 9, "{epoch}");
+    let after = in_long_runs(&mut guest);
+    println!("pages in runs of 512 or more: {before}, then {after}");
+    assert!(after > before + (cached >> 12) + FILES / 4);
+    device.check();
+}
+
+/// The VMM connects the agent's port anew, but not the balloon: the new device knows no memory that a page could be
+/// in, and no driver. It asks the agent all the same, and that it has answered shows that it is there.
+pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
+    let mut device = Device::start(&[]);
+    let mut guest = vmm.run(&mut device, "");
+    guest.start_agent(vmm.agent_port(), "");
+    Epoch::with_agent(&device, &mut guest);
+    device.restart();
+    let mut migrator = device.migrator(MAP_PAGES);
+    eventually("the agent", || migrator.open(1).ok());
+    eventually("its answer", || {
+        (migrator.phase() == HintPhase::Finished).then_some(())
+    });
+    let report = migrator.close(1).expect("the epoch is closed");
+    assert_eq!((report.stale, report.rejected), (0, 0), "{report:?}");
+    device.check();
+}
