@@ -6,7 +6,7 @@ use std::fs::File;
 
 use host_migrator::HintSource;
 use spec::control::{EpochReport, Refusal, Request};
-use spec::hint_map::HintPhase;
+use spec::hint_map::{HintPhase, Tellers};
 
 use super::claims::MAP_PAGES;
 use super::device::Device;
@@ -17,6 +17,15 @@ use super::{MIB, Vmm, eventually};
 const FILES: u64 = 20_000;
 /// Left to the guest beside these files: some of it in blocks that the driver can hint.
 const WHOLE: u64 = 48 * MIB;
+
+const DRIVER: Tellers = Tellers {
+    driver: true,
+    agent: false,
+};
+const AGENT: Tellers = Tellers {
+    driver: false,
+    agent: true,
+};
 
 /// What one epoch of a migration told of the guest.
 #[derive(Debug)]
@@ -29,9 +38,9 @@ struct Epoch {
 }
 
 impl Epoch {
-    /// Has a migrator ask the guest once, and waits until the guest has its memory back.
-    fn of(device: &Device, guest: &mut Guest) -> Self {
-        let mut migrator = device.migrator(MAP_PAGES);
+    /// Has a migrator ask `tellers` once, and waits until the guest has its memory back.
+    fn of(tellers: Tellers, device: &Device, guest: &mut Guest) -> Self {
+        let mut migrator = device.migrator_for(MAP_PAGES, tellers);
         let hidden = hidden(guest);
         let free = guest.memory("MemFree");
         migrator.open(1).expect("the guest is asked");
@@ -40,9 +49,11 @@ impl Epoch {
         });
         let report = migrator.close(1).expect("the epoch is closed");
         let taken: u64 = (0..MAP_PAGES as usize / 64)
-            .map(|index| u64::from(migrator.take(index).count_ones()))
+            .map(|index| u64::from(migrator.take(index).pages().count_ones()))
             .sum();
         assert_eq!(taken, report.pages, "the map holds what is reported");
+        let held = guest.memory("MemFree") < free / 10 * 9;
+        assert_eq!(held, tellers.driver, "only the driver holds what it tells");
         migrator.done().expect("the guest is told");
         eventually("the guest's memory", || {
             (guest.memory("MemFree") > free / 10 * 9).then_some(())
@@ -59,7 +70,7 @@ impl Epoch {
     /// The first one that the agent, which has just been started, has a part in.
     fn with_agent(device: &Device, guest: &mut Guest) -> Self {
         eventually("the agent", || {
-            let epoch = Self::of(device, guest);
+            let epoch = Self::of(Tellers::ALL, device, guest);
             (epoch.report.agent_pages > 0).then_some(epoch)
         })
     }
@@ -132,11 +143,14 @@ pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm
     let mut device = Device::start(&[]);
     let mut guest = vmm.run(&mut device, "");
     fragment(&mut guest);
-    let driver = Epoch::of(&device, &mut guest);
+    let driver = Epoch::of(DRIVER, &device, &mut guest);
     assert_eq!(driver.report.agent_pages, 0);
     guest.start_agent(vmm.agent_port(), "");
     let both = Epoch::with_agent(&device, &mut guest);
     both.assert_complete();
+    let agent = Epoch::of(AGENT, &device, &mut guest);
+    agent.assert_complete();
+    assert_eq!(agent.report.agent_pages, agent.report.pages);
     // The files that were removed are half of FILES pages, and no two are neighbours.
     let single = FILES / 2 * spec::PAGE_SIZE;
     assert!(

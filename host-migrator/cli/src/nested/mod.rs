@@ -15,7 +15,7 @@
 
 pub mod cpio;
 mod decompress;
-mod elf;
+pub mod elf;
 mod image;
 mod kernel;
 mod machine;
