@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration carries of the balloon, and the checks on what arrives.
+//! What a migration carries of a virtio device, and the checks on what arrives.
 
 use host_migrator::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::device_state::MAX_BYTES;
 use super::queue::{QueueError, Ring};
 use super::transport::{MAX_QUEUES, Registers};
 
-/// The state of a balloon whose rings are stopped.
+/// The state of a device whose rings are stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioState {
     /// The transport.
@@ -33,7 +33,7 @@ pub enum StateError {
         bytes: usize,
     },
     /// The driver uses features that this back end does not offer, or not those of a modern driver.
-    #[error("the guest uses the features {wanted:#x}, this back end offers {offered:#x}")]
+    #[error("the guest uses the features {wanted:#x}, this device offers {offered:#x}")]
     Features {
         /// What the driver negotiated.
         wanted: u64,
@@ -50,7 +50,7 @@ pub enum StateError {
         source: QueueError,
     },
     /// A queue that this back end does not have.
-    #[error("queue {index} is in use, this back end has {count} queues")]
+    #[error("queue {index} is in use, this device has {count} queues")]
     QueueCount {
         /// Its number.
         index: usize,
