@@ -14,7 +14,7 @@ use rig::queue::Buffer;
 use spec::agent::{Answer, Ask, Settings};
 use spec::balloon::CommandId;
 use spec::control::{Refusal, Reply, Request};
-use spec::hint_map::HintPhase;
+use spec::hint_map::{HintPhase, Tellers};
 
 /// Where free pages lie in these tests, away from the queues: 8 MiB.
 const FREE: u64 = 2048;
@@ -94,6 +94,39 @@ fn driver_and_agent_fill_one_map_and_each_page_counts_once() {
     let report = migrator.close(epoch);
     assert_eq!((report.pages, report.agent_pages), (128, 64));
     assert_eq!(migrator.hinted(), [(FREE, 128)]);
+}
+
+#[test]
+fn only_those_are_asked_whom_the_migrator_wants() {
+    let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
+    let (epoch, _) = open_and_ask(&mut migrator, &mut agent);
+    migrator.close(epoch);
+    assert_eq!(agent.asked(), Ask::Stop);
+    let [driver_alone, agent_alone] = [true, false].map(|driver| Tellers {
+        driver,
+        agent: !driver,
+    });
+
+    migrator.map.ask(agent_alone);
+    migrator.open(epoch + 1);
+    let tag = asked_in(epoch + 1, &mut agent);
+    agent.map(tag, 0, 128, &[0, u64::MAX]);
+    eventually("the mark", || {
+        (migrator.map.answered() == 128).then_some(())
+    });
+    agent.end(tag);
+    // The driver never answers. Nobody waits for it.
+    eventually("the end", || {
+        (migrator.map.phase() == HintPhase::Finished).then_some(())
+    });
+    assert_eq!(migrator.close(epoch + 1).agent_pages, 64);
+
+    migrator.map.ask(driver_alone);
+    migrator.open(epoch + 2);
+    assert_eq!(migrator.map.phase(), HintPhase::Requested);
+    assert_eq!(migrator.map.answered(), 0);
+    agent.map(tag, 128, 64, &[u64::MAX]);
+    assert_eq!(migrator.close(epoch + 2).agent_pages, 0);
 }
 
 #[test]

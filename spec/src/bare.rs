@@ -76,7 +76,31 @@ pub enum AnswerPolicy {
     Prompt = 0,
     /// Never: as if it had no driver.
     Silent = 1,
+    /// As a good driver does, but only [`LATE_MS`] after it was asked.
+    Late = 2,
+    /// At [`SLOW_BYTES_PER_SECOND`].
+    Slow = 3,
+    /// As a good driver does, and then the same pages again without end.
+    Flood = 4,
 }
+
+impl AnswerPolicy {
+    /// Reads a value of [`BootInfo::answer`]; an unknown one is a good driver.
+    pub const fn from_raw(raw: u64) -> Self {
+        match raw {
+            1 => Self::Silent,
+            2 => Self::Late,
+            3 => Self::Slow,
+            4 => Self::Flood,
+            _ => Self::Prompt,
+        }
+    }
+}
+
+/// How long a guest with [`AnswerPolicy::Late`] thinks.
+pub const LATE_MS: u64 = 5000;
+/// How much memory a guest with [`AnswerPolicy::Slow`] hints a second.
+pub const SLOW_BYTES_PER_SECOND: u64 = 10_000_000;
 
 /// What the VMM tells the guest: [`BootInfo::WORDS`] 64-bit words at [`BOOT_INFO_GPA`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

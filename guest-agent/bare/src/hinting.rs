@@ -3,9 +3,9 @@
 
 use guest_agent::balloon::MAX_HINT_PAGES;
 use guest_agent::{Balloon, Mmio, ProbeError, RoundError};
-use spec::PageRange;
 use spec::balloon::{Command, CommandId};
-use spec::bare::{PageState, StatusWord};
+use spec::bare::{AnswerPolicy, LATE_MS, PageState, SLOW_BYTES_PER_SECOND, StatusWord};
+use spec::{PAGE_SIZE, PageRange};
 
 use crate::allocator;
 use crate::console::println;
@@ -22,6 +22,12 @@ pub struct Hinting<'m> {
     phase: Phase,
     /// The request that is to be answered after this one.
     next: Option<CommandId>,
+    answer: AnswerPolicy,
+    /// Nothing is answered before this time.
+    due: Ticks,
+    /// The run that was hinted last: what a flood goes on with.
+    last: Option<Run>,
+    clock: Clock,
     /// The longest that a step may take.
     step: Ticks,
     /// How often a step looks whether the host still wants hints.
@@ -50,7 +56,7 @@ struct Run {
 
 impl<'m> Hinting<'m> {
     /// Sets up the balloon, if there is one.
-    pub fn new(memory: &'m Memory, clock: Clock) -> Self {
+    pub fn new(memory: &'m Memory, clock: Clock, answer: AnswerPolicy) -> Self {
         let balloon = crate::ports::take_window()
             .zip(memory.take_rings())
             .ok_or(ProbeError::NoDevice)
@@ -65,6 +71,10 @@ impl<'m> Hinting<'m> {
             balloon: balloon.ok(),
             phase: Phase::Idle,
             next: None,
+            answer,
+            due: 0,
+            last: None,
+            clock,
             step: clock.micros(2000),
             poll: clock.micros(200),
         }
@@ -72,6 +82,9 @@ impl<'m> Hinting<'m> {
 
     /// Looks for a request and goes on with the answer; true if there is more to do at once.
     pub fn step(&mut self) -> bool {
+        if self.answer == AnswerPolicy::Silent {
+            return false;
+        }
         let Some(mut balloon) = self.balloon.take() else {
             return false;
         };
@@ -109,8 +122,14 @@ impl<'m> Hinting<'m> {
             self.phase = Phase::Ending;
         }
         self.next = None;
+        self.last = None;
         match command {
-            Command::Start(id) => self.next = Some(id),
+            Command::Start(id) => {
+                self.next = Some(id);
+                if self.answer == AnswerPolicy::Late {
+                    self.rest(LATE_MS * 1000);
+                }
+            }
             Command::Stop => {}
             Command::Done => {
                 self.release();
@@ -123,6 +142,9 @@ impl<'m> Hinting<'m> {
     fn hint_for_a_while(&mut self, balloon: &mut Balloon<Mmio>) -> Result<bool, RoundError> {
         let start = time::now();
         while time::now().wrapping_sub(start) < self.poll {
+            if time::now() < self.due && !matches!(self.phase, Phase::Ending) {
+                return Ok(false);
+            }
             match self.phase {
                 Phase::Idle => {
                     let Some(id) = self.next else {
@@ -142,6 +164,10 @@ impl<'m> Hinting<'m> {
                 } => {
                     balloon.hint(self.range(run)?)?;
                     self.phase = Phase::Round { cursor, run: None };
+                    self.last = Some(run);
+                    if self.answer == AnswerPolicy::Slow {
+                        self.rest(run.count * PAGE_SIZE * 1_000_000 / SLOW_BYTES_PER_SECOND);
+                    }
                     status::add(StatusWord::HintedPages, run.count);
                 }
                 Phase::Round { run: None, cursor } => {
@@ -150,6 +176,12 @@ impl<'m> Hinting<'m> {
                             cursor: run.start + run.count,
                             run: Some(run),
                         },
+                        None if self.answer == AnswerPolicy::Flood && self.last.is_some() => {
+                            Phase::Round {
+                                cursor,
+                                run: self.last,
+                            }
+                        }
                         None => Phase::Ending,
                     };
                 }
@@ -160,6 +192,11 @@ impl<'m> Hinting<'m> {
             }
         }
         Ok(true)
+    }
+
+    /// Answers nothing for so many microseconds.
+    fn rest(&mut self, micros: u64) {
+        self.due = time::now().saturating_add(self.clock.micros(micros));
     }
 
     /// Holds the next run of free pages from page `cursor` on.

@@ -90,7 +90,6 @@ fn meet(arrived: &AtomicU64, vcpus: u64) {
 struct Leader<'m> {
     hinting: Hinting<'m>,
     heartbeat: Heartbeat,
-    answer: bool,
     clock: Clock,
     start: time::Ticks,
 }
@@ -116,9 +115,8 @@ impl<'m> Leader<'m> {
         status::set_magic();
         let clock = Clock::new(info.tsc_khz);
         Self {
-            hinting: Hinting::new(memory, clock),
+            hinting: Hinting::new(memory, clock, AnswerPolicy::from_raw(info.answer)),
             heartbeat: Heartbeat::new(info.seed),
-            answer: info.answer != AnswerPolicy::Silent as u64,
             clock,
             start: time::now(),
         }
@@ -137,6 +135,6 @@ impl<'m> Leader<'m> {
     /// Goes on; true if there is more to do at once.
     fn step(&mut self) -> bool {
         self.heartbeat.check();
-        self.answer && self.hinting.step()
+        self.hinting.step()
     }
 }

@@ -155,6 +155,12 @@ pub enum Answering {
     Prompt,
     /// Never
     Silent,
+    /// As a good driver does, 5 seconds after it was asked
+    Late,
+    /// At 10 MB of memory a second
+    Slow,
+    /// As a good driver does, and then the same pages again without end
+    Flood,
 }
 
 /// `lacuna run`

@@ -180,6 +180,9 @@ fn bare_workload(args: &WorkloadArgs) -> BareWorkload {
         answer: match args.answer {
             Answering::Prompt => AnswerPolicy::Prompt,
             Answering::Silent => AnswerPolicy::Silent,
+            Answering::Late => AnswerPolicy::Late,
+            Answering::Slow => AnswerPolicy::Slow,
+            Answering::Flood => AnswerPolicy::Flood,
         },
     }
 }
