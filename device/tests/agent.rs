@@ -69,23 +69,31 @@ fn single_pages_that_no_driver_can_hint_get_into_the_map() {
     });
     assert_eq!(migrator.map.phase(), HintPhase::Running);
     agent.end(tag);
-    // The driver has been asked, too, and has not answered.
+    // The driver was not asked.
     eventually("the end", || {
-        (migrator.map.phase() == HintPhase::Requested).then_some(())
+        (migrator.map.phase() == HintPhase::Finished).then_some(())
     });
+    assert_eq!(id_for_the_driver(&mut migrator), None);
     let report = migrator.close(epoch);
     assert_eq!((report.pages, report.agent_pages), (64, 64));
     let expected: Vec<(u64, u64)> = (0..64).map(|i| (FREE + 2 * i, 1)).collect();
     assert_eq!(migrator.hinted(), expected);
 }
 
+/// The command id that the driver finds in its configuration space, if it is asked.
+fn id_for_the_driver(migrator: &mut Migrator) -> Option<CommandId> {
+    CommandId::new(migrator.status().command_id)
+}
+
 #[test]
-fn driver_and_agent_fill_one_map_and_each_page_counts_once() {
+fn an_agent_that_falls_silent_is_joined_by_the_driver_and_each_page_counts_once() {
     let (_daemon, mut guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
-    let id = eventually("the id", || CommandId::new(migrator.status().command_id));
+    assert_eq!(id_for_the_driver(&mut migrator), None);
+    let id = eventually("the driver's turn", || id_for_the_driver(&mut migrator));
     guest.start_round(id);
     guest.hints.send(&[Buffer::In(FREE * 4096, 64 * 4096)]);
+    // It was only slow.
     agent.map(tag, FREE, 128, &[u64::MAX; 2]);
     agent.end(tag);
     eventually("the map", || {
@@ -127,6 +135,32 @@ fn only_those_are_asked_whom_the_migrator_wants() {
     assert_eq!(migrator.map.answered(), 0);
     agent.map(tag, 128, 64, &[u64::MAX]);
     assert_eq!(migrator.close(epoch + 2).agent_pages, 0);
+}
+
+#[test]
+fn the_driver_is_asked_when_the_agent_cannot_answer_or_cannot_be_believed() {
+    let failures: [fn(&mut Agent, u64); 2] = [
+        |agent, tag| agent.say(Answer::FAILED, tag, &[13, 0, 0, 0]),
+        |agent, tag| {
+            for _ in 0..=PAGES / LOW {
+                agent.map(tag, FREE, LOW, &[u64::MAX]);
+            }
+        },
+    ];
+    for fail in failures {
+        let (_daemon, mut guest, mut migrator, mut agent) = with_agent(0);
+        let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
+        fail(&mut agent, tag);
+        let id = eventually("the driver's turn", || id_for_the_driver(&mut migrator));
+        guest.start_round(id);
+        guest
+            .hints
+            .send(&[Buffer::In((FREE + 64) * 4096, 64 * 4096)]);
+        eventually("its hints", || {
+            (migrator.map.hinted_pages() >= 64).then_some(())
+        });
+        assert!(migrator.close(epoch).hints > 0);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
 use spec::agent::{Answer, Ask, FRAME_HEADER_BYTES, Frame, FreeMap, MAX_FRAME, Settings, VERSION};
@@ -13,6 +14,9 @@ use spec::trace::event::Hinted;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::balloon::Balloon;
+
+/// An agent that tells nothing for so long is not waited for: the driver is asked as well.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The agent as the device knows it.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub struct Agent {
     left: u64,
     /// It has told all of memory below this page.
     told_to: u64,
+    /// When it was asked, or last told something since.
+    heard: Option<Instant>,
 }
 
 /// How far the agent is with its answer to the open epoch.
@@ -57,14 +63,24 @@ impl Agent {
     }
 
     /// Asks for a map of a guest with `pages` pages under `id`, in the `first` epoch of a migration or a later one.
-    pub fn ask_for(&mut self, id: CommandId, first: bool, pages: u64) {
+    /// Returns whether it could be asked.
+    pub fn ask_for(&mut self, id: CommandId, first: bool, pages: u64) -> bool {
         self.answer = Progress::Over;
         let epoch = tag(id);
-        if self.is_usable() && self.say(Ask::Map { epoch, first }) {
+        let asked = self.is_usable() && self.say(Ask::Map { epoch, first });
+        if asked {
             self.answer = Progress::Asked;
             self.left = pages;
             self.told_to = 0;
+            self.heard = Some(Instant::now());
         }
+        asked
+    }
+
+    /// Until when its next word is waited for, if one is.
+    fn awaited_until(&self) -> Option<Instant> {
+        let heard = self.heard.filter(|_| self.answer != Progress::Over);
+        heard.map(|heard| heard + PATIENCE)
     }
 
     /// Nothing more is wanted of it.
@@ -110,8 +126,21 @@ impl Balloon {
 
     /// The agent has gone. What it has told in the open epoch stands.
     pub fn agent_gone(&mut self) {
-        self.agent = Agent::default();
+        if std::mem::take(&mut self.agent).answer != Progress::Over {
+            self.call_driver();
+        }
         self.publish_phase();
+    }
+
+    /// Asks the driver for what an agent that has fallen silent does not tell. When to look again, if that is known.
+    pub(crate) fn await_agent(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.agent.awaited_until()?;
+        if now < until {
+            return Some(until);
+        }
+        self.call_driver();
+        self.publish_phase();
+        None
     }
 
     /// The agent has sent `frame`. `false` if that was of no use.
@@ -134,6 +163,7 @@ impl Balloon {
                 let is_news = self.agent_ended(epoch);
                 if is_news {
                     log::warn!("the guest's agent cannot tell free pages: error {errno}");
+                    self.call_driver();
                 }
                 is_news
             }
@@ -157,9 +187,11 @@ impl Balloon {
             // It speaks of some pages again and again.
             self.agent.answer = Progress::Over;
             self.hinting.stale();
+            self.call_driver();
             return false;
         };
         self.agent.left = left;
+        self.agent.heard = Some(Instant::now());
         self.agent.answer = Progress::Answering;
         // The rule knows epochs by the migrator's numbers.
         let epoch = self.hinting.epoch();

@@ -96,6 +96,8 @@ impl Server {
                 Ok(0) => return Ok(()),
                 Ok(count) => input.filled(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It went without reading what it was asked: an end like any other.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
                 Err(error) => return Err(error),
             }
             while let Some(frame) = input.next_frame() {

@@ -188,7 +188,8 @@ impl Balloon {
 
     /// Does what is due by now; when to be called again, if that is known.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
-        self.poll_statistics(now)
+        let next = [self.poll_statistics(now), self.await_agent(now)];
+        next.into_iter().flatten().min()
     }
 
     /// The front end acknowledged `features` for the guest.

@@ -45,7 +45,8 @@ impl Balloon {
         }
     }
 
-    /// Opens `epoch`: asks the guest for its free pages, under a new command id.
+    /// Opens `epoch`: asks the guest for its free pages, under a new command id. Where the agent can be asked, the
+    /// driver is kept in reserve, for an agent that does not answer.
     ///
     /// # Errors
     /// [`Refusal`] if the guest cannot be asked, or its answer could not be used.
@@ -63,11 +64,13 @@ impl Balloon {
         self.latency.opened(Instant::now());
         self.record_hinting(Event::Published(epoch));
         map.begin(epoch, self.hinting.phase());
-        if !driver || !self.tell_guest() {
+        let agent = agent && self.agent.ask_for(command_id, epoch == 1, map.pages());
+        if driver && agent {
+            // What the driver would hint the agent tells, too, and more cheaply: a driver takes the memory that it
+            // hints, and writes zeros to it first.
+            self.hinting.keep_driver();
+        } else if !driver || !self.tell_guest() {
             self.hinting.without_driver();
-        }
-        if agent {
-            self.agent.ask_for(command_id, epoch == 1, map.pages());
         }
         if self.hint_phase() == HintPhase::Finished {
             // Nobody was asked.
@@ -77,6 +80,13 @@ impl Balloon {
         }
         self.publish_phase();
         Ok(command_id)
+    }
+
+    /// The agent does not tell all of the open epoch's free pages: the driver is asked, if it was kept for that.
+    pub(crate) fn call_driver(&mut self) {
+        if self.hinting.call_driver() && !self.tell_guest() {
+            self.hinting.without_driver();
+        }
     }
 
     /// Whether the driver can be asked for hints, and its answer be used.

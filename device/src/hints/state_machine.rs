@@ -33,12 +33,22 @@ pub struct Hinting {
     /// The command id of the open epoch, or of the last one.
     command_id: CommandId,
     phase: HintPhase,
-    /// The driver is not to answer in the open epoch.
-    driver_is_spared: bool,
+    driver: Driver,
     /// Of the open epoch; its number is 0 if none is open.
     report: EpochReport,
     /// Since the device started. `phase`, `epoch` and what is the device's are filled in on demand.
     totals: DeviceStatus,
+}
+
+/// What the driver does in the open epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    /// It is asked for its hints.
+    Asked,
+    /// Nothing: another source tells what is free. It may yet be asked.
+    InReserve,
+    /// Nothing.
+    Spared,
 }
 
 impl Default for Hinting {
@@ -53,7 +63,7 @@ impl Hinting {
         Self {
             command_id: last_id,
             phase: HintPhase::Closed,
-            driver_is_spared: false,
+            driver: Driver::Asked,
             report: EpochReport::default(),
             totals: DeviceStatus::default(),
         }
@@ -85,7 +95,7 @@ impl Hinting {
         match self.phase {
             HintPhase::Closed => Command::Stop,
             HintPhase::Done => Command::Done,
-            _ if self.driver_is_spared => Command::Stop,
+            _ if self.driver != Driver::Asked => Command::Stop,
             HintPhase::Requested | HintPhase::Running | HintPhase::Finished => {
                 Command::Start(self.command_id)
             }
@@ -115,7 +125,7 @@ impl Hinting {
         }
         self.command_id = self.command_id.next();
         self.phase = HintPhase::Requested;
-        self.driver_is_spared = false;
+        self.driver = Driver::Asked;
         self.report = EpochReport {
             epoch,
             ..Default::default()
@@ -213,7 +223,23 @@ impl Hinting {
     /// The driver cannot be asked in this epoch, or is not to be.
     pub fn without_driver(&mut self) {
         self.phase = HintPhase::Finished;
-        self.driver_is_spared = true;
+        self.driver = Driver::Spared;
+    }
+
+    /// The driver is not asked in this epoch, unless it is called ([`Hinting::call_driver`]).
+    pub fn keep_driver(&mut self) {
+        self.phase = HintPhase::Finished;
+        self.driver = Driver::InReserve;
+    }
+
+    /// Asks the driver if it was kept for this epoch, and has not gone meanwhile. Returns whether it was.
+    pub fn call_driver(&mut self) -> bool {
+        let kept = self.phase == HintPhase::Finished && self.driver == Driver::InReserve;
+        if kept {
+            self.phase = HintPhase::Requested;
+            self.driver = Driver::Asked;
+        }
+        kept
     }
 
     /// Nothing of a hint buffer could be used.
@@ -373,6 +399,21 @@ mod tests {
         hinting.close(1).unwrap();
         let id = hinting.open(2).unwrap();
         assert_eq!(hinting.command(), Command::Start(id));
+    }
+
+    #[test]
+    fn a_driver_in_reserve_can_be_called_once_while_its_epoch_is_open() {
+        let (mut hinting, id) = requested();
+        assert!(!hinting.call_driver(), "it is asked already");
+        hinting.keep_driver();
+        assert_eq!(hinting.command(), Command::Stop);
+        assert!(hinting.call_driver());
+        assert_eq!(hinting.command(), Command::Start(id));
+        assert!(!hinting.call_driver());
+        hinting.keep_driver();
+        hinting.close(1).unwrap();
+        assert!(!hinting.call_driver());
+        assert_eq!(hinting.command(), Command::Stop);
     }
 
     #[test]

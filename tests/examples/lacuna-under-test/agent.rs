@@ -35,12 +35,7 @@ const WORKLOAD: &[&str] = &[
     "2M",
     "--churn",
     "1024",
-    // Zeroing what it hints, the driver would have the guest's only processor to itself for seconds.
-    "--append",
-    "init_on_alloc=0",
 ];
-/// Bytes a second: time for the agent to be heard beside the driver.
-const BANDWIDTH: u64 = 16 << 20;
 /// What each migration uses to find free pages.
 const SOURCES: [&[PageSource]; 2] = [
     &[PageSource::Agent, PageSource::Zero],
@@ -118,7 +113,7 @@ fn migrate(
 ) -> Result<Value, Failure> {
     source.client()?.tell(&Command::Migrate(MigrateArguments {
         uri: address_of(destination)?,
-        max_bandwidth: Some(BANDWIDTH),
+        max_bandwidth: None,
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
         sources: sources.iter().copied().collect(),
