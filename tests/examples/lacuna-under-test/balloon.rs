@@ -2,7 +2,6 @@
 //! A Linux guest's whole balloon, before, during and after a migration: reporting, a target, statistics, hints,
 //! and at the destination the way back. Says what it saw as one JSON object; the claims are the test's.
 
-use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 
@@ -51,20 +50,7 @@ const WORKLOAD: &[&str] = &[
 ];
 
 /// Does the job, with the guest's `seed`.
-pub fn main(seed: Option<String>) -> ExitCode {
-    match run(&seed.unwrap_or_else(|| "1".into())) {
-        Ok(facts) => {
-            println!("{facts}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(seed: &str) -> Result<Value, Failure> {
+pub fn run(seed: &str) -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
     let program = std::env::current_exe()?;
     let trace = folder.path().join("trace");

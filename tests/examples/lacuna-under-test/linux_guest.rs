@@ -3,10 +3,12 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
+use serde_json::Value;
 
 /// Whatever keeps a job from its end.
 pub type Failure = Box<dyn Error>;
@@ -15,6 +17,20 @@ pub type Failure = Box<dyn Error>;
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a state is looked at while waiting for it.
 pub const POLL: Duration = Duration::from_millis(50);
+
+/// Does `job` with a guest of this `seed`, and prints what it saw or why it failed.
+pub fn perform(job: fn(&str) -> Result<Value, Failure>, seed: Option<&str>) -> ExitCode {
+    match job(seed.unwrap_or("1")) {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
 

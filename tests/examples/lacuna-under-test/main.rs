@@ -13,12 +13,14 @@ mod qmp;
 
 use std::process::ExitCode;
 
+use linux_guest::perform;
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some(against_qemu::JOB) => against_qemu::main(arguments),
-        Some(agent::JOB) => agent::main(arguments.next()),
-        Some(balloon::JOB) => balloon::main(arguments.next()),
+        Some(agent::JOB) => perform(agent::run, arguments.next().as_deref()),
+        Some(balloon::JOB) => perform(balloon::run, arguments.next().as_deref()),
         _ => lacuna::main(),
     }
 }

@@ -275,10 +275,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn record(hints: HintMode, wire_bytes: u64) -> Record {
+    /// A run of a bare guest that brought these bytes on the wire.
+    pub fn record(hints: HintMode, wire_bytes: u64) -> Record {
         serde_json::from_value(serde_json::json!({
             "guest": "bare", "memory_bytes": 2u64 << 30, "in_use_bytes": 1 << 28, "hints": hints,
             "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": wire_bytes, "total_ms": 10.0,

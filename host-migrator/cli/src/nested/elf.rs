@@ -100,14 +100,14 @@ mod tests {
         let path = folder.path().join("cut");
         fs::write(&path, cut).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(
-            Command::new(&path)
-                .arg("--list")
-                .output()
-                .unwrap()
-                .status
-                .success()
-        );
+        // A process that another test starts at the same moment has the file open for writing until it begins.
+        let output = loop {
+            match Command::new(&path).arg("--list").output() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                output => break output.unwrap(),
+            }
+        };
+        assert!(output.status.success());
     }
 
     #[test]

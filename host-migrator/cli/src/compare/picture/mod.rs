@@ -152,9 +152,10 @@ fn size(pages: u64) -> Size {
 #[cfg(test)]
 mod tests {
     use host_migrator::round_map::{Fates, RoundMap};
-    use serde_json::json;
 
     use super::*;
+    use crate::compare::record;
+    use crate::control::HintMode;
 
     /// Two rounds of a guest with 4 cells of 64 pages, the third of which is no memory.
     pub fn maps() -> RoundMaps {
@@ -192,17 +193,14 @@ mod tests {
     }
 
     /// A run with these maps.
-    pub fn record(hints: &str, maps: Option<RoundMaps>) -> Record {
-        let record: Record = serde_json::from_value(json!({
-            "guest": "bare", "memory_bytes": 160 << 12, "in_use_bytes": 64 << 12, "hints": hints,
-            "seed": 1, "vcpus": 1, "transport": "tcp", "wire_bytes": 300_000, "total_ms": 10.0,
-            "downtime_ms": 1.5, "expected_downtime_ms": 1.0, "rounds": 2, "pages_sent": 72,
-            "pages_zero": 4, "pages_hinted": 60, "pages_hinted_too_late": 16, "pages_resent": 8,
-            "pages_compared": 160, "pages_wrong": 0, "pages_given_up": 60, "guest_checks": 1,
-            "guest_wrong": 0, "pages_hinted_by_round": [60, 0]
-        }))
-        .unwrap();
-        Record { maps, ..record }
+    pub fn record(hints: HintMode, maps: Option<RoundMaps>) -> Record {
+        Record {
+            memory_bytes: 160 << 12,
+            in_use_bytes: 64 << 12,
+            rounds: 2,
+            maps,
+            ..record::tests::record(hints, 300_000)
+        }
     }
 
     #[test]
@@ -250,10 +248,10 @@ mod tests {
     #[test]
     fn each_mode_is_drawn_once_and_only_if_there_is_a_map() {
         let records = [
-            record("off", None),
-            record("on", Some(maps())),
-            record("on", Some(maps())),
-            record("off", Some(maps())),
+            record(HintMode::Off, None),
+            record(HintMode::On, Some(maps())),
+            record(HintMode::On, Some(maps())),
+            record(HintMode::Off, Some(maps())),
         ];
         let modes: Vec<String> = first_runs(&records)
             .into_iter()

@@ -238,13 +238,14 @@ mod tests {
 
     use super::super::tests::{maps, record};
     use super::*;
+    use crate::control::HintMode;
 
     #[test]
     fn the_file_is_well_formed_and_has_a_row_for_each_round_of_each_mode() {
         let svg = draw(&[
-            record("off", Some(maps())),
-            record("holes", None),
-            record("on", Some(maps())),
+            record(HintMode::Off, Some(maps())),
+            record(HintMode::Holes, None),
+            record(HintMode::On, Some(maps())),
         ]);
         let document = Document::parse(&svg).unwrap();
         let of_class = |class: &str| {

@@ -155,10 +155,14 @@ fn shade(fate: Fate, most: bool) -> u8 {
 mod tests {
     use super::super::tests::{maps, record};
     use super::*;
+    use crate::control::HintMode;
 
     #[test]
     fn without_colours_a_line_a_round_in_letters() {
-        let records = [record("off", Some(maps())), record("on", Some(maps()))];
+        let records = [
+            record(HintMode::Off, Some(maps())),
+            record(HintMode::On, Some(maps())),
+        ];
         let expected = "\
 hints on: guest memory round by round, 256 KiB a character, and what was sent of it
          1  SF 0    256 KiB
@@ -168,12 +172,12 @@ hints on: guest memory round by round, 256 KiB a character, and what was sent of
 ";
         assert_eq!(draw(&records, 80, false), expected);
         assert!(draw(&records, 80, false).is_ascii());
-        assert_eq!(draw(&[record("on", None)], 80, false), "");
+        assert_eq!(draw(&[record(HintMode::On, None)], 80, false), "");
     }
 
     #[test]
     fn colours_are_set_where_they_change_and_taken_back() {
-        let text = draw(&[record("on", Some(maps()))], 80, true);
+        let text = draw(&[record(HintMode::On, Some(maps()))], 80, true);
         let first = text.lines().nth(1).unwrap();
         assert!(
             first.contains(
@@ -196,7 +200,7 @@ hints on: guest memory round by round, 256 KiB a character, and what was sent of
             last_round: round,
             cells: second.cells.clone(),
         }));
-        let text = draw(&[record("on", Some(maps))], 80, false);
+        let text = draw(&[record(HintMode::On, Some(maps))], 80, false);
         assert_eq!(text.lines().count(), 1 + MAX_LINES + 1 + 2);
         assert!(text.contains("24 more\n"), "{text}");
         assert!(text.contains("40, stopped"), "{text}");
@@ -209,7 +213,7 @@ hints on: guest memory round by round, 256 KiB a character, and what was sent of
         for row in &mut wide.rows {
             row.cells = row.cells.repeat(100);
         }
-        let text = draw(&[record("on", Some(wide))], 60, false);
+        let text = draw(&[record(HintMode::On, Some(wide))], 60, false);
         assert!(
             text.lines().skip(1).take(2).all(|line| line.len() <= 60),
             "{text}"

@@ -17,8 +17,11 @@
 //! statistics only. The migrator clears the planes between two epochs, while the device is closed; the
 //! device only ever sets bits, and only while an epoch is open.
 
+mod tellers;
+
 use crate::PageRange;
 use crate::sync::{AtomicU64, Ordering};
+pub use tellers::{Tellers, Told};
 
 /// Bytes before the bitmap.
 pub const HEADER_BYTES: usize = 4096;
@@ -46,56 +49,6 @@ pub const fn bytes_for(pages: u64) -> Option<u64> {
     match pages.div_ceil(64).checked_mul(16) {
         Some(planes) => planes.checked_add(HEADER_BYTES as u64),
         None => None,
-    }
-}
-
-/// Who can tell that a page is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tellers {
-    /// The guest's balloon driver, in blocks.
-    pub driver: bool,
-    /// The guest's agent, page by page.
-    pub agent: bool,
-}
-
-impl Tellers {
-    /// Whoever is there.
-    pub const ALL: Self = Self {
-        driver: true,
-        agent: true,
-    };
-
-    /// Whether anybody is meant.
-    pub const fn any(self) -> bool {
-        self.driver || self.agent
-    }
-}
-
-/// The free pages of a word, by who has told them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// The driver.
-    pub driver: u64,
-    /// The agent.
-    pub agent: u64,
-}
-
-impl Told {
-    /// By anybody.
-    pub const fn pages(self) -> u64 {
-        self.driver | self.agent
-    }
-
-    /// Those of `mask` that `tellers` have told.
-    pub const fn of(self, tellers: Tellers, mask: u64) -> Self {
-        Self {
-            driver: if tellers.driver {
-                self.driver & mask
-            } else {
-                0
-            },
-            agent: if tellers.agent { self.agent & mask } else { 0 },
-        }
     }
 }
 
