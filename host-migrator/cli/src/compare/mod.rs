@@ -160,14 +160,14 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
 }
 
 fn headline(args: &CompareArgs) -> String {
+    let workload = &args.workload;
+    let fragmented = match workload.fragment.0 {
+        0 => String::new(),
+        _ => format!("{} fragmented, ", workload.fragment),
+    };
     format!(
-        "{:?} guest with {} of memory: {} in use, {} written and freed, {} fragmented, {} a second written again",
-        args.guest,
-        args.memory,
-        args.workload.in_use,
-        args.workload.freed,
-        args.workload.fragment,
-        args.workload.dirty_rate
+        "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second written again",
+        args.guest, args.memory, workload.in_use, workload.freed, workload.dirty_rate
     )
 }
 
