@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
-use spec::agent::{Answer, Ask, FRAME_HEADER_BYTES, Frame, FreeMap, MAX_FRAME, Settings, VERSION};
+use spec::agent::{Answer, Ask, Frame, FreeMap, Settings, VERSION};
 use spec::balloon::CommandId;
 use spec::hint_map::HintPhase;
 use spec::trace::Event;
@@ -95,22 +95,14 @@ impl Agent {
         let Some(port) = &self.port else {
             return false;
         };
-        let (kind, epoch, payload) = ask.parts();
-        let frame = Frame {
-            kind,
-            epoch,
-            payload: &payload,
-        };
-        let mut bytes = [0; MAX_FRAME];
-        let length = frame.encode(&mut bytes);
-        debug_assert_eq!(length, FRAME_HEADER_BYTES + payload.len());
+        let frame = ask.to_frame();
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = rustix::net::send(&**port, &bytes[..length], flags);
-        if sent != Ok(length) {
+        let sent = rustix::net::send(&**port, &frame, flags);
+        if sent != Ok(frame.len()) {
             // The thread that reads from it finds it closed.
             let _ = port.shutdown(std::net::Shutdown::Both);
         }
-        sent == Ok(length)
+        sent == Ok(frame.len())
     }
 }
 

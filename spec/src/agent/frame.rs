@@ -47,7 +47,7 @@ pub fn seal(bytes: &mut [u8; MAX_FRAME], kind: u16, epoch: u64, length: usize) -
     FRAME_HEADER_BYTES + length
 }
 
-fn seal_header(header: &mut [u8], kind: u16, epoch: u64, payload: &[u8]) {
+pub(super) fn seal_header(header: &mut [u8], kind: u16, epoch: u64, payload: &[u8]) {
     header.fill(0);
     wire::put(header, 0, &MAGIC);
     wire::put(header, 4, &kind.to_le_bytes());

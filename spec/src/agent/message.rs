@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the device asks the agent, and what the agent answers.
 
-use super::frame::Frame;
+use super::frame::{FRAME_HEADER_BYTES, Frame, seal_header};
 use super::map::FreeMap;
 use crate::wire;
 
@@ -26,13 +26,21 @@ impl Ask {
     const MAP: u16 = 2;
     const STOP: u16 = 3;
 
-    /// Kind, epoch and payload of the frame.
-    pub fn parts(self) -> (u16, u64, [u8; 4]) {
-        match self {
-            Self::Hello => (Self::HELLO, 0, [0; 4]),
-            Self::Map { epoch, first } => (Self::MAP, epoch, u32::from(first).to_le_bytes()),
-            Self::Stop => (Self::STOP, 0, [0; 4]),
-        }
+    /// Bytes of a question's frame.
+    pub const FRAME_BYTES: usize = FRAME_HEADER_BYTES + 4;
+
+    /// The frame that asks it.
+    pub fn to_frame(self) -> [u8; Self::FRAME_BYTES] {
+        let (kind, epoch, word) = match self {
+            Self::Hello => (Self::HELLO, 0, 0),
+            Self::Map { epoch, first } => (Self::MAP, epoch, u32::from(first)),
+            Self::Stop => (Self::STOP, 0, 0),
+        };
+        let mut bytes = [0; Self::FRAME_BYTES];
+        let (header, payload) = bytes.split_at_mut(FRAME_HEADER_BYTES);
+        payload.copy_from_slice(&word.to_le_bytes());
+        seal_header(header, kind, epoch, payload);
+        bytes
     }
 
     /// Reads a frame.
@@ -245,6 +253,7 @@ impl core::error::Error for MessageError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::Deframer;
 
     #[test]
     fn every_question_survives_the_way() {
@@ -260,12 +269,11 @@ mod tests {
                 first: false,
             },
         ] {
-            let (kind, epoch, payload) = ask.parts();
-            let frame = Frame {
-                kind,
-                epoch,
-                payload: &payload,
-            };
+            let mut deframer = Deframer::default();
+            let bytes = ask.to_frame();
+            deframer.space()[..bytes.len()].copy_from_slice(&bytes);
+            deframer.filled(bytes.len());
+            let frame = deframer.next_frame().unwrap();
             assert_eq!(Ask::read(&frame), Ok(ask));
         }
     }

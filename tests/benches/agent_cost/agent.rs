@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use spec::agent::{Answer, Ask, Deframer, Frame, MAX_FRAME, Totals};
+use spec::agent::{Answer, Ask, Deframer, Totals};
 
 use crate::PATIENCE;
 
@@ -37,15 +37,7 @@ impl AgentPort {
             epoch,
             first: epoch == 1,
         };
-        let (kind, epoch, payload) = ask.parts();
-        let frame = Frame {
-            kind,
-            epoch,
-            payload: &payload,
-        };
-        let mut bytes = [0; MAX_FRAME];
-        let length = frame.encode(&mut bytes);
-        self.stream.write_all(&bytes[..length])?;
+        self.stream.write_all(&ask.to_frame())?;
         self.read_until(|answer| match answer {
             Answer::End { epoch: of, totals } if of == epoch => Some(totals),
             _ => None,

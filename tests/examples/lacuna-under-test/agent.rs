@@ -6,7 +6,7 @@
 use std::thread;
 use std::time::Instant;
 
-use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::stats::MigrationReport;
 use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, PageSource, Trace};
 use lacuna::args::GuestKind;
@@ -19,7 +19,8 @@ use spec::hint_map::HintPhase;
 use spec::trace::check::Verdict;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked, wait_until_held,
+    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked,
+    wait_until_migrated,
 };
 
 /// The job's name.
@@ -106,13 +107,7 @@ fn migrate(
         map_rounds: false,
         switched_off: Vec::new(),
     }))?;
-    let ended = source.wait_until("the migration to end", PATIENCE, |status| {
-        Ok(status.migration.status.is_over())
-    })?;
-    if ended.migration.status != MigrationState::Completed {
-        return Err(format!("the migration failed: {:?}", ended.migration).into());
-    }
-    wait_until_held(destination)?;
+    wait_until_migrated(source, destination)?;
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
     let verdict = ask_oracle(GuestKind::Linux, source, destination)?;
     let rounds = report.rounds.iter().map(|round| round.pages_by_source);

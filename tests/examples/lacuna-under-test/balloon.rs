@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::Instant;
 
-use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::stats::MigrationReport;
 use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
@@ -18,7 +18,8 @@ use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 use spec::trace::check::Verdict;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked, wait_until_held,
+    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked,
+    wait_until_migrated,
 };
 use crate::memory_files::bytes_taken;
 
@@ -102,13 +103,7 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
         switched_off: Vec::new(),
     }))?;
     device.set_target(LATER_TARGET)?;
-    let ended = source.wait_until("the migration to end", PATIENCE, |status| {
-        Ok(status.migration.status.is_over())
-    })?;
-    if ended.migration.status != MigrationState::Completed {
-        return Err(format!("the migration failed: {:?}", ended.migration).into());
-    }
-    wait_until_held(&mut destination)?;
+    wait_until_migrated(&mut source, &mut destination)?;
     let left = device.balloon()?;
     let hinted = device.pages_hinted()?;
     // Before the oracle looks: the kernel gives memory to whoever reads a hole.

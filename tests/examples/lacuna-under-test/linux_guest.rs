@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use host_migrator::stats::MigrationState;
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
 use serde_json::Value;
@@ -59,8 +60,14 @@ pub fn address_of(destination: &mut Host) -> Result<String, Failure> {
     Ok(status.incoming.unwrap_or_default())
 }
 
-/// Waits until the guest has arrived at `destination`, where it is held.
-pub fn wait_until_held(destination: &mut Host) -> Result<(), Failure> {
+/// Waits until `source` has migrated its guest to `destination`, where it is held.
+pub fn wait_until_migrated(source: &mut Host, destination: &mut Host) -> Result<(), Failure> {
+    let ended = source.wait_until("the migration to end", PATIENCE, |status| {
+        Ok(status.migration.status.is_over())
+    })?;
+    if ended.migration.status != MigrationState::Completed {
+        return Err(format!("the migration failed: {:?}", ended.migration).into());
+    }
     destination.wait_until("the guest to arrive", PATIENCE, |status| {
         Ok(status.machine == MachineState::Held)
     })?;

@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use spec::PageRange;
-use spec::agent::{Answer, Ask, Deframer, Frame, MAX_FRAME, Settings, Totals};
+use spec::agent::{Answer, Ask, Deframer, Settings, Totals};
 use tempfile::TempDir;
 
 /// Longer than anything takes; reached only by a failure.
@@ -70,15 +70,7 @@ impl Host {
     }
 
     pub fn ask(&mut self, ask: Ask) {
-        let (kind, epoch, payload) = ask.parts();
-        let mut bytes = [0; MAX_FRAME];
-        let frame = Frame {
-            kind,
-            epoch,
-            payload: &payload,
-        };
-        let length = frame.encode(&mut bytes);
-        self.send(&bytes[..length]);
+        self.send(&ask.to_frame());
     }
 
     pub fn send(&mut self, bytes: &[u8]) {

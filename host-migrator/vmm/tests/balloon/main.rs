@@ -12,4 +12,6 @@ mod guest_access;
 mod migration;
 mod plain;
 mod rig;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod vcpu;

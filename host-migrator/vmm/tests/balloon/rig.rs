@@ -3,20 +3,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use host_migrator::{GuestRam, RamRegion};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use reference_vmm::mmio::MmioSlot;
 use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 
 use crate::daemon::Daemon;
 use crate::driver::Driver;
+pub use crate::shared::{MIB, PATIENCE, eventually, machine};
 
-/// The end of every wait in these tests. Reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-pub const MIB: u64 = 1 << 20;
 /// Two regions with a hole between them.
 const REGIONS: [(u64, u64); 2] = [(0, 16 * MIB), (32 * MIB, 16 * MIB)];
 /// In the hole that real mode can reach, and an input of the old interrupt controller too.
@@ -24,18 +20,6 @@ pub const SLOT: MmioSlot = MmioSlot {
     gpa: 0xd0000,
     gsi: 5,
 };
-
-/// Tries until `attempt` gives something.
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = attempt() {
-            return found;
-        }
-        assert!(Instant::now() < end, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 pub fn guest_ram() -> Arc<GuestRam> {
     let region = |(gpa, len): (u64, u64)| {
@@ -50,20 +34,6 @@ pub fn guest_ram() -> Arc<GuestRam> {
         }
     };
     Arc::new(GuestRam::map(REGIONS.map(region).into()).unwrap())
-}
-
-/// A virtual machine with interrupt controllers; `None`, with a word about it, where there is no KVM.
-pub fn machine() -> Option<VmFd> {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            println!("skipped: /dev/kvm cannot be used: {error}");
-            return None;
-        }
-    };
-    let vm = kvm.create_vm().unwrap();
-    vm.create_irq_chip().unwrap();
-    Some(vm)
 }
 
 /// A machine, its memory, and a balloon whose back end has a process of its own.

@@ -8,4 +8,6 @@ mod driver;
 mod hostile;
 mod migration;
 mod rig;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod talk;

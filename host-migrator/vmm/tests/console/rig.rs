@@ -4,9 +4,8 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use reference_vmm::MemoryOptions;
 use reference_vmm::memory::MachineMemory;
 use reference_vmm::mmio::MmioSlot;
@@ -14,27 +13,14 @@ use reference_vmm::virtio::console::VirtioConsole;
 use tempfile::TempDir;
 
 use crate::driver::Driver;
+use crate::shared::machine;
+pub use crate::shared::{MIB, PATIENCE, eventually};
 
-/// The end of every wait in these tests. Reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-pub const MIB: u64 = 1 << 20;
 pub const MEMORY: u64 = 16 * MIB;
 const SLOT: MmioSlot = MmioSlot {
     gpa: 0xd000_1000,
     gsi: 6,
 };
-
-/// Tries until `attempt` gives something.
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = attempt() {
-            return found;
-        }
-        assert!(Instant::now() < end, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 /// A console that runs, on a machine without vCPUs.
 pub struct Subject {
@@ -55,15 +41,7 @@ impl Subject {
 
     /// A console for a guest in `memory`, which does not run yet.
     pub fn in_memory(memory: &Arc<MachineMemory>) -> Option<Self> {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(error) => {
-                println!("skipped: /dev/kvm cannot be used: {error}");
-                return None;
-            }
-        };
-        let vm = kvm.create_vm().unwrap();
-        vm.create_irq_chip().unwrap();
+        let vm = machine()?;
         let host = Host::new();
         Some(Self {
             device: VirtioConsole::new(&host.path(), memory, &vm, SLOT).unwrap(),
