@@ -2,8 +2,8 @@
 //! A QEMU that is new enough to be a peer: 10.2 or newer, whose `vhost-user-test-device-pci` is a front end for any
 //! vhost-user device.
 //!
-//! Where the machine's own QEMU is older, Debian's unstable one is fetched once into a folder of the cache and
-//! started there by its own dynamic linker. It needs no privilege to run, only to be fetched.
+//! Where the machine's own QEMU is older, Debian's unstable one is fetched once into a folder of the cache, with what
+//! else a test gives it, and started there by its own dynamic linker. It needs no privilege to run, only to be fetched.
 
 use std::env;
 use std::fs;
@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// The name of the folder in the cache.
-const FOLDER: &str = "qemu-unstable";
+/// What is fetched: QEMU, and the vsock device that one test gives it.
+const PACKAGES: &str = "qemu-system-x86,vhost-device-vsock";
+/// The name of the folder in the cache. Changes with the packages in it.
+const FOLDER: &str = "debian-unstable";
 /// The first version that creates the device.
 const FIRST: (u32, u32) = (10, 2);
 
@@ -59,8 +61,19 @@ impl Installation {
 
     /// What starts it here.
     pub fn command(&self) -> Command {
+        let mut command = self.command_of(&self.program());
+        if let Self::Folder(root) = self {
+            for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+                command.arg("-L").arg(root.join(firmware));
+            }
+        }
+        command
+    }
+
+    /// What starts `program`, which was installed with it.
+    pub fn command_of(&self, program: &Path) -> Command {
         match self {
-            Self::Here(program) => Command::new(program),
+            Self::Here(_) => Command::new(program),
             Self::Folder(root) => {
                 let libraries = root.join("usr/lib/x86_64-linux-gnu");
                 let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
@@ -68,10 +81,7 @@ impl Installation {
                     .env("QEMU_MODULE_DIR", libraries.join("qemu"))
                     .arg("--library-path")
                     .arg(&libraries)
-                    .arg(self.program());
-                for firmware in ["usr/share/qemu", "usr/share/seabios"] {
-                    command.arg("-L").arg(root.join(firmware));
-                }
+                    .arg(program);
                 command
             }
         }
@@ -110,7 +120,7 @@ fn fetch(cache: &Path, folder: &Path) -> Result<(), String> {
     let root = work.path().join("root");
     println!("fetching Debian's unstable QEMU into {}", folder.display());
     let output = Command::new(debootstrap)
-        .args(["--variant=minbase", "--include=qemu-system-x86", "sid"])
+        .args(["--variant=minbase", &format!("--include={PACKAGES}"), "sid"])
         .args([root.as_os_str(), mirror.as_ref()])
         .output()
         .map_err(|error| error.to_string())?;

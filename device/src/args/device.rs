@@ -50,6 +50,10 @@ pub struct DeviceArgs {
     pub control_socket_mode: Option<Mode>,
 
     /// Unix socket to listen on for the guest's agent: the VMM connects a port of the guest to it
+    ///
+    /// Over a vsock whose host end is a unix socket for each port (vhost-device-vsock, Firecracker, Cloud Hypervisor),
+    /// PATH is that of the vsock, `_` and the number of the port, as in /run/vm1-vsock_1024 for `lacuna-agent
+    /// --port vsock:2:1024`.
     #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub agent_socket: Option<PathBuf>,
 

@@ -229,7 +229,7 @@ pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
     let mut device = Device::start(&[]);
     let mut guest = vmm.run(&mut device, "");
     guest.start_agent(vmm.agent_port(), "");
-    Epoch::with_agent(&device, &mut guest);
+    Epoch::with_agent(&device, &mut guest).assert_complete();
     device.restart();
     let mut migrator = device.migrator(MAP_PAGES);
     eventually("the agent", || migrator.open(1).ok());

@@ -17,7 +17,8 @@ use super::{PATIENCE, eventually};
 
 /// The names of the daemon's sockets.
 const VMM: &str = "vmm";
-const AGENT: &str = "agent";
+/// With the number that a hybrid vsock appends, see [`Device::hybrid_vsock`].
+const AGENT: &str = "agent_1024";
 const CONTROL: &str = "control";
 
 /// A running `vhost-device-balloon`.
@@ -61,6 +62,11 @@ impl Device {
     /// Where a VMM connects the port of the guest's agent.
     pub fn agent_socket(&self) -> PathBuf {
         self.folder.path().join(AGENT)
+    }
+
+    /// The path that a hybrid vsock gets: where the guest connects to port 1024 of the host, it connects to the agent's socket.
+    pub fn hybrid_vsock(&self) -> PathBuf {
+        self.folder.path().join("agent")
     }
 
     fn control_socket(&self) -> PathBuf {

@@ -19,6 +19,8 @@ const TAIL: usize = 4000;
 #[derive(Debug)]
 pub struct Guest {
     vmm: Child,
+    /// Programs that serve the VMM, and end with it.
+    servants: Vec<Child>,
     input: ChildStdin,
     console: Arc<Console>,
     /// Up to where the console has been read.
@@ -50,10 +52,17 @@ impl Guest {
         Self {
             input: vmm.stdin.take().expect("it is a pipe"),
             vmm,
+            servants: Vec::new(),
             console,
             read: 0,
             lines: 0,
         }
+    }
+
+    /// Ends `servant` when the VMM ends.
+    pub fn served_by(mut self, servant: Child) -> Self {
+        self.servants.push(servant);
+        self
     }
 
     /// Whether the guest has booted.
@@ -151,6 +160,11 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.kill_group();
         let _ = self.vmm.wait();
+        for servant in &mut self.servants {
+            // It may have ended by itself.
+            let _ = servant.kill();
+            let _ = servant.wait();
+        }
         if thread::panicking() {
             let text = self.console.lock();
             let start = text.char_indices().rev().nth(TAIL).map_or(0, |(at, _)| at);

@@ -7,6 +7,7 @@
 //! | [`claims`] | what holds under every VMM with the guest's driver: the tests |
 //! | [`agent`] | what holds besides with the guest's agent |
 //! | [`uml`], [`qemu`] | the VMMs, and what holds under one of them only |
+//! | [`vsock`] | the same QEMU, whose guest's agent comes by vsock |
 //! | [`guest`] | a guest with a shell on its console |
 //! | [`device`] | the daemon under test |
 //! | [`initramfs`] | what the guests boot from |
@@ -18,6 +19,7 @@ mod guest;
 mod initramfs;
 mod qemu;
 mod uml;
+mod vsock;
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use super::claims::claims_under;
@@ -14,8 +15,8 @@ use crate::qemu_installation::Installation;
 
 /// A QEMU with the device, and a stock Debian kernel.
 #[derive(Clone, Debug)]
-struct Qemu {
-    installation: Installation,
+pub struct Qemu {
+    pub installation: Installation,
     kernel: PathBuf,
     initrd: Vec<u8>,
 }
@@ -23,7 +24,7 @@ struct Qemu {
 impl Qemu {
     /// What it takes, or a sentence on standard output about what is missing. The first caller may wait for a
     /// download.
-    fn find() -> Option<Self> {
+    pub fn find() -> Option<Self> {
         static FOUND: OnceLock<Result<Qemu, String>> = OnceLock::new();
         match FOUND.get_or_init(Self::gather) {
             Ok(qemu) => Some(qemu.clone()),
@@ -45,16 +46,10 @@ impl Qemu {
             initrd: [modules, with_shell(&[])?].concat(),
         })
     }
-}
 
-impl Vmm for Qemu {
-    fn agent_port(&self) -> &'static str {
-        "virtio:org.lacuna.agent.0"
-    }
-
-    fn start(&self, device: &Device, arguments: &str) -> Guest {
-        let folder = device.folder();
-        let initrd = folder.join("qemu.cpio");
+    /// What starts a guest whose balloon is `device`, and whose kernel gets `arguments` besides its own. It has no agent's port.
+    pub fn command(&self, device: &Device, arguments: &str) -> Command {
+        let initrd = device.folder().join("qemu.cpio");
         fs::write(&initrd, &self.initrd).expect("there is room");
         let mut command = self.installation.command();
         command
@@ -74,6 +69,26 @@ impl Vmm for Qemu {
                 "-device",
                 "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs=5,vq_size=1024,config_size=16",
             ])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args([
+                "-append",
+                &format!("console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off {arguments}"),
+            ]);
+        command
+    }
+}
+
+impl Vmm for Qemu {
+    fn agent_port(&self) -> &'static str {
+        "virtio:org.lacuna.agent.0"
+    }
+
+    fn start(&self, device: &Device, arguments: &str) -> Guest {
+        let mut command = self.command(device, arguments);
+        command
             .args(["-device", "virtio-serial", "-chardev"])
             .arg(format!(
                 "socket,id=agent,path={},reconnect-ms=100",
@@ -82,14 +97,6 @@ impl Vmm for Qemu {
             .args([
                 "-device",
                 "virtserialport,chardev=agent,name=org.lacuna.agent.0",
-            ])
-            .arg("-kernel")
-            .arg(&self.kernel)
-            .arg("-initrd")
-            .arg(initrd)
-            .args([
-                "-append",
-                &format!("console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off {arguments}"),
             ]);
         Guest::start(&command)
     }

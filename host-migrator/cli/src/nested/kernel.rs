@@ -23,7 +23,7 @@ use super::packages::{self, PackageError};
 /// Names the folder to keep kernels in, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";
 /// Changes with the layout of a kernel's folder, and with the modules in it.
-const LAYOUT: &str = "kernels-3";
+const LAYOUT: &str = "kernels-4";
 
 /// The file in a folder of modules that names them in load order, one a line.
 pub const MODULE_LIST: &str = "list";
@@ -31,8 +31,14 @@ pub const MODULE_LIST: &str = "list";
 const OUTER_DRIVERS: &[&str] = &["kvm_amd"];
 /// Drivers of the Linux guest. Those of the console bring the agent's port.
 const GUEST_DRIVERS: &[&str] = &["virtio_mmio", "virtio_console", "virtio_balloon"];
-/// Drivers of a Linux guest whose virtio devices are on PCI.
-const PCI_GUEST_DRIVERS: &[&str] = &["virtio_pci", "virtio_console", "virtio_balloon"];
+/// Drivers of a Linux guest whose virtio devices are on PCI, with a disk and another way to the agent's port.
+const PCI_GUEST_DRIVERS: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+];
 
 /// Why there is no kernel.
 #[derive(Debug, Error)]

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! QEMU with a vsock whose host end is a unix socket for each port, as that of Firecracker and of Cloud Hypervisor:
+//! `vhost-device-vsock` of rust-vmm. The guest's agent connects to the host as it would by any vsock.
+
+use std::path::PathBuf;
+
+use super::claims::claims_under;
+use super::device::Device;
+use super::guest::Guest;
+use super::qemu::Qemu;
+use super::{Vmm, eventually};
+
+/// Debian's package and the program in it.
+const PROGRAM: &str = "vhost-device-vsock";
+
+/// A QEMU, and what gives it a vsock.
+#[derive(Debug)]
+struct WithVsock {
+    qemu: Qemu,
+    program: PathBuf,
+}
+
+impl WithVsock {
+    /// What it takes, or a sentence on standard output about what is missing.
+    fn find() -> Option<Self> {
+        let qemu = Qemu::find()?;
+        let program = qemu.installation.program().with_file_name(PROGRAM);
+        if !program.is_file() {
+            println!(
+                "skipped: {} is missing: install {PROGRAM}",
+                program.display()
+            );
+            return None;
+        }
+        Some(Self { qemu, program })
+    }
+}
+
+impl Vmm for WithVsock {
+    /// The host's context id is 2.
+    fn agent_port(&self) -> &'static str {
+        "vsock:2:1024"
+    }
+
+    fn start(&self, device: &Device, arguments: &str) -> Guest {
+        let socket = device.folder().join("vsock");
+        let servant = self
+            .qemu
+            .installation
+            .command_of(&self.program)
+            .args(["--guest-cid", "3", "--socket"])
+            .arg(&socket)
+            .arg("--uds-path")
+            .arg(device.hybrid_vsock())
+            .spawn()
+            .expect("the vsock device starts");
+        eventually("the vsock device's socket", || {
+            socket.exists().then_some(())
+        });
+        let mut command = self.qemu.command(device, arguments);
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=vsock,path={}", socket.display()))
+            .args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
+        Guest::start(&command).served_by(servant)
+    }
+}
+
+claims_under! { WithVsock::find:
+    agent::the_agent_tells_every_free_page_and_the_driver_whole_blocks,
+    agent::the_agent_comes_back_to_a_device_that_was_restarted,
+}
