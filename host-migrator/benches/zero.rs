@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The zero page test, from memory and from the cache; and the copy that comes before it.
+//! The zero page test, from memory and from the cache.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use host_migrator::zero::is_zero;
-use host_migrator::{GuestRam, RamRegion};
-use spec::PageRange;
 
 const PAGE: usize = 4096;
 /// More than any cache holds.
@@ -35,46 +33,5 @@ fn zero(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn copy(criterion: &mut Criterion) {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::memfd_create("bench", flags).expect("memfd"));
-    let len = (PAGES * PAGE) as u64;
-    file.set_len(len).expect("memory");
-    let region = RamRegion {
-        gpa: 0,
-        len,
-        file,
-        offset: 0,
-    };
-    let ram = GuestRam::map(vec![region]).expect("mapping");
-    let runs: Vec<PageRange> = (0..PAGES as u64)
-        .step_by(64)
-        .filter_map(|first| PageRange::new(first, 64))
-        .collect();
-    for run in &runs {
-        ram.fill(*run, &mut &vec![7u8; 64 * PAGE][..])
-            .expect("fill");
-    }
-    let mut group = criterion.benchmark_group("guest memory");
-    group.throughput(Throughput::Bytes(len));
-    group.sample_size(20);
-    let mut buffer = vec![0; 64 * PAGE];
-    group.bench_function("copy to a buffer that stays in the cache", |bencher| {
-        bencher.iter(|| {
-            runs.iter()
-                .for_each(|run| ram.read(*run, &mut buffer).expect("in memory"))
-        });
-    });
-    group.bench_function("checksum", |bencher| {
-        bencher.iter(|| {
-            let mut hasher = crc32fast::Hasher::new();
-            runs.iter()
-                .for_each(|run| ram.checksum(*run, &mut hasher).expect("in memory"));
-            hasher.finalize()
-        });
-    });
-    group.finish();
-}
-
-criterion_group!(benches, zero, copy);
+criterion_group!(benches, zero);
 criterion_main!(benches);

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
 use spec::{PAGE_SIZE, PageRange};
@@ -181,40 +182,28 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Reads exactly the pages of `range` from `source` into guest memory.
+    /// Writes `content` to the pages of `range`.
+    ///
+    /// The bytes go through the memory file, not through the mapping: a page that is written whole need
+    /// not be made zero first, and no page fault brings it in. A host without free memory is then an error
+    /// here, and not the end of the process.
     ///
     /// # Errors
-    /// [`RamError::OutOfRange`], or what `source` fails with (an early end is
-    /// [`io::ErrorKind::UnexpectedEof`]).
-    pub fn fill<R: vm_memory::ReadVolatile>(
-        &self,
-        range: PageRange,
-        source: &mut R,
-    ) -> Result<(), RamError> {
-        let mut slice = self.slice(range)?;
-        source
-            .read_exact_volatile(&mut slice)
-            .map_err(volatile_to_io)?;
-        Ok(())
-    }
-
-    /// CRC-32 of the pages of `range`, continued from `hasher`.
+    /// [`RamError::OutOfRange`] if the pages are not in one region, or the error of the file.
     ///
-    /// # Errors
-    /// [`RamError::OutOfRange`] if the pages are not in one region.
-    pub fn checksum(
-        &self,
-        range: PageRange,
-        hasher: &mut crc32fast::Hasher,
-    ) -> Result<(), RamError> {
-        let slice = self.slice(range)?;
-        let mut page = [0; PAGE_SIZE as usize];
-        for index in 0..range.count() as usize {
-            let from = slice.subslice(index * PAGE_SIZE as usize, PAGE_SIZE as usize);
-            from.map_err(io::Error::other)?.copy_to(&mut page[..]);
-            hasher.update(&page);
+    /// # Panics
+    /// If `content` has another size than the pages.
+    pub fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        assert_eq!(content.len() as u64, range.bytes());
+        let (file, offset) = self.file_of(range)?;
+        match file.write_all_at(content, offset) {
+            // Files of huge pages are only written through a mapping.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.slice(range)?.copy_from(content);
+                Ok(())
+            }
+            written => Ok(written?),
         }
-        Ok(())
     }
 
     /// Makes the pages of `range` zero, by giving them back to the memory file.
@@ -277,13 +266,6 @@ fn out_of_range(range: PageRange) -> RamError {
     }
 }
 
-fn volatile_to_io(error: vm_memory::VolatileMemoryError) -> io::Error {
-    match error {
-        vm_memory::VolatileMemoryError::IOError(error) => error,
-        other => io::Error::other(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,21 +300,51 @@ mod tests {
     }
 
     #[test]
-    fn what_was_filled_is_read_back_and_a_discard_makes_it_zero() {
+    fn what_was_written_is_read_back_and_a_discard_makes_it_zero() {
         let ram = two_regions();
         let content: Vec<u8> = (0..2 * PAGE_SIZE).map(|i| (i % 251) as u8 + 1).collect();
         let range = pages((1 << 20) + 3, 2);
-        ram.fill(range, &mut &content[..]).unwrap();
+        ram.write(range, &content).unwrap();
         let mut got = vec![0; content.len()];
         ram.read(range, &mut got).unwrap();
         assert_eq!(got, content);
-        let mut hasher = crc32fast::Hasher::new();
-        ram.checksum(range, &mut hasher).unwrap();
-        assert_eq!(hasher.finalize(), crc32fast::hash(&content));
         ram.discard(pages((1 << 20) + 3, 1)).unwrap();
         ram.read(range, &mut got).unwrap();
         assert!(got[..4096].iter().all(|b| *b == 0));
         assert_eq!(got[4096..], content[4096..]);
+    }
+
+    #[test]
+    fn memory_of_huge_pages_is_written_page_by_page_too() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let len = 2 << 20;
+        let region = rustix::fs::memfd_create("huge", flags).and_then(|file| {
+            // Allocated now: a mapping is given without a page behind it, and then ends the process.
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)?;
+            let file = File::from(file);
+            let (gpa, offset) = (0, 0);
+            Ok(RamRegion {
+                gpa,
+                len,
+                file,
+                offset,
+            })
+        });
+        let mapped = region.map_err(|error| RamError::Io(error.into()));
+        let ram = match mapped.and_then(|region| GuestRam::map(vec![region])) {
+            Ok(ram) => ram,
+            Err(error) => {
+                println!("skipped: this machine has no huge page to spare ({error})");
+                return;
+            }
+        };
+        let content = vec![7; 2 * PAGE_SIZE as usize];
+        ram.write(pages(5, 2), &content).unwrap();
+        ram.discard(pages(6, 1)).unwrap();
+        let mut got = vec![0; 4 * PAGE_SIZE as usize];
+        ram.read(pages(4, 4), &mut got).unwrap();
+        let of_page: Vec<u8> = got.chunks(PAGE_SIZE as usize).map(|page| page[9]).collect();
+        assert_eq!(of_page, [0, 7, 0, 0]);
     }
 
     #[test]
@@ -350,6 +362,7 @@ mod tests {
                 "{range:?}"
             );
             assert!(ram.discard(range).is_err(), "{range:?}");
+            assert!(ram.write(range, &out).is_err(), "{range:?}");
         }
     }
 
@@ -357,9 +370,8 @@ mod tests {
     fn holes_are_the_pages_nobody_wrote() {
         let ram = two_regions();
         let written = vec![1u8; PAGE_SIZE as usize];
-        ram.fill(pages(10, 1), &mut &written[..]).unwrap();
-        ram.fill(pages((1 << 20) + 7, 1), &mut &written[..])
-            .unwrap();
+        ram.write(pages(10, 1), &written).unwrap();
+        ram.write(pages((1 << 20) + 7, 1), &written).unwrap();
         let in_holes = |pfn| {
             ram.holes()
                 .unwrap()

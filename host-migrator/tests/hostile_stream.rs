@@ -52,12 +52,16 @@ impl Liar {
     }
 
     fn section(&mut self, kind: SectionKind, payload: &[u8]) {
+        self.summed_section(kind, payload, crc32fast::hash(payload));
+    }
+
+    fn summed_section(&mut self, kind: SectionKind, payload: &[u8], payload_crc: u32) {
         let header = SectionHeader {
             kind,
             sequence: self.sequence,
             round: self.round,
             length: payload.len() as u64,
-            payload_crc: crc32fast::hash(payload),
+            payload_crc,
         };
         self.sequence += 1;
         self.bytes(&header.to_bytes());
@@ -86,9 +90,16 @@ impl Liar {
 
 /// What a destination says to `lies`.
 fn received(lies: impl FnOnce(&mut Liar, &GuestRam)) -> Result<(), ReceiveError> {
+    received_into(&Arc::new(like(&memory().ram)), lies)
+}
+
+/// As [`received`], with the destination's memory to look at.
+fn received_into(
+    ram: &Arc<GuestRam>,
+    lies: impl FnOnce(&mut Liar, &GuestRam),
+) -> Result<(), ReceiveError> {
     let (here, there) = UnixStream::pair().unwrap();
-    let ram = Arc::new(like(&memory().ram));
-    let theirs = Arc::clone(&ram);
+    let theirs = Arc::clone(ram);
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
         let result = receive(
@@ -110,7 +121,7 @@ fn received(lies: impl FnOnce(&mut Liar, &GuestRam)) -> Result<(), ReceiveError>
     let mut greeting = [0; GREETING_BYTES];
     liar.stream.read_exact(&mut greeting).unwrap();
     liar.session = Greeting::from_bytes(&greeting).unwrap().session;
-    lies(&mut liar, &ram);
+    lies(&mut liar, ram);
     // The destination hears all, and is heard.
     liar.stream.shutdown(Shutdown::Write).unwrap();
     let _ = liar.stream.read_to_end(&mut Vec::new());
@@ -229,6 +240,28 @@ fn pages_outside_memory_are_refused() {
             );
         }
     }
+}
+
+#[test]
+fn nothing_of_a_corrupt_section_gets_into_memory() {
+    let ram = Arc::new(like(&memory().ram));
+    let good = pages(60, 2, 2);
+    let result = received_into(&ram, |liar, ram| {
+        liar.start(ram);
+        liar.section(SectionKind::Pages, &good);
+        let mut corrupt = pages(58, 4, 4);
+        let sum = crc32fast::hash(&corrupt);
+        *corrupt.last_mut().unwrap() ^= 1;
+        liar.summed_section(SectionKind::Pages, &corrupt, sum);
+    });
+    assert!(matches!(
+        result,
+        Err(ReceiveError::Stream(SectionError::Checksum { .. }))
+    ));
+    let mut got = vec![0; 4 * 4096];
+    ram.read(PageRange::new(58, 4).unwrap(), &mut got).unwrap();
+    let first_bytes: Vec<u8> = got.chunks(4096).map(|page| page[0]).collect();
+    assert_eq!(first_bytes, [0, 0, 1, 1]);
 }
 
 #[test]

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use spec::stream::{
-    Greeting, MAX_SECTION_PAGES, PagesPrefix, RUN_BYTES, STREAM_HEADER_BYTES, SectionHeader,
-    SectionKind, StreamError, StreamHeader, Totals, runs,
+    Greeting, PagesPrefix, RUN_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind, StreamError,
+    StreamHeader, Totals, runs,
 };
 use spec::{PAGE_SIZE, PageRange};
 
 use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus};
 use crate::machine::DestinationMachine;
-use crate::ram::{GuestRam, RamError};
-use crate::transport::sections::{SectionReader, SectionWriter, check};
+use crate::ram::GuestRam;
+use crate::transport::sections::{SectionReader, SectionWriter};
 use crate::transport::{Channel, SectionError};
 
 /// How long a source that was told of an error may go on sending.
@@ -27,7 +27,8 @@ pub(crate) struct Receiver<'a> {
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
     rounds: u64,
-    table: Vec<u8>,
+    /// The section of pages that is being received, at most [`SectionKind::max_length`] bytes.
+    payload: Vec<u8>,
     began: Instant,
 }
 
@@ -48,7 +49,7 @@ impl<'a> Receiver<'a> {
                 ..ReceiveStatus::default()
             },
             rounds: 0,
-            table: vec![0; MAX_SECTION_PAGES as usize * RUN_BYTES],
+            payload: Vec::new(),
             began: Instant::now(),
         }
     }
@@ -183,21 +184,14 @@ impl<'a> Receiver<'a> {
         }
     }
 
+    /// Writes the pages of a section into memory, once its checksum is right and all its runs are memory.
     fn pages(&mut self, header: &SectionHeader) -> Result<(), ReceiveError> {
         let malformed = || SectionError::from(StreamError::Malformed(SectionKind::Pages));
-        if header.length < PagesPrefix::BYTES as u64 {
-            return Err(malformed().into());
-        }
-        let mut prefix = [0; PagesPrefix::BYTES];
-        self.input.exact(&mut prefix).map_err(SectionError::from)?;
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&prefix);
-        let prefix = PagesPrefix::from_bytes(&prefix, header.length).map_err(SectionError::from)?;
-        // The prefix has no more runs than pages, and these fit the table.
-        let table = &mut self.table[..prefix.runs as usize * RUN_BYTES];
-        self.input.exact(table).map_err(SectionError::from)?;
-        hasher.update(table);
-        // All runs are looked at before the first byte goes into memory.
+        self.input.payload_into(header, &mut self.payload)?;
+        let (prefix, rest) = (self.payload.split_first_chunk()).ok_or_else(malformed)?;
+        let prefix = PagesPrefix::from_bytes(prefix, header.length).map_err(SectionError::from)?;
+        let table_bytes = prefix.runs as usize * RUN_BYTES;
+        let (table, mut content) = rest.split_at_checked(table_bytes).ok_or_else(malformed)?;
         let mut pages = 0;
         for run in runs(SectionKind::Pages, table) {
             let run = run.map_err(SectionError::from)?;
@@ -209,12 +203,12 @@ impl<'a> Receiver<'a> {
         }
         for run in runs(SectionKind::Pages, table) {
             let run = run.map_err(SectionError::from)?;
-            self.ram
-                .fill(run, self.input.direct(run.bytes()))
-                .map_err(from_channel)?;
-            self.ram.checksum(run, &mut hasher)?;
+            // The runs have as many pages as the prefix says, and these fit a section.
+            let bytes = run.bytes() as usize;
+            let (of_run, after) = content.split_at_checked(bytes).ok_or_else(malformed)?;
+            self.ram.write(run, of_run)?;
+            content = after;
         }
-        check(header, hasher.finalize())?;
         self.status.pages += u64::from(prefix.pages);
         Ok(())
     }
@@ -267,12 +261,4 @@ impl<'a> Receiver<'a> {
 
 fn unexpected(found: SectionKind, expected: &'static str) -> SectionError {
     SectionError::Unexpected { found, expected }
-}
-
-/// What fails while pages are read is the connection, not memory.
-fn from_channel(error: RamError) -> ReceiveError {
-    match error {
-        RamError::Io(error) => SectionError::Io(error).into(),
-        other => other.into(),
-    }
 }

@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
-use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::{Address, TransportError};
 
@@ -220,20 +218,6 @@ impl Reader {
                 Err(_) => return,
             }
         }
-    }
-}
-
-impl ReadVolatile for Reader {
-    fn read_volatile<B: BitmapSlice>(
-        &mut self,
-        buf: &mut VolatileSlice<B>,
-    ) -> Result<usize, VolatileMemoryError> {
-        Wait::new(&self.stop, self.patience)
-            .until_ready(|| match (&*self.socket).read_volatile(buf) {
-                Err(VolatileMemoryError::IOError(error)) => Err(error),
-                other => other.map_err(io::Error::other),
-            })
-            .map_err(VolatileMemoryError::IOError)
     }
 }
 

@@ -212,24 +212,27 @@ impl SectionReader {
 
     /// Receives the whole payload of a section, which its kind has bounded.
     pub(crate) fn payload(&mut self, header: &SectionHeader) -> Result<Vec<u8>, SectionError> {
-        // The length fits memory: it is at most `SectionKind::max_length`.
-        let mut payload = vec![0; header.length as usize];
-        self.exact(&mut payload)?;
-        check(header, crc32fast::hash(&payload))?;
+        let mut payload = Vec::new();
+        self.payload_into(header, &mut payload)?;
         Ok(payload)
     }
 
-    /// Receives bytes of a payload.
-    pub(crate) fn exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+    /// As [`SectionReader::payload`], into a buffer that is used again.
+    pub(crate) fn payload_into(
+        &mut self,
+        header: &SectionHeader,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), SectionError> {
+        // The length fits memory: it is at most `SectionKind::max_length`.
+        payload.resize(header.length as usize, 0);
+        self.exact(payload)?;
+        check(header, crc32fast::hash(payload))
+    }
+
+    fn exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         self.input.read_exact(bytes)?;
         self.bytes += bytes.len() as u64;
         Ok(())
-    }
-
-    /// The channel, for payload that goes straight into guest memory; `bytes` are counted as received.
-    pub(crate) fn direct(&mut self, bytes: u64) -> &mut Reader {
-        self.bytes += bytes;
-        &mut self.input
     }
 
     /// Waits for an empty section of `kind`.
@@ -263,7 +266,7 @@ impl SectionReader {
 }
 
 /// Compares the checksum in `header` with the payload's.
-pub(crate) fn check(header: &SectionHeader, crc: u32) -> Result<(), SectionError> {
+fn check(header: &SectionHeader, crc: u32) -> Result<(), SectionError> {
     if crc == header.payload_crc {
         Ok(())
     } else {

@@ -69,7 +69,7 @@ impl Memory {
         let mut words = [0; PAGE_WORDS];
         stamp(pfn, version).write(SEED, &mut words);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.ram.fill(one(pfn), &mut &bytes[..]).unwrap();
+        self.ram.write(one(pfn), &bytes).unwrap();
         self.versions[pfn as usize].store(version, Ordering::Release);
     }
 

@@ -74,7 +74,7 @@ impl Guest {
     pub fn write_zeros(&self, pfn: u64) {
         let zeros = [0; spec::PAGE_SIZE as usize];
         let page = memory::one(pfn);
-        self.memory.ram.fill(page, &mut &zeros[..]).unwrap();
+        self.memory.ram.write(page, &zeros).unwrap();
         self.memory.free(pfn);
         self.vcpu_log.mark(pfn);
     }

@@ -241,8 +241,7 @@ mod tests {
 
     fn fill(ram: &GuestRam, pfn: u64, byte: u8) {
         let page = vec![byte; PAGE_SIZE as usize];
-        ram.fill(PageRange::new(pfn, 1).unwrap(), &mut &page[..])
-            .unwrap();
+        ram.write(PageRange::new(pfn, 1).unwrap(), &page).unwrap();
     }
 
     fn put_word(ram: &GuestRam, gpa: u64, word: u64) {
@@ -251,7 +250,7 @@ mod tests {
         ram.read(range, &mut page).unwrap();
         let at = (gpa % PAGE_SIZE) as usize;
         page[at..at + 8].copy_from_slice(&word.to_le_bytes());
-        ram.fill(range, &mut &page[..]).unwrap();
+        ram.write(range, &page).unwrap();
     }
 
     fn with_skipped(pfns: &[u64]) -> MigrationBitmap {
@@ -308,7 +307,7 @@ mod tests {
             let range = PageRange::new(pfn, 1).unwrap();
             let mut page = vec![0; PAGE_SIZE as usize];
             a.read(range, &mut page).unwrap();
-            b.fill(range, &mut &page[..]).unwrap();
+            b.write(range, &page).unwrap();
         }
         fill(&a, 101, 1);
         fill(&a, 102, 1);
