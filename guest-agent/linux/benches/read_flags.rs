@@ -1,53 +1,200 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the agent adds to reading the kernel's page flags: a bare `read` of a part against a map of it, made with one
-//! look and with two.
+//! How fast the agent reads the kernel's page flags: its whole way from `/proc/kpageflags` to sealed frames, against
+//! a bare `read` of the same flags.
+//!
+//! Both take turns at every part of memory, so that noise meets both alike; a figure is the median of their ratios.
+//! Parts are told apart by what is in them. So that there are some of each kind, the bench fills memory of its own, and
+//! gives every second page of some of it back.
+
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::hint::black_box;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lacuna_agent::free_pages::{FreePages, Looks, parts};
+use lacuna_agent::free_pages::FreePages;
 use lacuna_agent::memory;
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::time::{ClockId, clock_gettime};
 use spec::PageRange;
-use spec::agent::{MAX_FRAME_PAYLOAD, map};
+use spec::agent::{Answer, FRAME_HEADER_BYTES, MAX_FRAME, frame, map};
 
-fn read_flags(c: &mut Criterion) {
+/// Memory that is filled, and memory of which every second page is given back.
+const OWN: u64 = 2 << 30;
+/// Pages that are told apart and read together: 8 MiB.
+const UNIT: u64 = 1 << 11;
+/// Times that each part is read, by each of the two.
+const TURNS: usize = 5;
+const PAGE: u64 = spec::PAGE_SIZE;
+
+/// What a part of memory is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    InUse,
+    Free,
+    Fragmented,
+    Mixed,
+}
+
+/// One turn.
+struct Pair {
+    kind: Kind,
+    pages: u64,
+    bare: Duration,
+    agent: Duration,
+}
+
+fn main() {
     let Ok(file) = File::open("/proc/kpageflags") else {
         println!("skipped: /proc/kpageflags cannot be read here");
         return;
     };
-    let part = most_free();
-    let mut group = c.benchmark_group("page flags");
-    group.throughput(Throughput::Elements(part.count()));
-    let mut bytes = vec![0; part.count() as usize * 8];
-    group.bench_function("bare read", |b| {
-        b.iter(|| file.read_exact_at(&mut bytes, part.first() * 8).unwrap());
-    });
-    for (name, looks) in [
-        ("map, one look", Looks::Once),
-        ("map, two looks", Looks::Twice),
-    ] {
-        let mut pages = FreePages::open(looks).unwrap();
-        let mut payload = [0; MAX_FRAME_PAYLOAD];
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                let (words, _) = pages.read(part).unwrap();
-                black_box(map::encode(part, words, &mut payload))
-            });
-        });
+    let filled = memory_in_use();
+    let fragmented = memory_in_use();
+    for page in (0..OWN / PAGE).step_by(2) {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&fragmented, hole, page * PAGE, PAGE).unwrap();
     }
-    group.finish();
+    let pairs = measure(&file);
+    drop((filled, fragmented));
+    println!("memory       parts  bare read (ns a page)  agent (ns a page)  agent's speed");
+    for (name, kind) in [
+        ("in use", Kind::InUse),
+        ("free", Kind::Free),
+        ("fragmented", Kind::Fragmented),
+        ("mixed", Kind::Mixed),
+    ] {
+        print(name, pairs.iter().filter(|pair| pair.kind == kind));
+    }
+    print("all", pairs.iter());
 }
 
-/// The part of memory with the most free pages: where a second look costs most.
-fn most_free() -> PageRange {
-    let mut pages = FreePages::open(Looks::Once).unwrap();
-    let zones = memory::zones().unwrap();
-    let all = zones.iter().flat_map(|zone| parts(*zone));
-    all.max_by_key(|part| pages.read(*part).unwrap().1).unwrap()
+fn memory_in_use() -> File {
+    let mut file = File::from(memfd_create("read_flags", MemfdFlags::CLOEXEC).unwrap());
+    let block = vec![1; 1 << 20];
+    for _ in 0..OWN / block.len() as u64 {
+        file.write_all(&block).unwrap();
+    }
+    file
 }
 
-criterion_group!(benches, read_flags);
-criterion_main!(benches);
+fn measure(file: &File) -> Vec<Pair> {
+    let mut agent = Agent::new();
+    let mut bytes = vec![0; UNIT as usize * 8];
+    let mut pairs = Vec::new();
+    for zone in memory::zones().unwrap() {
+        for part in units(zone) {
+            let bytes = &mut bytes[..part.count() as usize * 8];
+            let kind = agent.kind(part);
+            for turn in 0..TURNS {
+                let bare = || {
+                    let mut filled = 0;
+                    while filled < bytes.len() {
+                        let at = part.first() * 8 + filled as u64;
+                        match file.read_at(&mut bytes[filled..], at).unwrap() {
+                            0 => break,
+                            count => filled += count,
+                        }
+                    }
+                    black_box(&bytes);
+                };
+                let (bare, agent) = if turn % 2 == 0 {
+                    let bare = time(bare);
+                    (bare, time(|| agent.answer(part)))
+                } else {
+                    let agent = time(|| agent.answer(part));
+                    (time(bare), agent)
+                };
+                pairs.push(Pair {
+                    kind,
+                    pages: part.count(),
+                    bare,
+                    agent,
+                });
+            }
+        }
+    }
+    pairs
+}
+
+/// The wholly known units of `zone`.
+fn units(zone: PageRange) -> impl Iterator<Item = PageRange> {
+    let firsts = (zone.first().next_multiple_of(UNIT)..).step_by(UNIT as usize);
+    let units = firsts.map_while(move |first| PageRange::new(first, UNIT));
+    units.take_while(move |unit| unit.end() <= zone.end())
+}
+
+/// What the agent does for a question, but for the port.
+struct Agent {
+    pages: FreePages,
+    frame: Box<[u8; MAX_FRAME]>,
+}
+
+impl Agent {
+    fn new() -> Self {
+        Self {
+            pages: FreePages::open().unwrap(),
+            frame: Box::new([0; MAX_FRAME]),
+        }
+    }
+
+    fn answer(&mut self, part: PageRange) {
+        let (words, free) = self.pages.read(part).unwrap();
+        if free != 0 {
+            let payload = self.frame[FRAME_HEADER_BYTES..].first_chunk_mut().unwrap();
+            let length = map::encode(part, words, payload);
+            black_box(frame::seal(&mut self.frame, Answer::MAP, 1, length));
+        }
+    }
+
+    fn kind(&mut self, part: PageRange) -> Kind {
+        let (words, free) = self.pages.read(part).unwrap();
+        let ends = words
+            .iter()
+            .map(|word| u64::from((word & !(word >> 1)).count_ones()));
+        let runs = ends.sum::<u64>();
+        match free * 100 / part.count() {
+            0..=9 => Kind::InUse,
+            90.. => Kind::Free,
+            _ if runs * 4 > free => Kind::Fragmented,
+            _ => Kind::Mixed,
+        }
+    }
+}
+
+/// Processor time: on a busy machine others take turns, too.
+fn time(work: impl FnOnce()) -> Duration {
+    let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let begin = now();
+    work();
+    now() - begin
+}
+
+fn print<'a>(name: &str, pairs: impl Iterator<Item = &'a Pair>) {
+    let pairs: Vec<&Pair> = pairs.collect();
+    if pairs.is_empty() {
+        println!("{name:12} none here");
+        return;
+    }
+    let a_page = |time: Duration, pair: &Pair| time.as_nanos() as f64 / pair.pages as f64;
+    println!(
+        "{name:12} {:5}  {:21.1}  {:17.1}  {:11.1} %",
+        pairs.len() / TURNS,
+        median(pairs.iter().map(|pair| a_page(pair.bare, pair))),
+        median(pairs.iter().map(|pair| a_page(pair.agent, pair))),
+        100.0
+            * median(
+                pairs
+                    .iter()
+                    .map(|pair| pair.bare.as_secs_f64() / pair.agent.as_secs_f64())
+            ),
+    );
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}

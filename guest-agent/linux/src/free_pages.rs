@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which pages are free: `/proc/kpageflags`, one 64-bit word of flags a page.
 //!
-//! The kernel takes no lock when it fills that file. It calls a page free (`KPF_BUDDY`) if it, or a page at the start of
-//! an aligned block around it, is marked as free and big enough; mark and size are two reads. If that first page
-//! is taken into use between them, the size is some other number, and a page of the block that has been in use all the
-//! time looks free, once. A page in use that was told as free, and is not written again, would be lost. So pages are
-//! told only if they look free twice: each look would have to meet that moment, at the same page.
+//! Pages of which one look leaves doubt are looked at again ([`crate::page_flags`] says why, and which).
 
 use std::fs::File;
 use std::io;
@@ -14,28 +10,17 @@ use std::os::unix::fs::FileExt;
 use spec::PageRange;
 use spec::agent::MAX_MAP_PAGES;
 
-/// The page is in the kernel's free lists.
-const KPF_BUDDY: u64 = 1 << 10;
+use crate::page_flags::Seen;
+
 /// Bytes of flags a page.
 const FLAGS: usize = 8;
-/// Pages that are looked at again together: as long as none of them is free there is nothing to look for.
-const SECOND_LOOK: usize = 512;
-
-/// How often the flags are looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Looks {
-    /// Once: for measurements only.
-    Once,
-    /// Twice, see the module.
-    #[default]
-    Twice,
-}
+/// Pages whose flags are read together: few enough that they stay in the processor's cache until they were looked at.
+const PIECE: usize = 2048;
 
 /// Reads page flags. All memory that it needs is its own from the start: while it reads it allocates nothing.
 #[derive(Debug)]
 pub struct FreePages {
     file: File,
-    looks: Looks,
     flags: Vec<u8>,
     words: Vec<u64>,
 }
@@ -45,13 +30,16 @@ impl FreePages {
     ///
     /// # Errors
     /// If the kernel has none (`CONFIG_PROC_PAGE_MONITOR`) or the process may not read them (only root may).
-    pub fn open(looks: Looks) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open("/proc/kpageflags")?,
-            looks,
-            flags: vec![0; MAX_MAP_PAGES as usize * FLAGS],
+    pub fn open() -> io::Result<Self> {
+        Ok(Self::of(File::open("/proc/kpageflags")?))
+    }
+
+    fn of(file: File) -> Self {
+        Self {
+            file,
+            flags: vec![0; PIECE * FLAGS],
             words: vec![0; MAX_MAP_PAGES as usize / 64],
-        })
+        }
     }
 
     /// The pages of `range` that are free now: bit `p % 64` of word `p / 64`, counted from its first page, and how
@@ -62,41 +50,38 @@ impl FreePages {
     pub fn read(&mut self, range: PageRange) -> io::Result<(&[u64], u64)> {
         let pages = range.count().min(u64::from(MAX_MAP_PAGES)) as usize;
         let words = &mut self.words[..pages.div_ceil(64)];
-        let flags = &mut self.flags[..pages * FLAGS];
-        let known = read_at(&self.file, flags, range.first())?;
-        for (word, flags) in words.iter_mut().zip(flags.chunks(64 * FLAGS)) {
-            *word = free(flags);
-        }
-        mask_from(words, known);
-        if self.looks == Looks::Twice {
-            look_again(&self.file, flags, words, range.first())?;
+        words.fill(0);
+        for (index, words) in words.chunks_mut(PIECE / 64).enumerate() {
+            let skipped = index * PIECE;
+            let length = (pages - skipped).min(PIECE) * FLAGS;
+            let first = range.first() + skipped as u64;
+            let flags = read_at(&self.file, &mut self.flags[..length], first)?;
+            for (index, (word, flags)) in words.iter_mut().zip(flags.chunks(64)).enumerate() {
+                let first = first + index as u64 * 64;
+                let Seen { free, certain } = Seen::new(flags, first);
+                *word = certain | look_again(&self.file, free & !certain, first)?;
+            }
         }
         let free = words.iter().map(|word| u64::from(word.count_ones())).sum();
         Ok((words, free))
     }
 }
 
-/// Clears the bits of all pages that do not look free any more.
-fn look_again(file: &File, flags: &mut [u8], words: &mut [u64], first: u64) -> io::Result<()> {
-    let parts = words.chunks_mut(SECOND_LOOK / 64);
-    for (index, words) in parts.enumerate() {
-        if words.iter().all(|word| *word == 0) {
-            continue;
-        }
-        let start = index * SECOND_LOOK;
-        let length = flags.len().min(SECOND_LOOK * FLAGS);
-        let flags = &mut flags[..length];
-        let known = read_at(file, flags, first + start as u64)?;
-        mask_from(words, known);
-        for (word, flags) in words.iter_mut().zip(flags.chunks(64 * FLAGS)) {
-            *word &= free(flags);
-        }
+/// Those of the pages `doubtful`, counted from `first`, that look free this time, too.
+fn look_again(file: &File, doubtful: u64, first: u64) -> io::Result<u64> {
+    if doubtful == 0 {
+        return Ok(0);
     }
-    Ok(())
+    let (low, high) = (doubtful.trailing_zeros(), 64 - doubtful.leading_zeros());
+    let mut flags = [0; 64 * FLAGS];
+    let flags = &mut flags[..(high - low) as usize * FLAGS];
+    let first = first + u64::from(low);
+    let seen = Seen::new(read_at(file, flags, first)?, first);
+    Ok(seen.free << low & doubtful)
 }
 
-/// Reads the flags of pages from `first` on and returns how many there are: the file ends with memory.
-fn read_at(file: &File, flags: &mut [u8], first: u64) -> io::Result<usize> {
+/// Reads the flags of pages from `first` on and returns those that there are: the file ends with memory.
+fn read_at<'a>(file: &File, flags: &'a mut [u8], first: u64) -> io::Result<&'a [[u8; FLAGS]]> {
     let mut filled = 0;
     while filled < flags.len() {
         let at = (first * FLAGS as u64) + filled as u64;
@@ -107,29 +92,7 @@ fn read_at(file: &File, flags: &mut [u8], first: u64) -> io::Result<usize> {
             Err(error) => return Err(error),
         }
     }
-    Ok(filled / FLAGS)
-}
-
-/// A bit for each of up to 64 pages that is free.
-fn free(flags: &[u8]) -> u64 {
-    let (flags, _) = flags.as_chunks::<FLAGS>();
-    let bits = flags
-        .iter()
-        .map(|flags| u64::from_le_bytes(*flags) & KPF_BUDDY);
-    bits.enumerate()
-        .fold(0, |word, (index, bit)| word | (bit / KPF_BUDDY) << index)
-}
-
-/// Clears the bits from page `known` on.
-fn mask_from(words: &mut [u64], known: usize) {
-    for word in words.iter_mut().skip(known.div_ceil(64)) {
-        *word = 0;
-    }
-    if !known.is_multiple_of(64)
-        && let Some(word) = words.get_mut(known / 64)
-    {
-        *word &= (1 << (known % 64)) - 1;
-    }
+    Ok(flags[..filled].as_chunks().0)
 }
 
 /// `range` in parts that one map can hold.
@@ -153,22 +116,48 @@ mod tests {
         assert_eq!((parts[0].first(), parts[2].end()), (5, range.end()));
     }
 
-    #[test]
-    fn pages_past_the_end_of_memory_are_not_free() {
-        let mut words = [u64::MAX; 3];
-        mask_from(&mut words, 70);
-        assert_eq!(words, [u64::MAX, 63, 0]);
-        mask_from(&mut words, 64);
-        assert_eq!(words, [u64::MAX, 0, 0]);
-        mask_from(&mut words, 0);
-        assert_eq!(words, [0; 3]);
+    const FREE: u64 = 1 << 10;
+
+    fn file_of(flags: impl Iterator<Item = u64>) -> File {
+        let file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = flags.flat_map(u64::to_ne_bytes).collect();
+        file.write_all_at(&bytes, 0).unwrap();
+        file
     }
 
     #[test]
-    fn only_pages_in_the_free_lists_count() {
-        let flags = [KPF_BUDDY, 0, KPF_BUDDY | 1, !KPF_BUDDY]
-            .map(u64::to_le_bytes)
-            .concat();
-        assert_eq!(free(&flags), 0b101);
+    fn what_is_free_is_told_wherever_the_range_begins_and_nothing_past_the_end_of_memory() {
+        let is_free = |page: u64| page.is_power_of_two() || page % 100 < 40;
+        let memory = 3 * PIECE as u64 + 77;
+        let mut pages = FreePages::of(file_of(
+            (0..memory).map(|page| u64::from(is_free(page)) * FREE),
+        ));
+        for (first, count) in [
+            (0, memory),
+            (64, 100),
+            (1, memory + 500),
+            (6143, 2),
+            (1 << 40, 9),
+        ] {
+            let (words, free) = pages.read(PageRange::new(first, count).unwrap()).unwrap();
+            let told: Vec<u64> = (0..count)
+                .filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 == 1)
+                .map(|page| first + page)
+                .collect();
+            let expected: Vec<u64> = (first..first + count)
+                .filter(|page| *page < memory && is_free(*page))
+                .collect();
+            assert_eq!(told, expected, "{count} from {first}");
+            assert_eq!(free, expected.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_page_in_doubt_is_told_only_if_it_is_free_the_second_time() {
+        let file = file_of((0..100).map(|page| if page == 65 { 0 } else { FREE }));
+        assert_eq!(look_again(&file, 0b1011, 64).unwrap(), 0b1001);
+        assert_eq!(look_again(&file, 1 << 63, 0).unwrap(), 1 << 63);
+        assert_eq!(look_again(&file, u64::MAX, 64).unwrap(), (1 << 36) - 1 - 2);
+        assert_eq!(look_again(&file, 0, 64).unwrap(), 0);
     }
 }

@@ -9,8 +9,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`args`] | the command line |
-//! | [`free_pages`] | which pages are free: `/proc/kpageflags`, read twice |
+//! | [`free_pages`] | which pages are free: `/proc/kpageflags` |
 //! | [`memory`] | where memory is: `/proc/zoneinfo` |
+//! | [`page_flags`] | what a look at a page's flags proves |
 //! | [`port`] | what connects the agent with the host |
 //! | [`preparation`] | what the user may let it do first: drop caches, compact |
 //! | [`session`] | questions and answers |
@@ -21,6 +22,7 @@
 pub mod args;
 pub mod free_pages;
 pub mod memory;
+pub mod page_flags;
 pub mod port;
 pub mod preparation;
 pub mod session;

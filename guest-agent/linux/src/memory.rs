@@ -32,12 +32,20 @@ fn parse(text: &str) -> Vec<PageRange> {
             // A zone without memory may lack a start.
             (Some("Node"), _) => spanned = 0,
             (Some("spanned"), Some(pages)) => spanned = pages,
-            (Some("start_pfn:"), Some(first)) => ranges.extend(PageRange::new(first, spanned)),
+            (Some("start_pfn:"), Some(first)) => ranges.extend(from_whole_word(first, spanned)),
             _ => {}
         }
     }
     ranges.sort_unstable();
     join(ranges)
+}
+
+/// `count` pages from `first` on and what lies before them in their word of 64: the pairs of pages that the kernel
+/// splits blocks into are then pairs of what is read, too. `None` for a zone without pages.
+fn from_whole_word(first: u64, count: u64) -> Option<PageRange> {
+    let before = first % 64;
+    PageRange::new(first, count)?;
+    PageRange::new(first - before, count + before)
 }
 
 /// Zones of several nodes may overlap.
@@ -64,13 +72,13 @@ mod tests {
     }
 
     #[test]
-    fn zones_that_touch_are_one_range_and_an_empty_one_is_none() {
+    fn zones_that_touch_are_one_range_from_a_whole_word_on_and_an_empty_one_is_none() {
         let text = "Node 0, zone DMA\n  pages free 1\n        spanned  4095\n  start_pfn:           1\n\
                     Node 0, zone DMA32\n        spanned  1000\n  start_pfn:           4096\n\
                     Node 0, zone Movable\n        spanned  0\n  start_pfn:           0\n\
                     Node 0, zone Device\n        spanned  7\n\
                     Node 1, zone Normal\n        spanned  50\n  start_pfn:           9000\n";
-        assert_eq!(parse(text), [range(1, 5095), range(9000, 50)]);
+        assert_eq!(parse(text), [range(0, 5096), range(8960, 90)]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use spec::agent::{
     Answer, Ask, Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, Settings, Totals, frame, map,
 };
 
-use crate::free_pages::{FreePages, Looks, parts};
+use crate::free_pages::{FreePages, parts};
 use crate::memory;
 use crate::port::Port;
 use crate::preparation::Preparation;
@@ -48,7 +48,7 @@ impl Session {
         Ok(Self {
             settings: settings::detect(preparation),
             preparation,
-            pages: FreePages::open(Looks::Twice).map_err(SessionError::PageFlags)?,
+            pages: FreePages::open().map_err(SessionError::PageFlags)?,
             zones: memory::zones().map_err(SessionError::PageFlags)?,
             input: Box::default(),
             output: Box::new([0; MAX_FRAME]),

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use spec::agent::Settings;
 
-use crate::free_pages::{FreePages, Looks, parts};
+use crate::free_pages::{FreePages, parts};
 use crate::memory;
 use crate::preparation::Preparation;
 use crate::session::SessionError;
@@ -65,7 +65,7 @@ impl Summary {
             by_length: [0; 64],
             run: 0,
         };
-        let mut pages = FreePages::open(Looks::Twice)?;
+        let mut pages = FreePages::open()?;
         for zone in memory::zones()? {
             for part in parts(zone) {
                 let (words, _) = pages.read(part)?;

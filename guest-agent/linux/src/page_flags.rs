@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a look at page flags proves: which pages are free beyond doubt, and which are to be looked at again.
+//!
+//! The kernel takes no lock when it fills `/proc/kpageflags`. It calls a page free (`KPF_BUDDY`) if it, or a page at the
+//! start of an aligned block around it, is marked as free and big enough; mark and size are two reads
+//! (`is_free_buddy_page`). If that first page is taken into use between them, the size is some other number, and a
+//! page outside of the block, which has been in use all the time, looks free, once. A page in use that was told as
+//! free, and is not written again, would be lost. So it must take two such accidents to tell it.
+//!
+//! Let *P* be a page that has been in use all the time and looks free by such an accident.
+//!
+//! 1. Nobody refers to *P* (the kernel looks at that first), so *P* is no first page of an allocation, unless it is
+//!    frozen for a moment (then it is locked) or of a kind that needs no references (slabs, page tables). All of
+//!    them have flags that show it.
+//! 2. So *P* lies further back in an allocation of several pages. If that is a compound page, *P* has the flag of
+//!    one. If not, *P* may have no flag but `KPF_BUDDY`; but the allocation is an aligned power of two, so that the
+//!    other page of *P*'s aligned pair belongs to it, too, and has all the time.
+//!
+//! So a page that shows no other flag is believed at first sight if
+//!
+//! - the other page of its pair looks free in the same way: two pages in use would have had to meet two accidents,
+//!   one right after the other; or
+//! - the other page is a process's or a file's (`KPF_LRU`), or of a slab, and not compound: then it is an allocation
+//!   of its own, and *P* is in none.
+//!
+//! All others are looked at again, and told if they look free twice: that, too, takes two accidents, at the same page. A
+//! page that was free at any moment of the look is told rightly, whatever became of it: its writes are in the dirty log
+//! since before the question.
+//!
+//! This needs the two reads to be made in the order in which the kernel wrote what they read. Where processors keep to
+//! no such order an accident can last longer than a page, and all pages are looked at twice.
+//!
+//! Source: Linux 6.1 to 6.18, `fs/proc/page.c`, `mm/page_alloc.c`.
+
+/// Set by a processor that may have to get the page's content from elsewhere; on a free page: it was reported to the host.
+const KPF_UPTODATE: u64 = 1 << 3;
+/// A process's or a file's page.
+const KPF_LRU: u64 = 1 << 5;
+/// The kernel's own small objects.
+const KPF_SLAB: u64 = 1 << 7;
+/// The page is in the kernel's free lists.
+const KPF_BUDDY: u64 = 1 << 10;
+/// The first page of an allocation of several that knows itself as one.
+const KPF_COMPOUND_HEAD: u64 = 1 << 15;
+/// Any other of its pages.
+const KPF_COMPOUND_TAIL: u64 = 1 << 16;
+
+/// Even pages of a word: the first of each aligned pair.
+const EVEN: u64 = 0x5555_5555_5555_5555;
+/// Whether other processors' writes are seen in their order.
+const ORDERED: bool = cfg!(target_arch = "x86_64");
+
+/// The pages of up to 64 whose flags were read together, a bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Look free.
+    pub free: u64,
+    /// Of these, those that need no second look.
+    pub certain: u64,
+}
+
+impl Seen {
+    /// Looks at the `flags` of up to 64 pages from `first` on.
+    pub fn new(flags: &[[u8; 8]], first: u64) -> Self {
+        let flags = || flags.iter().map(|flags| u64::from_ne_bytes(*flags));
+        let (any, all) = flags().fold((0, u64::MAX), |(any, all), page| (any | page, all & page));
+        if any & KPF_BUDDY == 0 {
+            return Self::default();
+        }
+        let (free, plain, apart) = if is_plainly_free(any) && is_plainly_free(all) {
+            let all = u64::MAX >> (64 - flags().len());
+            (all, all, 0)
+        } else {
+            let bits = |is: fn(u64) -> bool| {
+                let bits = flags().map(|page| u64::from(is(page)));
+                bits.enumerate()
+                    .fold(0, |word, (index, bit)| word | bit << index)
+            };
+            (bits(is_free), bits(is_plainly_free), bits(is_apart))
+        };
+        let vouched = plain & of_partners(plain | apart);
+        let certain = if ORDERED && first.is_multiple_of(2) {
+            vouched
+        } else {
+            0
+        };
+        Self { free, certain }
+    }
+}
+
+fn is_free(flags: u64) -> bool {
+    flags & KPF_BUDDY != 0
+}
+
+/// Whether the page looks free and shows no flag of a page in use.
+fn is_plainly_free(flags: u64) -> bool {
+    flags & !KPF_UPTODATE == KPF_BUDDY
+}
+
+/// Whether the page is in use, and an allocation of its own.
+fn is_apart(flags: u64) -> bool {
+    let others = KPF_BUDDY | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
+    flags & (KPF_LRU | KPF_SLAB) != 0 && flags & others == 0
+}
+
+/// For each page the bit of the other page of its pair.
+const fn of_partners(word: u64) -> u64 {
+    (word & EVEN) << 1 | word >> 1 & EVEN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MMAP: u64 = 1 << 11;
+
+    fn seen(pages: &[u64], first: u64) -> Seen {
+        let flags: Vec<[u8; 8]> = pages.iter().map(|flags| flags.to_ne_bytes()).collect();
+        Seen::new(&flags, first)
+    }
+
+    #[test]
+    fn a_free_page_is_certain_if_the_other_of_its_pair_is_free_or_apart() {
+        for (other, vouches) in [
+            (KPF_BUDDY, true),
+            (KPF_BUDDY | KPF_UPTODATE, true),
+            (KPF_LRU | KPF_UPTODATE | MMAP, true),
+            (KPF_SLAB, true),
+            (0, false),
+            (MMAP, false),
+            (KPF_BUDDY | KPF_LRU, false),
+            (KPF_BUDDY | KPF_COMPOUND_TAIL, false),
+            (KPF_LRU | KPF_COMPOUND_HEAD, false),
+            (KPF_SLAB | KPF_COMPOUND_TAIL, false),
+        ] {
+            for (pages, free) in [([KPF_BUDDY, other], 1), ([other, KPF_BUDDY], 2)] {
+                let pair = seen(&pages, 64);
+                assert_eq!(pair.free & free, free, "{other:#x}");
+                assert_eq!(
+                    pair.certain & free != 0,
+                    vouches && ORDERED,
+                    "{other:#x}, page {free}"
+                );
+                assert_eq!(pair.certain & !pair.free, 0, "{other:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_looks_free_and_in_use_at_once_is_never_certain() {
+        for flag in (0..64).filter(|flag| ![3, 10].contains(flag)) {
+            let pages = [KPF_BUDDY | 1 << flag, KPF_BUDDY];
+            assert_eq!(seen(&pages, 0).free, 3, "flag {flag}");
+            assert_eq!(seen(&pages, 0).certain, 0, "flag {flag}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_aligned_in_memory_not_in_what_is_read() {
+        assert_eq!(seen(&[KPF_BUDDY; 64], 7).certain, 0);
+        assert_eq!(seen(&[0, KPF_BUDDY, KPF_BUDDY, 0], 0).certain, 0);
+    }
+
+    #[test]
+    fn the_last_page_alone_is_not_certain() {
+        for count in 1..=64 {
+            let all = seen(&vec![KPF_BUDDY; count], 0);
+            assert_eq!(all.free, u64::MAX >> (64 - count), "{count} pages");
+            let pairs = all.free.count_ones() & !1;
+            let certain = if ORDERED { pairs } else { 0 };
+            assert_eq!(all.certain.count_ones(), certain, "{count} pages");
+        }
+    }
+}
