@@ -2,20 +2,44 @@
 //! The configuration space: the guest reads there what is wanted of it and which epoch it hints for, and writes there
 //! how large its balloon is and what it fills free pages with.
 
+use std::time::{Duration, Instant};
+
 use spec::balloon::{CONFIG_SIZE, Config};
 
 use super::Balloon;
 
+/// A guest that has read nothing for so long has read all it wants: a driver has one task for the target and another for
+/// the hints, and each reads for itself, a moment apart.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// What has become of the last change that the guest was told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum News {
+    /// There was none.
+    #[default]
+    None,
+    /// The guest has not read it yet.
+    Unread,
+    /// It read last at this time.
+    Read(Instant),
+}
+
 impl Balloon {
     /// The guest reads the configuration space.
     pub fn read_config(&mut self) -> [u8; CONFIG_SIZE] {
-        self.news = false;
+        if self.news != News::None {
+            self.news = News::Read(Instant::now());
+        }
         self.config_bytes()
     }
 
-    /// Whether the guest has been told of a change that it has not read yet.
+    /// Whether the guest has been told of a change that it has not read yet, or is still reading.
     pub fn has_news(&self) -> bool {
-        self.news
+        match self.news {
+            News::None => false,
+            News::Unread => true,
+            News::Read(last) => last.elapsed() < QUIET,
+        }
     }
 
     /// The configuration space as the guest would read it.
@@ -70,7 +94,7 @@ impl Balloon {
         match self.channel.config_changed() {
             Ok(()) => {
                 self.guest_to_be_told = false;
-                self.news = true;
+                self.news = News::Unread;
             }
             // Said once: the guest makes the device try again as often as it likes.
             Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),

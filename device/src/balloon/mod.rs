@@ -38,6 +38,7 @@ use spec::hint_map::{HintMap, HintPhase};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use crate::agent::collector::Agent;
+use crate::balloon::config_space::News;
 use crate::balloon::counters::Counters;
 use crate::balloon::discard::Discarder;
 use crate::balloon::options::Options;
@@ -66,8 +67,8 @@ pub struct Balloon {
     channel: Arc<ConfigChannel>,
     /// The guest has not been told of the last change of its configuration.
     guest_to_be_told: bool,
-    /// It has been told, and has not looked yet.
-    news: bool,
+    /// What has become of what it was told last.
+    news: News,
     /// What the front end acknowledged for the guest.
     pub(crate) features: u64,
     /// Without the command id, which is [`Hinting`]'s.
@@ -129,7 +130,7 @@ impl Balloon {
             options,
             channel,
             guest_to_be_told: false,
-            news: false,
+            news: News::default(),
             features: 0,
             config: Config::default(),
             target: Target::default(),

@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::thread;
 
 use host_migrator::{ControlClient, DeviceHints, HintError, HintSource};
+use rustix::process::{Pid, Signal, kill_process};
 use spec::control::{BalloonStatus, HintState, Refusal, Reply, Request, Statistics};
 use spec::hint_map::{HintPhase, Tellers};
 use tempfile::TempDir;
@@ -71,6 +72,11 @@ impl Device {
 
     fn control_socket(&self) -> PathBuf {
         self.folder.path().join(CONTROL)
+    }
+
+    /// The file that is the disk of the device's guests, if there is one when they boot.
+    pub fn disk(&self) -> PathBuf {
+        self.folder.path().join("disk")
     }
 
     /// A folder for what belongs to the device's guests.
@@ -191,6 +197,14 @@ impl Device {
             status.failed_discards,
         );
         assert_eq!(refused, (0, 0, 0), "{status:?}");
+    }
+
+    /// Ends the daemon as a service manager does, with SIGTERM.
+    pub fn stop(mut self) {
+        let daemon = Pid::from_child(&self.daemon);
+        kill_process(daemon, Signal::TERM).expect("it is ours");
+        let status = self.daemon.wait().expect("it is ours");
+        assert!(status.success(), "{status}");
     }
 
     /// Kills the daemon.

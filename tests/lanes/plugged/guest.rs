@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -23,6 +23,8 @@ pub struct Guest {
     servants: Vec<Child>,
     input: ChildStdin,
     console: Arc<Console>,
+    /// They read the console, and end with the VMM.
+    readers: Vec<JoinHandle<()>>,
     /// Up to where the console has been read.
     read: usize,
     /// Lines said since the guest booted.
@@ -47,12 +49,15 @@ impl Guest {
             .spawn()
             .expect("the VMM starts");
         let console = Arc::new(Console::default());
-        console.follow(vmm.stdout.take().expect("it is a pipe"));
-        console.follow(vmm.stderr.take().expect("it is a pipe"));
+        let readers = [
+            console.follow(vmm.stdout.take().expect("it is a pipe")),
+            console.follow(vmm.stderr.take().expect("it is a pipe")),
+        ];
         Self {
             input: vmm.stdin.take().expect("it is a pipe"),
             vmm,
             servants: Vec::new(),
+            readers: readers.into(),
             console,
             read: 0,
             lines: 0,
@@ -88,12 +93,37 @@ impl Guest {
         ));
     }
 
+    /// Ends the guest's agent.
+    pub fn stop_agent(&mut self) {
+        self.run("kill $! && { wait $!; true; }");
+    }
+
     /// What `line` prints in the guest, which must succeed.
     pub fn run(&mut self, line: &str) -> String {
         self.say(line);
         let (text, status) = self.answer();
         assert_eq!(status, "0", "`{line}` failed in the guest: {text}");
         text
+    }
+
+    /// How the VMM ends while the guest does `line`, and its last line; `None` if the guest answers.
+    pub fn end_by(&mut self, line: &str) -> Option<(ExitStatus, String)> {
+        self.say(line);
+        let mark = format!("[lacuna {} ", self.lines);
+        let end = eventually("an answer, or the end of the VMM", || {
+            let end = self.vmm.try_wait().expect("it is ours");
+            let answered = self.console.lock()[self.read..].contains(&mark);
+            (end.is_some() || answered).then_some(end)
+        });
+        let Some(status) = end else {
+            self.answer();
+            return None;
+        };
+        for reader in self.readers.drain(..) {
+            reader.join().expect("it does not panic");
+        }
+        let last = self.console.lock().lines().last().map(str::to_owned);
+        Some((status, last.unwrap_or_default()))
     }
 
     /// Says `line` and does not wait for an answer.
@@ -182,7 +212,7 @@ struct Console {
 
 impl Console {
     /// Adds what `output` says, up to its end.
-    fn follow(self: &Arc<Self>, mut output: impl Read + Send + 'static) {
+    fn follow(self: &Arc<Self>, mut output: impl Read + Send + 'static) -> JoinHandle<()> {
         let console = Arc::clone(self);
         thread::spawn(move || {
             let mut bytes = [0; 4096];
@@ -192,7 +222,7 @@ impl Console {
                     .push_str(&String::from_utf8_lossy(&bytes[..count]));
                 console.grown.notify_all();
             }
-        });
+        })
     }
 
     /// Waits for `mark` and after it `end`, and returns the text from byte `from` on to there.

@@ -37,6 +37,9 @@ trait Vmm {
     /// What the guest's agent is told as its port. The VMM connects it to the device.
     fn agent_port(&self) -> &'static str;
 
+    /// What the guest calls its disk, which is [`Device::disk`].
+    fn disk(&self) -> &'static str;
+
     /// Whether the VMM stops the rings when the guest's driver is removed.
     fn tells_of_removal(&self) -> bool {
         true

@@ -2,15 +2,20 @@
 //! QEMU 10.2 or newer, whose `vhost-user-test-device-pci` is a front end for any vhost-user device.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::claims::claims_under;
+use host_migrator::HintSource;
+use rustix::process::Signal;
+use spec::hint_map::{HintPhase, Tellers};
+
+use super::claims::{MAP_PAGES, claims_under};
 use super::device::Device;
 use super::guest::Guest;
 use super::initramfs::with_shell;
-use super::{MEMORY, Vmm};
+use super::{MEMORY, Vmm, eventually};
 use crate::qemu_installation::Installation;
 
 /// A QEMU with the device, and a stock Debian kernel.
@@ -77,6 +82,13 @@ impl Qemu {
                 "-append",
                 &format!("console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off {arguments}"),
             ]);
+        if device.disk().exists() {
+            let disk = device.disk();
+            command.args([
+                "-drive",
+                &format!("file={},format=raw,if=virtio", disk.display()),
+            ]);
+        }
         command
     }
 }
@@ -84,6 +96,10 @@ impl Qemu {
 impl Vmm for Qemu {
     fn agent_port(&self) -> &'static str {
         "virtio:org.lacuna.agent.0"
+    }
+
+    fn disk(&self) -> &'static str {
+        "/dev/vda"
     }
 
     fn start(&self, device: &Device, arguments: &str) -> Guest {
@@ -109,4 +125,44 @@ claims_under! { Qemu::find:
     agent::pages_that_are_zeroed_when_freed_are_told,
     agent::poisoned_pages_are_not_told_by_the_agent_either,
     agent::the_agent_comes_back_to_a_device_that_was_restarted,
+    agent::the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch,
+}
+
+/// QEMU 11.1.3 forgets what it knew of a device that goes, and asserts the contrary when the guest reads or writes the
+/// configuration next (`vub_get_config`, `vub_set_config`): then it aborts. In an epoch that is when the driver has been told of a
+/// new command id and has not read it, later when the driver is removed. See `device/README.md`.
+#[test]
+fn a_device_that_is_killed_in_an_epoch_ends_qemu_by_one_assertion_or_not_at_all() {
+    let Some(qemu) = Qemu::find() else {
+        return;
+    };
+    let driver = Tellers {
+        driver: true,
+        agent: false,
+    };
+    for (phase, then) in [
+        (HintPhase::Requested, "sleep 1"),
+        (HintPhase::Running, "sleep 1"),
+        (HintPhase::Finished, "rmmod virtio_balloon"),
+    ] {
+        let mut device = Device::start(&[]);
+        let mut guest = qemu.run(&mut device, "");
+        let mut migrator = device.migrator_for(MAP_PAGES, driver);
+        migrator.open(1).expect("the guest is asked");
+        eventually("the guest's hints", || {
+            let reached = migrator.phase();
+            // One that has passed before it was seen counts.
+            (reached == phase || reached == HintPhase::Finished).then_some(())
+        });
+        device.kill();
+        let end = guest.end_by(then);
+        println!("killed in phase {phase:?}, then `{then}`: {end:?}");
+        if let Some((status, words)) = end {
+            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{words}");
+            assert!(
+                words.contains("Assertion `hdev->vhost_ops' failed"),
+                "{words}"
+            );
+        }
+    }
 }

@@ -66,6 +66,10 @@ impl Vmm for Uml {
         "/dev/ttyS0"
     }
 
+    fn disk(&self) -> &'static str {
+        "/dev/ubda"
+    }
+
     fn start(&self, device: &Device, arguments: &str) -> Guest {
         let folder = device.folder();
         let initrd = folder.join("uml.cpio");
@@ -82,6 +86,9 @@ impl Vmm for Uml {
             .args(["rdinit=/init", "con=null", "con0=fd:0,fd:1", "quiet"])
             .arg(format!("virtio_uml.device={}:5", device.socket().display()))
             .args(arguments.split_whitespace());
+        if device.disk().exists() {
+            command.arg(format!("ubd0={}", device.disk().display()));
+        }
         let agent = UnixStream::connect(device.agent_socket()).expect("the device listens");
         fcntl_setfd(&agent, FdFlags::empty()).expect("it is open");
         command.arg(format!("ssl0=fd:{}", agent.as_raw_fd()));
@@ -111,5 +118,3 @@ fn xstate_shim(folder: &Path) -> PathBuf {
 }
 
 claims_under!(Uml::find);
-// It has drivers for disks built in.
-claims_under! { Uml::find: agent::what_the_agent_may_do_first_makes_more_pages_free, }

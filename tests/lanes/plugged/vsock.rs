@@ -42,6 +42,10 @@ impl Vmm for WithVsock {
         "vsock:2:1024"
     }
 
+    fn disk(&self) -> &'static str {
+        self.qemu.disk()
+    }
+
     fn start(&self, device: &Device, arguments: &str) -> Guest {
         let socket = device.folder().join("vsock");
         let servant = self
@@ -69,4 +73,5 @@ impl Vmm for WithVsock {
 claims_under! { WithVsock::find:
     agent::the_agent_tells_every_free_page_and_the_driver_whole_blocks,
     agent::the_agent_comes_back_to_a_device_that_was_restarted,
+    agent::the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch,
 }
