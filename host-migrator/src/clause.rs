@@ -5,65 +5,32 @@
 
 #[cfg(feature = "clause-switches")]
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
 
-/// A clause of the rule in `spec/free-page-hinting.md`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Clause {
-    /// Every page is armed before the first epoch opens.
-    ArmFirst,
-    /// Hints of an epoch are forgotten before the next opens.
-    DropStaleHints,
-    /// A harvest closes the epoch first.
-    CloseBeforeHarvest,
-    /// No hint is taken once the guest is paused.
-    NoHintAfterPause,
-    /// The VMM's own writes are harvested, too.
-    MergeOwnWrites,
-}
+pub use spec::clause::Clause;
 
-impl Clause {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::ArmFirst,
-        Self::DropStaleHints,
-        Self::CloseBeforeHarvest,
-        Self::NoHintAfterPause,
-        Self::MergeOwnWrites,
-    ];
+/// Those that have a switch here.
+pub const SWITCHES: [Clause; 5] = [
+    Clause::ArmFirst,
+    Clause::ForgetOldHints,
+    Clause::CloseBeforeHarvest,
+    Clause::NoHintAfterPause,
+    Clause::MergeOwnWrites,
+];
 
-    const fn name(self) -> &'static str {
-        match self {
-            Self::ArmFirst => "arm-first",
-            Self::DropStaleHints => "drop-stale-hints",
-            Self::CloseBeforeHarvest => "close-before-harvest",
-            Self::NoHintAfterPause => "no-hint-after-pause",
-            Self::MergeOwnWrites => "merge-own-writes",
-        }
-    }
-}
-
-impl fmt::Display for Clause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is no clause's.
+/// A name that is not of one of [`SWITCHES`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no clause of the rule is called {0:?}")]
-pub struct UnknownClause(String);
+#[error("no clause that can be switched off is called {0:?}")]
+pub struct NoSwitch(String);
 
-impl FromStr for Clause {
-    type Err = UnknownClause;
-
-    fn from_str(name: &str) -> Result<Self, UnknownClause> {
-        Self::ALL
-            .into_iter()
-            .find(|clause| clause.name() == name)
-            .ok_or_else(|| UnknownClause(name.into()))
-    }
+/// The clause with this name that can be switched off.
+///
+/// # Errors
+/// [`NoSwitch`] if there is none.
+pub fn switch(name: &str) -> Result<Clause, NoSwitch> {
+    SWITCHES
+        .into_iter()
+        .find(|clause| clause.name() == name)
+        .ok_or_else(|| NoSwitch(name.into()))
 }
 
 /// Which clauses hold.
@@ -97,10 +64,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_clause_is_found_by_its_name() {
-        for clause in Clause::ALL {
-            assert_eq!(clause.to_string().parse(), Ok(clause));
-        }
-        assert!("arm".parse::<Clause>().is_err());
+    fn only_clauses_with_a_switch_can_be_switched_off() {
+        assert_eq!(switch("arm-first"), Ok(Clause::ArmFirst));
+        assert!(switch("round-inward").is_err());
+        assert!(switch("arm").is_err());
     }
 }

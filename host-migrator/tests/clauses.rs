@@ -56,9 +56,10 @@ fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
     };
     let broken = match clause {
         Clause::ArmFirst => check::Clause::ArmFirst,
-        Clause::DropStaleHints | Clause::CloseBeforeHarvest => check::Clause::CloseBeforeHarvest,
+        Clause::ForgetOldHints | Clause::CloseBeforeHarvest => check::Clause::CloseBeforeHarvest,
         Clause::NoHintAfterPause => check::Clause::NoHintAfterPause,
         Clause::MergeOwnWrites => check::Clause::HarvestEverything,
+        other => unreachable!("{other} has no switch"),
     };
     assert_eq!(
         wrong_pages(&guest(), Some(clause)),
@@ -88,7 +89,7 @@ fn arming_after_the_epoch_opened_loses_a_write() {
 
 #[test]
 fn a_stale_hint_that_is_applied_loses_a_write() {
-    assert_needed(Clause::DropStaleHints, reuses_at_once);
+    assert_needed(Clause::ForgetOldHints, reuses_at_once);
 }
 
 #[test]

@@ -159,7 +159,8 @@ fn serve(options: &Serve) -> io::Result<()> {
 
 fn tell(clause: Option<Clause>) {
     let clauses = Clause::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|one| clause.is_none_or(|only| only == *one));
     for clause in clauses {
         println!("# Without {clause}\n");

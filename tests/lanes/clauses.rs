@@ -84,8 +84,8 @@ fn without_arming_first_pages_are_lost() {
 }
 
 #[test]
-fn without_dropping_stale_hints_pages_are_lost() {
-    loses_pages_without("drop-stale-hints", LONG, Clause::CloseBeforeHarvest);
+fn without_forgetting_old_hints_pages_are_lost() {
+    loses_pages_without("forget-old-hints", LONG, Clause::CloseBeforeHarvest);
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl<'a> Tracker<'a> {
         maps: &mut Recorder,
     ) -> Result<Harvest, DirtyLogError> {
         // A hint that is older than this harvest says nothing about a page that the harvest brings.
-        let too_late = if self.clauses.hold(Clause::DropStaleHints) && !self.hints.is_open {
+        let too_late = if self.clauses.hold(Clause::ForgetOldHints) && !self.hints.is_open {
             self.hints.forget(sent, maps)
         } else {
             PagesBySource::default()

@@ -228,7 +228,7 @@ fn loom_a_page_that_is_hinted_and_written_at_once_arrives() {
 #[test]
 #[should_panic(expected = "the guest's last write is lost")]
 fn loom_a_stale_hint_loses_the_write() {
-    every_migration([Clause::DropStaleHints]);
+    every_migration([Clause::ForgetOldHints]);
 }
 
 #[test]

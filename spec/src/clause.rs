@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The clauses of the rule by name, for whoever can leave one out: the model, and test builds of the migrator.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// Defines [`Clause`] with what it is called.
+macro_rules! clauses {
+    ($( $(#[$doc:meta])* $number:literal $clause:ident $name:literal $words:literal, )*) => {
+        /// What a system must do, and what it can leave out to show why it must.
+        ///
+        /// The numbers are those of `spec/free-page-hinting.md`; a clause that says two things is two here. The
+        /// ones without a number are not about hints, but no hinted migration is safe without them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Clause {
+            $( $(#[$doc])* $clause, )*
+        }
+
+        impl Clause {
+            /// All of them.
+            pub const ALL: &[Self] = &[$( Self::$clause ),*];
+
+            /// Its number in `spec/free-page-hinting.md`, if it is of the one rule.
+            pub const fn number(self) -> Option<u8> {
+                let number = match self {
+                    $( Self::$clause => $number, )*
+                };
+                if number == 0 { None } else { Some(number) }
+            }
+
+            /// Its name on a command line.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$clause => $name, )*
+                }
+            }
+
+            /// The clause in a few words.
+            pub const fn words(self) -> &'static str {
+                match self {
+                    $( Self::$clause => $words, )*
+                }
+            }
+        }
+    };
+}
+
+// The number, 0 for none; the name; the clause in a few words.
+clauses! {
+    /// 1: every page is armed before the guest is asked.
+    1 ArmFirst "arm-first" "arm first",
+    /// 1, where pages are armed piece by piece: a hint counts only for pages that were armed when the guest
+    /// was asked. That they are armed when the hint arrives is not enough.
+    1 ArmedWhenAsked "armed-when-asked" "a hint counts only for pages armed when the guest was asked",
+    /// 1, where pages are armed piece by piece: a page is armed before it is sent.
+    1 ArmBeforeCopy "arm-before-copy" "arm a page before it is sent",
+    /// 2: a hint clears no dirty bit.
+    2 KeepLog "keep-log" "a hint clears no dirty bit",
+    /// 2: a hint discards no memory.
+    2 KeepMemory "keep-memory" "a hint discards no memory",
+    /// 3: an epoch is closed before a harvest.
+    3 CloseBeforeHarvest "close-before-harvest" "close before harvest",
+    /// 3: what the map holds is forgotten between two epochs.
+    3 ForgetOldHints "forget-old-hints" "forget the hints of an epoch before the next",
+    /// 3: hints that carry an old id are dropped.
+    3 CheckCommandId "check-command-id" "drop hints that carry an old id",
+    /// 3, where hints come in frames that carry their epoch: it is the one in which the pages were looked at.
+    3 TagWhenLookedAt "tag-when-looked-at" "a frame carries the epoch in which its pages were looked at",
+    /// 3: a harvest has cleared what it read before the next epoch opens.
+    3 CompleteHarvest "complete-harvest" "complete the harvest before the next epoch",
+    /// 4: the log of a vhost-user back end is harvested, too.
+    4 MergeBackEnd "merge-back-end" "harvest the back ends' logs",
+    /// 4: the VMM's own writes are harvested, too.
+    4 MergeOwnWrites "merge-own-writes" "harvest the VMM's own writes",
+    /// 4: a page whose memory the VMM or the balloon device discards counts as written.
+    4 LogDiscards "log-discards" "log what is discarded",
+    /// 5: no hint is taken once the guest is paused.
+    5 NoHintAfterPause "no-hint-after-pause" "no hint after the pause",
+    /// 5: in the end the guest is told to take its pages back.
+    5 SayDone "say-done" "tell the guest DONE in the end",
+    /// 5: in the end logging stops.
+    5 StopLogging "stop-logging" "stop logging in the end",
+    /// 6: a retry starts from "all dirty".
+    6 StartFromAllDirty "start-from-all-dirty" "a retry starts from all dirty",
+    /// 6: a guest that was paused for a migration that failed runs on.
+    6 ResumeOnFailure "resume-on-failure" "a migration that fails lets the guest run on",
+    /// 7: a hinted page that was sent before is made zero at the destination.
+    7 DiscardAtDestination "discard-at-destination" "a hinted page reads as zero at the destination",
+    /// 8: a range that covers a part of a page covers nothing of it.
+    8 RoundInward "round-inward" "round inward",
+    /// No id is used twice, not even by a device that was started anew.
+    0 FreshIds "fresh-ids" "no id is used twice",
+    /// A device that starts tells the guest to take its pages back: they were hinted to one that is gone.
+    0 SayDoneAtStart "say-done-at-start" "a device that starts says DONE",
+    /// The sender claims a page first and copies it then.
+    0 ClaimBeforeCopy "claim-before-copy" "claim before copy",
+    /// All channels have delivered before a harvest brings pages back.
+    0 DrainChannels "drain-channels" "drain the channels before a harvest",
+    /// A back end has logged all its writes before the last harvest.
+    0 DrainBackEnds "drain-back-ends" "drain the back ends before the last harvest",
+    /// From the first byte of the hand-over on the source never runs the guest again.
+    0 TwoPhaseHandOver "two-phase-hand-over" "hand over in two phases",
+}
+
+/// A name that is no clause's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownClause;
+
+impl fmt::Display for UnknownClause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no clause of the rule has this name")
+    }
+}
+
+impl core::error::Error for UnknownClause {}
+
+impl FromStr for Clause {
+    type Err = UnknownClause;
+
+    fn from_str(name: &str) -> Result<Self, UnknownClause> {
+        let mut clauses = Self::ALL.iter().copied();
+        clauses
+            .find(|clause| clause.name() == name)
+            .ok_or(UnknownClause)
+    }
+}
+
+impl fmt::Display for Clause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number() {
+            Some(number) => write!(f, "clause {number}: {}", self.words()),
+            None => f.write_str(self.words()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_clause_is_found_by_its_name() {
+        for clause in Clause::ALL {
+            assert_eq!(clause.name().parse(), Ok(*clause));
+        }
+        assert_eq!("arm".parse::<Clause>(), Err(UnknownClause));
+    }
+
+    #[test]
+    fn names_are_what_the_clauses_are_called_in_the_code() {
+        for clause in Clause::ALL {
+            let spoken = clause.name().split('-').flat_map(str::chars);
+            let written = std::format!("{clause:?}").to_lowercase();
+            assert!(spoken.eq(written.chars()), "{}", clause.name());
+        }
+    }
+
+    #[test]
+    fn a_clause_tells_its_number_if_it_has_one() {
+        let told = [Clause::RoundInward, Clause::FreshIds].map(|clause| std::format!("{clause}"));
+        assert_eq!(told, ["clause 8: round inward", "no id is used twice"]);
+    }
+}
