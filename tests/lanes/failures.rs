@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -168,6 +169,7 @@ fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
     let address = uri.strip_prefix("tcp:").unwrap().to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stuck = format!("tcp:{}", listener.local_addr().unwrap());
+    let (over, is_over) = mpsc::channel::<()>();
     let hold = thread::spawn(move || {
         // The greeting and the answer to the layout come through; then nothing is read any more.
         let (mut near, _) = listener.accept().unwrap();
@@ -177,8 +179,8 @@ fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
         let mut head = vec![0; 4096];
         let read = near.read(&mut head).unwrap();
         far.write_all(&head[..read]).unwrap();
-        thread::sleep(Duration::from_secs(4));
-        (near, far)
+        // Both connections stay until the other end of the channel is dropped.
+        let _ = is_over.recv();
     });
     Migration::default().begin(&source, &stuck);
     thread::sleep(Duration::from_secs(1));
@@ -189,7 +191,8 @@ fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
         MigrationState::Cancelled
     );
     runs_on(&mut source);
-    drop(hold.join().unwrap());
+    drop(over);
+    hold.join().unwrap();
 }
 
 #[test]

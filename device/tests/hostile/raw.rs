@@ -10,6 +10,9 @@ use vhost_device_balloon::sockets;
 use crate::rig::guest::{Daemon, USUAL};
 use crate::rig::{PATIENCE, eventually};
 
+// Headers and numbers are written down again here, from the specification, not taken from the device: a mistake in
+// its reading of them shall show.
+
 pub const NEED_REPLY: u32 = 1 << 3;
 /// Everything that the device offers: `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `RESET_DEVICE`,
 /// `CONFIGURE_MEM_SLOTS`, `DEVICE_STATE`.
@@ -126,10 +129,15 @@ impl Raw {
         Some(u64::from_le_bytes(answer.try_into().unwrap()))
     }
 
-    /// Whether the device hangs up, whatever it has said before.
+    /// Whether the device hangs up, whatever it says before.
     pub fn hangs_up(mut self) -> bool {
-        while self.answer().is_some() {}
-        true
+        loop {
+            match self.0.read(&mut [0; 4096]) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == ErrorKind::ConnectionReset,
+            }
+        }
     }
 }
 

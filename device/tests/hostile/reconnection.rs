@@ -155,16 +155,20 @@ fn a_state_is_given_and_taken_while_every_ring_is_stopped_even_if_none_is_enable
     }
 }
 
+/// Asks for a save (0) or a load (1) over `fd`, of which the device then has the only copy.
+fn transfer(machine: &mut Machine, direction: u32, fd: impl Into<OwnedFd>) {
+    let payload = words(&[direction, 0]);
+    machine
+        .raw
+        .send(SET_DEVICE_STATE_FD, 1, &payload, &[fd.into()]);
+    assert_eq!(machine.raw.answer(), Some(longs(&[0x100])));
+}
+
 /// Loads `state`, of which the pipe may stay open; whether the device took it.
 fn load(machine: &mut Machine, state: &[u8], close: bool) -> bool {
     let (reader, mut writer) = std::io::pipe().unwrap();
-    let fd = [OwnedFd::from(reader)];
-    machine
-        .raw
-        .send(SET_DEVICE_STATE_FD, 1, &words(&[1, 0]), &fd);
-    assert_eq!(machine.raw.answer(), Some(longs(&[0x100])));
-    // The device has the only other end, and may have enough before all is written.
-    drop(fd);
+    transfer(machine, 1, reader);
+    // The device may have enough before all is written.
     let _ = writer.write_all(state);
     let open = (!close).then_some(writer);
     let taken = machine.raw.ask(CHECK_DEVICE_STATE, &[]) == longs(&[0]);
@@ -174,12 +178,7 @@ fn load(machine: &mut Machine, state: &[u8], close: bool) -> bool {
 
 fn save(machine: &mut Machine) -> Vec<u8> {
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let fd = [OwnedFd::from(writer)];
-    machine
-        .raw
-        .send(SET_DEVICE_STATE_FD, 1, &words(&[0, 0]), &fd);
-    assert_eq!(machine.raw.answer(), Some(longs(&[0x100])));
-    drop(fd);
+    transfer(machine, 0, writer);
     let mut state = Vec::new();
     reader.read_to_end(&mut state).unwrap();
     assert_eq!(machine.raw.ask(CHECK_DEVICE_STATE, &[]), longs(&[0]));

@@ -72,14 +72,13 @@ impl Agent {
     }
 
     pub fn say(&mut self, kind: u16, epoch: u64, payload: &[u8]) {
-        let mut bytes = [0; MAX_FRAME];
         let frame = Frame {
             kind,
             epoch,
             payload,
         };
-        let length = frame.encode(&mut bytes);
-        self.port.write_all(&bytes[..length]).unwrap();
+        let mut bytes = [0; MAX_FRAME];
+        self.port.write_all(frame.encode(&mut bytes)).unwrap();
     }
 
     /// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.

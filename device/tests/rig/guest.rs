@@ -179,22 +179,30 @@ impl Guest {
     }
 
     pub fn config(&mut self) -> Config {
-        let (_, bytes) = self
-            .front_end
-            .get_config(0, 16, VhostUserConfigFlags::WRITABLE, &[0; 16])
-            .unwrap();
-        Config::from_bytes(bytes.as_slice().try_into().unwrap())
+        self.config_if_there().expect("the device is there")
+    }
+
+    /// As [`Guest::config`]; `None` if the device has gone.
+    fn config_if_there(&mut self) -> Option<Config> {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let (_, bytes) = self.front_end.get_config(0, 16, flags, &[0; 16]).ok()?;
+        Some(Config::from_bytes(bytes.as_slice().try_into().unwrap()))
     }
 
     /// Waits for a configuration change message and reads the configuration, as a driver does.
     pub fn wait_for_change(&mut self) -> Config {
+        self.wait_for_last_change().expect("the device is there")
+    }
+
+    /// As [`Guest::wait_for_change`]; `None` if the device has gone before the configuration was read.
+    pub fn wait_for_last_change(&mut self) -> Option<Config> {
         let mut message = [0; 12];
         self.notices
             .read_exact(&mut message)
             .expect("a configuration change message");
         assert_eq!(message[..4], 2u32.to_le_bytes());
         assert_eq!(message[8..], [0; 4]);
-        self.config()
+        self.config_if_there()
     }
 
     /// Whether no configuration change message is waiting.

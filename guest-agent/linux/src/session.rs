@@ -150,10 +150,10 @@ impl Session {
         if free != 0 {
             let payload = self.output[FRAME_HEADER_BYTES..].first_chunk_mut();
             let length = payload.map_or(0, |payload| map::encode(part, words, payload));
-            let length = frame::seal(&mut self.output, Answer::MAP, epoch, length);
-            port.write_all(&self.output[..length])?;
+            let frame = frame::seal(&mut self.output, Answer::MAP, epoch, length);
+            port.write_all(frame)?;
             totals.frames += 1;
-            totals.bytes += length as u64;
+            totals.bytes += frame.len() as u64;
         }
         Ok(Ok(()))
     }
@@ -175,8 +175,7 @@ impl Session {
             epoch,
             payload,
         };
-        let length = frame.encode(&mut self.output);
-        Ok(port.write_all(&self.output[..length])?)
+        Ok(port.write_all(frame.encode(&mut self.output))?)
     }
 
     /// Waits for a question other than who is there; `None` if the host hangs up.

@@ -25,26 +25,26 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// Writes the frame into `bytes` and returns its length. The payload has at most [`MAX_FRAME_PAYLOAD`] bytes;
-    /// what it has more is cut off.
-    pub fn encode(&self, bytes: &mut [u8; MAX_FRAME]) -> usize {
+    /// Writes the frame into `bytes` and returns what it takes of them. The payload has at most
+    /// [`MAX_FRAME_PAYLOAD`] bytes; what it has more is cut off.
+    pub fn encode<'b>(&self, bytes: &'b mut [u8; MAX_FRAME]) -> &'b [u8] {
         let length = self.payload.len().min(MAX_FRAME_PAYLOAD);
         let (header, rest) = bytes.split_at_mut(FRAME_HEADER_BYTES);
         rest[..length].copy_from_slice(&self.payload[..length]);
         seal_header(header, self.kind, self.epoch, &rest[..length]);
-        FRAME_HEADER_BYTES + length
+        &bytes[..FRAME_HEADER_BYTES + length]
     }
 }
 
 /// Seals the frame of kind `kind` whose payload is the first `length` bytes after the header already, and returns
-/// the frame's length. Saves the copy that [`Frame::encode`] makes.
+/// its bytes. Saves the copy that [`Frame::encode`] makes.
 ///
 /// # Panics
 /// If `length` is more than [`MAX_FRAME_PAYLOAD`].
-pub fn seal(bytes: &mut [u8; MAX_FRAME], kind: u16, epoch: u64, length: usize) -> usize {
+pub fn seal(bytes: &mut [u8; MAX_FRAME], kind: u16, epoch: u64, length: usize) -> &[u8] {
     let (header, rest) = bytes.split_at_mut(FRAME_HEADER_BYTES);
     seal_header(header, kind, epoch, &rest[..length]);
-    FRAME_HEADER_BYTES + length
+    &bytes[..FRAME_HEADER_BYTES + length]
 }
 
 pub(super) fn seal_header(header: &mut [u8], kind: u16, epoch: u64, payload: &[u8]) {
@@ -172,14 +172,12 @@ mod tests {
     use std::vec::Vec;
 
     fn bytes_of(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = [0; MAX_FRAME];
         let frame = Frame {
             kind,
             epoch,
             payload,
         };
-        let length = frame.encode(&mut bytes);
-        bytes[..length].to_vec()
+        frame.encode(&mut [0; MAX_FRAME]).to_vec()
     }
 
     /// Feeds `stream` in pieces of `piece` bytes and returns what was found.

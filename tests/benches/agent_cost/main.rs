@@ -127,13 +127,6 @@ fn options(args: impl Iterator<Item = String>) -> Result<(u64, bool), Box<dyn Er
 }
 
 /// Waits until `condition` gives something.
-fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    spec_testing::within(PATIENCE, what, condition)
 }

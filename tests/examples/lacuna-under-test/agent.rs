@@ -12,14 +12,13 @@ use host_migrator::{ControlClient, HintError, PageSource, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, HintMode, MigrateArguments};
-use lacuna::trace::{TraceArgs, check_file};
+use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::control::{Refusal, Reply, Request};
 use spec::hint_map::HintPhase;
-use spec::trace::check::Verdict;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked,
+    Failure, PATIENCE, POLL, address_of, check_rule, receive_job, run_job, wait_until_checked,
     wait_until_migrated,
 };
 
@@ -78,12 +77,9 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
         host = destination;
     }
     let guest = wait_until_checked(&mut host)?;
-    let (rule, around) = check_file(&trace)?;
-    if !matches!(rule, Verdict::Holds(_)) {
-        return Err(format!("{around}{rule}").into());
-    }
+    let rule = check_rule(&trace)?;
     Ok(json!({
-        "rule": rule.to_string(),
+        "rule": rule,
         "told": told,
         "migrations": migrations,
         "guest-checks": guest.checks,

@@ -11,14 +11,13 @@ use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, HintMode, MigrateArguments};
-use lacuna::trace::{TraceArgs, check_file};
+use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
 use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
-use spec::trace::check::Verdict;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, receive_job, run_job, wait_until_checked,
+    Failure, PATIENCE, POLL, address_of, check_rule, receive_job, run_job, wait_until_checked,
     wait_until_migrated,
 };
 use crate::memory_files::bytes_taken;
@@ -120,12 +119,9 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
     })?;
     let guest = wait_until_checked(&mut destination)?;
     let deflated = device.balloon()?;
-    let (rule, around) = check_file(&trace)?;
-    if !matches!(rule, Verdict::Holds(_)) {
-        return Err(format!("{around}{rule}").into());
-    }
+    let rule = check_rule(&trace)?;
     Ok(json!({
-        "rule": rule.to_string(),
+        "rule": rule,
         "taken-at-most": taken_at_most,
         "taken-when-inflated": taken_when_inflated,
         "taken-when-arrived": taken_when_arrived,

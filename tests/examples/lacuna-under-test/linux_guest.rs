@@ -3,13 +3,16 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use host_migrator::stats::MigrationState;
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
+use lacuna::trace::check_file;
 use serde_json::Value;
+use spec::trace::check::Verdict;
 
 /// Whatever keeps a job from its end.
 pub type Failure = Box<dyn Error>;
@@ -72,6 +75,18 @@ pub fn wait_until_migrated(source: &mut Host, destination: &mut Host) -> Result<
         Ok(status.machine == MachineState::Held)
     })?;
     Ok(())
+}
+
+/// What the checker says of a trace that keeps the rule.
+///
+/// # Errors
+/// The breach, and what was recorded around it.
+pub fn check_rule(trace: &Path) -> Result<String, Failure> {
+    let (rule, around) = check_file(trace)?;
+    match rule {
+        Verdict::Holds(_) => Ok(rule.to_string()),
+        _ => Err(format!("{around}{rule}").into()),
+    }
 }
 
 /// Waits until the guest has checked all of its memory once more, or has found a failure.

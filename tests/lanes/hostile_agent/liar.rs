@@ -297,14 +297,12 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 fn frame(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = [0; MAX_FRAME];
     let frame = Frame {
         kind,
         epoch,
         payload,
     };
-    let length = frame.encode(&mut bytes);
-    bytes[..length].to_vec()
+    frame.encode(&mut [0; MAX_FRAME]).to_vec()
 }
 
 /// Of the `count` pages from `first` on, those of each 64 are free whose bits are set in `word`.

@@ -21,9 +21,6 @@ mod qemu;
 mod uml;
 mod vsock;
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use crate::lab::PATIENCE;
 
 use device::Device;
@@ -66,13 +63,6 @@ const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 512 * MIB;
 
 /// Waits until `condition` gives something, for as long as nothing takes that works.
-fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
+fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    spec_testing::within(PATIENCE, what, condition)
 }

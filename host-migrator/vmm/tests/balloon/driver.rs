@@ -13,6 +13,7 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::rig::eventually;
+use crate::shared::registers::Registers;
 
 /// What a stock Linux driver takes of a device that does not report.
 pub const FEATURES: u64 =
@@ -68,64 +69,29 @@ impl Driver {
         }
     }
 
-    pub fn read(&self, offset: u32) -> u32 {
-        let mut data = [0; 4];
-        self.device.read(u64::from(offset), &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    pub fn write(&self, offset: u32, value: u32) {
-        self.device.write(u64::from(offset), &value.to_le_bytes());
-    }
-
     /// Up to DRIVER_OK, as Linux does it; panics where Linux would give up.
     pub fn bring_up(&mut self) {
         self.negotiate();
         for queue in 0..self.queues() {
-            assert_eq!(self.set_queue_up(queue), 0, "not ready before");
+            assert!(!self.set_queue_up(queue), "ready before");
         }
-        self.write(reg::VIRTIO_MMIO_STATUS, 15);
-        assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 15);
+        self.go();
     }
 
     /// Up to FEATURES_OK.
     pub fn negotiate(&mut self) {
         self.available = [0; QUEUES];
-        for status in [0, 1, 3] {
-            self.write(reg::VIRTIO_MMIO_STATUS, status);
-        }
-        assert_eq!(self.offered() & self.features, self.features);
-        for half in [1, 0] {
-            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
-            let value = (self.features >> (32 * half)) as u32;
-            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, value);
-        }
-        self.write(reg::VIRTIO_MMIO_STATUS, 11);
-        assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 11, "features refused");
+        self.accept(self.features);
     }
 
     /// Returns whether the queue was ready before.
-    pub fn set_queue_up(&self, queue: u32) -> u32 {
-        self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
-        let ready = self.read(reg::VIRTIO_MMIO_QUEUE_READY);
+    pub fn set_queue_up(&self, queue: u32) -> bool {
         let base = base(queue);
         let zeros = vec![0; QUEUE_BYTES as usize];
         self.memory()
             .write_slice(&zeros, GuestAddress(base))
             .unwrap();
-        for (offset, value) in [
-            (reg::VIRTIO_MMIO_QUEUE_NUM, u64::from(SIZE)),
-            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, base),
-            (reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, base >> 32),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, base + PART),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH, (base + PART) >> 32),
-            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, base + 2 * PART),
-            (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, (base + 2 * PART) >> 32),
-            (reg::VIRTIO_MMIO_QUEUE_READY, 1),
-        ] {
-            self.write(offset, value as u32);
-        }
-        ready
+        self.place_queue(queue, SIZE, [base, base + PART, used_ring(queue)])
     }
 
     pub fn config(&self) -> Config {
@@ -157,7 +123,7 @@ impl Driver {
 
     /// Kicks the hint queue.
     pub fn kick(&self) {
-        self.kick_queue(HINTS);
+        self.notify(HINTS);
     }
 
     /// Puts pages into the balloon and waits until the device has them.
@@ -182,13 +148,13 @@ impl Driver {
             .flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat())
             .collect();
         self.say(STATISTICS, &bytes);
-        self.kick_queue(STATISTICS);
+        self.notify(STATISTICS);
     }
 
     /// Reports free memory and waits until the device has dropped it.
     pub fn report(&mut self, address: u64, bytes: u32) {
         self.add(REPORTS, address, bytes, WRITE);
-        self.kick_queue(REPORTS);
+        self.notify(REPORTS);
         self.wait_for_queue(REPORTS);
     }
 
@@ -236,10 +202,6 @@ impl Driver {
         }
     }
 
-    fn kick_queue(&self, queue: u32) {
-        self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
-    }
-
     fn queues(&self) -> u32 {
         let reports = self.features & 1 << feature::REPORTING != 0;
         if reports { REPORTS + 1 } else { REPORTS }
@@ -249,7 +211,7 @@ impl Driver {
         let bytes: Vec<u8> = pfns.into_iter().flat_map(u32::to_le_bytes).collect();
         for message in bytes.chunks(MESSAGE_BYTES as usize) {
             self.say(queue, message);
-            self.kick_queue(queue);
+            self.notify(queue);
             self.wait_for_queue(queue);
         }
     }
@@ -263,14 +225,6 @@ impl Driver {
             .write_slice(message, GuestAddress(at))
             .unwrap();
         self.add(queue, at, message.len() as u32, 0);
-    }
-
-    fn offered(&self) -> u64 {
-        let half = |select| {
-            self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
-            u64::from(self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES))
-        };
-        half(1) << 32 | half(0)
     }
 
     /// Buffer `n` lies in descriptor `n % SIZE`: at most a ring full of them may be on its way.
@@ -296,6 +250,12 @@ impl Driver {
 
     fn memory(&self) -> &impl GuestMemoryBackend {
         self.ram.memory()
+    }
+}
+
+impl Registers for Driver {
+    fn registers(&self) -> &dyn MmioDevice {
+        &*self.device
     }
 }
 

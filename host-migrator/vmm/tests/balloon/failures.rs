@@ -10,6 +10,7 @@ use virtio_bindings::virtio_mmio as reg;
 use crate::driver::Driver;
 use crate::plain::PlainBackEnd;
 use crate::rig::{MIB, Subject, connect, eventually, guest_ram, machine};
+use crate::shared::registers::Registers;
 
 #[test]
 fn a_back_end_that_dies_is_noticed_and_the_guest_runs_on() {

@@ -6,6 +6,7 @@ use virtio_bindings::virtio_mmio as reg;
 use crate::daemon::Migrator;
 use crate::driver::HINTS;
 use crate::rig::{MIB, Subject, eventually, guest_ram};
+use crate::shared::registers::Registers;
 use crate::vcpu;
 
 #[test]

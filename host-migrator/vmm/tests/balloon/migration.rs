@@ -10,6 +10,7 @@ use virtio_bindings::virtio_mmio as reg;
 use crate::daemon::Migrator;
 use crate::driver::{FEATURES, REPORTING_TOO, STATISTICS};
 use crate::rig::{MIB, Subject, eventually, guest_ram};
+use crate::shared::registers::Registers;
 use crate::vcpu;
 
 #[test]

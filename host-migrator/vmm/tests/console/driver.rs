@@ -9,10 +9,10 @@ use reference_vmm::memory::MachineMemory;
 use reference_vmm::mmio::MmioDevice;
 use reference_vmm::virtio::console::VirtioConsole;
 use reference_vmm::virtio::console::control::PORT_NAME;
-use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::rig::eventually;
+use crate::shared::registers::Registers;
 
 pub const RECEIVE: u32 = 0;
 pub const TRANSMIT: u32 = 1;
@@ -72,16 +72,6 @@ impl Driver {
         }
     }
 
-    pub fn read(&self, offset: u32) -> u32 {
-        let mut data = [0; 4];
-        self.device.read(u64::from(offset), &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    pub fn write(&self, offset: u32, value: u32) {
-        self.device.write(u64::from(offset), &value.to_le_bytes());
-    }
-
     /// Up to DRIVER_OK, with buffers for the device's messages.
     pub fn bring_up(&mut self) {
         self.bring_up_without_buffers();
@@ -93,35 +83,17 @@ impl Driver {
     /// Up to DRIVER_OK.
     pub fn bring_up_without_buffers(&mut self) {
         (self.available, self.seen) = ([0; QUEUES], [0; QUEUES]);
-        for status in [0, 1, 3] {
-            self.write(reg::VIRTIO_MMIO_STATUS, status);
-        }
-        for half in [1, 0] {
-            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
-            let value = (FEATURES >> (32 * half)) as u32;
-            self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, value);
-        }
-        self.write(reg::VIRTIO_MMIO_STATUS, 11);
-        assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 11, "features refused");
+        self.accept(FEATURES);
         for queue in 0..QUEUES as u32 {
             self.set_queue_up(queue, base(queue));
         }
-        self.write(reg::VIRTIO_MMIO_STATUS, 15);
+        self.go();
     }
 
     pub fn set_queue_up(&self, queue: u32, base: u64) {
         let zeros = vec![0; QUEUE_BYTES as usize];
         self.put(base, &zeros);
-        self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
-        for (offset, value) in [
-            (reg::VIRTIO_MMIO_QUEUE_NUM, u64::from(SIZE)),
-            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, base),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, base + PART),
-            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, base + 2 * PART),
-            (reg::VIRTIO_MMIO_QUEUE_READY, 1),
-        ] {
-            self.write(offset, value as u32);
-        }
+        self.place_queue(queue, SIZE, [base, base + PART, base + 2 * PART]);
     }
 
     /// Says that the driver is up, and sets the port up that the device then tells of.
@@ -206,7 +178,7 @@ impl Driver {
         let ram = self.memory.ram().memory();
         ram.store(index, at, Ordering::Release).unwrap();
         self.available[queue as usize] = index;
-        self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+        self.notify(queue);
     }
 
     pub fn put_descriptor(&self, at: u64, (address, bytes, flags, next): &Descriptor) {
@@ -265,6 +237,12 @@ impl Driver {
         );
         self.seen[queue as usize] = seen.wrapping_add(1);
         self.get(buffer(queue, seen % SIZE), word(4) as usize)
+    }
+}
+
+impl Registers for Driver {
+    fn registers(&self) -> &dyn MmioDevice {
+        &*self.device
     }
 }
 

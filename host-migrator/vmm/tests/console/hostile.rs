@@ -9,6 +9,7 @@ use crate::driver::{
     TRANSMIT, WRITE, base,
 };
 use crate::rig::{MEMORY, MIB, Subject, eventually, fill, read};
+use crate::shared::registers::Registers;
 
 /// DEVICE_NEEDS_RESET
 const NEEDS_RESET: u32 = 0x40;
@@ -140,12 +141,7 @@ fn queues_outside_memory_are_refused_when_the_driver_is_up() {
         (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, MEMORY - 2),
         (reg::VIRTIO_MMIO_QUEUE_USED_LOW, MEMORY - 8),
     ] {
-        for status in [0, 1, 3] {
-            driver.write(reg::VIRTIO_MMIO_STATUS, status);
-        }
-        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
-        driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
-        driver.write(reg::VIRTIO_MMIO_STATUS, 11);
+        driver.accept(1 << 32);
         driver.set_queue_up(TRANSMIT, base(TRANSMIT));
         driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 0);
         driver.write(offset, address as u32);

@@ -17,6 +17,7 @@ use crate::driver::{
     BUFFER, CONTROL_RECEIVE, CONTROL_TRANSMIT, RECEIVE, SIZE, TRANSMIT, base, buffer,
 };
 use crate::rig::{Subject, pattern, read};
+use crate::shared::registers::Registers;
 
 #[test]
 fn the_destination_goes_on_where_the_source_stood_with_a_connection_of_its_own() {

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_mmio as reg;
 
 use crate::driver::{BUFFER, CONTROL_RECEIVE, RECEIVE, SIZE, TRANSMIT};
 use crate::rig::{Subject, eventually, fill, pattern, read};
+use crate::shared::registers::Registers;
 
 #[test]
 fn a_driver_finds_one_port_with_a_name_and_open_when_the_host_is_there() {

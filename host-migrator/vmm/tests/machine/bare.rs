@@ -85,7 +85,7 @@ fn a_move_that_forgets_the_vmms_own_writes_is_noticed_by_the_guest() {
     let state = source.machine.save().unwrap();
     let mut destination = incoming(&two_vcpus());
     copy_memory(source.machine.ram(), destination.machine.ram());
-    destination.machine.ram().fill(page, &mut &old[..]).unwrap();
+    destination.machine.ram().write(page, &old).unwrap();
     destination.machine.load(&state).unwrap();
     destination.machine.run().unwrap();
     destination.wait("the guest to notice", |subject| {

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use host_migrator::{GuestRam, SourceMachine, Trace};
 use reference_vmm::{
@@ -11,6 +11,7 @@ use reference_vmm::{
 };
 use spec::PAGE_SIZE;
 use spec::bare::IMAGE_GPA;
+use spec_testing::within;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where the programs below keep what they share with the test.
@@ -145,17 +146,12 @@ impl Subject {
 
     /// Waits until `done`; a guest that crashes, or a minute, ends the test.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let start = Instant::now();
-        while !done(self) {
+        within(Duration::from_secs(60), what, || {
             if let Ok(event @ MachineEvent::Crashed(_)) = self.events.try_recv() {
                 panic!("{event:?}");
             }
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "waited for {what}"
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
+            done(self).then_some(())
+        });
     }
 
     pub fn stop(&mut self) {
@@ -172,7 +168,7 @@ pub fn copy_memory(from: &GuestRam, to: &GuestRam) {
             let mut pages = vec![0; range.bytes() as usize];
             from.read(range, &mut pages).unwrap();
             if pages.iter().any(|byte| *byte != 0) {
-                to.fill(range, &mut &pages[..]).unwrap();
+                to.write(range, &pages).unwrap();
             }
         }
     }
