@@ -6,6 +6,11 @@
 //! transport. The rule that makes skipping safe is in `spec/free-page-hinting.md`.
 #![forbid(unsafe_code)]
 
+/// The example in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod bitmap;
 pub mod clause;
 pub mod destination;

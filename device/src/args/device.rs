@@ -77,34 +77,34 @@ pub struct DeviceArgs {
     pub stats_interval: Option<u32>,
 
     /// Record what the device does in this file, made by `lacuna trace create`, to be checked against the rule
-    #[arg(long, value_name = "FILE", help_heading = "Balloon")]
+    #[arg(long, value_name = "FILE", help_heading = "Trace")]
     pub trace: Option<PathBuf>,
 
     /// In the trace, the number that this device shares with its machine [default: 0]
-    #[arg(long, value_name = "N", requires = "trace", help_heading = "Balloon")]
+    #[arg(long, value_name = "N", requires = "trace", help_heading = "Trace")]
     pub trace_host: Option<u16>,
 
     /// Offer free page reporting: memory that the guest reports as free is given back to the host
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     #[arg(help_heading = "Features offered to the guest")]
     pub free_page_reporting: Option<bool>,
 
     /// Allow the guest to take pages out of the balloon when it runs out of memory
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     #[arg(help_heading = "Features offered to the guest")]
     pub deflate_on_oom: Option<bool>,
 
     /// Have the guest tell before it uses pages from the balloon again
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     #[arg(help_heading = "Features offered to the guest")]
     pub must_tell_host: Option<bool>,
 
     /// Have the guest wait until each hint has been taken; the feature's bit (6) is contested upstream
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new())]
+    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     #[arg(help_heading = "Features offered to the guest")]
     pub hint_wait_on_ack: Option<bool>,
 

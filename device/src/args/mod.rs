@@ -34,7 +34,8 @@ sockets are removed. A second signal ends it at once.";
 const EXAMPLES: &str = "\
 Examples:
   One device, with a control socket and free page reporting:
-    vhost-device-balloon --socket-path /run/vm1.sock --control-socket /run/vm1-control.sock --free-page-reporting
+    vhost-device-balloon --socket-path /run/vm1.sock --control-socket /run/vm1-control.sock \\
+        --free-page-reporting
 
   Two devices in one process, one with 512 MiB in its balloon, and their metrics:
     vhost-device-balloon --metrics-socket /run/metrics.sock \\
@@ -43,17 +44,20 @@ Examples:
     curl --unix-socket /run/metrics.sock http://localhost/metrics
 
   The description file by which management programs find the program:
-    vhost-device-balloon --print-description > /usr/share/qemu/vhost-user/50-vhost-device-balloon.json
+    cd /usr/share/qemu/vhost-user
+    vhost-device-balloon --print-description > 50-vhost-device-balloon.json
 
 Environment:
   RUST_LOG       what is logged to standard error: error, warn (default), info or debug
-  LISTEN_FDS     sockets from the service manager, named 'vhost-user', 'control', 'agent' and 'metrics';
-                 with several devices 'vhost-user.NAME' and so on
-  NOTIFY_SOCKET  where the service manager is told that the program is ready, how it is, and that it stops
+  LISTEN_FDS     sockets from the service manager, named 'vhost-user', 'control', 'agent' and
+                 'metrics'; with several devices 'vhost-user.NAME' and so on
+  NOTIFY_SOCKET  where the service manager is told that the program is ready, how it is, and that
+                 it stops
 
 Exit status:
-  0 after SIGTERM, SIGINT, or when every front end of --fd and --once has hung up; 1 if a device could not be
-  started or served, 2 for a wrong command line";
+  0  after SIGTERM, SIGINT, or when every front end of --fd and --once has hung up
+  1  if a device could not be started or served
+  2  for a wrong command line";
 
 /// A vhost-user back end for the virtio memory balloon, with free page hinting
 #[derive(Clone, Debug, Parser)]

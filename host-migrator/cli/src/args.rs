@@ -14,6 +14,19 @@ use crate::control::HintMode;
 use crate::size::Size;
 use crate::trace::{TraceArgs, TraceJob};
 
+const MORE: &str = "\
+Sizes are whole numbers of bytes, or of K, M, G or T (powers of 1024), as in 512M.
+
+Environment:
+  RUST_LOG      what is logged to standard error: error, warn (default), info or debug
+  LACUNA_CACHE  folder for the kernels of Linux guests, which are fetched once
+                [default: lacuna in $XDG_CACHE_HOME or ~/.cache]
+
+Exit status:
+  0  if the job is done
+  1  if it failed, or `compare` found a wrong page; standard error says why
+  2  for a wrong command line";
+
 /// Live migration that never sends memory the guest does not use.
 ///
 /// `lacuna compare` migrates a real guest with and without free page hints, proves that no byte was lost
@@ -25,7 +38,8 @@ use crate::trace::{TraceArgs, TraceJob};
     name = "lacuna",
     version,
     propagate_version = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_long_help = MORE
 )]
 pub struct Cli {
     /// The job.
@@ -70,18 +84,26 @@ pub enum GuestKind {
     Linux,
 }
 
-/// The guest and its memory; source and destination must agree on them.
+/// The guest and its size; source and destination must agree on them.
 #[derive(Clone, Debug, Args)]
-pub struct MachineArgs {
+pub struct GuestArgs {
     /// Which guest
-    #[arg(long, value_enum, default_value_t)]
-    pub guest: GuestKind,
-    /// Guest memory
+    #[arg(id = "guest", long, value_name = "GUEST", value_enum, default_value_t)]
+    pub kind: GuestKind,
+    /// Guest memory: bytes, or with a suffix K, M, G or T (as every SIZE here)
     #[arg(long, value_name = "SIZE", default_value = "2G")]
     pub memory: Size,
     /// Virtual processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub vcpus: u8,
+}
+
+/// A machine with its guest and its outlets.
+#[derive(Clone, Debug, Args)]
+pub struct MachineArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
     /// vhost-user socket of the balloon device; without it the guest has no balloon
     #[arg(long, value_name = "SOCKET")]
     pub balloon: Option<PathBuf>,
@@ -199,7 +221,7 @@ pub struct MigrationArgs {
     /// How long the guest may stand still at the end, in milliseconds
     #[arg(long, value_name = "MS", default_value = "300", value_parser = milliseconds)]
     pub downtime_limit: Duration,
-    /// Bytes a second to send at most; without it as fast as the link goes
+    /// Bytes a second (or with a suffix K, M, G or T) to send at most; without it as fast as the link goes
     #[arg(long, value_name = "SIZE")]
     pub max_bandwidth: Option<Size>,
 }
@@ -255,15 +277,9 @@ pub struct ControlArgs {
 /// `lacuna compare`
 #[derive(Clone, Debug, Args)]
 pub struct CompareArgs {
-    /// Which guest
-    #[arg(long, value_enum, default_value_t)]
-    pub guest: GuestKind,
-    /// Guest memory
-    #[arg(long, value_name = "SIZE", default_value = "2G")]
-    pub memory: Size,
-    /// Virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub vcpus: u8,
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
     /// What the guest does.
     #[command(flatten)]
     pub workload: WorkloadArgs,

@@ -186,8 +186,14 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
                 ProgramName::VhostDeviceBalloon => vhost_device_balloon::Args::command(),
             };
             let name = command.get_name().to_owned();
-            clap_complete::generate(*shell, &mut command, name, &mut io::stdout());
-            Ok(())
+            // Into memory first: the generator panics if nobody reads standard output any more.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command, name, &mut script);
+            let result = io::stdout().write_all(&script);
+            result.map_err(|source| JobError::Io {
+                what: "cannot write the completions",
+                source,
+            })
         }
     }
 }

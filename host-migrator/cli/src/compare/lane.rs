@@ -37,6 +37,7 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     let program = std::env::current_exe().map_err(io_error("cannot find this program"))?;
     let settings = Settings {
         memory_bytes: args
+            .guest
             .memory
             .0
             .saturating_mul(2)

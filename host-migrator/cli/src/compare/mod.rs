@@ -110,7 +110,7 @@ pub enum CompareError {
 /// # Errors
 /// [`CompareError`]; [`CompareError::Lost`] if any page was wrong.
 pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
-    if lane::is_needed(args.guest) {
+    if lane::is_needed(args.guest.kind) {
         return lane::compare(args);
     }
     let plans = RunPlan::all(args)?;
@@ -167,7 +167,7 @@ fn headline(args: &CompareArgs) -> String {
     };
     format!(
         "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second written again",
-        args.guest, args.memory, workload.in_use, workload.freed, workload.dirty_rate
+        args.guest.kind, args.guest.memory, workload.in_use, workload.freed, workload.dirty_rate
     )
 }
 

@@ -19,7 +19,7 @@ use super::CompareError;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::{AgentPort, Host};
 use super::record::Record;
-use crate::args::{CompareArgs, GuestKind, Transport, WorkloadArgs};
+use crate::args::{CompareArgs, GuestArgs, GuestKind, Transport, WorkloadArgs};
 use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
@@ -40,9 +40,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub struct RunPlan {
     /// This program.
     program: PathBuf,
-    guest: GuestKind,
-    memory: Size,
-    vcpus: u8,
+    guest: GuestArgs,
     /// The workload; its seed is this run's.
     workload: WorkloadArgs,
     downtime_limit: Duration,
@@ -68,12 +66,12 @@ impl RunPlan {
             what: "cannot find this program",
             source,
         })?;
-        let linux = match args.guest {
+        let linux = match args.guest.kind {
             GuestKind::Bare => None,
             GuestKind::Linux => Some(nested::guest_files()?),
         };
         let sources: PageSources = args.sources.iter().copied().collect();
-        if args.guest == GuestKind::Bare && sources.contains(PageSource::Agent) {
+        if args.guest.kind == GuestKind::Bare && sources.contains(PageSource::Agent) {
             return Err(CompareError::NoAgent);
         }
         let mut plans = Vec::new();
@@ -83,9 +81,7 @@ impl RunPlan {
                 workload.seed = workload.seed.wrapping_add(run);
                 plans.push(Self {
                     program: program.clone(),
-                    guest: args.guest,
-                    memory: args.memory,
-                    vcpus: args.vcpus,
+                    guest: args.guest.clone(),
                     workload,
                     downtime_limit: args.migration.downtime_limit,
                     max_bandwidth: args.migration.max_bandwidth,
@@ -130,9 +126,9 @@ impl RunPlan {
 
     fn machine_args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
-        push(&mut args, "--guest", name_of(self.guest));
-        push(&mut args, "--memory", self.memory.0);
-        push(&mut args, "--vcpus", self.vcpus);
+        push(&mut args, "--guest", name_of(self.guest.kind));
+        push(&mut args, "--memory", self.guest.memory.0);
+        push(&mut args, "--vcpus", self.guest.vcpus);
         args
     }
 
@@ -264,7 +260,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
 
     step("comparing every page");
-    let verdict = ask_oracle(plan.guest, &source, &destination)?;
+    let verdict = ask_oracle(plan.guest.kind, &source, &destination)?;
     for page in &verdict.examples {
         log::error!(
             "{plan}: page {:#x} is wrong at the destination: {:?}",
@@ -397,13 +393,13 @@ fn record(
     let sum =
         |field: fn(&host_migrator::stats::RoundStats) -> u64| report.rounds.iter().map(field).sum();
     Record {
-        guest: name_of(plan.guest),
-        memory_bytes: plan.memory.0,
+        guest: name_of(plan.guest.kind),
+        memory_bytes: plan.guest.memory.0,
         in_use_bytes,
         hints: plan.hints,
         sources: plan.hints.sources(plan.sources),
         seed: plan.workload.seed,
-        vcpus: plan.vcpus,
+        vcpus: plan.guest.vcpus,
         transport: name_of(plan.transport),
         wire_bytes: report.wire_bytes,
         total_ms: report.total_ms,

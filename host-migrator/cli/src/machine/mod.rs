@@ -98,9 +98,9 @@ fn serve(path: &Path, process: &std::sync::Arc<Process>) -> Result<(), ProcessEr
 
 fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {
     MachineConfig {
-        memory_bytes: args.memory.0,
+        memory_bytes: args.guest.memory.0,
         memory: MemoryOptions::default(),
-        vcpus: args.vcpus,
+        vcpus: args.guest.vcpus,
         balloon_socket: args.balloon.clone(),
         agent_socket: args.agent_socket.clone(),
         trace: parts.trace.clone(),
@@ -144,7 +144,7 @@ fn outlets(args: &MachineArgs) -> Result<(Outlets, Parts), ProcessError> {
 }
 
 fn guest(args: &RunArgs) -> Result<Guest, ProcessError> {
-    Ok(match args.machine.guest {
+    Ok(match args.machine.guest.kind {
         GuestKind::Bare if args.workload.fragment.0 > 0 => return Err(ProcessError::Fragment),
         GuestKind::Bare => Guest::Bare(bare_workload(&args.workload)),
         GuestKind::Linux => {

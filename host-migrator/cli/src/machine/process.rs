@@ -91,8 +91,8 @@ impl Process {
             ram: Arc::clone(machine.ram()),
             machine: SharedMachine::new(machine),
             files,
-            guest: args.guest,
-            memory_bytes: args.memory.0,
+            guest: args.guest.kind,
+            memory_bytes: args.guest.memory.0,
             balloon_control: args.balloon_control.clone(),
             trace: parts.trace,
             report: parts.report,
@@ -331,7 +331,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         switched_off: arguments
             .switched_off
             .iter()
-            .map(|name| name.parse().map_err(text))
+            .map(|name| host_migrator::clause::switch(name).map_err(text))
             .collect::<Result<_, _>>()?,
         ..Default::default()
     })

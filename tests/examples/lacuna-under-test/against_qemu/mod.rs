@@ -78,7 +78,7 @@ fn run(qemu: PathBuf, arguments: Vec<String>) -> Result<(), Failure> {
 /// Migrates a guest from one QEMU to another.
 fn migrate(program: &Program, args: &CompareArgs, hints: &str) -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
-    let memory = args.memory.0;
+    let memory = args.guest.memory.0;
     let start = |name, workload: &str, incoming| {
         Guest::start(
             program,
