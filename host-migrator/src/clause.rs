@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 pub use spec::clause::Clause;
 
 /// Those that have a switch here.
-pub const SWITCHES: [Clause; 5] = [
+pub const SWITCHES: [Clause; 6] = [
     Clause::ArmFirst,
+    Clause::KeepEarly,
     Clause::ForgetOldHints,
     Clause::CloseBeforeHarvest,
     Clause::NoHintAfterPause,

@@ -36,7 +36,7 @@ pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use hints::{ControlClient, DeviceHints, HintError, HintSource};
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
 pub use page_source::{PageSource, PageSources, PagesBySource};
-pub use params::MigrationParams;
+pub use params::{EARLY_HARVESTS, MigrationParams};
 pub use ram::{GuestRam, RamError, RamRegion};
 pub use round_map::RoundMaps;
 pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};

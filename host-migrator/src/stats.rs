@@ -155,8 +155,12 @@ pub struct RoundStats {
     pub ms: f64,
     /// Of these, held back for hints.
     pub held_back_ms: f64,
-    /// Pages that the harvest at its end brought.
+    /// Pages that the harvest at its end brought: they are to be sent again.
     pub dirty_harvested: u64,
+    /// Pages that were written in this round before they were copied, as far as early harvests have found them:
+    /// they need not be sent again for it.
+    #[serde(default)]
+    pub pages_written_before_copy: u64,
 }
 
 /// The steps of the downtime, in milliseconds.

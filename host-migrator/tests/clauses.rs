@@ -14,12 +14,14 @@ use software_guest::memory::{Memory, WrongPage, one};
 use software_guest::{Guest, migrate};
 use spec::trace::check::{self, Verdict};
 
+/// Enough for an early harvest before the last pages are sent.
+const PAGES: u64 = 2048;
 /// The page that the hostile guests free, hint and use again.
-const VICTIM: u64 = 70;
+const VICTIM: u64 = PAGES - 70;
 
 /// A guest whose pages all hold something, but for the victim, which it has freed.
 fn guest() -> Arc<Guest> {
-    let guest = Guest::new(Memory::new(512, 0));
+    let guest = Guest::new(Memory::new(PAGES, 0));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
     guest.memory.free(VICTIM);
     Arc::new(guest)
@@ -58,7 +60,7 @@ fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
         Clause::ArmFirst => check::Clause::ArmFirst,
         Clause::ForgetOldHints | Clause::CloseBeforeHarvest => check::Clause::CloseBeforeHarvest,
         Clause::NoHintAfterPause => check::Clause::NoHintAfterPause,
-        Clause::MergeOwnWrites => check::Clause::HarvestEverything,
+        Clause::KeepEarly | Clause::MergeOwnWrites => check::Clause::HarvestEverything,
         other => unreachable!("{other} has no switch"),
     };
     assert_eq!(
@@ -85,6 +87,11 @@ fn reuses_at_once() -> Arc<Guest> {
 #[test]
 fn arming_after_the_epoch_opened_loses_a_write() {
     assert_needed(Clause::ArmFirst, reuses_at_once);
+}
+
+#[test]
+fn a_hint_that_answers_what_was_found_early_loses_a_write() {
+    assert_needed(Clause::KeepEarly, reuses_at_once);
 }
 
 #[test]

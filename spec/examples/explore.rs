@@ -64,6 +64,9 @@ struct Bounds {
     /// Background harvests
     #[arg(long, default_value_t = 0)]
     background: u8,
+    /// Early harvests
+    #[arg(long, default_value_t = 0)]
+    early: u8,
     /// Times that a migration fails
     #[arg(long, default_value_t = 0)]
     failures: u8,
@@ -100,6 +103,7 @@ impl From<&Bounds> for Setup {
             moves: bounds.moves,
             rounds: bounds.rounds,
             background: bounds.background,
+            early: bounds.early,
             failures: bounds.failures,
             deaths: bounds.deaths,
             impatience: bounds.impatience,

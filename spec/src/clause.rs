@@ -57,6 +57,8 @@ clauses! {
     1 ArmBeforeCopy "arm-before-copy" "arm a page before it is sent",
     /// 2: a hint clears no dirty bit.
     2 KeepLog "keep-log" "a hint clears no dirty bit",
+    /// 2: a hint answers no write that an early harvest has found.
+    2 KeepEarly "keep-early" "a hint answers no write that was found early",
     /// 2: a hint discards no memory.
     2 KeepMemory "keep-memory" "a hint discards no memory",
     /// 3: an epoch is closed before a harvest.

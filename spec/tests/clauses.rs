@@ -7,8 +7,8 @@ use spec_model::guest::GuestAction::{
 };
 use spec_model::host::HostAction::{
     Abandon, Begin, Claim, ClearLog, ClearLogOf, EndRound, Fail, HandOver, HarvestBackEnd,
-    HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, Send,
-    StartLogging,
+    HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, ReadLogEarly,
+    Send, StartLogging,
 };
 use spec_model::network::NetworkAction::{Break, Deliver, Hear};
 use spec_model::pages::Page;
@@ -98,6 +98,23 @@ fn clause_2_a_hint_that_clears_the_log_loses_the_write_after_it() {
             Guest(Release(A)),
             Guest(Take(A)),
             Device(Answer),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_2_a_hint_that_answers_an_early_page_loses_the_write_after_it() {
+    assert_needed(
+        Clause::KeepEarly,
+        &[
+            Host(StartLogging),
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(ReadLogEarly),
+            Host(ClearLog),
+            Host(Claim(A)),
             Host(ReadLog),
         ],
     );

@@ -268,6 +268,7 @@ impl Migration {
             downtime_limit: self.downtime_limit,
             hints: self.hints,
             sources: host_migrator::PageSources::ALL,
+            early_harvests: host_migrator::EARLY_HARVESTS,
             map_rounds: false,
             switched_off: self.switched_off.clone(),
         };

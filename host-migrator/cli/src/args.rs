@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use host_migrator::PageSource;
 use host_migrator::transport::Address;
+use host_migrator::{EARLY_HARVESTS, PageSource};
 
 use crate::balloon::args::BalloonArgs;
 use crate::control::HintMode;
@@ -224,6 +224,11 @@ pub struct MigrationArgs {
     /// Bytes a second (or with a suffix K, M, G or T) to send at most; without it as fast as the link goes
     #[arg(long, value_name = "SIZE")]
     pub max_bandwidth: Option<Size>,
+    /// How often a round looks, before it ends, which pages the guest has written: one that was written before
+    /// it was copied is then not sent again for it. Each look costs the guest a fault for every page that it goes
+    /// on writing; 0 looks only when a round ends
+    #[arg(long, value_name = "N", default_value_t = EARLY_HARVESTS)]
+    pub early_harvests: u32,
 }
 
 /// `lacuna send`

@@ -52,6 +52,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         uri: args.address.to_string(),
         max_bandwidth: args.migration.max_bandwidth.map(|size| size.0),
         downtime_limit: args.migration.downtime_limit.as_millis() as u64,
+        early_harvests: args.migration.early_harvests,
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
         map_rounds: false,

@@ -21,6 +21,7 @@ use crate::ram::GuestRam;
 use crate::round_map::Recorder;
 use crate::trace::Trace;
 
+use super::early_harvest::EarlyHarvest;
 use super::left_out::by_teller;
 
 /// A broken clause waits this long for hints that a test then sees go wrong.
@@ -29,6 +30,8 @@ const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
 /// The dirty logs, the hints and what they add up to: the pages still to be sent.
 pub(crate) struct Tracker<'a> {
     bitmap: MigrationBitmap,
+    /// Written in this round, found by an early harvest, and not copied since.
+    early: MigrationBitmap,
     logs: &'a mut [Box<dyn DirtyLog>],
     hints: Hints<'a>,
     clauses: Clauses,
@@ -65,6 +68,7 @@ impl<'a> Tracker<'a> {
         }
         let mut tracker = Self {
             hints: Hints::prepare(hints, tellers, bitmap.pages(), trace),
+            early: MigrationBitmap::new(bitmap.pages()),
             bitmap,
             logs,
             clauses,
@@ -174,6 +178,8 @@ impl<'a> Tracker<'a> {
         let broken = !self.clauses.hold(Clause::NoHintAfterPause);
         Pass {
             bitmap: &self.bitmap,
+            early: &self.early,
+            keep_early: true,
             hints: self.hints.used().filter(|_| broken),
             tellers: self.hints.tellers,
             free_before: None,
@@ -193,6 +199,11 @@ impl<'a> Tracker<'a> {
                 harvest.by_back_ends += dirty;
             }
         }
+        for index in self.early.occupied() {
+            let (early, brought) = (self.early.claim(index), self.bitmap.load(index));
+            self.bitmap.merge(index, early);
+            harvest.dirty += u64::from((early & !brought).count_ones());
+        }
         self.trace.record(Event::HarvestEnd);
         Ok(harvest)
     }
@@ -207,7 +218,7 @@ pub(super) fn name(index: usize, log: &dyn DirtyLog) -> Log {
 }
 
 /// Harvests one log. Where that is recorded, what it brings goes through a bitmap of its own.
-fn harvest_log(
+pub(super) fn harvest_log(
     index: usize,
     log: &mut dyn DirtyLog,
     bitmap: &MigrationBitmap,
@@ -235,14 +246,20 @@ pub(crate) struct Epoch<'t, 'a> {
 }
 
 impl Epoch<'_, '_> {
-    /// The bitmap, and the hints of this epoch.
-    pub(crate) fn pass(&self) -> Pass<'_> {
-        Pass {
-            bitmap: &self.tracker.bitmap,
-            hints: self.tracker.hints.used(),
-            tellers: self.tracker.hints.tellers,
-            free_before: self.tracker.hints.free_before.as_ref(),
-        }
+    /// The bitmap and the hints of this epoch; and about `wanted` harvests while its `pending` pages are sent.
+    pub(crate) fn pass(&mut self, wanted: u32, pending: u64) -> (Pass<'_>, EarlyHarvest<'_>) {
+        let tracker = &mut *self.tracker;
+        let pass = Pass {
+            bitmap: &tracker.bitmap,
+            early: &tracker.early,
+            keep_early: tracker.clauses.hold(Clause::KeepEarly),
+            hints: tracker.hints.used(),
+            tellers: tracker.hints.tellers,
+            free_before: tracker.hints.free_before.as_ref(),
+        };
+        let (logs, trace) = (&mut *tracker.logs, tracker.trace);
+        let early = EarlyHarvest::new(logs, &tracker.early, trace, wanted, pending);
+        (pass, early)
     }
 
     /// Closes it: a barrier, after which no hint of this epoch arrives.
@@ -257,6 +274,8 @@ impl Epoch<'_, '_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     bitmap: &'a MigrationBitmap,
+    early: &'a MigrationBitmap,
+    keep_early: bool,
     hints: Option<&'a dyn HintSource>,
     tellers: Tellers,
     free_before: Option<&'a MigrationBitmap>,
@@ -265,6 +284,19 @@ pub(crate) struct Pass<'a> {
 impl Pass<'_> {
     pub(crate) fn bitmap(&self) -> &MigrationBitmap {
         self.bitmap
+    }
+
+    /// The pages `mask` of a word are about to be copied. Returns those that were written since the round began,
+    /// as far as that is known: with the copy they need not be sent again for it.
+    pub(crate) fn answer(&self, index: usize, mask: u64) -> u64 {
+        self.early.clear(index, mask)
+    }
+
+    /// The pages `mask` of a word are not sent, as they are hinted. That answers no write.
+    pub(crate) fn skipped(&self, index: usize, mask: u64) {
+        if !self.keep_early {
+            self.answer(index, mask);
+        }
     }
 
     /// Those of the pages `mask` of a word that are hinted to be free.

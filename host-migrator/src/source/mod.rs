@@ -2,6 +2,7 @@
 //! The source's side: a migration that runs in a thread of its own.
 
 mod batch;
+mod early_harvest;
 mod epoch;
 mod error;
 mod handover;

@@ -21,7 +21,7 @@ use crate::page_source::{PageSource, PagesBySource};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
-use crate::sending_order::{HoldBack, Outlook};
+use crate::sending_order::Outlook;
 use crate::stats::{MigrationReport, MigrationState, RoundStats};
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -246,8 +246,9 @@ fn rounds(
             free,
             silent: tracker.guest_is_silent(),
         };
-        let epoch = tracker.open();
-        sender.walk_while_it_runs(&epoch.pass(), HoldBack::new(outlook))?;
+        let mut epoch = tracker.open();
+        let (pass, mut early) = epoch.pass(params.early_harvests, pending);
+        sender.walk_while_it_runs(&pass, &mut early, outlook)?;
         sender.end_round()?;
         sender.round_received()?;
         epoch.close();
@@ -277,10 +278,11 @@ fn report_round(
     progress: &Progress,
 ) {
     log::debug!("{stats:?}, {pending} pages pending");
+    let written = stats.dirty_harvested + stats.pages_written_before_copy;
     progress.update(|status| {
         status.ram.remaining = pending * PAGE_SIZE;
         status.ram.dirty_sync_count += 1;
-        status.ram.dirty_pages_rate = (stats.dirty_harvested as f64 / took.as_secs_f64()) as u64;
+        status.ram.dirty_pages_rate = (written as f64 / took.as_secs_f64()) as u64;
         status.hints.active = tracker.uses_hints();
         status.hints.epochs = tracker.epochs();
         status.hints.too_late += stats.pages_hinted_too_late;

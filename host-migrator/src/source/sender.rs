@@ -10,6 +10,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use super::MigrationError;
 use super::batch::Batch;
+use super::early_harvest::EarlyHarvest;
 use super::epoch::Pass;
 use super::left_out::LeftOut;
 use super::pacing::Pacing;
@@ -19,7 +20,7 @@ use crate::bitmap::{MigrationBitmap, runs_of_word};
 use crate::page_source::{PagesBySource, Reason};
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
-use crate::sending_order::{HoldBack, Seen};
+use crate::sending_order::{HoldBack, Outlook, Seen};
 use crate::stats::RoundStats;
 use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
@@ -137,7 +138,8 @@ impl<'a> Sender<'a> {
     /// Has the round that has begun take holes of the memory files for the zeros that they are: who reads a hole
     /// gives it memory again, which a balloon has just given back.
     ///
-    /// A page that is written after this is sent again: the last harvest is over, so the next one brings it.
+    /// A page that is written after this is in the next harvest: it is sent again, or was found early and is no
+    /// hole then.
     pub(crate) fn look_for_holes(&mut self) -> Result<(), MigrationError> {
         if !self.find_zeros {
             return Ok(());
@@ -157,19 +159,29 @@ impl<'a> Sender<'a> {
     pub(crate) fn walk_while_it_runs(
         &mut self,
         pass: &Pass<'_>,
-        mut hold_back: HoldBack,
+        early: &mut EarlyHarvest<'_>,
+        outlook: Outlook,
     ) -> Result<(), MigrationError> {
         let opened = Instant::now();
+        let mut hold_back = HoldBack::new(outlook);
+        // What is pending in later rounds was used just now, and what is free otherwise says nothing about it.
+        let first_round = self.round.round == 1;
+        let free = || match first_round {
+            true => outlook.free.unwrap_or(0).max(pass.guest().1),
+            false => 0,
+        };
         if let Some(free_before) = pass.free_before() {
             for index in pass.bitmap().occupied() {
                 let claimed = pass.bitmap().clear(index, !free_before.load(index));
                 self.send_claimed(pass, index, claimed, true)?;
+                early.when_due(self.round.pages_sent, free)?;
             }
         }
         for index in pass.bitmap().occupied() {
             self.wait_for_hints(pass, index, opened, &mut hold_back)?;
             let claimed = pass.bitmap().claim(index);
             self.send_claimed(pass, index, claimed, true)?;
+            early.when_due(self.round.pages_sent, free)?;
         }
         self.flush(true)
     }
@@ -201,10 +213,11 @@ impl<'a> Sender<'a> {
         let told = pass.hints(index, claimed);
         let hinted = told.pages();
         if hinted != 0 {
+            pass.skipped(index, hinted);
             self.skip(index, told)?;
         }
         if claimed != hinted {
-            self.send_word(index, claimed & !hinted, paced)?;
+            self.send_word(pass, index, claimed & !hinted, paced)?;
         }
         Ok(())
     }
@@ -331,10 +344,19 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    fn send_word(&mut self, index: usize, bits: u64, paced: bool) -> Result<(), MigrationError> {
+    fn send_word(
+        &mut self,
+        pass: &Pass<'_>,
+        index: usize,
+        bits: u64,
+        paced: bool,
+    ) -> Result<(), MigrationError> {
         let base = index as u64 * 64;
         self.record(index, bits, Event::Copy);
-        let mut zero = bits & self.holes.as_ref().map_or(0, |holes| holes.load(index));
+        let written = pass.answer(index, bits);
+        self.round.pages_written_before_copy += u64::from(written.count_ones());
+        let holes = self.holes.as_ref().map_or(0, |holes| holes.load(index));
+        let mut zero = bits & holes & !written;
         for run in runs_of_word(base, bits & !zero) {
             // A log that marks pages where there is no memory has nothing to say.
             for piece in self.ram.pieces(run) {
@@ -466,6 +488,7 @@ fn add(totals: &mut RoundStats, round: &RoundStats) {
     totals.ms += round.ms;
     totals.held_back_ms += round.held_back_ms;
     totals.dirty_harvested += round.dirty_harvested;
+    totals.pages_written_before_copy += round.pages_written_before_copy;
 }
 
 pub(crate) fn milliseconds(time: Duration) -> f64 {

@@ -89,6 +89,11 @@ impl SoftHints {
         }
     }
 
+    /// The agent has told of every page below `page`.
+    pub fn has_answered(&self, page: u64) {
+        self.map.set_answered(page);
+    }
+
     /// The guest has hinted all it can.
     pub fn finish(&self) {
         let _gate = self.gate.lock().unwrap();
@@ -130,6 +135,10 @@ impl HintSource for HintsForEngine {
 
     fn hinted_pages(&self) -> u64 {
         self.0.map.hinted_pages()
+    }
+
+    fn answered(&self) -> u64 {
+        self.0.map.answered()
     }
 
     fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError> {

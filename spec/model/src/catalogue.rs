@@ -44,6 +44,7 @@ pub fn without(clause: Clause) -> Case {
         Clause::CloseBeforeHarvest | Clause::ForgetOldHints | Clause::DiscardAtDestination => {
             Setup { rounds: 2, ..TINY }
         }
+        Clause::KeepEarly => Setup { early: 1, ..TINY },
         Clause::CheckCommandId | Clause::CompleteHarvest => Setup {
             rounds: 2,
             moves: 5,
@@ -235,6 +236,15 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             Setup {
                 channels: 2,
                 background: 1,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "early harvests, two channels",
+            Setup {
+                early: 2,
+                channels: 2,
                 moves: 4,
                 ..small
             },

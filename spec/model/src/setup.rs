@@ -23,6 +23,9 @@ pub struct Setup {
     pub rounds: u8,
     /// Background harvests in mid-round, each with a new epoch, over all rounds of a migration.
     pub background: u8,
+    /// Early harvests in mid-round, which leave the epoch open, over all rounds of a migration. (Where dirty bits
+    /// are cleared at once.)
+    pub early: u8,
     /// Times that a migration fails or is cancelled. It can be tried again after each, to another destination.
     pub failures: u8,
     /// Channels to the destination. One delivers in order, so that it delivers at once makes no difference.
@@ -60,6 +63,7 @@ impl Setup {
         moves: 5,
         rounds: 2,
         background: 0,
+        early: 0,
         failures: 0,
         channels: 1,
         clearing: Clearing::AtOnce,

@@ -278,6 +278,12 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
                 closing(after)
             )
         }
+        HostAction::ReadLogEarly => {
+            format!(
+                "The migrator harvests early and reads KVM's log: {}.",
+                pages(before.logs.kvm.dirty)
+            )
+        }
         HostAction::ReadLog => {
             format!(
                 "The migrator reads KVM's log: {}.",

@@ -134,7 +134,8 @@ events! {
     13 "hints are lost" HintsLost,
     /// Migrator: begins to harvest all logs; true for the last time. Before the first is read.
     14 "harvest begins, the last" HarvestBegin(last: bool),
-    /// Migrator: a harvest has brought these pages. After they are in the migration bitmap.
+    /// Migrator: a harvest has brought these pages. After they are in the migration bitmap; those of an early
+    /// harvest, which are kept beside it, after they are known.
     15 "brought by" Brought(brought: Brought),
     /// Migrator: the log is read and cleared. After.
     16 "harvested" LogHarvested(log: Log),
@@ -188,6 +189,10 @@ events! {
     40 "discards" Discarding(pages: PageRange),
     /// Device: could not. After.
     41 "did not discard" NotDiscarded(pages: PageRange),
+    /// Migrator: begins to harvest logs in the middle of a round. Before the first is read.
+    42 "early harvest begins" EarlyBegin,
+    /// Migrator: what it has brought is known and cleared. After.
+    43 "early harvest ends" EarlyEnd,
 }
 
 /// An event and who recorded it.

@@ -100,6 +100,7 @@ fn migrate(
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
         sources: sources.iter().copied().collect(),
+        early_harvests: host_migrator::EARLY_HARVESTS,
         map_rounds: false,
         switched_off: Vec::new(),
     }))?;

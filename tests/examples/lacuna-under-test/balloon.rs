@@ -98,6 +98,7 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
         downtime_limit: DOWNTIME_LIMIT,
         hints: HintMode::On,
         sources: host_migrator::PageSources::ALL,
+        early_harvests: host_migrator::EARLY_HARVESTS,
         map_rounds: false,
         switched_off: Vec::new(),
     }))?;

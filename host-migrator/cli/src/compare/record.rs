@@ -55,6 +55,8 @@ pub struct Record {
     pub pages_back_dirty_by_source: PagesBySource,
     /// Pages sent more than once because the guest wrote them again: repeats.
     pub pages_resent: u64,
+    /// Pages written in a round before they were copied, which therefore need not go again.
+    pub pages_written_before_copy: u64,
     /// Pages of memory that were compared after the migration: all.
     pub pages_compared: u64,
     /// Pages that were wrong. Anything but 0 is a bug.
@@ -288,7 +290,7 @@ pub(super) mod tests {
             "sources": ["driver", "zero"],
             "pages_by_source": { "driver": 7, "zero": 6 },
             "pages_hinted_too_late_by_source": {},
-            "pages_back_dirty_by_source": { "driver": 2 }, "pages_resent": 0,
+            "pages_back_dirty_by_source": { "driver": 2 }, "pages_resent": 0, "pages_written_before_copy": 0,
             "pages_compared": 9, "pages_wrong": 0, "pages_given_up": 7, "guest_checks": 1,
             "guest_wrong": 0, "pages_hinted_by_round": [7, 0, 0]
         }))

@@ -14,7 +14,7 @@ mod server;
 pub use client::{Client, ClientError};
 pub use server::{Handler, serve};
 
-use host_migrator::{PageSource, PageSources};
+use host_migrator::{EARLY_HARVESTS, PageSource, PageSources};
 use serde::{Deserialize, Serialize};
 
 /// A command to a machine. The names follow QMP where QMP has the command.
@@ -50,6 +50,9 @@ pub struct MigrateArguments {
     /// Milliseconds the guest may stand still.
     #[serde(default = "default_downtime_limit")]
     pub downtime_limit: u64,
+    /// How often a round looks into the vCPUs' dirty log before its end, about.
+    #[serde(default = "default_early_harvests")]
+    pub early_harvests: u32,
     /// Which pages need not be sent.
     #[serde(default)]
     pub hints: HintMode,
@@ -68,6 +71,10 @@ pub struct MigrateArguments {
 /// QEMU's default.
 const fn default_downtime_limit() -> u64 {
     300
+}
+
+const fn default_early_harvests() -> u32 {
+    EARLY_HARVESTS
 }
 
 /// Which knowledge of free pages a migration uses.

@@ -325,6 +325,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
     Ok(MigrationParams {
         max_bandwidth: arguments.max_bandwidth,
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
+        early_harvests: arguments.early_harvests,
         sources: arguments.hints.sources(arguments.sources),
         map_rounds: arguments.map_rounds,
         #[cfg(feature = "clause-switches")]

@@ -52,12 +52,16 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             } else if ready && host.background > 0 {
                 push(HostAction::HarvestInBackground);
             }
+            let at_once = setup.clearing == Clearing::AtOnce;
+            if host.early_harvests > 0 && at_once && may_harvest(model, state) {
+                push(HostAction::ReadLogEarly);
+            }
             if ready && !rule.holds(Clause::NoHintAfterPause) && host.claimed.is_empty() {
                 push(HostAction::Pause);
             }
         }
         Step::Reading => push(HostAction::ReadLog),
-        Step::Clearing => push(HostAction::ClearLog),
+        Step::Clearing | Step::ClearingEarly => push(HostAction::ClearLog),
         Step::TakingBackEnd => push(HostAction::HarvestBackEnd),
         Step::TakingOwn => push(HostAction::HarvestOwnWrites),
         Step::Harvested => {

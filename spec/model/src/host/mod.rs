@@ -32,6 +32,8 @@ pub enum Step {
     Reading,
     /// Clears in KVM's log what it has read next.
     Clearing,
+    /// The same, of an early harvest.
+    ClearingEarly,
     /// Takes the back end's log next.
     TakingBackEnd,
     /// Takes the VMM's own writes next.
@@ -62,6 +64,8 @@ pub struct Host {
     pub(crate) claimed: PageSet,
     /// Copied before they were claimed, where that is allowed.
     pub(crate) copied: PageSet,
+    /// Found by an early harvest of this round, and not copied since.
+    pub(crate) early: PageSet,
     /// Pages that may be other than zero at the destination.
     pub(crate) sent: PageSet,
     /// Pages whose hints count in this epoch.
@@ -76,6 +80,8 @@ pub struct Host {
     pub(crate) round: u8,
     /// Background harvests that are left.
     pub(crate) background: u8,
+    /// Early harvests that are left.
+    pub(crate) early_harvests: u8,
     /// How often a migration can still fail.
     pub(crate) failures: u8,
     /// How often it can still be impatient with the device.
@@ -94,6 +100,7 @@ impl Host {
             pending: names.set(self.pending),
             claimed: names.set(self.claimed),
             copied: names.set(self.copied),
+            early: names.set(self.early),
             sent: names.set(self.sent),
             eligible: names.set(self.eligible),
             ..*self
@@ -124,6 +131,8 @@ pub enum HostAction {
     EndRound,
     /// Harvests in mid-round.
     HarvestInBackground,
+    /// Reads KVM's log in mid-round, and leaves the epoch open.
+    ReadLogEarly,
     /// Reads KVM's log into the bitmap.
     ReadLog,
     /// Takes the back end's log into the bitmap.

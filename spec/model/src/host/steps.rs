@@ -17,8 +17,13 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         HostAction::ClearLog => {
             let fetched = state.logs.kvm.fetched;
             state.logs.kvm.clear(fetched);
-            if state.host.step == Step::Clearing {
-                harvest_others(model, state);
+            match state.host.step {
+                Step::Clearing => harvest_others(model, state),
+                Step::ClearingEarly => {
+                    state.host.early.merge(fetched);
+                    state.host.step = Step::Sending;
+                }
+                _ => {}
             }
         }
         HostAction::ClearLogOf(page) => state.logs.kvm.clear(PageSet::from_iter([page])),
@@ -43,8 +48,16 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
             state.host.background -= 1;
             close(model, state);
         }
+        HostAction::ReadLogEarly => {
+            state.host.early_harvests -= 1;
+            if !state.logs.kvm.read().is_empty() {
+                state.host.step = Step::ClearingEarly;
+            }
+        }
         HostAction::ReadLog => {
             let host = &mut state.host;
+            let early = host.early.take();
+            host.pending.merge(early);
             if rule.holds(Clause::ForgetOldHints) && !host.open {
                 state.device.map = PageSet::EMPTY;
             }
@@ -158,9 +171,11 @@ fn prepare(model: &Migration, state: &mut State) {
     }
     state.host.claimed = PageSet::EMPTY;
     state.host.copied = PageSet::EMPTY;
+    state.host.early = PageSet::EMPTY;
     state.host.epoch = 0;
     state.host.round = 0;
     state.host.background = model.setup.background;
+    state.host.early_harvests = model.setup.early;
     state.host.open = false;
     state.host.hints_lost = false;
     state.destination.memory = PerPage::default();
@@ -255,6 +270,9 @@ fn claim(model: &Migration, state: &mut State, page: Page) {
         host.claimed.insert(page);
         return;
     }
+    if !model.rule.holds(Clause::KeepEarly) {
+        host.early.remove(page);
+    }
     if host.sent.has(page) && model.rule.holds(Clause::DiscardAtDestination) {
         host.sent.remove(page);
         let channel = (0..model.setup.channels)
@@ -271,6 +289,7 @@ fn copy(model: &Migration, state: &mut State, page: Page, channel: u8) {
     } else {
         host.copied.insert(page);
     }
+    host.early.remove(page);
     let content = state.memory[page.index()];
     let was_sent = host.sent.has(page);
     if content == 0 {

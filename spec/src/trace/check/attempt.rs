@@ -22,6 +22,8 @@ pub(super) struct Attempt {
     holes_asked: bool,
     pub(super) hints: Hints,
     harvest: Option<Harvest>,
+    /// Brought by early harvests, and not copied since.
+    early: Pages,
     last_harvest_is_over: bool,
     /// To be sent, as the migration bitmap should have it.
     pending: Pages,
@@ -43,8 +45,11 @@ struct LogState {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Harvest {
-    last: bool,
+enum Harvest {
+    /// In the middle of a round.
+    Early,
+    /// Of all logs; the last one, with everything stopped?
+    Whole { last: bool },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +89,11 @@ impl Attempt {
             Event::HarvestBegin(last) => self.harvest_begin(last),
             Event::Brought(brought) => self.brought(brought),
             Event::HarvestEnd => self.harvest_end(),
+            Event::EarlyBegin => self.early_begin(),
+            Event::EarlyEnd => self.early_end(),
             Event::Claim(bits) => self.claim(bits),
             Event::Skip(bits) => self.skip(bits),
-            Event::Copy(bits) => self.sending.copy(self.in_memory(bits)),
+            Event::Copy(bits) => self.copy(bits),
             Event::Zero(bits) => self.sending.zero(self.in_memory(bits)),
             Event::PagesSent(count) => self.sending.pages_sent(count),
             Event::ZeroSent(range) | Event::DiscardSent(range) => self.sending.made_zero(range),
@@ -95,7 +102,7 @@ impl Attempt {
             Event::DevicesStopped => self.devices_stopped(),
             Event::HandOver => self.hand_over(),
             Event::Resuming => self.resuming(),
-            Event::LogHarvested(log) => self.log(log).map(|log| log.harvested = true),
+            Event::LogHarvested(log) => self.log_harvested(log),
             Event::LogStopped(log) => self.log(log).map(|log| log.stopped = true),
             other => {
                 self.note(other);
@@ -248,26 +255,50 @@ impl Attempt {
             let why = "guest and devices still run, and write";
             return Err((Clause::HarvestEverything, why.into()));
         }
-        self.harvest = Some(Harvest { last });
+        self.harvest = Some(Harvest::Whole { last });
         Ok(())
     }
 
-    fn brought(&mut self, brought: Brought) -> Result<(), Broken> {
-        if self.harvest.is_none() {
-            return Err((Clause::Order, "no harvest is under way".into()));
+    /// An early harvest may be made while hints stand: it takes nothing into the migration bitmap.
+    fn early_begin(&mut self) -> Result<(), Broken> {
+        self.all_logs_run("an early harvest begins")?;
+        if self.harvest.replace(Harvest::Early).is_some() {
+            return Err((Clause::Order, "a harvest is under way already".into()));
         }
+        Ok(())
+    }
+
+    fn early_end(&mut self) -> Result<(), Broken> {
+        match self.harvest.take() {
+            Some(Harvest::Early) => Ok(()),
+            _ => Err((Clause::Order, "no early harvest is under way".into())),
+        }
+    }
+
+    fn brought(&mut self, brought: Brought) -> Result<(), Broken> {
         let bits = self.in_memory(brought.pages);
-        self.pending.insert(bits);
+        match self.harvest {
+            Some(Harvest::Whole { .. }) => self.pending.insert(bits),
+            Some(Harvest::Early) => self.early.insert(bits),
+            None => return Err((Clause::Order, "no harvest is under way".into())),
+        }
         if brought.log.writer == Writer::BackEnd {
             self.discarded.remove(bits);
         }
         Ok(())
     }
 
+    fn log_harvested(&mut self, log: Log) -> Result<(), Broken> {
+        let counts = matches!(self.harvest, Some(Harvest::Whole { .. }));
+        self.log(log)?.harvested |= counts;
+        Ok(())
+    }
+
     fn harvest_end(&mut self) -> Result<(), Broken> {
-        let Some(harvest) = self.harvest.take() else {
+        let Some(Harvest::Whole { last }) = self.harvest.take() else {
             return Err((Clause::Order, "no harvest is under way".into()));
         };
+        self.pending.take_all(&mut self.early);
         for (index, log) in self.logs.iter_mut().enumerate() {
             if !core::mem::take(&mut log.harvested) {
                 let why = format!("log {index} was left out");
@@ -275,9 +306,9 @@ impl Attempt {
             }
         }
         self.harvests += 1;
-        self.last_harvest_is_over |= harvest.last;
+        self.last_harvest_is_over |= last;
         if let Some(page) = self.discarded.first()
-            && harvest.last
+            && last
         {
             let why = format!("the balloon discarded page {page:#x}, and its log never said so");
             return Err((Clause::HarvestEverything, why));
@@ -294,6 +325,13 @@ impl Attempt {
         self.pending.remove(bits);
         self.sending.claim(bits);
         Ok(())
+    }
+
+    /// A copy answers what an early harvest brought. (A skip does not.)
+    fn copy(&mut self, bits: PageBits) -> Result<(), Broken> {
+        let bits = self.in_memory(bits);
+        self.early.remove(bits);
+        self.sending.copy(bits)
     }
 
     fn skip(&mut self, bits: PageBits) -> Result<(), Broken> {

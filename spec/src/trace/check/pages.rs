@@ -45,6 +45,13 @@ impl Pages {
         self.words.clear();
     }
 
+    /// Takes all pages out of `others` into this.
+    pub(super) fn take_all(&mut self, others: &mut Self) {
+        for (word, mask) in (0..).zip(core::mem::take(&mut others.words)) {
+            self.insert(PageBits { word, mask });
+        }
+    }
+
     pub(super) fn insert(&mut self, bits: PageBits) {
         if bits.word >= MAX_PAGES / 64 || bits.mask == 0 {
             return;

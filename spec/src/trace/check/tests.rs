@@ -320,6 +320,41 @@ fn clause_4_a_harvest_leaves_no_log_out_and_what_it_brings_is_sent() {
     }
 }
 
+/// The good migration with an early harvest before `next`, that brings `mask`.
+fn with_early_harvest(next: Event, mask: u64) -> Vec<Record> {
+    let mut records = migration();
+    let at = place(&records, next);
+    let harvest = [
+        Event::EarlyBegin,
+        brought(VCPUS, mask),
+        Event::LogHarvested(VCPUS),
+        Event::EarlyEnd,
+    ];
+    records.splice(at..at, on(SOURCE, harvest));
+    records
+}
+
+#[test]
+fn clause_4_what_an_early_harvest_brings_is_answered_by_a_copy_and_by_nothing_else() {
+    let clause = Clause::HarvestEverything;
+    let first_claim = Event::Claim(bits(0b1011));
+    let copied = with_early_harvest(first_claim, 0b1001);
+    assert!(matches!(verdict(&copied), Verdict::Holds(_)));
+    let copied_before = with_early_harvest(Event::PagesSent(1), 0b1000);
+    assert_broken(&copied_before, clause, Event::HandOver);
+    let skipped = with_early_harvest(Event::Claim(bits(0b0001)), 0b0001);
+    assert_broken(&skipped, clause, Event::HandOver);
+    // It clears what it has read before anything is copied, and takes the place of no other harvest.
+    let mut half = with_early_harvest(first_claim, 0b1001);
+    half.remove(place(&half, Event::EarlyEnd));
+    assert_broken(&half, clause, first_claim);
+    let mut instead = with_early_harvest(first_claim, 0b1001);
+    let begin = place(&instead, Event::HarvestBegin(false));
+    assert_eq!(instead[begin + 2].event, Event::LogHarvested(VCPUS));
+    instead.remove(begin + 2);
+    assert_broken(&instead, clause, Event::HarvestEnd);
+}
+
 #[test]
 fn clause_5_no_hint_is_used_once_the_guest_is_stopped() {
     let clause = Clause::NoHintAfterPause;

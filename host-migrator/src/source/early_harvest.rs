@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Harvests in the middle of a round: a page that is written before it is copied goes to the destination as it
+//! is then, and need not go again.
+//!
+//! A log that is harvested at the end of a round alone cannot tell: it has every page that was written since
+//! the round before, those included that were copied afterwards. If writes come evenly, that is half of them.
+//!
+//! What an early harvest brings is kept beside the migration bitmap, as *early pages*, until the round ends:
+//!
+//! - a copy answers an early page, since it is made after the page was armed again: what is written later is in
+//!   the log again;
+//! - a skip does not: nobody knows whether the hint or the write was first;
+//! - the harvest that ends the round merges what is left into the migration bitmap.
+//!
+//! So hints mean what they mean without it, whichever order they come in (`spec/free-page-hinting.md`).
+
+use spec::trace::Event;
+
+use super::epoch::harvest_log;
+use crate::bitmap::MigrationBitmap;
+use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
+use crate::trace::Trace;
+
+/// Less than this is sent faster than its pages are armed again.
+const FEWEST_PAGES: u64 = 1024;
+/// Guests fault when they write a page that was armed again: so many times in a round at most, for each that
+/// was asked for, should fewer pages be free than it seemed.
+const MOST_FOR_EACH: u64 = 8;
+
+/// The vCPUs' logs, while a round is being sent.
+pub(crate) struct EarlyHarvest<'t> {
+    logs: &'t mut [Box<dyn DirtyLog>],
+    pages: &'t MigrationBitmap,
+    trace: &'t Trace,
+    /// How many harvests a round shall have; 0: none.
+    wanted: u64,
+    /// Pages that were to be sent when the round began.
+    pending: u64,
+    /// Pages that had been sent at the last one.
+    sent: u64,
+}
+
+impl<'t> EarlyHarvest<'t> {
+    /// For a round of `pending` pages, which shall have about `wanted` of them. They add to `pages`.
+    pub(crate) fn new(
+        logs: &'t mut [Box<dyn DirtyLog>],
+        pages: &'t MigrationBitmap,
+        trace: &'t Trace,
+        wanted: u32,
+        pending: u64,
+    ) -> Self {
+        Self {
+            logs,
+            pages,
+            trace,
+            wanted: wanted.into(),
+            pending,
+            sent: 0,
+        }
+    }
+
+    /// Harvests, if it is time to: `sent` pages have been sent in this round, and about `free` of those that
+    /// were pending will never be.
+    ///
+    /// # Errors
+    /// That of a log: bits may be lost.
+    pub(crate) fn when_due(
+        &mut self,
+        sent: u64,
+        free: impl FnOnce() -> u64,
+    ) -> Result<(), DirtyLogError> {
+        let since = sent - self.sent;
+        if self.wanted == 0 || since < FEWEST_PAGES {
+            return Ok(());
+        }
+        let expected = self.pending.saturating_sub(free());
+        let apart = expected.max(self.pending / MOST_FOR_EACH) / self.wanted;
+        if since < apart {
+            return Ok(());
+        }
+        self.sent = sent;
+        self.trace.record(Event::EarlyBegin);
+        for (index, log) in self.logs.iter_mut().enumerate() {
+            // The other writers are few, and what they say has a use of its own at the end of the round.
+            if log.source() == LogSource::Kvm {
+                harvest_log(index, log.as_mut(), self.pages, self.trace)?;
+            }
+        }
+        self.trace.record(Event::EarlyEnd);
+        Ok(())
+    }
+}

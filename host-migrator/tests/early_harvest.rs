@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Harvests in mid-round: a page written before it is copied is sent once; and nothing but a copy of it counts.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap, MigrationParams};
+use software_guest::memory::{Memory, one};
+use software_guest::{Guest, Outcome, migrate};
+
+/// Pages, all in use; a round is long enough for a harvest in it well before its last pages.
+const PAGES: u64 = 6000;
+/// The last pages, which an address-ordered sender comes to last.
+const LAST: u64 = PAGES - 1;
+
+fn guest() -> Arc<Guest> {
+    let guest = Guest::new(Memory::new(PAGES, 0));
+    for pfn in 0..PAGES {
+        guest.write(pfn);
+    }
+    Arc::new(guest)
+}
+
+fn params(early_harvests: u32) -> MigrationParams {
+    MigrationParams {
+        early_harvests,
+        ..MigrationParams::default()
+    }
+}
+
+fn assert_exact(guest: &Guest, outcome: &Outcome) {
+    outcome.report();
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+}
+
+/// A guest that writes its last hundred pages before any page is sent.
+fn writes_before_it_is_copied(early_harvests: u32) -> Outcome {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        if epoch == 1 {
+            (PAGES - 100..PAGES).for_each(|pfn| theirs.write(pfn));
+        }
+        theirs.hints.finish();
+    });
+    let outcome = migrate(guest.source(), params(early_harvests));
+    assert_exact(&guest, &outcome);
+    outcome
+}
+
+#[test]
+fn a_page_written_before_it_is_copied_is_sent_once() {
+    let outcome = writes_before_it_is_copied(8);
+    let totals = &outcome.report().totals;
+    assert_eq!((totals.pages_sent, totals.pages_resent), (PAGES, 0));
+    assert_eq!(totals.pages_written_before_copy, 100);
+}
+
+#[test]
+fn without_early_harvests_it_is_sent_twice() {
+    let outcome = writes_before_it_is_copied(0);
+    let totals = &outcome.report().totals;
+    assert_eq!((totals.pages_sent, totals.pages_resent), (PAGES + 100, 100));
+    assert_eq!(totals.pages_written_before_copy, 0);
+}
+
+#[test]
+fn a_page_written_after_its_hint_and_found_early_is_sent_all_the_same() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        if epoch == 1 {
+            theirs.hints.hint(one(LAST));
+            theirs.write(LAST);
+        }
+        theirs.hints.finish();
+    });
+    let outcome = migrate(guest.source(), params(8));
+    assert_exact(&guest, &outcome);
+    let rounds = &outcome.report().rounds;
+    assert_eq!((rounds[0].pages_hinted, rounds[0].dirty_harvested), (1, 1));
+    assert_eq!(rounds[1].pages_sent, 1);
+}
+
+/// A balloon that takes the guest's last hundred pages at the end of the first round, and logs that.
+struct Balloon {
+    guest: Arc<Guest>,
+    is_full: bool,
+}
+
+impl DirtyLog for Balloon {
+    fn source(&self) -> LogSource {
+        LogSource::VhostUser
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        if std::mem::replace(&mut self.is_full, true) {
+            return Ok(0);
+        }
+        for pfn in PAGES - 100..PAGES {
+            self.guest.memory.ram.discard(one(pfn)).unwrap();
+            self.guest.memory.free(pfn);
+            bitmap.insert(one(pfn));
+        }
+        Ok(100)
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_hole_that_was_written_and_found_early_is_no_hole() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        match epoch {
+            1 => (0..4000).for_each(|pfn| theirs.write(pfn)),
+            // The holes have been asked for, and the guest takes one back.
+            2 => theirs.write(LAST),
+            _ => {}
+        }
+        theirs.hints.finish();
+    });
+    let mut source = guest.source();
+    source.logs.push(Box::new(Balloon {
+        guest: Arc::clone(&guest),
+        is_full: false,
+    }));
+    // The one early harvest of the first round comes when half is sent: the second round has that half to send.
+    let params = MigrationParams {
+        downtime_limit: Duration::ZERO,
+        max_rounds: Some(3),
+        ..params(2)
+    };
+    let outcome = migrate(source, params);
+    assert_exact(&guest, &outcome);
+    let rounds = &outcome.report().rounds;
+    assert_eq!(rounds[1].pages_zero, 99);
+    assert_eq!(rounds[1].pages_written_before_copy, 1);
+}
