@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How fast hints become bits of the map, in bytes of guest memory covered a second.
 //!
-//! A guest of 64 GiB hints all of it, in blocks of one size; then the migrator takes the bits out.
+//! A guest of 64 GiB hints the first 1024 blocks of one size, which nobody has hinted since the migrator took the bits out.
 
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use spec::PageRange;
 use spec::hint_map::{self, HintMap, bytes_for};
@@ -31,17 +31,19 @@ fn hint_ingest(criterion: &mut Criterion) {
         let blocks = 1024;
         group.throughput(Throughput::Bytes(blocks * block));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-            let mut start = 0;
-            bencher.iter(|| {
+            let words = (blocks * block / spec::PAGE_SIZE).div_ceil(64);
+            let empty = || {
+                for index in 0..words {
+                    black_box(map.take(index as usize));
+                }
+            };
+            let hint = |()| {
                 let mut sink = HintSink::new(&mut hinting, Some(&map), &memory, 1024);
                 for index in 0..blocks {
-                    sink.hint(start + index * block, block);
+                    sink.hint(index * block, block);
                 }
-                start = (start + blocks * block) % GUEST;
-            });
-            for index in 0..map.bitmap_words() {
-                black_box(map.take(index));
-            }
+            };
+            bencher.iter_batched(empty, hint, BatchSize::PerIteration);
         });
     }
     group.finish();

@@ -12,17 +12,17 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lacuna_agent::free_pages::FreePages;
 use lacuna_agent::memory;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::system::sysinfo;
 use spec::PageRange;
 use spec::agent::{Answer, FRAME_HEADER_BYTES, MAX_FRAME, frame, map};
 
-/// Memory that is filled, and memory of which every second page is given back.
-const OWN: u64 = 2 << 30;
+/// The most memory that is filled, and of which every second page is given back, each; at most a quarter of what is free.
+const MOST: u64 = 2 << 30;
 /// Pages that are told apart and read together: 8 MiB.
 const UNIT: u64 = 1 << 11;
 /// Times that each part is read, by each of the two.
@@ -51,9 +51,10 @@ fn main() {
         println!("skipped: /proc/kpageflags cannot be read here");
         return;
     };
-    let filled = memory_in_use();
-    let fragmented = memory_in_use();
-    for page in (0..OWN / PAGE).step_by(2) {
+    let own = MOST.min(sysinfo().freeram / 4);
+    let filled = memory_in_use(own);
+    let fragmented = memory_in_use(own);
+    for page in (0..own / PAGE).step_by(2) {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&fragmented, hole, page * PAGE, PAGE).unwrap();
     }
@@ -71,10 +72,10 @@ fn main() {
     print("all", pairs.iter());
 }
 
-fn memory_in_use() -> File {
+fn memory_in_use(bytes: u64) -> File {
     let mut file = File::from(memfd_create("read_flags", MemfdFlags::CLOEXEC).unwrap());
     let block = vec![1; 1 << 20];
-    for _ in 0..OWN / block.len() as u64 {
+    for _ in 0..bytes / block.len() as u64 {
         file.write_all(&block).unwrap();
     }
     file
@@ -164,12 +165,10 @@ impl Agent {
     }
 }
 
-/// Processor time: on a busy machine others take turns, too.
 fn time(work: impl FnOnce()) -> Duration {
-    let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
-    let begin = now();
+    let begin = Instant::now();
     work();
-    now() - begin
+    begin.elapsed()
 }
 
 fn print<'a>(name: &str, pairs: impl Iterator<Item = &'a Pair>) {

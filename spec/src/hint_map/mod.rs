@@ -15,7 +15,8 @@
 //!
 //! All words are 64-bit atomics. A page is hinted if it is in either plane: who said so matters to
 //! statistics only. The migrator clears the planes between two epochs, while the device is closed; the
-//! device only ever sets bits, and only while an epoch is open.
+//! device only ever sets bits, and only while an epoch is open. So every word has one writer at a time (within the
+//! device its lock sees to that), and may be read and written back.
 
 mod tellers;
 
@@ -240,7 +241,7 @@ impl<W: Words> HintMap<W> {
     }
 
     /// Device: the driver has hinted `range`, which is cut to the map's end. Returns how many pages nobody
-    /// had told before.
+    /// had told before. One caller at a time, as for all that the device writes: its lock sees to that.
     pub fn insert(&self, range: PageRange) -> u64 {
         let told_twice = self.agent_only_pages() != 0;
         let added = self.insert_in(self.driver_plane(), range, |word| {
@@ -251,7 +252,7 @@ impl<W: Words> HintMap<W> {
                 0
             }
         });
-        self.at(HINTED_WORD).fetch_add(added, Ordering::AcqRel);
+        self.raise(HINTED_WORD, added);
         added
     }
 
@@ -261,8 +262,8 @@ impl<W: Words> HintMap<W> {
         let added = self.insert_in(self.agent_plane(), range, |word| {
             self.load_at(self.driver_plane() + word)
         });
-        self.at(AGENT_ONLY_WORD).fetch_add(added, Ordering::AcqRel);
-        self.at(HINTED_WORD).fetch_add(added, Ordering::AcqRel);
+        self.raise(AGENT_ONLY_WORD, added);
+        self.raise(HINTED_WORD, added);
         added
     }
 
@@ -273,12 +274,26 @@ impl<W: Words> HintMap<W> {
         else {
             return 0;
         };
-        word_masks(range)
-            .map(|(word, mask)| {
-                let before = self.at(plane + word).fetch_or(mask, Ordering::AcqRel);
-                u64::from((mask & !before & !elsewhere(word)).count_ones())
-            })
-            .sum()
+        let mut known = 0;
+        for (word, mask) in word_masks(range) {
+            // While an epoch is open nobody but the device writes, so that nothing can be lost between the two: a
+            // locked instruction for each word would be most of what a hint costs.
+            let at = self.at(plane + word);
+            let before = at.load(Ordering::Relaxed);
+            at.store(before | mask, Ordering::Release);
+            let told = mask & (before | elsewhere(word));
+            if told != 0 {
+                known += u64::from(told.count_ones());
+            }
+        }
+        range.count() - known
+    }
+
+    /// Adds `added` to a counter, which only the device writes.
+    fn raise(&self, counter: usize, added: u64) {
+        let counter = self.at(counter);
+        let sum = counter.load(Ordering::Relaxed).wrapping_add(added);
+        counter.store(sum, Ordering::Release);
     }
 
     /// Migrator: who has told which of the pages `64 * index ..`; nothing past the end.
