@@ -134,7 +134,7 @@ pub struct RoundStats {
     pub pages_sent: u64,
     /// Of these, pages whose content was at the destination already (older).
     pub pages_resent: u64,
-    /// Zero pages found.
+    /// Pages found to be zero: by a look at them, or in later rounds because a balloon had given them back.
     pub pages_zero: u64,
     /// Pages not sent because the guest hinted them.
     pub pages_hinted: u64,

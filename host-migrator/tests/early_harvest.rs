@@ -7,9 +7,11 @@ mod software_guest;
 use std::sync::Arc;
 use std::time::Duration;
 
-use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap, MigrationParams};
+use host_migrator::MigrationParams;
+use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, one};
 use software_guest::{Guest, Outcome, migrate};
+use spec::PageRange;
 
 /// Pages, all in use; a round is long enough for a harvest in it well before its last pages.
 const PAGES: u64 = 6000;
@@ -85,38 +87,6 @@ fn a_page_written_after_its_hint_and_found_early_is_sent_all_the_same() {
     assert_eq!(rounds[1].pages_sent, 1);
 }
 
-/// A balloon that takes the guest's last hundred pages at the end of the first round, and logs that.
-struct Balloon {
-    guest: Arc<Guest>,
-    is_full: bool,
-}
-
-impl DirtyLog for Balloon {
-    fn source(&self) -> LogSource {
-        LogSource::VhostUser
-    }
-
-    fn start(&mut self) -> Result<(), DirtyLogError> {
-        Ok(())
-    }
-
-    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
-        if std::mem::replace(&mut self.is_full, true) {
-            return Ok(0);
-        }
-        for pfn in PAGES - 100..PAGES {
-            self.guest.memory.ram.discard(one(pfn)).unwrap();
-            self.guest.memory.free(pfn);
-            bitmap.insert(one(pfn));
-        }
-        Ok(100)
-    }
-
-    fn stop(&mut self) -> Result<(), DirtyLogError> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_hole_that_was_written_and_found_early_is_no_hole() {
     let guest = guest();
@@ -131,10 +101,8 @@ fn a_hole_that_was_written_and_found_early_is_no_hole() {
         theirs.hints.finish();
     });
     let mut source = guest.source();
-    source.logs.push(Box::new(Balloon {
-        guest: Arc::clone(&guest),
-        is_full: false,
-    }));
+    let taken = PageRange::new(PAGES - 100, 100).unwrap();
+    source.logs.push(Box::new(Balloon::new(&guest, taken)));
     // The one early harvest of the first round comes when half is sent: the second round has that half to send.
     let params = MigrationParams {
         downtime_limit: Duration::ZERO,

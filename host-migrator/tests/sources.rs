@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use host_migrator::{MigrationParams, PageSource, PageSources, PagesBySource};
+use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, one};
 use software_guest::{Guest, Outcome, migrate};
 use spec::PageRange;
@@ -141,6 +142,37 @@ fn a_source_that_is_not_chosen_removes_nothing() {
             PageSource::Zero => PagesBySource { zero: 0, ..all },
         };
         assert_eq!(found, expected, "without {source}");
+    }
+}
+
+#[test]
+fn what_a_balloon_takes_while_the_guest_is_migrated_is_counted_as_the_balloons() {
+    // Pages in use, of which the balloon gets the first eighty when the first round ends.
+    let taken = range(0, 80);
+    for (sources, of_balloon) in [
+        (PageSources::ALL, 80),
+        (PageSources::ALL.without(PageSource::Balloon), 0),
+    ] {
+        let guest = guest();
+        guest.hints.has_given_up(taken, REPORTED);
+        let mut source = guest.source();
+        source.logs.push(Box::new(Balloon::new(&guest, taken)));
+        let params = MigrationParams {
+            sources,
+            downtime_limit: Duration::ZERO,
+            max_rounds: Some(2),
+            ..MigrationParams::default()
+        };
+        let outcome = migrate(source, params);
+        assert_eq!(outcome.wrong_pages(&guest.memory), []);
+        let second = &outcome.report().rounds[1];
+        assert_eq!(second.pages_zero, 80);
+        let expected = PagesBySource {
+            balloon: of_balloon,
+            zero: 80 - of_balloon,
+            ..PagesBySource::default()
+        };
+        assert_eq!(second.pages_by_source, expected);
     }
 }
 

@@ -5,7 +5,9 @@ mod batch;
 mod early_harvest;
 mod epoch;
 mod error;
+mod given_up;
 mod handover;
+mod later_holes;
 mod left_out;
 #[cfg(all(test, loom))]
 mod loom;

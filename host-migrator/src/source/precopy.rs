@@ -155,8 +155,8 @@ fn run(
     let left_out = LeftOut::new(ram.bitmap_pages());
     let untouched = untouched::leave_out(&mut tracker, ram, params.sources, &left_out, trace)?;
     let pacing = Pacing::new(params.max_bandwidth);
-    let mut sender = Sender::new(link, ram, progress, pacing, trace, left_out);
-    sender.find_zeros(params.sources.contains(PageSource::Zero));
+    let find_zeros = params.sources.contains(PageSource::Zero);
+    let mut sender = Sender::new(link, ram, progress, pacing, trace, find_zeros, left_out);
     if params.map_rounds {
         sender.maps = Recorder::new(ram, tracker.bitmap());
     }
@@ -235,8 +235,8 @@ fn rounds(
         if round == 1 {
             sender.count_left_out(untouched);
         }
-        if by_back_ends >= DISCARDS {
-            sender.look_for_holes()?;
+        if by_back_ends >= DISCARDS && params.sources.contains(PageSource::Zero) {
+            sender.look_for_holes(tracker, params.sources)?;
         }
         let began = Instant::now();
         let outlook = Outlook {

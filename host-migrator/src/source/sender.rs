@@ -11,13 +11,14 @@ use spec::{PAGE_SIZE, PageRange};
 use super::MigrationError;
 use super::batch::Batch;
 use super::early_harvest::EarlyHarvest;
-use super::epoch::Pass;
+use super::epoch::{Pass, Tracker};
+use super::later_holes::LaterHoles;
 use super::left_out::LeftOut;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::run_table::RunTable;
 use crate::bitmap::{MigrationBitmap, runs_of_word};
-use crate::page_source::{PagesBySource, Reason};
+use crate::page_source::{PageSources, PagesBySource, Reason};
 use crate::ram::GuestRam;
 use crate::round_map::Recorder;
 use crate::sending_order::{HoldBack, Outlook, Seen};
@@ -54,10 +55,10 @@ pub(crate) struct Sender<'a> {
     sent: MigrationBitmap,
     /// Pages whose latest content was not sent, and why.
     left_out: LeftOut,
-    /// Pages are looked at for zeros.
+    /// Pages are looked at for zeros, and not sent like others.
     find_zeros: bool,
     /// Pages that read as zero when the round began, unless the guest has written them since.
-    holes: Option<MigrationBitmap>,
+    holes: Option<LaterHoles>,
     pub(crate) maps: Recorder,
     batch: Batch,
     zero: RunTable,
@@ -77,6 +78,7 @@ impl<'a> Sender<'a> {
         progress: &'a Progress,
         pacing: Pacing,
         trace: &'a Trace,
+        find_zeros: bool,
         left_out: LeftOut,
     ) -> Self {
         Self {
@@ -87,7 +89,7 @@ impl<'a> Sender<'a> {
             pacing,
             sent: MigrationBitmap::new(ram.bitmap_pages()),
             left_out,
-            find_zeros: true,
+            find_zeros,
             holes: None,
             maps: Recorder::default(),
             batch: Batch::new(),
@@ -100,11 +102,6 @@ impl<'a> Sender<'a> {
             discarded: 0,
             zeroed: 0,
         }
-    }
-
-    /// Whether zero pages are to be told from others, rather than sent like them.
-    pub(crate) fn find_zeros(&mut self, find: bool) {
-        self.find_zeros = find;
     }
 
     /// What a harvest needs: the pages that may be other than zero at the destination, and where to note the hints
@@ -135,21 +132,13 @@ impl<'a> Sender<'a> {
         self.round.pages_by_source += pages;
     }
 
-    /// Has the round that has begun take holes of the memory files for the zeros that they are: who reads a hole
-    /// gives it memory again, which a balloon has just given back.
-    ///
-    /// A page that is written after this is in the next harvest: it is sent again, or was found early and is no
-    /// hole then.
-    pub(crate) fn look_for_holes(&mut self) -> Result<(), MigrationError> {
-        if !self.find_zeros {
-            return Ok(());
-        }
-        self.trace.record(Event::HolesAsked);
-        let holes = MigrationBitmap::new(self.ram.bitmap_pages());
-        for hole in self.ram.holes()? {
-            holes.insert(hole);
-        }
-        self.holes = Some(holes);
+    /// Has the round that has begun take holes for the zeros that they are, and count them for one of `sources`.
+    pub(crate) fn look_for_holes(
+        &mut self,
+        tracker: &mut Tracker<'_>,
+        sources: PageSources,
+    ) -> Result<(), MigrationError> {
+        self.holes = Some(LaterHoles::ask(tracker, self.ram, sources, self.trace)?);
         Ok(())
     }
 
@@ -355,8 +344,9 @@ impl<'a> Sender<'a> {
         self.record(index, bits, Event::Copy);
         let written = pass.answer(index, bits);
         self.round.pages_written_before_copy += u64::from(written.count_ones());
-        let holes = self.holes.as_ref().map_or(0, |holes| holes.load(index));
-        let mut zero = bits & holes & !written;
+        let known = self.holes.as_ref();
+        let holes = known.map_or(0, |known| known.of(index, bits & !written));
+        let mut zero = holes;
         for run in runs_of_word(base, bits & !zero) {
             // A log that marks pages where there is no memory has nothing to say.
             for piece in self.ram.pieces(run) {
@@ -369,9 +359,8 @@ impl<'a> Sender<'a> {
         self.maps.sent(index, content, self.sent.load(index));
         self.maps.zero(index, zero);
         self.sent.merge(index, content);
-        let zeros = self.left_out.note(index, zero, Reason::Zero);
-        self.round.pages_zero += zeros;
-        self.round.pages_by_source.zero += zeros;
+        self.round.pages_zero += u64::from(zero.count_ones());
+        self.note_zeros(index, zero & !holes, holes);
         // The destination's memory starts as zero: only what it has got need be made so.
         let stale = self.sent.clear(index, zero);
         for run in runs_of_word(base, stale) {
@@ -382,6 +371,15 @@ impl<'a> Sender<'a> {
             self.zero.flush(self.link, self.trace)?;
         }
         Ok(())
+    }
+
+    /// Counts pages of a word that were found to be zero, and those that were holes, for what made them so.
+    fn note_zeros(&mut self, index: usize, found: u64, holes: u64) {
+        let why = self.holes.as_ref().map(|known| known.reasons(index, holes));
+        for (reason, bits) in why.into_iter().flatten().chain([(Reason::Zero, found)]) {
+            let pages = self.left_out.note(index, bits, reason);
+            self.round.pages_by_source.add(reason, pages);
+        }
     }
 
     /// Sends the pages of `run` that are not zero. Returns those that are, as bits from page `base`.

@@ -2,18 +2,18 @@
 //! What need not be sent at all: holes of the memory files, by why they are holes.
 //!
 //! A page is left out here only if it is a hole of its file now that every page is armed: it reads as zero, and
-//! whoever writes it from now on is in a log. What the balloon device says about it, however old, decides which
-//! source is counted (and whether that source is used), never whether the page may be left out.
+//! whoever writes it from now on is in a log. What the balloon device says about it decides which source is counted
+//! (and whether that source is used), never whether the page may be left out.
 
-use spec::control::PageSet;
 use spec::hint_map::word_masks;
 use spec::trace::Event;
 
 use super::MigrationError;
 use super::epoch::Tracker;
+use super::given_up::GivenUp;
 use super::left_out::LeftOut;
 use crate::bitmap::runs_of_word;
-use crate::page_source::{PageSource, PageSources, PagesBySource, Reason};
+use crate::page_source::{PageSource, PageSources, PagesBySource};
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
@@ -26,28 +26,20 @@ pub(super) fn leave_out(
     trace: &Trace,
 ) -> Result<PagesBySource, MigrationError> {
     let mut pages = PagesBySource::default();
-    let reasons = [
-        (Reason::Hole, PageSource::Holes),
-        (Reason::Balloon, PageSource::Balloon),
-        (Reason::Reported, PageSource::Reported),
-    ];
-    let used = reasons.map(|(reason, source)| (reason, sources.contains(source)));
-    if used.iter().all(|(_, used)| !used) {
+    let of_holes = [PageSource::Holes, PageSource::Balloon, PageSource::Reported];
+    let used = of_holes.map(|source| sources.contains(source));
+    if used == [false; 3] {
         return Ok(pages);
     }
-    let all_are_used = used.iter().all(|(_, used)| *used);
-    let ballooned = tracker.given_up(PageSet::Ballooned);
-    let reported = tracker.given_up(PageSet::Reported);
+    let all_are_used = used == [true; 3];
+    let given_up = GivenUp::ask(tracker);
     trace.record(Event::HolesAsked);
     for hole in ram.holes()? {
         if all_are_used {
             trace.record(Event::Hole(hole));
         }
         for (index, mask) in word_masks(hole) {
-            let in_balloon = mask & ballooned.load(index);
-            let was_reported = mask & reported.load(index) & !in_balloon;
-            let bits = [mask & !in_balloon & !was_reported, in_balloon, was_reported];
-            for ((reason, used), bits) in used.into_iter().zip(bits) {
+            for (used, (reason, bits)) in used.into_iter().zip(given_up.reasons(index, mask)) {
                 if used && bits != 0 {
                     let cleared = tracker.bitmap().clear(index, bits);
                     pages.add(reason, left_out.note(index, cleared, reason));

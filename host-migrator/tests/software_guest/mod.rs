@@ -4,6 +4,7 @@
 //! Every test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod balloon;
 pub mod hints;
 pub mod machine;
 pub mod memory;

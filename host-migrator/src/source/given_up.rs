@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why holes are holes, as far as the balloon device says.
+//!
+//! What it says is older than the page by the time it is used: it decides who is counted for a hole, never whether
+//! there is one.
+
+use spec::control::PageSet;
+
+use super::epoch::Tracker;
+use crate::bitmap::MigrationBitmap;
+use crate::page_source::Reason;
+
+/// The pages that the guest has put into the balloon, and those that it has reported.
+#[derive(Debug)]
+pub(super) struct GivenUp {
+    ballooned: MigrationBitmap,
+    reported: MigrationBitmap,
+}
+
+impl GivenUp {
+    /// Asks the device, if there is one.
+    pub(super) fn ask(tracker: &mut Tracker<'_>) -> Self {
+        Self {
+            ballooned: tracker.given_up(PageSet::Ballooned),
+            reported: tracker.given_up(PageSet::Reported),
+        }
+    }
+
+    /// The pages `holes` of a word by why they are holes: for nothing that the device knows of, in the balloon,
+    /// reported.
+    pub(super) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
+        let ballooned = holes & self.ballooned.load(index);
+        let reported = holes & self.reported.load(index) & !ballooned;
+        [
+            (Reason::Hole, holes & !ballooned & !reported),
+            (Reason::Balloon, ballooned),
+            (Reason::Reported, reported),
+        ]
+    }
+}

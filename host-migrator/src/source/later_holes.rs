@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Holes of the memory files in rounds after the first: memory that a balloon has given back meanwhile.
+//!
+//! They are taken for the zeros that they are, without a look: who reads a hole gives it memory again.
+
+use spec::trace::Event;
+
+use super::MigrationError;
+use super::epoch::Tracker;
+use super::given_up::GivenUp;
+use crate::bitmap::MigrationBitmap;
+use crate::page_source::{PageSource, PageSources, Reason};
+use crate::ram::GuestRam;
+use crate::trace::Trace;
+
+/// The holes when the round began, and why they are.
+///
+/// A page that is written after they were asked for is in the next harvest: it is sent again, or an early harvest
+/// finds it, and it is not to be taken for a hole.
+#[derive(Debug)]
+pub(super) struct LaterHoles {
+    pages: MigrationBitmap,
+    given_up: GivenUp,
+    sources: PageSources,
+}
+
+impl LaterHoles {
+    /// Asks for them, after a harvest and before the next epoch opens.
+    pub(super) fn ask(
+        tracker: &mut Tracker<'_>,
+        ram: &GuestRam,
+        sources: PageSources,
+        trace: &Trace,
+    ) -> Result<Self, MigrationError> {
+        let given_up = GivenUp::ask(tracker);
+        trace.record(Event::HolesAsked);
+        let pages = MigrationBitmap::new(ram.bitmap_pages());
+        for hole in ram.holes()? {
+            pages.insert(hole);
+        }
+        Ok(Self {
+            pages,
+            given_up,
+            sources,
+        })
+    }
+
+    /// The holes among the pages `bits` of a word.
+    pub(super) fn of(&self, index: usize, bits: u64) -> u64 {
+        bits & self.pages.load(index)
+    }
+
+    /// The pages `holes` of a word by the source to be counted for them. One that nobody gave up was found to be
+    /// zero, if without a look at its bytes.
+    pub(super) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
+        let counted = |reason| match reason {
+            Reason::Balloon => self.sources.contains(PageSource::Balloon),
+            Reason::Reported => self.sources.contains(PageSource::Reported),
+            _ => false,
+        };
+        self.given_up
+            .reasons(index, holes)
+            .map(|(reason, pages)| match counted(reason) {
+                true => (reason, pages),
+                false => (Reason::Zero, pages),
+            })
+    }
+}
