@@ -2,11 +2,8 @@
 //! Guest memory: the source's copy out of it, and the destination's two ways to put pages into memory that
 //! was never touched.
 
-use std::fs::File;
-
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use host_migrator::{GuestRam, RamRegion};
-use rustix::fs::{MemfdFlags, memfd_create};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -57,16 +54,7 @@ fn first_write(criterion: &mut Criterion) {
 }
 
 fn untouched() -> GuestRam {
-    let file = File::from(memfd_create("bench", MemfdFlags::CLOEXEC).expect("memfd"));
-    let len = PAGES * PAGE_SIZE;
-    file.set_len(len).expect("memory");
-    let (gpa, offset) = (0, 0);
-    let region = RamRegion {
-        gpa,
-        len,
-        file,
-        offset,
-    };
+    let region = RamRegion::new(0, PAGES * PAGE_SIZE).expect("a memory file");
     GuestRam::map(vec![region]).expect("mapping")
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
@@ -26,6 +26,25 @@ pub struct RamRegion {
     pub file: File,
     /// Where in the file it starts.
     pub offset: u64,
+}
+
+impl RamRegion {
+    /// A region of zeros in a new memory file, which nobody can truncate under a mapping.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the kernel refuses the file or its size.
+    pub fn new(gpa: u64, len: u64) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
+        file.set_len(len)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(Self {
+            gpa,
+            len,
+            file,
+            offset: 0,
+        })
+    }
 }
 
 /// Guest memory that cannot be used.
@@ -270,29 +289,10 @@ fn out_of_range(range: PageRange) -> RamError {
 mod tests {
     use super::*;
 
-    fn memfd(len: u64) -> File {
-        let file =
-            File::from(rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(len).unwrap();
-        file
-    }
-
     fn two_regions() -> GuestRam {
-        GuestRam::map(vec![
-            RamRegion {
-                gpa: 0,
-                len: 64 * PAGE_SIZE,
-                file: memfd(64 * PAGE_SIZE),
-                offset: 0,
-            },
-            RamRegion {
-                gpa: 1 << 32,
-                len: 8 * PAGE_SIZE,
-                file: memfd(8 * PAGE_SIZE),
-                offset: 0,
-            },
-        ])
-        .unwrap()
+        let regions = [(0, 64 * PAGE_SIZE), (1 << 32, 8 * PAGE_SIZE)];
+        let regions = regions.map(|(gpa, len)| RamRegion::new(gpa, len).unwrap());
+        GuestRam::map(regions.into()).unwrap()
     }
 
     fn pages(first: u64, count: u64) -> PageRange {
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn memory_of_huge_pages_is_written_page_by_page_too() {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
         let len = 2 << 20;
         let region = rustix::fs::memfd_create("huge", flags).and_then(|file| {
             // Allocated now: a mapping is given without a page behind it, and then ends the process.
@@ -384,12 +384,7 @@ mod tests {
 
     #[test]
     fn overlapping_and_unaligned_regions_are_refused() {
-        let region = |gpa, len| RamRegion {
-            gpa,
-            len,
-            file: memfd(len),
-            offset: 0,
-        };
+        let region = |gpa, len| RamRegion::new(gpa, len).unwrap();
         for regions in [
             vec![],
             vec![region(0, 0)],

@@ -260,8 +260,6 @@ fn pages_of(index: usize, mut bits: u64) -> impl Iterator<Item = usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use spec::{PAGE_SIZE, PageRange};
 
     use super::*;
@@ -270,16 +268,7 @@ mod tests {
     /// Memory of regions of so many pages from these page frames on.
     fn ram(regions: &[(u64, u64)]) -> GuestRam {
         let region = |(first, pages): &(u64, u64)| {
-            let file = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-            let (gpa, len) = (first * PAGE_SIZE, pages * PAGE_SIZE);
-            let file = File::from(file);
-            file.set_len(len).unwrap();
-            RamRegion {
-                gpa,
-                len,
-                file,
-                offset: 0,
-            }
+            RamRegion::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
         };
         GuestRam::map(regions.iter().map(region).collect()).unwrap()
     }

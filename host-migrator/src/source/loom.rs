@@ -5,14 +5,12 @@
 //! in which guest, device and migrator come to do their steps, the destination has the last write.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::sync::Arc as StdArc;
 
 use loom::model::Builder;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use rustix::fs::{MemfdFlags, memfd_create};
 use spec::PageRange;
 use spec::control::EpochReport;
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words};
@@ -149,14 +147,7 @@ impl DirtyLog for Log {
 
 /// Memory that says how many pages there are; nobody reads or writes it.
 fn ram() -> GuestRam {
-    let file = File::from(memfd_create("loom", MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(PAGES * spec::PAGE_SIZE).unwrap();
-    let region = RamRegion {
-        gpa: 0,
-        len: PAGES * spec::PAGE_SIZE,
-        file,
-        offset: 0,
-    };
+    let region = RamRegion::new(0, PAGES * spec::PAGE_SIZE).unwrap();
     GuestRam::map(vec![region]).unwrap()
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Stamped guest memory, its dirty log, and the oracle.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -120,16 +119,8 @@ pub fn like(ram: &GuestRam) -> GuestRam {
     .unwrap()
 }
 
-pub fn region(gpa: u64, len: u64) -> RamRegion {
-    let file =
-        File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(len).unwrap();
-    RamRegion {
-        gpa,
-        len,
-        file,
-        offset: 0,
-    }
+fn region(gpa: u64, len: u64) -> RamRegion {
+    RamRegion::new(gpa, len).unwrap()
 }
 
 pub fn one(pfn: u64) -> PageRange {

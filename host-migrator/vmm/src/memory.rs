@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's memory: memory files, mapped once for the guest and once for the VMM's own writes.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use host_migrator::{GuestRam, RamError, RamRegion};
-use rustix::fs::{MemfdFlags, SealFlags};
 use spec::PAGE_SIZE;
 use spec::bare::{HIGH_MEMORY_START, LOW_MEMORY_END};
 use vm_memory::bitmap::AtomicBitmap;
@@ -76,7 +74,7 @@ impl MachineMemory {
         let mut files = Vec::new();
         for (gpa, len) in [(0, low), (HIGH_MEMORY_START, bytes - low)] {
             if len > 0 {
-                files.push(memory_file(gpa, len).map_err(MemoryError::File)?);
+                files.push(RamRegion::new(gpa, len).map_err(MemoryError::File)?);
             }
         }
         Self::map(files, options)
@@ -127,20 +125,6 @@ impl MachineMemory {
     pub fn files(&self) -> io::Result<Vec<RamRegion>> {
         duplicate(&self.files)
     }
-}
-
-/// A memory file that nobody can truncate under a mapping.
-fn memory_file(gpa: u64, len: u64) -> io::Result<RamRegion> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
-    file.set_len(len)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
-    Ok(RamRegion {
-        gpa,
-        len,
-        file,
-        offset: 0,
-    })
 }
 
 fn duplicate(files: &[RamRegion]) -> io::Result<Vec<RamRegion>> {

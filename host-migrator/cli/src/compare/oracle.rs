@@ -222,21 +222,12 @@ fn read_bytes(ram: &GuestRam, gpa: u64, len: u64) -> Result<Vec<u8>, OracleError
 mod tests {
     use super::*;
     use host_migrator::RamRegion;
-    use std::fs::File;
 
     const PAGES: u64 = 600;
 
     fn ram() -> GuestRam {
-        let file =
-            File::from(rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(PAGES * PAGE_SIZE).unwrap();
-        GuestRam::map(vec![RamRegion {
-            gpa: 0,
-            len: PAGES * PAGE_SIZE,
-            file,
-            offset: 0,
-        }])
-        .unwrap()
+        let region = RamRegion::new(0, PAGES * PAGE_SIZE).unwrap();
+        GuestRam::map(vec![region]).unwrap()
     }
 
     fn fill(ram: &GuestRam, pfn: u64, byte: u8) {

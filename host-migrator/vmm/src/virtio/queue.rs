@@ -83,15 +83,7 @@ mod tests {
     use host_migrator::RamRegion;
 
     fn ram() -> GuestRam {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(0x10000).unwrap();
-        let region = RamRegion {
-            gpa: 0x10000,
-            len: 0x10000,
-            file,
-            offset: 0,
-        };
-        GuestRam::map(vec![region]).unwrap()
+        GuestRam::map(vec![RamRegion::new(0x10000, 0x10000).unwrap()]).unwrap()
     }
 
     const GOOD: Queue = Queue {

@@ -153,15 +153,7 @@ mod tests {
     const OFFERED: u64 = 1 << 32 | 0b1010;
 
     fn ram() -> GuestRam {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(0x20000).unwrap();
-        let region = RamRegion {
-            gpa: 0,
-            len: 0x20000,
-            file,
-            offset: 0,
-        };
-        GuestRam::map(vec![region]).unwrap()
+        GuestRam::map(vec![RamRegion::new(0, 0x20000).unwrap()]).unwrap()
     }
 
     fn running() -> VirtioState {

@@ -22,18 +22,8 @@ pub const SLOT: MmioSlot = MmioSlot {
 };
 
 pub fn guest_ram() -> Arc<GuestRam> {
-    let region = |(gpa, len): (u64, u64)| {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let file = std::fs::File::from(rustix::fs::memfd_create("ram", flags).unwrap());
-        file.set_len(len).unwrap();
-        RamRegion {
-            gpa,
-            len,
-            file,
-            offset: 0,
-        }
-    };
-    Arc::new(GuestRam::map(REGIONS.map(region).into()).unwrap())
+    let regions = REGIONS.map(|(gpa, len)| RamRegion::new(gpa, len).unwrap());
+    Arc::new(GuestRam::map(regions.into()).unwrap())
 }
 
 /// A machine, its memory, and a balloon whose back end has a process of its own.
