@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How a stream begins: each side's first bytes.
+
+use super::{
+    GREETING_BYTES, MAGIC, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError, VERSION, check_seal,
+};
+use crate::wire;
+
+/// The destination's first bytes: `magic, version u32, zero u32, session u64, zero u32, crc u32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// A number nobody can guess, new for each session.
+    pub session: u64,
+}
+
+impl Greeting {
+    /// The bytes on the wire.
+    pub fn to_bytes(self) -> [u8; GREETING_BYTES] {
+        let mut bytes = [0; GREETING_BYTES];
+        wire::put(&mut bytes, 0, &MAGIC);
+        wire::put(&mut bytes, 8, &VERSION.to_le_bytes());
+        wire::put(&mut bytes, 16, &self.session.to_le_bytes());
+        wire::seal(&mut bytes);
+        bytes
+    }
+
+    /// Reads a greeting.
+    ///
+    /// # Errors
+    /// [`StreamError`] if it is none, or of another version.
+    pub fn from_bytes(bytes: &[u8; GREETING_BYTES]) -> Result<Self, StreamError> {
+        check_start(bytes)?;
+        Ok(Self {
+            session: wire::u64_at(bytes, 16),
+        })
+    }
+}
+
+/// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
+/// regions u32, zero ..60, crc u32`. The first section is [`SectionKind::Layout`](super::SectionKind::Layout).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamHeader {
+    /// The number from the destination's [`Greeting`].
+    pub session: u64,
+    /// Bytes of guest memory.
+    pub ram_bytes: u64,
+    /// Regions of guest memory.
+    pub regions: u32,
+}
+
+impl StreamHeader {
+    /// The bytes on the wire.
+    pub fn to_bytes(self) -> [u8; STREAM_HEADER_BYTES] {
+        let mut bytes = [0; STREAM_HEADER_BYTES];
+        wire::put(&mut bytes, 0, &MAGIC);
+        wire::put(&mut bytes, 8, &VERSION.to_le_bytes());
+        wire::put(&mut bytes, 12, &(crate::PAGE_SIZE as u32).to_le_bytes());
+        wire::put(&mut bytes, 16, &self.session.to_le_bytes());
+        wire::put(&mut bytes, 24, &self.ram_bytes.to_le_bytes());
+        wire::put(&mut bytes, 32, &self.regions.to_le_bytes());
+        wire::seal(&mut bytes);
+        bytes
+    }
+
+    /// Reads a stream header.
+    ///
+    /// # Errors
+    /// [`StreamError`] if it is none, of another version, or has an impossible field.
+    pub fn from_bytes(bytes: &[u8; STREAM_HEADER_BYTES]) -> Result<Self, StreamError> {
+        check_start(bytes)?;
+        if u64::from(wire::u32_at(bytes, 12)) != crate::PAGE_SIZE {
+            return Err(StreamError::Field("page size"));
+        }
+        let header = Self {
+            session: wire::u64_at(bytes, 16),
+            ram_bytes: wire::u64_at(bytes, 24),
+            regions: wire::u32_at(bytes, 32),
+        };
+        if header.regions == 0 || header.regions > MAX_REGIONS {
+            return Err(StreamError::Field("regions"));
+        }
+        Ok(header)
+    }
+}
+
+/// Magic and version come before the checksum, so that a stranger's bytes or another version get the
+/// error that helps.
+fn check_start(bytes: &[u8]) -> Result<(), StreamError> {
+    if bytes[..8] != MAGIC {
+        return Err(StreamError::Magic);
+    }
+    let version = wire::u32_at(bytes, 8);
+    if version != VERSION {
+        return Err(StreamError::Version(version));
+    }
+    check_seal(bytes)
+}

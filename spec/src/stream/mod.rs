@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The migration stream: what source and destination send each other. `migration-stream.md` draws it.
+//!
+//! The destination speaks first ([`Greeting`]); the source answers with a [`StreamHeader`] that repeats
+//! the session number, so a recorded stream cannot be replayed. Then both sides send sections: a
+//! [`SectionHeader`] and a payload. Every section has a sequence number, a length, a checksum of its
+//! header and one of its payload (CRC-32, IEEE). All numbers are little-endian.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `greeting` | how a stream begins |
+//! | `section` | what stands before every payload |
+//! | `payload` | what sections carry |
+
+mod greeting;
+mod payload;
+mod section;
+#[cfg(test)]
+mod tests;
+
+pub use greeting::{Greeting, StreamHeader};
+pub use payload::{PagesPrefix, Totals, run_to_bytes, runs};
+pub use section::{SectionHeader, SectionKind};
+
+use crate::wire;
+
+/// The first eight bytes of [`Greeting`] and [`StreamHeader`].
+pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
+/// The stream's version. A reader takes no other.
+pub const VERSION: u32 = 1;
+/// Bytes of a [`Greeting`].
+pub const GREETING_BYTES: usize = 32;
+/// Bytes of a [`StreamHeader`].
+pub const STREAM_HEADER_BYTES: usize = 64;
+/// Bytes of a [`SectionHeader`].
+pub const SECTION_HEADER_BYTES: usize = 40;
+/// Bytes of one run in the tables of page sections.
+pub const RUN_BYTES: usize = 16;
+/// The most pages that one [`SectionKind::Pages`] section carries (1 MiB of them).
+pub const MAX_SECTION_PAGES: u64 = 256;
+/// The most runs in one section's table.
+pub const MAX_SECTION_RUNS: usize = 4096;
+/// The most payload of a section that is not pages: a bound for what a reader allocates.
+pub const MAX_PLAIN_PAYLOAD: u64 = 16 << 20;
+/// The most memory regions of a guest.
+pub const MAX_REGIONS: u32 = 512;
+
+/// Bytes that are no stream of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamError {
+    /// Does not start with [`MAGIC`].
+    Magic,
+    /// Another version than [`VERSION`].
+    Version(u32),
+    /// A header's checksum is wrong.
+    HeaderChecksum,
+    /// A section kind that does not exist.
+    Kind(u16),
+    /// A section longer than its kind may be.
+    TooLong {
+        /// The section's kind.
+        kind: SectionKind,
+        /// Its payload's length.
+        length: u64,
+    },
+    /// A payload that its kind cannot have.
+    Malformed(SectionKind),
+    /// A header field with an impossible value; names the field.
+    Field(&'static str),
+}
+
+impl core::fmt::Display for StreamError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Magic => f.write_str("not a Lacuna migration stream"),
+            Self::Version(found) => {
+                write!(
+                    f,
+                    "migration stream version {found}, this build knows version {VERSION}"
+                )
+            }
+            Self::HeaderChecksum => f.write_str("a header's checksum is wrong"),
+            Self::Kind(kind) => write!(f, "unknown section kind {kind}"),
+            Self::TooLong { kind, length } => {
+                write!(f, "a {kind:?} section of {length} bytes is too long")
+            }
+            Self::Malformed(kind) => write!(f, "the payload of a {kind:?} section makes no sense"),
+            Self::Field(name) => write!(f, "impossible value in header field {name}"),
+        }
+    }
+}
+
+impl core::error::Error for StreamError {}
+
+fn check_seal(bytes: &[u8]) -> Result<(), StreamError> {
+    if wire::is_sealed(bytes) {
+        Ok(())
+    } else {
+        Err(StreamError::HeaderChecksum)
+    }
+}

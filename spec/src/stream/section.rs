@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What stands before every payload.
+
+use super::{
+    MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS, RUN_BYTES,
+    SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
+};
+use crate::wire;
+
+/// What a section is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum SectionKind {
+    /// Source: the guest's memory regions, `{gpa u64, length u64}` each.
+    Layout = 1,
+    /// Source: `runs u32, pages u32`, a table of runs, then the pages' bytes in the table's order.
+    Pages = 2,
+    /// Source: runs of pages that are zero now and were not before.
+    Zero = 3,
+    /// Source: runs of pages that the guest gave up after they had been sent: they read as zero.
+    Discard = 4,
+    /// Source: a round has ended; empty. The header's round number is that round. The destination answers
+    /// [`SectionKind::RoundReceived`].
+    RoundEnd = 5,
+    /// Source: the state of vCPUs and devices, for the VMM to read.
+    MachineState = 6,
+    /// Source: [`Totals`]. Nothing but [`SectionKind::HandOver`] or [`SectionKind::Abort`] follows.
+    Commit = 7,
+    /// Source: the source gives the guest up for good; the destination may run it. Empty.
+    HandOver = 8,
+    /// Either side: the migration is off; the payload says why (UTF-8).
+    Abort = 9,
+    /// Destination: layout accepted; empty.
+    Accept = 32,
+    /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
+    Ready = 33,
+    /// Destination: the guest runs here; empty.
+    Running = 34,
+    /// Destination: everything up to a [`SectionKind::RoundEnd`] is in memory; empty.
+    RoundReceived = 35,
+}
+
+impl SectionKind {
+    /// Reads a wire value.
+    ///
+    /// # Errors
+    /// [`StreamError::Kind`] for a number that is no kind.
+    pub const fn from_raw(raw: u16) -> Result<Self, StreamError> {
+        Ok(match raw {
+            1 => Self::Layout,
+            2 => Self::Pages,
+            3 => Self::Zero,
+            4 => Self::Discard,
+            5 => Self::RoundEnd,
+            6 => Self::MachineState,
+            7 => Self::Commit,
+            8 => Self::HandOver,
+            9 => Self::Abort,
+            32 => Self::Accept,
+            33 => Self::Ready,
+            34 => Self::Running,
+            35 => Self::RoundReceived,
+            _ => return Err(StreamError::Kind(raw)),
+        })
+    }
+
+    /// The most payload a section of this kind may have.
+    pub const fn max_length(self) -> u64 {
+        match self {
+            Self::Layout => MAX_REGIONS as u64 * 16,
+            Self::Pages => {
+                8 + MAX_SECTION_PAGES * RUN_BYTES as u64 + MAX_SECTION_PAGES * crate::PAGE_SIZE
+            }
+            Self::Zero | Self::Discard => (MAX_SECTION_RUNS * RUN_BYTES) as u64,
+            Self::MachineState => MAX_PLAIN_PAYLOAD,
+            Self::Commit => Totals::BYTES as u64,
+            Self::Abort => 4096,
+            Self::RoundEnd
+            | Self::HandOver
+            | Self::Accept
+            | Self::Ready
+            | Self::Running
+            | Self::RoundReceived => 0,
+        }
+    }
+}
+
+/// Before every payload: `kind u16, zero u16, sequence u32, round u32, payload crc u32, length u64,
+/// zero ..36, header crc u32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectionHeader {
+    /// What the payload is.
+    pub kind: SectionKind,
+    /// Counts the sender's sections from 0: none lost, none twice, none in another order.
+    pub sequence: u32,
+    /// The round that the section belongs to, from 1.
+    pub round: u32,
+    /// Bytes of payload.
+    pub length: u64,
+    /// CRC-32 of the payload.
+    pub payload_crc: u32,
+}
+
+impl SectionHeader {
+    /// The bytes on the wire.
+    pub fn to_bytes(self) -> [u8; SECTION_HEADER_BYTES] {
+        let mut bytes = [0; SECTION_HEADER_BYTES];
+        wire::put(&mut bytes, 0, &(self.kind as u16).to_le_bytes());
+        wire::put(&mut bytes, 4, &self.sequence.to_le_bytes());
+        wire::put(&mut bytes, 8, &self.round.to_le_bytes());
+        wire::put(&mut bytes, 12, &self.payload_crc.to_le_bytes());
+        wire::put(&mut bytes, 16, &self.length.to_le_bytes());
+        wire::seal(&mut bytes);
+        bytes
+    }
+
+    /// Reads a section header.
+    ///
+    /// # Errors
+    /// [`StreamError`] for a wrong checksum, an unknown kind or a length its kind cannot have.
+    pub fn from_bytes(bytes: &[u8; SECTION_HEADER_BYTES]) -> Result<Self, StreamError> {
+        check_seal(bytes)?;
+        let kind = SectionKind::from_raw(wire::u16_at(bytes, 0))?;
+        let length = wire::u64_at(bytes, 16);
+        if length > kind.max_length() {
+            return Err(StreamError::TooLong { kind, length });
+        }
+        Ok(Self {
+            kind,
+            sequence: wire::u32_at(bytes, 4),
+            round: wire::u32_at(bytes, 8),
+            payload_crc: wire::u32_at(bytes, 12),
+            length,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests of the stream's bytes.
+
+use super::*;
+use proptest::prelude::*;
+
+fn section() -> SectionHeader {
+    SectionHeader {
+        kind: SectionKind::Pages,
+        sequence: 7,
+        round: 2,
+        length: 4120,
+        payload_crc: 99,
+    }
+}
+
+#[test]
+fn headers_survive_a_round_trip() {
+    let greeting = Greeting {
+        session: 0x1234_5678_9abc_def0,
+    };
+    assert_eq!(Greeting::from_bytes(&greeting.to_bytes()), Ok(greeting));
+    let header = StreamHeader {
+        session: 5,
+        ram_bytes: 2 << 30,
+        regions: 2,
+    };
+    assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
+    assert_eq!(
+        SectionHeader::from_bytes(&section().to_bytes()),
+        Ok(section())
+    );
+    let totals = Totals {
+        pages_sent: 1,
+        pages_zero: 2,
+        pages_discarded: 3,
+        rounds: 4,
+        bytes: 5,
+    };
+    assert_eq!(Totals::from_bytes(&totals.to_bytes()), Ok(totals));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_header_is_found() {
+    let good = section().to_bytes();
+    for bit in 0..good.len() * 8 {
+        let mut bad = good;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(SectionHeader::from_bytes(&bad).is_err(), "bit {bit}");
+    }
+    let good = StreamHeader {
+        session: 5,
+        ram_bytes: 2 << 30,
+        regions: 2,
+    }
+    .to_bytes();
+    for bit in 0..good.len() * 8 {
+        let mut bad = good;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(StreamHeader::from_bytes(&bad).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn another_version_is_named_in_the_error() {
+    let mut bytes = Greeting { session: 1 }.to_bytes();
+    bytes[8] = 2;
+    assert_eq!(Greeting::from_bytes(&bytes), Err(StreamError::Version(2)));
+}
+
+#[test]
+fn a_length_that_the_kind_cannot_have_is_refused() {
+    let long = SectionHeader {
+        kind: SectionKind::Accept,
+        length: 1,
+        ..section()
+    };
+    assert_eq!(
+        SectionHeader::from_bytes(&long.to_bytes()),
+        Err(StreamError::TooLong {
+            kind: SectionKind::Accept,
+            length: 1
+        })
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_prefix_is_taken_only_if_it_fills_the_section(runs in 0u32..300, pages in 0u32..300, length in 0u64..2_000_000) {
+        let prefix = PagesPrefix { runs, pages };
+        let good = runs >= 1 && runs <= pages && pages <= 256 && prefix.payload_bytes() == length;
+        prop_assert_eq!(PagesPrefix::from_bytes(&prefix.to_bytes(), length).is_ok(), good);
+        let exact = prefix.payload_bytes();
+        let good = runs >= 1 && runs <= pages && pages <= 256;
+        prop_assert_eq!(PagesPrefix::from_bytes(&prefix.to_bytes(), exact).is_ok(), good);
+    }
+
+    #[test]
+    fn tables_of_any_bytes_give_ranges_or_errors(table in proptest::collection::vec(any::<u8>(), 0..100)) {
+        for run in runs(SectionKind::Zero, &table).flatten() {
+            prop_assert!(run.count() > 0 && run.end() >= run.first());
+        }
+    }
+}
