@@ -159,7 +159,9 @@ fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() 
         return;
     };
     let mut random = Random::new(7);
-    for _ in 0..12 {
+    let mut rounds = 0;
+    // The guest does not wait for the device, which may have seen little of a round when it is reset.
+    eventually("something that makes no sense", || {
         let (mut driver, host) = subject.joined();
         // Whatever the guest sends is read, and there is always something for it.
         fill(&host);
@@ -190,8 +192,9 @@ fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() 
         }
         driver.write(reg::VIRTIO_MMIO_STATUS, 0);
         reader.join().unwrap();
-    }
-    assert!(subject.device.ignored_accesses() > 0);
+        rounds += 1;
+        (rounds >= 12 && subject.device.ignored_accesses() > 0).then_some(())
+    });
     let (mut driver, host) = subject.joined();
     driver.say(b"still there");
     assert_eq!(read(&host, 11), b"still there");
