@@ -45,8 +45,6 @@ const KPF_COMPOUND_HEAD: u64 = 1 << 15;
 /// Any other of its pages.
 const KPF_COMPOUND_TAIL: u64 = 1 << 16;
 
-/// Even pages of a word: the first of each aligned pair.
-const EVEN: u64 = 0x5555_5555_5555_5555;
 /// Whether other processors' writes are seen in their order.
 const ORDERED: bool = cfg!(target_arch = "x86_64");
 
@@ -62,34 +60,50 @@ pub struct Seen {
 impl Seen {
     /// Looks at the `flags` of up to 64 pages from `first` on.
     pub fn new(flags: &[[u8; 8]], first: u64) -> Self {
-        let flags = || flags.iter().map(|flags| u64::from_ne_bytes(*flags));
-        let (any, all) = flags().fold((0, u64::MAX), |(any, all), page| (any | page, all & page));
-        if any & KPF_BUDDY == 0 {
-            return Self::default();
+        let pages = || flags.iter().map(|flags| u64::from_ne_bytes(*flags));
+        let (any, all) = pages().fold((0, u64::MAX), |(any, all), page| (any | page, all & page));
+        // Most words are all in use or all free.
+        let mut seen = if any & KPF_BUDDY == 0 {
+            Self::default()
+        } else if flags.len() == 64 && is_plainly_free(any) && is_plainly_free(all) {
+            Self {
+                free: u64::MAX,
+                certain: u64::MAX,
+            }
+        } else {
+            Self::by_pairs(flags)
+        };
+        if !ORDERED || !first.is_multiple_of(2) {
+            seen.certain = 0;
         }
-        let (free, plain, apart) = if is_plainly_free(any) && is_plainly_free(all) {
-            let all = u64::MAX >> (64 - flags().len());
-            (all, all, 0)
-        } else {
-            let bits = |is: fn(u64) -> bool| {
-                let bits = flags().map(|page| u64::from(is(page)));
-                bits.enumerate()
-                    .fold(0, |word, (index, bit)| word | bit << index)
+        seen
+    }
+
+    /// Looks at pair by pair.
+    fn by_pairs(flags: &[[u8; 8]]) -> Self {
+        let mut seen = Self::default();
+        for (index, pair) in flags.chunks(2).enumerate() {
+            // What is not known shows nothing.
+            let flags = |index: usize| {
+                pair.get(index)
+                    .map_or(0, |flags| u64::from_ne_bytes(*flags))
             };
-            (bits(is_free), bits(is_plainly_free), bits(is_apart))
-        };
-        let vouched = plain & of_partners(plain | apart);
-        let certain = if ORDERED && first.is_multiple_of(2) {
-            vouched
-        } else {
-            0
-        };
-        Self { free, certain }
+            let (even, odd) = (flags(0), flags(1));
+            if (even | odd) & KPF_BUDDY == 0 {
+                continue;
+            }
+            let bits =
+                |even: bool, odd: bool| (u64::from(even) | u64::from(odd) << 1) << (2 * index);
+            seen.free |= bits(even & KPF_BUDDY != 0, odd & KPF_BUDDY != 0);
+            seen.certain |= bits(is_certain(even, odd), is_certain(odd, even));
+        }
+        seen
     }
 }
 
-fn is_free(flags: u64) -> bool {
-    flags & KPF_BUDDY != 0
+/// Whether a page with the flags `page` is free beyond doubt, as the `other` of its pair has those.
+fn is_certain(page: u64, other: u64) -> bool {
+    is_plainly_free(page) && (is_plainly_free(other) || is_apart(other))
 }
 
 /// Whether the page looks free and shows no flag of a page in use.
@@ -101,11 +115,6 @@ fn is_plainly_free(flags: u64) -> bool {
 fn is_apart(flags: u64) -> bool {
     let others = KPF_BUDDY | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
     flags & (KPF_LRU | KPF_SLAB) != 0 && flags & others == 0
-}
-
-/// For each page the bit of the other page of its pair.
-const fn of_partners(word: u64) -> u64 {
-    (word & EVEN) << 1 | word >> 1 & EVEN
 }
 
 #[cfg(test)]
