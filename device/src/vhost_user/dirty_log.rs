@@ -20,7 +20,7 @@ use vhost_user_backend::bitmap::{BitmapReplace, MemRegionBitmap, MmapLogReg};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
-use crate::vhost_user::memory::refuse_short;
+use crate::vhost_user::file_range::refuse_short;
 use crate::vhost_user::sigbus::Guard;
 
 /// Bytes of a page in the log, whatever pages the host has (`VHOST_LOG_PAGE`).

@@ -25,7 +25,7 @@ use crate::balloon::MAX_QUEUE_SIZE;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::dirty_log::LogFile;
-use crate::vhost_user::memory::refuse_short;
+use crate::vhost_user::file_range::refuse_short;
 use crate::vhost_user::messages::{Message, request};
 
 /// The most regions that a front end may lend: what the crate says.
