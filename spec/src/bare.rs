@@ -237,8 +237,11 @@ pub enum PageState {
     Held = 1,
     /// In use: stamped with its own address and the version in the version table.
     InUse = 2,
-    /// Between two states: a vCPU is writing it.
+    /// In use, and a vCPU is reading or writing it.
     Busy = 3,
+    /// No longer free, and a vCPU is about to write it for the first time, or is writing it. Until it is stamped, its
+    /// version is that of its last stamp: it is not written yet if it still holds that.
+    Taken = 4,
 }
 
 #[cfg(test)]

@@ -46,6 +46,11 @@ impl Stamp {
         [self.address, self.version, seed, sum]
     }
 
+    /// The seed that a stamped page was stamped with.
+    pub const fn seed_of(page: &[u64; PAGE_WORDS]) -> u64 {
+        page[2]
+    }
+
     /// Fills `page` with this stamp. `seed` tells runs apart.
     pub fn write(self, seed: u64, page: &mut [u64; PAGE_WORDS]) {
         let head = self.head(seed);

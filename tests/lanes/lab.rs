@@ -14,7 +14,9 @@ use lacuna::compare::{AgentPort, CompareError, Host, Verdict, ask_oracle};
 use lacuna::control::{self, HintMode, MigrateArguments};
 use lacuna::machine::{GuestStatus, MachineState, Status};
 use lacuna::trace::{TraceArgs, check_file};
+use spec::PageRange;
 use spec::trace::check::Verdict as RuleVerdict;
+use spec::trace::{Event, PageBits};
 use tempfile::TempDir;
 
 /// Room for the longest migration of the lanes. The file is sparse.
@@ -172,6 +174,27 @@ impl Lab {
         check_file(&self.trace()).expect("a trace")
     }
 
+    /// Makes sure that no page arrived wrong. For those that did, it says what was done with them.
+    ///
+    /// # Panics
+    /// If one did.
+    pub fn assert_right(&self, verdict: &Verdict, what: impl std::fmt::Display) {
+        if verdict.pages_wrong == 0 {
+            return;
+        }
+        let trace = host_migrator::Trace::open(&self.trace(), 0).expect("a trace");
+        let (records, _) = trace.records();
+        for wrong in &verdict.examples {
+            println!("page {:#x} is wrong ({:?}):", wrong.pfn, wrong.why);
+            for (at, record) in records.iter().flatten().enumerate() {
+                if speaks_of(record.event, wrong.pfn) {
+                    println!("{at:8}  {record}");
+                }
+            }
+        }
+        panic!("{what}: {} pages are wrong", verdict.pages_wrong);
+    }
+
     /// The folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -218,6 +241,30 @@ impl Lab {
         let agent = AgentPort::Absent;
         Host::start(&program(), self.folder(), names, job, device, agent, &trace)
             .expect("the host starts")
+    }
+}
+
+/// Whether `event` is about page `pfn`, or about all pages.
+fn speaks_of(event: Event, pfn: u64) -> bool {
+    let in_bits = |bits: PageBits| bits.word == pfn / 64 && bits.mask & 1 << (pfn % 64) != 0;
+    let in_range = |range: PageRange| range.first() <= pfn && pfn < range.end();
+    match event {
+        Event::Claim(bits) | Event::Skip(bits) | Event::Copy(bits) | Event::Zero(bits) => {
+            in_bits(bits)
+        }
+        Event::Brought(brought) => in_bits(brought.pages),
+        Event::Hint(hint) => in_range(hint.pages),
+        Event::Memory(range)
+        | Event::Armed(range)
+        | Event::Hole(range)
+        | Event::ZeroSent(range)
+        | Event::DiscardSent(range)
+        | Event::GivenUp(range)
+        | Event::TakenBack(range)
+        | Event::Discarding(range)
+        | Event::NotDiscarded(range) => in_range(range),
+        Event::PagesSent(_) => false,
+        _ => true,
     }
 }
 

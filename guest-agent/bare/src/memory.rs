@@ -68,11 +68,14 @@ impl Memory {
 
     /// Claims the page for this vCPU alone, if it is in state `from`.
     pub fn claim(&self, index: u64, from: PageState) -> Option<Claim<'_>> {
-        self.exchange(index, from, PageState::Busy)
-            .then_some(Claim {
-                memory: self,
-                index,
-            })
+        let to = match from {
+            PageState::Free | PageState::Held => PageState::Taken,
+            _ => PageState::Busy,
+        };
+        self.exchange(index, from, to).then_some(Claim {
+            memory: self,
+            index,
+        })
     }
 
     /// The memory for the balloon's rings, once.
@@ -88,7 +91,8 @@ impl Memory {
     }
 }
 
-/// A page that is [`PageState::Busy`] because this vCPU works on it. It stays so until it is released.
+/// A page that is [`PageState::Busy`] or [`PageState::Taken`] because this vCPU works on it. It stays so until it is
+/// released.
 #[derive(Debug)]
 #[must_use = "a claim that is dropped leaves its page busy for ever"]
 pub struct Claim<'m> {

@@ -7,6 +7,7 @@
 
 use host_migrator::{GuestRam, MigrationBitmap, RamError};
 use spec::bare::{PageState, STATUS_MAGIC, StatusWord};
+use spec::stamp::{PAGE_WORDS, Stamp};
 use spec::{PAGE_SIZE, PageRange};
 
 /// Pages compared at a time.
@@ -93,11 +94,8 @@ pub fn compare(
             if ours == theirs {
                 continue;
             }
-            match judge(
-                theirs,
-                skipped.contains(pfn),
-                truth.and_then(|truth| truth.state(pfn)),
-            ) {
+            let used = || truth.is_some_and(|truth| truth.uses(pfn, ours));
+            match judge(theirs, skipped.contains(pfn), used) {
                 None => verdict.pages_given_up += 1,
                 Some(why) => {
                     verdict.pages_wrong += 1;
@@ -112,10 +110,10 @@ pub fn compare(
 }
 
 /// What is wrong with a page that differs from the source's, if anything.
-fn judge(theirs: &[u8], skipped: bool, state: Option<PageState>) -> Option<Wrong> {
+fn judge(theirs: &[u8], skipped: bool, used: impl FnOnce() -> bool) -> Option<Wrong> {
     if !skipped {
         Some(Wrong::Differs)
-    } else if matches!(state, Some(PageState::InUse | PageState::Busy)) {
+    } else if used() {
         Some(Wrong::InUse)
     } else if theirs.iter().any(|byte| *byte != 0) {
         Some(Wrong::NotZero)
@@ -134,16 +132,17 @@ fn chunks(region: PageRange) -> impl Iterator<Item = PageRange> {
 #[derive(Debug)]
 pub struct PageStates {
     states: Vec<u8>,
+    versions: Vec<u8>,
     first: u64,
     low_end: u64,
     high_start: u64,
 }
 
 impl PageStates {
-    /// Reads the state table that the status page points to.
+    /// Reads the tables that the status page points to.
     ///
     /// # Errors
-    /// [`OracleError::Status`] if the guest is not up, or its table is not in its memory.
+    /// [`OracleError::Status`] if the guest is not up, or its tables are not in its memory.
     pub fn read(ram: &GuestRam) -> Result<Self, OracleError> {
         let word = |which: StatusWord| read_word(ram, which.gpa());
         if word(StatusWord::Magic)? != STATUS_MAGIC {
@@ -154,6 +153,7 @@ impl PageStates {
             return Err(OracleError::Status("more pages than there is memory"));
         }
         let states = read_bytes(ram, table, pages)?;
+        let versions = read_bytes(ram, word(StatusWord::VersionTable)?, pages * 4)?;
         let low_end = ram.regions().first().map_or(0, |region| region.end());
         let high_start = ram
             .regions()
@@ -161,26 +161,58 @@ impl PageStates {
             .map_or(low_end, |region| region.first());
         Ok(Self {
             states,
+            versions,
             first: word(StatusWord::FirstPage)?,
             low_end,
             high_start,
         })
     }
 
-    /// The state of page `pfn`; `None` for a page that the guest's allocator does not manage, or an
-    /// unknown state: such a page counts like any other.
-    pub fn state(&self, pfn: u64) -> Option<PageState> {
+    /// Whether the guest uses page `pfn`, which has `content`. A page that was taken out of the free ones, and still
+    /// holds what it was freed with, is not used yet: to use it is to write it.
+    pub fn uses(&self, pfn: u64, content: &[u8]) -> bool {
+        match self.state(pfn) {
+            Some(PageState::InUse | PageState::Busy) => true,
+            Some(PageState::Taken) => !self.holds_its_last_stamp(pfn, content),
+            Some(PageState::Free | PageState::Held) | None => false,
+        }
+    }
+
+    fn holds_its_last_stamp(&self, pfn: u64, content: &[u8]) -> bool {
+        let (words, _) = content.as_chunks::<8>();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let version = (self.index(pfn)).and_then(|index| self.versions.as_chunks().0.get(index));
+        let (Ok(page), Some(version)) = (<&[u64; PAGE_WORDS]>::try_from(&words[..]), version)
+        else {
+            return false;
+        };
+        let stamp = Stamp {
+            address: pfn * PAGE_SIZE,
+            version: u32::from_le_bytes(*version).into(),
+        };
+        stamp.check(Stamp::seed_of(page), page).is_ok()
+    }
+
+    /// Where page `pfn` is in the tables.
+    fn index(&self, pfn: u64) -> Option<usize> {
         let index = if pfn < self.low_end {
             pfn.checked_sub(self.first)?
         } else {
             pfn.checked_sub(self.high_start)? + self.low_end.checked_sub(self.first)?
         };
-        let state = self.states.get(usize::try_from(index).ok()?)?;
+        usize::try_from(index).ok()
+    }
+
+    /// The state of page `pfn`; `None` for a page that the guest's allocator does not manage, or an
+    /// unknown state: such a page counts like any other.
+    fn state(&self, pfn: u64) -> Option<PageState> {
+        let state = self.states.get(self.index(pfn)?)?;
         [
             PageState::Free,
             PageState::Held,
             PageState::InUse,
             PageState::Busy,
+            PageState::Taken,
         ]
         .into_iter()
         .find(|known| *known as u8 == *state)
@@ -312,6 +344,31 @@ mod tests {
             }]
         );
         assert_eq!(verdict.pages_given_up, 1);
+    }
+
+    #[test]
+    fn a_page_that_was_taken_is_used_once_it_is_written() {
+        let a = ram();
+        put_word(&a, StatusWord::Magic.gpa(), STATUS_MAGIC);
+        put_word(&a, StatusWord::StateTable.gpa(), 20 * PAGE_SIZE);
+        put_word(&a, StatusWord::VersionTable.gpa(), 21 * PAGE_SIZE);
+        put_word(&a, StatusWord::FirstPage.gpa(), 100);
+        put_word(&a, StatusWord::Pages.gpa(), 400);
+        put_word(&a, 20 * PAGE_SIZE, PageState::Taken as u64);
+        let last_version = 7;
+        put_word(&a, 21 * PAGE_SIZE, last_version);
+        let truth = PageStates::read(&a).unwrap();
+        let stamped = |version| {
+            let address = 100 * PAGE_SIZE;
+            let mut page = [0; PAGE_WORDS];
+            Stamp { address, version }.write(1, &mut page);
+            page.map(u64::to_le_bytes).concat()
+        };
+        let (before, after) = (stamped(last_version), stamped(last_version + 1));
+        assert!(!truth.uses(100, &before));
+        assert!(truth.uses(100, &after));
+        let half = [&after[..16], &before[16..]].concat();
+        assert!(truth.uses(100, &half));
     }
 
     #[test]
