@@ -7,11 +7,10 @@
 mod software_guest;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use host_migrator::{Clause, MigrationParams};
 use software_guest::memory::{Memory, WrongPage, one};
-use software_guest::{Guest, migrate};
+use software_guest::{Guest, migrate, rounds};
 use spec::trace::check::{self, Verdict};
 
 /// Enough for an early harvest before the last pages are sent.
@@ -34,10 +33,8 @@ fn wrong_pages(
     switched_off: Option<Clause>,
 ) -> (Vec<WrongPage>, Option<check::Clause>) {
     let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
         switched_off: switched_off.into_iter().collect(),
-        ..MigrationParams::default()
+        ..rounds(2)
     };
     let outcome = migrate(guest.source(), params);
     outcome.report();

@@ -5,12 +5,11 @@
 mod software_guest;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use host_migrator::MigrationParams;
 use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, one};
-use software_guest::{Guest, Outcome, migrate};
+use software_guest::{Guest, Outcome, migrate, rounds};
 use spec::PageRange;
 
 /// Pages, all in use; a round is long enough for a harvest in it well before its last pages.
@@ -105,9 +104,8 @@ fn a_hole_that_was_written_and_found_early_is_no_hole() {
     source.logs.push(Box::new(Balloon::new(&guest, taken)));
     // The one early harvest of the first round comes when half is sent: the second round has that half to send.
     let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(3),
-        ..params(2)
+        early_harvests: 2,
+        ..rounds(3)
     };
     let outcome = migrate(source, params);
     assert_exact(&guest, &outcome);

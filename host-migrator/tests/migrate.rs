@@ -12,7 +12,7 @@ use host_migrator::round_map::Fates;
 use host_migrator::{MigrationParams, MigrationReport, PageSource, PageSources};
 use software_guest::memory::{Memory, one};
 use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, Outcome, migrate};
+use software_guest::{Guest, Outcome, migrate, rounds};
 
 /// A guest with two regions, of whose pages every third is in use and every fourth of the others freed
 /// with old content.
@@ -175,11 +175,7 @@ fn pages_hinted_after_they_were_sent_are_made_zero_again() {
             theirs.write(3);
         }
     });
-    let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
-        ..MigrationParams::default()
-    };
+    let params = rounds(2);
     let outcome = migrate(guest.source(), params);
     assert_exact(&guest, &outcome);
     let report = outcome.report();
@@ -202,10 +198,8 @@ fn hints_that_come_too_late_are_counted_and_harmless() {
         theirs.hints.finish();
     });
     let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
         map_rounds: true,
-        ..MigrationParams::default()
+        ..rounds(2)
     };
     let outcome = migrate(guest.source(), params);
     assert_exact(&guest, &outcome);
@@ -236,11 +230,7 @@ fn hints_of_a_device_that_fails_to_close_are_not_used_again() {
     let theirs = Arc::clone(&guest);
     // After the close that failed the guest uses a hinted page again; the map still has it.
     let outcome = {
-        let params = MigrationParams {
-            downtime_limit: Duration::ZERO,
-            max_rounds: Some(3),
-            ..MigrationParams::default()
-        };
+        let params = rounds(3);
         let workload = Workload::start(
             &theirs,
             Behaviour {
@@ -280,11 +270,7 @@ fn a_guest_can_move_on_from_its_destination() {
             pause: 5,
         },
     );
-    let params = MigrationParams {
-        max_rounds: Some(4),
-        downtime_limit: Duration::ZERO,
-        ..MigrationParams::default()
-    };
+    let params = rounds(4);
     let outcome = migrate(second.source(), params);
     workload.stop();
     assert_exact(&second, &outcome);

@@ -5,12 +5,11 @@
 mod software_guest;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use host_migrator::{MigrationParams, PageSource, PageSources, PagesBySource};
 use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, one};
-use software_guest::{Guest, Outcome, migrate};
+use software_guest::{Guest, Outcome, migrate, rounds};
 use spec::PageRange;
 
 /// Pages of the guest's two regions.
@@ -159,9 +158,7 @@ fn what_a_balloon_takes_while_the_guest_is_migrated_is_counted_as_the_balloons()
         source.logs.push(Box::new(Balloon::new(&guest, taken)));
         let params = MigrationParams {
             sources,
-            downtime_limit: Duration::ZERO,
-            max_rounds: Some(2),
-            ..MigrationParams::default()
+            ..rounds(2)
         };
         let outcome = migrate(source, params);
         assert_eq!(outcome.wrong_pages(&guest.memory), []);
@@ -209,11 +206,7 @@ fn hints_that_come_too_late_and_pages_that_come_back_are_counted_for_their_sourc
         }
         theirs.hints.finish();
     });
-    let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
-        ..MigrationParams::default()
-    };
+    let params = rounds(2);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let report = outcome.report();

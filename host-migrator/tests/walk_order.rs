@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use host_migrator::MigrationParams;
 use software_guest::memory::Memory;
-use software_guest::{Guest, Outcome, migrate};
+use software_guest::{Guest, Outcome, migrate, rounds};
 use spec::PageRange;
 use spec::trace::Event;
 
@@ -64,11 +64,7 @@ fn pages_that_were_free_in_the_epoch_before_go_last() {
         }
         theirs.hints.finish();
     });
-    let params = MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
-        ..MigrationParams::default()
-    };
+    let params = rounds(2);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     assert_eq!(words_of_round(&outcome, 1), [1, 2, 3, 4, 5, 6, 7, 8, 9]);

@@ -14,6 +14,7 @@ pub mod workload;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use host_migrator::{
     Channel, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
@@ -116,6 +117,15 @@ impl Outcome {
 
     pub fn report(&self) -> &MigrationReport {
         self.sent.as_ref().expect("the migration completed")
+    }
+}
+
+/// So many rounds and the last, however little is pending.
+pub fn rounds(count: u32) -> MigrationParams {
+    MigrationParams {
+        downtime_limit: Duration::ZERO,
+        max_rounds: Some(count),
+        ..MigrationParams::default()
     }
 }
 

@@ -243,14 +243,19 @@ pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
     guest.start_agent(vmm.agent_port(), "");
     Epoch::with_agent(&device, &mut guest).assert_complete();
     device.restart();
+    let report = answer_to_a_new_device(&device);
+    assert_eq!((report.stale, report.rejected), (0, 0), "{report:?}");
+    device.check();
+}
+
+/// Waits until the agent has come back to `device`, and has answered an epoch of its.
+fn answer_to_a_new_device(device: &Device) -> EpochReport {
     let mut migrator = device.migrator(MAP_PAGES);
     eventually("the agent", || migrator.open(1).ok());
     eventually("its answer", || {
         (migrator.phase() == HintPhase::Finished).then_some(())
     });
-    let report = migrator.close(1).expect("the epoch is closed");
-    assert_eq!((report.stale, report.rejected), (0, 0), "{report:?}");
-    device.check();
+    migrator.close(1).expect("the epoch is closed")
 }
 
 /// At any moment of it: the answer may be asked for, under way or over.
@@ -267,12 +272,7 @@ pub fn the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch(vmm: &dyn Vm
         thread::sleep(Duration::from_millis(moment));
         let phase = migrator.phase();
         device.restart();
-        let mut migrator = device.migrator(MAP_PAGES);
-        eventually("the agent", || migrator.open(1).ok());
-        eventually("its answer", || {
-            (migrator.phase() == HintPhase::Finished).then_some(())
-        });
-        let report = migrator.close(1).expect("the epoch is closed");
+        let report = answer_to_a_new_device(&device);
         println!("killed in phase {phase:?}, then {report:?}");
         assert_eq!(report.rejected, 0, "{report:?}");
         guest.run("true");
