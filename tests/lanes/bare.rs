@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The bare lane: the bare-metal guest on /dev/kvm, migrated between processes.
 
+use std::num::NonZeroU32;
+
 use crate::lab::{
     BareGuest, Lab, Migration, end_of_migration, lacuna, release_and_check, skipped_without_kvm,
     status, whole_pass,
@@ -215,6 +217,35 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
         .map(|round| round.pages_hinted)
         .sum();
     assert!(later > 0, "{report:?}");
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_sends_moves_after_so_many_rounds() {
+    if skipped_without_kvm("bare, at most three rounds") {
+        return;
+    }
+    let guest = BareGuest {
+        dirty_rate: "64M",
+        ..Default::default()
+    };
+    let migration = Migration {
+        max_bandwidth: Some(32 << 20),
+        downtime_limit: 0,
+        max_rounds: NonZeroU32::new(3),
+        ..Default::default()
+    };
+    let report = migrate(guest, &migration);
+    let pending: Vec<u64> = report
+        .rounds
+        .iter()
+        .map(|round| round.pending_before)
+        .collect();
+    assert_eq!(
+        pending.len(),
+        4,
+        "three, and the stopped guest's: {report:?}"
+    );
+    assert!(pending[3] > 0, "{report:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -291,6 +292,8 @@ pub struct Migration {
     pub max_bandwidth: Option<u64>,
     /// Milliseconds.
     pub downtime_limit: u64,
+    /// Rounds after which the guest is stopped, whatever is left.
+    pub max_rounds: Option<NonZeroU32>,
     /// Clauses of the rule that are switched off.
     pub switched_off: Vec<String>,
 }
@@ -301,6 +304,7 @@ impl Default for Migration {
             hints: HintMode::On,
             max_bandwidth: None,
             downtime_limit: 300,
+            max_rounds: None,
             switched_off: Vec::new(),
         }
     }
@@ -310,14 +314,12 @@ impl Migration {
     /// Asks `source` to migrate to `uri`.
     pub fn begin(&self, source: &Host, uri: &str) {
         let arguments = MigrateArguments {
-            uri: uri.to_owned(),
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
+            max_rounds: self.max_rounds,
             hints: self.hints,
-            sources: host_migrator::PageSources::ALL,
-            early_harvests: host_migrator::EARLY_HARVESTS,
-            map_rounds: false,
             switched_off: self.switched_off.clone(),
+            ..MigrateArguments::to(uri.to_owned())
         };
         tell(source, &control::Command::Migrate(arguments));
     }

@@ -77,8 +77,8 @@ fn a_stock_linux_guest_goes_on_at_the_destination_and_no_page_is_wrong() {
     );
 }
 
-/// How often the guest may have its memory in use just when it is asked.
-const TRIES: [&str; 8] = ["1", "2", "3", "4", "5", "6", "7", "8"];
+/// Once was enough each time it was tried. Churn and rounds know nothing of each other, and might miss each other.
+const TRIES: [&str; 3] = ["1", "2", "3"];
 
 #[test]
 fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
@@ -92,16 +92,23 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
             "128M",
             "--dirty-rate",
             "4M",
+            // By turns in use and free: when a round asks, a part of what the round before found written is free.
             "--churn",
-            "4096",
+            "12288",
             "--hints",
             "on",
+            // What the guest frees lies in pieces of blocks that the driver holds since the first round: it is the
+            // agent that sees them.
+            "--sources",
+            "driver,agent,holes,zero",
+            // So slow that hints overtake the pages, even those of a guest whose processor is emulated.
             "--max-bandwidth",
-            "24M",
-            // Enough for what the guest writes in half a second and a little: it takes a few rounds to get there, never
-            // hundreds.
+            "12M",
+            // As many later rounds on a slow machine as on a fast one, and an end on either.
             "--downtime-limit",
-            "700",
+            "0",
+            "--max-rounds",
+            "4",
             "--seed",
             seed,
             // Else the guest writes zeros to each block before it hints it, which takes it longer here, where each
@@ -111,9 +118,15 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
         ]) else {
             return;
         };
-        assert!(records.iter().all(Record::is_exact), "{records:?}");
-        let later = |record: &Record| record.pages_hinted_by_round.iter().skip(1).sum::<u64>();
-        if records.iter().any(|record| later(record) > 0) {
+        let [record] = &records[..] else {
+            panic!("one mode, {} records", records.len())
+        };
+        assert!(record.is_exact(), "{record:?}");
+        assert_eq!(record.rounds, 5, "four and the stopped guest's: {record:?}");
+        if record.pages_hinted_by_round[1..]
+            .iter()
+            .any(|&pages| pages > 0)
+        {
             return;
         }
     }

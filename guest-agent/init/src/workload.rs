@@ -24,7 +24,10 @@ const PASS_TICKS: usize = 100;
 const CHECK_BATCH: usize = 16;
 /// How often the console hears of the guest.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// How long churned memory stays in use, and how long it then stays free.
+/// Churned memory is taken in so many parts, one after the other, and freed in the same order: a part of what was
+/// written lately is free at almost any time.
+const CHURN_PARTS: usize = 4;
+/// How long a part stays in use, and how long it then stays free.
 const CHURN_EVERY: Duration = Duration::from_millis(500);
 
 /// How much memory the guest uses and how: the parameters `lacuna.in_use`, `.freed`, `.fragment`, `.churn` (bytes),
@@ -77,15 +80,13 @@ impl Workload {
 struct SteadyWork {
     pages: MemoryInUse,
     random: Random,
-    seed: u64,
     dirty_rate: u64,
     last_tick: Instant,
     /// Bytes that may be written now.
     due: u64,
     /// The next page of the full check.
     next_checked: usize,
-    churn_bytes: usize,
-    churned: Option<StampedPages>,
+    churn: Churn,
     last_churn: Instant,
     last_report: Instant,
     report: Report,
@@ -97,13 +98,11 @@ impl SteadyWork {
         Ok(Self {
             pages,
             random: Random::new(workload.seed),
-            seed: workload.seed,
             dirty_rate: workload.dirty_rate,
             last_tick: now,
             due: 0,
             next_checked: 0,
-            churn_bytes: size(workload.churn)?,
-            churned: None,
+            churn: Churn::new(size(workload.churn)?, workload.seed),
             last_churn: now,
             last_report: now,
             report: Report {
@@ -167,22 +166,18 @@ impl SteadyWork {
         }
     }
 
-    /// Takes memory or, half a period later, checks it and gives it back: so the guest frees memory
-    /// during a migration too.
+    /// Takes or frees the next part of the churned memory when it is time to: so the guest frees memory during a
+    /// migration too.
     fn churn(&mut self, now: Instant) -> io::Result<()> {
-        if self.churn_bytes == 0 || now - self.last_churn < CHURN_EVERY {
+        if now - self.last_churn < CHURN_EVERY / CHURN_PARTS as u32 {
             return Ok(());
         }
-        self.churned = match self.churned.take() {
-            None => Some(StampedPages::fill(self.churn_bytes, self.seed)?),
-            Some(pages) => {
-                for index in 0..pages.len() {
-                    self.count(pages.check(index));
-                }
-                self.report.churned += pages.len() as u64;
-                None
+        if let Some(pages) = self.churn.step()? {
+            for index in 0..pages.len() {
+                self.count(pages.check(index));
             }
-        };
+            self.report.churned += pages.len() as u64;
+        }
         self.last_churn = Instant::now();
         Ok(())
     }
@@ -193,6 +188,41 @@ impl SteadyWork {
             self.report.wrong += 1;
             self.report.failure.get_or_insert_with(|| wrong.to_string());
         }
+    }
+}
+
+/// Memory that is taken, stamped, and given back over and over again.
+struct Churn {
+    parts: [Option<StampedPages>; CHURN_PARTS],
+    /// The part whose turn it is.
+    next: usize,
+    /// Bytes of a part.
+    part: usize,
+    seed: u64,
+}
+
+impl Churn {
+    fn new(bytes: usize, seed: u64) -> Self {
+        Self {
+            parts: Default::default(),
+            next: 0,
+            part: bytes / CHURN_PARTS,
+            seed,
+        }
+    }
+
+    /// Takes the next part or, if it is in use, returns it, to be checked and freed.
+    fn step(&mut self) -> io::Result<Option<StampedPages>> {
+        if self.part < PAGE_SIZE as usize {
+            return Ok(None);
+        }
+        let part = &mut self.parts[self.next];
+        self.next = (self.next + 1) % CHURN_PARTS;
+        let freed = part.take();
+        if freed.is_none() {
+            *part = Some(StampedPages::fill(self.part, self.seed)?);
+        }
+        Ok(freed)
     }
 }
 
@@ -242,13 +272,15 @@ mod tests {
     }
 
     #[test]
-    fn churned_memory_is_taken_then_checked_and_freed() {
-        let mut work = steady("lacuna.churn=8192");
-        let later = |work: &SteadyWork| work.last_churn + CHURN_EVERY;
-        work.churn(later(&work)).unwrap();
-        assert_eq!(work.churned.as_ref().map(StampedPages::len), Some(2));
-        work.churn(later(&work)).unwrap();
-        assert!(work.churned.is_none());
-        assert_eq!((work.report.churned, work.report.wrong), (2, 0));
+    fn churned_memory_is_taken_then_checked_and_freed_part_by_part() {
+        let mut work = steady("lacuna.churn=32768");
+        let mut in_use = Vec::new();
+        for _ in 0..3 * CHURN_PARTS {
+            work.churn(work.last_churn + CHURN_EVERY).unwrap();
+            let parts = work.churn.parts.iter().flatten();
+            in_use.push(parts.map(StampedPages::len).sum::<usize>());
+        }
+        assert_eq!(in_use, [2, 4, 6, 8, 6, 4, 2, 0, 2, 4, 6, 8]);
+        assert_eq!((work.report.churned, work.report.wrong), (8, 0));
     }
 }

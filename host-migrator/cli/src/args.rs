@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line: every flag of every job.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use host_migrator::transport::Address;
 use host_migrator::{EARLY_HARVESTS, PageSource};
 
 use crate::balloon::args::BalloonArgs;
-use crate::control::HintMode;
+use crate::control::{HintMode, MigrateArguments};
 use crate::size::Size;
 use crate::trace::{TraceArgs, TraceJob};
 
@@ -229,6 +230,24 @@ pub struct MigrationArgs {
     /// on writing; 0 looks only when a round ends
     #[arg(long, value_name = "N", default_value_t = EARLY_HARVESTS)]
     pub early_harvests: u32,
+    /// Stop the guest after N rounds, however long the rest takes then: so the migration of a guest that writes
+    /// faster than the link sends comes to an end. Without it rounds go on until the downtime limit can be kept
+    #[arg(long, value_name = "N")]
+    pub max_rounds: Option<NonZeroU32>,
+}
+
+impl MigrationArgs {
+    /// The command's arguments for a migration to `uri` like this; all else has its default.
+    #[must_use]
+    pub fn to(&self, uri: String) -> MigrateArguments {
+        MigrateArguments {
+            max_bandwidth: self.max_bandwidth.map(|size| size.0),
+            downtime_limit: self.downtime_limit.as_millis() as u64,
+            early_harvests: self.early_harvests,
+            max_rounds: self.max_rounds,
+            ..MigrateArguments::to(uri)
+        }
+    }
 }
 
 /// `lacuna send`

@@ -49,15 +49,11 @@ pub enum JobError {
 pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let mut client = Client::connect(&args.control)?;
     client.tell(&Command::Migrate(MigrateArguments {
-        uri: args.address.to_string(),
-        max_bandwidth: args.migration.max_bandwidth.map(|size| size.0),
-        downtime_limit: args.migration.downtime_limit.as_millis() as u64,
-        early_harvests: args.migration.early_harvests,
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
-        map_rounds: false,
         #[cfg(feature = "clause-switches")]
         switched_off: args.switch_off.clone(),
+        ..args.migration.to(args.address.to_string())
     }))?;
     if args.detach {
         return Ok(());

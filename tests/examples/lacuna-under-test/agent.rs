@@ -11,7 +11,7 @@ use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, PageSource, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
-use lacuna::control::{Command, HintMode, MigrateArguments};
+use lacuna::control::{Command, MigrateArguments};
 use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::control::{Refusal, Reply, Request};
@@ -95,14 +95,9 @@ fn migrate(
     sources: &[PageSource],
 ) -> Result<Value, Failure> {
     source.client()?.tell(&Command::Migrate(MigrateArguments {
-        uri: address_of(destination)?,
-        max_bandwidth: None,
         downtime_limit: DOWNTIME_LIMIT,
-        hints: HintMode::On,
         sources: sources.iter().copied().collect(),
-        early_harvests: host_migrator::EARLY_HARVESTS,
-        map_rounds: false,
-        switched_off: Vec::new(),
+        ..MigrateArguments::to(address_of(destination)?)
     }))?;
     wait_until_migrated(source, destination)?;
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;

@@ -10,7 +10,7 @@ use host_migrator::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
-use lacuna::control::{Command, HintMode, MigrateArguments};
+use lacuna::control::{Command, MigrateArguments};
 use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
@@ -93,14 +93,9 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
 
     let mut destination = start(("destination", "destination-device"), receive_job(), 1)?;
     source.client()?.tell(&Command::Migrate(MigrateArguments {
-        uri: address_of(&mut destination)?,
         max_bandwidth: Some(BANDWIDTH),
         downtime_limit: DOWNTIME_LIMIT,
-        hints: HintMode::On,
-        sources: host_migrator::PageSources::ALL,
-        early_harvests: host_migrator::EARLY_HARVESTS,
-        map_rounds: false,
-        switched_off: Vec::new(),
+        ..MigrateArguments::to(address_of(&mut destination)?)
     }))?;
     device.set_target(LATER_TARGET)?;
     wait_until_migrated(&mut source, &mut destination)?;

@@ -19,11 +19,10 @@ use super::CompareError;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::{AgentPort, Host};
 use super::record::Record;
-use crate::args::{CompareArgs, GuestArgs, GuestKind, Transport, WorkloadArgs};
+use crate::args::{CompareArgs, GuestArgs, GuestKind, MigrationArgs, Transport, WorkloadArgs};
 use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
-use crate::size::Size;
 use crate::trace::{self, TraceArgs};
 
 /// How long a guest may take to boot, fill and free its memory.
@@ -43,9 +42,7 @@ pub struct RunPlan {
     guest: GuestArgs,
     /// The workload; its seed is this run's.
     workload: WorkloadArgs,
-    downtime_limit: Duration,
-    max_bandwidth: Option<Size>,
-    early_harvests: u32,
+    migration: MigrationArgs,
     hints: HintMode,
     sources: PageSources,
     transport: Transport,
@@ -84,9 +81,7 @@ impl RunPlan {
                     program: program.clone(),
                     guest: args.guest.clone(),
                     workload,
-                    downtime_limit: args.migration.downtime_limit,
-                    max_bandwidth: args.migration.max_bandwidth,
-                    early_harvests: args.migration.early_harvests,
+                    migration: args.migration.clone(),
                     hints: *hints,
                     sources,
                     transport: args.transport,
@@ -169,15 +164,12 @@ impl RunPlan {
 
     fn migrate(&self, uri: String) -> Command {
         Command::Migrate(MigrateArguments {
-            uri,
-            max_bandwidth: self.max_bandwidth.map(|size| size.0),
-            downtime_limit: self.downtime_limit.as_millis() as u64,
-            early_harvests: self.early_harvests,
             hints: self.hints,
             sources: self.sources,
             map_rounds: self.map_rounds,
             #[cfg(feature = "clause-switches")]
             switched_off: self.switch_off.clone(),
+            ..self.migration.to(uri)
         })
     }
 }

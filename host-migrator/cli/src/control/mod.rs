@@ -14,6 +14,8 @@ mod server;
 pub use client::{Client, ClientError};
 pub use server::{Handler, serve};
 
+use std::num::NonZeroU32;
+
 use host_migrator::{EARLY_HARVESTS, PageSource, PageSources};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +55,10 @@ pub struct MigrateArguments {
     /// How often a round looks into the vCPUs' dirty log before its end, about.
     #[serde(default = "default_early_harvests")]
     pub early_harvests: u32,
+    /// Rounds after which the guest is stopped, however much is left; absent: not before the downtime limit can be
+    /// kept.
+    #[serde(default)]
+    pub max_rounds: Option<NonZeroU32>,
     /// Which pages need not be sent.
     #[serde(default)]
     pub hints: HintMode,
@@ -66,6 +72,25 @@ pub struct MigrateArguments {
     #[cfg(feature = "clause-switches")]
     #[serde(default)]
     pub switched_off: Vec<String>,
+}
+
+impl MigrateArguments {
+    /// A migration to `uri` in which everything has its default.
+    #[must_use]
+    pub fn to(uri: String) -> Self {
+        Self {
+            uri,
+            max_bandwidth: None,
+            downtime_limit: default_downtime_limit(),
+            early_harvests: EARLY_HARVESTS,
+            max_rounds: None,
+            hints: HintMode::default(),
+            sources: PageSources::default(),
+            map_rounds: false,
+            #[cfg(feature = "clause-switches")]
+            switched_off: Vec::new(),
+        }
+    }
 }
 
 /// QEMU's default.
@@ -140,6 +165,11 @@ mod tests {
             (migrate.max_bandwidth, migrate.downtime_limit),
             (Some(5), 300)
         );
+        let defaults = MigrateArguments {
+            max_bandwidth: Some(5),
+            ..MigrateArguments::to("unix:/x".into())
+        };
+        assert_eq!(migrate, defaults);
         assert_eq!(migrate.hints, HintMode::On);
         assert_eq!(migrate.sources, PageSources::ALL);
         let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "sources": ["agent", "zero"]}}"#;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The life of a machine in its process, and what it answers on the control socket.
 
+use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -326,6 +327,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         max_bandwidth: arguments.max_bandwidth,
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
         early_harvests: arguments.early_harvests,
+        max_rounds: arguments.max_rounds.map(NonZeroU32::get),
         sources: arguments.hints.sources(arguments.sources),
         map_rounds: arguments.map_rounds,
         #[cfg(feature = "clause-switches")]
