@@ -5,7 +5,7 @@ use spec::stream::{MAX_SECTION_PAGES, PagesPrefix, SectionKind, run_to_bytes};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::MigrationError;
-use super::sender::Link;
+use super::link::Link;
 use crate::bitmap::runs_of_word;
 use crate::ram::GuestRam;
 use crate::zero::is_zero;

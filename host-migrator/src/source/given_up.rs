@@ -8,7 +8,7 @@ use spec::control::PageSet;
 
 use super::epoch::Tracker;
 use crate::bitmap::MigrationBitmap;
-use crate::page_source::Reason;
+use crate::page_source::{PageSource, PageSources, Reason};
 
 /// The pages that the guest has put into the balloon, and those that it has reported.
 #[derive(Debug)]
@@ -18,11 +18,15 @@ pub(super) struct GivenUp {
 }
 
 impl GivenUp {
-    /// Asks the device, if there is one.
-    pub(super) fn ask(tracker: &mut Tracker<'_>) -> Self {
+    /// Asks the device, if there is one, for what `sources` are to be counted for.
+    pub(super) fn ask(tracker: &mut Tracker<'_>, sources: PageSources) -> Self {
+        let mut ask = |source, set| match sources.contains(source) {
+            true => tracker.given_up(set),
+            false => MigrationBitmap::new(tracker.bitmap().pages()),
+        };
         Self {
-            ballooned: tracker.given_up(PageSet::Ballooned),
-            reported: tracker.given_up(PageSet::Reported),
+            ballooned: ask(PageSource::Balloon, PageSet::Ballooned),
+            reported: ask(PageSource::Reported, PageSet::Reported),
         }
     }
 

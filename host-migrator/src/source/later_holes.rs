@@ -9,7 +9,7 @@ use super::MigrationError;
 use super::epoch::Tracker;
 use super::given_up::GivenUp;
 use crate::bitmap::MigrationBitmap;
-use crate::page_source::{PageSource, PageSources, Reason};
+use crate::page_source::{PageSources, Reason};
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
@@ -21,7 +21,6 @@ use crate::trace::Trace;
 pub(super) struct LaterHoles {
     pages: MigrationBitmap,
     given_up: GivenUp,
-    sources: PageSources,
 }
 
 impl LaterHoles {
@@ -32,17 +31,13 @@ impl LaterHoles {
         sources: PageSources,
         trace: &Trace,
     ) -> Result<Self, MigrationError> {
-        let given_up = GivenUp::ask(tracker);
+        let given_up = GivenUp::ask(tracker, sources);
         trace.record(Event::HolesAsked);
         let pages = MigrationBitmap::new(ram.bitmap_pages());
         for hole in ram.holes()? {
             pages.insert(hole);
         }
-        Ok(Self {
-            pages,
-            given_up,
-            sources,
-        })
+        Ok(Self { pages, given_up })
     }
 
     /// The holes among the pages `bits` of a word.
@@ -53,16 +48,10 @@ impl LaterHoles {
     /// The pages `holes` of a word by the source to be counted for them. One that nobody gave up was found to be
     /// zero, if without a look at its bytes.
     pub(super) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
-        let counted = |reason| match reason {
-            Reason::Balloon => self.sources.contains(PageSource::Balloon),
-            Reason::Reported => self.sources.contains(PageSource::Reported),
-            _ => false,
-        };
-        self.given_up
-            .reasons(index, holes)
-            .map(|(reason, pages)| match counted(reason) {
-                true => (reason, pages),
-                false => (Reason::Zero, pages),
-            })
+        let reasons = self.given_up.reasons(index, holes);
+        reasons.map(|(reason, pages)| match reason {
+            Reason::Hole => (Reason::Zero, pages),
+            _ => (reason, pages),
+        })
     }
 }

@@ -9,6 +9,7 @@ mod given_up;
 mod handover;
 mod later_holes;
 mod left_out;
+mod link;
 #[cfg(all(test, loom))]
 mod loom;
 mod pacing;

@@ -6,7 +6,7 @@ use spec::stream::{MAX_SECTION_RUNS, RUN_BYTES, SectionKind, run_to_bytes, runs}
 use spec::trace::Event;
 
 use super::MigrationError;
-use super::sender::Link;
+use super::link::Link;
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 

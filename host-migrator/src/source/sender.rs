@@ -14,6 +14,7 @@ use super::early_harvest::EarlyHarvest;
 use super::epoch::{Pass, Tracker};
 use super::later_holes::LaterHoles;
 use super::left_out::LeftOut;
+use super::link::Link;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::run_table::RunTable;
@@ -24,25 +25,9 @@ use crate::round_map::Recorder;
 use crate::sending_order::{HoldBack, Outlook, Seen};
 use crate::stats::RoundStats;
 use crate::trace::Trace;
-use crate::transport::sections::{SectionReader, SectionWriter};
 
 /// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
 const NAP: Duration = Duration::from_millis(1);
-
-/// Both directions of the connection to the destination.
-#[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) out: SectionWriter,
-    pub(crate) peer: SectionReader,
-}
-
-impl Link {
-    /// How long the destination may neither take nor give a byte from now on.
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.out.set_patience(patience);
-        self.peer.set_patience(patience);
-    }
-}
 
 /// Sends pages, and knows what the destination has.
 pub(crate) struct Sender<'a> {

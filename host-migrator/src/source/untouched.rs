@@ -32,7 +32,8 @@ pub(super) fn leave_out(
         return Ok(pages);
     }
     let all_are_used = used == [true; 3];
-    let given_up = GivenUp::ask(tracker);
+    // Those that are not used, too: what they gave up is not left out as a hole like others.
+    let given_up = GivenUp::ask(tracker, PageSources::ALL);
     trace.record(Event::HolesAsked);
     for hole in ram.holes()? {
         if all_are_used {

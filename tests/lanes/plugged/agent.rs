@@ -160,8 +160,9 @@ pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm
     assert_eq!(agent.report.agent_pages, agent.report.pages);
     // The files that were removed are half of FILES pages, and no two are neighbours.
     let single = FILES / 2 * spec::PAGE_SIZE;
+    // What the agent cannot see may be blocks that the driver told, or such pages.
     assert!(
-        driver.told() + single / 10 * 9 < both.told(),
+        driver.told() + single / 10 * 9 < both.told() + both.hidden,
         "{driver}; {both}"
     );
     device.check();
