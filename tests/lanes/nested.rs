@@ -221,58 +221,57 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
 
 #[test]
 fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
-    for seed in TRIES {
-        let Some(facts) = run_job("balloon-under-migration", seed, 2) else {
-            return;
-        };
-        let number = |path: &str| number(&facts, path);
-        // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
-        assert!(number("/reported/reported") > 0, "{facts}");
-        for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {
-            let taken = number(&format!("/taken-when-{moment}"));
-            assert!(taken <= GUEST_BYTES - target * PAGE_SIZE, "{facts}");
-        }
-        assert!(
-            number("/inflated/ballooned").abs_diff(TARGET) <= ON_THE_MOVE,
-            "{facts}"
-        );
-        let statistics = facts["statistics"].as_array().expect("statistics");
-        let value = |tag: u16| {
-            let of_tag = |entry: &&Value| entry[0] == tag;
-            let entry = statistics.iter().find(of_tag);
-            entry
-                .and_then(|entry| entry[1].as_u64())
-                .unwrap_or_default()
-        };
-        let (free, total) = (value(stat::FREE_MEMORY), value(stat::TOTAL_MEMORY));
-        assert!(0 < free && free < total && total < GUEST_BYTES, "{facts}");
+    let Some(facts) = run_job("balloon-under-migration", "1", 2) else {
+        return;
+    };
+    let number = |path: &str| number(&facts, path);
+    // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
+    assert!(number("/reported/reported") > 0, "{facts}");
+    for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {
+        let taken = number(&format!("/taken-when-{moment}"));
+        assert!(taken <= GUEST_BYTES - target * PAGE_SIZE, "{facts}");
+    }
+    assert!(
+        number("/inflated/ballooned").abs_diff(TARGET) <= ON_THE_MOVE,
+        "{facts}"
+    );
+    let statistics = facts["statistics"].as_array().expect("statistics");
+    let value = |tag: u16| {
+        let of_tag = |entry: &&Value| entry[0] == tag;
+        let entry = statistics.iter().find(of_tag);
+        entry
+            .and_then(|entry| entry[1].as_u64())
+            .unwrap_or_default()
+    };
+    let (free, total) = (value(stat::FREE_MEMORY), value(stat::TOTAL_MEMORY));
+    assert!(0 < free && free < total && total < GUEST_BYTES, "{facts}");
 
-        // The migration: nothing lost, hints taken, and the balloon is as it was.
-        assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);
-        assert_eq!(number("/pages-wrong"), 0, "{facts}");
-        assert!(number("/pages-hinted") > 0, "{facts}");
-        for what in ["target", "actual"] {
-            assert_eq!(number(&format!("/arrived/{what}")), LATER_TARGET, "{facts}");
-        }
-        let ballooned = number("/arrived/ballooned");
-        assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
-        assert!(ballooned.abs_diff(LATER_TARGET) <= ON_THE_MOVE, "{facts}");
+    // The migration: nothing lost, hints taken, and the balloon is as it was.
+    assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);
+    assert_eq!(number("/pages-wrong"), 0, "{facts}");
+    assert!(number("/pages-hinted") > 0, "{facts}");
+    for what in ["target", "actual"] {
+        assert_eq!(number(&format!("/arrived/{what}")), LATER_TARGET, "{facts}");
+    }
+    let ballooned = number("/arrived/ballooned");
+    assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
+    assert!(ballooned.abs_diff(LATER_TARGET) <= ON_THE_MOVE, "{facts}");
+    // What the guest took back meanwhile, it has reported.
+    assert!(
+        number("/left/reported") > number("/inflated/reported"),
+        "{facts}"
+    );
 
-        // At the destination the guest takes its memory back and goes on.
-        assert_eq!(number("/deflated/ballooned"), 0, "{facts}");
-        let deflated = number("/deflated/deflated") - number("/deflated/inflated");
-        assert_eq!(deflated, ballooned, "{facts}");
-        assert!(number("/guest-checks") > 0, "{facts}");
-        assert_eq!(number("/guest-wrong"), 0, "{facts}");
-        assert_eq!(facts["guest-failure"], Value::Null);
-        for moment in ["reported", "inflated", "left", "arrived", "deflated"] {
-            for fault in ["failed-discards", "out-of-range", "bad-buffers"] {
-                assert_eq!(number(&format!("/{moment}/{fault}")), 0, "{facts}");
-            }
-        }
-        if number("/left/reported") > number("/inflated/reported") {
-            return;
+    // At the destination the guest takes its memory back and goes on.
+    assert_eq!(number("/deflated/ballooned"), 0, "{facts}");
+    let deflated = number("/deflated/deflated") - number("/deflated/inflated");
+    assert_eq!(deflated, ballooned, "{facts}");
+    assert!(number("/guest-checks") > 0, "{facts}");
+    assert_eq!(number("/guest-wrong"), 0, "{facts}");
+    assert_eq!(facts["guest-failure"], Value::Null);
+    for moment in ["reported", "inflated", "left", "arrived", "deflated"] {
+        for fault in ["failed-discards", "out-of-range", "bad-buffers"] {
+            assert_eq!(number(&format!("/{moment}/{fault}")), 0, "{facts}");
         }
     }
-    panic!("no page was reported during {} migrations", TRIES.len());
 }
