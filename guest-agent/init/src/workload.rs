@@ -13,6 +13,7 @@ use crate::command_line::{NotANumber, number};
 use crate::report::Report;
 use crate::stamped::{MemoryInUse, StampedPages, WrongPage};
 
+const PAGE: usize = PAGE_SIZE as usize;
 /// The steady work is done in small portions, so that writes spread over time.
 const TICK: Duration = Duration::from_millis(10);
 /// The full check takes no more than this share of each tick: the rest is for the migration, where guest
@@ -196,8 +197,8 @@ struct Churn {
     parts: [Option<StampedPages>; CHURN_PARTS],
     /// The part whose turn it is.
     next: usize,
-    /// Bytes of a part.
-    part: usize,
+    /// Pages of all parts.
+    pages: usize,
     seed: u64,
 }
 
@@ -206,21 +207,20 @@ impl Churn {
         Self {
             parts: Default::default(),
             next: 0,
-            part: bytes / CHURN_PARTS,
+            pages: bytes / PAGE,
             seed,
         }
     }
 
     /// Takes the next part or, if it is in use, returns it, to be checked and freed.
     fn step(&mut self) -> io::Result<Option<StampedPages>> {
-        if self.part < PAGE_SIZE as usize {
-            return Ok(None);
-        }
-        let part = &mut self.parts[self.next];
-        self.next = (self.next + 1) % CHURN_PARTS;
-        let freed = part.take();
-        if freed.is_none() {
-            *part = Some(StampedPages::fill(self.part, self.seed)?);
+        let index = self.next;
+        self.next = (index + 1) % CHURN_PARTS;
+        let freed = self.parts[index].take();
+        // What four parts cannot share evenly, the first ones have more.
+        let pages = (self.pages + CHURN_PARTS - 1 - index) / CHURN_PARTS;
+        if freed.is_none() && pages > 0 {
+            self.parts[index] = Some(StampedPages::fill(pages * PAGE, self.seed)?);
         }
         Ok(freed)
     }
@@ -273,14 +273,14 @@ mod tests {
 
     #[test]
     fn churned_memory_is_taken_then_checked_and_freed_part_by_part() {
-        let mut work = steady("lacuna.churn=32768");
+        let mut work = steady("lacuna.churn=40960");
         let mut in_use = Vec::new();
         for _ in 0..3 * CHURN_PARTS {
             work.churn(work.last_churn + CHURN_EVERY).unwrap();
             let parts = work.churn.parts.iter().flatten();
             in_use.push(parts.map(StampedPages::len).sum::<usize>());
         }
-        assert_eq!(in_use, [2, 4, 6, 8, 6, 4, 2, 0, 2, 4, 6, 8]);
-        assert_eq!((work.report.churned, work.report.wrong), (8, 0));
+        assert_eq!(in_use, [3, 6, 8, 10, 7, 4, 2, 0, 3, 6, 8, 10]);
+        assert_eq!((work.report.churned, work.report.wrong), (10, 0));
     }
 }
