@@ -145,10 +145,10 @@ const GUEST_BYTES: u64 = 512 * MIB;
 /// A guest that compacts its memory moves pages of the balloon: the new page goes in before the old one comes out.
 const ON_THE_MOVE: u64 = 16;
 
-/// Runs a job of `examples/lacuna-under-test`, with the guest's `seed` and room for so many `guests` at a time, where a
-/// Linux guest can run. Returns what it saw; `None` if that is nowhere.
-fn run_job(name: &str, seed: &str, guests: u64) -> Option<Value> {
-    let arguments = [name, seed];
+/// Runs a job of `examples/lacuna-under-test`, with room for so many `guests` at a time, where a Linux guest can run.
+/// Returns what it saw; `None` if that is nowhere.
+fn run_job(name: &str, guests: u64) -> Option<Value> {
+    let arguments = [name];
     let (status, out, err) = if lacuna::nested::kvm_runs_linux() {
         let output = Command::new(program()).args(arguments).output();
         let output = output.expect("the command starts");
@@ -196,7 +196,7 @@ fn number(facts: &Value, path: &str) -> u64 {
 
 #[test]
 fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() {
-    let Some(facts) = run_job("agent-under-migration", "1", 3) else {
+    let Some(facts) = run_job("agent-under-migration", 3) else {
         return;
     };
     for host in 0..3 {
@@ -221,7 +221,7 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
 
 #[test]
 fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
-    let Some(facts) = run_job("balloon-under-migration", "1", 2) else {
+    let Some(facts) = run_job("balloon-under-migration", 2) else {
         return;
     };
     let number = |path: &str| number(&facts, path);

@@ -16,7 +16,8 @@ pub type Page = [u64; PAGE_WORDS];
 
 /// The balloon driver hints free blocks of this size (order 10 on x86-64).
 const HINT_BLOCK: usize = 4 << 20;
-const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes of a page, as a size in memory.
+pub const PAGE: usize = PAGE_SIZE as usize;
 
 /// Private anonymous memory, mapped when made and unmapped when dropped.
 ///

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use spec::PAGE_SIZE;
 use spec::stamp::Random;
 
+use crate::area::PAGE;
 use crate::command_line::{NotANumber, number};
 use crate::report::Report;
 use crate::stamped::{MemoryInUse, StampedPages, WrongPage};
 
-const PAGE: usize = PAGE_SIZE as usize;
 /// The steady work is done in small portions, so that writes spread over time.
 const TICK: Duration = Duration::from_millis(10);
 /// The full check takes no more than this share of each tick: the rest is for the migration, where guest

@@ -49,8 +49,8 @@ const HOSTS: [(&str, &str); 3] = [
     ("third", "third-device"),
 ];
 
-/// Does the job, with the guest's `seed`.
-pub fn run(seed: &str) -> Result<Value, Failure> {
+/// Does the job.
+pub fn run() -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
     let program = std::env::current_exe()?;
     let trace = folder.path().join("trace");
@@ -63,7 +63,7 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
         let (names, agent) = (HOSTS[number], AgentPort::Present);
         Host::start(&program, folder.path(), names, job, &[], agent, &recording)
     };
-    let mut host = start(0, run_job(WORKLOAD, seed)?)?;
+    let mut host = start(0, run_job(WORKLOAD)?)?;
     host.wait_until("the guest to be ready", PATIENCE, |status| {
         Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
     })?;

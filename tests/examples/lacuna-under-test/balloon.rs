@@ -2,9 +2,7 @@
 //! A Linux guest's whole balloon, before, during and after a migration: reporting, a target, statistics, hints,
 //! and at the destination the way back. Says what it saw as one JSON object; the claims are the test's.
 
-use std::fmt::Debug;
 use std::num::NonZeroU32;
-use std::thread;
 use std::time::Instant;
 
 use host_migrator::stats::MigrationReport;
@@ -20,7 +18,7 @@ use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 use spec::hint_map::HintPhase;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, check_rule, receive_job, run_job, wait_until_checked,
+    Failure, PATIENCE, address_of, check_rule, receive_job, run_job, wait_for, wait_until_checked,
     wait_until_migrated,
 };
 use crate::memory_files::bytes_taken;
@@ -52,8 +50,8 @@ const WORKLOAD: &[&str] = &[
     "2048",
 ];
 
-/// Does the job, with the guest's `seed`.
-pub fn run(seed: &str) -> Result<Value, Failure> {
+/// Does the job.
+pub fn run() -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
     let program = std::env::current_exe()?;
     let trace = folder.path().join("trace");
@@ -72,7 +70,7 @@ pub fn run(seed: &str) -> Result<Value, Failure> {
             &recording,
         )
     };
-    let mut source = start(("source", "source-device"), run_job(WORKLOAD, seed)?, 0)?;
+    let mut source = start(("source", "source-device"), run_job(WORKLOAD)?, 0)?;
     let pid = source.machine.pid();
     let mut taken_at_most = 0;
     source.wait_until("the guest to be ready", PATIENCE, |status| {
@@ -191,38 +189,17 @@ impl Device {
 
     /// Waits until the guest has hinted all that it can in the open epoch of a migration.
     fn wait_until_hinted(&mut self) -> Result<(), Failure> {
-        self.wait_for("the guest to hint", |device| {
-            match device.0.ask(Request::HintState, None)? {
-                Reply::HintState(state) => Ok((state.phase == HintPhase::Finished, state)),
+        wait_for("the guest to hint", || {
+            match self.0.ask(Request::HintState, None)? {
+                Reply::HintState(state) => Ok((state.phase == HintPhase::Finished).then_some(())),
                 other => Err(format!("no state of hinting but {other:?}").into()),
             }
         })
     }
 
     fn wait(&mut self, what: &str, ready: impl Fn(&BalloonStatus) -> bool) -> Result<(), Failure> {
-        self.wait_for(what, |device| {
-            let balloon = device.balloon()?;
-            Ok((ready(&balloon), balloon))
-        })
-    }
-
-    /// Waits until `look` says that it is so; what it has seen is told if that takes too long.
-    fn wait_for<T: Debug>(
-        &mut self,
-        what: &str,
-        look: impl Fn(&mut Self) -> Result<(bool, T), Failure>,
-    ) -> Result<(), Failure> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let (ready, seen) = look(self)?;
-            if ready {
-                return Ok(());
-            }
-            if Instant::now() > end {
-                return Err(format!("waited for {what} in vain: {seen:?}").into());
-            }
-            thread::sleep(POLL);
-        }
+        wait_for(what, || Ok(ready(&self.balloon()?).then_some(())))
+            .map_err(|error| format!("{error}: {:?}", self.balloon()).into())
     }
 
     /// Has the guest send statistics, and waits for some that are younger than the request.
@@ -231,20 +208,14 @@ impl Device {
         let milliseconds = 500;
         self.0
             .ask(Request::SetStatisticsInterval { milliseconds }, None)?;
-        loop {
+        let young =
+            |statistics: &Statistics| u128::from(statistics.age_ms()) < began.elapsed().as_millis();
+        wait_for("statistics", || {
             match self.0.ask(Request::Statistics, None) {
-                Ok(Reply::Statistics(statistics))
-                    if u128::from(statistics.age_ms()) < began.elapsed().as_millis() =>
-                {
-                    return Ok(statistics);
-                }
-                Ok(_) | Err(HintError::Refused(Refusal::NoStatistics)) => {}
-                Err(error) => return Err(error.into()),
+                Ok(Reply::Statistics(statistics)) => Ok(Some(statistics).filter(young)),
+                Ok(_) | Err(HintError::Refused(Refusal::NoStatistics)) => Ok(None),
+                Err(error) => Err(error.into()),
             }
-            if began.elapsed() > PATIENCE {
-                return Err("waited for statistics in vain".into());
-            }
-            thread::sleep(POLL);
-        }
+        })
     }
 }

@@ -5,7 +5,8 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use host_migrator::stats::MigrationState;
 use lacuna::compare::Host;
@@ -22,9 +23,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a state is looked at while waiting for it.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// Does `job` with a guest of this `seed`, and prints what it saw or why it failed.
-pub fn perform(job: fn(&str) -> Result<Value, Failure>, seed: Option<&str>) -> ExitCode {
-    match job(seed.unwrap_or("1")) {
+/// Does `job`, and prints what it saw or why it failed.
+pub fn perform(job: fn() -> Result<Value, Failure>) -> ExitCode {
+    match job() {
         Ok(facts) => {
             println!("{facts}");
             ExitCode::SUCCESS
@@ -38,12 +39,31 @@ pub fn perform(job: fn(&str) -> Result<Value, Failure>, seed: Option<&str>) -> E
 
 const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
 
-/// `lacuna run` of a guest with this `workload` and `seed`.
-pub fn run_job(workload: &[&str], seed: &str) -> Result<Vec<OsString>, Failure> {
+/// Looks until there is something to be seen.
+///
+/// # Errors
+/// What `look` says, or that it took too long.
+pub fn wait_for<T>(
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>, Failure>,
+) -> Result<T, Failure> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look()? {
+            return Ok(seen);
+        }
+        if Instant::now() > end {
+            return Err(format!("waited for {what} in vain").into());
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// `lacuna run` of a guest with this `workload`.
+pub fn run_job(workload: &[&str]) -> Result<Vec<OsString>, Failure> {
     let files = lacuna::nested::guest_files()?;
     let mut job: Vec<OsString> = vec!["run".into()];
     job.extend(MACHINE.iter().chain(workload).map(OsString::from));
-    job.extend(["--seed".into(), seed.into()]);
     job.extend(["--kernel".into(), files.kernel.into()]);
     job.extend(["--initrd".into(), files.initrd.into()]);
     Ok(job)

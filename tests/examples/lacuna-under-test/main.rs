@@ -19,8 +19,8 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some(against_qemu::JOB) => against_qemu::main(arguments),
-        Some(agent::JOB) => perform(agent::run, arguments.next().as_deref()),
-        Some(balloon::JOB) => perform(balloon::run, arguments.next().as_deref()),
+        Some(agent::JOB) => perform(agent::run),
+        Some(balloon::JOB) => perform(balloon::run),
         _ => lacuna::main(),
     }
 }
