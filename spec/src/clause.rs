@@ -71,6 +71,8 @@ clauses! {
     3 TagWhenLookedAt "tag-when-looked-at" "a frame carries the epoch in which its pages were looked at",
     /// 3: a harvest has cleared what it read before the next epoch opens.
     3 CompleteHarvest "complete-harvest" "complete the harvest before the next epoch",
+    /// 3: what is known of holes is forgotten before a harvest.
+    3 ForgetHoles "forget-holes" "forget the holes before a harvest",
     /// 4: the log of a vhost-user back end is harvested, too.
     4 MergeBackEnd "merge-back-end" "harvest the back ends' logs",
     /// 4: the VMM's own writes are harvested, too.
@@ -97,6 +99,8 @@ clauses! {
     0 SayDoneAtStart "say-done-at-start" "a device that starts says DONE",
     /// The sender claims a page first and copies it then.
     0 ClaimBeforeCopy "claim-before-copy" "claim before copy",
+    /// Records that wait in a table leave before a harvest brings pages back.
+    0 FlushTables "flush-tables" "flush the tables before a harvest",
     /// All channels have delivered before a harvest brings pages back.
     0 DrainChannels "drain-channels" "drain the channels before a harvest",
     /// A back end has logged all its writes before the last harvest.

@@ -6,7 +6,7 @@ use spec_model::guest::GuestAction::{
     AgentHears, AgentLooks, AgentSends, Free, Hint, ReadCommand, Release, Report, Take, Write,
 };
 use spec_model::host::HostAction::{
-    Abandon, Begin, Claim, ClearLog, ClearLogOf, EndRound, Fail, HandOver, HarvestBackEnd,
+    Abandon, Begin, Claim, ClearLog, ClearLogOf, EndRound, Fail, Flush, HandOver, HarvestBackEnd,
     HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, ReadLogEarly,
     Send, StartLogging,
 };
@@ -190,6 +190,38 @@ fn clause_3_a_bit_read_before_and_cleared_after_a_hint_takes_the_write_between()
             Guest(Take(A)),
             Host(ClearLog),
             Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_hole_that_outlives_the_harvest_loses_what_it_brought() {
+    assert_needed(
+        Clause::ForgetHoles,
+        &[
+            Guest(Free(A)),
+            Host(Begin),
+            Guest(Take(A)),
+            Host(HarvestInBackground),
+            Host(ReadLog),
+            Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn a_record_that_waits_through_a_harvest_makes_newer_content_zero() {
+    assert_needed(
+        Clause::FlushTables,
+        &[
+            Host(Send(A, 0)),
+            Guest(Free(A)),
+            Host(Send(A, 0)),
+            Host(HarvestInBackground),
+            Guest(Take(A)),
+            Host(ReadLog),
+            Host(Send(A, 0)),
+            Host(Flush),
         ],
     );
 }

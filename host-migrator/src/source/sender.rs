@@ -338,6 +338,7 @@ impl<'a> Sender<'a> {
                 zero |= self.send_run(base, piece, paced)?;
             }
         }
+        self.record(index, holes, Event::HoleTaken);
         self.record(index, zero, Event::Zero);
         let content = bits & !zero;
         self.round.pages_resent += u64::from((self.sent.load(index) & content).count_ones());

@@ -17,6 +17,14 @@ const TINY: Setup = Setup {
     ..Setup::SMALL
 };
 
+/// A guest that fills what it frees with zeros, and is not asked for hints.
+const ZEROED: Setup = Setup {
+    init_on_free: true,
+    hints: false,
+    driver: false,
+    ..TINY
+};
+
 /// A migration with a name, and the property that it is asked about.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -84,6 +92,17 @@ pub fn without(clause: Clause) -> Case {
             failures: 1,
             deaths: 1,
             ..TINY
+        },
+        Clause::ForgetHoles => Setup {
+            holes: true,
+            background: 1,
+            ..ZEROED
+        },
+        Clause::FlushTables => Setup {
+            tables: true,
+            background: 1,
+            rounds: 2,
+            ..ZEROED
         },
         Clause::ClaimBeforeCopy => Setup {
             background: 1,
@@ -245,6 +264,17 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             Setup {
                 early: 2,
                 channels: 2,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "background harvests, holes, records that wait in tables",
+            Setup {
+                holes: true,
+                tables: true,
+                background: 1,
+                init_on_free: true,
                 moves: 4,
                 ..small
             },

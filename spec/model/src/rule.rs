@@ -6,7 +6,7 @@ pub use spec::clause::{Clause, UnknownClause};
 /// The clauses that hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    switched_off: u32,
+    switched_off: u64,
 }
 
 impl Rule {
@@ -18,13 +18,13 @@ impl Rule {
         Self {
             switched_off: clauses
                 .iter()
-                .fold(0, |off, &clause| off | 1 << clause as u8),
+                .fold(0, |off, &clause| off | 1u64 << clause as u8),
         }
     }
 
     /// Whether `clause` holds.
     pub const fn holds(self, clause: Clause) -> bool {
-        self.switched_off & (1 << clause as u8) == 0
+        self.switched_off & (1u64 << clause as u8) == 0
     }
 }
 

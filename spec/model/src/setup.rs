@@ -30,6 +30,11 @@ pub struct Setup {
     pub failures: u8,
     /// Channels to the destination. One delivers in order, so that it delivers at once makes no difference.
     pub channels: u8,
+    /// The migrator asks for holes when a round begins: pages without memory, which read as zero. It takes them for
+    /// zeros without a look. (Where dirty bits are cleared at once.)
+    pub holes: bool,
+    /// Records that make a page zero wait in a table, and leave together. (Where there is one channel.)
+    pub tables: bool,
     /// How dirty bits are cleared.
     pub clearing: Clearing,
     /// The host uses hints.
@@ -66,6 +71,8 @@ impl Setup {
         early: 0,
         failures: 0,
         channels: 1,
+        holes: false,
+        tables: false,
         clearing: Clearing::AtOnce,
         hints: true,
         driver: true,

@@ -234,6 +234,12 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
                 after.host.epoch
             )
         }
+        HostAction::Begin if after.host.holes != before.host.holes => {
+            format!(
+                "The migrator asks for holes, finds {}, and begins to send.",
+                pages(after.host.holes)
+            )
+        }
         HostAction::Begin => "The migrator goes on sending.".into(),
         HostAction::HearDevice if before.device.control == Control::Refused => {
             "The migrator hears a refusal and goes on without hints.".into()
@@ -249,6 +255,9 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::Claim(page) if after.host.claimed.has(page) => {
             format!("The migrator claims {page}.")
+        }
+        HostAction::Claim(page) if before.host.holes.has(page) => {
+            format!("The migrator takes {page} for a hole, and does not look at it.")
         }
         HostAction::Claim(page) => {
             let discards = before.host.sent.has(page) && !after.host.sent.has(page);
@@ -270,6 +279,10 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
                 _ => " on channel 2",
             };
             format!("The migrator sends {page}, {what}{on}.")
+        }
+        HostAction::Flush => {
+            let zero = pages(before.host.table);
+            format!("The migrator flushes its table: at the destination {zero} becomes zero.")
         }
         HostAction::EndRound => format!("The migrator has sent the round{}.", closing(after)),
         HostAction::HarvestInBackground => {

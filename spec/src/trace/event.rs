@@ -189,10 +189,12 @@ events! {
     40 "discards" Discarding(pages: PageRange),
     /// Device: could not. After.
     41 "did not discard" NotDiscarded(pages: PageRange),
-    /// Migrator: begins to harvest logs in the middle of a round. Before the first is read.
+    /// Migrator: begins to harvest logs in the middle of a round and leaves the epoch open. Before the first is read.
     42 "early harvest begins" EarlyBegin,
     /// Migrator: what it has brought is known and cleared. After.
     43 "early harvest ends" EarlyEnd,
+    /// Migrator: takes these pages of the last copy for holes, without a look at them. Before they are recorded as zero.
+    44 "takes for holes" HoleTaken(pages: PageBits),
 }
 
 /// An event and who recorded it.

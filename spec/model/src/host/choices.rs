@@ -47,9 +47,14 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
                 || !rule.holds(Clause::DrainChannels)
                 || state.wire.is_drained() && host.claimed.is_empty();
             let ready = drained && may_harvest(model, state);
-            if ready && host.pending.is_empty() && host.claimed.is_empty() {
+            let flushed = host.table.is_empty();
+            if !flushed {
+                push(HostAction::Flush);
+            }
+            if ready && flushed && host.pending.is_empty() && host.claimed.is_empty() {
                 push(HostAction::EndRound);
-            } else if ready && host.background > 0 {
+            } else if ready && host.background > 0 && (flushed || !rule.holds(Clause::FlushTables))
+            {
                 push(HostAction::HarvestInBackground);
             }
             let at_once = setup.clearing == Clearing::AtOnce;
@@ -74,7 +79,12 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
         }
         Step::Rest => {
             push_sends(model, state, &mut push);
-            if host.pending.is_empty() && host.claimed.is_empty() && state.wire.is_drained() {
+            let flushed = host.table.is_empty();
+            if !flushed {
+                push(HostAction::Flush);
+            }
+            let sent = host.pending.is_empty() && host.claimed.is_empty() && flushed;
+            if sent && state.wire.is_drained() {
                 // The guest is stopped: where nothing fails, what is said until it runs makes no difference.
                 push(if setup.failures > 0 {
                     HostAction::Commit

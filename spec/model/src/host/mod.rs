@@ -66,6 +66,12 @@ pub struct Host {
     pub(crate) copied: PageSet,
     /// Found by an early harvest of this round, and not copied since.
     pub(crate) early: PageSet,
+    /// Holes when the round began, as far as that still counts.
+    pub(crate) holes: PageSet,
+    /// The next round asks for holes.
+    pub(crate) asks_for_holes: bool,
+    /// Pages whose record waits in the table: the destination is to make them zero.
+    pub(crate) table: PageSet,
     /// Pages that may be other than zero at the destination.
     pub(crate) sent: PageSet,
     /// Pages whose hints count in this epoch.
@@ -101,6 +107,8 @@ impl Host {
             claimed: names.set(self.claimed),
             copied: names.set(self.copied),
             early: names.set(self.early),
+            holes: names.set(self.holes),
+            table: names.set(self.table),
             sent: names.set(self.sent),
             eligible: names.set(self.eligible),
             ..*self
@@ -127,6 +135,8 @@ pub enum HostAction {
     Claim(Page),
     /// Copies a page and sends it on a channel.
     Send(Page, u8),
+    /// Sends the records that wait in the table.
+    Flush,
     /// The bitmap is empty: ends the round.
     EndRound,
     /// Harvests in mid-round.

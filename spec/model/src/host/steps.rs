@@ -40,12 +40,22 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         }
         HostAction::Claim(page) => claim(model, state, page),
         HostAction::Send(page, channel) => copy(model, state, page, channel),
+        HostAction::Flush => {
+            for page in state.host.table.take().iter() {
+                network::send(model, state, 0, Record { page, content: 0 });
+            }
+        }
         HostAction::EndRound => {
             state.host.round += 1;
+            state.host.holes = PageSet::EMPTY;
+            state.host.asks_for_holes = true;
             close(model, state);
         }
         HostAction::HarvestInBackground => {
             state.host.background -= 1;
+            if rule.holds(Clause::ForgetHoles) {
+                state.host.holes = PageSet::EMPTY;
+            }
             close(model, state);
         }
         HostAction::ReadLogEarly => {
@@ -172,6 +182,9 @@ fn prepare(model: &Migration, state: &mut State) {
     state.host.claimed = PageSet::EMPTY;
     state.host.copied = PageSet::EMPTY;
     state.host.early = PageSet::EMPTY;
+    state.host.holes = PageSet::EMPTY;
+    state.host.asks_for_holes = true;
+    state.host.table = PageSet::EMPTY;
     state.host.epoch = 0;
     state.host.round = 0;
     state.host.background = model.setup.background;
@@ -189,6 +202,12 @@ fn prepare(model: &Migration, state: &mut State) {
 fn begin(model: &Migration, state: &mut State) {
     if state.host.step == Step::Idle {
         prepare(model, state);
+    }
+    if std::mem::take(&mut state.host.asks_for_holes) && model.setup.holes {
+        let pages = PageSet::all(model.setup.pages).iter();
+        state.host.holes = pages
+            .filter(|page| state.memory[page.index()] == 0)
+            .collect();
     }
     let host = &mut state.host;
     let asks = model.setup.hints && !host.hints_lost;
@@ -266,6 +285,13 @@ fn claim(model: &Migration, state: &mut State, page: Page) {
         return;
     }
     let hinted = hints_count && state.device.map.and(host.eligible).has(page);
+    if !hinted && host.holes.has(page) && !host.early.has(page) {
+        if host.sent.has(page) {
+            host.sent.remove(page);
+            make_zero(model, state, page, 0);
+        }
+        return;
+    }
     if !hinted {
         host.claimed.insert(page);
         return;
@@ -277,8 +303,16 @@ fn claim(model: &Migration, state: &mut State, page: Page) {
         host.sent.remove(page);
         let channel = (0..model.setup.channels)
             .find(|&channel| state.wire.channels[usize::from(channel)].is_none());
-        let record = Record { page, content: 0 };
-        network::send(model, state, channel.unwrap_or_default(), record);
+        make_zero(model, state, page, channel.unwrap_or_default());
+    }
+}
+
+/// The destination is to make `page` zero: the record leaves at once, or waits in the table.
+fn make_zero(model: &Migration, state: &mut State, page: Page, channel: u8) {
+    if model.setup.tables {
+        state.host.table.insert(page);
+    } else {
+        network::send(model, state, channel, Record { page, content: 0 });
     }
 }
 
@@ -298,7 +332,9 @@ fn copy(model: &Migration, state: &mut State, page: Page, channel: u8) {
         host.sent.insert(page);
     }
     // What is zero here and there need not be sent.
-    if content != 0 || was_sent {
+    if content == 0 && was_sent {
+        make_zero(model, state, page, channel);
+    } else if content != 0 {
         network::send(model, state, channel, Record { page, content });
     }
 }

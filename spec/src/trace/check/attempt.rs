@@ -78,6 +78,7 @@ impl Attempt {
             Event::LogStarted(log) => self.log_started(log),
             Event::HolesAsked => self.holes_asked(),
             Event::Hole(range) => self.hole(range),
+            Event::HoleTaken(bits) => self.hole_taken(bits),
             Event::Open(epoch) => self.open(epoch),
             Event::Published(epoch) => self.hints.published(epoch),
             Event::Hint(hint) => {
@@ -239,6 +240,15 @@ impl Attempt {
         Ok(())
     }
 
+    /// A hole is believed until the next harvest: what that brings may have been one.
+    fn hole_taken(&mut self, bits: PageBits) -> Result<(), Broken> {
+        if !self.holes_asked {
+            let why = "nobody has asked for holes since the last harvest";
+            return Err((Clause::CloseBeforeHarvest, why.into()));
+        }
+        self.sending.hole_taken(self.in_memory(bits))
+    }
+
     fn open(&mut self, epoch: u64) -> Result<(), Broken> {
         self.guest_runs("the epoch opens")?;
         self.all_logs_run("the epoch opens")?;
@@ -255,6 +265,8 @@ impl Attempt {
             let why = "guest and devices still run, and write";
             return Err((Clause::HarvestEverything, why.into()));
         }
+        self.sending.all_is_sent("a harvest begins")?;
+        self.holes_asked = false;
         self.harvest = Some(Harvest::Whole { last });
         Ok(())
     }
@@ -330,8 +342,9 @@ impl Attempt {
     /// A copy answers what an early harvest brought. (A skip does not.)
     fn copy(&mut self, bits: PageBits) -> Result<(), Broken> {
         let bits = self.in_memory(bits);
+        let early = bits.mask & self.early.word(bits.word);
         self.early.remove(bits);
-        self.sending.copy(bits)
+        self.sending.copy(bits, early)
     }
 
     fn skip(&mut self, bits: PageBits) -> Result<(), Broken> {

@@ -31,6 +31,8 @@ pub(super) struct Sending {
 struct LastCopy {
     bits: PageBits,
     had: u64,
+    /// Those that an early harvest had found written.
+    early: u64,
 }
 
 impl Sending {
@@ -46,7 +48,8 @@ impl Sending {
         Ok(())
     }
 
-    pub(super) fn copy(&mut self, bits: PageBits) -> Result<(), Broken> {
+    /// `bits` are copied; an early harvest has found `early` of them written.
+    pub(super) fn copy(&mut self, bits: PageBits, early: u64) -> Result<(), Broken> {
         self.take(bits)?;
         let under_way = bits.mask & self.stale.word(bits.word);
         if under_way != 0 {
@@ -55,7 +58,7 @@ impl Sending {
             return Err((Clause::ReadsAsZero, why));
         }
         let had = self.content.word(bits.word);
-        self.last_copy = Some(LastCopy { bits, had });
+        self.last_copy = Some(LastCopy { bits, had, early });
         self.content.insert(bits);
         let count = u64::from(bits.mask.count_ones());
         self.unsent += count;
@@ -63,16 +66,21 @@ impl Sending {
         Ok(())
     }
 
+    /// Of the last copy, `bits` are taken for holes. That is wrong for a page that was written since holes were asked for.
+    pub(super) fn hole_taken(&self, bits: PageBits) -> Result<(), Broken> {
+        let written = bits.mask & self.last_copy(bits)?.early;
+        if written != 0 {
+            let page = first_page(bits.word, written);
+            let why = format!("page {page:#x} was written after holes were asked for");
+            return Err((Clause::HarvestEverything, why));
+        }
+        Ok(())
+    }
+
     /// Of the last copy, `bits` turned out to be zero.
     pub(super) fn zero(&mut self, bits: PageBits) -> Result<(), Broken> {
         let PageBits { word, mask } = bits;
-        let Some(copy) = self
-            .last_copy
-            .filter(|copy| copy.bits.word == word && mask & !copy.bits.mask == 0)
-        else {
-            let why = "these pages are not those that were copied last";
-            return Err((Clause::ClaimBeforeCopy, why.into()));
-        };
+        let copy = self.last_copy(bits)?;
         self.unsent = self.unsent.saturating_sub(mask.count_ones().into());
         let (stale, clean) = (mask & copy.had, mask & !copy.had);
         self.content.remove(PageBits { word, mask: clean });
@@ -118,6 +126,15 @@ impl Sending {
             return Err((Clause::ReadsAsZero, why));
         }
         Ok(())
+    }
+
+    /// The last copy, if it has all of `bits`.
+    fn last_copy(&self, bits: PageBits) -> Result<LastCopy, Broken> {
+        let has = |copy: &LastCopy| copy.bits.word == bits.word && bits.mask & !copy.bits.mask == 0;
+        self.last_copy.filter(has).ok_or_else(|| {
+            let why = "these pages are not those that were copied last";
+            (Clause::ClaimBeforeCopy, why.into())
+        })
     }
 
     fn take(&mut self, bits: PageBits) -> Result<(), Broken> {
