@@ -10,6 +10,7 @@ use rig::agent::Agent;
 use rig::eventually;
 use rig::guest::{Daemon, Guest, PAGES, USUAL, VERSION_1};
 use rig::migrator::Migrator;
+use rig::person::Person;
 use rig::queue::Buffer;
 use spec::agent::{Answer, Ask, Settings};
 use spec::balloon::CommandId;
@@ -102,6 +103,43 @@ fn an_agent_that_falls_silent_is_joined_by_the_driver_and_each_page_counts_once(
     let report = migrator.close(epoch);
     assert_eq!((report.pages, report.agent_pages), (128, 64));
     assert_eq!(migrator.hinted(), [(FREE, 128)]);
+}
+
+/// Dropping caches and compacting memory are worth it only before a migration.
+#[test]
+fn a_persons_round_is_not_the_first_of_a_migration() {
+    let daemon = Daemon::start_with_agent();
+    let _guest = Guest::boot(&daemon, USUAL, 3);
+    let mut person = Person::connect(&daemon.control());
+    let mut agent = Agent::connect(&daemon, 0);
+    // A map that nobody asked for shows that the device has read the greeting.
+    agent.map(1, FREE, 64, &[u64::MAX]);
+    eventually("the map", || (person.status().stale == 1).then_some(()));
+    let is_first = |agent: &mut Agent| match agent.asked() {
+        Ask::Map { first, .. } => first,
+        other => panic!("{other:?}"),
+    };
+    person.hints(Request::HintStart);
+    assert!(!is_first(&mut agent), "for a person");
+    person.hints(Request::HintStop);
+    assert_eq!(agent.asked(), Ask::Stop);
+    let mut migrator = Migrator::connect(&daemon.control());
+    migrator.open(1);
+    assert!(is_first(&mut agent), "for a migration");
+}
+
+#[test]
+fn when_the_agent_has_ended_nothing_is_waited_for() {
+    let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
+    let (_, tag) = open_and_ask(&mut migrator, &mut agent);
+    agent.map(tag, 0, 128, &[0, u64::MAX]);
+    eventually("the mark", || {
+        (migrator.map.answered() == 128).then_some(())
+    });
+    agent.end(tag);
+    eventually("the end", || {
+        (migrator.map.answered() == u64::MAX).then_some(())
+    });
 }
 
 #[test]

@@ -149,7 +149,12 @@ impl Balloon {
             Ok(Answer::Map { epoch, map }) => self.agent_map(epoch, &map),
             Ok(Answer::End { epoch, totals }) => {
                 log::debug!("the agent's map of epoch {epoch}: {totals:?}");
-                self.agent_ended(epoch)
+                let is_news = self.agent_ended(epoch);
+                if is_news && let Some(hints) = &self.map {
+                    // Nothing more comes: no page is worth waiting for.
+                    hints.set_answered(u64::MAX);
+                }
+                is_news
             }
             Ok(Answer::Failed { epoch, errno }) => {
                 let is_news = self.agent_ended(epoch);

@@ -64,7 +64,9 @@ impl Balloon {
         self.latency.opened(Instant::now());
         self.record_hinting(Event::Published(epoch));
         map.begin(epoch, self.hinting.phase());
-        let agent = agent && self.agent.ask_for(command_id, epoch == 1, map.pages());
+        // A person's round is no migration: nobody gains by what the agent would do before one.
+        let first = self.hold.holder == HintHolder::Migrator && epoch == 1;
+        let agent = agent && self.agent.ask_for(command_id, first, map.pages());
         if driver && agent {
             // What the driver would hint the agent tells, too, and more cheaply: a driver takes the memory that it
             // hints, and writes zeros to it first.

@@ -34,7 +34,8 @@ impl FreePages {
         Ok(Self::of(File::open("/proc/kpageflags")?))
     }
 
-    fn of(file: File) -> Self {
+    /// Reads page flags from `file`, which is laid out as the kernel lays out its own.
+    pub(crate) fn of(file: File) -> Self {
         Self {
             file,
             flags: vec![0; PIECE * FLAGS],

@@ -9,11 +9,13 @@ use std::time::Duration;
 use clap::Parser;
 use env_logger::Env;
 use lacuna_agent::Args;
-use lacuna_agent::port::Port;
+use lacuna_agent::port::{Address, Port};
 use lacuna_agent::session::{Session, SessionError};
 
 /// How long to wait before the port is tried again: a host that is not there comes when it comes.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Reasons that are said until the host asks something.
+const MAX_SAID: usize = 16;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(Env::default().default_filter_or("info")).init();
@@ -36,23 +38,34 @@ fn main() -> ExitCode {
 fn serve(args: &Args) -> Result<(), SessionError> {
     let mut session = Session::new(args.preparation())?;
     session.explain();
-    let mut waiting = false;
+    let mut said = Said::default();
     loop {
         let served = Port::open(&args.port)
             .map_err(SessionError::from)
-            .and_then(|port| {
-                log::info!("connected to {}", args.port);
-                waiting = false;
-                session.serve(&port)
-            });
+            .and_then(|port| session.serve(&port));
+        if session.was_asked() {
+            said = Said::default();
+        }
         match served {
             _ if args.once => return served,
             Err(error @ SessionError::PageFlags(_)) => return Err(error),
-            Err(error) if !waiting => log::warn!("{}: {error}; waiting for the host", args.port),
-            Ok(()) if !waiting => log::info!("the host has gone; waiting for it"),
-            _ => {}
+            Err(error) => said.once(&args.port, error.to_string()),
+            Ok(()) => said.once(&args.port, "the host has gone".into()),
         }
-        waiting = true;
         thread::sleep(AGAIN);
+    }
+}
+
+/// What was said of the port since the host last asked something. A port can be opened although no program of the
+/// host has its other end, and is then tried again twice a second: each reason is said once.
+#[derive(Default)]
+struct Said(Vec<String>);
+
+impl Said {
+    fn once(&mut self, port: &Address, why: String) {
+        if self.0.len() < MAX_SAID && !self.0.contains(&why) {
+            log::warn!("{port}: {why}; waiting for the host");
+            self.0.push(why);
+        }
     }
 }

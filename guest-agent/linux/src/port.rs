@@ -85,6 +85,11 @@ impl Port {
             }
             Address::Device(path) => open_device(path)?,
         };
+        Self::of(fd)
+    }
+
+    /// Takes what is open already.
+    pub(crate) fn of(fd: OwnedFd) -> io::Result<Self> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         if isatty(&fd) {
             let mut settings = tcgetattr(&fd)?;
@@ -112,16 +117,9 @@ impl Port {
     ///
     /// # Errors
     /// [`io::ErrorKind::BrokenPipe`] if the host has gone, and whatever else the connection says.
-    pub fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match rustix::io::write(&self.0, bytes) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::AGAIN) => self.wait(PollFlags::OUT, None).map(drop)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+    pub fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        let write = |bytes: &[u8]| rustix::io::write(&self.0, bytes);
+        write_all(bytes, write, || self.wait(PollFlags::OUT, None).map(drop))
     }
 
     /// Waits for something to read; `false` if `timeout` passes first.
@@ -145,6 +143,25 @@ impl Port {
             }
         }
     }
+}
+
+/// Writes all of `bytes` with `write`; calls `wait` when that takes nothing at the moment.
+fn write_all(
+    mut bytes: &[u8],
+    mut write: impl FnMut(&[u8]) -> Result<usize, Errno>,
+    mut wait: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match write(bytes) {
+            // So a virtio port says that its queue takes nothing any more. To try again would be to spin.
+            Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::AGAIN) => wait()?,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn open_device(path: &Path) -> io::Result<OwnedFd> {
@@ -189,6 +206,19 @@ mod tests {
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_port_that_takes_nothing_ends_the_write() {
+        let mut answers = [Err(Errno::INTR), Ok(2), Err(Errno::AGAIN), Ok(0)].into_iter();
+        let mut waits = 0;
+        let wait = || {
+            waits += 1;
+            Ok(())
+        };
+        let written = write_all(b"hello", |_| answers.next().unwrap(), wait);
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(waits, 1);
     }
 
     #[test]

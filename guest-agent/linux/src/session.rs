@@ -37,6 +37,7 @@ pub struct Session {
     zones: Vec<PageRange>,
     input: Box<Deframer>,
     output: Box<[u8; MAX_FRAME]>,
+    was_asked: bool,
 }
 
 impl Session {
@@ -45,14 +46,21 @@ impl Session {
     /// # Errors
     /// [`SessionError::PageFlags`] if the kernel does not tell which pages are free.
     pub fn new(preparation: Preparation) -> Result<Self, SessionError> {
-        Ok(Self {
+        let pages = FreePages::open().map_err(SessionError::PageFlags)?;
+        let zones = memory::zones().map_err(SessionError::PageFlags)?;
+        Ok(Self::of(preparation, pages, zones))
+    }
+
+    fn of(preparation: Preparation, pages: FreePages, zones: Vec<PageRange>) -> Self {
+        Self {
             settings: settings::detect(preparation),
             preparation,
-            pages: FreePages::open().map_err(SessionError::PageFlags)?,
-            zones: memory::zones().map_err(SessionError::PageFlags)?,
+            pages,
+            zones,
             input: Box::default(),
             output: Box::new([0; MAX_FRAME]),
-        })
+            was_asked: false,
+        }
     }
 
     /// Says in the log what the kernel does with free pages and what that means.
@@ -78,6 +86,7 @@ impl Session {
     /// [`SessionError`] if the port breaks.
     pub fn serve(&mut self, port: &Port) -> Result<(), SessionError> {
         self.input.restart();
+        self.was_asked = false;
         self.hello(port)?;
         let mut asked = None;
         loop {
@@ -92,6 +101,12 @@ impl Session {
                 asked = self.answer(port, epoch, first)?;
             }
         }
+    }
+
+    /// Whether the host has asked anything over the last port: that a port can be opened does not show that anyone is
+    /// at its other end.
+    pub fn was_asked(&self) -> bool {
+        self.was_asked
     }
 
     /// Sends the map of all memory. Ends early if the host asks something else, which is returned.
@@ -146,15 +161,13 @@ impl Session {
         };
         totals.read += part.count();
         totals.free += free;
-        // A part without a free page says nothing that silence does not.
-        if free != 0 {
-            let payload = self.output[FRAME_HEADER_BYTES..].first_chunk_mut();
-            let length = payload.map_or(0, |payload| map::encode(part, words, payload));
-            let frame = frame::seal(&mut self.output, Answer::MAP, epoch, length);
-            port.write_all(frame)?;
-            totals.frames += 1;
-            totals.bytes += frame.len() as u64;
-        }
+        // A part without a free page is sent, too: the host waits until it knows of each part.
+        let payload = self.output[FRAME_HEADER_BYTES..].first_chunk_mut();
+        let length = payload.map_or(0, |payload| map::encode(part, words, payload));
+        let frame = frame::seal(&mut self.output, Answer::MAP, epoch, length);
+        port.write_all(frame)?;
+        totals.frames += 1;
+        totals.bytes += frame.len() as u64;
         Ok(Ok(()))
     }
 
@@ -225,6 +238,10 @@ impl Session {
                 Err(error) => log::warn!("the host sent {error}"),
             }
         }
+        if (greeted || asked.is_some()) && !self.was_asked {
+            self.was_asked = true;
+            log::info!("connected to the host");
+        }
         if greeted {
             self.hello(port)?;
         }
@@ -239,4 +256,63 @@ fn processor_time() -> Duration {
 
 fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use spec::agent::MAX_MAP_PAGES;
+
+    use super::*;
+
+    /// The kernel's flag of a free page.
+    const FREE: u64 = 1 << 10;
+
+    /// The ranges that an agent whose kernel has `flags`, one a page, tells of in one answer, in their order.
+    fn told_of(flags: &[u64]) -> Vec<PageRange> {
+        let file: File = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = flags.iter().flat_map(|flags| flags.to_ne_bytes()).collect();
+        file.write_all_at(&bytes, 0).unwrap();
+        let memory = PageRange::new(0, flags.len() as u64).unwrap();
+        let preparation = Preparation::default();
+        let mut session = Session::of(preparation, FreePages::of(file), vec![memory]);
+        let (ours, mut host) = UnixStream::pair().unwrap();
+        let agent = thread::spawn(move || session.serve(&Port::of(ours.into()).unwrap()));
+        let ask = Ask::Map {
+            epoch: 5,
+            first: false,
+        };
+        host.write_all(&ask.to_frame()).unwrap();
+        let mut input = Box::<Deframer>::default();
+        let mut told = Vec::new();
+        'answer: loop {
+            let count = io::Read::read(&mut host, input.space()).unwrap();
+            assert_ne!(count, 0, "the agent has gone");
+            input.filled(count);
+            while let Some(frame) = input.next_frame() {
+                match Answer::read(&frame).unwrap() {
+                    Answer::Map { map, .. } => told.push(map.range()),
+                    Answer::End { .. } => break 'answer,
+                    _ => {}
+                }
+            }
+        }
+        drop(host);
+        agent.join().unwrap().unwrap();
+        told
+    }
+
+    #[test]
+    fn a_part_without_a_free_page_is_told_so_that_the_host_does_not_wait_for_it() {
+        let part = u64::from(MAX_MAP_PAGES);
+        let mut flags = vec![FREE; 3 * MAX_MAP_PAGES as usize];
+        flags[MAX_MAP_PAGES as usize..][..MAX_MAP_PAGES as usize].fill(0);
+        let parts = (0..3).map(|index| PageRange::new(index * part, part).unwrap());
+        assert_eq!(told_of(&flags), parts.collect::<Vec<_>>());
+    }
 }

@@ -5,11 +5,11 @@
 mod rig;
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use rig::Got;
+use rig::{Agent, Got, Host};
 use spec::agent::Ask;
 
 const PAGE: usize = 4096;
@@ -140,6 +140,38 @@ fn a_host_that_goes_and_comes_again_is_served_again() {
     assert!(matches!(host.next(), Got::Hello(_)));
     host.ask(ask(3));
     host.map_of(3);
+}
+
+#[test]
+fn a_port_at_whose_other_end_nobody_asks_is_spoken_of_once() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [link, log] = ["port", "log"].map(|name| folder.path().join(name));
+    let mut host = Host::at(&link).unwrap();
+    let _agent = Agent::start_with_log(&link, &[], &log);
+    for _ in 0..6 {
+        assert!(matches!(host.next(), Got::Hello(_)));
+        // It hangs up and asks nothing, as often as it is tried.
+        host = Host::at(&link).unwrap();
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    assert_eq!(said.matches("waiting for the host").count(), 1, "{said}");
+    assert!(!said.contains("connected"), "{said}");
+
+    // Once the host has been there, its absence is news again.
+    host.ask(Ask::Hello);
+    for _ in 0..2 {
+        assert!(matches!(host.next(), Got::Hello(_)));
+    }
+    for _ in 0..2 {
+        host = Host::at(&link).unwrap();
+        assert!(matches!(host.next(), Got::Hello(_)));
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    assert_eq!(said.matches("connected").count(), 1, "{said}");
+    assert_eq!(said.matches("waiting for the host").count(), 2, "{said}");
 }
 
 #[test]

@@ -121,13 +121,20 @@ pub struct Agent(Child);
 
 impl Agent {
     pub fn start(port: &Path, flags: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"))
-            .arg("--port")
-            .arg(port)
-            .args(flags)
-            .spawn()
-            .unwrap();
-        Self(child)
+        Self(Self::command(port, flags).spawn().unwrap())
+    }
+
+    /// What it says goes into the file `log`.
+    pub fn start_with_log(port: &Path, flags: &[&str], log: &Path) -> Self {
+        let mut command = Self::command(port, flags);
+        let log = File::create(log).unwrap();
+        Self(command.stderr(log).spawn().unwrap())
+    }
+
+    fn command(port: &Path, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"));
+        command.arg("--port").arg(port).args(flags);
+        command
     }
 
     /// A line of its `/proc/PID/status`, in kB.
