@@ -107,6 +107,12 @@ clauses! {
     0 DrainBackEnds "drain-back-ends" "drain the back ends before the last harvest",
     /// From the first byte of the hand-over on the source never runs the guest again.
     0 TwoPhaseHandOver "two-phase-hand-over" "hand over in two phases",
+    /// Where the link died in the hand-over and neither side can know who has the guest, an operator can decide.
+    0 OperatorDecides "operator-decides" "where neither side can know, an operator can decide",
+    /// A destination that was ready keeps the guest, stopped, when the link dies.
+    0 KeepHeld "keep-held" "a destination that was ready keeps the guest when the link dies",
+    /// An operator decides for one side when the other cannot run the guest any more, and not before.
+    0 LookFirst "look-first" "an operator decides for one side only if the other cannot run the guest",
 }
 
 /// A name that is no clause's.

@@ -10,10 +10,11 @@ use spec_model::host::HostAction::{
     HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, ReadLogEarly,
     Send, StartLogging,
 };
-use spec_model::network::NetworkAction::{Break, Deliver, Hear};
+use spec_model::network::NetworkAction::{Break, Deliver, Forget, Hear, Lose};
+use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
 use spec_model::pages::Page;
 use spec_model::state::Action::{
-    self, BackEndLogs, BackEndWrites, Device, Guest, Host, Network, VmmWrites,
+    self, BackEndLogs, BackEndWrites, Device, Guest, Host, Network, Operator, VmmWrites,
 };
 use spec_model::{Clause, Migration, Rule, catalogue};
 
@@ -421,6 +422,39 @@ fn a_source_that_takes_back_what_it_gave_runs_the_guest_twice() {
             Network(Break),
             Host(NoticeBreak),
         ],
+    );
+}
+
+#[test]
+fn a_hand_over_that_was_lost_is_the_end_of_the_guest_unless_somebody_decides() {
+    assert_needed(
+        Clause::OperatorDecides,
+        &[Host(HandOver), Network(Break), Host(NoticeBreak)],
+    );
+}
+
+#[test]
+fn a_destination_that_forgets_the_guest_loses_it_with_the_source() {
+    assert_needed(
+        Clause::KeepHeld,
+        &[Host(HandOver), Network(Break), Network(Lose)],
+    );
+    let case = catalogue::without(Clause::KeepHeld);
+    let story = case.migration.look_for_story(case.property).story.unwrap();
+    for lost in [Network(Forget), Operator(EndSource)] {
+        assert!(story.actions.contains(&lost), "{story}");
+    }
+}
+
+#[test]
+fn an_operator_who_decides_without_a_look_runs_the_guest_twice() {
+    assert_needed(Clause::LookFirst, &[Host(Pause)]);
+    let case = catalogue::without(Clause::LookFirst);
+    let story = case.migration.look_for_story(case.property).story.unwrap();
+    let decided = [Operator(ResumeSource), Operator(ContinueDestination)];
+    assert!(
+        decided.iter().any(|action| story.actions.contains(action)),
+        "{story}"
     );
 }
 

@@ -78,7 +78,12 @@ pub fn without(clause: Clause) -> Case {
             reporting: true,
             ..TINY
         },
-        Clause::StartFromAllDirty | Clause::ResumeOnFailure | Clause::TwoPhaseHandOver => Setup {
+        Clause::StartFromAllDirty
+        | Clause::ResumeOnFailure
+        | Clause::TwoPhaseHandOver
+        | Clause::OperatorDecides
+        | Clause::KeepHeld
+        | Clause::LookFirst => Setup {
             failures: 1,
             moves: 0,
             ..TINY
@@ -118,8 +123,8 @@ pub fn without(clause: Clause) -> Case {
         Clause::LogDiscards | Clause::DiscardAtDestination => NO_STALE_PAGE,
         Clause::SayDone | Clause::SayDoneAtStart => MEMORY_GIVEN_BACK,
         Clause::StopLogging => LOGGING_STOPS,
-        Clause::ResumeOnFailure => MIGRATION_ENDS,
-        Clause::TwoPhaseHandOver => ONE_OWNER,
+        Clause::ResumeOnFailure | Clause::OperatorDecides | Clause::KeepHeld => MIGRATION_ENDS,
+        Clause::TwoPhaseHandOver | Clause::LookFirst => ONE_OWNER,
         _ => NO_PAGE_LOST,
     };
     Case {
@@ -285,6 +290,15 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
                 failures: 1,
                 deaths: 1,
                 impatience: 1,
+                rounds: 1,
+                moves: 3,
+                ..small
+            },
+        ),
+        (
+            "a link that dies in the hand-over, twice, and an operator",
+            Setup {
+                failures: 2,
                 rounds: 1,
                 moves: 3,
                 ..small

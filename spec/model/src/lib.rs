@@ -16,6 +16,7 @@
 //! | [`logs`] | dirty logs: KVM's, a back end's, the VMM's own |
 //! | [`host`] | the migrator |
 //! | [`network`] | channels to the destination, and the destination |
+//! | [`operator`] | who decides where neither side can know who has the guest |
 //! | [`state`] | all of them together, and the steps from state to state |
 //! | [`properties`] | what must never, and what must in the end, be so |
 //! | [`story`] | a path to a broken property, in words |
@@ -33,6 +34,7 @@ pub mod guest;
 pub mod host;
 pub mod logs;
 pub mod network;
+pub mod operator;
 pub mod pages;
 pub mod properties;
 pub mod rule;

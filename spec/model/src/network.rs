@@ -2,6 +2,7 @@
 //! The channels to the destination, and the destination.
 
 use crate::pages::{Page, PerPage, Renaming};
+use crate::rule::Clause;
 use crate::state::{Action, Migration, State};
 
 /// The most channels of the model.
@@ -53,7 +54,27 @@ impl Wire {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
     pub(crate) memory: PerPage<u8>,
-    pub(crate) runs: bool,
+    pub(crate) presence: Presence,
+}
+
+/// What the destination has of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Presence {
+    /// Some of its memory, at most.
+    #[default]
+    Receiving,
+    /// All of it, stopped: it waits for the hand-over.
+    Ready,
+    /// It runs.
+    Running,
+    /// Nothing: the process has ended.
+    Ended,
+}
+
+impl Destination {
+    pub(crate) fn runs(&self) -> bool {
+        self.presence == Presence::Running
+    }
 }
 
 /// What happens on the way and at its end.
@@ -67,6 +88,8 @@ pub enum NetworkAction {
     Break,
     /// What was said when the connection broke does not arrive.
     Lose,
+    /// The destination notices that the connection is broken, and forgets the guest.
+    Forget,
 }
 
 pub(crate) fn renamed(state: &State, names: &Renaming) -> (Wire, Destination) {
@@ -97,7 +120,7 @@ pub(crate) fn send(model: &Migration, state: &mut State, channel: u8, record: Re
 /// The destination runs the guest.
 pub(crate) fn take_over(model: &Migration, state: &mut State) {
     state.wire.forward = None;
-    state.destination.runs = true;
+    state.destination.presence = Presence::Running;
     state.device = state.device.restored(model.rule);
 }
 
@@ -115,7 +138,11 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             push(NetworkAction::Lose);
         }
     }
-    if model.setup.failures > 0 && !state.wire.broken && state.host.is_handing_over() {
+    let held = state.destination.presence == Presence::Ready && state.wire.forward.is_none();
+    if held && state.wire.broken && !model.rule.holds(Clause::KeepHeld) {
+        push(NetworkAction::Forget);
+    }
+    if state.host.failures > 0 && !state.wire.broken && state.host.is_handing_over() {
         push(NetworkAction::Break);
     }
 }
@@ -129,14 +156,22 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) 
             }
         }
         NetworkAction::Hear => match state.wire.forward.take() {
-            Some(Forward::Commit) => state.wire.backward = Some(Backward::Ready),
-            Some(Forward::HandOver) => {
+            Some(Forward::Commit) => {
+                state.destination.presence = Presence::Ready;
+                state.wire.backward = Some(Backward::Ready);
+            }
+            Some(Forward::HandOver) if state.destination.presence == Presence::Ready => {
                 take_over(model, state);
                 state.wire.backward = Some(Backward::Running);
             }
-            None => {}
+            // Nobody is there any more, or an operator was first.
+            Some(Forward::HandOver) | None => {}
         },
-        NetworkAction::Break => state.wire.broken = true,
+        NetworkAction::Break => {
+            state.host.failures -= 1;
+            state.wire.broken = true;
+        }
         NetworkAction::Lose => state.wire.forward = None,
+        NetworkAction::Forget => state.destination.presence = Presence::Ended,
     }
 }

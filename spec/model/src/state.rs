@@ -10,6 +10,7 @@ use crate::guest::{self, Guest, GuestAction};
 use crate::host::{self, Host, HostAction};
 use crate::logs::Logs;
 use crate::network::{self, Destination, NetworkAction, Wire};
+use crate::operator::{self, OperatorAction};
 use crate::pages::{MAX_PAGES, Page, PageSet, PerPage, Renaming};
 use crate::properties;
 use crate::rule::Rule;
@@ -66,6 +67,8 @@ pub enum Action {
     Host(HostAction),
     /// The network's or the destination's.
     Network(NetworkAction),
+    /// An operator's.
+    Operator(OperatorAction),
 }
 
 impl State {
@@ -79,7 +82,7 @@ impl State {
 
     /// Whether the guest runs, here or there.
     pub(crate) fn guest_runs(&self) -> bool {
-        self.source_runs || self.destination.runs
+        self.source_runs || self.destination.runs()
     }
 
     /// A vCPU writes the next version of `page`.
@@ -175,6 +178,7 @@ impl Model for Migration {
         device::actions(self, state, actions);
         host::actions(self, state, actions);
         network::actions(self, state, actions);
+        operator::actions(self, state, actions);
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
@@ -195,6 +199,7 @@ impl Model for Migration {
             }
             Action::Host(action) => host::step(self, &mut state, action),
             Action::Network(action) => network::step(self, &mut state, action),
+            Action::Operator(action) => operator::step(self, &mut state, action),
         }
         Some(state)
     }

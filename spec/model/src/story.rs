@@ -9,6 +9,7 @@ use crate::device::{Command, Control, DeviceAction, Message};
 use crate::guest::GuestAction;
 use crate::host::{HostAction, Step};
 use crate::network::{Forward, NetworkAction};
+use crate::operator::OperatorAction;
 use crate::pages::{Page, PageSet};
 use crate::properties;
 use crate::state::{Action, Migration, State};
@@ -119,6 +120,7 @@ pub(crate) fn sentence(model: &Migration, before: &State, action: Action, after:
         Action::VmmWrites(page) => format!("The VMM writes {} into {page}.", version(page)),
         Action::Host(action) => of_host(model, before, action, after),
         Action::Network(action) => of_network(before, action, after),
+        Action::Operator(action) => of_operator(action).into(),
     }
 }
 
@@ -313,7 +315,7 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::Pause => "The migrator pauses the guest.".into(),
         HostAction::Commit => "The migrator has sent all, and says so.".into(),
-        HostAction::HandOver if after.destination.runs => {
+        HostAction::HandOver if after.destination.runs() => {
             "The migrator gives the guest to the destination, which runs it.".into()
         }
         HostAction::HandOver => "The migrator gives the guest to the destination.".into(),
@@ -361,15 +363,36 @@ fn of_network(before: &State, action: NetworkAction, after: &State) -> String {
             });
             format!("Channel {} delivers: {what}.", channel + 1)
         }
-        NetworkAction::Hear if after.destination.runs => {
+        NetworkAction::Hear if after.destination.runs() && !before.destination.runs() => {
             "The destination takes the guest over and runs it.".into()
         }
+        NetworkAction::Hear if before.wire.forward == Some(Forward::HandOver) => {
+            "The hand-over arrives, and nobody waits for it.".into()
+        }
         NetworkAction::Hear => "The destination is ready.".into(),
+        NetworkAction::Forget => {
+            "The destination notices that the connection is broken, and forgets the guest.".into()
+        }
         NetworkAction::Break => "The connection breaks.".into(),
         NetworkAction::Lose if before.wire.forward == Some(Forward::HandOver) => {
             "The hand-over is lost.".into()
         }
         NetworkAction::Lose => "The message is lost.".into(),
+    }
+}
+
+fn of_operator(action: OperatorAction) -> &'static str {
+    match action {
+        OperatorAction::EndDestination => {
+            "An operator sees that the guest does not run at the destination, and ends the process there."
+        }
+        OperatorAction::ResumeSource => {
+            "An operator says that the guest is the source's, and runs it there."
+        }
+        OperatorAction::ContinueDestination => {
+            "An operator says that the guest is the destination's, and runs it there."
+        }
+        OperatorAction::EndSource => "The source's host dies.",
     }
 }
 

@@ -195,6 +195,8 @@ events! {
     43 "early harvest ends" EarlyEnd,
     /// Migrator: takes these pages of the last copy for holes, without a look at them. Before they are recorded as zero.
     44 "takes for holes" HoleTaken(pages: PageBits),
+    /// Migrator: an operator has decided that the guest is this host's. Before it may run.
+    45 "operator decides for this host" Decided,
 }
 
 /// An event and who recorded it.

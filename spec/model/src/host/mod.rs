@@ -54,6 +54,18 @@ pub enum Step {
     Over,
 }
 
+/// Who has the guest, as far as the source knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// The source.
+    #[default]
+    Source,
+    /// It was handed over, and the destination has not said that it runs.
+    Unknown,
+    /// The destination, which said so.
+    Destination,
+}
+
 /// The migrator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Host {
@@ -92,8 +104,10 @@ pub struct Host {
     pub(crate) failures: u8,
     /// How often it can still be impatient with the device.
     pub(crate) impatience: u8,
-    /// The guest was handed over, as far as the source knows.
-    pub(crate) gave_up_guest: bool,
+    /// Who has the guest, as far as the source knows.
+    pub(crate) owner: Owner,
+    /// The source's process has ended.
+    pub(crate) ended: bool,
 }
 
 impl Host {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What comes of what the migrator does.
 
-use super::{Host, HostAction, Step};
+use super::{Host, HostAction, Owner, Step};
 use crate::device::Control;
-use crate::network::{self, Forward, Record, Wire};
-use crate::pages::{Page, PageSet, PerPage};
+use crate::network::{self, Destination, Forward, Record, Wire};
+use crate::pages::{Page, PageSet};
 use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Migration, State};
@@ -109,14 +109,14 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         HostAction::HandOver => {
             state.wire.forward = Some(Forward::HandOver);
             state.wire.backward = None;
-            state.host.gave_up_guest = true;
+            state.host.owner = Owner::Unknown;
             state.host.step = Step::HandedOver;
             if model.setup.failures == 0 {
                 network::take_over(model, state);
-                state.host.step = Step::PuttingBack;
+                heard_running(state);
             }
         }
-        HostAction::HearRunning => state.host.step = Step::PuttingBack,
+        HostAction::HearRunning => heard_running(state),
         HostAction::NoticeBreak => {
             if !rule.holds(Clause::TwoPhaseHandOver) {
                 state.source_runs = true;
@@ -134,6 +134,11 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         HostAction::PutBack => put_back(model, state),
         HostAction::Abandon => state.host.step = Step::Over,
     }
+}
+
+fn heard_running(state: &mut State) {
+    state.host.owner = Owner::Destination;
+    state.host.step = Step::PuttingBack;
 }
 
 /// On to the other logs, where there is somebody who writes to them.
@@ -191,7 +196,8 @@ fn prepare(model: &Migration, state: &mut State) {
     state.host.early_harvests = model.setup.early;
     state.host.open = false;
     state.host.hints_lost = false;
-    state.destination.memory = PerPage::default();
+    state.destination = Destination::default();
+    state.wire = Wire::default();
     state.device.map = PageSet::EMPTY;
     if matches!(state.device.control, Control::Down | Control::Dead) {
         state.device.control = Control::Quiet;
@@ -345,7 +351,7 @@ fn put_back(model: &Migration, state: &mut State) {
     }
     // A guest that was handed over is told by its new device.
     let tell = model.setup.hints
-        && !state.host.gave_up_guest
+        && state.host.owner == Owner::Source
         && !state.host.hints_lost
         && model.rule.holds(Clause::SayDone)
         && state.device.control == Control::Quiet;
@@ -359,9 +365,8 @@ fn put_back(model: &Migration, state: &mut State) {
 
 /// A migration that failed can be tried again.
 fn after(host: &Host) -> Step {
-    if host.gave_up_guest {
-        Step::Over
-    } else {
-        Step::Idle
+    match host.owner {
+        Owner::Source => Step::Idle,
+        Owner::Unknown | Owner::Destination => Step::Over,
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Owner {
     former: BTreeSet<u16>,
     /// Said that it hands over; the word has not been taken by anybody.
     giving: Option<u16>,
+    /// An operator has decided for this host.
+    chosen: Option<u16>,
 }
 
 impl Owner {
@@ -24,7 +26,7 @@ impl Owner {
         let broken = |why| Err((Clause::OneOwner, why));
         match event {
             Event::Run => {
-                if let Some(other) = self.running.iter().find(|other| **other != host) {
+                if let Some(other) = self.runs_elsewhere(host) {
                     return broken(format!("host {other} runs the guest, too"));
                 }
                 if self.former.contains(&host) || self.giving == Some(host) {
@@ -51,14 +53,39 @@ impl Owner {
                 self.waiting.insert(host);
             }
             Event::TakenOver => {
-                let Some(giver) = self.giving.take() else {
-                    return broken("nobody has handed the guest over".into());
-                };
-                self.former.insert(giver);
+                match (self.giving.take(), self.chosen) {
+                    (Some(giver), _) => {
+                        self.former.insert(giver);
+                    }
+                    (None, Some(chosen)) if chosen == host => {}
+                    (None, Some(chosen)) => {
+                        return broken(format!("an operator has decided for host {chosen}"));
+                    }
+                    (None, None) => return broken("nobody has handed the guest over".into()),
+                }
+                self.chosen = None;
                 self.waiting.remove(&host);
             }
+            Event::Decided => self.decided(host)?,
             _ => {}
         }
+        Ok(())
+    }
+
+    fn runs_elsewhere(&self, host: u16) -> Option<u16> {
+        self.running.iter().copied().find(|other| *other != host)
+    }
+
+    /// An operator says that the guest is this host's: nobody else runs it from now on.
+    fn decided(&mut self, host: u16) -> Result<(), Broken> {
+        if let Some(other) = self.runs_elsewhere(host) {
+            let why = format!("an operator decides for a host, and host {other} runs the guest");
+            return Err((Clause::OneOwner, why));
+        }
+        self.former.append(&mut self.waiting);
+        self.former.extend(self.giving.take());
+        self.former.remove(&host);
+        self.chosen = Some(host);
         Ok(())
     }
 }
