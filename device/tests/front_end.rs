@@ -12,16 +12,17 @@ use std::process::Command as Process;
 
 use rig::guest::{Daemon, Guest, HINT, LOG_ALL, MIB, PAGES, POISON, STATS, USUAL};
 use rig::migrator::{Migrator, memfd};
-use rig::queue::Buffer;
+use rig::person::Person;
+use rig::queue::{Buffer, QUEUE_SIZE};
 use spec::balloon::Command;
-use spec::control::Refusal;
+use spec::control::{Refusal, Reply, Request};
 use spec::hint_map::HintPhase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory};
 
 const FREE: u64 = 8 * MIB;
 
@@ -43,7 +44,8 @@ fn a_guest_writes_its_own_fields_of_the_configuration_and_no_other() {
     let config = guest.config();
     assert_eq!((config.num_pages, config.free_page_hint_cmd_id), (0, 0));
     assert_eq!((config.actual, config.poison_val), (u32::MAX, u32::MAX));
-    assert!(guest.front_end.set_config(12, flags, &[0; 8]).is_err());
+    guest.front_end.set_config(12, flags, &[0; 8]).unwrap();
+    assert_eq!(guest.config().poison_val, 0);
 }
 
 #[test]
@@ -71,6 +73,129 @@ fn a_guest_without_hints_or_a_front_end_without_a_channel_is_refused_by_name() {
     assert_eq!(migrator.open_refused(2), Refusal::Unreachable);
     assert_eq!(migrator.status().epoch, 0);
     assert_eq!(migrator.map.epoch(), 0);
+}
+
+#[test]
+fn a_round_that_nobody_can_be_asked_for_does_not_take_back_that_the_last_one_is_over() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, id.get());
+    // The guest holds what it has hinted until it reads DONE.
+    guest.start_round(id);
+    guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    guest.notices.shutdown(Shutdown::Both).unwrap();
+    migrator.done();
+    let mut migrator = Migrator::connect(&daemon.control());
+    assert_eq!(migrator.open_refused(1), Refusal::Unreachable);
+    assert_eq!(guest.config().free_page_hint_cmd_id, Command::DONE);
+    assert_eq!(migrator.map.phase(), HintPhase::Done);
+}
+
+#[test]
+fn a_change_that_came_before_the_channel_for_it_is_told_as_soon_as_that_is_there() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    // Cloud Hypervisor enables its rings before it gives the socket.
+    guest.notices.shutdown(Shutdown::Both).unwrap();
+    let mut person = Person::connect(&daemon.control());
+    assert_eq!(person.ask(Request::SetTarget { pages: 5 }), Reply::Ok);
+    let told = guest.renew_notices();
+    assert!(told, "no queue had anything to do meanwhile");
+    assert_eq!(guest.config().num_pages, 5);
+    // What the guest has not read when its front end changes the channel is told again, what it has read is not.
+    assert_eq!(person.ask(Request::SetTarget { pages: 6 }), Reply::Ok);
+    assert!(guest.renew_notices());
+    assert_eq!(guest.config().num_pages, 6);
+    assert!(!guest.renew_notices());
+}
+
+#[test]
+fn a_device_that_is_reset_with_its_rings_running_can_be_set_up_anew() {
+    let daemon = Daemon::start(&["--once", "--stats-interval", "1"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let mut statistics = guest.queue(2);
+    statistics.start(&mut guest.front_end, 0);
+    statistics.add(&[Buffer::Out(FREE, 10)]);
+    statistics.kick();
+    guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    guest.front_end.reset_device().unwrap();
+    let mut person = Person::connect(&daemon.control());
+    assert!(matches!(
+        person.ask(Request::BalloonStatus),
+        Reply::BalloonStatus(status) if !status.running
+    ));
+    // What is queued after that is not the device's, and the memory of its rings neither.
+    let used = (guest.hints.used(), statistics.used());
+    guest.hints.add(&[Buffer::In(FREE, 4096)]);
+    guest.hints.kick();
+    guest.front_end.set_features(USUAL).unwrap();
+    let stopped = person.ask(Request::BalloonStatus);
+    assert!(matches!(stopped, Reply::BalloonStatus(status) if !status.running));
+    assert_eq!((guest.hints.used(), statistics.used()), used);
+
+    // The next driver sets its queues up at the beginning; the front end has not asked where the last ones were left.
+    for queue in [&guest.hints, &statistics] {
+        queue.clear_used();
+        queue.set_available(0);
+    }
+    guest.hints = rig::queue::Queue::new(std::sync::Arc::clone(&guest.memory), 3, 0);
+    guest.hints.start(&mut guest.front_end, 0);
+    guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    guest.start_round(id);
+    guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    assert_eq!(migrator.close(1).hints, 1);
+}
+
+#[test]
+fn what_was_queued_before_a_ring_started_is_done_though_the_front_end_says_to_begin_after_it() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    // Linux queues the statistics buffer before the device starts, and Cloud Hypervisor sends the available index.
+    let mut statistics = guest.queue(2);
+    let sent = [&3u16.to_le_bytes()[..], &77u64.to_le_bytes()].concat();
+    guest.memory.write_slice(&sent, GuestAddress(FREE)).unwrap();
+    statistics.add(&[Buffer::Out(FREE, 10)]);
+    statistics.start(&mut guest.front_end, 1);
+    let mut person = Person::connect(&daemon.control());
+    let values = rig::eventually("the statistics", || match person.ask(Request::Statistics) {
+        Reply::Statistics(statistics) => Some(statistics.values().to_vec()),
+        _ => None,
+    });
+    assert_eq!(values, [(3, 77)]);
+
+    // At a reconnect: two are done, one is not.
+    let mut inflate = guest.queue(0);
+    inflate.start(&mut guest.front_end, 0);
+    for page in [0, 1] {
+        guest.use_page(FREE + page * 4096);
+        inflate.send(&[number(&guest, page)]);
+    }
+    inflate.stop(&guest.front_end);
+    guest.use_page(FREE + 2 * 4096);
+    inflate.add(&[number(&guest, 2)]);
+    inflate.renew_kick();
+    inflate.start(&mut guest.front_end, inflate.available());
+    inflate.wait_until_used();
+    assert!(!guest.is_in_use(FREE + 2 * 4096));
+
+    // A base that no ring can have is the front end's to answer for.
+    inflate.stop(&guest.front_end);
+    inflate.renew_kick();
+    inflate.start(&mut guest.front_end, inflate.available() + QUEUE_SIZE + 1);
+    let next = inflate.stop(&guest.front_end);
+    assert_eq!(next, inflate.available() + QUEUE_SIZE + 1);
+}
+
+/// A buffer with the number of one page, after [`FREE`].
+fn number(guest: &Guest, page: u64) -> Buffer {
+    let at = FREE + MIB + page * 8;
+    let number = (FREE / 4096 + page) as u32;
+    guest.memory.write_obj(number, GuestAddress(at)).unwrap();
+    Buffer::Out(at, 4)
 }
 
 #[test]

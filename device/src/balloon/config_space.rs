@@ -52,36 +52,38 @@ impl Balloon {
     }
 
     /// The guest, or the front end for it, writes to the configuration space. What the guest cannot change
-    /// stays as it is: some front ends write the whole space back. `false` if the bytes lie outside it.
-    pub fn write_config(&mut self, offset: u32, written: &[u8]) -> bool {
-        let mut bytes = self.config_bytes();
-        let field = bytes
-            .get_mut(offset as usize..)
-            .and_then(|rest| rest.get_mut(..written.len()));
-        let Some(field) = field else {
-            return false;
-        };
-        field.copy_from_slice(written);
-        let config = Config::from_bytes(&bytes);
+    /// stays as it is: some front ends write the whole space back. Bytes past its end have no effect.
+    pub fn write_config(&mut self, offset: u32, written: &[u8]) {
+        let config = self.config_with(offset, written);
         self.config.actual = config.actual;
         self.config.poison_val = config.poison_val;
-        true
     }
 
     /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: what only the host changes
     /// is taken too, but for the command id, which is part of the device's state.
-    pub fn restore_config(&mut self, offset: u32, written: &[u8]) -> bool {
-        let mut bytes = self.config_bytes();
-        let there = self.write_config(offset, written);
-        if there {
-            bytes[offset as usize..][..written.len()].copy_from_slice(written);
-            let asked_for = Config::from_bytes(&bytes).num_pages;
-            if asked_for != self.config.num_pages {
-                self.target.restore(asked_for, asked_for);
-                self.config.num_pages = asked_for;
-            }
+    pub fn restore_config(&mut self, offset: u32, written: &[u8]) {
+        let asked_for = self.config_with(offset, written).num_pages;
+        self.write_config(offset, written);
+        if asked_for != self.config.num_pages {
+            self.target.restore(asked_for, asked_for);
+            self.config.num_pages = asked_for;
         }
-        there
+    }
+
+    /// The configuration space as it would be with `written` at `offset`.
+    fn config_with(&self, offset: u32, written: &[u8]) -> Config {
+        let mut bytes = self.config_bytes();
+        let field = bytes.iter_mut().skip(offset as usize);
+        field.zip(written).for_each(|(byte, new)| *byte = *new);
+        Config::from_bytes(&bytes)
+    }
+
+    /// The front end has given a socket for configuration changes: the guest is told of the last one, if it has not
+    /// been or has not read it.
+    pub fn channel_came(&mut self) {
+        if self.guest_to_be_told || self.news == News::Unread {
+            self.tell_guest();
+        }
     }
 
     /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
@@ -115,17 +117,19 @@ mod tests {
     fn a_target_that_a_front_end_restores_is_what_is_wanted_from_then_on() {
         let mut balloon = Balloon::new(Options::default(), Arc::default());
         balloon.set_target(9);
-        assert!(balloon.restore_config(0, &[9, 0, 0, 0, 5]));
+        balloon.restore_config(0, &[9, 0, 0, 0, 5]);
         assert_eq!(
             (balloon.wanted(), balloon.target(), balloon.actual()),
             (9, 9, 5)
         );
-        assert!(balloon.restore_config(0, &[4, 0, 0, 0]));
+        balloon.restore_config(0, &[4, 0, 0, 0]);
         balloon.publish_target();
         assert_eq!(
             (balloon.wanted(), balloon.target(), balloon.actual()),
             (4, 4, 5)
         );
-        assert!(!balloon.restore_config(14, &[0; 4]));
+        let before = balloon.config_bytes();
+        balloon.restore_config(16, &[7; 4]);
+        assert_eq!(balloon.config_bytes(), before);
     }
 }

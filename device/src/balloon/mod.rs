@@ -283,8 +283,10 @@ impl Balloon {
         self.rings.iter().any(rings::runs)
     }
 
-    /// The guest has been reset.
+    /// The guest has been reset. Its rings are stopped, and what it had queued is left alone: its memory is used for
+    /// something else by now.
     pub fn reset(&mut self) {
+        self.rings.iter().for_each(rings::abandon);
         self.config.actual = 0;
         self.config.poison_val = 0;
         self.forget_driver();
@@ -362,7 +364,7 @@ impl Balloon {
         self.publish_phase();
     }
 
-    /// A front end that starts the hint queue in the middle has a guest that may hold pages which it hinted to a
+    /// A front end that starts a hint queue which has been used before has a guest that may hold pages which it hinted to a
     /// device that is gone, and nobody else tells it to take them back.
     fn notice_hint_queue(&mut self, index: usize) {
         if std::mem::replace(&mut self.hint_queue_seen, true) || self.hinting.epoch() != 0 {
@@ -371,7 +373,8 @@ impl Balloon {
         if self
             .rings
             .get(index)
-            .is_some_and(|ring| !rings::is_at_start(ring))
+            .zip(self.memory.as_ref())
+            .is_some_and(|(ring, memory)| !rings::is_at_start(ring, memory))
         {
             self.hinting.done();
             self.guest_to_be_told = true;

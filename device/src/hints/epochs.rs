@@ -60,6 +60,7 @@ impl Balloon {
             Err(refusal) => return Err(refusal),
         };
         let map = self.map.clone().ok_or(Refusal::HintMap)?;
+        let before = self.hinting.phase();
         let command_id = self.hinting.open(epoch)?;
         self.latency.opened(Instant::now());
         self.record_hinting(Event::Published(epoch));
@@ -75,9 +76,9 @@ impl Balloon {
             self.hinting.without_driver();
         }
         if self.hint_phase() == HintPhase::Finished {
-            // Nobody was asked.
-            self.hinting.close(epoch)?;
+            self.hinting.withdraw(before);
             self.mirror_end();
+            self.record_hinting(Event::DeviceClosed(epoch));
             return Err(Refusal::Unreachable);
         }
         self.publish_phase();

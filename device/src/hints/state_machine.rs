@@ -150,6 +150,16 @@ impl Hinting {
         Ok(report)
     }
 
+    /// Ends the epoch that has just been opened, as nobody could be asked for hints. `before` is the phase in which it
+    /// was opened: a guest that may not have read DONE yet still has to. The epoch's id is not used again.
+    pub fn withdraw(&mut self, before: HintPhase) {
+        self.report = EpochReport::default();
+        self.phase = match before {
+            HintPhase::Done => HintPhase::Done,
+            _ => HintPhase::Closed,
+        };
+    }
+
     /// Hinting is over: an open epoch ends, the guest is to take its pages back.
     pub fn done(&mut self) {
         self.report = EpochReport::default();
@@ -371,6 +381,22 @@ mod tests {
         assert!(hinting.close(1).is_ok());
         assert_eq!(hinting.close(1), Err(Refusal::NoSuchEpoch));
         assert_eq!(hinting.open(0), Err(Refusal::NoSuchEpoch));
+    }
+
+    #[test]
+    fn an_epoch_in_which_nobody_could_be_asked_leaves_the_guest_what_it_was_told() {
+        for (done, told) in [(false, Command::Stop), (true, Command::Done)] {
+            let mut hinting = Hinting::default();
+            if done {
+                hinting.done();
+            }
+            let before = hinting.phase();
+            let id = hinting.open(1).unwrap();
+            hinting.without_driver();
+            hinting.withdraw(before);
+            assert_eq!((hinting.command(), hinting.epoch()), (told, 0));
+            assert_eq!(hinting.open(2).unwrap(), id.next());
+        }
     }
 
     #[test]

@@ -156,28 +156,17 @@ impl VhostUserBackend for Backend {
             | VhostUserProtocolFeatures::RESET_DEVICE
     }
 
+    /// A front end that resets the device need not stop its rings first. The crate has disabled them by now.
     fn reset_device(&self) {
+        if let Err(error) = self.worker.wait() {
+            log::warn!("the device is reset without its worker: {error}");
+        }
         let mut balloon = self.balloon();
         self.log.log_every_write(false);
         balloon.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
-
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let (start, end) = (offset as usize, offset as usize + size as usize);
-        let bytes = self.balloon().read_config();
-        // An empty answer tells the front end that there is nothing there.
-        bytes.get(start..end).unwrap_or_default().to_vec()
-    }
-
-    fn set_config(&self, offset: u32, written: &[u8]) -> io::Result<()> {
-        if self.balloon().write_config(offset, written) {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::InvalidInput.into())
-        }
-    }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let mut balloon = self.balloon();

@@ -3,8 +3,8 @@
 //!
 //! The crate checks types, sizes and the arithmetic of single fields. What it does not check is checked here: how
 //! long files are, that regions do not overlap and the log reaches them, that rings which run are not changed,
-//! that kicks and interrupts are what can be one. What it cannot do is done here: the dirty log, the flags of
-//! configuration writes, and the socket for configuration changes, which it hides.
+//! that kicks and interrupts are what can be one. What it cannot do is done here: the dirty log, reads past the end
+//! of the configuration, the flags of configuration writes, and the socket for configuration changes, which it hides.
 //!
 //! Every error is a refusal, and nothing has changed then.
 
@@ -26,7 +26,7 @@ use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::dirty_log::LogFile;
 use crate::vhost_user::file_range::refuse_short;
-use crate::vhost_user::messages::{Message, request};
+use crate::vhost_user::messages::{CONFIG_HEADER_BYTES, Message, request};
 
 /// The most regions that a front end may lend: what the crate says.
 const MAX_SLOTS: usize = 509;
@@ -52,6 +52,8 @@ pub struct Gate<'a> {
     backend: &'a Backend,
     channel: &'a ConfigChannel,
     acknowledges: bool,
+    /// The front end takes configuration changes, or what does not work without them has been said.
+    changes_are_settled: bool,
     log_all: bool,
     slots: Vec<Slot>,
     rings: [RingState; QueueNumbering::MAX_QUEUES],
@@ -80,6 +82,7 @@ impl<'a> Gate<'a> {
             backend,
             channel,
             acknowledges: false,
+            changes_are_settled: false,
             log_all: false,
             slots: Vec::new(),
             rings: Default::default(),
@@ -126,9 +129,16 @@ impl<'a> Gate<'a> {
                 Ok(Passage::Pass)
             }
             request::SET_BACKEND_REQ_FD => self.keep_channel(message),
-            request::GET_CONFIG => Ok(message
-                .no_such_config()
-                .map_or(Passage::Pass, Passage::Answer)),
+            request::GET_CONFIG => {
+                let config = self.backend.balloon().read_config();
+                Ok(Passage::Answer(message.config_answer(&config)))
+            }
+            request::RESET_DEVICE => {
+                // The crate disables the rings, the device stops them.
+                self.rings = Default::default();
+                self.log_all = false;
+                Ok(Passage::Pass)
+            }
             request::SET_CONFIG => self.set_config(message),
             _ => Ok(Passage::Pass),
         }
@@ -157,7 +167,19 @@ impl<'a> Gate<'a> {
             "protocol features that were not offered",
         )?;
         self.acknowledges = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
+        self.settle_changes(features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0);
         Ok(Passage::Pass)
+    }
+
+    /// Says, once, what does not work with a front end that takes no configuration changes.
+    fn settle_changes(&mut self, are_taken: bool) {
+        if !std::mem::replace(&mut self.changes_are_settled, true) && !are_taken {
+            log::warn!(
+                "the front end takes no configuration changes (VHOST_USER_PROTOCOL_F_BACKEND_REQ): free page reporting, \
+                 statistics and the hints of the guest's agent work; the guest's driver is not asked for hints, and \
+                 learns of a new target only when it is loaded"
+            );
+        }
     }
 
     fn set_mem_table(&mut self, message: &mut Message) -> io::Result<Passage> {
@@ -234,10 +256,14 @@ impl<'a> Gate<'a> {
     /// `ring u32, size u32`.
     fn set_ring_size(&mut self, message: &Message) -> io::Result<Passage> {
         let size = message.payload_word(4);
-        refuse_if(
-            !size.is_power_of_two() || size as usize > MAX_QUEUE_SIZE,
-            "a ring of this size cannot be",
-        )?;
+        if !size.is_power_of_two() || size as usize > MAX_QUEUE_SIZE {
+            let text = format!(
+                "a ring of {size} entries: it must be a power of two, {MAX_QUEUE_SIZE} at most (crosvm: \
+                 `--vhost-user type=balloon,max-queue-size={MAX_QUEUE_SIZE},...`, QEMU: `vq_size={MAX_QUEUE_SIZE}`, \
+                 Cloud Hypervisor: `queue_sizes=[...]`)"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let ring = self.ring(message.payload_word(0))?;
         refuse_if(
             ring.started && ring.size != size,
@@ -281,6 +307,7 @@ impl<'a> Gate<'a> {
             return Err(invalid("a ring without a kick: polling is not offered"));
         };
         unblock(kick, &[EVENTFD])?;
+        self.settle_changes(false);
         let ring = self.ring(message.payload_word(0) & 0xff)?;
         refuse_if(ring.started, "a started ring cannot get another kick")?;
         ring.started = true;
@@ -291,19 +318,19 @@ impl<'a> Gate<'a> {
     /// set for the guest's own writes, so only the crate's flag for migration lets read-only fields be written.
     fn set_config(&mut self, message: &Message) -> io::Result<Passage> {
         let (offset, size) = (message.payload_word(0), message.payload_word(4));
-        let bytes = message.payload().get(12..).unwrap_or_default();
+        let bytes = message.payload().get(CONFIG_HEADER_BYTES..);
+        let bytes = bytes.unwrap_or_default();
         refuse_if(
             bytes.len() != size as usize,
             "not as many bytes as announced",
         )?;
         let migration = VhostUserConfigFlags::LIVE_MIGRATION.bits();
         let mut balloon = self.backend.balloon();
-        let there = if message.payload_word(8) & migration != 0 {
-            balloon.restore_config(offset, bytes)
+        if message.payload_word(8) & migration != 0 {
+            balloon.restore_config(offset, bytes);
         } else {
-            balloon.write_config(offset, bytes)
-        };
-        refuse_if(!there, "there is no such configuration")?;
+            balloon.write_config(offset, bytes);
+        }
         Ok(Passage::Done)
     }
 
@@ -315,6 +342,7 @@ impl<'a> Gate<'a> {
         });
         let socket = socket.ok_or_else(|| invalid("not exactly one unix stream socket"))?;
         self.channel.set(socket);
+        self.backend.balloon().channel_came();
         Ok(Passage::Done)
     }
 

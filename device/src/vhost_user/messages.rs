@@ -38,12 +38,13 @@ pub mod request {
     pub const SET_BACKEND_REQ_FD: u32 = 21;
     pub const GET_CONFIG: u32 = 24;
     pub const SET_CONFIG: u32 = 25;
+    pub const RESET_DEVICE: u32 = 34;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
 }
 
-/// The longest configuration space that the vhost crate takes.
-const MAX_CONFIG: u64 = 256;
+/// Bytes before those of the configuration in `GET_CONFIG` and `SET_CONFIG`: `offset u32, size u32, flags u32`.
+pub const CONFIG_HEADER_BYTES: usize = 12;
 
 /// One message: header and payload, and what came along.
 #[derive(Debug)]
@@ -146,13 +147,21 @@ impl Message {
         }
     }
 
-    /// The answer to a `GET_CONFIG`, `offset u32, size u32, flags u32` and room for the bytes, for a part that no
-    /// device has: the same with no bytes. The crate would hang up, and it is the guest who chooses what is read.
-    pub fn no_such_config(&self) -> Option<Self> {
+    /// The answer to this `GET_CONFIG`, `offset u32, size u32, flags u32` and room for the bytes, from the configuration
+    /// space `config`. It is the guest who chooses what is read, and a front end may wait for as many bytes as it has
+    /// asked for: what lies past the end reads as zeros. A message without that much room gets no bytes, an error.
+    pub fn config_answer(&self, config: &[u8]) -> Self {
         let [offset, size, flags] = [0, 4, 8].map(|at| self.payload_word(at));
-        let end = u64::from(offset) + u64::from(size);
-        (size == 0 || end > MAX_CONFIG)
-            .then(|| Self::reply(request::GET_CONFIG, &[offset, 0, flags]))
+        let room = self.payload().len().saturating_sub(CONFIG_HEADER_BYTES);
+        let size = if room == size as usize { size } else { 0 };
+        let mut answer = Self::reply(request::GET_CONFIG, &[offset, size, flags]);
+        let there = config.iter().skip(offset as usize).copied();
+        let bytes = there.chain(std::iter::repeat(0)).take(size as usize);
+        answer.bytes.extend(bytes);
+        // No longer than the question, so it fits.
+        let length = CONFIG_HEADER_BYTES as u32 + size;
+        answer.bytes[8..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+        answer
     }
 
     /// The payload.
@@ -229,24 +238,29 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_configuration_has_is_answered_here() {
-        let ask = |offset: u32, size: u32| Message {
-            bytes: [
-                bytes(request::GET_CONFIG, &[0; 12])[..12].to_vec(),
-                [offset, size, 1]
-                    .iter()
-                    .flat_map(|word| word.to_le_bytes())
-                    .collect(),
-            ]
-            .concat(),
-            fds: Vec::new(),
+    fn a_configuration_is_followed_by_zeros_up_to_what_was_asked_for() {
+        let ask = |offset: u32, size: u32, room: usize| {
+            let words = [offset, size, 1];
+            let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            payload.resize(CONFIG_HEADER_BYTES + room, 0xff);
+            let bytes = bytes(request::GET_CONFIG, &payload);
+            let fds = Vec::new();
+            Message { bytes, fds }.config_answer(&[1, 2, 3])
         };
-        for (offset, size) in [(0, 0), (255, 2), (u32::MAX, u32::MAX), (0, 257)] {
-            let reply = ask(offset, size).no_such_config().unwrap();
-            let words = [12, 16, 20].map(|at| reply.word(at));
-            assert_eq!(words, [offset, 0, 1]);
+        for (offset, size, room, given) in [
+            (0, 3, 3, &[1, 2, 3][..]),
+            (1, 1, 1, &[2]),
+            (2, 4, 4, &[3, 0, 0, 0]),
+            (u32::MAX, 2, 2, &[0, 0]),
+            (0, 0, 0, &[]),
+            (0, 3, 2, &[]),
+            (0, u32::MAX, 16, &[]),
+        ] {
+            let answer = ask(offset, size, room);
+            let words = [0, 4, 8].map(|at| answer.payload_word(at));
+            assert_eq!(words, [offset, given.len() as u32, 1]);
+            assert_eq!(answer.payload()[CONFIG_HEADER_BYTES..], *given);
+            assert_eq!(answer.word(8) as usize, answer.payload().len());
         }
-        assert!(ask(0, 16).no_such_config().is_none());
-        assert!(ask(255, 1).no_such_config().is_none());
     }
 }

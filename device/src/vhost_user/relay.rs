@@ -113,7 +113,7 @@ fn deal_with(
         Ok(_) if asked => Message::acknowledgement(request, false).send(front)?,
         Ok(_) => {}
         Err(refusal) if asked => {
-            log::debug!("request {request} is refused: {refusal}");
+            log::warn!("the front end's request {request} is refused: {refusal}");
             Message::acknowledgement(request, true).send(front)?;
         }
         // What the guest writes to its configuration must not cut it off from its device.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error as QueueError;
+use virtio_queue::{Error as QueueError, QueueT};
 
 use crate::vhost_user::dirty_log::DirtyLog;
 use crate::vhost_user::memory::Memory;
@@ -67,6 +67,18 @@ impl Ring {
         }
     }
 
+    /// Begins where the used ring ends, if the front end says that the device shall begin a little later. No request
+    /// is in flight when a ring starts: what lies between has been queued for nobody yet. (Cloud Hypervisor says how
+    /// far the guest has queued, also when a driver has queued before its device started, or a device has died.)
+    fn begin_at_used(&self) {
+        let mut state = self.inner.get_mut();
+        let queue = state.get_queue_mut();
+        let ahead = queue.next_avail().wrapping_sub(queue.next_used());
+        if !queue.ready() && (1..=queue.size()).contains(&ahead) {
+            queue.set_next_avail(queue.next_used());
+        }
+    }
+
     fn ends(&self) -> MutexGuard<'_, Ends> {
         // No field is ever half changed.
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,7 +131,11 @@ impl VringT<Memory> for Ring {
         Ok(())
     }
 
+    /// A ring that has been stopped starts with its kick.
     fn set_kick(&self, file: Option<File>) {
+        if file.is_some() {
+            self.begin_at_used();
+        }
         // The crate waits for its own duplicate. Without another the ring is not kicked.
         let copy = file.as_ref().and_then(|file| file.try_clone().ok());
         self.ends().kick = copy.map(|file| Arc::new(file.into()));

@@ -58,9 +58,12 @@ impl Place {
     }
 }
 
-/// Whether no chain has been taken from the ring, by this device or by one before it.
-pub fn is_at_start(ring: &Ring) -> bool {
-    next(ring) == 0
+/// Whether the guest has not queued anything on the ring, neither for this device nor for one before it.
+pub fn is_at_start(ring: &Ring, memory: &Memory) -> bool {
+    let state = ring.get_ref();
+    let queue = state.get_queue();
+    let queued = queue.avail_idx(&*memory.memory(), Ordering::Acquire);
+    queue.next_avail() == 0 && queued.is_ok_and(|index| index.0 == 0)
 }
 
 /// The number of the next chain to be taken.

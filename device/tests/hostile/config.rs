@@ -19,7 +19,7 @@ fn write(raw: &mut Raw, offset: u32, flags: u32, bytes: &[u8]) -> Option<u64> {
 }
 
 #[test]
-fn every_part_of_the_configuration_can_be_read_and_nothing_else() {
+fn every_part_of_the_configuration_can_be_read_and_what_follows_it_reads_as_zeros() {
     let daemon = Daemon::start(&["--once"]);
     let mut raw = Raw::negotiate(&daemon);
     assert_eq!(write(&mut raw, 4, 1, &[1, 2, 3, 4]), Some(0));
@@ -28,18 +28,18 @@ fn every_part_of_the_configuration_can_be_read_and_nothing_else() {
     for offset in 0..20 {
         for size in 0..20 {
             let (says, bytes) = read(&mut raw, offset, size);
-            let there = size > 0 && offset + size <= 16;
-            let expected = if there {
-                &whole[offset as usize..(offset + size) as usize]
-            } else {
-                &[]
-            };
+            let there = whole.iter().copied().chain([0; 24]);
+            let expected: Vec<u8> = there.skip(offset as usize).take(size as usize).collect();
             assert_eq!(bytes, expected, "{size} bytes at {offset}");
             assert_eq!(says, words(&[offset, bytes.len() as u32, 1]));
         }
     }
-    for (offset, size) in [(u32::MAX, 4), (0, u32::MAX), (u32::MAX, u32::MAX), (256, 1)] {
-        assert!(read(&mut raw, offset, size).1.is_empty());
+    for (offset, size) in [(u32::MAX, 4), (256, 1), (250, 30), (16, 1024)] {
+        assert_eq!(read(&mut raw, offset, size).1, vec![0; size as usize]);
+    }
+    for offset in [0, 16, u32::MAX] {
+        let none = read(&mut raw, offset, u32::MAX).1;
+        assert!(none.is_empty(), "no message has room for that");
     }
 }
 
@@ -62,14 +62,19 @@ fn a_guest_writes_its_fields_only_and_a_migration_the_hosts_too() {
 }
 
 #[test]
-fn a_write_outside_the_configuration_is_refused_and_cuts_nobody_off() {
+fn a_write_past_the_configuration_has_no_effect_there_and_cuts_nobody_off() {
     let daemon = Daemon::start(&["--once"]);
     let mut raw = Raw::negotiate(&daemon);
-    for (offset, length) in [(16, 1), (12, 5), (255, 1), (u32::MAX, 4), (0, 17)] {
-        assert_eq!(write(&mut raw, offset, 1, &vec![1; length]), Some(1));
+    for (offset, length) in [(16, 1), (255, 1), (u32::MAX, 4), (17, 300)] {
+        assert_eq!(write(&mut raw, offset, 1, &vec![1; length]), Some(0));
         let header = words(&[offset, length as u32, 1]);
         raw.send(SET_CONFIG, 1, &[header, vec![1; length]].concat(), &[]);
     }
+    // A front end with a larger space of its own writes all of it back.
+    assert_eq!(write(&mut raw, 0, 1, &[7; 64]), Some(0));
+    assert_eq!(read(&mut raw, 4, 4).1, [7; 4]);
+    assert_eq!(write(&mut raw, 12, 1, &[0; 8]), Some(0));
+    assert_eq!(write(&mut raw, 4, 1, &[0; 4]), Some(0));
     // Announced and sent lengths differ, or there is no payload at all.
     raw.send(SET_CONFIG, 1, &words(&[0, 16, 1]), &[]);
     raw.send(SET_CONFIG, 1, &[], &[]);

@@ -17,3 +17,4 @@ mod reconnection;
 mod rings;
 mod soak;
 mod suspended;
+mod told;

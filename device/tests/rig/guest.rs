@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest with a balloon driver, and its front end, connected to a daemon process.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ const DEVICE: (&str, &[&str]) = match (
     (None, None) => panic!("cargo gives every test the programs of its package"),
 };
 
+/// The log in a daemon's folder.
+const LOG: &str = "log";
+
 /// A daemon process; ends with the test.
 pub struct Daemon {
     pub process: Child,
@@ -59,7 +63,23 @@ impl Daemon {
         Self::start_in(tempfile::tempdir().unwrap(), flags)
     }
 
+    /// A daemon whose log goes to a file.
+    pub fn start_with_log(flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = File::create(folder.path().join(LOG)).unwrap();
+        Self::start_as(folder, flags, log.into())
+    }
+
+    /// What the daemon of [`Daemon::start_with_log`] has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(LOG)).unwrap()
+    }
+
     fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Self {
+        Self::start_as(folder, flags, Stdio::inherit())
+    }
+
+    fn start_as(folder: tempfile::TempDir, flags: &[&str], log: Stdio) -> Self {
         let (program, first) = DEVICE;
         let process = Command::new(program)
             .args(first)
@@ -69,6 +89,7 @@ impl Daemon {
             .arg(folder.path().join("control"))
             .args(flags)
             .stdin(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self { process, folder }
@@ -203,6 +224,16 @@ impl Guest {
         assert_eq!(message[..4], 2u32.to_le_bytes());
         assert_eq!(message[8..], [0; 4]);
         self.config_if_there()
+    }
+
+    /// Gives the device another socket for configuration change messages. Whether it has sent one by the time that it
+    /// answers; that one is read.
+    pub fn renew_notices(&mut self) -> bool {
+        let (notices, channel) = UnixStream::pair().unwrap();
+        notices.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.front_end.set_backend_request_fd(&channel).unwrap();
+        self.notices = notices;
+        !self.is_left_alone()
     }
 
     /// Whether no configuration change message is waiting.
