@@ -18,6 +18,7 @@ use lacuna::trace::{TraceArgs, check_file};
 use spec::PageRange;
 use spec::trace::check::Verdict as RuleVerdict;
 use spec::trace::{Event, PageBits};
+use spec_testing::within;
 use tempfile::TempDir;
 
 /// Room for the longest migration of the lanes. The file is sparse.
@@ -218,7 +219,12 @@ impl Lab {
 
     /// Starts a host that waits for a guest, and returns where it listens.
     pub fn receiving(&self, name: &'static str, hold: bool) -> (Host, String) {
-        let mut args: Vec<OsString> = vec!["receive".into(), "tcp:127.0.0.1:0".into()];
+        self.receiving_at(name, "tcp:127.0.0.1:0", hold)
+    }
+
+    /// As [`Lab::receiving`], at an address of the test's.
+    pub fn receiving_at(&self, name: &'static str, address: &str, hold: bool) -> (Host, String) {
+        let mut args: Vec<OsString> = vec!["receive".into(), address.into()];
         args.extend(self.guest.machine_args());
         if hold {
             args.push("--hold".into());
@@ -354,6 +360,31 @@ pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareErr
         Ok(status.migration.status.is_over())
     })?;
     Ok(status.migration)
+}
+
+/// Waits until the machine's process has ended, and returns its exit status.
+///
+/// # Panics
+/// If it does not end.
+pub fn end_of(host: &mut Host) -> Option<i32> {
+    within(PATIENCE, "the process to end", || {
+        match host.machine.still_alive() {
+            Ok(()) => None,
+            Err(CompareError::Died { status, .. }) => Some(status.code()),
+            Err(error) => panic!("{error}"),
+        }
+    })
+}
+
+/// `lacuna JOB --control SOCKET` for the machine of `host`; standard error if it failed.
+pub fn command(host: &Host, job: &[&str]) -> Result<(), String> {
+    let mut args = job.to_vec();
+    args.extend(["--control", host.control.to_str().expect("a path in UTF-8")]);
+    let output = lacuna(&args);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }
 
 /// Sends a command that must be carried out.

@@ -14,6 +14,8 @@ mod failures;
 mod hostile_agent;
 #[cfg(test)]
 mod lab;
+#[cfg(test)]
+mod life;
 #[cfg(all(test, feature = "nested"))]
 mod nested;
 #[cfg(all(test, feature = "plugged"))]

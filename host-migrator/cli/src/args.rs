@@ -65,8 +65,8 @@ pub enum Job {
     Cancel(ControlArgs),
     /// Let a machine that was received with --hold run
     Cont(ControlArgs),
-    /// End a machine
-    Quit(ControlArgs),
+    /// End a machine; its guest only with --end-guest
+    Quit(QuitArgs),
     /// The balloon: run the device, set its target, look at the guest's memory
     Balloon(BalloonArgs),
     /// Traces: what the parts of a migration did, and whether the rule allows it
@@ -296,6 +296,17 @@ pub struct ControlArgs {
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET")]
     pub control: PathBuf,
+}
+
+/// `lacuna quit`
+#[derive(Clone, Debug, Args)]
+pub struct QuitArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// End the guest, too, if it is here. Without this a machine that has a guest refuses
+    #[arg(long)]
+    pub end_guest: bool,
 }
 
 /// `lacuna compare`

@@ -10,8 +10,8 @@ use clap::CommandFactory;
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::{Cli, Generated, ProgramName, SendArgs, StatusArgs};
-use crate::control::{Client, ClientError, Command, MigrateArguments};
+use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
+use crate::control::{Client, ClientError, Command, MigrateArguments, QuitArguments};
 use crate::machine::Status;
 use crate::size::Size;
 
@@ -152,7 +152,21 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
     print(&lines.join("\n"))
 }
 
-/// `lacuna cancel`, `cont` and `quit`: one command, no answer.
+/// How long a machine may take to end: a large memory is not given back at once.
+const END: Duration = Duration::from_secs(60);
+
+/// `lacuna quit`: returns when the machine's process has ended.
+///
+/// # Errors
+/// [`JobError`] if the machine refuses, does not answer, or goes on.
+pub fn quit(args: &QuitArgs) -> Result<(), JobError> {
+    let mut client = Client::connect(&args.control)?;
+    let end_guest = args.end_guest;
+    client.tell(&Command::Quit(Some(QuitArguments { end_guest })))?;
+    Ok(client.wait_for_end(END)?)
+}
+
+/// `lacuna cancel` and `cont`: one command, no answer.
 ///
 /// # Errors
 /// [`JobError`] if the machine refuses or does not answer.

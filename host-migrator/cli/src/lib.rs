@@ -54,7 +54,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Status(args) => jobs::status(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) => jobs::tell(&args.control, &Command::Cont)?,
-        Job::Quit(args) => jobs::tell(&args.control, &Command::Quit)?,
+        Job::Quit(args) => jobs::quit(&args)?,
         Job::Balloon(args) => balloon::run(args.job)?,
         Job::Trace(args) => trace::run(&args.job)?,
         Job::Generate(args) => jobs::generate(&args.what)?,

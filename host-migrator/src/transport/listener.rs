@@ -69,6 +69,15 @@ impl Listener {
         })
     }
 
+    /// Removes the file of a unix socket, also while another thread waits for a connection: for a process that
+    /// ends.
+    pub fn remove_file(&self) {
+        if let Address::Unix(path) = &self.address {
+            // It may be gone already, with the directory that it was in.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     fn accept_one(&self, timeout: Option<Duration>) -> io::Result<Channel> {
         let fd = match &self.socket {
             Socket::Tcp(socket) => socket.as_fd(),
@@ -91,10 +100,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix(path) = &self.address {
-            // It may be gone already, with the directory that it was in.
-            let _ = std::fs::remove_file(path);
-        }
+        self.remove_file();
     }
 }
 

@@ -102,8 +102,8 @@ pub struct Machine {
     life: Life,
     /// What runs here; unknown before it has arrived.
     guest: Option<GuestKind>,
-    /// Do not run the guest when its migration is complete.
-    hold: bool,
+    /// The operator has not let the guest run yet: only [`Machine::start`] does. It goes with the guest.
+    held: bool,
     trace: Trace,
     // Dropped in this order: first what runs, last what it runs on.
     vcpus: Vcpus,
@@ -179,7 +179,7 @@ impl Machine {
         outlets: Outlets,
     ) -> Result<Self, SetupError> {
         let mut machine = Self::assemble(config, outlets)?;
-        machine.hold = hold;
+        machine.held = hold;
         Ok(machine)
     }
 
@@ -215,7 +215,7 @@ impl Machine {
         Ok(Self {
             life: Life::Awaiting,
             guest: None,
-            hold: false,
+            held: false,
             trace: config.trace.of(Role::Machine),
             vcpus,
             heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
@@ -232,11 +232,17 @@ impl Machine {
         })
     }
 
-    /// Runs the guest. Harmless if it runs.
+    /// Runs the guest, also one that is held. Harmless if it runs.
     ///
     /// # Errors
     /// [`MachineError`] if there is no guest yet, it has ended, or another machine owns it.
     pub fn start(&mut self) -> Result<(), MachineError> {
+        self.run_guest()?;
+        self.held = false;
+        Ok(())
+    }
+
+    fn run_guest(&mut self) -> Result<(), MachineError> {
         // The one way into the guest.
         match self.life {
             Life::Running => return Ok(()),
@@ -297,6 +303,11 @@ impl Machine {
         self.life == Life::Running
     }
 
+    /// Whether the guest is held until [`Machine::start`]: here, or at the next host.
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
     /// The devices, for typing on the console and for statistics.
     pub fn bus(&self) -> &Arc<IoBus> {
         &self.bus
@@ -331,6 +342,7 @@ impl Machine {
             console: self.bus.console().save(),
             balloon: balloon.transpose().map_err(failed(ACTION))?,
             agent_port: agent_port.transpose().map_err(failed(ACTION))?,
+            held: self.held,
         })
     }
 
@@ -376,7 +388,10 @@ impl SourceMachine for Machine {
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.start()
+        if self.held && self.life == Life::Paused {
+            return Ok(());
+        }
+        self.run_guest()
     }
 
     fn hand_over(&mut self) {
@@ -401,6 +416,7 @@ impl DestinationMachine for Machine {
             port.load(state).map_err(failed(ACTION))?;
         }
         self.guest = Some(state.guest);
+        self.held |= state.held;
         self.life = Life::Paused;
         self.trace.record(Event::Loaded);
         Ok(())
@@ -408,7 +424,7 @@ impl DestinationMachine for Machine {
 
     fn run(&mut self) -> Result<(), MachineError> {
         self.trace.record(Event::TakenOver);
-        if self.hold { Ok(()) } else { self.start() }
+        if self.held { Ok(()) } else { self.run_guest() }
     }
 }
 

@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::{Answer, Command};
 
-/// How long an answer may take: every command is answered at once, whatever the migration is doing.
+/// How long an answer may take. Most commands are answered at once, whatever the migration is doing; `cancel` when
+/// the guest is out of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A command that was not carried out.
@@ -92,6 +93,25 @@ impl Client {
     /// As [`Client::ask`].
     pub fn tell(&mut self, command: &Command) -> Result<(), ClientError> {
         self.ask::<serde_json::Value>(command).map(|_| ())
+    }
+
+    /// Waits until the machine's process has ended, for at most `time`.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] if it goes on.
+    pub fn wait_for_end(mut self, time: Duration) -> Result<(), ClientError> {
+        let mut wait = || {
+            self.stream.get_ref().set_read_timeout(Some(time))?;
+            io::copy(&mut self.stream, &mut io::sink())
+        };
+        match wait().map_err(|error| error.kind()) {
+            // A process that ends with unread data resets its connections.
+            Ok(_) | Err(io::ErrorKind::ConnectionReset) => Ok(()),
+            Err(kind) => Err(ClientError::Io {
+                path: self.path,
+                source: kind.into(),
+            }),
+        }
     }
 
     fn exchange(&mut self, line: &str) -> io::Result<String> {

@@ -9,10 +9,11 @@
 //! ```
 
 mod client;
+mod peers;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use server::{Handler, serve};
+pub use server::{Handler, Served, serve};
 
 use std::num::NonZeroU32;
 
@@ -27,7 +28,7 @@ pub enum Command {
     Status,
     /// Migrate the machine.
     Migrate(MigrateArguments),
-    /// Cancel the running migration: the guest runs on here.
+    /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
     /// The full report of the last migration.
     QueryReport,
@@ -36,8 +37,18 @@ pub enum Command {
     QueryMemory,
     /// Let a machine that was received with `--hold` run.
     Cont,
-    /// End the process, and the guest if it is here.
-    Quit,
+    /// End the process. Refused while its guest would be lost with it, unless the arguments say that it may. The
+    /// process ends after the answer; the connection lasts until it has.
+    Quit(Option<QuitArguments>),
+}
+
+/// What may be lost by a `quit`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct QuitArguments {
+    /// The guest, if it is here.
+    #[serde(default)]
+    pub end_guest: bool,
 }
 
 /// How to migrate; what is left out has the default.
@@ -157,6 +168,11 @@ mod tests {
     fn commands_read_as_qmp_writes_them() {
         let status: Command = serde_json::from_str(r#"{"execute": "status"}"#).unwrap();
         assert_eq!(status, Command::Status);
+        let quit: Command = serde_json::from_str(r#"{"execute": "quit"}"#).unwrap();
+        assert_eq!(quit, Command::Quit(None));
+        let line = r#"{"execute": "quit", "arguments": {"end-guest": true}}"#;
+        let quit: Command = serde_json::from_str(line).unwrap();
+        assert_eq!(quit, Command::Quit(Some(QuitArguments { end_guest: true })));
         let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "max-bandwidth": 5}}"#;
         let Command::Migrate(migrate) = serde_json::from_str(line).unwrap() else {
             panic!()

@@ -2,18 +2,20 @@
 //! The side that answers: one thread a connection, none of which can hold up another.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use super::peers::Peers;
 use super::{Answer, Command};
 
 /// The longest line that is read; no command is near it.
 const MAX_LINE: u64 = 64 << 10;
-/// The most connections at a time.
-const MAX_CONNECTIONS: usize = 32;
+/// How long a client may leave its answer unread.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What carries commands out.
 pub trait Handler: Send + Sync + 'static {
@@ -22,50 +24,81 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// A sentence that says why not.
     fn handle(&self, command: Command) -> Result<serde_json::Value, String>;
+
+    /// A `quit` was carried out, and its answer has left: now the process may end.
+    fn quit_was_answered(&self);
+}
+
+/// A control socket that is being served. Its file goes when this is dropped.
+#[derive(Debug)]
+pub struct Served {
+    path: PathBuf,
+    /// Device and inode of the file.
+    file: Option<(u64, u64)>,
+}
+
+impl Served {
+    fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: identity(path),
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Only what was made here: another process may have put its socket there.
+        if self.file.is_some() && identity(&self.path) == self.file {
+            // It may be gone already, with the folder that it was in.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let file = std::fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 /// Listens at `path` (a socket left there by a dead process is replaced) and answers in threads of its own.
 ///
 /// # Errors
 /// If the socket cannot be made, or a living process listens there.
-pub fn serve(path: &Path, handler: Arc<dyn Handler>) -> io::Result<()> {
+pub fn serve(path: &Path, handler: Arc<dyn Handler>) -> io::Result<Served> {
     let listener = bind(path)?;
-    let connections = Arc::new(AtomicUsize::new(0));
+    let served = Served::at(path);
+    let peers = Arc::new(Peers::default());
     thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             for stream in listener.incoming() {
-                let stream = match stream {
-                    Ok(stream) => stream,
-                    Err(error) => {
-                        log::warn!("control socket: {error}");
-                        thread::sleep(std::time::Duration::from_millis(100));
-                        continue;
-                    }
-                };
-                if connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-                    connections.fetch_sub(1, Ordering::AcqRel);
-                    log::warn!(
-                        "control socket: more than {MAX_CONNECTIONS} connections, one refused"
-                    );
-                    continue;
-                }
-                let (handler, open) = (Arc::clone(&handler), Arc::clone(&connections));
-                let spawned = thread::Builder::new()
-                    .name("control-peer".into())
-                    .spawn(move || {
-                        if let Err(error) = converse(stream, &*handler) {
-                            log::debug!("control connection: {error}");
-                        }
-                        open.fetch_sub(1, Ordering::AcqRel);
-                    });
-                if let Err(error) = spawned {
-                    connections.fetch_sub(1, Ordering::AcqRel);
-                    log::warn!("control connection: {error}");
+                let let_in = stream.and_then(|stream| admit(stream, &peers, &handler));
+                if let Err(error) = let_in {
+                    log::warn!("control socket: {error}");
+                    thread::sleep(Duration::from_millis(100));
                 }
             }
         })?;
-    Ok(())
+    Ok(served)
+}
+
+fn admit(stream: UnixStream, peers: &Arc<Peers>, handler: &Arc<dyn Handler>) -> io::Result<()> {
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let peer = peers.let_in(&stream)?;
+    let (handler, others) = (Arc::clone(handler), Arc::clone(peers));
+    let spawned = thread::Builder::new()
+        .name("control-peer".into())
+        .spawn(move || {
+            if let Err(error) = converse(stream, peer, &others, &*handler) {
+                log::debug!("control connection: {error}");
+            }
+            others.has_gone(peer);
+        });
+    if spawned.is_err() {
+        peers.has_gone(peer);
+    }
+    spawned.map(|_| ())
 }
 
 /// A listener that appears at `path` when it can be connected to and not before: `bind` alone makes the file
@@ -83,7 +116,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers line by line until the peer hangs up. A line that is no command gets an error and nothing else
 /// happens; one without an end gets the connection closed.
-fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
+fn converse(stream: UnixStream, peer: u64, peers: &Peers, handler: &dyn Handler) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -98,10 +131,20 @@ fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let result = serde_json::from_slice::<Command>(&line)
-            .map_err(|error| format!("not a command: {error}"))
-            .and_then(|command| handler.handle(command));
-        answer(reader.get_mut(), result)?;
+        let command = serde_json::from_slice::<Command>(&line)
+            .map_err(|error| format!("not a command: {error}"));
+        let quits = matches!(command, Ok(Command::Quit(_)));
+        if !peers.begins(peer) {
+            return Ok(());
+        }
+        let result = command.and_then(|command| handler.handle(command));
+        peers.is_done(peer);
+        let quits = quits && result.is_ok();
+        let answered = answer(reader.get_mut(), result);
+        if quits {
+            handler.quit_was_answered();
+        }
+        answered?;
     }
 }
 
@@ -117,6 +160,7 @@ fn answer(stream: &mut UnixStream, result: Result<serde_json::Value, String>) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::peers::MAX_PEERS;
     use super::*;
     use crate::control::{Client, ClientError};
 
@@ -129,18 +173,46 @@ mod tests {
                 other => Err(format!("{other:?} is not for here")),
             }
         }
+
+        fn quit_was_answered(&self) {}
     }
 
-    fn served() -> (tempfile::TempDir, std::path::PathBuf) {
+    fn served() -> (tempfile::TempDir, PathBuf, Served) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        serve(&path, Arc::new(Echo)).unwrap();
-        (dir, path)
+        let served = serve(&path, Arc::new(Echo)).unwrap();
+        (dir, path, served)
+    }
+
+    #[test]
+    fn clients_that_say_nothing_give_way_and_the_newest_is_heard() {
+        let (_dir, path, _served) = served();
+        let ask = |client: &mut Client| client.ask::<serde_json::Value>(&Command::Status);
+        let mut user = Client::connect(&path).unwrap();
+        ask(&mut user).unwrap();
+        let idle: Vec<_> = (0..3 * MAX_PEERS)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        ask(&mut Client::connect(&path).unwrap()).unwrap();
+        ask(&mut user).expect("one that has given a command stays before those that have not");
+        drop(idle);
+    }
+
+    #[test]
+    fn the_socket_goes_with_its_server_but_another_ones_stays() {
+        let (_dir, path, ours) = served();
+        drop(ours);
+        assert!(!path.exists());
+        let ours = serve(&path, Arc::new(Echo)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _theirs = UnixListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(path.exists());
     }
 
     #[test]
     fn garbage_gets_an_error_and_the_connection_goes_on() {
-        let (_dir, path) = served();
+        let (_dir, path, _served) = served();
         let mut client = Client::connect(&path).unwrap();
         let mut raw = UnixStream::connect(&path).unwrap();
         raw.write_all(b"\x00\xff{]\n\n{\"execute\": \"fly\"}\n")
@@ -160,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_line_without_an_end_is_cut_off() {
-        let (_dir, path) = served();
+        let (_dir, path, _served) = served();
         let mut raw = UnixStream::connect(&path).unwrap();
         raw.write_all(&vec![b'x'; MAX_LINE as usize]).unwrap();
         let mut answer = String::new();
@@ -170,11 +242,11 @@ mod tests {
 
     #[test]
     fn a_dead_process_leaves_no_lock_behind_but_a_living_one_keeps_its_socket() {
-        let (dir, path) = served();
+        let (dir, path, _served) = served();
         assert!(serve(&path, Arc::new(Echo)).is_err());
         let stale = dir.path().join("stale");
         drop(UnixListener::bind(&stale).unwrap());
-        serve(&stale, Arc::new(Echo)).unwrap();
+        let _served = serve(&stale, Arc::new(Echo)).unwrap();
         assert!(Client::connect(&stale).is_ok());
     }
 }

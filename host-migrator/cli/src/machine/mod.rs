@@ -4,7 +4,9 @@
 //! The two differ in where the guest comes from. From then on they are the same: the guest can be looked
 //! at, and migrated on.
 
+mod arriving;
 mod console;
+mod life;
 mod outgoing;
 mod process;
 mod shared;
@@ -13,7 +15,8 @@ mod status;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use host_migrator::transport::{Listener, TransportError};
 use host_migrator::{MachineError, ReceiveError, Trace};
@@ -21,12 +24,14 @@ use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
 };
 use spec::bare::{AnswerPolicy, HoldPolicy};
+use vhost_device_balloon::daemon::signals::EndSignals;
 
 pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 
 use crate::args::{Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs};
 use crate::control;
 use console::{Console, LastReport};
+use life::Ending;
 use process::Process;
 
 /// A machine that could not be made or run.
@@ -47,6 +52,12 @@ pub enum ProcessError {
     /// The workload is none for this guest.
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
+    /// The thread that receives the guest has panicked.
+    #[error("the guest did not arrive: the thread that receives it has failed")]
+    ReceiverDied,
+    /// A signal ended the process, and its guest.
+    #[error("{0} has ended this machine and its guest")]
+    Signal(&'static str),
     /// A file or a socket.
     #[error("cannot {action} {path}: {source}", path = .path.display())]
     Io {
@@ -62,38 +73,63 @@ pub enum ProcessError {
 /// `lacuna run`: starts a guest and stays until it is told to quit.
 ///
 /// # Errors
-/// [`ProcessError`] if the machine cannot be made.
+/// [`ProcessError`] if the machine cannot be made, or a signal ends it with its guest.
 pub fn run(args: RunArgs) -> Result<(), ProcessError> {
     let guest = guest(&args)?;
     let (outlets, parts) = outlets(&args.machine)?;
     let mut machine = Machine::new(&config(&args.machine, &parts), &guest, outlets)?;
     machine.start()?;
-    let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Running)?;
-    serve(&args.machine.control, &process)?;
-    quit.wait();
-    Ok(())
+    let process = Process::new(machine, &args.machine, parts, None)?;
+    live(&process, &args.machine.control)
 }
 
 /// `lacuna receive`: waits for a guest and stays until it is told to quit.
 ///
 /// # Errors
-/// [`ProcessError`] if the machine cannot be made, or the guest does not arrive: a new process with new
-/// memory must be started for another try.
+/// [`ProcessError`] if the machine cannot be made, the guest does not arrive (a new process with new memory must
+/// be started for another try), or a signal ends the machine with its guest.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     let (outlets, parts) = outlets(&args.machine)?;
     let machine = Machine::incoming(&config(&args.machine, &parts), args.hold, outlets)?;
     let listener = Listener::bind(&args.address)?;
-    let (process, quit) = Process::new(machine, &args.machine, parts, MachineState::Incoming)?;
-    process.listens_at(listener.address().to_string());
-    serve(&args.machine.control, &process)?;
-    process.receive(&listener, args.hold)?;
-    quit.wait();
-    Ok(())
+    let process = Process::new(machine, &args.machine, parts, Some(listener))?;
+    let receiver = Arc::clone(&process);
+    let thread = thread::Builder::new().name("receiver".into());
+    thread
+        .spawn(move || receiver.receive())
+        .map_err(io_error("start a thread for", &args.machine.control))?;
+    live(&process, &args.machine.control)
 }
 
-fn serve(path: &Path, process: &std::sync::Arc<Process>) -> Result<(), ProcessError> {
-    let handler: std::sync::Arc<dyn control::Handler> = process.clone();
-    control::serve(path, handler).map_err(io_error("listen at", path))
+/// Answers at `control` until the process is to end, and leaves no socket behind.
+fn live(process: &Arc<Process>, control: &Path) -> Result<(), ProcessError> {
+    let ended = hear_signals(process)
+        .map_err(io_error("hear signals for", control))
+        .and_then(|()| {
+            let handler: Arc<dyn control::Handler> = process.clone();
+            let served =
+                control::serve(control, handler).map_err(io_error("listen at", control))?;
+            let ending = process.life().wait();
+            drop(served);
+            Ok(ending)
+        });
+    process.stop_listening();
+    match ended? {
+        Ending::Quit => Ok(()),
+        Ending::NotReceived(error) => Err(error),
+        Ending::ReceiverDied => Err(ProcessError::ReceiverDied),
+        Ending::Signal(name) if process.life().has_guest() => Err(ProcessError::Signal(name)),
+        Ending::Signal(_) => Ok(()),
+    }
+}
+
+/// The first SIGTERM or SIGINT ends the process in order, the second at once.
+fn hear_signals(process: &Arc<Process>) -> io::Result<()> {
+    let signals = EndSignals::register()?;
+    let process = Arc::clone(process);
+    let thread = thread::Builder::new().name("signals".into());
+    thread.spawn(move || process.life().end(Ending::Signal(signals.wait())))?;
+    Ok(())
 }
 
 fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {

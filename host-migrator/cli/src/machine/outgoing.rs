@@ -6,18 +6,35 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationStatus, Source,
+    Channel, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationState,
+    MigrationStatus, Source,
 };
+
+/// What the last migration away from here did with the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Away {
+    /// There was none, or it failed or was cancelled.
+    No,
+    /// It is under way.
+    UnderWay,
+    /// The guest was handed over, and the destination has not confirmed that it runs.
+    Unconfirmed,
+    /// The guest is at the destination.
+    HandedOver,
+}
 
 /// The running or last migration away from this machine.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     slot: Mutex<Slot>,
+    /// The migration's thread has ended.
     ended: Condvar,
 }
 
 /// A migration that says it is over has its report in no more than this.
 const REPORT_DELAY: Duration = Duration::from_secs(5);
+/// A migration that was cancelled is over in no more than this: less than a client waits for an answer.
+const CANCEL_DELAY: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -60,6 +77,8 @@ impl Outgoing {
                     Ok(report) => slot.report = Some(Arc::new(report)),
                     Err(error) => log::warn!("the migration ended: {error}"),
                 }
+                drop(slot);
+                ours.ended.notify_all();
             });
         waiter
             .map(|_| ())
@@ -74,21 +93,48 @@ impl Outgoing {
             .map_or_else(MigrationStatus::default, MigrationMonitor::status)
     }
 
-    /// Asks the running migration to stop.
+    /// Where the guest is because of it.
+    pub(super) fn away(&self) -> Away {
+        let slot = self.slot();
+        let Some(monitor) = &slot.monitor else {
+            return Away::No;
+        };
+        match monitor.status().status {
+            MigrationState::Completed => Away::HandedOver,
+            MigrationState::HandedOverUnconfirmed => Away::Unconfirmed,
+            state if state.is_over() => Away::No,
+            _ => Away::UnderWay,
+        }
+    }
+
+    /// Stops the running migration. After the return the guest runs on here, and the migration has put back all
+    /// that it took.
     ///
     /// # Errors
-    /// A sentence, if none runs or it cannot be undone any more.
+    /// A sentence, if none runs, it cannot be undone any more, or it does not stop in time.
     pub fn cancel(&self) -> Result<(), String> {
-        let slot = self.slot();
-        match &slot.monitor {
-            Some(monitor) if slot.running => {
-                if monitor.cancel() {
-                    Ok(())
-                } else {
-                    Err("the guest has been handed over: it cannot be cancelled any more".into())
-                }
+        match &*self.slot() {
+            Slot {
+                monitor: Some(monitor),
+                running: true,
+                ..
+            } => monitor.cancel(),
+            _ => return Err("no migration is under way".into()),
+        };
+        // One that cannot be cancelled is at its end, or was cancelled by another: it is over soon, too.
+        let slot = self
+            .ended
+            .wait_timeout_while(self.slot(), CANCEL_DELAY, |slot| slot.running);
+        let slot = slot.unwrap_or_else(PoisonError::into_inner).0;
+        let state = slot.monitor.as_ref().map(|monitor| monitor.status().status);
+        match state {
+            Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
+                Err("the guest has been handed over: it cannot be cancelled any more".into())
             }
-            _ => Err("no migration is under way".into()),
+            _ if slot.running => Err(
+                "the migration has not stopped yet: `lacuna status` shows when it has, and where the guest is".into(),
+            ),
+            _ => Ok(()),
         }
     }
 

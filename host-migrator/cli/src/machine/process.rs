@@ -4,7 +4,6 @@
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -12,27 +11,25 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::transport::{Address, Channel, Listener};
 use host_migrator::{
-    GuestRam, HintSource, MigrationParams, MigrationState, PageSource, PageSources, RamRegion,
-    Source, Trace, receive,
+    GuestRam, HintSource, MigrationParams, PageSource, PageSources, RamRegion, Source, Trace,
+    receive,
 };
 use reference_vmm::{Machine, MachineEvent};
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
 use spec::bare::{Event, StatusWord};
 
+use super::arriving::Arriving;
 use super::console::LastReport;
+use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
 use super::shared::SharedMachine;
-use super::{
-    FileRange, GuestStatus, MachineState, MemoryMap, Parts, ProcessError, Status, io_error,
-};
+use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, io_error};
 use crate::args::{GuestKind, MachineArgs};
-use crate::control::{Command, Handler, MigrateArguments};
+use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
 
 /// How long the destination may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the answer to `quit` may take to leave.
-const LAST_ANSWER: Duration = Duration::from_millis(50);
 
 /// A machine, its migrations, and what its guest has said.
 #[derive(Debug)]
@@ -47,34 +44,13 @@ pub struct Process {
     trace: Trace,
     report: LastReport,
     outgoing: Arc<Outgoing>,
-    life: Mutex<Life>,
-    quit: Sender<()>,
-}
-
-/// What changes in a machine's life.
-#[derive(Debug)]
-struct Life {
-    state: MachineState,
-    ready: bool,
-    failure: Option<String>,
-    incoming: Option<String>,
-}
-
-/// The end of a process.
-#[derive(Debug)]
-pub struct Quit(Receiver<()>);
-
-impl Quit {
-    /// Waits until somebody says `quit`.
-    pub fn wait(&self) {
-        // An error means that nobody can say it any more.
-        let _ = self.0.recv();
-        thread::sleep(LAST_ANSWER);
-    }
+    life: Life,
+    /// Where a guest is awaited, until it has arrived or the process ends.
+    listener: Mutex<Option<Arc<Listener>>>,
 }
 
 impl Process {
-    /// Looks after `machine` from now on.
+    /// Looks after `machine` from now on. Its guest is here, or is awaited at `listener`.
     ///
     /// # Errors
     /// [`ProcessError`] if its memory files or a thread cannot be had.
@@ -82,12 +58,16 @@ impl Process {
         machine: Machine,
         args: &MachineArgs,
         parts: Parts,
-        state: MachineState,
-    ) -> Result<(Arc<Self>, Quit), ProcessError> {
+        listener: Option<Listener>,
+    ) -> Result<Arc<Self>, ProcessError> {
         let files = machine
             .memory_files()
             .map_err(io_error("share", &args.control))?;
-        let (quit, wait) = channel();
+        let outgoing = Arc::<Outgoing>::default();
+        let life = match &listener {
+            Some(listener) => Life::awaiting(listener.address().to_string(), outgoing.clone()),
+            None => Life::with_guest(outgoing.clone()),
+        };
         let process = Arc::new(Self {
             ram: Arc::clone(machine.ram()),
             machine: SharedMachine::new(machine),
@@ -97,14 +77,9 @@ impl Process {
             balloon_control: args.balloon_control.clone(),
             trace: parts.trace,
             report: parts.report,
-            outgoing: Arc::default(),
-            life: Mutex::new(Life {
-                state,
-                ready: false,
-                failure: None,
-                incoming: None,
-            }),
-            quit,
+            outgoing,
+            life,
+            listener: Mutex::new(listener.map(Arc::new)),
         });
         let listener = Arc::clone(&process);
         thread::Builder::new()
@@ -116,80 +91,80 @@ impl Process {
                     .for_each(|event| listener.happened(event))
             })
             .map_err(io_error("start a thread for", &args.control))?;
-        Ok((process, Quit(wait)))
+        Ok(process)
     }
 
-    /// Says where a guest is awaited.
-    pub fn listens_at(&self, address: String) {
-        self.life().incoming = Some(address);
+    /// Waits for a guest, and runs it or holds it. If it does not arrive whole, the process ends.
+    pub(super) fn receive(&self) {
+        let _noticed = ReceiverDied(&self.life);
+        if let Err(error) = self.accept_and_receive() {
+            self.life.end(Ending::NotReceived(error));
+        }
     }
 
-    /// Waits for a guest, and runs it or holds it.
-    ///
-    /// # Errors
-    /// [`ProcessError`] if it does not arrive whole.
-    pub fn receive(&self, listener: &Listener, hold: bool) -> Result<(), ProcessError> {
+    fn accept_and_receive(&self) -> Result<(), ProcessError> {
+        let listener = self.listener().clone();
+        let Some(listener) = listener else {
+            return Ok(());
+        };
         let channel = listener.accept(None)?;
-        let mut machine = self.machine.clone();
-        receive(channel, &self.ram, &mut machine, &mut |status| {
+        // The only one that is left can be closed when the guest arrives.
+        drop(listener);
+        receive(channel, &self.ram, &mut Arriving(self), &mut |status| {
             log::trace!("{status:?}")
         })?;
-        let mut life = self.life();
-        life.incoming = None;
-        life.ready = true;
-        if life.state == MachineState::Incoming {
-            life.state = if hold {
-                MachineState::Held
-            } else {
-                MachineState::Running
-            };
-        }
         Ok(())
+    }
+
+    /// Nobody can connect any more to bring a guest, and nothing of the address is left.
+    pub(super) fn stop_listening(&self) {
+        let listener = self.listener().take();
+        // One that is still waited at does not end with this process's last use of it.
+        if let Some(Err(waited_at)) = listener.map(Arc::try_unwrap) {
+            waited_at.remove_file();
+        }
+    }
+
+    /// Where the guest is.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The machine.
+    pub(super) fn machine(&self) -> &SharedMachine {
+        &self.machine
+    }
+
+    fn listener(&self) -> MutexGuard<'_, Option<Arc<Listener>>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn happened(&self, event: MachineEvent) {
         log::info!("guest: {event:?}");
-        let mut life = self.life();
         let failure = match event {
-            MachineEvent::Announced(Event::Ready) => {
-                life.ready = true;
-                return;
-            }
+            MachineEvent::Announced(Event::Ready) => return self.life.guest_is_ready(),
             MachineEvent::Announced(Event::Failed) => "it gave up; its console says why".to_owned(),
             MachineEvent::PoweredOff => "it switched itself off".to_owned(),
             MachineEvent::Reset => "it reset itself".to_owned(),
             MachineEvent::Crashed(why) => why,
         };
-        life.failure.get_or_insert(failure);
-        life.state = MachineState::Ended;
+        self.life.guest_ended(&failure);
     }
 
     fn status(&self) -> Status {
+        // In this order: a migration that is over has left the machine in the state that is shown.
         let migration = self.outgoing.status();
-        let guest = self.guest_status();
-        let life = self.life();
-        let handed_over = matches!(
-            migration.status,
-            MigrationState::Completed | MigrationState::HandedOverUnconfirmed
-        );
         Status {
-            machine: if handed_over {
-                MachineState::HandedOver
-            } else {
-                life.state
-            },
-            guest,
-            incoming: life.incoming.clone(),
+            machine: self.life.state(),
+            guest: self.guest_status(),
+            incoming: self.life.incoming(),
             migration,
         }
     }
 
     /// What the guest says of itself, if it is here and up.
     fn guest_status(&self) -> Option<GuestStatus> {
-        let (ready, failure) = {
-            let life = self.life();
-            (life.ready, life.failure.clone())
-        };
+        let (ready, failure) = self.life.of_guest();
         let said = match self.guest {
             GuestKind::Bare => self
                 .bare_status()
@@ -235,14 +210,7 @@ impl Process {
     }
 
     fn migrate(&self, arguments: &MigrateArguments) -> Result<(), String> {
-        match self.status().machine {
-            MachineState::Running | MachineState::Held => {}
-            state => {
-                return Err(format!(
-                    "there is no guest here to migrate: the machine is {state:?}"
-                ));
-            }
-        }
+        self.life.check_guest_is_here()?;
         let params = params(arguments)?;
         let address: Address = arguments.uri.parse().map_err(text)?;
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
@@ -265,7 +233,8 @@ impl Process {
             hints,
             trace: self.trace.clone(),
         };
-        self.outgoing.start(source, params, channel)
+        let start = || self.outgoing.start(source, params, channel);
+        self.life.send_away(start)
     }
 
     fn memory(&self) -> MemoryMap {
@@ -289,20 +258,6 @@ impl Process {
             skipped: words.collect(),
         }
     }
-
-    fn cont(&self) -> Result<(), String> {
-        let mut life = self.life();
-        if life.state != MachineState::Held {
-            return Err("no guest is held here".into());
-        }
-        self.machine.lock().start().map_err(text)?;
-        life.state = MachineState::Running;
-        Ok(())
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Handler for Process {
@@ -316,8 +271,29 @@ impl Handler for Process {
                 None => Err("no migration away from here has completed".into()),
             },
             Command::QueryMemory => serde_json::to_value(self.memory()).map_err(text),
-            Command::Cont => self.cont().map(|()| json!({})),
-            Command::Quit => self.quit.send(()).map(|()| json!({})).map_err(text),
+            Command::Cont => {
+                let run = || self.machine.lock().start().map_err(text);
+                self.life.cont(run).map(|()| json!({}))
+            }
+            Command::Quit(arguments) => {
+                let QuitArguments { end_guest } = arguments.unwrap_or_default();
+                self.life.quit(end_guest).map(|()| json!({}))
+            }
+        }
+    }
+
+    fn quit_was_answered(&self) {
+        self.life.end(Ending::Quit);
+    }
+}
+
+/// Ends the process if the thread that receives the guest panics: nobody else would notice.
+struct ReceiverDied<'a>(&'a Life);
+
+impl Drop for ReceiverDied<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.end(Ending::ReceiverDied);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::virtio::VirtioState;
 use crate::virtio::console::ConsoleState as PortState;
 
 const MAGIC: [u8; 8] = *b"LACUNAVM";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Which kind of guest a machine runs: it decides what the VMM does besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct MachineState {
     pub balloon: Option<VirtioState>,
     /// The agent's port, if it has one.
     pub agent_port: Option<PortState>,
+    /// The operator has not let the guest run yet: it does not run at the destination either.
+    pub held: bool,
 }
 
 /// What a state must fit.

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The life of a machine in its process: where its guest is, and what may be done because of it.
+//!
+//! ```text
+//! receive: Awaited ──load──> TakingOver ──run──> Here ──> Ended
+//! run:                                           Here ──> Ended
+//! ```
+//! | | migrate, cont | quit | quit that may end the guest | SIGTERM |
+//! |---|---|---|---|---|
+//! | `Awaited`: no guest has come, or all of one | refused | ends | ends | ends, 0 |
+//! | `TakingOver`: the source may have given the guest up | refused | refused | refused | ends, 1 |
+//! | `Here`: the guest runs, or is held | done | refused | ends | ends, 1 |
+//! | `Here`, and a migration is under way | refused | refused | refused | ends, 1 |
+//! | `Here`, handed over, the destination did not confirm | refused | refused | ends | ends, 1 |
+//! | `Here`, handed over | refused | ends | ends | ends, 0 |
+//! | `Ended`: the guest has switched itself off, or crashed | refused | ends | ends | ends, 0 |
+//!
+//! So no guest disappears in a process that ends with status 0, unless a `quit` said that the guest may end.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::outgoing::{Away, Outgoing};
+use super::{MachineState, ProcessError};
+
+/// Where the guest is, as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// A guest is awaited, or its memory is arriving. The source owns it.
+    Awaited,
+    /// All of the guest has arrived, and the source may give it up at any moment.
+    TakingOver,
+    /// The guest is here, unless a migration has taken it away ([`Away`]).
+    Here { held: bool },
+    /// The guest has ended.
+    Ended,
+}
+
+/// Why a process ends.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// An operator said `quit`.
+    Quit,
+    /// A signal.
+    Signal(&'static str),
+    /// The guest did not arrive, or nobody can connect.
+    NotReceived(ProcessError),
+    /// The thread that receives the guest has panicked, and has printed why.
+    ReceiverDied,
+}
+
+/// The life of one machine.
+#[derive(Debug)]
+pub(super) struct Life {
+    state: Mutex<State>,
+    ending: Condvar,
+    /// Asked while `state` is locked, so that no migration begins between the question and what follows from it.
+    outgoing: Arc<Outgoing>,
+}
+
+#[derive(Debug)]
+struct State {
+    stage: Stage,
+    /// A `quit` was accepted: no guest is taken over or sent any more.
+    leaving: bool,
+    ending: Option<Ending>,
+    ready: bool,
+    failure: Option<String>,
+    incoming: Option<String>,
+}
+
+impl Life {
+    /// The life of a machine whose guest runs here.
+    pub(super) fn with_guest(outgoing: Arc<Outgoing>) -> Self {
+        Self::new(State::at(Stage::Here { held: false }), outgoing)
+    }
+
+    /// The life of a machine that waits for a guest at `address`.
+    pub(super) fn awaiting(address: String, outgoing: Arc<Outgoing>) -> Self {
+        let mut state = State::at(Stage::Awaited);
+        state.incoming = Some(address);
+        Self::new(state, outgoing)
+    }
+
+    fn new(state: State, outgoing: Arc<Outgoing>) -> Self {
+        Self {
+            state: Mutex::new(state),
+            ending: Condvar::new(),
+            outgoing,
+        }
+    }
+
+    /// To be asked before the source is told that it may give the guest up: from then on `quit` is refused.
+    ///
+    /// # Errors
+    /// A sentence, if a `quit` was accepted before.
+    pub(super) fn take_over(&self) -> Result<(), String> {
+        self.lock().take_over()
+    }
+
+    /// The source has given the guest up: it runs here, or is held.
+    pub(super) fn arrived(&self, held: bool) {
+        self.lock().arrived(held);
+    }
+
+    /// The guest was held and runs now, if `run` can do that.
+    ///
+    /// # Errors
+    /// A sentence, if no guest is held here, or that of `run`.
+    pub(super) fn cont(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let mut state = self.lock();
+        let held = state.stage == Stage::Here { held: true };
+        if state.leaving || !held || self.outgoing.away() != Away::No {
+            return Err("no guest is held here".into());
+        }
+        run()?;
+        state.stage = Stage::Here { held: false };
+        Ok(())
+    }
+
+    /// Runs `start`, if the guest is here to be migrated. Nothing else of the machine's life happens meanwhile.
+    ///
+    /// # Errors
+    /// A sentence, if it is not, or that of `start`.
+    pub(super) fn send_away(
+        &self,
+        start: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let state = self.lock();
+        state.may_leave(self.outgoing.away())?;
+        start()
+    }
+
+    /// # Errors
+    /// A sentence, if no guest is here to be migrated.
+    pub(super) fn check_guest_is_here(&self) -> Result<(), String> {
+        self.send_away(|| Ok(()))
+    }
+
+    /// The guest says that it is at its steady work.
+    pub(super) fn guest_is_ready(&self) {
+        self.lock().ready = true;
+    }
+
+    /// The guest has ended.
+    pub(super) fn guest_ended(&self, why: &str) {
+        self.lock().ended(why);
+    }
+
+    /// Accepts a `quit`; [`Life::end`] is to follow when the answer has left.
+    ///
+    /// # Errors
+    /// What is at stake, if a guest would be lost and may not (`end_guest`), or is changing hands.
+    pub(super) fn quit(&self, end_guest: bool) -> Result<(), String> {
+        let mut state = self.lock();
+        state.quit(self.outgoing.away(), end_guest)
+    }
+
+    /// Whether the process loses a guest if it ends now.
+    pub(super) fn has_guest(&self) -> bool {
+        let state = self.lock();
+        state.stake(self.outgoing.away()).is_some()
+    }
+
+    /// Ends the process, for the first reason that there is. After a `quit` was accepted, no failure is one.
+    pub(super) fn end(&self, why: Ending) {
+        let mut state = self.lock();
+        if state.leaving && !matches!(why, Ending::Quit | Ending::Signal(_)) {
+            return;
+        }
+        state.ending.get_or_insert(why);
+        self.ending.notify_all();
+    }
+
+    /// Waits until the process is to end.
+    pub(super) fn wait(&self) -> Ending {
+        let mut state = self.lock();
+        loop {
+            if let Some(ending) = state.ending.take() {
+                return ending;
+            }
+            state = (self.ending.wait(state)).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The state for people.
+    pub(super) fn state(&self) -> MachineState {
+        let state = self.lock();
+        state.for_people(self.outgoing.away())
+    }
+
+    /// Where a guest is awaited.
+    pub(super) fn incoming(&self) -> Option<String> {
+        self.lock().incoming.clone()
+    }
+
+    /// Whether the guest is at its steady work, and why it has ended, if it has.
+    pub(super) fn of_guest(&self) -> (bool, Option<String>) {
+        let state = self.lock();
+        (state.ready, state.failure.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn at(stage: Stage) -> Self {
+        Self {
+            stage,
+            leaving: false,
+            ending: None,
+            ready: false,
+            failure: None,
+            incoming: None,
+        }
+    }
+
+    fn take_over(&mut self) -> Result<(), String> {
+        if self.leaving {
+            return Err("this machine was told to quit".into());
+        }
+        self.stage = Stage::TakingOver;
+        Ok(())
+    }
+
+    fn arrived(&mut self, held: bool) {
+        self.incoming = None;
+        self.ready = true;
+        // A guest that ran may have ended already.
+        if self.stage == Stage::TakingOver {
+            self.stage = Stage::Here { held };
+        }
+    }
+
+    fn ended(&mut self, why: &str) {
+        self.failure.get_or_insert_with(|| why.to_owned());
+        self.stage = Stage::Ended;
+    }
+
+    fn quit(&mut self, away: Away, end_guest: bool) -> Result<(), String> {
+        if let Some(stake) = self.stake(away)
+            && (stake.moves() || !end_guest)
+        {
+            return Err(format!("{}: {}", stake.what(), stake.advice()));
+        }
+        self.leaving = true;
+        Ok(())
+    }
+
+    fn for_people(&self, away: Away) -> MachineState {
+        match (self.stage, away) {
+            (_, Away::Unconfirmed | Away::HandedOver) => MachineState::HandedOver,
+            (Stage::Awaited | Stage::TakingOver, _) => MachineState::Incoming,
+            (Stage::Here { held: true }, _) => MachineState::Held,
+            (Stage::Here { held: false }, _) => MachineState::Running,
+            (Stage::Ended, _) => MachineState::Ended,
+        }
+    }
+
+    /// The guest that is lost if the process ends now.
+    fn stake(&self, away: Away) -> Option<Stake> {
+        match (self.stage, away) {
+            (Stage::Awaited | Stage::Ended, _) | (_, Away::HandedOver) => None,
+            (Stage::TakingOver, _) => Some(Stake::Arriving),
+            (Stage::Here { .. }, Away::UnderWay) => Some(Stake::Leaving),
+            (Stage::Here { .. }, Away::Unconfirmed) => Some(Stake::Unconfirmed),
+            (Stage::Here { .. }, Away::No) => Some(Stake::Guest),
+        }
+    }
+
+    fn may_leave(&self, away: Away) -> Result<(), String> {
+        if self.leaving {
+            return Err("this machine was told to quit".into());
+        }
+        let why = match (self.stage, away) {
+            (Stage::Here { .. }, Away::No) => return Ok(()),
+            (_, Away::UnderWay) => "a migration is under way already".into(),
+            (_, Away::Unconfirmed | Away::HandedOver) => {
+                "there is no guest here to migrate: it was handed over".into()
+            }
+            (Stage::Awaited | Stage::TakingOver, Away::No) => {
+                "there is no guest here to migrate: it has not arrived yet".into()
+            }
+            (Stage::Ended, Away::No) => format!(
+                "there is no guest here to migrate: it has ended ({})",
+                self.failure.as_deref().unwrap_or("it does not say why")
+            ),
+        };
+        Err(why)
+    }
+}
+
+/// A guest that would be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stake {
+    Arriving,
+    Guest,
+    Leaving,
+    Unconfirmed,
+}
+
+impl Stake {
+    /// The guest is changing hands, or may do so at any moment: nobody may end it now.
+    fn moves(self) -> bool {
+        matches!(self, Self::Arriving | Self::Leaving)
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Arriving => "the guest is being taken over from its source",
+            Self::Guest => "the guest is here and would end with the machine",
+            Self::Leaving => "the guest is being migrated away",
+            Self::Unconfirmed => {
+                "the guest was handed over, but the destination did not confirm that it runs: this may be its only copy"
+            }
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Arriving => "try again when `lacuna status` shows it running or held",
+            Self::Guest => "to end both, say `lacuna quit --end-guest`",
+            Self::Leaving => "say `lacuna cancel` first, or wait for the end of the migration",
+            Self::Unconfirmed => {
+                "look at the destination first; to give this copy up, say `lacuna quit --end-guest`"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Stage = Stage::Here { held: false };
+
+    #[test]
+    fn a_quit_comes_before_the_guest_changes_hands_or_is_refused() {
+        let mut life = State::at(Stage::Awaited);
+        life.quit(Away::No, false).unwrap();
+        assert!(life.take_over().is_err(), "the source keeps the guest");
+
+        let mut life = State::at(Stage::Awaited);
+        life.take_over().unwrap();
+        for end_guest in [false, true] {
+            let refused = life.quit(Away::No, end_guest).unwrap_err();
+            assert!(refused.contains("taken over"), "{refused}");
+        }
+        life.arrived(true);
+        let refused = life.quit(Away::No, false).unwrap_err();
+        assert!(refused.contains("--end-guest"), "{refused}");
+        life.quit(Away::No, true).unwrap();
+    }
+
+    #[test]
+    fn a_guest_on_its_way_cannot_be_ended_and_one_that_has_left_is_no_hindrance() {
+        let mut life = State::at(HERE);
+        for end_guest in [false, true] {
+            let refused = life.quit(Away::UnderWay, end_guest).unwrap_err();
+            assert!(refused.contains("cancel"), "{refused}");
+        }
+        let refused = life.quit(Away::Unconfirmed, false).unwrap_err();
+        assert!(refused.contains("only copy"), "{refused}");
+        life.quit(Away::HandedOver, false).unwrap();
+        let refused = life.may_leave(Away::No).unwrap_err();
+        assert!(refused.contains("told to quit"), "{refused}");
+    }
+
+    #[test]
+    fn a_guest_that_ended_while_it_was_let_run_stays_ended() {
+        let mut life = State::at(Stage::Awaited);
+        life.take_over().unwrap();
+        life.ended("it reset itself");
+        life.arrived(false);
+        assert_eq!(life.for_people(Away::No), MachineState::Ended);
+        let refused = life.may_leave(Away::No).unwrap_err();
+        assert!(refused.contains("it reset itself"), "{refused}");
+        life.quit(Away::No, false).unwrap();
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The life of a machine's process: no guest disappears with it unnoticed, and a command that has returned is done.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use host_migrator::stats::MigrationState;
+use lacuna::compare::Host;
+use lacuna::control::Command;
+use lacuna::machine::MachineState;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, command, end_of, end_of_migration, release_and_check,
+    skipped_without_kvm, status, tell, whole_pass,
+};
+
+/// Slow enough to be caught in the first round, whatever else this machine does.
+fn slow() -> Migration {
+    Migration {
+        max_bandwidth: Some(1 << 20),
+        ..Default::default()
+    }
+}
+
+fn small_guest() -> Lab {
+    Lab::new(BareGuest {
+        in_use: "16M",
+        freed: "16M",
+        memory: "128M",
+        ..Default::default()
+    })
+}
+
+/// Waits until memory is on its way.
+fn in_first_round(source: &mut Host) {
+    source
+        .wait_until("the first round", PATIENCE, |status| {
+            Ok(status.migration.round >= 1)
+        })
+        .unwrap();
+    assert!(!status(source).migration.status.is_over());
+}
+
+/// Migrates without looking at the memory.
+fn migrate(source: &mut Host, uri: &str) {
+    Migration::default().begin(source, uri);
+    let ended = end_of_migration(source).unwrap();
+    assert_eq!(ended.status, MigrationState::Completed, "{ended:?}");
+}
+
+fn signal(host: &Host, signal: Signal) {
+    let pid = Pid::from_raw(host.machine.pid() as i32).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn quit_ends_a_receiver_that_waits_and_nothing_is_left_of_it() {
+    if skipped_without_kvm("quit, waiting") {
+        return;
+    }
+    let lab = small_guest();
+    let stream = lab.folder().join("stream");
+    let address = format!("unix:{}", stream.display());
+    for name in ["first", "second"] {
+        let (mut receiver, _) = lab.receiving_at(name, &address, true);
+        command(&receiver, &["quit"]).unwrap();
+        // A command that has returned is done.
+        assert!(!stream.exists() && !receiver.control.exists());
+        assert_eq!(end_of(&mut receiver), Some(0));
+    }
+}
+
+#[test]
+fn quit_ends_a_receiver_in_mid_migration_and_the_guest_runs_on_at_its_source() {
+    if skipped_without_kvm("quit, receiving") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (mut receiver, uri) = lab.receiving("receiver", false);
+    slow().begin(&source, &uri);
+    in_first_round(&mut source);
+    command(&receiver, &["quit"]).unwrap();
+    assert_eq!(end_of(&mut receiver), Some(0));
+    let ended = end_of_migration(&mut source).unwrap();
+    assert_eq!(ended.status, MigrationState::Failed, "{ended:?}");
+    assert_eq!(status(&source).machine, MachineState::Running);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+}
+
+#[test]
+fn quit_is_refused_wherever_a_guest_would_be_lost_and_says_what_is_at_stake() {
+    if skipped_without_kvm("quit, refused") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let refused = command(&source, &["quit"]).unwrap_err();
+    assert!(refused.contains("--end-guest"), "{refused}");
+    let (_receiver, uri) = lab.receiving("given-up", false);
+    slow().begin(&source, &uri);
+    in_first_round(&mut source);
+    for job in [&["quit"][..], &["quit", "--end-guest"]] {
+        let refused = command(&source, job).unwrap_err();
+        assert!(refused.contains("lacuna cancel"), "{refused}");
+    }
+    command(&source, &["cancel"]).unwrap();
+    let (mut receiver, uri) = lab.receiving("receiver", false);
+    migrate(&mut source, &uri);
+    command(&source, &["quit"]).unwrap();
+    assert_eq!(end_of(&mut source), Some(0));
+    let refused = command(&receiver, &["quit"]).unwrap_err();
+    assert!(refused.contains("--end-guest"), "{refused}");
+    assert_eq!(whole_pass(&mut receiver).wrong, 0);
+    command(&receiver, &["quit", "--end-guest"]).unwrap();
+    assert_eq!(end_of(&mut receiver), Some(0));
+}
+
+#[test]
+fn a_machine_that_has_its_guest_listens_for_no_other() {
+    if skipped_without_kvm("listener closed") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (mut receiver, uri) = lab.receiving("receiver", true);
+    migrate(&mut source, &uri);
+    let address = uri.strip_prefix("tcp:").unwrap();
+    let refused = TcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    // Another receiver has the address, and the guest can go on to it.
+    release_and_check(&mut receiver);
+    let (mut next, uri) = lab.receiving_at("next", &uri, false);
+    migrate(&mut receiver, &uri);
+    assert_eq!(whole_pass(&mut next).wrong, 0);
+}
+
+#[test]
+fn a_guest_that_is_held_stays_held_until_somebody_lets_it_run() {
+    if skipped_without_kvm("held") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (mut held, uri) = lab.receiving("held", true);
+    migrate(&mut source, &uri);
+    // A migration that is cancelled leaves it held, too.
+    let (_nobody, uri) = lab.receiving("nobody", false);
+    slow().begin(&held, &uri);
+    in_first_round(&mut held);
+    command(&held, &["cancel"]).unwrap();
+    assert_eq!(status(&held).machine, MachineState::Held);
+    let checks = status(&held).guest.unwrap().checks;
+    let (mut next, uri) = lab.receiving("next", false);
+    migrate(&mut held, &uri);
+    let arrived = status(&next);
+    assert_eq!(arrived.machine, MachineState::Held);
+    assert_eq!(arrived.guest.unwrap().checks, checks, "it has run");
+    release_and_check(&mut next);
+    let (mut last, uri) = lab.receiving("last", false);
+    migrate(&mut next, &uri);
+    assert_eq!(status(&last).machine, MachineState::Running);
+    assert_eq!(whole_pass(&mut last).wrong, 0);
+}
+
+#[test]
+fn a_cancel_that_has_returned_has_given_the_guest_back() {
+    if skipped_without_kvm("cancel, done") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    for name in ["first", "second", "third"] {
+        let (_receiver, uri) = lab.receiving(name, true);
+        slow().begin(&source, &uri);
+        in_first_round(&mut source);
+        command(&source, &["cancel"]).unwrap();
+        assert_eq!(
+            status(&source).migration.status,
+            MigrationState::Cancelled,
+            "{name}"
+        );
+    }
+    // So that the next one can begin at once.
+    let (mut receiver, uri) = lab.receiving("receiver", true);
+    migrate(&mut source, &uri);
+    release_and_check(&mut receiver);
+}
+
+#[test]
+fn clients_that_say_nothing_do_not_lock_cancel_out() {
+    if skipped_without_kvm("idle clients") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (_receiver, uri) = lab.receiving("receiver", true);
+    slow().begin(&source, &uri);
+    in_first_round(&mut source);
+    let idle: Vec<_> = (0..100)
+        .map(|_| UnixStream::connect(&source.control).unwrap())
+        .collect();
+    command(&source, &["cancel"]).unwrap();
+    assert_eq!(status(&source).migration.status, MigrationState::Cancelled);
+    drop(idle);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+}
+
+#[test]
+fn sigterm_leaves_no_socket_and_does_not_succeed_if_a_guest_is_lost() {
+    if skipped_without_kvm("SIGTERM") {
+        return;
+    }
+    let lab = small_guest();
+    let stream = lab.folder().join("stream");
+    let address = format!("unix:{}", stream.display());
+    let (mut waiting, _) = lab.receiving_at("waiting", &address, true);
+    signal(&waiting, Signal::TERM);
+    assert_eq!(end_of(&mut waiting), Some(0), "no guest was there");
+    assert!(!stream.exists() && !waiting.control.exists());
+
+    let mut source = lab.running("source");
+    let (mut receiver, uri) = lab.receiving_at("receiver", &address, true);
+    migrate(&mut source, &uri);
+    signal(&source, Signal::INT);
+    assert_eq!(end_of(&mut source), Some(0), "its guest has left");
+    assert!(!source.control.exists());
+    signal(&receiver, Signal::TERM);
+    assert_eq!(end_of(&mut receiver), Some(1), "a guest is lost");
+    assert!(!stream.exists() && !receiver.control.exists());
+}
+
+#[test]
+fn a_report_is_there_as_soon_as_the_migration_is_over() {
+    if skipped_without_kvm("report") {
+        return;
+    }
+    let lab = small_guest();
+    let mut host = lab.running("a");
+    for name in ["b", "c", "d", "e"] {
+        let (mut next, uri) = lab.receiving(name, false);
+        Migration::default().begin(&host, &uri);
+        let mut client = host.client().unwrap();
+        host.wait_until("the end", PATIENCE, |status| {
+            Ok(status.migration.status.is_over())
+        })
+        .unwrap();
+        let _: serde_json::Value = client.ask(&Command::QueryReport).unwrap();
+        tell(&host, &Command::Quit(None));
+        assert_eq!(whole_pass(&mut next).wrong, 0);
+        host = next;
+    }
+}
