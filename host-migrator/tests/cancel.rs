@@ -18,7 +18,6 @@ use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::workload::{Behaviour, Workload};
 use software_guest::{Guest, migrate};
-use spec::stream::{GREETING_BYTES, SECTION_HEADER_BYTES};
 
 /// For what must happen: it does not, if it has not after this time.
 const FOR_EVER: Duration = Duration::from_secs(30);
@@ -129,8 +128,8 @@ fn cancelled_while_it_keeps_to_a_bandwidth_limit() {
 fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready() {
     let guest = guest();
     let back = Fault {
-        // Greeting, Accept, RoundReceived twice.
-        stall_after: Some(GREETING_BYTES + 3 * SECTION_HEADER_BYTES),
+        // Accept, RoundReceived twice.
+        answers: Some(3),
         ..Fault::default()
     };
     let handle = start(&guest, Fault::default(), back, MigrationParams::default());
@@ -145,8 +144,8 @@ fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready()
 fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_take() {
     let guest = guest();
     let back = Fault {
-        // Greeting, Accept, RoundReceived twice.
-        stall_after: Some(GREETING_BYTES + 3 * SECTION_HEADER_BYTES),
+        // Accept, RoundReceived twice.
+        answers: Some(3),
         ..Fault::default()
     };
     let params = MigrationParams {
@@ -165,8 +164,8 @@ fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_t
 fn a_guest_that_was_handed_over_cannot_be_taken_back() {
     let guest = guest();
     let back = Fault {
-        // Greeting, Accept, RoundReceived twice, Ready.
-        stall_after: Some(GREETING_BYTES + 4 * SECTION_HEADER_BYTES),
+        // Accept, RoundReceived twice, Ready.
+        answers: Some(4),
         ..Fault::default()
     };
     let params = MigrationParams {

@@ -14,7 +14,7 @@ use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus};
 use crate::machine::DestinationMachine;
 use crate::ram::GuestRam;
 use crate::transport::sections::{SectionReader, SectionWriter};
-use crate::transport::{Channel, SectionError};
+use crate::transport::{Channel, Heartbeats, SectionError};
 
 /// How long a source that was told of an error may go on sending.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -23,6 +23,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) struct Receiver<'a> {
     input: SectionReader,
     out: SectionWriter,
+    /// From the greeting on.
+    heartbeats: Option<Heartbeats>,
     ram: &'a GuestRam,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
@@ -42,6 +44,7 @@ impl<'a> Receiver<'a> {
         Self {
             input: SectionReader::new(reader),
             out: SectionWriter::new(writer),
+            heartbeats: None,
             ram,
             observer,
             status: ReceiveStatus {
@@ -60,6 +63,7 @@ impl<'a> Receiver<'a> {
     ) -> Result<ReceiveReport, ReceiveError> {
         let result = self.receive_and_run(machine);
         if let Err(error) = &result {
+            self.heartbeats = None;
             self.out.abort(&error.to_string());
             self.out.finish();
             self.input.drain(LAST_WORDS);
@@ -106,6 +110,7 @@ impl<'a> Receiver<'a> {
         let session = u64::from_le_bytes(session);
         let greeting = Greeting { session }.to_bytes();
         self.out.start(&greeting).map_err(SectionError::from)?;
+        self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
         let bytes: [u8; STREAM_HEADER_BYTES] = self.input.start().map_err(SectionError::from)?;
         let header = StreamHeader::from_bytes(&bytes).map_err(SectionError::from)?;
         if header.session != session {
@@ -145,7 +150,6 @@ impl<'a> Receiver<'a> {
     fn memory(&mut self) -> Result<Vec<u8>, ReceiveError> {
         let mut state = None;
         loop {
-            let before = self.input.bytes();
             let header = self.input.header()?;
             if header.round != self.status.round {
                 return Err(ReceiveError::Round {
@@ -174,7 +178,7 @@ impl<'a> Receiver<'a> {
                     let Some(state) = state else {
                         return Err(unexpected(header.kind, "MachineState").into());
                     };
-                    self.commit(&header, before)?;
+                    self.commit(&header)?;
                     return Ok(state);
                 }
                 found if state.is_some() => return Err(unexpected(found, "Commit").into()),
@@ -225,8 +229,9 @@ impl<'a> Receiver<'a> {
         Ok(pages)
     }
 
-    /// Compares the source's totals with what arrived; `bytes` is what came before the commit.
-    fn commit(&mut self, header: &SectionHeader, bytes: u64) -> Result<(), ReceiveError> {
+    /// Compares the source's totals with what arrived.
+    fn commit(&mut self, header: &SectionHeader) -> Result<(), ReceiveError> {
+        let bytes = self.input.bytes_before_section();
         let payload = self.input.payload(header)?;
         let sent = Totals::from_bytes(&payload).map_err(SectionError::from)?;
         let received = Totals {

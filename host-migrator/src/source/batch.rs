@@ -19,6 +19,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     pages: usize,
+    /// Pages of a section.
+    most: u64,
     runs: Vec<PageRange>,
     table: Vec<u8>,
 }
@@ -28,6 +30,7 @@ impl Batch {
         Self {
             bytes: vec![0; MAX_SECTION_PAGES as usize * PAGE],
             pages: 0,
+            most: MAX_SECTION_PAGES,
             runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
             table: Vec::new(),
         }
@@ -38,9 +41,14 @@ impl Batch {
         self.pages as u64
     }
 
+    /// Sets how many pages a section has, from 1 to [`MAX_SECTION_PAGES`]. It is empty.
+    pub(crate) fn set_most(&mut self, pages: u64) {
+        self.most = pages.clamp(1, MAX_SECTION_PAGES);
+    }
+
     /// Pages that still fit.
     pub(crate) fn space(&self) -> u64 {
-        MAX_SECTION_PAGES - self.pages()
+        self.most.saturating_sub(self.pages())
     }
 
     /// Adds the pages of `range`. With `find_zeros` those that are zero are not added, but returned, as bits

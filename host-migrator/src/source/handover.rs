@@ -47,6 +47,7 @@ pub(crate) fn switch_over(
     tracker.before_pause();
     // A stopped guest does not wait as long as one that runs.
     sender.link.set_patience(params.switchover_patience());
+    sender.link.peer.want_answers(true);
     enter(progress, MigrationState::PreSwitchover);
     let mut steps = DowntimeSteps::default();
     let mut clock = Clock(Instant::now());
@@ -73,8 +74,8 @@ pub(crate) fn switch_over(
     let out = &mut sender.link.out;
     out.section(SectionKind::MachineState, [&state])?;
     steps.state = clock.step();
-    let totals = sender.stream_totals().to_bytes();
-    sender.link.out.section(SectionKind::Commit, [&totals])?;
+    let totals = sender.stream_totals();
+    sender.link.out.commit(totals)?;
     sender.round_received()?;
     sender.link.peer.expect(SectionKind::Ready, "Ready")?;
     steps.commit = clock.step();
@@ -98,7 +99,7 @@ fn hand_over(
         return Err(MigrationError::Cancelled);
     }
     trace.record(Event::HandOver);
-    let sent = sender.link.out.section_or_count(SectionKind::HandOver, []);
+    let sent = sender.link.out.hand_over();
     if let Err(error) = &sent
         && error.written == 0
     {
@@ -109,6 +110,7 @@ fn hand_over(
     machine.hand_over();
     // The guest is the destination's; only its word that it runs is missing.
     sender.link.set_patience(params.peer_timeout);
+    sender.link.peer.want_answers(false);
     sent.map_err(|error| SectionError::Io(error.source))
         .and_then(|()| sender.link.peer.expect(SectionKind::Running, "Running"))
         .map_err(MigrationError::HandedOverUnconfirmed)

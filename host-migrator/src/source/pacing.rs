@@ -15,6 +15,10 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 /// Time that was not used to send is forgotten beyond this: no burst after a pause.
 const LARGEST_CREDIT: Duration = Duration::from_millis(10);
 
+/// At the limit a section takes no longer than this, unless it has one page only: the destination sees a stream, not
+/// a burst now and then.
+const SECTION_TIME: f64 = 0.1;
+
 /// Measures the channel and keeps to the bandwidth limit.
 #[derive(Debug)]
 pub(crate) struct Pacing {
@@ -44,6 +48,12 @@ impl Pacing {
             ASSUMED
         };
         self.limit.map_or(measured, |limit| limit.min(measured))
+    }
+
+    /// Bytes that a section may have at most.
+    pub(crate) fn section_bytes(&self) -> u64 {
+        self.limit
+            .map_or(u64::MAX, |limit| (limit * SECTION_TIME) as u64)
     }
 
     /// The same in pages of content.
@@ -87,6 +97,34 @@ mod tests {
         }
         let seconds = (now - start).as_secs_f64();
         assert!((9.9..=10.1).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn the_limit_is_kept_within_two_percent_from_32_kib_to_1_gb_a_second() {
+        for limit in [32 << 10, 1 << 20, 100_000_000, 1_000_000_000] {
+            let mut pacing = Pacing::new(Some(limit));
+            let section = (pacing.section_bytes() / PAGE_SIZE).clamp(1, 256) * PAGE_SIZE + 64;
+            let start = Instant::now();
+            let (mut now, mut sent) = (start, 0);
+            while now - start < Duration::from_secs(20) {
+                // What it takes to send at all, and sleeps that end late.
+                now += Duration::from_nanos(section / 3);
+                sent += section;
+                let late = Duration::from_micros(sent % 4000);
+                now += pacing
+                    .pause(now, section)
+                    .map_or(Duration::ZERO, |pause| pause + late);
+            }
+            let kept = sent as f64 / (now - start).as_secs_f64() / limit as f64;
+            assert!((0.98..=1.02).contains(&kept), "{kept} of {limit}");
+        }
+    }
+
+    #[test]
+    fn a_section_takes_a_tenth_of_a_second_at_the_limit() {
+        assert_eq!(Pacing::new(Some(32 << 10)).section_bytes(), 3276);
+        assert_eq!(Pacing::new(Some(10 << 20)).section_bytes(), 1 << 20);
+        assert_eq!(Pacing::new(None).section_bytes(), u64::MAX);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub(crate) fn migrate(
     let mut link = Link {
         out: SectionWriter::new(writer),
         peer: SectionReader::new(reader),
+        heartbeats: None,
     };
     let result = run(source, params, &mut link, progress).map_err(|error| {
         let cancelled = !progress.commit() && progress.is_cancelled();
@@ -64,9 +65,10 @@ pub(crate) fn migrate(
         if let Err(error) = source.machine.resume() {
             log::error!("after a migration that failed: {error}");
         }
-        link.out.abort(&error.to_string());
+        link.abort(&error.to_string());
+    } else {
+        drop(link);
     }
-    drop(link);
     put_back(source, params);
     source.trace.record(Event::End(outcome(&result)));
     progress.update(|status| {
@@ -215,6 +217,7 @@ fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
         regions: ram.regions().len() as u32,
     };
     link.out.start(&header.to_bytes())?;
+    link.start_heartbeats()?;
     link.out.section(SectionKind::Layout, [&ram.layout()])?;
     Ok(link.peer.expect(SectionKind::Accept, "Accept")?)
 }

@@ -10,9 +10,13 @@ use super::link::Link;
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
+/// Pages of a section at most, roughly: the destination makes so many zero at once, and reads nothing meanwhile.
+const MOST_PAGES: u64 = 1 << 18;
+
 /// Runs of the next section that has runs only.
 pub(crate) struct RunTable {
     kind: SectionKind,
+    pages: u64,
     last: Option<PageRange>,
     table: Vec<u8>,
 }
@@ -21,6 +25,7 @@ impl RunTable {
     pub(crate) fn new(kind: SectionKind) -> Self {
         Self {
             kind,
+            pages: 0,
             last: None,
             table: Vec::new(),
         }
@@ -29,6 +34,7 @@ impl RunTable {
     /// Adds `run`, joined to the last one where they touch inside a region.
     pub(crate) fn push(&mut self, run: PageRange, ram: &GuestRam) {
         for piece in ram.pieces(run) {
+            self.pages += piece.count();
             let joined = self
                 .last
                 .filter(|last| last.end() == piece.first() && !ram.begins_region(piece.first()));
@@ -43,9 +49,11 @@ impl RunTable {
         }
     }
 
-    /// No room for the runs of another word.
-    pub(crate) fn is_full(&self) -> bool {
+    /// No room for the runs of another word, where a section has about `most_bytes`.
+    pub(crate) fn is_full(&self, most_bytes: u64) -> bool {
         self.table.len() / RUN_BYTES + 65 > MAX_SECTION_RUNS
+            || self.table.len() as u64 >= most_bytes
+            || self.pages >= MOST_PAGES
     }
 
     /// Sends them; it is empty then.
@@ -57,6 +65,7 @@ impl RunTable {
                 self.record(trace);
             }
             self.table.clear();
+            self.pages = 0;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use spec::hint_map::Told;
-use spec::stream::{SectionKind, Totals};
+use spec::stream::{MAX_SECTION_PAGES, SectionKind, Totals};
 use spec::trace::{Event, PageBits};
 use spec::{PAGE_SIZE, PageRange};
 
@@ -29,6 +29,9 @@ use crate::trace::Trace;
 /// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
 const NAP: Duration = Duration::from_millis(1);
 
+/// After so many words (1 GiB) it looks for a cancel and at the peer, though nothing of them had to be sent.
+const WORDS_UNCHECKED: u32 = 4096;
+
 /// Sends pages, and knows what the destination has.
 pub(crate) struct Sender<'a> {
     pub(crate) link: &'a mut Link,
@@ -36,6 +39,12 @@ pub(crate) struct Sender<'a> {
     progress: &'a Progress,
     trace: &'a Trace,
     pub(crate) pacing: Pacing,
+    /// The bandwidth limit is kept to: the guest runs.
+    keeps_pace: bool,
+    /// Words of the bitmap that were claimed since the last [`Sender::check`].
+    unchecked_words: u32,
+    /// Bytes sent that have had their time at the limit.
+    paced: u64,
     /// Pages that may be other than zero at the destination.
     sent: MigrationBitmap,
     /// Pages whose latest content was not sent, and why.
@@ -67,11 +76,14 @@ impl<'a> Sender<'a> {
         left_out: LeftOut,
     ) -> Self {
         Self {
+            paced: link.out.bytes(),
             link,
             ram,
             progress,
             trace,
             pacing,
+            keeps_pace: true,
+            unchecked_words: 0,
             sent: MigrationBitmap::new(ram.bitmap_pages()),
             left_out,
             find_zeros,
@@ -136,6 +148,8 @@ impl<'a> Sender<'a> {
         early: &mut EarlyHarvest<'_>,
         outlook: Outlook,
     ) -> Result<(), MigrationError> {
+        self.keeps_pace = true;
+        self.batch.set_most(self.pacing.section_bytes() / PAGE_SIZE);
         let opened = Instant::now();
         let mut hold_back = HoldBack::new(outlook);
         // What is pending in later rounds was used just now, and what is free otherwise says nothing about it.
@@ -147,26 +161,28 @@ impl<'a> Sender<'a> {
         if let Some(free_before) = pass.free_before() {
             for index in pass.bitmap().occupied() {
                 let claimed = pass.bitmap().clear(index, !free_before.load(index));
-                self.send_claimed(pass, index, claimed, true)?;
+                self.send_claimed(pass, index, claimed)?;
                 early.when_due(self.round.pages_sent, free)?;
             }
         }
         for index in pass.bitmap().occupied() {
             self.wait_for_hints(pass, index, opened, &mut hold_back)?;
             let claimed = pass.bitmap().claim(index);
-            self.send_claimed(pass, index, claimed, true)?;
+            self.send_claimed(pass, index, claimed)?;
             early.when_due(self.round.pages_sent, free)?;
         }
-        self.flush(true)
+        self.flush()
     }
 
     /// Sends all that is pending, as fast as it goes: the guest stands still.
     pub(crate) fn walk_the_rest(&mut self, pass: &Pass<'_>) -> Result<(), MigrationError> {
+        self.keeps_pace = false;
+        self.batch.set_most(MAX_SECTION_PAGES);
         for index in pass.bitmap().occupied() {
             let claimed = pass.bitmap().claim(index);
-            self.send_claimed(pass, index, claimed, false)?;
+            self.send_claimed(pass, index, claimed)?;
         }
-        self.flush(false)
+        self.flush()
     }
 
     /// Sends or skips the `claimed` pages of a word. Claim before copy, always: a write after the claim is caught by
@@ -176,10 +192,13 @@ impl<'a> Sender<'a> {
         pass: &Pass<'_>,
         index: usize,
         claimed: u64,
-        paced: bool,
     ) -> Result<(), MigrationError> {
         if claimed == 0 {
             return Ok(());
+        }
+        self.unchecked_words += 1;
+        if self.unchecked_words >= WORDS_UNCHECKED {
+            self.check()?;
         }
         self.record(index, claimed, Event::Claim);
         let back = &mut self.round.back_dirty_by_source;
@@ -191,7 +210,7 @@ impl<'a> Sender<'a> {
             self.skip(index, told)?;
         }
         if claimed != hinted {
-            self.send_word(pass, index, claimed & !hinted, paced)?;
+            self.send_word(pass, index, claimed & !hinted)?;
         }
         Ok(())
     }
@@ -233,14 +252,14 @@ impl<'a> Sender<'a> {
         &self.totals
     }
 
-    /// What the destination is to compare with what it received.
+    /// What the destination is to compare with what it received; the bytes are counted as they are sent.
     pub(crate) fn stream_totals(&self) -> Totals {
         Totals {
             pages_sent: self.totals.pages_sent,
             pages_zero: self.zeroed,
             pages_discarded: self.discarded,
             rounds: u64::from(self.totals.round),
-            bytes: self.link.out.bytes(),
+            bytes: 0,
         }
     }
 
@@ -251,6 +270,7 @@ impl<'a> Sender<'a> {
 
     /// An error if the migration was cancelled, or the destination has given up.
     pub(crate) fn check(&mut self) -> Result<(), MigrationError> {
+        self.unchecked_words = 0;
         if self.progress.is_cancelled() {
             return Err(MigrationError::Cancelled);
         }
@@ -286,7 +306,7 @@ impl<'a> Sender<'a> {
             }
             if now == began {
                 // What is known to be needed does not wait.
-                self.flush_pages(true)?;
+                self.flush_pages()?;
             }
             self.check()?;
             std::thread::sleep(NAP);
@@ -312,8 +332,9 @@ impl<'a> Sender<'a> {
             self.discarded += run.count();
             self.discard.push(run, self.ram);
         }
-        if self.discard.is_full() {
+        if self.discard.is_full(self.pacing.section_bytes()) {
             self.discard.flush(self.link, self.trace)?;
+            self.keep_pace()?;
         }
         Ok(())
     }
@@ -323,7 +344,6 @@ impl<'a> Sender<'a> {
         pass: &Pass<'_>,
         index: usize,
         bits: u64,
-        paced: bool,
     ) -> Result<(), MigrationError> {
         let base = index as u64 * 64;
         self.record(index, bits, Event::Copy);
@@ -335,7 +355,7 @@ impl<'a> Sender<'a> {
         for run in runs_of_word(base, bits & !zero) {
             // A log that marks pages where there is no memory has nothing to say.
             for piece in self.ram.pieces(run) {
-                zero |= self.send_run(base, piece, paced)?;
+                zero |= self.send_run(base, piece)?;
             }
         }
         self.record(index, holes, Event::HoleTaken);
@@ -353,8 +373,9 @@ impl<'a> Sender<'a> {
             self.zeroed += run.count();
             self.zero.push(run, self.ram);
         }
-        if self.zero.is_full() {
+        if self.zero.is_full(self.pacing.section_bytes()) {
             self.zero.flush(self.link, self.trace)?;
+            self.keep_pace()?;
         }
         Ok(())
     }
@@ -369,12 +390,12 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the pages of `run` that are not zero. Returns those that are, as bits from page `base`.
-    fn send_run(&mut self, base: u64, run: PageRange, paced: bool) -> Result<u64, MigrationError> {
+    fn send_run(&mut self, base: u64, run: PageRange) -> Result<u64, MigrationError> {
         let mut zero = 0;
         let mut first = run.first();
         while let Some(left) = PageRange::new(first, run.end() - first) {
             let Some(part) = PageRange::new(first, left.count().min(self.batch.space())) else {
-                self.flush_pages(paced)?;
+                self.flush_pages()?;
                 continue;
             };
             zero |= self.batch.fill(self.ram, part, self.find_zeros)? << (first - base);
@@ -383,15 +404,15 @@ impl<'a> Sender<'a> {
         Ok(zero)
     }
 
-    fn flush(&mut self, paced: bool) -> Result<(), MigrationError> {
-        self.flush_pages(paced)?;
+    fn flush(&mut self) -> Result<(), MigrationError> {
+        self.flush_pages()?;
         self.zero.flush(self.link, self.trace)?;
         self.discard.flush(self.link, self.trace)?;
         self.report();
-        Ok(())
+        self.keep_pace()
     }
 
-    fn flush_pages(&mut self, paced: bool) -> Result<(), MigrationError> {
+    fn flush_pages(&mut self) -> Result<(), MigrationError> {
         self.check()?;
         let pages = self.batch.pages();
         if pages == 0 {
@@ -405,14 +426,18 @@ impl<'a> Sender<'a> {
         self.pacing.sent(bytes, began.elapsed());
         self.round.pages_sent += pages;
         self.report();
-        if paced && let Some(pause) = self.pacing.pause(Instant::now(), bytes) {
-            self.pause(pause)?;
-        }
-        Ok(())
+        self.keep_pace()
     }
 
-    fn pause(&mut self, pause: Duration) -> Result<(), MigrationError> {
-        let end = Instant::now() + pause;
+    /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
+    fn keep_pace(&mut self) -> Result<(), MigrationError> {
+        let bytes = self.link.out.bytes();
+        let new = bytes - std::mem::replace(&mut self.paced, bytes);
+        if !self.keeps_pace {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let end = now + self.pacing.pause(now, new).unwrap_or_default();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A connected stream whose every wait has an end: data, a closed socket, a stop from another thread, or
 //! a peer that has been silent for too long.
+//!
+//! A peer is silent that neither takes nor gives a byte. The sizes of the socket's buffers are left to the kernel: one
+//! that is set once is never tuned again, and a long link then carries a part of what it could.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -18,9 +21,9 @@ use super::{Address, TransportError};
 
 /// How often a blocked read or write looks whether it has been stopped.
 const TICK: Duration = Duration::from_millis(20);
-/// Socket buffers: a few sections, so that neither side waits for the other's every wake-up. The kernel
-/// may grant less.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// When the kernel gives up a peer that does not acknowledge what was sent, in patiences. More than one: the kernel
+/// counts the time in which a slow peer acknowledges everything but has no room for more, and this side does not.
+const KERNEL_PATIENCES: u32 = 4;
 /// How long a peer may be silent, unless the operator says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,6 +64,7 @@ impl Channel {
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        set_kernel_patience(&self.socket, patience);
         self
     }
 
@@ -75,6 +79,7 @@ impl Channel {
             socket: Arc::clone(&self.socket),
             stop: self.stop.clone(),
             patience: self.patience,
+            heard: Instant::now(),
         };
         let writer = Writer {
             socket: self.socket,
@@ -86,11 +91,9 @@ impl Channel {
 
     fn new(socket: OwnedFd) -> io::Result<Self> {
         let options = SockRef::from(&socket);
-        // Larger buffers are welcome, not needed.
-        let _ = options.set_send_buffer_size(SOCKET_BUFFER);
-        let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
         options.set_read_timeout(Some(TICK))?;
         options.set_write_timeout(Some(TICK))?;
+        set_kernel_patience(&socket, PATIENCE);
         Ok(Self {
             socket: Arc::new(socket),
             stop: StopFlag::default(),
@@ -175,6 +178,8 @@ pub(crate) struct Reader {
     socket: Arc<OwnedFd>,
     stop: StopFlag,
     patience: Duration,
+    /// When the peer's last byte was read.
+    heard: Instant,
 }
 
 impl Reader {
@@ -182,17 +187,37 @@ impl Reader {
         self.patience = patience;
     }
 
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The error for a peer that says nothing for too long.
+    pub(crate) fn silent(&self) -> io::Error {
+        silent(self.patience)
+    }
+
+    /// An error if no byte of the peer has been read for longer than the patience. To be asked when nothing is there
+    /// to be read.
+    pub(crate) fn check_heard(&self) -> io::Result<()> {
+        if self.heard.elapsed() < self.patience {
+            Ok(())
+        } else {
+            Err(self.silent())
+        }
+    }
+
     /// Fills `bytes`.
     pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
         while filled < bytes.len() {
-            let wait = Wait::new(&self.stop, self.patience);
+            let wait = Wait::new(&self.socket, &self.stop, self.patience);
             match wait.until_ready(|| {
                 Ok(recv(&*self.socket, &mut bytes[filled..], RecvFlags::empty())?.0)
             })? {
                 0 => return Err(hung_up()),
                 count => filled += count,
             }
+            self.heard = Instant::now();
         }
         Ok(())
     }
@@ -204,6 +229,20 @@ impl Reader {
             recv(&*self.socket, &mut [0], flags),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
         )
+    }
+
+    /// Reads what has come, and forgets it. Does not wait.
+    pub(crate) fn forget_received(&mut self) {
+        let mut bytes = [0; 4096];
+        // A peer that floods this side need not be heard out.
+        for _ in 0..1024 {
+            if !matches!(
+                recv(&*self.socket, &mut bytes, RecvFlags::DONTWAIT),
+                Ok((_, 1..))
+            ) {
+                return;
+            }
+        }
     }
 
     /// Reads what still comes, up to the peer's end or for a short time, and forgets it: a socket that is
@@ -246,7 +285,7 @@ impl Writer {
         let mut written = 0;
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
-            let wait = Wait::new(&self.stop, self.patience);
+            let wait = Wait::new(&self.socket, &self.stop, self.patience);
             let count = wait
                 .until_ready(|| {
                     let mut no_fds = SendAncillaryBuffer::default();
@@ -260,6 +299,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes as much of `bytes` as the kernel takes at once. Returns how much; 0 also for a connection that has
+    /// failed, which the next [`Writer::write_all`] will say.
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> usize {
+        let mut no_fds = SendAncillaryBuffer::default();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&*self.socket, &[IoSlice::new(bytes)], &mut no_fds, flags).unwrap_or(0)
+    }
+
     /// No more is sent; the peer sees the end after what was sent.
     pub(crate) fn finish(&mut self) {
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write);
@@ -268,17 +315,20 @@ impl Writer {
 
 /// One wait for a socket, whose calls return after at most [`TICK`].
 struct Wait<'a> {
+    socket: &'a OwnedFd,
     stop: &'a StopFlag,
     patience: Duration,
-    started: Option<Instant>,
+    /// Since when the peer has been silent, and what of it was unread then.
+    silence: Option<(Instant, u64)>,
 }
 
 impl<'a> Wait<'a> {
-    fn new(stop: &'a StopFlag, patience: Duration) -> Self {
+    fn new(socket: &'a OwnedFd, stop: &'a StopFlag, patience: Duration) -> Self {
         Self {
+            socket,
             stop,
             patience,
-            started: None,
+            silence: None,
         }
     }
 
@@ -288,10 +338,8 @@ impl<'a> Wait<'a> {
             match call() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let started = *self.started.get_or_insert(begin);
-                    if started.elapsed() >= self.patience {
-                        let text = format!("the other side was silent for {:?}", self.patience);
-                        return Err(io::Error::new(ErrorKind::TimedOut, text));
+                    if self.silence_since(begin).elapsed() >= self.patience {
+                        return Err(silent(self.patience));
                     }
                 }
                 result => return result,
@@ -301,8 +349,92 @@ impl<'a> Wait<'a> {
             }
         }
     }
+
+    /// Since when nothing has come from the peer: one that takes nothing may still send heartbeats. The call that
+    /// began at `begin` was in vain.
+    fn silence_since(&mut self, begin: Instant) -> Instant {
+        // A socket that cannot say what is unread has failed, and the next call says so.
+        let unread = rustix::io::ioctl_fionread(self.socket).unwrap_or(0);
+        match self.silence {
+            Some((since, before)) if before == unread => since,
+            known => {
+                let since = known.map_or(begin, |_| Instant::now());
+                self.silence = Some((since, unread));
+                since
+            }
+        }
+    }
+}
+
+fn silent(patience: Duration) -> io::Error {
+    let text = format!("the other side was silent for {patience:?}");
+    io::Error::new(ErrorKind::TimedOut, text)
+}
+
+/// Has the kernel give up a TCP peer that acknowledges nothing. Sockets of other kinds know nothing of it.
+fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
+    let patience = patience.saturating_mul(KERNEL_PATIENCES);
+    // Milliseconds in 32 bits, signed: a longer time is none.
+    let limit = (patience.as_millis() <= i32::MAX as u128).then_some(patience);
+    let _ = SockRef::from(socket).set_tcp_user_timeout(limit);
 }
 
 fn hung_up() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, "the other side has hung up")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// A TCP connection: a channel, and the peer's bare socket.
+    fn tcp() -> (Channel, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        (near.try_into().unwrap(), far)
+    }
+
+    #[test]
+    fn the_kernel_sizes_the_buffers_of_a_channel() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bare = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (channel, _far) = tcp();
+        let (ours, bare) = (SockRef::from(&channel.socket), SockRef::from(&bare));
+        let sizes = |socket: &SockRef<'_>| {
+            let send = socket.send_buffer_size().unwrap();
+            (send, socket.recv_buffer_size().unwrap())
+        };
+        assert_eq!(sizes(&ours), sizes(&bare));
+    }
+
+    #[test]
+    fn the_kernel_looks_for_a_tcp_peer_that_is_gone() {
+        let (channel, _far) = tcp();
+        let channel = channel.with_patience(Duration::from_secs(20));
+        let socket = SockRef::from(&channel.socket);
+        assert!(socket.keepalive().unwrap());
+        let given_up = socket.tcp_user_timeout().unwrap();
+        assert_eq!(given_up, Some(Duration::from_secs(80)));
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_and_speaks_is_not_silent() {
+        let (channel, far) = tcp();
+        let (_, mut writer) = channel.with_patience(Duration::from_millis(500)).split();
+        let speaker = std::thread::spawn(move || {
+            use std::io::Write;
+            for _ in 0..30 {
+                (&far).write_all(b"!").unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Instant::now()
+        });
+        let bytes = vec![0; 64 << 20];
+        let error = writer.write_all(&mut [IoSlice::new(&bytes)]).unwrap_err();
+        let gave_up = Instant::now();
+        assert_eq!(error.source.kind(), ErrorKind::TimedOut);
+        assert!(gave_up > speaker.join().unwrap());
+    }
 }

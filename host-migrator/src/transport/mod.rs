@@ -3,12 +3,14 @@
 
 mod address;
 mod channel;
+mod heartbeat;
 mod listener;
 pub(crate) mod sections;
 
 pub use address::{Address, AddressError};
 pub use channel::{Channel, Closer};
 pub(crate) use channel::{Reader, StopFlag, Writer};
+pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
 pub use sections::SectionError;
 

@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod hints;
+pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod proxy;

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use spec::stream::{GREETING_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind};
+
 /// What happens to the bytes of one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fault {
@@ -16,6 +18,8 @@ pub struct Fault {
     pub flip: Option<usize>,
     /// The other end hears nothing more after this many bytes, but the connection stays.
     pub stall_after: Option<usize>,
+    /// Of the destination the greeting and so many answers are heard, heartbeats not counted, and nothing more.
+    pub answers: Option<usize>,
 }
 
 /// A wire that runs until one of its ends is closed.
@@ -64,6 +68,16 @@ fn pump(
     thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         let mut done = 0;
+        let fault = match fault.answers {
+            None => fault,
+            Some(answers) => {
+                done = pass_answers(&mut from, &mut to, answers).unwrap_or(0);
+                Fault {
+                    stall_after: Some(done),
+                    ..fault
+                }
+            }
+        };
         loop {
             let stall = fault.stall_after.map_or(usize::MAX, |at| at - done);
             if stall == 0 {
@@ -100,6 +114,30 @@ fn pump(
             let _ = to.shutdown(Shutdown::Write);
         }
     })
+}
+
+/// Passes the destination's greeting on, and its sections up to the last of so many `answers`. Returns their bytes.
+fn pass_answers(
+    from: &mut UnixStream,
+    to: &mut UnixStream,
+    mut answers: usize,
+) -> std::io::Result<usize> {
+    let mut bytes = vec![0; GREETING_BYTES];
+    from.read_exact(&mut bytes)?;
+    to.write_all(&bytes)?;
+    let mut done = bytes.len();
+    while answers > 0 {
+        let mut header = [0; SECTION_HEADER_BYTES];
+        from.read_exact(&mut header)?;
+        let section = SectionHeader::from_bytes(&header).unwrap();
+        let mut payload = vec![0; section.length as usize];
+        from.read_exact(&mut payload)?;
+        to.write_all(&header)?;
+        to.write_all(&payload)?;
+        done += header.len() + payload.len();
+        answers -= usize::from(section.kind != SectionKind::Heartbeat);
+    }
+    Ok(done)
 }
 
 fn closed(stream: &UnixStream) -> bool {

@@ -27,7 +27,7 @@ use crate::wire;
 /// The first eight bytes of [`Greeting`] and [`StreamHeader`].
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
 /// The stream's version. A reader takes no other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a [`Greeting`].
 pub const GREETING_BYTES: usize = 32;
 /// Bytes of a [`StreamHeader`].

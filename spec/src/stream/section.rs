@@ -30,6 +30,9 @@ pub enum SectionKind {
     HandOver = 8,
     /// Either side: the migration is off; the payload says why (UTF-8).
     Abort = 9,
+    /// Either side: it is alive and has nothing else to send; empty. It may stand between any two sections, and
+    /// says nothing about a round.
+    Heartbeat = 10,
     /// Destination: layout accepted; empty.
     Accept = 32,
     /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
@@ -56,6 +59,7 @@ impl SectionKind {
             7 => Self::Commit,
             8 => Self::HandOver,
             9 => Self::Abort,
+            10 => Self::Heartbeat,
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
@@ -77,6 +81,7 @@ impl SectionKind {
             Self::Abort => 4096,
             Self::RoundEnd
             | Self::HandOver
+            | Self::Heartbeat
             | Self::Accept
             | Self::Ready
             | Self::Running

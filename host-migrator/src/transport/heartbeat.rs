@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Heartbeats: a side that sends nothing else, because it waits or works, says that it is alive.
+//!
+//! A thread of its own sends them, so that they go on while a disk, a device or a kernel call keeps the migration's
+//! thread. They show that the process lives and that the connection carries bytes, not that the migration makes
+//! progress: what may take only so long has a deadline besides.
+
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::sections::SectionWriter;
+
+/// A side that has sent nothing for so long sends a heartbeat. Half of the second that the peer is promised: threads
+/// may wake late.
+pub(super) const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Sends heartbeats from its start until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Heartbeats {
+    /// Dropped to end the thread.
+    alive: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeats {
+    /// Begins to send heartbeats on `out`. Both sides have sent what comes before the first section.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub(crate) fn start(out: &SectionWriter) -> io::Result<Self> {
+        let (alive, ended) = channel();
+        let out = out.clone();
+        let thread = thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(move || {
+                let mut wait = INTERVAL;
+                while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                    wait = out.beat(INTERVAL);
+                }
+            })?;
+        Ok(Self {
+            alive: Some(alive),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.alive = None;
+        if let Some(thread) = self.thread.take() {
+            // It never waits for the peer, so it ends at once. A panic in it has ended the heartbeats before.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A wire that is slow, long, or interrupted for a while. It loses nothing.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How a wire carries the bytes of one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Link {
+    /// Bytes a second; none: as fast as it goes.
+    pub rate: Option<u64>,
+    /// How long each byte is on the way.
+    pub delay: Duration,
+    /// After so many bytes nothing moves for so long.
+    pub outage: Option<(usize, Duration)>,
+}
+
+/// Bytes that are on the way at most.
+const CHUNKS_ON_THE_WAY: usize = 1024;
+const CHUNK: usize = 16 << 10;
+
+/// A wire whose two directions are `forth` and `back`. Returns the source's end and the destination's.
+pub fn wire(forth: Link, back: Link) -> (UnixStream, UnixStream) {
+    let (source, here) = UnixStream::pair().unwrap();
+    let (there, destination) = UnixStream::pair().unwrap();
+    carry(&here, &there, forth);
+    carry(&there, &here, back);
+    (source, destination)
+}
+
+fn carry(from: &UnixStream, to: &UnixStream, link: Link) {
+    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+    let (put, take) = sync_channel(CHUNKS_ON_THE_WAY);
+    thread::spawn(move || put_in(from, link, &put));
+    thread::spawn(move || take_out(to, &take));
+}
+
+/// Bytes, and when they are due at the other end.
+type OnTheWay = (Instant, Vec<u8>);
+
+fn put_in(mut from: UnixStream, link: Link, put: &SyncSender<OnTheWay>) {
+    // A slow wire carries small pieces.
+    let chunk = link.rate.map_or(CHUNK, |rate| (rate / 32).max(1) as usize);
+    let mut buffer = vec![0; chunk.min(CHUNK)];
+    let mut done = 0;
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if let Some(rate) = link.rate {
+            thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
+        }
+        done += count;
+        if let Some((after, outage)) = link.outage
+            && (done - count..done).contains(&after)
+        {
+            thread::sleep(outage);
+        }
+        if put
+            .send((Instant::now() + link.delay, buffer[..count].to_vec()))
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn take_out(mut to: UnixStream, take: &Receiver<OnTheWay>) {
+    for (due, bytes) in take {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        if to.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+    // The end of one side is seen by the other, after what was sent before.
+    let _ = to.shutdown(Shutdown::Write);
+}
