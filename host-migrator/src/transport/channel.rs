@@ -429,12 +429,14 @@ mod tests {
                 (&far).write_all(b"!").unwrap();
                 std::thread::sleep(Duration::from_millis(50));
             }
-            Instant::now()
+            (Instant::now(), far)
         });
         let bytes = vec![0; 64 << 20];
         let error = writer.write_all(&mut [IoSlice::new(&bytes)]).unwrap_err();
         let gave_up = Instant::now();
         assert_eq!(error.source.kind(), ErrorKind::TimedOut);
-        assert!(gave_up > speaker.join().unwrap());
+        // The far end stays open until here.
+        let (fell_silent, _far) = speaker.join().unwrap();
+        assert!(gave_up > fell_silent);
     }
 }
