@@ -22,7 +22,7 @@ impl Trace {
     /// [`io::Error`] if there is no trace.
     pub fn open(path: &Path, host: u16) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
-        let memory = SharedMap::whole(file).map_err(io::Error::other)?;
+        let memory = SharedMap::whole(file)?;
         let recorder = Recorder::open(memory, host).map_err(io::Error::other)?;
         Ok(Self(Some(Arc::new(recorder))))
     }

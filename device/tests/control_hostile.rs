@@ -13,7 +13,8 @@ use rig::guest::{Daemon, Guest, MIB, USUAL};
 use rig::migrator::{Migrator, memfd};
 use rig::person::Person;
 use rig::queue::Buffer;
-use spec::control::{HEADER_BYTES, MAX_PAYLOAD, Reply, Request, VERSION};
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use spec::control::{HEADER_BYTES, MAX_PAYLOAD, Refusal, Reply, Request, VERSION};
 use vhost_device_balloon::sockets;
 
 /// More than the device serves at a time.
@@ -187,4 +188,21 @@ fn nothing_is_left_of_clients_that_come_and_go() {
     rig::eventually("all of them gone", || {
         (open_files(&daemon) <= before).then_some(())
     });
+}
+
+#[test]
+fn a_hint_map_of_huge_pages_that_the_host_does_not_have_is_refused_and_ends_nobody() {
+    let mut daemon = Daemon::start(&[]);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+    let Ok(file) = memfd_create("hint-map", flags) else {
+        return println!("skipped: this kernel has no huge pages for memory files");
+    };
+    let bytes = 2 << 20;
+    rustix::fs::ftruncate(&file, bytes).unwrap();
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+    let mut person = Person::connect(&daemon.control());
+    let reply = person.ask_with(Request::SetHintMap { bytes }, &[file]);
+    assert_eq!(reply, Reply::Refused(Refusal::HintMap));
+    assert!(daemon.lives());
+    migrating(&daemon);
 }

@@ -5,10 +5,11 @@
 mod rig;
 
 use rig::ballooning::{Ballooning, FREE, pfn};
-use rig::guest::{HIGH, LOW, MIB, PAGES, POISON, REPORTING, USUAL};
+use rig::guest::{Guest, HIGH, LOW, MIB, PAGES, POISON, REPORTING, USUAL, guest_memory};
 use rig::migrator::Migrator;
 use rig::queue::{Buffer, Queue};
-use spec::balloon::Config;
+use spec::balloon::{CommandId, Config};
+use spec::control::{PageSet, Refusal, Request};
 use spec::hint_map::HintPhase;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -175,4 +176,81 @@ fn without_the_flag_reporting_is_not_offered_and_its_queue_is_none() {
     it.inflate(&[pfn(FREE) + 1]);
     assert!(it.guest.is_in_use(FREE));
     assert_eq!(reports.used(), 0);
+}
+
+#[test]
+fn a_guest_that_reports_80_tib_of_nothing_does_not_fill_the_devices_memory() {
+    const ALL: u64 = 80 << 40;
+    const GIB: u64 = 1 << 30;
+    let memory = guest_memory(&[(0, ALL)]);
+    let mut it = Ballooning::boot_with(&["--free-page-reporting"], USUAL | REPORTING, memory);
+    let mut reports = it.guest.queue(4);
+    reports.start(&mut it.guest.front_end, 0);
+    for part in 0..ALL / (512 * GIB) {
+        let report = |gib: u64| Buffer::In((part * 512 + gib) * GIB, GIB as u32);
+        // Not the rings. A chain of more than 4 GiB would be none.
+        let first = u64::from(part == 0);
+        (first..512).for_each(|gib| reports.add(&[report(gib)]));
+        reports.kick();
+        reports.wait_until_used();
+    }
+    assert!(it.daemon.lives());
+    assert_eq!(it.status().reported_pages, (ALL - GIB) / 4096);
+    // The device has a limit of 1.25 GiB; this is what it may keep of that.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", it.daemon.process.id()));
+    let status = status.unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kibibytes: u64 = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .and_then(|number| number.parse().ok())
+        .unwrap();
+    assert!(kibibytes < 512 << 10, "{kibibytes} KiB");
+}
+
+#[test]
+fn what_a_guest_has_reported_or_hinted_goes_with_it() {
+    let (mut it, mut reports) = reporting(0);
+    it.guest.hints.start(&mut it.guest.front_end, 0);
+    let report = |reports: &mut Queue, it: &mut Ballooning| {
+        reports.send(&[Buffer::In(FREE, 8192)]);
+        let found = it.person.page_map(PageSet::Reported).0;
+        assert_eq!(found, [(FREE / 4096, 2)]);
+    };
+    report(&mut reports, &mut it);
+    // A driver that is loaded again, or a guest that has rebooted: its rings begin anew.
+    it.inflate(&[pfn(FREE + MIB)]);
+    it.inflate.stop(&it.guest.front_end);
+    it.inflate = it.guest.queue(0);
+    it.inflate.clear_used();
+    it.inflate.set_available(0);
+    it.inflate.start(&mut it.guest.front_end, 0);
+    it.inflate(&[pfn(FREE + 2 * MIB)]);
+    assert_eq!(it.person.page_map(PageSet::Reported).0, []);
+    report(&mut reports, &mut it);
+    // A round of a person's, which stays to be looked at as long as the guest is there.
+    it.person.hints(Request::HintStart);
+    let id = CommandId::new(it.guest.wait_for_change().free_page_hint_cmd_id).unwrap();
+    it.guest.start_round(id);
+    it.guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    it.person.hints(Request::HintStop);
+    assert_eq!(it.person.page_map(PageSet::Hinted).0, [(FREE / 4096, 1)]);
+    it.guest.front_end.reset_device().unwrap();
+    assert_eq!(it.person.page_map(PageSet::Reported).0, []);
+    let hinted = it.person.refused(Request::PageMap(PageSet::Hinted));
+    assert_eq!(hinted, Refusal::NoMap);
+
+    let (it, mut reports) = reporting(0);
+    let mut it = it;
+    report(&mut reports, &mut it);
+    let Ballooning {
+        guest,
+        mut person,
+        daemon,
+        ..
+    } = it;
+    drop(guest);
+    let _next = Guest::boot(&daemon, USUAL, 3);
+    assert_eq!(person.page_map(PageSet::Reported).0, []);
 }

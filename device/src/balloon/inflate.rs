@@ -10,7 +10,6 @@ use spec::balloon::QueueRole;
 use spec::trace::Event;
 
 use crate::balloon::Balloon;
-use crate::balloon::page_set::PageSet;
 use crate::balloon::pfn::PfnBatch;
 use crate::vhost_user::rings::{self, Chain};
 
@@ -44,7 +43,7 @@ impl Balloon {
         self.trace.record_each(&deflated, Event::TakenBack);
         let ballooned = &self.ballooned;
         self.discarder.discard(
-            &without(inflated, &deflated),
+            &without(&inflated, &deflated),
             |host_page| ballooned.contains_all(host_page),
             &mut self.counters,
         );
@@ -102,17 +101,58 @@ impl Balloon {
     }
 }
 
-/// The pages of `runs` that are not in `others`.
-fn without(runs: Vec<PageRange>, others: &[PageRange]) -> Vec<PageRange> {
-    if others.is_empty() {
-        return runs;
+/// The pages of `runs` that are not in `others`. Both rise, and their runs do not overlap.
+fn without(runs: &[PageRange], others: &[PageRange]) -> Vec<PageRange> {
+    let (mut left, mut others) = (Vec::with_capacity(runs.len()), others.iter().peekable());
+    for run in runs {
+        let mut from = run.first();
+        // One that reaches past this run may reach into the next.
+        while let Some(other) = others.next_if(|other| other.end() <= run.end()) {
+            left.extend(between(from, other.first()));
+            from = from.max(other.end());
+        }
+        let end = others
+            .peek()
+            .map_or(run.end(), |other| other.first().min(run.end()));
+        left.extend(between(from, end));
     }
-    let mut left = PageSet::default();
-    for run in &runs {
-        left.insert(*run);
+    left
+}
+
+/// The pages from `first` up to `end`, if there are any.
+fn between(first: u64, end: u64) -> Option<PageRange> {
+    PageRange::new(first, end.checked_sub(first)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// Rising runs with gaps, as lengths of a gap and of the run after it.
+    fn runs() -> impl Strategy<Value = Vec<PageRange>> {
+        proptest::collection::vec((0u64..5, 1u64..9), 0..8).prop_map(|lengths| {
+            let mut next = 0;
+            let run = |(gap, count): (u64, u64)| {
+                let first = next + gap;
+                next = first + count;
+                PageRange::new(first, count).unwrap()
+            };
+            lengths.into_iter().map(run).collect()
+        })
     }
-    for other in others {
-        left.remove(*other);
+
+    proptest! {
+        #[test]
+        fn what_is_left_is_what_the_others_do_not_have(some in runs(), others in runs()) {
+            let pages = |runs: &[PageRange]| -> BTreeSet<u64> {
+                runs.iter().flat_map(|run| run.first()..run.end()).collect()
+            };
+            let left = without(&some, &others);
+            let expected: BTreeSet<u64> = &pages(&some) - &pages(&others);
+            prop_assert_eq!(pages(&left), expected);
+            prop_assert!(left.windows(2).all(|pair| pair[0].end() <= pair[1].first()));
+        }
     }
-    left.runs().collect()
 }

@@ -76,7 +76,7 @@ pub struct Balloon {
     target: Target,
     /// The pages in the balloon.
     ballooned: PageSet,
-    /// Pages that were given back to the host because the guest reported them; some are in use again by now.
+    /// Pages that were given back to the host because this guest reported them; some are in use again by now.
     reported: PageSet,
     inflate_place: Place,
     hint_place: Place,
@@ -171,8 +171,9 @@ impl Balloon {
         &self.ballooned
     }
 
-    /// The pages that went back to the host because the guest reported them. No one says when the guest takes one
-    /// again: those that are holes of the memory files still are what was reported.
+    /// The pages that went back to the host because the guest reported them, since its driver came up: those of
+    /// 8 TiB at most. No one says when the guest takes one again: those that are holes of the memory files still are
+    /// what was reported.
     pub fn reported(&self) -> &PageSet {
         &self.reported
     }
@@ -386,22 +387,25 @@ impl Balloon {
         self.stats.forget_driver();
         self.target.start_anew();
         self.ballooned.clear();
+        self.reported.clear();
         self.inflate_place = Place::default();
         self.hint_place = Place::default();
         self.end_round(RoundEnd::Reset);
+        self.forget_map_of_person();
         self.hinting.reset();
         self.agent.stop();
         self.publish_phase();
         self.publish_target();
     }
 
-    /// A new driver knows nothing of pages that an earlier one put into the balloon: it may use them already. One that
-    /// has been stopped and goes on does not. It is the same with what the earlier one has hinted.
+    /// A new driver knows nothing of pages that an earlier one put into the balloon, or reported: it may use them
+    /// already. One that has been stopped and goes on does not. It is the same with what the earlier one has hinted.
     pub(crate) fn notice_new_driver(&mut self) {
         if let Some(ring) = self.running(QueueRole::Inflate)
             && self.inflate_place.is_new(&ring)
         {
             self.ballooned.clear();
+            self.reported.clear();
         }
         let answered = [HintPhase::Running, HintPhase::Finished].contains(&self.hinting.phase());
         if let Some(ring) = self.running(QueueRole::FreePageHint)

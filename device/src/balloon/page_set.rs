@@ -2,9 +2,11 @@
 //! A set of guest pages, for a guest whose memory may lie anywhere.
 //!
 //! One bit a 4 KiB page, in chunks of 128 MiB of guest memory that exist only while a page of them is in
-//! the set. So a set costs what its pages cost, whatever regions come and go.
+//! the set. So a set costs what its pages cost, whatever regions come and go. A copy shares the chunks that neither
+//! changes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use spec::PageRange;
 
@@ -20,7 +22,7 @@ pub type Chunk = [u64; CHUNK_WORDS];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
     /// By the number of the chunk. None is empty.
-    chunks: BTreeMap<u64, Box<Chunk>>,
+    chunks: BTreeMap<u64, Arc<Chunk>>,
     count: u64,
 }
 
@@ -64,7 +66,8 @@ impl PageSet {
             let chunk = self
                 .chunks
                 .entry(number)
-                .or_insert_with(|| Box::new([0; CHUNK_WORDS]));
+                .or_insert_with(|| Arc::new([0; CHUNK_WORDS]));
+            let chunk = Arc::make_mut(chunk);
             for (word, mask) in words(piece) {
                 added += u64::from((mask & !chunk[word]).count_ones());
                 chunk[word] |= mask;
@@ -74,6 +77,21 @@ impl PageSet {
         added
     }
 
+    /// Puts the pages of `range` in, but for those that would make the set cost more than `chunks` chunks. Returns
+    /// whether all are in.
+    pub fn insert_within(&mut self, range: PageRange, chunks: usize) -> bool {
+        for (number, (first, last)) in pieces(range) {
+            if self.chunks.len() >= chunks && !self.chunks.contains_key(&number) {
+                return false;
+            }
+            let start = number * CHUNK_PAGES + first;
+            if let Some(piece) = PageRange::new(start, last - first + 1) {
+                self.insert(piece);
+            }
+        }
+        true
+    }
+
     /// Takes the pages of `range` out; how many were there.
     pub fn remove(&mut self, range: PageRange) -> u64 {
         let mut removed = 0;
@@ -81,6 +99,7 @@ impl PageSet {
             let Some(chunk) = self.chunks.get_mut(&number) else {
                 continue;
             };
+            let chunk = Arc::make_mut(chunk);
             let mut here = 0;
             for (word, mask) in words(piece) {
                 here += u64::from((mask & chunk[word]).count_ones());
@@ -100,14 +119,34 @@ impl PageSet {
         *self = Self::default();
     }
 
-    /// Keeps only the pages of `ranges`, which rise and do not overlap.
+    /// Keeps only the pages of `ranges`, which rise and do not overlap. Takes no memory, whatever is in the set.
     pub fn keep_only(&mut self, ranges: &[PageRange]) {
-        let before = std::mem::take(self);
-        for run in before.runs() {
-            for part in ranges.iter().filter_map(|range| range.intersection(run)) {
-                self.insert(part);
+        let mut count = 0;
+        self.chunks.retain(|number, chunk| {
+            let (start, last) = (
+                number * CHUNK_PAGES,
+                number * CHUNK_PAGES + (CHUNK_PAGES - 1),
+            );
+            let from = ranges.partition_point(|range| range.end() <= start);
+            let here = ranges[from..]
+                .iter()
+                .take_while(|range| range.first() <= last)
+                .map(|range| {
+                    let end = (range.end() - 1).min(last);
+                    (range.first().max(start) - start, end - start)
+                });
+            let mut kept = [0; CHUNK_WORDS];
+            for (word, mask) in here.flat_map(words) {
+                kept[word] |= chunk[word] & mask;
             }
-        }
+            if kept != **chunk {
+                *Arc::make_mut(chunk) = kept;
+            }
+            let left: u64 = kept.iter().map(|word| u64::from(word.count_ones())).sum();
+            count += left;
+            left > 0
+        });
+        self.count = count;
     }
 
     /// The pages, as the longest runs, rising.
@@ -225,7 +264,7 @@ mod tests {
         #[test]
         fn it_holds_what_a_set_of_page_numbers_holds(
             steps in proptest::collection::vec((any::<bool>(), range()), 1..20),
-            kept in range(),
+            kept in proptest::collection::vec(range(), 0..3),
         ) {
             let (mut set, mut numbers) = (PageSet::default(), BTreeSet::new());
             for (put, range) in steps {
@@ -241,8 +280,14 @@ mod tests {
                     (range.first()..range.end()).all(|page| numbers.contains(&page))
                 );
             }
-            set.keep_only(&[kept]);
-            numbers.retain(|page| (kept.first()..kept.end()).contains(page));
+            let mut kept = kept;
+            kept.sort_unstable();
+            kept.dedup_by(|later, before| later.first() < before.end());
+            let copy = set.clone();
+            set.keep_only(&kept);
+            prop_assert_eq!(copy.count(), numbers.len() as u64, "a copy stays as it is");
+            prop_assert!(numbers.iter().all(|page| copy.contains(*page)));
+            numbers.retain(|page| kept.iter().any(|kept| (kept.first()..kept.end()).contains(page)));
             prop_assert_eq!(set.count(), numbers.len() as u64);
             prop_assert!(numbers.iter().all(|page| set.contains(*page)));
             let runs: Vec<_> = set.runs().collect();
@@ -260,6 +305,20 @@ mod tests {
         set.remove(all);
         assert_eq!(set.chunks().count(), 0);
         assert_eq!(set, PageSet::default());
+    }
+
+    #[test]
+    fn a_set_with_a_bound_takes_more_pages_of_its_chunks_and_no_other_chunk() {
+        let mut set = PageSet::default();
+        let range = |first, count| PageRange::new(first, count).unwrap();
+        assert!(set.insert_within(range(CHUNK_PAGES - 1, 2), 2));
+        assert!(set.insert_within(range(5, 7), 2));
+        assert!(!set.insert_within(range(2 * CHUNK_PAGES - 1, 2), 2));
+        assert_eq!(set.count(), 2 + 7 + 1, "up to the chunk that is too much");
+        assert!(!set.insert_within(range(1 << 40, 1), 2));
+        assert_eq!(set.chunks().count(), 2);
+        set.remove(range(0, CHUNK_PAGES));
+        assert!(set.insert_within(range(1 << 40, 1), 2));
     }
 
     #[test]

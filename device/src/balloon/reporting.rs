@@ -13,6 +13,10 @@ use virtio_queue::desc::split::Descriptor;
 use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
 use crate::vhost_user::rings::{self, Chain};
 
+/// Chunks of memory whose reported pages are remembered: those of 8 TiB, in 256 MiB. A front end can lend a file
+/// of any size, so without a bound its guest could fill the process's memory.
+const MAX_CHUNKS: usize = 1 << 16;
+
 /// The reports of one pass over the queue.
 #[derive(Debug)]
 struct ReportBatch {
@@ -83,7 +87,9 @@ impl Balloon {
         self.trace.record_each(&inside, Event::GivenUp);
         if self.poison() == 0 {
             for run in &inside {
-                self.reported.insert(*run);
+                if !self.reported.insert_within(*run, MAX_CHUNKS) {
+                    log::debug!("more pages are reported than the device remembers");
+                }
             }
             self.discarder
                 .discard(&inside, |page| covers(&inside, page), &mut self.counters);

@@ -108,9 +108,14 @@ impl Connection {
         self.over = true;
     }
 
-    /// What the device does when the peer has gone.
-    pub(super) fn gone(&mut self, backend: &Backend) {
-        self.session.gone(backend);
+    /// Tells the device that the peer has gone. `false` if it is busy and must hear it again.
+    pub(super) fn gone(&mut self, backend: &Backend, patience: Duration) -> bool {
+        self.session.gone(backend, patience)
+    }
+
+    /// The session, whose end the device has yet to hear of.
+    pub(super) fn into_session(self) -> Session {
+        self.session
     }
 
     /// Reads a request and answers it, draws a piece of a map, or sends the rest of an answer, as far as that goes

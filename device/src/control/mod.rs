@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -27,6 +28,10 @@ use crate::sandbox::seccomp::Group;
 use crate::sockets::BoundSocket;
 use crate::vhost_user::backend::Backend;
 use server::Server;
+
+/// How long a request waits for a device that is busy. Giving back much memory takes a while; touching memory that
+/// never answers takes for ever.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Serves the control socket in a thread of its own until it is dropped.
 #[derive(Debug)]
@@ -51,10 +56,22 @@ impl ControlServer {
     }
 }
 
-impl Drop for ControlServer {
-    fn drop(&mut self) {
+impl ControlServer {
+    /// Tells the thread to end, without waiting for that. Hinting ends with it, if its connections have begun any.
+    pub fn stop(&self) {
         // The counter of an eventfd that nobody else writes cannot overflow.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+    }
+
+    /// Whether the thread has ended.
+    pub fn has_stopped(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

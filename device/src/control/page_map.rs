@@ -17,6 +17,7 @@ use spec::control::{PageSet, Refusal, Reply};
 use spec::hint_map::HintMap;
 use spec::page_map::{bitmap_offset, bytes_for, header, region};
 
+use super::PATIENCE;
 use crate::hints::shared_map::SharedMap;
 use crate::vhost_user::backend::Backend;
 
@@ -54,7 +55,7 @@ struct MapFile {
 impl Drawing {
     /// Begins the map of the pages of `set`.
     pub(super) fn begin(set: PageSet, backend: &Backend) -> Result<Self, Refusal> {
-        let balloon = backend.balloon();
+        let balloon = backend.balloon_within(PATIENCE).ok_or(Refusal::Busy)?;
         let source = match set {
             PageSet::Hinted => Source::Hinted(balloon.hinted().ok_or(Refusal::NoMap)?),
             PageSet::Ballooned => Source::Ballooned,
@@ -78,13 +79,17 @@ impl Drawing {
                 .file
                 .write(&mut self.left, |index| map.load(index).pages()),
             Source::Ballooned => {
-                let mut balloon = backend.balloon();
+                let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
+                    return Some(Err(Refusal::Busy));
+                };
                 let set = balloon.ballooned();
                 self.file
                     .write(&mut self.left, |index| set.word(index as u64))
             }
             Source::Reported => {
-                let balloon = backend.balloon();
+                let Some(balloon) = backend.balloon_within(PATIENCE) else {
+                    return Some(Err(Refusal::Busy));
+                };
                 let set = balloon.reported();
                 self.file
                     .write(&mut self.left, |index| set.word(index as u64))

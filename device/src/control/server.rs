@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::PATIENCE;
 use super::connection::Connection;
+use super::session::Session;
 use crate::sockets::BoundSocket;
 use crate::vhost_user::backend::Backend;
 
@@ -21,12 +23,16 @@ use crate::vhost_user::backend::Backend;
 const MAX_CONNECTIONS: usize = 32;
 /// How long nobody is let in when that has just failed, for want of file descriptors, say.
 const REST: Duration = Duration::from_millis(100);
+/// How long the end of a session waits again for a device that was busy.
+const BRIEF: Duration = Duration::from_millis(50);
 
 pub(super) struct Server {
     listener: BoundSocket,
     backend: Arc<Backend>,
     stop: Arc<OwnedFd>,
     connections: Vec<Connection>,
+    /// Sessions that are over, but whose end a busy device has not heard of yet.
+    leaving: Vec<Session>,
     /// Nobody is let in before that.
     deaf_until: Option<Instant>,
 }
@@ -51,6 +57,7 @@ impl Server {
             backend,
             stop,
             connections: Vec::new(),
+            leaving: Vec::new(),
             deaf_until: None,
         })
     }
@@ -72,8 +79,9 @@ impl Server {
                 }
             }
         }
-        for connection in &mut self.connections {
-            connection.gone(&self.backend);
+        let sessions = self.connections.into_iter().map(Connection::into_session);
+        for mut session in sessions.chain(self.leaving) {
+            session.gone(&self.backend, PATIENCE);
         }
     }
 
@@ -87,7 +95,12 @@ impl Server {
             .iter()
             .any(Connection::is_busy)
             .then_some(now);
-        let first = deadlines.chain(self.deaf_until).chain(busy).min();
+        let again = (!self.leaving.is_empty()).then_some(now + REST);
+        let first = deadlines
+            .chain(self.deaf_until)
+            .chain(busy)
+            .chain(again)
+            .min();
         let knocks = match self.deaf_until {
             None => PollFlags::IN,
             Some(_) => PollFlags::empty(),
@@ -125,7 +138,8 @@ impl Server {
         let now = Instant::now();
         for (place, &ready) in ready.iter().enumerate() {
             let migrates = |other: &(usize, &Connection)| other.0 != place && other.1.migrates();
-            let another_migrates = self.connections.iter().enumerate().any(|c| migrates(&c));
+            let another_migrates = self.connections.iter().enumerate().any(|c| migrates(&c))
+                || self.leaving.iter().any(Session::migrates);
             let connection = &mut self.connections[place];
             if ready {
                 connection.turn(&self.backend, another_migrates);
@@ -133,10 +147,14 @@ impl Server {
                 connection.end("it has not finished in time");
             }
             if connection.is_over() {
-                connection.gone(&self.backend);
+                connection.gone(&self.backend, PATIENCE);
             }
         }
-        self.connections.retain(|connection| !connection.is_over());
+        let over = |connection: &mut Connection| connection.is_over();
+        let over = self.connections.extract_if(.., over);
+        self.leaving.extend(over.map(Connection::into_session));
+        self.leaving
+            .retain_mut(|session| !session.gone(&self.backend, BRIEF));
     }
 
     fn let_in(&mut self) {

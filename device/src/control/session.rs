@@ -5,12 +5,15 @@
 //! ends. There is one migrator at a time. Everybody may ask for everything else.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use spec::control::{ControlError, Header, Refusal, Reply, Request, VERSION};
+use spec::hint_map::HintMap;
 
 use super::page_map::Drawing;
-use super::people;
+use super::{PATIENCE, people};
 use crate::balloon::Balloon;
+use crate::hints::shared_map::{self, SharedMap, SharedMapError};
 use crate::vhost_user::backend::Backend;
 
 /// Where one connection stands.
@@ -60,11 +63,16 @@ impl Session {
         self.greeted
     }
 
-    /// The connection is over.
-    pub(super) fn gone(&mut self, backend: &Backend) {
-        if std::mem::take(&mut self.migrates) {
-            backend.balloon().migrator_gone(self.hinted);
+    /// The connection is over. `false` if the device is busy: to be said again, then.
+    pub(super) fn gone(&mut self, backend: &Backend, patience: Duration) -> bool {
+        if self.migrates {
+            let Some(mut balloon) = backend.balloon_within(patience) else {
+                return false;
+            };
+            balloon.migrator_gone(self.hinted);
+            self.migrates = false;
         }
+        true
     }
 
     /// The answer to a frame that came with `fds` file descriptors, of which only a single one is kept.
@@ -94,7 +102,14 @@ impl Session {
                 Err(refusal) => Answer::from(Reply::Refused(refusal)),
             };
         }
-        let mut balloon = backend.balloon();
+        let map = match (&request, fd) {
+            // Without the device's lock: it is somebody else's file.
+            (Request::SetHintMap { bytes }, Some(file)) => Some(shared_map::open(file, *bytes)),
+            _ => None,
+        };
+        let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
+            return Answer::from(Reply::Refused(Refusal::Busy));
+        };
         let result = match request {
             Request::Hello { .. } => {
                 self.greeted = true;
@@ -110,7 +125,7 @@ impl Session {
                 if another_migrates {
                     Err(Refusal::Migrating)
                 } else {
-                    self.migrate(request, fd, &mut balloon)
+                    self.migrate(request, map, &mut balloon)
                 }
             }
             _ => people::answer(request, &mut balloon),
@@ -122,12 +137,12 @@ impl Session {
     fn migrate(
         &mut self,
         request: Request,
-        fd: Option<OwnedFd>,
+        map: Option<Result<HintMap<SharedMap>, SharedMapError>>,
         balloon: &mut Balloon,
     ) -> Result<Reply, Refusal> {
         match request {
-            Request::SetHintMap { bytes } => {
-                balloon.set_hint_map(fd.ok_or(Refusal::HintMap)?, bytes)?;
+            Request::SetHintMap { .. } => {
+                balloon.set_hint_map(map.ok_or(Refusal::HintMap)?)?;
                 self.migrates = true;
                 Ok(Reply::Ok)
             }

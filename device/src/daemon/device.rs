@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
+use parking_lot::FairMutexGuard;
 use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use spec::control::RoundEnd;
 
 use super::front_ends::{FrontEnds, Presence, Source};
 use super::service_manager::{AGENT, Activation, CONTROL, VHOST_USER};
@@ -26,6 +27,9 @@ use crate::sockets::BoundSocket;
 use crate::trace::{Trace, TraceFile};
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
+
+/// How long a balloon that is busy is waited for before it is said that its guest has been told nothing.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// A device whose sockets are there, but that serves nobody yet.
 #[derive(Debug)]
@@ -124,6 +128,7 @@ impl Prepared {
     }
 
     fn start_threads(self, events: Sender<Event>) -> io::Result<Device> {
+        let paths = self.paths().map(Into::into).collect();
         let backend = Arc::new(Backend::new(self.balloon)?);
         let presence = Arc::new(Presence::new()?);
         let ticker = Ticker::start(Arc::clone(&backend))?;
@@ -156,7 +161,8 @@ impl Prepared {
             presence,
             control,
             _agent: agent,
-            _ticker: ticker,
+            ticker,
+            paths,
         })
     }
 }
@@ -169,10 +175,16 @@ pub struct Device {
     presence: Arc<Presence>,
     control: Option<ControlServer>,
     _agent: Option<AgentServer>,
-    _ticker: Ticker,
+    ticker: Ticker,
+    paths: Vec<PathBuf>,
 }
 
 impl Device {
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// It, to be looked at.
     pub fn observed(&self) -> Observed {
         Observed {
@@ -187,15 +199,33 @@ impl Device {
         &self.presence
     }
 
-    /// Nobody is served on the control socket any more, and hinting ends: the guest is told.
-    pub fn end_hinting(&mut self) {
-        self.control = None;
-        self.backend.balloon().end_round(RoundEnd::Stopped);
+    /// Nobody is served on the control socket any more, and hinting ends: the guest is told. Goes on with that, and
+    /// says whether it is done. Never waits: to be called again until it is.
+    pub fn end_hinting(&mut self) -> bool {
+        if let Some(control) = &self.control
+            && !control.has_stopped()
+        {
+            control.stop();
+            return false;
+        }
+        // Only now, as a round could be started there.
+        self.ticker.end_hinting();
+        self.ticker.has_ended()
     }
 
     /// Whether the guest has been told something that it has not read yet.
     pub fn has_news_for_guest(&self) -> bool {
-        self.presence.is_connected() && self.backend.balloon().has_news()
+        let has_news = |balloon: FairMutexGuard<'_, Balloon>| balloon.has_news();
+        self.presence.is_connected() && self.backend.balloon_within(GLANCE).is_some_and(has_news)
+    }
+
+    /// Leaves it as it is: some thread of it hangs, and is not waited for. Its sockets are removed.
+    pub fn abandon(self) {
+        for path in &self.paths {
+            // One may have gone with its thread.
+            let _ = std::fs::remove_file(path);
+        }
+        std::mem::forget(self);
     }
 }
 

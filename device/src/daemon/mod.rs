@@ -80,6 +80,12 @@ pub enum DaemonError {
     /// A front end's connection did not end by itself.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// Devices did not end in time.
+    #[error(
+        "'{0}' did not end: it hangs in memory that its front end has lent, so its guest may not have been told that \
+         hinting is over. The process ends all the same"
+    )]
+    Stuck(String),
     /// The trace cannot be opened.
     #[error("cannot record in {}: {source}", path.display())]
     Trace {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,9 +20,13 @@ use crate::sandbox::seccomp::Group;
 use crate::sandbox::{self, Needs};
 use crate::sockets::BoundSocket;
 
+/// How long a device may take to tell its guest that hinting is over. One that takes longer hangs.
+const LAST_WORD: Duration = Duration::from_millis(800);
 /// How long a guest that is told that hinting is over has to look, before its front end is hung up on.
 const LAST_LOOK: Duration = Duration::from_millis(500);
-/// How often it is looked whether it has looked.
+/// How long a device may take for its end once its front end has been hung up on.
+const HANG_UP: Duration = Duration::from_secs(2);
+/// How often it is looked whether a device is that far.
 const GLANCE: Duration = Duration::from_millis(2);
 /// An end that takes longer is no orderly one.
 const GRACE: Duration = Duration::from_secs(5);
@@ -85,7 +90,7 @@ impl Program {
         };
         threads::set_filters(sandbox::enter(self.sandbox, &needs)?);
         watch_signals(signals, paths, events.clone()).map_err(DaemonError::Signals)?;
-        let mut devices: Vec<Device> = prepared
+        let devices: Vec<Device> = prepared
             .into_iter()
             .map(|device| device.start(events.clone()))
             .collect::<Result<_, _>>()?;
@@ -99,8 +104,7 @@ impl Program {
         notifier.ready(&status(&devices));
         let (result, running) = wait(&devices, &inbox, &notifier);
         notifier.stopping();
-        end(&mut devices, running, &inbox);
-        result
+        result.and(end(devices, running, &inbox))
     }
 }
 
@@ -135,19 +139,19 @@ fn watch_signals(
     .map(drop)
 }
 
-/// Waits for the end; with what result, and how many devices run on.
+/// Waits for the end; with what result, and which devices run on.
 fn wait(
     devices: &[Device],
     inbox: &Receiver<Event>,
     notifier: &Notifier,
-) -> (Result<(), DaemonError>, usize) {
+) -> (Result<(), DaemonError>, BTreeSet<Arc<str>>) {
     let mut result = Ok(());
-    let mut running = devices.len();
-    while running > 0 {
+    let mut running: BTreeSet<_> = devices.iter().map(|it| Arc::clone(it.name())).collect();
+    while !running.is_empty() {
         match inbox.recv() {
             Ok(Event::Changed) => notifier.status(&status(devices)),
             Ok(Event::Ended(device, ended)) => {
-                running -= 1;
+                running.remove(&device);
                 if let Err(error) = &ended {
                     threads::set_device(Some(device));
                     log::error!("{error}");
@@ -160,26 +164,50 @@ fn wait(
                 return (result, running);
             }
             // As long as a device runs, it holds the other end.
+            Err(_) => running.clear(),
+        }
+    }
+    (result, running)
+}
+
+/// Ends the devices, of which those named are `running`. One that hangs holds up no other.
+fn end(
+    devices: Vec<Device>,
+    mut running: BTreeSet<Arc<str>>,
+    inbox: &Receiver<Event>,
+) -> Result<(), DaemonError> {
+    let mut devices = devices;
+    let until = Instant::now() + LAST_WORD;
+    let mut told = Vec::new();
+    while !devices.is_empty() && Instant::now() < until {
+        told.extend(devices.extract_if(.., Device::end_hinting));
+        thread::sleep(GLANCE);
+    }
+    let until = Instant::now() + LAST_LOOK;
+    while told.iter().any(Device::has_news_for_guest) && Instant::now() < until {
+        thread::sleep(GLANCE);
+    }
+    let mut stuck = devices;
+    told.iter()
+        .chain(&stuck)
+        .for_each(|device| device.presence().end());
+    let until = Instant::now() + HANG_UP;
+    let is_stuck = |stuck: &[Device], name: &Arc<str>| stuck.iter().any(|it| it.name() == name);
+    while running.iter().any(|name| !is_stuck(&stuck, name)) {
+        match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Event::Ended(name, _)) => {
+                running.remove(&name);
+            }
+            Ok(_) => {}
             Err(_) => break,
         }
     }
-    (result, 0)
-}
-
-/// Ends the devices, of which so many are `running`.
-fn end(devices: &mut [Device], mut running: usize, inbox: &Receiver<Event>) {
-    devices.iter_mut().for_each(Device::end_hinting);
-    let until = Instant::now() + LAST_LOOK;
-    while devices.iter().any(Device::has_news_for_guest) && Instant::now() < until {
-        thread::sleep(GLANCE);
-    }
-    devices.iter().for_each(|device| device.presence().end());
-    while running > 0 {
-        match inbox.recv() {
-            Ok(Event::Ended(..)) => running -= 1,
-            Ok(_) => {}
-            Err(_) => return,
-        }
+    stuck.extend(told.extract_if(.., |device| running.contains(device.name())));
+    let names: Vec<String> = stuck.iter().map(|it| it.name().to_string()).collect();
+    stuck.into_iter().for_each(Device::abandon);
+    match names.is_empty() {
+        true => Ok(()),
+        false => Err(DaemonError::Stuck(names.join("', '"))),
     }
 }
 

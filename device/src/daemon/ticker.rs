@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A thread that tells the balloon the time: it asks for statistics and moves its target then.
+//! A thread that tells the balloon the time: it asks for statistics and moves its target then. In the end it tells
+//! the guest that hinting is over: that touches guest memory, and only a thread of the device may hang there.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use spec::control::RoundEnd;
 
 use super::threads;
 use crate::sandbox::seccomp::Group;
@@ -17,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Ticks until it is dropped.
 #[derive(Debug)]
 pub struct Ticker {
-    /// The thread ends when this has gone.
+    /// The thread ends when this has gone, and hinting with it if it was told to.
     alive: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -34,6 +37,19 @@ impl Ticker {
             alive: Some(alive),
             thread: Some(thread),
         })
+    }
+
+    /// Has the thread end a person's round of hints, and end, without waiting for that.
+    pub fn end_hinting(&mut self) {
+        if let Some(alive) = self.alive.take() {
+            // A thread that has ended has panicked, and ends no hinting.
+            let _ = alive.send(());
+        }
+    }
+
+    /// Whether the thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -53,8 +69,13 @@ fn run(backend: &Backend, end: &Receiver<()>) {
         let pause = next.map_or(LONGEST, |next| {
             next.saturating_duration_since(now).min(LONGEST)
         });
-        if end.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-            return;
+        match end.recv_timeout(pause) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+            Ok(()) => {
+                backend.balloon().end_round(RoundEnd::Stopped);
+                return;
+            }
         }
     }
 }

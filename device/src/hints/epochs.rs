@@ -4,17 +4,16 @@
 //! Every function here runs under the device's lock, as does every pass over a queue. So when
 //! [`Balloon::close`] returns, no pass is under way, and none later sets a bit.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use spec::balloon::{CommandId, QueueRole, feature};
 use spec::control::{DeviceStatus, EpochReport, HintHolder, Refusal, RoundEnd};
-use spec::hint_map::{HintPhase, Tellers};
+use spec::hint_map::{HintMap, HintPhase, Tellers};
 use spec::trace::Event;
 
 use crate::balloon::Balloon;
-use crate::hints::shared_map;
+use crate::hints::shared_map::{SharedMap, SharedMapError};
 use crate::vhost_user::rings;
 
 impl Balloon {
@@ -23,26 +22,26 @@ impl Balloon {
         self.features
     }
 
-    /// Uses the migrator's hint map in `file`, instead of any before. A person's round ends with it.
+    /// Uses the migrator's hint `map`, as it could be opened, instead of any before. A person's round ends with it.
     ///
     /// # Errors
-    /// [`Refusal::EpochOpen`] while the migrator has an epoch open, [`Refusal::HintMap`] for a file that is none.
-    pub fn set_hint_map(&mut self, file: OwnedFd, bytes: u64) -> Result<(), Refusal> {
+    /// [`Refusal::EpochOpen`] while the migrator has an epoch open, [`Refusal::HintMap`] for a map that could not be
+    /// opened.
+    pub fn set_hint_map(
+        &mut self,
+        map: Result<HintMap<SharedMap>, SharedMapError>,
+    ) -> Result<(), Refusal> {
         if self.hold.holder == HintHolder::Migrator && self.hinting.epoch() != 0 {
             return Err(Refusal::EpochOpen);
         }
-        match shared_map::open(file, bytes) {
-            Ok(map) => {
-                self.end_round(RoundEnd::Migrator);
-                self.map = Some(Arc::new(map));
-                self.hold.holder = HintHolder::Migrator;
-                Ok(())
-            }
-            Err(error) => {
-                log::warn!("{error}");
-                Err(Refusal::HintMap)
-            }
-        }
+        let map = map.map_err(|error| {
+            log::warn!("{error}");
+            Refusal::HintMap
+        })?;
+        self.end_round(RoundEnd::Migrator);
+        self.map = Some(Arc::new(map));
+        self.hold.holder = HintHolder::Migrator;
+        Ok(())
     }
 
     /// Opens `epoch`: asks the guest for its free pages, under a new command id. Where the agent can be asked, the

@@ -93,6 +93,13 @@ impl Balloon {
         self.map.clone()
     }
 
+    /// The guest that hinted has gone: what a person asked it for is no picture of the next one.
+    pub(crate) fn forget_map_of_person(&mut self) {
+        if self.hold.holder == HintHolder::Person {
+            self.map = None;
+        }
+    }
+
     /// Ends a person's round, if there is one, and tells the guest. Its last hints are taken.
     pub(crate) fn end_round(&mut self, why: RoundEnd) -> bool {
         let epoch = self.hinting.epoch();

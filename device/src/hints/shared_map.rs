@@ -2,6 +2,7 @@
 //! The memory of a hint map: the migrator's file, mapped, or the device's own.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
@@ -10,16 +11,27 @@ use spec::hint_map::{HintMap, HintMapError, Words, bytes_for};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
+use crate::vhost_user::lent::is_plain_memory;
+use crate::vhost_user::sigbus::{Guard, Share};
+
+/// Pages of the largest guest that a person can ask for hints: 16 TiB, for which a map takes 1 GiB at most. A front
+/// end can lend a file of any size.
+pub const MOST_PRIVATE_PAGES: u64 = 1 << 32;
+
 /// Memory shared with the migrator or our own, as atomic words.
 #[derive(Debug)]
-pub struct SharedMap(MmapRegion);
+pub struct SharedMap {
+    // Goes first: see `Guard`. Where nobody else can change the memory, there is none.
+    _guard: Option<Guard>,
+    memory: MmapRegion,
+}
 
 /// A file that cannot serve as hint map.
 #[derive(Debug, thiserror::Error)]
 pub enum SharedMapError {
-    /// The file's size or seals cannot be read.
+    /// The file's kind, size or seals cannot be read, or its mapping not be guarded.
     #[error("cannot examine the hint map's file: {0}")]
-    Examine(#[from] rustix::io::Errno),
+    Examine(#[from] io::Error),
     /// The file is shorter than the migrator said.
     #[error("the hint map's file has {found} bytes, {claimed} were announced")]
     Short {
@@ -28,9 +40,12 @@ pub enum SharedMapError {
         /// Bytes announced.
         claimed: u64,
     },
-    /// The file could shrink later, and an access to it would then kill the device.
+    /// The file could shrink later, and an access to it would then find nothing.
     #[error("the hint map's file is not sealed against shrinking")]
     NotSealed,
+    /// The file is no memory, or has huge pages, which the host may be out of when one is touched.
+    #[error("the hint map's file is not a memfd with pages of the usual size")]
+    Kind,
     /// The file cannot be mapped.
     #[error("cannot map the hint map: {0}")]
     Map(#[from] MmapRegionError),
@@ -42,48 +57,70 @@ pub enum SharedMapError {
 /// Maps `bytes` bytes of `file` and opens the hint map in them.
 ///
 /// # Errors
-/// [`SharedMapError`] for a file that is too short, can shrink, or holds no hint map.
+/// [`SharedMapError`] for a file that is no plain memfd, too short, can shrink, or holds no hint map.
 pub fn open(file: OwnedFd, bytes: u64) -> Result<HintMap<SharedMap>, SharedMapError> {
-    let found = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
-    let short = SharedMapError::Short {
-        found,
-        claimed: bytes,
-    };
-    let Some(length) = usize::try_from(bytes).ok().filter(|_| bytes <= found) else {
-        return Err(short);
-    };
-    if !fcntl_get_seals(&file)?.contains(SealFlags::SHRINK) {
+    // In this order: only of memory can the size be asked for without fear.
+    if !is_plain_memory(&file)? {
+        return Err(SharedMapError::Kind);
+    }
+    if !fcntl_get_seals(&file)
+        .map_err(io::Error::from)?
+        .contains(SealFlags::SHRINK)
+    {
         return Err(SharedMapError::NotSealed);
     }
-    let region = MmapRegion::from_file(FileOffset::new(File::from(file), 0), length)?;
-    Ok(HintMap::open(SharedMap(region))?)
+    let found = u64::try_from(fstat(&file).map_err(io::Error::from)?.st_size).unwrap_or(0);
+    let length = usize::try_from(bytes).ok().filter(|_| bytes <= found);
+    let length = length.ok_or(SharedMapError::Short {
+        found,
+        claimed: bytes,
+    })?;
+    let memory = MmapRegion::from_file(FileOffset::new(File::from(file), 0), length)?;
+    let guard = Share::new(1)?.guard(memory.as_ptr(), memory.size(), None)?;
+    Ok(HintMap::open(SharedMap {
+        _guard: Some(guard),
+        memory,
+    })?)
 }
 
 /// A closed, empty map for `pages` pages that nobody shares: for a round that a person has started.
 ///
 /// # Errors
-/// [`SharedMapError`] if there is no memory for it.
+/// [`SharedMapError`] if there is no memory for it, or `pages` are more than [`MOST_PRIVATE_PAGES`].
 pub fn private(pages: u64) -> Result<HintMap<SharedMap>, SharedMapError> {
     let too_small = HintMapError::TooSmall { pages };
-    let length = bytes_for(pages).and_then(|bytes| usize::try_from(bytes).ok());
-    let region = MmapRegion::new(length.ok_or(too_small)?)?;
-    Ok(HintMap::format(SharedMap(region), pages)?)
+    let length = bytes_for(pages)
+        .filter(|_| pages <= MOST_PRIVATE_PAGES)
+        .and_then(|bytes| usize::try_from(bytes).ok());
+    // Not private memory, all of which would count against the process's limit before any is used.
+    let memory = MmapRegion::build(
+        None,
+        length.ok_or(too_small)?,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    )?;
+    Ok(HintMap::format(SharedMap::unguarded(memory), pages)?)
 }
 
 impl SharedMap {
     /// All of a file that does not shrink.
-    pub(crate) fn whole(file: File) -> Result<Self, SharedMapError> {
-        let length = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
-        Ok(Self(MmapRegion::from_file(
-            FileOffset::new(file, 0),
-            length,
-        )?))
+    pub(crate) fn whole(file: File) -> io::Result<Self> {
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let memory = MmapRegion::from_file(FileOffset::new(file, 0), length);
+        Ok(Self::unguarded(memory.map_err(io::Error::other)?))
+    }
+
+    fn unguarded(memory: MmapRegion) -> Self {
+        Self {
+            _guard: None,
+            memory,
+        }
     }
 }
 
 impl Words for SharedMap {
     fn word(&self, index: usize) -> Option<&AtomicU64> {
-        self.0.get_atomic_ref(index.checked_mul(8)?).ok()
+        self.memory.get_atomic_ref(index.checked_mul(8)?).ok()
     }
 }
 
@@ -105,7 +142,7 @@ mod tests {
         let file = memfd(bytes, SealFlags::SHRINK);
         let copy = File::from(file.try_clone().unwrap());
         let region = MmapRegion::from_file(FileOffset::new(copy, 0), bytes as usize).unwrap();
-        HintMap::format(SharedMap(region), pages).unwrap();
+        HintMap::format(SharedMap::unguarded(region), pages).unwrap();
         file
     }
 
@@ -142,5 +179,27 @@ mod tests {
         for claimed in [0, 8, 4096] {
             assert!(open(file.try_clone().unwrap(), claimed).is_err());
         }
+    }
+
+    #[test]
+    fn a_file_of_huge_pages_or_on_a_file_system_is_refused() {
+        let bytes = bytes_for(64).unwrap();
+        let file: OwnedFd = File::open("/proc/self/exe").unwrap().into();
+        assert!(matches!(open(file, bytes), Err(SharedMapError::Kind)));
+        // Whether the host has a huge page to give or not.
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+        let Ok(file) = memfd_create("hint map", flags) else {
+            return println!("skipped: this kernel has no huge pages for memory files");
+        };
+        ftruncate(&file, 2 << 20).unwrap();
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        assert!(matches!(open(file, bytes), Err(SharedMapError::Kind)));
+    }
+
+    #[test]
+    fn a_map_of_the_devices_own_is_for_a_guest_of_16_tib_at_most() {
+        assert!(private(MOST_PRIVATE_PAGES).is_ok());
+        assert!(private(MOST_PRIVATE_PAGES + 1).is_err());
+        assert!(private(u64::MAX).is_err());
     }
 }

@@ -2,99 +2,25 @@
 //! The metrics of all devices, each with the label `device`.
 
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use spec::balloon::stat;
-use spec::control::DeviceStatus;
 
-use crate::balloon::Balloon;
-use crate::balloon::counters::Counters;
-use crate::daemon::front_ends::Presence;
-use crate::hints::latency::Times;
-use crate::vhost_user::backend::Backend;
-
-/// The quantiles of times that are told.
-const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
-
-/// A device that is looked at.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its balloon.
-    pub backend: Arc<Backend>,
-    /// Its front ends.
-    pub presence: Arc<Presence>,
-}
+use super::sample::{Observed, QUANTILES, Quantiles, Sample, Watched};
 
 /// The metrics of `devices`.
 pub fn registry(devices: Vec<Observed>) -> Registry {
     let mut registry = Registry::with_prefix("balloon");
+    let devices = devices.into_iter().map(Watched::new).collect();
     registry.register_collector(Box::new(Devices(devices)));
     registry
 }
 
 #[derive(Debug)]
-struct Devices(Vec<Observed>);
-
-/// What is seen of a device at one moment.
-struct Sample {
-    name: Arc<str>,
-    front_ends: u64,
-    failed_front_ends: u64,
-    connected: bool,
-    running: bool,
-    memory_pages: u64,
-    wanted_pages: u64,
-    target_pages: u64,
-    actual_pages: u64,
-    ballooned_pages: u64,
-    counters: Counters,
-    hinting: DeviceStatus,
-    statistics: Vec<(u16, u64)>,
-    statistics_age: Option<f64>,
-    ages: Quantiles,
-    batches: Quantiles,
-}
-
-impl Sample {
-    fn new(device: &Observed) -> Self {
-        let mut balloon = device.backend.balloon();
-        let balloon: &mut Balloon = &mut balloon;
-        let statistics = balloon.statistics();
-        Self {
-            name: Arc::clone(&device.name),
-            front_ends: device.presence.connections(),
-            failed_front_ends: device.presence.failures(),
-            connected: device.presence.is_connected(),
-            running: balloon.is_running(),
-            memory_pages: balloon.regions().iter().map(|region| region.count()).sum(),
-            statistics_age: statistics.map(|it| it.arrived().elapsed().as_secs_f64()),
-            statistics: statistics.map_or_else(Vec::new, |it| it.values().collect()),
-            wanted_pages: balloon.wanted().into(),
-            target_pages: balloon.target().into(),
-            actual_pages: balloon.actual().into(),
-            ballooned_pages: balloon.ballooned().count(),
-            counters: balloon.counters(),
-            hinting: balloon.status(),
-            ages: Quantiles::new(balloon.hint_latency().ages()),
-            batches: Quantiles::new(balloon.hint_latency().batches()),
-        }
-    }
-}
-
-/// Seconds, at [`QUANTILES`].
-struct Quantiles([f64; QUANTILES.len()]);
-
-impl Quantiles {
-    fn new(times: &Times) -> Self {
-        Self(QUANTILES.map(|quantile| times.quantile(quantile).as_secs_f64()))
-    }
-}
+struct Devices(Vec<Watched>);
 
 type Counter = (&'static str, &'static str, fn(&Sample) -> u64);
 
@@ -192,6 +118,11 @@ const GAUGES: &[Counter] = &[
         "Whether a front end is connected",
         |s| s.connected.into(),
     ),
+    (
+        "answers",
+        "Whether the device answered in time: if not, the other values are those of its last answer",
+        |s| s.answers.into(),
+    ),
     ("running", "Whether any queue runs", |s| s.running.into()),
     ("memory_pages", "Pages (4 KiB) of guest memory", |s| {
         s.memory_pages
@@ -235,7 +166,7 @@ const SUMMARIES: &[Summary] = &[
 
 impl Collector for Devices {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let samples: Vec<Sample> = self.0.iter().map(Sample::new).collect();
+        let samples: Vec<Sample> = self.0.iter().map(Watched::look).collect();
         for (name, help, value) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for sample in &samples {
@@ -272,8 +203,9 @@ impl Collector for Devices {
         let (unit, help) = (Some(&Unit::Seconds), "Since the guest last said that");
         let mut metric = encoder.encode_descriptor("guest_statistics_age", help, unit, kind)?;
         for sample in &samples {
-            if let Some(age) = sample.statistics_age {
+            if let Some(arrived) = sample.statistics_arrived {
                 let labels = [("device", &*sample.name)];
+                let age = arrived.elapsed().as_secs_f64();
                 metric.encode_family(&labels)?.encode_gauge(&age)?;
             }
         }

@@ -5,10 +5,13 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`collector`] | the metrics |
+//! | [`sample`] | what they see of a device at one moment |
 //! | [`server`] | HTTP over a unix socket |
 
 pub mod collector;
+pub mod sample;
 pub mod server;
 
-pub use collector::{Observed, registry};
+pub use collector::registry;
+pub use sample::Observed;
 pub use server::MetricsServer;

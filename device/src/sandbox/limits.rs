@@ -14,7 +14,8 @@ const OWN_FILES: u64 = 64;
 const FILES_A_DEVICE: u64 = 1024;
 /// Private memory of the process itself: its program, its allocator.
 const OWN_MEMORY: u64 = 256 << 20;
-/// Private memory of one device: stacks, and the bitmap of the largest balloon (16 TiB in pages: 512 MiB).
+/// Private memory of one device: stacks, the bitmap of the largest balloon (16 TiB in pages: 512 MiB), and that of the
+/// pages that are remembered as reported (256 MiB).
 const MEMORY_A_DEVICE: u64 = 1 << 30;
 
 /// Sets the limits of a process with so many `devices`. One that cannot be set is logged: the user may run with

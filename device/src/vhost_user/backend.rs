@@ -3,12 +3,18 @@
 //!
 //! One lock makes everything take turns: the crate's worker thread (queues), its daemon thread (messages of
 //! the front end) and the control thread (the migrator).
+//!
+//! Who holds it may touch memory that the front end has lent, and hang there for ever. So only threads of the
+//! device itself wait for it without end ([`Backend::balloon`]); whoever serves others as well asks for it with
+//! [`Backend::balloon_within`].
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use parking_lot::{FairMutex, FairMutexGuard};
 use rustix::event::{EventfdFlags, eventfd};
 use spec::balloon::QueueNumbering;
 use vhost::vhost_user::VhostUserProtocolFeatures;
@@ -22,15 +28,21 @@ use vmm_sys_util::epoll::EventSet;
 use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
 use crate::vhost_user::device_state::DeviceState;
 use crate::vhost_user::dirty_log::{DirtyLog, LogBitmap};
+use crate::vhost_user::gate::MAX_SLOTS;
 use crate::vhost_user::memory::LentMemory;
 use crate::vhost_user::rings::{Memory, Ring};
+use crate::vhost_user::sigbus::Share;
 use crate::vhost_user::transfer::Transfer;
 use crate::vhost_user::worker::{self, WorkerCall};
+
+/// Guards of one device: for its regions and its log, before and after a change.
+const GUARDS: usize = 2 * (MAX_SLOTS + 1);
 
 /// A [`Balloon`] behind its lock.
 #[derive(Debug)]
 pub struct Backend {
-    balloon: Mutex<Balloon>,
+    balloon: FairMutex<Balloon>,
+    guards: Share,
     worker: WorkerCall,
     /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
     transfer: Mutex<Option<Transfer>>,
@@ -46,12 +58,14 @@ impl Backend {
     /// # Errors
     /// If there is no file descriptor left.
     pub fn new(balloon: Balloon) -> io::Result<Self> {
+        let guards = Share::new(GUARDS)?;
         Ok(Self {
-            balloon: Mutex::new(balloon),
+            balloon: FairMutex::new(balloon),
+            memory: Mutex::new(LentMemory::new(guards.clone())),
+            guards,
             worker: WorkerCall::new()?,
             transfer: Mutex::new(None),
             log: Arc::default(),
-            memory: Mutex::default(),
             lost: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -76,9 +90,19 @@ impl Backend {
         lock(&self.memory).is_lost() || self.log.is_lost()
     }
 
-    /// The balloon, once nobody else uses it.
-    pub fn balloon(&self) -> MutexGuard<'_, Balloon> {
-        lock(&self.balloon)
+    /// What its front end's mappings are guarded with.
+    pub fn guards(&self) -> &Share {
+        &self.guards
+    }
+
+    /// The balloon, once nobody else uses it. That may be never: for threads of this device only.
+    pub fn balloon(&self) -> FairMutexGuard<'_, Balloon> {
+        self.balloon.lock()
+    }
+
+    /// The balloon, if it can be had within `patience`.
+    pub fn balloon_within(&self, patience: Duration) -> Option<FairMutexGuard<'_, Balloon>> {
+        self.balloon.try_lock_for(patience)
     }
 
     /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::part`].
@@ -112,7 +136,7 @@ impl Backend {
         *lock(&self.transfer) = None;
         self.balloon().front_end_gone();
         self.log.clear();
-        *lock(&self.memory) = LentMemory::default();
+        lock(&self.memory).clear();
     }
 }
 

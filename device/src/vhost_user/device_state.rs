@@ -101,6 +101,9 @@ impl DeviceState {
         {
             put_chunk(&mut chunks, number as u32, chunk);
             count += 1;
+            if HEADER_BYTES + chunks.len() > MAX_BYTES {
+                break;
+            }
         }
         if HEADER_BYTES + chunks.len() > MAX_BYTES {
             log::warn!("the pages in the balloon are too scattered to be handed over");

@@ -20,8 +20,8 @@ use vhost_user_backend::bitmap::{BitmapReplace, MemRegionBitmap, MmapLogReg};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
-use crate::vhost_user::file_range::refuse_short;
-use crate::vhost_user::sigbus::Guard;
+use crate::vhost_user::lent::refuse_unfit;
+use crate::vhost_user::sigbus::{Guard, Share};
 
 /// Bytes of a page in the log, whatever pages the host has (`VHOST_LOG_PAGE`).
 const PAGE: u64 = 4096;
@@ -86,17 +86,23 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Maps `size` bytes of `file` from `offset` on. `wake` is called if they disappear.
+    /// Maps `size` bytes of `file` from `offset` on, under a guard of `share`. `wake` is called if they disappear.
     ///
     /// # Errors
-    /// If the file is shorter than that, or cannot be mapped there.
-    pub fn open(file: File, offset: u64, size: u64, wake: BorrowedFd<'_>) -> io::Result<Self> {
-        refuse_short(&file, offset, size)?;
+    /// If the file is shorter than that, may hang, or cannot be mapped there.
+    pub fn open(
+        file: File,
+        offset: u64,
+        size: u64,
+        share: &Share,
+        wake: BorrowedFd<'_>,
+    ) -> io::Result<Self> {
+        refuse_unfit(&file, offset, size)?;
         let length = usize::try_from(size).map_err(io::Error::other)?;
         let map = MmapRegion::from_file(FileOffset::new(file, offset), length)
             .map_err(io::Error::other)?;
         Ok(Self {
-            guard: Guard::new(map.as_ptr(), length, wake)?,
+            guard: share.guard(map.as_ptr(), length, Some(wake))?,
             map,
         })
     }
@@ -237,7 +243,14 @@ mod tests {
 
     fn open(file: &File, offset: u64, size: u64) -> io::Result<LogFile> {
         let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-        LogFile::open(file.try_clone().unwrap(), offset, size, wake.as_fd())
+        let share = Share::new(1).unwrap();
+        LogFile::open(
+            file.try_clone().unwrap(),
+            offset,
+            size,
+            &share,
+            wake.as_fd(),
+        )
     }
 
     #[test]

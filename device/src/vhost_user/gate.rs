@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use spec::balloon::QueueNumbering;
@@ -25,11 +25,11 @@ use crate::balloon::MAX_QUEUE_SIZE;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::dirty_log::LogFile;
-use crate::vhost_user::file_range::refuse_short;
+use crate::vhost_user::lent::{file_type, is_eventfd, refuse_unfit};
 use crate::vhost_user::messages::{CONFIG_HEADER_BYTES, Message, request};
 
 /// The most regions that a front end may lend: what the crate says.
-const MAX_SLOTS: usize = 509;
+pub(super) const MAX_SLOTS: usize = 509;
 /// Bytes of a region in a message: guest address, size, user address and file offset.
 const REGION_BYTES: usize = 32;
 /// Where the region of `ADD_MEM_REG` and the first of `SET_MEM_TABLE` start.
@@ -123,9 +123,12 @@ impl<'a> Gate<'a> {
                 self.ring(message.payload_word(0) & 0xff)?;
                 refuse_if(message.fds.len() > 1, "more than one interrupt")?;
                 // User Mode Linux is interrupted through a socket.
-                let kinds = [EVENTFD, FileType::Socket];
-                let mut fds = message.fds.iter();
-                fds.try_for_each(|fd| unblock(fd, &kinds))?;
+                let fits = |fd| is_eventfd(fd) || file_type(fd) == Ok(FileType::Socket);
+                refuse_if(
+                    !message.fds.iter().all(fits),
+                    "an interrupt that is no eventfd",
+                )?;
+                message.fds.iter().try_for_each(unblock)?;
                 Ok(Passage::Pass)
             }
             request::SET_BACKEND_REQ_FD => self.keep_channel(message),
@@ -240,7 +243,8 @@ impl<'a> Gate<'a> {
         let file = message.fds.pop().filter(|_| message.fds.is_empty());
         let file = file.ok_or_else(|| invalid("not exactly one file for the dirty log"))?;
         let (size, offset) = (message.payload_u64(0), message.payload_u64(8));
-        let file = LogFile::open(file.into(), offset, size, self.backend.lost_event().as_fd())?;
+        let (share, wake) = (self.backend.guards(), self.backend.lost_event().as_fd());
+        let file = LogFile::open(file.into(), offset, size, share, wake)?;
         refuse_if(
             !file.reaches(end_of(&self.slots)),
             "a dirty log smaller than guest memory",
@@ -306,7 +310,8 @@ impl<'a> Gate<'a> {
         let [kick] = &message.fds[..] else {
             return Err(invalid("a ring without a kick: polling is not offered"));
         };
-        unblock(kick, &[EVENTFD])?;
+        refuse_if(!is_eventfd(kick), "a kick that is no eventfd")?;
+        unblock(kick)?;
         self.settle_changes(false);
         let ring = self.ring(message.payload_word(0) & 0xff)?;
         refuse_if(ring.started, "a started ring cannot get another kick")?;
@@ -362,7 +367,7 @@ fn region(message: &Message, at: usize) -> Slot {
 /// The region at byte `at` of the payload, if `file` has it.
 fn slot_of(message: &Message, at: usize, file: &OwnedFd) -> io::Result<Slot> {
     let slot = region(message, at);
-    refuse_short(file, message.payload_u64(at + 24), slot.size)?;
+    refuse_unfit(file, message.payload_u64(at + 24), slot.size)?;
     if slot.start.checked_add(slot.size).is_none() || slot.user.checked_add(slot.size).is_none() {
         return Err(invalid("a memory region beyond the last address"));
     }
@@ -387,14 +392,8 @@ fn end_of(slots: &[Slot]) -> u64 {
     ends.max().unwrap_or(0)
 }
 
-/// No folder holds an eventfd, so it has no type.
-const EVENTFD: FileType = FileType::Unknown;
-
-/// Sees to it that `file` is of one of `kinds` and does not block.
-fn unblock(file: &OwnedFd, kinds: &[FileType]) -> io::Result<()> {
-    if !kinds.contains(&FileType::from_raw_mode(fstat(file)?.st_mode)) {
-        return Err(invalid("a kick or an interrupt that cannot be one"));
-    }
+/// Sees to it that `file` does not block.
+fn unblock(file: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(file)?;
     Ok(fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
 }

@@ -15,7 +15,7 @@ use vm_memory::{
 };
 
 use crate::vhost_user::dirty_log::{DirtyLog, LogBitmap};
-use crate::vhost_user::sigbus::Guard;
+use crate::vhost_user::sigbus::{Guard, Share};
 
 /// Guest memory whose writes go to the vhost-user dirty log.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<LogBitmap>>;
@@ -23,11 +23,12 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<LogBitmap>>;
 pub type MemoryGuard = GuestMemoryLoadGuard<GuestMemoryMmap<LogBitmap>>;
 
 /// The memory that the front end lends now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LentMemory {
     // Goes first: see `Guard`.
     guards: Vec<Guarded>,
     memory: Arc<GuestMemoryMmap<LogBitmap>>,
+    share: Share,
 }
 
 #[derive(Debug)]
@@ -38,6 +39,15 @@ struct Guarded {
 }
 
 impl LentMemory {
+    /// None yet. Its guards are of `share`, which must have room for the regions before and after a change.
+    pub fn new(share: Share) -> Self {
+        Self {
+            guards: Vec::new(),
+            memory: Arc::default(),
+            share,
+        }
+    }
+
     /// It is `memory` from now on. Its writes go to `log`; `wake` is called if a region disappears. Returns what
     /// the device is to use; the memory before is unmapped when nobody uses it any more.
     ///
@@ -49,31 +59,51 @@ impl LentMemory {
         log: &Arc<DirtyLog>,
         wake: BorrowedFd<'_>,
     ) -> io::Result<Memory> {
-        let mut kept = std::mem::take(&mut self.guards);
+        // A region that stays keeps its guard, which may have something to say.
+        let mut added = Vec::new();
+        for region in memory.iter() {
+            let (start, length) = (region.as_ptr() as usize, region.size());
+            if !self
+                .guards
+                .iter()
+                .any(|guarded| guarded.is_at(start, length))
+            {
+                added.push(Guarded {
+                    guard: self.share.guard(region.as_ptr(), length, Some(wake))?,
+                    start,
+                    length,
+                });
+            }
+        }
+        let stays = |guarded: &Guarded| {
+            memory
+                .iter()
+                .any(|region| guarded.is_at(region.as_ptr() as usize, region.size()))
+        };
+        // First the guards of what goes, then the memory.
+        self.guards.retain(stays);
+        self.guards.append(&mut added);
         for region in memory.iter() {
             region.bitmap().belongs_to(log, region.start_addr().0);
-            let (start, length) = (region.as_ptr(), region.size());
-            let place =
-                |guarded: &Guarded| (guarded.start, guarded.length) == (start as usize, length);
-            // A region that stays keeps its guard, which may have something to say.
-            let guard = match kept.iter().position(place) {
-                Some(at) => kept.swap_remove(at).guard,
-                None => Guard::new(start, length, wake)?,
-            };
-            self.guards.push(Guarded {
-                guard,
-                start: start as usize,
-                length,
-            });
         }
-        // First the guards of what goes, then the memory.
-        drop(kept);
         self.memory = Arc::clone(&memory);
         Ok(Memory::from(memory))
+    }
+
+    /// The front end has gone, with all of its memory.
+    pub fn clear(&mut self) {
+        self.guards.clear();
+        self.memory = Arc::default();
     }
 
     /// Whether the front end has truncated a file of a region that the device has touched since.
     pub fn is_lost(&self) -> bool {
         self.guards.iter().any(|guarded| guarded.guard.is_lost())
+    }
+}
+
+impl Guarded {
+    fn is_at(&self, start: usize, length: usize) -> bool {
+        (self.start, self.length) == (start, length)
     }
 }

@@ -7,8 +7,8 @@
 //! | [`config_channel`] | telling the guest that its configuration has changed |
 //! | [`device_state`] | what migrates with the device |
 //! | [`dirty_log`] | which pages the device has written |
-//! | [`file_range`] | a part of a file that is to be mapped, and whether the file has it |
 //! | [`gate`] | what is refused or done before the vhost-user crate sees it |
+//! | [`lent`] | what a file of another process is, before it is used |
 //! | [`memory`] | guest memory, whose regions come and go |
 //! | [`messages`] | messages as they come |
 //! | [`relay`] | what stands between the front end and the vhost-user crate, and why |
@@ -23,8 +23,8 @@ pub mod backend;
 pub mod config_channel;
 pub mod device_state;
 pub mod dirty_log;
-pub mod file_range;
 pub mod gate;
+pub mod lent;
 pub mod memory;
 pub mod messages;
 pub mod relay;

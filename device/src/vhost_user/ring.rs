@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::net::SendFlags;
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
 
@@ -123,10 +124,17 @@ impl VringT<Memory> for Ring {
         let Some(call) = self.ends().call.clone() else {
             return Ok(());
         };
+        let one = 1u64.to_ne_bytes();
+        // The front end can make a socket block again at any time.
+        match rustix::net::send(&*call, &one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::NOTSOCK) => {}
+            Ok(_) | Err(Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
         // One that is full is an interrupt that nobody has seen yet.
         let mut polled = [PollFd::new(&*call, PollFlags::OUT)];
         if poll(&mut polled, Some(&Timespec::default()))? == 1 {
-            rustix::io::write(&*call, &1u64.to_ne_bytes())?;
+            rustix::io::write(&*call, &one)?;
         }
         Ok(())
     }

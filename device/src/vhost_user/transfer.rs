@@ -9,10 +9,11 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::sockets;
 use crate::vhost_user::device_state::MAX_BYTES;
+use crate::vhost_user::lent::file_type;
 
 /// How long a front end may leave its end of the pipe as it is after it asked how the transfer went.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +41,7 @@ impl Transfer {
     /// Starts to write `state` to `pipe`, which is closed after that.
     ///
     /// # Errors
-    /// If `pipe` is nothing that can be written without blocking.
+    /// If `pipe` is no pipe and no socket.
     pub fn save(pipe: File, state: Vec<u8>) -> io::Result<Self> {
         let mut transfer = Self::start(pipe, Direction::Save(state))?;
         // Most states fit a pipe whole.
@@ -51,12 +52,18 @@ impl Transfer {
     /// Starts to read a state from `pipe`, up to its end.
     ///
     /// # Errors
-    /// If `pipe` is nothing that can be read without blocking.
+    /// If `pipe` is no pipe and no socket.
     pub fn load(pipe: File) -> io::Result<Self> {
         Self::start(pipe, Direction::Load(Vec::new()))
     }
 
     fn start(pipe: File, direction: Direction) -> io::Result<Self> {
+        // To read or write anything else may block, or hang for ever, whatever its flags say.
+        let kinds = [FileType::Fifo, FileType::Socket];
+        if !file_type(&pipe).is_ok_and(|kind| kinds.contains(&kind)) {
+            let text = "a state goes through a pipe or a socket only";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let flags = fcntl_getfl(&pipe)?;
         fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
         Ok(Self {

@@ -6,12 +6,14 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use crate::machine::{HINTS, INFLATE, MEMORY, Machine, WRITE, copy, event, memory_file};
+use crate::machine::{
+    HINTS, INFLATE, MEMORY, Machine, USER, WRITE, copy, event, memory_file, slot,
+};
 use crate::raw::{
-    RESET_DEVICE, Raw, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_FEATURES, SET_LOG_BASE,
-    SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, idle, longs, settles, words,
+    ADD_MEM_REG, RESET_DEVICE, Raw, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_FEATURES,
+    SET_LOG_BASE, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, idle, longs, settles, words,
 };
 use crate::rig::guest::{Daemon, Guest, LOG_ALL, USUAL};
 use crate::rig::migrator::Migrator;
@@ -89,7 +91,9 @@ fn a_log_that_is_truncated_ends_the_connection_and_not_the_daemon() {
 fn only_eventfds_kick_and_only_they_and_sockets_interrupt() {
     let daemon = Daemon::start(&[]);
     let mut machine = Machine::new(&daemon);
-    let wrong: [fn() -> OwnedFd; 3] = [
+    let wrong: [fn() -> OwnedFd; 4] = [
+        // Like an eventfd, it lies in no folder.
+        || epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
         || memory_file(4096).into(),
         || File::open("/dev/zero").unwrap().into(),
         || std::io::pipe().unwrap().0.into(),
@@ -159,4 +163,18 @@ fn a_state_is_not_read_from_or_written_to_what_is_no_pipe() {
     raw.answer();
     assert_eq!(raw.ask(crate::raw::CHECK_DEVICE_STATE, &[]), longs(&[1]));
     assert_eq!(raw.order(RESET_DEVICE, &[], &[]), Some(0));
+}
+
+#[test]
+fn memory_and_logs_on_a_file_system_that_may_never_answer_are_refused() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut machine = Machine::running(&daemon);
+    // A file system without a disk, as FUSE is one: who it is that answers, the device need not know.
+    let proc = || OwnedFd::from(File::open("/proc/self/maps").unwrap());
+    let plugged = slot([MEMORY, 4096, USER + MEMORY, 0]);
+    assert_eq!(machine.raw.order(ADD_MEM_REG, &plugged, &[proc()]), Some(1));
+    machine.is_answered();
+    let payload = longs(&[4096, 0]);
+    machine.raw.send(SET_LOG_BASE, 1, &payload, &[proc()]);
+    assert_eq!(machine.raw.answer(), None);
 }

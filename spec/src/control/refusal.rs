@@ -35,6 +35,8 @@ pub enum Refusal {
     NoStatistics = 14,
     /// The device has no memory or file descriptor left for the answer.
     Resources = 15,
+    /// The device is busy for so long that it may never answer: it touches memory that its front end has lent.
+    Busy = 16,
 }
 
 impl Refusal {
@@ -55,6 +57,7 @@ impl Refusal {
             Self::NoMap,
             Self::NoStatistics,
             Self::Resources,
+            Self::Busy,
         ]
         .into_iter()
         .find(|refusal| *refusal as u32 == raw)
@@ -79,6 +82,9 @@ impl core::fmt::Display for Refusal {
             Self::NoMap => "nothing has been hinted",
             Self::NoStatistics => "the guest has sent no statistics",
             Self::Resources => "the device has no memory or file descriptor left",
+            Self::Busy => {
+                "the device does not come out of its front end's memory: it may be a file that never answers"
+            }
         })
     }
 }

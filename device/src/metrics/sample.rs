@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What metrics see of a device, and what they still say of one that does not answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use spec::control::DeviceStatus;
+
+use crate::balloon::Balloon;
+use crate::balloon::counters::Counters;
+use crate::balloon::statistics::Statistics;
+use crate::daemon::front_ends::Presence;
+use crate::hints::latency::Times;
+use crate::vhost_user::backend::Backend;
+
+/// The quantiles of times that are told.
+pub(super) const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
+/// How long a scrape waits for a device: the others are waiting, too.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long it waits for one that did not answer the last time.
+const BRIEF: Duration = Duration::from_millis(5);
+
+/// A device that is looked at.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its balloon.
+    pub backend: Arc<Backend>,
+    /// Its front ends.
+    pub presence: Arc<Presence>,
+}
+
+/// A device, and what was seen of it last.
+#[derive(Debug)]
+pub(super) struct Watched {
+    device: Observed,
+    last: Mutex<Sample>,
+}
+
+impl Watched {
+    /// Of `device` nothing has been seen yet.
+    pub(super) fn new(device: Observed) -> Self {
+        let nothing = Sample {
+            answers: true,
+            name: Arc::clone(&device.name),
+            ..Sample::default()
+        };
+        Self {
+            last: Mutex::new(nothing),
+            device,
+        }
+    }
+
+    /// What is seen now; of a balloon that somebody does not let go of, what was seen last.
+    pub(super) fn look(&self) -> Sample {
+        // Held by scrapes alone.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let patience = if last.answers { PATIENCE } else { BRIEF };
+        match self.device.backend.balloon_within(patience) {
+            Some(mut balloon) => *last = Sample::of(&self.device.name, &mut balloon),
+            None => last.answers = false,
+        }
+        let presence = &self.device.presence;
+        Sample {
+            front_ends: presence.connections(),
+            failed_front_ends: presence.failures(),
+            connected: presence.is_connected(),
+            ..last.clone()
+        }
+    }
+}
+
+/// What is seen of a device at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sample {
+    /// Whether the balloon could be looked at.
+    pub(super) answers: bool,
+    pub(super) name: Arc<str>,
+    pub(super) front_ends: u64,
+    pub(super) failed_front_ends: u64,
+    pub(super) connected: bool,
+    pub(super) running: bool,
+    pub(super) memory_pages: u64,
+    pub(super) wanted_pages: u64,
+    pub(super) target_pages: u64,
+    pub(super) actual_pages: u64,
+    pub(super) ballooned_pages: u64,
+    pub(super) counters: Counters,
+    pub(super) hinting: DeviceStatus,
+    pub(super) statistics: Vec<(u16, u64)>,
+    pub(super) statistics_arrived: Option<Instant>,
+    pub(super) ages: Quantiles,
+    pub(super) batches: Quantiles,
+}
+
+impl Sample {
+    /// Of `balloon`, without its front ends.
+    fn of(name: &Arc<str>, balloon: &mut Balloon) -> Self {
+        let statistics = balloon.statistics();
+        Self {
+            answers: true,
+            name: Arc::clone(name),
+            running: balloon.is_running(),
+            memory_pages: balloon.regions().iter().map(|region| region.count()).sum(),
+            statistics_arrived: statistics.map(Statistics::arrived),
+            statistics: statistics.map_or_else(Vec::new, |it| it.values().collect()),
+            wanted_pages: balloon.wanted().into(),
+            target_pages: balloon.target().into(),
+            actual_pages: balloon.actual().into(),
+            ballooned_pages: balloon.ballooned().count(),
+            counters: balloon.counters(),
+            hinting: balloon.status(),
+            ages: Quantiles::new(balloon.hint_latency().ages()),
+            batches: Quantiles::new(balloon.hint_latency().batches()),
+            ..Self::default()
+        }
+    }
+}
+
+/// Seconds, at [`QUANTILES`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Quantiles(pub(super) [f64; QUANTILES.len()]);
+
+impl Quantiles {
+    fn new(times: &Times) -> Self {
+        Self(QUANTILES.map(|quantile| times.quantile(quantile).as_secs_f64()))
+    }
+}
