@@ -10,7 +10,7 @@ use std::thread;
 use rig::guest::{Daemon, Guest, HINT, MIB, PAGES, POISON, PROTOCOL, USUAL, VERSION_1};
 use rig::migrator::Migrator;
 use rig::queue::{Buffer, QUEUE_SIZE};
-use spec::balloon::{Command, CommandId, feature};
+use spec::balloon::{Command, CommandId};
 use spec::control::Refusal;
 use spec::hint_map::HintPhase;
 use vhost::vhost_user::VhostUserFrontend;
@@ -351,18 +351,12 @@ fn the_content_of_hinted_pages_is_left_alone() {
 }
 
 #[test]
-fn a_driver_that_waits_for_each_hint_gets_each_back_with_an_interrupt() {
-    let daemon = Daemon::start(&["--once", "--hint-wait-on-ack"]);
-    let waits = 1 << feature::HINT_WAIT_ON_ACK;
-    let mut guest = Guest::boot(&daemon, USUAL | waits, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+fn each_hint_comes_back_with_an_interrupt_and_is_in_the_map_by_then() {
+    let (_daemon, mut guest, migrator) = in_a_round();
     for block in 0..8 {
         let _ = guest.hints.call.read();
         guest.hints.send(&[Buffer::In(FREE + block * MIB, 1 << 20)]);
         rig::eventually("an interrupt", || guest.hints.call.read().ok());
-        // What was given back is in the map already: the guest may use it from now on.
         assert_eq!(migrator.map.hinted_pages(), (block + 1) * 256);
     }
 }

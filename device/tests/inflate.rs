@@ -148,6 +148,31 @@ fn a_chain_without_an_end_and_a_ring_that_lies_end_the_pass_and_no_more() {
 }
 
 #[test]
+fn a_full_queue_is_taken_in_turns_and_none_of_its_pages_is_left_out() {
+    let mut it = ballooning();
+    // No two are neighbours, and together the chains have more numbers than one pass takes.
+    let pages: Vec<u32> = (0..128).map(|page| pfn(FREE) + page * 16).collect();
+    let numbers = it.numbers(&pages);
+    for _ in 0..QUEUE_SIZE {
+        it.inflate.add(&[numbers]);
+    }
+    it.inflate.kick();
+    it.inflate.wait_until_used();
+    let status = it.status();
+    assert_eq!((status.ballooned_pages, status.bad_buffers), (128, 0));
+    assert!(status.discards > 128, "in one turn: {}", status.discards);
+    // The last turn leaves nothing behind that a later one would take again.
+    it.deflate(&pages);
+    assert_eq!(it.status().ballooned_pages, 0);
+    for _ in 0..QUEUE_SIZE {
+        it.deflate.add(&[numbers]);
+    }
+    it.deflate.kick();
+    it.deflate.wait_until_used();
+    assert_eq!(it.status().bad_buffers, 0);
+}
+
+#[test]
 fn numbers_without_end_are_cut_off_and_a_deflate_of_them_forgets_the_balloon() {
     let mut it = ballooning();
     it.inflate(&[pfn(FREE), pfn(FREE) + 9]);

@@ -88,6 +88,21 @@ fn a_person_has_the_guest_hint_and_looks_at_the_map() {
 }
 
 #[test]
+fn a_round_whose_client_was_killed_ends_by_itself_and_the_guest_gets_its_memory_back() {
+    let daemon = Daemon::start(&["--once", "--hint-round-limit", "1"]);
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let mut person = Person::connect(&daemon.control());
+    person.hints(Request::HintStart);
+    drop(person);
+    while guest.wait_for_change().free_page_hint_cmd_id != Command::DONE {}
+    let state = Person::connect(&daemon.control()).hints(Request::HintState);
+    assert_eq!(
+        (state.phase, state.holder, state.ended),
+        (HintPhase::Done, HintHolder::Person, RoundEnd::Expired)
+    );
+}
+
+#[test]
 fn a_round_outlives_the_connection_that_started_it() {
     let (daemon, mut guest, mut person) = guest_and_person();
     in_a_round(&mut guest, &mut person);

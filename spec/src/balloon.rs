@@ -5,7 +5,8 @@
 
 use crate::wire;
 
-/// Feature bits (bit numbers), virtio 1.2 section 5.5.3.
+/// Feature bits (bit numbers), virtio 1.2 section 5.5.3. Bit 6 is not offered: what was HINT_WAIT_ON_ACK in patches for
+/// Linux is DEVICE_INIT_REPORTED in those for the specification (virtio-spec#244).
 pub mod feature {
     /// The guest tells before it uses pages from the balloon again.
     pub const MUST_TELL_HOST: u32 = 0;
@@ -19,8 +20,6 @@ pub mod feature {
     pub const PAGE_POISON: u32 = 4;
     /// Free page reporting.
     pub const REPORTING: u32 = 5;
-    /// The guest waits for the device to use each hint. An opt-in: the bit is contested upstream.
-    pub const HINT_WAIT_ON_ACK: u32 = 6;
     /// virtio 1.0 or later.
     pub const VERSION_1: u32 = 32;
 }

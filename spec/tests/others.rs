@@ -28,13 +28,6 @@ fn assert_goes_wrong(name: &str, actions: &[Action]) {
     );
 }
 
-#[track_caller]
-fn assert_safe(name: &str) {
-    if let Some(story) = story_of(name) {
-        panic!("{story}");
-    }
-}
-
 #[test]
 fn qemu_loses_a_page_that_is_taken_again_before_its_hint_is() {
     let name = "QEMU: a hint clears KVM's log";
@@ -44,22 +37,9 @@ fn qemu_loses_a_page_that_is_taken_again_before_its_hint_is() {
 }
 
 #[test]
-fn a_guest_that_waits_for_acknowledgements_makes_clearing_the_log_safe() {
-    assert_safe("QEMU, and the guest waits for each acknowledgement");
-    assert_safe(
-        "the design's exception: a hint clears the log, and the guest waits for each acknowledgement",
-    );
-}
-
-#[test]
 fn firecracker_destroys_a_page_that_is_taken_again_before_its_hint_is() {
     let name = "Firecracker: a hint discards the guest's memory";
     assert_goes_wrong(name, &[Guest(Hint(A)), Guest(Take(A)), Device(TakeBuffer)]);
-}
-
-#[test]
-fn a_guest_that_waits_for_acknowledgements_makes_discarding_safe() {
-    assert_safe("Firecracker, and the guest waits for each acknowledgement");
 }
 
 #[test]

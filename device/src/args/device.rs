@@ -13,6 +13,7 @@ use rustix::fs::Mode;
 use super::values::{MAX_NAME, Numbering, bytes, device_name, octal_mode, pages};
 use crate::balloon::options::Options;
 use crate::balloon::target::AutoShrink;
+use crate::hints::person::ROUND_LIMIT;
 use crate::trace::TraceFile;
 
 /// Who may connect to the control socket if nothing else is said: its owner.
@@ -76,6 +77,11 @@ pub struct DeviceArgs {
     #[arg(help_heading = "Balloon")]
     pub stats_interval: Option<u32>,
 
+    /// End a round of hints that a person has started (`lacuna balloon hints start --detach`) after so many seconds, so that
+    /// the guest gets its free memory back if nobody stops it; 0: never [default: 60]
+    #[arg(long, value_name = "SECS", help_heading = "Balloon")]
+    pub hint_round_limit: Option<u32>,
+
     /// Record what the device does in this file, made by `lacuna trace create`, to be checked against the rule
     #[arg(long, value_name = "FILE", help_heading = "Trace")]
     pub trace: Option<PathBuf>,
@@ -102,12 +108,6 @@ pub struct DeviceArgs {
     #[arg(help_heading = "Features offered to the guest")]
     pub must_tell_host: Option<bool>,
 
-    /// Have the guest wait until each hint has been taken; the feature's bit (6) is contested upstream
-    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
-    #[arg(help_heading = "Features offered to the guest")]
-    pub hint_wait_on_ack: Option<bool>,
-
     /// How queues get their numbers when the guest does not take every feature [default: dense]
     #[arg(
         long,
@@ -126,10 +126,10 @@ impl DeviceArgs {
             target: self.target.or(common.target),
             auto_shrink: self.auto_shrink.or(common.auto_shrink),
             stats_interval: self.stats_interval.or(common.stats_interval),
+            hint_round_limit: self.hint_round_limit.or(common.hint_round_limit),
             free_page_reporting: self.free_page_reporting.or(common.free_page_reporting),
             deflate_on_oom: self.deflate_on_oom.or(common.deflate_on_oom),
             must_tell_host: self.must_tell_host.or(common.must_tell_host),
-            hint_wait_on_ack: self.hint_wait_on_ack.or(common.hint_wait_on_ack),
             queue_numbering: self.queue_numbering.or(common.queue_numbering),
             ..self
         }
@@ -241,6 +241,8 @@ pub struct Config {
     pub target: u32,
     /// When the target is lowered for a guest that is short of memory, if ever.
     pub auto_shrink: Option<AutoShrink>,
+    /// When a person's round of hints is ended if nobody has, if ever.
+    pub round_limit: Option<Duration>,
     /// Where the device records what it does, if anywhere.
     pub trace: Option<TraceFile>,
 }
@@ -266,7 +268,6 @@ impl From<DeviceArgs> for Config {
                 reporting: offered(args.free_page_reporting),
                 deflate_on_oom: offered(args.deflate_on_oom),
                 must_tell_host: offered(args.must_tell_host),
-                hint_wait_on_ack: offered(args.hint_wait_on_ack),
             },
             statistics_interval: args
                 .stats_interval
@@ -276,6 +277,10 @@ impl From<DeviceArgs> for Config {
             auto_shrink: args
                 .auto_shrink
                 .map(|keep_available| AutoShrink { keep_available }),
+            round_limit: match args.hint_round_limit {
+                None => Some(ROUND_LIMIT),
+                Some(seconds) => (seconds != 0).then(|| Duration::from_secs(seconds.into())),
+            },
             trace: args.trace.map(|path| TraceFile {
                 path,
                 host: args.trace_host.unwrap_or(0),
@@ -301,6 +306,13 @@ mod tests {
         assert_eq!((config.statistics_interval, config.target), (None, 0));
         assert_eq!(config.auto_shrink, None);
         assert_eq!(config.control_socket_mode.bits(), 0o600);
+        assert_eq!(config.round_limit, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_round_of_hints_is_without_a_limit_only_where_that_is_asked_for() {
+        let limit = |seconds: u32| config(&format!("fd=3,hint-round-limit={seconds}")).round_limit;
+        assert_eq!((limit(0), limit(5)), (None, Some(Duration::from_secs(5))));
     }
 
     #[test]
@@ -337,11 +349,10 @@ mod tests {
     fn every_flag_of_a_feature_offers_that_feature() {
         let none = Options::default();
         type Switch = fn(&mut Options) -> &mut bool;
-        let offers: [(&str, Switch); 4] = [
+        let offers: [(&str, Switch); 3] = [
             ("free-page-reporting", |options| &mut options.reporting),
             ("deflate-on-oom", |options| &mut options.deflate_on_oom),
             ("must-tell-host", |options| &mut options.must_tell_host),
-            ("hint-wait-on-ack", |options| &mut options.hint_wait_on_ack),
         ];
         for (flag, offer) in offers {
             let mut expected = none;

@@ -4,6 +4,11 @@
 //! One pass reads both queues, changes the set of pages in the balloon, gives the new ones' memory back to
 //! the host, and only then returns the buffers: until then an honest guest leaves the pages alone. What a
 //! guest takes out in the same pass stays as it is.
+//!
+//! A queue that is long is taken in turns, so that others get the device's lock in between. What is being taken out
+//! waits until all is read that is being put in.
+
+use std::ops::ControlFlow;
 
 use spec::PageRange;
 use spec::balloon::QueueRole;
@@ -14,14 +19,27 @@ use crate::balloon::pfn::PfnBatch;
 use crate::vhost_user::rings::{self, Chain};
 
 impl Balloon {
+    /// Takes what the guest has queued on the inflate and the deflate queue up to now, or a turn's worth of it. Whether
+    /// there is more.
+    pub(super) fn take_turn_of_pages(&mut self) -> bool {
+        self.take_queued_pages(PfnBatch::is_enough)
+    }
+
     /// Takes what the guest has queued on the inflate and the deflate queue up to now.
     pub(super) fn take_pages(&mut self) {
+        self.take_queued_pages(|_| false);
+    }
+
+    fn take_queued_pages(&mut self, is_enough: fn(&PfnBatch) -> bool) -> bool {
         self.notice_new_driver();
-        let (inflated, inflate_heads) = self.pfns(QueueRole::Inflate);
+        let (inflated, inflate_heads, mut more) = self.pfns(QueueRole::Inflate, is_enough);
         if let Some(ring) = self.running(QueueRole::Inflate) {
             self.inflate_place.leave(&ring);
         }
-        let (deflated, deflate_heads) = self.pfns(QueueRole::Deflate);
+        let (mut deflated, mut deflate_heads) = (PfnBatch::default(), Vec::new());
+        if !more {
+            (deflated, deflate_heads, more) = self.pfns(QueueRole::Deflate, is_enough);
+        }
         let incomplete = deflated.is_incomplete();
         let inflated = self.in_memory(inflated);
         let deflated = self.in_memory(deflated);
@@ -49,25 +67,35 @@ impl Balloon {
         );
         self.give_back(QueueRole::Inflate, &inflate_heads);
         self.give_back(QueueRole::Deflate, &deflate_heads);
+        more
     }
 
-    /// The page numbers on the queue with `role`, and the heads of their chains.
-    fn pfns(&mut self, role: QueueRole) -> (PfnBatch, Vec<u16>) {
+    /// The page numbers on the queue with `role` until they are enough, the heads of their chains, and whether there
+    /// is more.
+    fn pfns(
+        &mut self,
+        role: QueueRole,
+        is_enough: fn(&PfnBatch) -> bool,
+    ) -> (PfnBatch, Vec<u16>, bool) {
         let (mut batch, mut heads) = (PfnBatch::default(), Vec::new());
         let (Some(ring), Some(memory)) = (self.ring(role), &self.memory) else {
-            return (batch, heads);
+            return (batch, heads, false);
         };
-        let result = rings::drain(ring, memory, |chain| {
+        let result = rings::drain_some(ring, memory, |chain| {
             heads.push(chain.head_index());
             batch.chain(chain);
-            Chain::Kept
+            match is_enough(&batch) {
+                true => ControlFlow::Break(Chain::Kept),
+                false => ControlFlow::Continue(Chain::Kept),
+            }
         });
-        if let Err(error) = result {
+        let more = result.unwrap_or_else(|error| {
             log::debug!("{role:?} queue: {error}");
             batch.cut();
-        }
+            false
+        });
         self.counters.bad_buffers += batch.bad_buffers();
-        (batch, heads)
+        (batch, heads, more)
     }
 
     /// The pages of a batch that lie in guest memory. The others are counted.

@@ -29,7 +29,7 @@ pub mod target;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spec::PageRange;
 use spec::balloon::{CommandId, Config, QueueRole, feature};
@@ -46,7 +46,7 @@ use crate::balloon::page_set::PageSet;
 use crate::balloon::statistics::StatisticsQueue;
 use crate::balloon::target::Target;
 use crate::hints::latency::HintLatency;
-use crate::hints::person::Hold;
+use crate::hints::person::{Hold, ROUND_LIMIT};
 use crate::hints::queue::HintSink;
 use crate::hints::shared_map::SharedMap;
 use crate::hints::state_machine::Hinting;
@@ -89,6 +89,8 @@ pub struct Balloon {
     pub(crate) agent: Agent,
     /// For whom the guest hints.
     pub(crate) hold: Hold,
+    /// How long a person's round may last.
+    pub(crate) round_limit: Option<Duration>,
     pub(crate) map: Option<Arc<HintMap<SharedMap>>>,
     memory: Option<Memory>,
     /// The whole pages of each memory region, rising.
@@ -144,6 +146,7 @@ impl Balloon {
             latency: HintLatency::default(),
             agent: Agent::default(),
             hold: Hold::default(),
+            round_limit: Some(ROUND_LIMIT),
             map: None,
             memory: None,
             regions: Vec::new(),
@@ -190,7 +193,11 @@ impl Balloon {
 
     /// Does what is due by now; when to be called again, if that is known.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
-        let next = [self.poll_statistics(now), self.await_agent(now)];
+        let next = [
+            self.poll_statistics(now),
+            self.await_agent(now),
+            self.end_overdue_round(now),
+        ];
         next.into_iter().flatten().min()
     }
 
@@ -232,7 +239,13 @@ impl Balloon {
                 self.notice_hint_queue(index);
                 self.take_hints();
             }
-            Some(QueueRole::Inflate | QueueRole::Deflate) => self.take_pages(),
+            Some(QueueRole::Inflate | QueueRole::Deflate) => {
+                if self.take_turn_of_pages()
+                    && let Some(ring) = self.rings.get(index)
+                {
+                    ring.kick_again();
+                }
+            }
             Some(QueueRole::Stats) => self.take_statistics(),
             Some(QueueRole::Reporting) => self.take_reports(),
             None => {}

@@ -24,8 +24,6 @@ pub struct Options {
     pub deflate_on_oom: bool,
     /// The guest tells before it uses a page from the balloon again.
     pub must_tell_host: bool,
-    /// The guest waits for the device to use each hint. The bit is contested upstream.
-    pub hint_wait_on_ack: bool,
 }
 
 impl Options {
@@ -35,7 +33,6 @@ impl Options {
             (self.reporting, feature::REPORTING),
             (self.deflate_on_oom, feature::DEFLATE_ON_OOM),
             (self.must_tell_host, feature::MUST_TELL_HOST),
-            (self.hint_wait_on_ack, feature::HINT_WAIT_ON_ACK),
         ];
         optional
             .into_iter()
@@ -50,18 +47,20 @@ mod tests {
 
     #[test]
     fn an_optional_feature_is_offered_only_when_asked_for() {
-        let contested = 1 << feature::REPORTING
-            | 1 << feature::DEFLATE_ON_OOM
-            | 1 << feature::MUST_TELL_HOST
-            | 1 << feature::HINT_WAIT_ON_ACK;
-        assert_eq!(Options::default().features() & contested, 0);
+        let optional =
+            1 << feature::REPORTING | 1 << feature::DEFLATE_ON_OOM | 1 << feature::MUST_TELL_HOST;
+        assert_eq!(Options::default().features() & optional, 0);
         let all = Options {
             reporting: true,
             deflate_on_oom: true,
             must_tell_host: true,
-            hint_wait_on_ack: true,
             ..Options::default()
         };
-        assert_eq!(all.features(), Options::default().features() | contested);
+        assert_eq!(all.features(), Options::default().features() | optional);
+        assert_eq!(
+            all.features() & 1 << 6,
+            0,
+            "upstream gives it another meaning"
+        );
     }
 }

@@ -14,6 +14,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 /// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
 /// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
 const MAX_PFNS: usize = 1 << 16;
+/// So many page numbers are enough for one turn of the device's lock, and the rest of the queue waits for another:
+/// a migrator that closes an epoch is not to wait for a full queue of pages of which no two are neighbours.
+const TURN_PFNS: usize = 1 << 13;
 /// The most descriptors that one pass walks, even if chains share them.
 const MAX_DESCRIPTORS: u32 = crate::balloon::MAX_QUEUE_SIZE as u32;
 /// Bytes that are read from guest memory at once.
@@ -71,6 +74,11 @@ impl PfnBatch {
             self.cut();
         }
         self.bad_buffers += u64::from(stream.partial > 0);
+    }
+
+    /// Whether the rest of the queue is to wait.
+    pub fn is_enough(&self) -> bool {
+        self.pfns.len() >= TURN_PFNS
     }
 
     /// The ring could not be read to its end.

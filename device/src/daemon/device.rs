@@ -91,6 +91,7 @@ impl Prepared {
         balloon.set_target(config.target);
         balloon.set_auto_shrink(config.auto_shrink);
         balloon.set_statistics_interval(config.statistics_interval);
+        balloon.set_round_limit(config.round_limit);
         if let Some(TraceFile { path, host }) = config.trace {
             let trace = Trace::open(&path, host);
             balloon.record_in(trace.map_err(|source| DaemonError::Trace { path, source })?);

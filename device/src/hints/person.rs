@@ -5,6 +5,7 @@
 //! when it comes is ended: the guest is told to take its pages back, and the state says why.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use spec::control::{EpochReport, HintHolder, HintState, Refusal, RoundEnd};
 use spec::hint_map::HintMap;
@@ -12,12 +13,18 @@ use spec::hint_map::HintMap;
 use crate::balloon::Balloon;
 use crate::hints::shared_map::{self, SharedMap};
 
+/// How long a round may last if nothing else is said. The guest is without its free memory meanwhile, and whoever has
+/// started the round may have been killed.
+pub const ROUND_LIMIT: Duration = Duration::from_secs(60);
+
 /// For whom the guest hints, and what became of the last round that a person started.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Hold {
     /// Whose the map is.
     pub(crate) holder: HintHolder,
     ended: RoundEnd,
+    /// When a person's round is ended if nobody has.
+    until: Option<Instant>,
     report: EpochReport,
 }
 
@@ -45,8 +52,10 @@ impl Balloon {
             self.map = before;
             return Err(refusal);
         }
+        let limit = self.round_limit;
         self.hold = Hold {
             holder: HintHolder::Person,
+            until: limit.and_then(|limit| Instant::now().checked_add(limit)),
             ..Hold::default()
         };
         Ok(self.hint_state())
@@ -65,6 +74,26 @@ impl Balloon {
         } else {
             Err(Refusal::NoRound)
         }
+    }
+
+    /// Ends rounds of a person after `limit` from the next one on, or never.
+    pub fn set_round_limit(&mut self, limit: Option<Duration>) {
+        self.round_limit = limit;
+    }
+
+    /// Ends a person's round if its time is over; when to look again, if one is open.
+    pub(crate) fn end_overdue_round(&mut self, now: Instant) -> Option<Instant> {
+        let open = self.hold.holder == HintHolder::Person && self.hinting.epoch() != 0;
+        let until = self.hold.until.filter(|_| open)?;
+        if now < until {
+            return Some(until);
+        }
+        log::warn!(
+            "a round of hints that nobody has stopped is ended, as its time is over (--hint-round-limit): the guest gets \
+             its free memory back"
+        );
+        self.end_round(RoundEnd::Expired);
+        None
     }
 
     /// How far the guest is, and for whom.

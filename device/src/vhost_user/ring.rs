@@ -68,6 +68,19 @@ impl Ring {
         }
     }
 
+    /// Has the worker come back to the ring, after what else waits for it.
+    pub fn kick_again(&self) {
+        let Some(kick) = self.ends().kick.clone() else {
+            return;
+        };
+        // A kick that has no room is one that the worker has not seen yet, and one that cannot be written to is no
+        // honest front end's: its guest kicks again.
+        let mut polled = [PollFd::new(&*kick, PollFlags::OUT)];
+        if poll(&mut polled, Some(&Timespec::default())) == Ok(1) {
+            let _ = rustix::io::write(&*kick, &1u64.to_ne_bytes());
+        }
+    }
+
     /// Begins where the used ring ends, if the front end says that the device shall begin a little later. No request
     /// is in flight when a ring starts: what lies between has been queued for nobody yet. (Cloud Hypervisor says how
     /// far the guest has queued, also when a driver has queued before its device started, or a device has died.)

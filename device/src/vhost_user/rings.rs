@@ -4,6 +4,7 @@
 //! A ring is *started* or stopped, and *enabled* or not, whatever the other. It *runs* while it is both: only then
 //! are buffers taken from it. What was taken goes back to a ring that is disabled meanwhile, too.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use vhost_user_backend::VringT;
@@ -108,20 +109,39 @@ pub fn drain(
     memory: &Memory,
     mut take: impl FnMut(DescriptorChain<MemoryGuard>) -> Chain,
 ) -> Result<(), BrokenRing> {
+    drain_some(ring, memory, |chain| ControlFlow::Continue(take(chain))).map(|_| ())
+}
+
+/// As [`drain`], but takes no more chains once `take` breaks. Whether it did.
+///
+/// # Errors
+/// As [`drain`].
+pub fn drain_some(
+    ring: &Ring,
+    memory: &Memory,
+    mut take: impl FnMut(DescriptorChain<MemoryGuard>) -> ControlFlow<Chain, Chain>,
+) -> Result<bool, BrokenRing> {
     let mut state = ring.get_mut();
     if !state.is_enabled() || !state.get_queue().ready() {
-        return Ok(());
+        return Ok(false);
     }
     let memory = memory.memory();
     let queue = state.get_queue_mut();
-    let mut used = Vec::new();
+    let (mut used, mut broken_off) = (Vec::new(), false);
     for chain in queue.iter(memory.clone())? {
         let head = chain.head_index();
-        if take(chain) == Chain::Used {
+        let taken = take(chain);
+        broken_off = taken.is_break();
+        let (ControlFlow::Break(what) | ControlFlow::Continue(what)) = taken;
+        if what == Chain::Used {
             used.push(head);
         }
+        if broken_off {
+            break;
+        }
     }
-    return_used(ring, queue, &memory, &used)
+    return_used(ring, queue, &memory, &used)?;
+    Ok(broken_off)
 }
 
 /// Gives back the chains at `heads`, which [`drain`] kept. A ring that was stopped meanwhile does not get them.

@@ -157,11 +157,6 @@ pub fn others() -> Vec<Case> {
         clearing: Clearing::PageByPage,
         ..TINY
     };
-    let waiting = |setup| Setup {
-        wait_on_ack: true,
-        ..setup
-    };
-    let two_rounds = Setup { rounds: 2, ..TINY };
     vec![
         case(
             "QEMU: a hint clears KVM's log",
@@ -170,39 +165,8 @@ pub fn others() -> Vec<Case> {
             NO_PAGE_LOST,
         ),
         case(
-            "QEMU, and the guest waits for each acknowledgement",
-            waiting(Setup {
-                rounds: 2,
-                pages: 2,
-                moves: 5,
-                ..qemu_setup
-            }),
-            &qemu,
-            NO_PAGE_LOST,
-        ),
-        case(
-            "the design's exception: a hint clears the log, and the guest waits for each acknowledgement",
-            waiting(Setup {
-                pages: 2,
-                moves: 5,
-                ..two_rounds
-            }),
-            &[Clause::KeepLog],
-            NO_PAGE_LOST,
-        ),
-        case(
             "Firecracker: a hint discards the guest's memory",
             TINY,
-            &[Clause::KeepMemory],
-            SOURCE_COMPLETE,
-        ),
-        case(
-            "Firecracker, and the guest waits for each acknowledgement",
-            waiting(Setup {
-                pages: 2,
-                moves: 5,
-                ..two_rounds
-            }),
             &[Clause::KeepMemory],
             SOURCE_COMPLETE,
         ),

@@ -51,10 +51,6 @@ impl Queue {
         QUEUE_SIZE - usize::from(self.length)
     }
 
-    pub(crate) fn has_hint(&self, page: Page) -> bool {
-        self.messages().contains(&Message::Hint(page))
-    }
-
     pub(crate) fn push(&mut self, message: Message) {
         self.messages[usize::from(self.length)] = message;
         self.length += 1;

@@ -170,11 +170,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
                     push(GuestAction::AgentLooks(page));
                 }
             }
-            Usage::Held => {
-                if !setup.wait_on_ack || !state.device.queue.has_hint(page) {
-                    push(GuestAction::Release(page));
-                }
-            }
+            Usage::Held => push(GuestAction::Release(page)),
         }
     }
 }

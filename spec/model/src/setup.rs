@@ -43,8 +43,6 @@ pub struct Setup {
     pub driver: bool,
     /// The guest has an agent that reads its page flags.
     pub agent: bool,
-    /// The driver waits for each acknowledgement before it can release a block (`HINT_WAIT_ON_ACK`).
-    pub wait_on_ack: bool,
     /// A hint of a page covers half of the next page, too; the other half of that one may be in use.
     pub ragged: bool,
     /// The guest fills pages with zeros when it frees them, and relies on that.
@@ -77,7 +75,6 @@ impl Setup {
         hints: true,
         driver: true,
         agent: false,
-        wait_on_ack: false,
         ragged: false,
         init_on_free: false,
         reporting: false,

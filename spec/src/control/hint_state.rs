@@ -5,7 +5,7 @@
 //!        start            the guest answers           the guest has no more
 //! idle ─────────► requested ─────────────► running ─────────────────────────► finished
 //!  ▲                  │                       │                                   │
-//!  │ guest resets     └───────────────────────┴── stop, or a migrator comes ──────┤
+//!  │ guest resets     └── stop, or a migrator comes, or the round's time is over ─┤
 //!  │                                                                              ▼
 //!  └──────────────────────────── (the next start leaves it) ─────────────────── done
 //! ```
@@ -42,6 +42,8 @@ pub enum RoundEnd {
     Migrator = 2,
     /// The guest was reset, or its VMM hung up.
     Reset = 3,
+    /// It has lasted longer than the device lets a round last.
+    Expired = 4,
 }
 
 /// Where hinting stands.
@@ -104,6 +106,7 @@ impl HintState {
                 1 => RoundEnd::Stopped,
                 2 => RoundEnd::Migrator,
                 3 => RoundEnd::Reset,
+                4 => RoundEnd::Expired,
                 _ => return Err(value),
             },
             command_id: half(3),

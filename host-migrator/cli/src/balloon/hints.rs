@@ -55,6 +55,11 @@ pub(super) fn whole_round(
                 let text = "the guest was reset, or its VMM has gone";
                 return Err(BalloonError::Guest(text.into()));
             }
+            (_, RoundEnd::Expired, _) => {
+                let text =
+                    "the device has ended the round: it lasted longer than its --hint-round-limit";
+                return Err(BalloonError::Guest(text.into()));
+            }
             (_, RoundEnd::Stopped, _) => return Ok(state),
             (_, RoundEnd::None, HintPhase::Finished) => return device.hints(Request::HintStop),
             _ => {}
@@ -85,6 +90,7 @@ fn as_json(state: &HintState) -> serde_json::Value {
             RoundEnd::Stopped => Some("stopped"),
             RoundEnd::Migrator => Some("migrator"),
             RoundEnd::Reset => Some("reset"),
+            RoundEnd::Expired => Some("expired"),
         },
         "command-id": state.command_id,
         "hints": state.hints,
@@ -105,6 +111,9 @@ fn sentence(state: &HintState) -> String {
         RoundEnd::None | RoundEnd::Stopped => "",
         RoundEnd::Migrator => "; a migration has ended the last round of a person",
         RoundEnd::Reset => "; the guest was reset during the last round of a person",
+        RoundEnd::Expired => {
+            "; the device has ended the last round of a person, as its time was over"
+        }
     };
     let agent = match state.agent_pages {
         0 => String::new(),

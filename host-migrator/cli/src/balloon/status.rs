@@ -12,14 +12,13 @@ use super::{BalloonError, print};
 use crate::size::Size;
 
 /// The features of the balloon, as the virtio specification names them.
-const FEATURES: [(u32, &str); 7] = [
+const FEATURES: [(u32, &str); 6] = [
     (feature::MUST_TELL_HOST, "must-tell-host"),
     (feature::STATS_VQ, "stats"),
     (feature::DEFLATE_ON_OOM, "deflate-on-oom"),
     (feature::FREE_PAGE_HINT, "free-page-hint"),
     (feature::PAGE_POISON, "page-poison"),
     (feature::REPORTING, "reporting"),
-    (feature::HINT_WAIT_ON_ACK, "hint-wait-on-ack"),
 ];
 
 pub(super) fn status(args: &DeviceArgs) -> Result<(), BalloonError> {
