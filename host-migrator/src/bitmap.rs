@@ -22,8 +22,9 @@ pub struct MigrationBitmap {
 
 impl MigrationBitmap {
     /// An empty bitmap for pages `0 .. pages`: nothing to be sent.
+    ///
+    /// It takes memory from the host where bits are set, not for the whole range: guest memory may begin at 64 TiB.
     pub fn new(pages: u64) -> Self {
-        let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         Self {
             words: zeros(pages.div_ceil(64)),
             summary: zeros(pages.div_ceil(64 * 64 * 64)),
@@ -70,6 +71,11 @@ impl MigrationBitmap {
 
     /// The indices of the words that hold anything, ascending, as of the time the iterator gets there.
     pub fn occupied(&self) -> impl Iterator<Item = usize> {
+        self.occupied_from(0)
+    }
+
+    /// As [`MigrationBitmap::occupied`], from word `first` on.
+    pub fn occupied_from(&self, first: usize) -> impl Iterator<Item = usize> {
         let mut chunk = None;
         let mut next = 0;
         let mut end = 0;
@@ -79,10 +85,11 @@ impl MigrationBitmap {
                     if let Some(visited) = chunk {
                         self.retire(visited);
                     }
-                    let found = self.next_chunk(chunk.map_or(0, |visited| visited + 1))?;
+                    let found = self.next_chunk(chunk.map_or(first / 64, |visited| visited + 1))?;
                     chunk = Some(found);
-                    next = found * 64;
-                    end = self.words.len().min(next + 64);
+                    end = self.words.len().min(found * 64 + 64);
+                    next = first.max(found * 64).min(end);
+                    continue;
                 }
                 let index = next;
                 next += 1;
@@ -129,8 +136,8 @@ impl MigrationBitmap {
 
     /// Clears every page.
     pub fn clear_all(&self) {
-        for word in &self.words {
-            word.store(0, Ordering::Release);
+        for index in self.occupied() {
+            self.words[index].store(0, Ordering::Release);
         }
     }
 
@@ -194,7 +201,19 @@ impl MigrationBitmap {
     }
 }
 
-/// The runs of set bits in a word whose first bit is page `base`, longest first bits first.
+/// `count` words of zero. The kernel gives memory for them when they are first written.
+#[cfg(not(loom))]
+fn zeros(count: u64) -> Box<[AtomicU64]> {
+    bytemuck::zeroed_slice_box(count as usize)
+}
+
+/// loom's atomics are more than their bytes.
+#[cfg(loom)]
+fn zeros(count: u64) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// The runs of set bits in a word whose first bit is page `base`, lowest first.
 ///
 /// ```
 /// use host_migrator::bitmap::runs_of_word;
@@ -286,6 +305,10 @@ mod tests {
                 .collect();
             prop_assert_eq!(walked, expected);
             prop_assert_eq!(map.occupied().collect::<Vec<_>>(), set(&map));
+            for first in [1, 63, 64, 200] {
+                let rest: Vec<usize> = set(&map).into_iter().filter(|index| *index >= first).collect();
+                prop_assert_eq!(map.occupied_from(first).collect::<Vec<_>>(), rest);
+            }
             let count: u64 = set(&map).iter().map(|index| u64::from(map.load(*index).count_ones())).sum();
             prop_assert_eq!(map.count(), count);
         }

@@ -6,6 +6,7 @@
 //! uptodate flag" mended that). There, what it calls a hole is read as well: a read waits for such a moment to pass,
 //! and gives a hole no memory.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -23,20 +24,66 @@ const EXACT_SINCE: (u32, u32) = (6, 4);
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
 
-/// The holes in `range` of `file`, rising.
+/// How much work a search for holes may be. A guest can make holes as many as it has pages.
+pub struct HoleBudget<'a> {
+    /// Holes still to be found at most. Each takes two system calls.
+    pub holes: u64,
+    /// Bytes still to be read at most, on a kernel whose holes have to be read.
+    pub bytes: u64,
+    /// Asked every few milliseconds of work whether to go on.
+    pub go_on: &'a mut dyn FnMut() -> bool,
+}
+
+impl fmt::Debug for HoleBudget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HoleBudget")
+            .field("holes", &self.holes)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`HoleBudget::go_on`] is asked once for so many holes.
+const ASK_EVERY: u64 = 1024;
+
+impl HoleBudget<'_> {
+    /// Takes one hole from the budget. False if nothing is left, or the search is to end.
+    fn take_hole(&mut self) -> bool {
+        let left = self.holes.checked_sub(1);
+        self.holes = left.unwrap_or(0);
+        left.is_some_and(|left| !left.is_multiple_of(ASK_EVERY) || (self.go_on)())
+    }
+
+    /// Takes `bytes` that are to be read from the budget, as [`HoleBudget::take_hole`] does.
+    fn take_bytes(&mut self, bytes: u64) -> bool {
+        let left = self.bytes.checked_sub(bytes);
+        self.bytes = left.unwrap_or(0);
+        left.is_some() && (self.go_on)()
+    }
+}
+
+/// Calls `found` with the holes in `range` of `file`, rising. True if they are all; false if the budget was used up, or
+/// the search was ended.
 ///
 /// # Errors
 /// The error of the file.
-pub(crate) fn in_file(file: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut holes = Vec::new();
+pub(crate) fn in_file(
+    file: &File,
+    range: Range<u64>,
+    budget: &mut HoleBudget<'_>,
+    found: &mut dyn FnMut(Range<u64>),
+) -> io::Result<bool> {
     let mut at = range.start;
     while at < range.end {
+        if !budget.take_hole() {
+            return Ok(false);
+        }
         let data = seek(file, SeekFrom::Data(at))?.map_or(range.end, |data| data.min(range.end));
         if at < data {
             if seek_is_exact() {
-                holes.push(at..data);
-            } else {
-                zero_pages(file, at..data, &mut holes)?;
+                found(at..data);
+            } else if !zero_pages(file, at..data, budget, found)? {
+                return Ok(false);
             }
         }
         if data == range.end {
@@ -44,7 +91,7 @@ pub(crate) fn in_file(file: &File, range: Range<u64>) -> io::Result<Vec<Range<u6
         }
         at = seek(file, SeekFrom::Hole(data))?.unwrap_or(range.end);
     }
-    Ok(holes)
+    Ok(true)
 }
 
 /// `None` past the last data or hole.
@@ -56,26 +103,37 @@ fn seek(file: &File, whence: SeekFrom) -> io::Result<Option<u64>> {
     }
 }
 
-/// Adds the parts of `range` that read as zero, in whole pages.
-fn zero_pages(file: &File, range: Range<u64>, holes: &mut Vec<Range<u64>>) -> io::Result<()> {
+/// Calls `found` with the parts of `range` that read as zero, in whole pages. False as for [`in_file`].
+fn zero_pages(
+    file: &File,
+    range: Range<u64>,
+    budget: &mut HoleBudget<'_>,
+    found: &mut dyn FnMut(Range<u64>),
+) -> io::Result<bool> {
     let mut bytes = vec![0; CHUNK.min(range.end - range.start) as usize];
+    let mut hole: Option<Range<u64>> = None;
     let mut at = range.start;
     while at < range.end {
-        let length = CHUNK.min(range.end - at) as usize;
-        let chunk = &mut bytes[..length];
+        let length = CHUNK.min(range.end - at);
+        if !budget.take_bytes(length) {
+            hole.into_iter().for_each(found);
+            return Ok(false);
+        }
+        let chunk = &mut bytes[..length as usize];
         file.read_exact_at(chunk, at)?;
         let (pages, _) = chunk.as_chunks::<PAGE>();
         for (start, page) in (at..).step_by(PAGE).zip(pages) {
             let end = start + PAGE_SIZE;
-            match holes.last_mut() {
+            match &mut hole {
                 _ if !is_zero(page) => {}
                 Some(last) if last.end == start => last.end = end,
-                _ => holes.push(start..end),
+                _ => hole.replace(start..end).into_iter().for_each(&mut *found),
             }
         }
-        at += length as u64;
+        at += length;
     }
-    Ok(())
+    hole.into_iter().for_each(found);
+    Ok(true)
 }
 
 /// Whether this kernel calls only holes holes.
@@ -107,11 +165,57 @@ mod tests {
         for page in [7, border - 1, border] {
             file.write_all_at(&[1], page * PAGE_SIZE + 4095).unwrap();
         }
+        let range = PAGE_SIZE..pages * PAGE_SIZE;
         let mut holes = Vec::new();
-        zero_pages(&file, PAGE_SIZE..pages * PAGE_SIZE, &mut holes).unwrap();
+        let found = |budget: &mut HoleBudget<'_>, holes: &mut Vec<_>| {
+            zero_pages(&file, range.clone(), budget, &mut |hole| holes.push(hole)).unwrap()
+        };
+        let mut budget = HoleBudget {
+            holes: 0,
+            bytes: pages * PAGE_SIZE,
+            go_on: &mut || true,
+        };
+        assert!(found(&mut budget, &mut holes));
         let expected = [(1, 7), (8, border - 1), (border + 1, pages)];
         let expected = expected.map(|(first, end)| first * PAGE_SIZE..end * PAGE_SIZE);
         assert_eq!(holes, expected);
+    }
+
+    #[test]
+    fn a_search_ends_when_its_budget_is_used_up_and_what_it_found_is_right() {
+        let file = tempfile::tempfile().unwrap();
+        let pages = 8 * ASK_EVERY;
+        file.set_len(pages * PAGE_SIZE).unwrap();
+        for page in (0..pages).step_by(2) {
+            file.write_all_at(&[1], page * PAGE_SIZE).unwrap();
+        }
+        let search = |holes, bytes, go_on: &mut dyn FnMut() -> bool| {
+            let mut found = Vec::new();
+            let mut budget = HoleBudget {
+                holes,
+                bytes,
+                go_on,
+            };
+            let whole = in_file(&file, 0..pages * PAGE_SIZE, &mut budget, &mut |hole| {
+                found.push(hole)
+            });
+            let page_of = |at: u64| at / PAGE_SIZE;
+            assert!(
+                found
+                    .iter()
+                    .all(|hole| page_of(hole.start) % 2 == 1 && hole.end - hole.start == PAGE_SIZE)
+            );
+            (whole.unwrap(), found.len() as u64)
+        };
+        assert_eq!(search(u64::MAX, u64::MAX, &mut || true), (true, pages / 2));
+        let (whole, found) = search(100, u64::MAX, &mut || true);
+        assert!(!whole && found <= 100 && found > 90, "{found}");
+        let mut asked = 0;
+        let (whole, found) = search(u64::MAX, u64::MAX, &mut || {
+            asked += 1;
+            asked < 2
+        });
+        assert!(!whole && asked == 2 && found <= 3 * ASK_EVERY, "{found}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub use clause::Clause;
 pub use destination::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive};
 pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use hints::{ControlClient, DeviceHints, HintError, HintSource};
+pub use holes::HoleBudget;
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
 pub use page_source::{PageSource, PageSources, PagesBySource};
 pub use params::{EARLY_HARVESTS, MigrationParams};

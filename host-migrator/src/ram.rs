@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -13,7 +14,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
-use crate::holes;
+use crate::holes::{self, HoleBudget};
 
 /// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
 #[derive(Debug)]
@@ -236,23 +237,43 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The pages of memory that were never written since the memory files were made or punched: holes
-    /// of the files.
+    /// Calls `found` with the pages of memory that were never written since the memory files were made or punched:
+    /// holes of the files. True if these are all holes; false if `budget` was used up before.
+    ///
+    /// # Errors
+    /// The error of the file.
+    pub fn find_holes(
+        &self,
+        budget: &mut HoleBudget<'_>,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<bool, RamError> {
+        for region in &self.regions {
+            let (file, start) = self.file_of(*region)?;
+            let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
+            let mut in_region = |hole: Range<u64>| {
+                let pages = PageRange::inside(page_at(hole.start), hole.end - hole.start);
+                pages.into_iter().for_each(&mut *found);
+            };
+            let range = start..start + region.bytes();
+            if !holes::in_file(file, range, budget, &mut in_region)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All holes of the memory files, as [`GuestRam::find_holes`] finds them. A guest can make as many as it has pages.
     ///
     /// # Errors
     /// The error of the file.
     pub fn holes(&self) -> Result<Vec<PageRange>, RamError> {
         let mut holes = Vec::new();
-        for region in &self.regions {
-            let (file, start) = self.file_of(*region)?;
-            let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
-            let found = holes::in_file(file, start..start + region.bytes())?;
-            holes.extend(
-                found.into_iter().filter_map(|hole| {
-                    PageRange::inside(page_at(hole.start), hole.end - hole.start)
-                }),
-            );
-        }
+        let mut all = HoleBudget {
+            holes: u64::MAX,
+            bytes: u64::MAX,
+            go_on: &mut || true,
+        };
+        self.find_holes(&mut all, &mut |hole| holes.push(hole))?;
         Ok(holes)
     }
 

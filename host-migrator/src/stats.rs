@@ -218,7 +218,7 @@ pub struct MigrationReport {
     pub pages_holes: u64,
     /// The sums over all rounds (`round` is their number, `pending-before` the first's).
     pub totals: RoundStats,
-    /// The rounds.
+    /// The rounds, the first and the last [`MOST_ROUNDS`]` / 2` of them if there were more. `totals` counts all.
     pub rounds: Vec<RoundStats>,
     /// Free page hints.
     pub hints: HintStatus,
@@ -229,4 +229,38 @@ pub struct MigrationReport {
     /// destination.
     #[serde(skip)]
     pub skipped: Option<Arc<MigrationBitmap>>,
+}
+
+/// Rounds that a report keeps: a migration may take as many as it likes.
+pub const MOST_ROUNDS: usize = 1024;
+
+impl MigrationReport {
+    /// Adds a round. One in the middle makes room for it, if there are many.
+    pub(crate) fn add_round(&mut self, round: RoundStats) {
+        if self.rounds.len() == MOST_ROUNDS {
+            self.rounds.remove(MOST_ROUNDS / 2);
+        }
+        self.rounds.push(round);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_many_rounds_keeps_the_first_and_the_last() {
+        let mut report = MigrationReport::default();
+        let many = 3 * MOST_ROUNDS as u32;
+        for round in 1..=many {
+            report.add_round(RoundStats {
+                round,
+                ..RoundStats::default()
+            });
+        }
+        let half = MOST_ROUNDS as u32 / 2;
+        let kept: Vec<u32> = report.rounds.iter().map(|round| round.round).collect();
+        let expected: Vec<u32> = (1..=half).chain(many - half + 1..=many).collect();
+        assert_eq!(kept, expected);
+    }
 }

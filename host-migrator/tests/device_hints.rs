@@ -159,13 +159,17 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     // Page 65 is bit 1 of the second word of a plane: the driver's, and the agent's that follows.
     file.write_at(&[2], 4096 + 8).unwrap();
     file.write_at(&[6], 4096 + 16 * 8 + 8).unwrap();
+    // Both words share the first bit of the summary, which follows.
+    file.write_at(&[1], 4096 + 2 * 16 * 8).unwrap();
     let told = Told {
         driver: 2,
         agent: 6,
     };
     assert_eq!(hints.load(1), told);
     assert_eq!((hints.load(0), hints.load(1 << 40)), Default::default());
-    assert_eq!(hints.take(1), told);
+    let mut taken = Vec::new();
+    hints.take_all(&mut |index, told| taken.push((index, told)));
+    assert_eq!(taken, [(1, told)]);
     assert_eq!(hints.load(1), Told::default());
 }
 

@@ -77,7 +77,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         report.total_ms,
         report.downtime_ms,
         Size(report.wire_bytes),
-        report.rounds.len()
+        report.totals.round
     ))
 }
 

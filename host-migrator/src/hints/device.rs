@@ -132,9 +132,10 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn take(&mut self, index: usize) -> Told {
-        let told = self.map.as_ref().map(|map| map.take(index));
-        told.unwrap_or_default()
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+        if let Some(map) = &self.map {
+            map.take_all(told);
+        }
     }
 
     fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
+use spec::hint_map::word_masks;
 use spec::page_map::{PageMap, bytes_for};
 
 use super::HintError;
@@ -27,8 +28,11 @@ pub(super) fn read(file: OwnedFd, bytes: u64, pages: u64) -> Result<MigrationBit
     File::from(file).take(bytes).read_to_end(&mut content)?;
     let map = PageMap::parse(&content).map_err(|error| HintError::Protocol(error.to_string()))?;
     let bitmap = MigrationBitmap::new(pages);
-    for index in 0..bitmap.word_count() {
-        bitmap.merge(index, map.word(index));
+    // Bits between regions mean nothing, and there may be very many.
+    for (index, mask) in map.regions().flat_map(word_masks) {
+        if index < bitmap.word_count() {
+            bitmap.merge(index, map.word(index) & mask);
+        }
     }
     Ok(bitmap)
 }

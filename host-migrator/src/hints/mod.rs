@@ -39,7 +39,7 @@ impl HintError {
 ///
 /// The engine opens an epoch when every page is armed, reads the map while it sends, and closes the epoch
 /// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
-/// changes but by [`HintSource::take`].
+/// changes but by [`HintSource::take_all`].
 pub trait HintSource: Send {
     /// Gets ready for a migration of a guest whose bitmap has `pages` bits, in which `tellers` are to be asked.
     ///
@@ -79,8 +79,9 @@ pub trait HintSource: Send {
     /// [`HintError`] if the source did not confirm: its map must not be read again.
     fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError>;
 
-    /// Takes the hints for pages `64 * index ..` out of the map, between two epochs.
-    fn take(&mut self, index: usize) -> Told;
+    /// Takes all hints out of the map, between two epochs. Calls `told` with the index of each word that has any: word
+    /// `index` is about pages `64 * index ..`.
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told));
 
     /// The pages of `set`, of a guest whose bitmap has `pages` bits: why holes of the memory files are holes. It is
     /// asked for statistics, and to use these sources one by one, never as a reason of its own to leave a page out.

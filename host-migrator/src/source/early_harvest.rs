@@ -23,6 +23,9 @@ use crate::trace::Trace;
 
 /// Less than this is sent faster than its pages are armed again.
 const FEWEST_PAGES: u64 = 1024;
+/// A look reads the log of the whole memory. For so many of its pages at least one is sent between two looks, so that
+/// reading the log stays below a thirtieth of the copying.
+const MEMORY_FOR_EACH: u64 = 1024;
 /// Guests fault when they write a page that was armed again: so many times in a round at most, for each that
 /// was asked for, should fewer pages be free than it seemed.
 const MOST_FOR_EACH: u64 = 8;
@@ -70,7 +73,8 @@ impl<'t> EarlyHarvest<'t> {
         free: impl FnOnce() -> u64,
     ) -> Result<(), DirtyLogError> {
         let since = sent - self.sent;
-        if self.wanted == 0 || since < FEWEST_PAGES {
+        let fewest = FEWEST_PAGES.max(self.pages.pages() / MEMORY_FOR_EACH);
+        if self.wanted == 0 || since < fewest {
             return Ok(());
         }
         let expected = self.pending.saturating_sub(free());

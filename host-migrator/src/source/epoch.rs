@@ -318,10 +318,9 @@ impl Pass<'_> {
 
     /// How many pages from word `index` on are to be sent, and need not be as they are hinted.
     pub(crate) fn removed_from(&self, index: usize) -> u64 {
-        let words = index..self.bitmap.word_count();
+        let words = self.bitmap.occupied_from(index);
         words
             .map(|index| (index, self.bitmap.load(index)))
-            .filter(|(_, pending)| *pending != 0)
             .map(|(index, pending)| u64::from(self.hints(index, pending).pages().count_ones()))
             .sum()
     }
@@ -427,18 +426,20 @@ impl<'a> Hints<'a> {
         };
         let free = (self.free_before).get_or_insert_with(|| MigrationBitmap::new(sent.pages()));
         free.clear_all();
-        for index in 0..sent.word_count() {
-            // A plain load first: most words are empty, and a swap takes the cache line.
-            if source.load(index).pages() != 0 {
-                let told = source.take(index).of(self.tellers, u64::MAX);
-                free.merge(index, told.pages());
-                let told = told.of(self.tellers, sent.load(index));
-                for (teller, bits) in by_teller(told) {
-                    too_late.add(teller, bits.count_ones().into());
-                }
-                maps.late(index, told.pages());
+        let tellers = self.tellers;
+        source.take_all(&mut |index, told| {
+            // A device may say more than the guest has.
+            if index >= sent.word_count() {
+                return;
             }
-        }
+            let told = told.of(tellers, u64::MAX);
+            free.merge(index, told.pages());
+            let told = told.of(tellers, sent.load(index));
+            for (teller, bits) in by_teller(told) {
+                too_late.add(teller, bits.count_ones().into());
+            }
+            maps.late(index, told.pages());
+        });
         self.trace.record(Event::Forgotten);
         too_late
     }

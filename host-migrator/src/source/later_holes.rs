@@ -9,9 +9,15 @@ use super::MigrationError;
 use super::epoch::Tracker;
 use super::given_up::GivenUp;
 use crate::bitmap::MigrationBitmap;
+use crate::holes::HoleBudget;
 use crate::page_source::{PageSources, Reason};
 use crate::ram::GuestRam;
 use crate::trace::Trace;
+
+/// The most holes that are looked for in a round: a guest could have the search last as long as it likes.
+const MOST_HOLES: u64 = 1 << 16;
+/// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// The holes when the round began, and why they are.
 ///
@@ -24,19 +30,24 @@ pub(super) struct LaterHoles {
 }
 
 impl LaterHoles {
-    /// Asks for them, after a harvest and before the next epoch opens.
+    /// Asks for them, after a harvest and before the next epoch opens. What is not found within bounds is looked at as
+    /// other pages are. `go_on` is asked meanwhile whether to go on.
     pub(super) fn ask(
         tracker: &mut Tracker<'_>,
         ram: &GuestRam,
         sources: PageSources,
         trace: &Trace,
+        go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Self, MigrationError> {
         let given_up = GivenUp::ask(tracker, sources);
         trace.record(Event::HolesAsked);
         let pages = MigrationBitmap::new(ram.bitmap_pages());
-        for hole in ram.holes()? {
-            pages.insert(hole);
-        }
+        let mut budget = HoleBudget {
+            holes: MOST_HOLES,
+            bytes: MOST_BYTES,
+            go_on,
+        };
+        ram.find_holes(&mut budget, &mut |hole| pages.insert(hole))?;
         Ok(Self { pages, given_up })
     }
 

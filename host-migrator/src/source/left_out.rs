@@ -58,12 +58,10 @@ impl LeftOut {
     pub(super) fn hinted(&self) -> MigrationBitmap {
         let [driver, agent, _] = &self.planes;
         let hinted = MigrationBitmap::new(driver.pages());
-        for index in 0..hinted.word_count() {
-            if driver.load(index) | agent.load(index) != 0 {
-                let words = self.planes.each_ref().map(|plane| plane.load(index));
-                let of = |bits, reason| bits | with(words, reason);
-                hinted.merge(index, Reason::HINTED.into_iter().fold(0, of));
-            }
+        for index in driver.occupied().chain(agent.occupied()) {
+            let words = self.planes.each_ref().map(|plane| plane.load(index));
+            let of = |bits, reason| bits | with(words, reason);
+            hinted.merge(index, Reason::HINTED.into_iter().fold(0, of));
         }
         hinted
     }

@@ -31,13 +31,13 @@ const PAGE: u64 = 1;
 const PREEMPTIONS: usize = 3;
 
 /// A hint map without the 500 words of its header that nobody uses.
-struct FewWords([AtomicU64; 11]);
+struct FewWords([AtomicU64; 12]);
 
 impl Words for FewWords {
     fn word(&self, index: usize) -> Option<&AtomicU64> {
         match index {
             0..=8 => self.0.get(index),
-            512..=513 => self.0.get(index - 512 + 9),
+            512..=514 => self.0.get(index - 512 + 9),
             _ => None,
         }
     }
@@ -99,8 +99,8 @@ impl HintSource for Hints {
         })
     }
 
-    fn take(&mut self, index: usize) -> Told {
-        self.0.map.take(index)
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+        self.0.map.take_all(told);
     }
 
     fn done(&mut self) -> Result<(), HintError> {

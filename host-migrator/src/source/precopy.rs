@@ -156,7 +156,9 @@ fn run(
     let setup = progress.started().elapsed();
     // Asked for after arming: a page that is written from now on is in a log.
     let left_out = LeftOut::new(ram.bitmap_pages());
-    let untouched = untouched::leave_out(&mut tracker, ram, params.sources, &left_out, trace)?;
+    let mut go_on = || !progress.is_cancelled();
+    let sources = params.sources;
+    let untouched = untouched::leave_out(&mut tracker, ram, sources, &left_out, trace, &mut go_on)?;
     let pacing = Pacing::new(params.max_bandwidth);
     let find_zeros = params.sources.contains(PageSource::Zero);
     let mut sender = Sender::new(link, ram, progress, pacing, trace, find_zeros, left_out);
@@ -188,13 +190,13 @@ fn run(
         trace,
         params,
         progress,
-        round: report.rounds.len() as u32 + 1,
+        round: sender.totals().round + 1,
     };
     let (steps, last) = handover::switch_over(plan, &mut tracker, &mut sender)?;
     report.total_ms = milliseconds(progress.started().elapsed());
     report.downtime_ms = steps.sum();
     report.downtime = steps;
-    report.rounds.push(last);
+    report.add_round(last);
     report.totals = sender.totals().clone();
     report.wire_bytes = sender.link.out.bytes();
     report.hints = progress.status().hints;
@@ -262,7 +264,7 @@ fn rounds(
         let stats = sender.take_round(harvest.dirty, harvest.too_late);
         pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);
-        report.rounds.push(stats);
+        report.add_round(stats);
         let bandwidth = sender.pacing.bandwidth();
         let expected = Duration::try_from_secs_f64((pending * PAGE_SIZE) as f64 / bandwidth)
             .unwrap_or(Duration::MAX);

@@ -135,7 +135,9 @@ impl<'a> Sender<'a> {
         tracker: &mut Tracker<'_>,
         sources: PageSources,
     ) -> Result<(), MigrationError> {
-        self.holes = Some(LaterHoles::ask(tracker, self.ram, sources, self.trace)?);
+        let mut go_on = || !self.progress.is_cancelled();
+        let holes = LaterHoles::ask(tracker, self.ram, sources, self.trace, &mut go_on)?;
+        self.holes = Some(holes);
         Ok(())
     }
 

@@ -13,17 +13,23 @@ use super::epoch::Tracker;
 use super::given_up::GivenUp;
 use super::left_out::LeftOut;
 use crate::bitmap::runs_of_word;
+use crate::holes::HoleBudget;
 use crate::page_source::{PageSource, PageSources, PagesBySource};
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
-/// Clears the holes of `sources` out of the bitmap, and notes them as left out. Returns how many they are.
+/// The most holes that are looked for: two seconds of work, during which the guest runs.
+const MOST_HOLES: u64 = 1 << 20;
+
+/// Clears the holes of `sources` out of the bitmap, and notes them as left out. Returns how many they are. `go_on` is
+/// asked meanwhile whether to go on.
 pub(super) fn leave_out(
     tracker: &mut Tracker<'_>,
     ram: &GuestRam,
     sources: PageSources,
     left_out: &LeftOut,
     trace: &Trace,
+    go_on: &mut dyn FnMut() -> bool,
 ) -> Result<PagesBySource, MigrationError> {
     let mut pages = PagesBySource::default();
     let of_holes = [PageSource::Holes, PageSource::Balloon, PageSource::Reported];
@@ -35,14 +41,20 @@ pub(super) fn leave_out(
     // Those that are not used, too: what they gave up is not left out as a hole like others.
     let given_up = GivenUp::ask(tracker, PageSources::ALL);
     trace.record(Event::HolesAsked);
-    for hole in ram.holes()? {
+    let mut budget = HoleBudget {
+        holes: MOST_HOLES,
+        bytes: u64::MAX,
+        go_on,
+    };
+    let bitmap = tracker.bitmap();
+    let whole = ram.find_holes(&mut budget, &mut |hole| {
         if all_are_used {
             trace.record(Event::Hole(hole));
         }
         for (index, mask) in word_masks(hole) {
             for (used, (reason, bits)) in used.into_iter().zip(given_up.reasons(index, mask)) {
                 if used && bits != 0 {
-                    let cleared = tracker.bitmap().clear(index, bits);
+                    let cleared = bitmap.clear(index, bits);
                     pages.add(reason, left_out.note(index, cleared, reason));
                     if trace.is_on() && !all_are_used {
                         runs_of_word(index as u64 * 64, cleared)
@@ -51,6 +63,11 @@ pub(super) fn leave_out(
                 }
             }
         }
+    })?;
+    if !whole {
+        log::info!(
+            "not all holes of guest memory were found; the others are looked at page by page"
+        );
     }
     Ok(pages)
 }

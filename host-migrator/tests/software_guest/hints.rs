@@ -27,7 +27,7 @@ pub struct SoftHints {
     pub done: AtomicU64,
 }
 
-struct OwnWords(Vec<AtomicU64>);
+struct OwnWords(Box<[AtomicU64]>);
 
 impl Words for OwnWords {
     fn word(&self, index: usize) -> Option<&AtomicU64> {
@@ -38,7 +38,7 @@ impl Words for OwnWords {
 impl SoftHints {
     pub fn new(pages: u64, trace: Trace) -> Self {
         let words = bytes_for(pages).unwrap() / 8;
-        let words = OwnWords((0..words).map(|_| AtomicU64::new(0)).collect());
+        let words = OwnWords(bytemuck::zeroed_slice_box(words as usize));
         Self {
             map: HintMap::format(words, pages).unwrap(),
             trace,
@@ -110,9 +110,7 @@ impl HintSource for HintsForEngine {
     fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError> {
         assert_eq!(pages, self.0.map.pages());
         self.0.map.ask(tellers);
-        for index in 0..self.0.map.bitmap_words() {
-            self.0.map.take(index);
-        }
+        self.0.map.take_all(|_, _| ());
         Ok(())
     }
 
@@ -157,8 +155,8 @@ impl HintSource for HintsForEngine {
         Ok(report)
     }
 
-    fn take(&mut self, index: usize) -> Told {
-        self.0.map.take(index)
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+        self.0.map.take_all(told);
     }
 
     fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {

@@ -13,7 +13,7 @@ const SEED: u64 = 11;
 /// Guest memory, and what the guest knows of it.
 pub struct Memory {
     pub ram: Arc<GuestRam>,
-    /// Of each page of the bitmap: the version of its stamp, 0 while it is free.
+    /// Of each page of memory: the version of its stamp, 0 while it is free.
     versions: Vec<AtomicU64>,
     writes: AtomicU64,
 }
@@ -42,7 +42,7 @@ impl Memory {
     /// A guest's knowledge of memory it has not touched yet.
     pub fn of(ram: Arc<GuestRam>) -> Self {
         Self {
-            versions: (0..ram.bitmap_pages()).map(|_| AtomicU64::new(0)).collect(),
+            versions: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
             ram,
             writes: AtomicU64::new(0),
         }
@@ -58,6 +58,18 @@ impl Memory {
         }
     }
 
+    /// The version of page `pfn`.
+    fn version(&self, pfn: u64) -> &AtomicU64 {
+        let mut before = 0;
+        for region in self.ram.regions() {
+            if region.first() <= pfn && pfn < region.end() {
+                return &self.versions[(before + pfn - region.first()) as usize];
+            }
+            before += region.count();
+        }
+        panic!("page {pfn:#x} is no memory");
+    }
+
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.ram.regions().iter().flat_map(|r| r.first()..r.end())
     }
@@ -69,16 +81,16 @@ impl Memory {
         stamp(pfn, version).write(SEED, &mut words);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.ram.write(one(pfn), &bytes).unwrap();
-        self.versions[pfn as usize].store(version, Ordering::Release);
+        self.version(pfn).store(version, Ordering::Release);
     }
 
     /// The guest does not need `pfn` any more.
     pub fn free(&self, pfn: u64) {
-        self.versions[pfn as usize].store(0, Ordering::Release);
+        self.version(pfn).store(0, Ordering::Release);
     }
 
     pub fn in_use(&self, pfn: u64) -> bool {
-        self.versions[pfn as usize].load(Ordering::Acquire) != 0
+        self.version(pfn).load(Ordering::Acquire) != 0
     }
 
     /// Compares every page of `there` with this memory, whose guest stands still: pages in use must hold
@@ -90,7 +102,7 @@ impl Memory {
     ) -> Vec<WrongPage> {
         let mut wrong = Vec::new();
         for pfn in self.pages() {
-            let version = self.versions[pfn as usize].load(Ordering::Acquire);
+            let version = self.version(pfn).load(Ordering::Acquire);
             let (ours, theirs) = (words(&self.ram, pfn), words(there, pfn));
             let right = if version != 0 {
                 stamp(pfn, version).check(SEED, &theirs).is_ok()
@@ -181,7 +193,7 @@ impl DirtyLog for SoftLog {
     }
 
     fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
-        Ok((0..self.dirty.word_count())
+        Ok((self.dirty.occupied())
             .map(|index| {
                 let bits = self.dirty.claim(index);
                 bitmap.merge(index, bits);

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The dirty logs of this VMM: KVM's, and that of the VMM's own writes.
+//! KVM's dirty log of what the vCPUs wrote.
 
 use std::io;
 use std::sync::Arc;
 
 use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap, Trace};
+use spec::PageRange;
 use spec::trace::Event;
-use spec::{PAGE_SIZE, PageRange};
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::memory::OwnMemory;
 use crate::slots::MemorySlots;
 
 /// Words (of 64 pages) that are cleared at a time: KVM makes vCPUs that fault wait for the whole call.
@@ -122,51 +119,8 @@ impl DirtyLog for KvmDirtyLog {
     }
 }
 
-/// The log of what this process wrote into guest memory through [`OwnMemory`]. It always runs.
-#[derive(Debug)]
-pub struct OwnWritesLog {
-    memory: Arc<OwnMemory>,
-}
-
-impl OwnWritesLog {
-    /// The log of writes to `memory`.
-    pub fn new(memory: Arc<OwnMemory>) -> Self {
-        Self { memory }
-    }
-}
-
-impl DirtyLog for OwnWritesLog {
-    fn source(&self) -> LogSource {
-        LogSource::OwnWrites
-    }
-
-    fn start(&mut self) -> Result<(), DirtyLogError> {
-        for region in self.memory.iter() {
-            // Not `reset`, which only stores: who clears a bit must have seen the write that set it.
-            log_of(region).get_and_reset();
-        }
-        Ok(())
-    }
-
-    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
-        let take = |region: &GuestRegionMmap<AtomicBitmap>| {
-            let first = region.start_addr().raw_value() / PAGE_SIZE;
-            merge(bitmap, first, &log_of(region).get_and_reset())
-        };
-        Ok(self.memory.iter().map(take).sum())
-    }
-
-    fn stop(&mut self) -> Result<(), DirtyLogError> {
-        Ok(())
-    }
-}
-
-fn log_of(region: &GuestRegionMmap<AtomicBitmap>) -> &AtomicBitmap {
-    (**region).bitmap()
-}
-
 /// ORs `words`, whose bit 0 is page `first`, into `bitmap`. Returns how many bits were set in them.
-fn merge(bitmap: &MigrationBitmap, first: u64, words: &[u64]) -> u64 {
+pub(crate) fn merge(bitmap: &MigrationBitmap, first: u64, words: &[u64]) -> u64 {
     let shift = first % 64;
     let mut set = 0;
     for (at, word) in (first / 64..).zip(words) {
@@ -190,9 +144,7 @@ fn failed(log: LogSource, action: &'static str, source: io::Error) -> DirtyLogEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{MachineMemory, MemoryOptions};
     use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestAddress};
 
     proptest! {
         #[test]
@@ -208,20 +160,5 @@ mod tests {
                 prop_assert_eq!(bitmap.contains(page), expected, "page {}", page);
             }
         }
-    }
-
-    #[test]
-    fn own_writes_are_harvested_once_and_none_from_before_the_start() {
-        let memory = MachineMemory::new(100 * PAGE_SIZE, MemoryOptions::default()).unwrap();
-        let mut log = OwnWritesLog::new(Arc::clone(memory.own()));
-        let bitmap = MigrationBitmap::new(memory.ram().bitmap_pages());
-        memory.own().write_slice(&[1], GuestAddress(0)).unwrap();
-        log.start().unwrap();
-        let across = GuestAddress(99 * PAGE_SIZE - 1);
-        memory.own().write_slice(&[1, 2], across).unwrap();
-        assert_eq!(log.harvest(&bitmap).unwrap(), 2);
-        let expected = PageRange::new(98, 2).unwrap();
-        assert!((0..100).all(|p| bitmap.contains(p) == (expected.first() <= p)));
-        assert_eq!(log.harvest(&bitmap).unwrap(), 0);
     }
 }

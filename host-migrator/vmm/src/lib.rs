@@ -28,6 +28,7 @@ mod long_mode;
 pub mod machine;
 pub mod memory;
 pub mod mmio;
+pub mod own_writes;
 pub mod serial;
 pub mod slots;
 pub mod state;

@@ -17,12 +17,13 @@ use spec::bare::{MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
 use spec::trace::{Event, Role};
 
 use crate::boot::{self, BootError, Guest};
-use crate::dirty_log::{KvmDirtyLog, OwnWritesLog};
+use crate::dirty_log::KvmDirtyLog;
 use crate::event::MachineEvent;
 use crate::heartbeat::Heartbeat;
 use crate::io_bus::IoBus;
 use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
 use crate::mmio::{MmioDevice, MmioSlot};
+use crate::own_writes::OwnWritesLog;
 use crate::serial::{self, Console, Output};
 use crate::slots::MemorySlots;
 use crate::state::{GuestKind, MachineState, PlatformState, Shape, StateError, VcpuState, regions};

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use host_migrator::{GuestRam, RamError, RamRegion};
 use spec::PAGE_SIZE;
 use spec::bare::{HIGH_MEMORY_START, LOW_MEMORY_END};
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::advice;
+use crate::own_writes::OwnWrites;
 
 /// Guest memory as the VMM itself writes it: every write sets the page's bit.
-pub type OwnMemory = GuestMemoryMmap<AtomicBitmap>;
+pub type OwnMemory = GuestMemoryMmap<OwnWrites>;
 
 /// How memory is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,12 +27,16 @@ mod number {
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 }
 
-/// The memory slots of a virtual machine, one a region of its memory. Dropping them takes the memory away
-/// from the machine.
+/// The most pages of a slot: 4 TiB. KVM takes fewer than 2^31 pages.
+const MOST_PAGES: u64 = 1 << 30;
+
+/// The memory slots of a virtual machine: one for each region of its memory, or more where the region is too large for
+/// one. Dropping them takes the memory away from the machine.
 #[derive(Debug)]
 pub struct MemorySlots {
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
+    pages: Vec<PageRange>,
 }
 
 impl MemorySlots {
@@ -51,14 +55,15 @@ impl MemorySlots {
         };
         manual_protect.args[0] = u64::from(wanted) & u64::try_from(known).unwrap_or(0);
         vm.enable_cap(&manual_protect).map_err(io::Error::from)?;
-        let slots = Self { vm, ram };
+        let pages = split(ram.regions(), MOST_PAGES);
+        let slots = Self { vm, ram, pages };
         slots.set_logging(false)?;
         Ok(slots)
     }
 
     /// The pages of each slot, by the slots' numbers.
     pub fn pages(&self) -> &[PageRange] {
-        self.ram.regions()
+        &self.pages
     }
 
     /// Switches the dirty log of every slot on or off.
@@ -107,7 +112,7 @@ impl MemorySlots {
         let count = bits.min(left);
         let mut clear = kvm_clear_dirty_log {
             slot,
-            // At most 2^31 pages a slot, by the kernel's own limit.
+            // At most [`MOST_PAGES`] a slot.
             num_pages: u32::try_from(count).map_err(io::Error::other)?,
             first_page: first,
             ..Default::default()
@@ -154,10 +159,46 @@ impl Drop for MemorySlots {
     }
 }
 
+/// `regions` in pieces of at most `most` pages.
+fn split(regions: &[PageRange], most: u64) -> Vec<PageRange> {
+    let pieces = regions.iter().flat_map(|region| {
+        let firsts = (region.first()..region.end()).step_by(most as usize);
+        firsts.filter_map(|first| PageRange::new(first, most.min(region.end() - first)))
+    });
+    pieces.collect()
+}
+
 fn done(result: std::os::raw::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_that_is_too_large_for_a_slot_has_several() {
+        let pages = |first, count| PageRange::new(first, count).unwrap();
+        let regions = [pages(0, 10), pages(16, 3), pages(32, 8)];
+        let slots = [
+            pages(0, 4),
+            pages(4, 4),
+            pages(8, 2),
+            pages(16, 3),
+            pages(32, 4),
+            pages(36, 4),
+        ];
+        assert_eq!(split(&regions, 4), slots);
+        assert_eq!(split(&regions, MOST_PAGES), regions);
+        let large = [pages(1 << 20, 5 * MOST_PAGES + 1)];
+        assert!(
+            split(&large, MOST_PAGES)
+                .iter()
+                .all(|slot| slot.count() < 1 << 31)
+        );
     }
 }

@@ -11,6 +11,7 @@
 //!      64    who is not to be asked: 1 driver, 2 agent
 //!      4096  plane of the driver: one bit a 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
 //!      then  plane of the agent, alike
+//!      then  summary: bit c % 64 of word c / 64 is set if words 64 * c .. of either plane may hold a hint
 //! ```
 //!
 //! All words are 64-bit atomics. A page is hinted if it is in either plane: who said so matters to
@@ -29,7 +30,7 @@ pub const HEADER_BYTES: usize = 4096;
 /// The first word: "LACUNAHM".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNAHM");
 /// The layout's version.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -41,16 +42,26 @@ const AGENT_ONLY_WORD: usize = 6;
 const ANSWERED_WORD: usize = 7;
 const NOT_ASKED_WORD: usize = 8;
 const PLANES_WORD: usize = HEADER_BYTES / 8;
+/// Words of a plane that share a bit of the summary.
+const CHUNK_WORDS: usize = 64;
 
 const NO_DRIVER: u64 = 1;
 const NO_AGENT: u64 = 2;
 
 /// Bytes of a map for `pages` pages, header included; `None` if that overflows.
 pub const fn bytes_for(pages: u64) -> Option<u64> {
-    match pages.div_ceil(64).checked_mul(16) {
-        Some(planes) => planes.checked_add(HEADER_BYTES as u64),
-        None => None,
-    }
+    let Some(planes) = pages.div_ceil(64).checked_mul(16) else {
+        return None;
+    };
+    let Some(bytes) = planes.checked_add(summary_words(pages) * 8) else {
+        return None;
+    };
+    bytes.checked_add(HEADER_BYTES as u64)
+}
+
+/// 64-bit words of the summary: a bit for 64 words of 64 pages.
+const fn summary_words(pages: u64) -> u64 {
+    pages.div_ceil(64 * CHUNK_WORDS as u64 * 64)
 }
 
 /// Memory seen as 64-bit atomic words: what a [`HintMap`] lies in.
@@ -275,6 +286,15 @@ impl<W: Words> HintMap<W> {
             return 0;
         };
         let mut known = 0;
+        let chunk_pages = 64 * CHUNK_WORDS as u64;
+        for chunk in range.first() / chunk_pages..=(range.end() - 1) / chunk_pages {
+            // Before the words: a device that dies between leaves a bit too many, never a hint that nobody finds.
+            let at = self.at(self.summary() + chunk as usize / 64);
+            at.store(
+                at.load(Ordering::Relaxed) | 1 << (chunk % 64),
+                Ordering::Release,
+            );
+        }
         for (word, mask) in word_masks(range) {
             // While an epoch is open nobody but the device writes, so that nothing can be lost between the two: a
             // locked instruction for each word would be most of what a hint costs.
@@ -319,6 +339,28 @@ impl<W: Words> HintMap<W> {
         }
     }
 
+    /// Migrator: takes all hints out of the map; calls `told` for each word that has any. Only while no epoch is open.
+    /// Costs what was hinted, not what the guest has.
+    pub fn take_all(&self, mut told: impl FnMut(usize, Told)) {
+        for at in 0..summary_words(self.pages) as usize {
+            // A plain load first: a swap makes the file's page real.
+            let summary = self.at(self.summary() + at);
+            let mut chunks = match summary.load(Ordering::Acquire) {
+                0 => continue,
+                _ => summary.swap(0, Ordering::AcqRel),
+            };
+            while chunks != 0 {
+                let first = (at * 64 + chunks.trailing_zeros() as usize) * CHUNK_WORDS;
+                chunks &= chunks - 1;
+                for index in first..first.saturating_add(CHUNK_WORDS) {
+                    if self.load(index).pages() != 0 {
+                        told(index, self.take(index));
+                    }
+                }
+            }
+        }
+    }
+
     /// Words of a plane.
     pub fn bitmap_words(&self) -> usize {
         // `check_size` has shown that the memory, so an index into it, holds them all.
@@ -341,6 +383,10 @@ impl<W: Words> HintMap<W> {
 
     fn agent_plane(&self) -> usize {
         PLANES_WORD + self.bitmap_words()
+    }
+
+    fn summary(&self) -> usize {
+        PLANES_WORD + 2 * self.bitmap_words()
     }
 }
 
@@ -472,6 +518,28 @@ mod tests {
                 pages.extend((0..64).filter(|b| mask & (1 << b) != 0).map(|b| word as u64 * 64 + b));
             }
             prop_assert_eq!(pages, (first..first + count).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn all_that_was_told_is_taken_once_and_nothing_else(
+            hints in proptest::collection::vec((0u64..600_000, 1u64..9000, proptest::bool::ANY), 0..6),
+        ) {
+            let pages = 550_000;
+            let words = memory(pages);
+            let map = HintMap::format(&words[..], pages).unwrap();
+            for (first, count, by_agent) in hints {
+                let range = PageRange::new(first, count).unwrap();
+                if by_agent { map.insert_of_agent(range); } else { map.insert(range); }
+            }
+            let told = |map: &HintMap<&[AtomicU64]>| -> Vec<(usize, Told)> {
+                (0..map.bitmap_words()).map(|index| (index, map.load(index))).filter(|(_, told)| told.pages() != 0).collect()
+            };
+            let expected = told(&map);
+            let mut taken = Vec::new();
+            map.take_all(|index, told| taken.push((index, told)));
+            prop_assert_eq!(taken, expected);
+            prop_assert_eq!(told(&map), []);
+            map.take_all(|index, _| panic!("word {index} was taken before"));
         }
 
         #[test]

@@ -385,8 +385,7 @@ fn record(
     verdict: &Verdict,
     checked: &GuestStatus,
 ) -> Record {
-    let sum =
-        |field: fn(&host_migrator::stats::RoundStats) -> u64| report.rounds.iter().map(field).sum();
+    let totals = &report.totals;
     Record {
         guest: name_of(plan.guest.kind),
         memory_bytes: plan.guest.memory.0,
@@ -400,16 +399,16 @@ fn record(
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         expected_downtime_ms: report.expected_downtime_ms,
-        rounds: report.rounds.len() as u64,
-        pages_sent: sum(|round| round.pages_sent),
-        pages_zero: sum(|round| round.pages_zero),
-        pages_hinted: sum(|round| round.pages_hinted),
-        pages_by_source: report.totals.pages_by_source,
-        pages_hinted_too_late: sum(|round| round.pages_hinted_too_late),
-        pages_hinted_too_late_by_source: report.totals.too_late_by_source,
-        pages_back_dirty_by_source: report.totals.back_dirty_by_source,
-        pages_resent: sum(|round| round.pages_resent),
-        pages_written_before_copy: sum(|round| round.pages_written_before_copy),
+        rounds: totals.round.into(),
+        pages_sent: totals.pages_sent,
+        pages_zero: totals.pages_zero,
+        pages_hinted: totals.pages_hinted,
+        pages_by_source: totals.pages_by_source,
+        pages_hinted_too_late: totals.pages_hinted_too_late,
+        pages_hinted_too_late_by_source: totals.too_late_by_source,
+        pages_back_dirty_by_source: totals.back_dirty_by_source,
+        pages_resent: totals.pages_resent,
+        pages_written_before_copy: totals.pages_written_before_copy,
         pages_compared: verdict.pages_compared,
         pages_wrong: verdict.pages_wrong,
         pages_given_up: verdict.pages_given_up,

@@ -14,6 +14,8 @@ use super::device::Device;
 use super::error::VirtioError;
 
 const WORD_BYTES: usize = size_of::<u64>();
+/// The log is looked at in pieces of this size: a copy of one stays in the cache.
+const CHUNK_BYTES: usize = 4096;
 
 /// The log of one balloon's back end. Bit `p` of byte `p / 8` is page `p`, so that on this little-endian
 /// machine a 64-bit word is a word of the migration bitmap.
@@ -60,11 +62,20 @@ impl DirtyLog for BackEndLog {
             .check_alive()
             .map_err(|error| failed(action, io::Error::other(error)))?;
         let mut taken = 0;
-        for index in 0..bitmap.word_count() {
-            let bits = memory.take(index).map_err(|error| failed(action, error))?;
-            if bits != 0 {
-                taken += u64::from(bits.count_ones());
-                bitmap.merge(index, bits);
+        let mut chunk = [0; CHUNK_BYTES];
+        // Where there is no memory the log is not read: a look would make the file's pages real.
+        for region in self.device.ram().regions() {
+            let words = region.first() as usize / 64..region.end().div_ceil(64) as usize;
+            for first in words.clone().step_by(CHUNK_BYTES / WORD_BYTES) {
+                let count = (words.end - first).min(CHUNK_BYTES / WORD_BYTES);
+                let copy = &mut chunk[..count * WORD_BYTES];
+                (memory.copy(first, copy)).map_err(|error| failed(action, error))?;
+                let (copied, _) = copy.as_chunks::<WORD_BYTES>();
+                for (index, _) in (first..).zip(copied).filter(|(_, word)| **word != [0; 8]) {
+                    let bits = memory.take(index).map_err(|error| failed(action, error))?;
+                    taken += u64::from(bits.count_ones());
+                    bitmap.merge(index, bits);
+                }
             }
         }
         Ok(taken)
@@ -109,6 +120,13 @@ impl LogMemory {
         })
     }
 
+    /// Copies the words from `first` on, as they are now.
+    fn copy(&self, first: usize, words: &mut [u8]) -> io::Result<()> {
+        let slice = self.mapping.get_slice(first * WORD_BYTES, words.len());
+        slice.map_err(io::Error::other)?.copy_to(words);
+        Ok(())
+    }
+
     /// Takes the bits of a word out. A bit that is set during the call is in the result or stays.
     fn take(&self, index: usize) -> io::Result<u64> {
         let word: &AtomicU64 = self
@@ -149,6 +167,7 @@ mod tests {
     fn a_word_outside_the_log_is_an_error_and_the_file_cannot_shrink() {
         let memory = LogMemory::new(1).unwrap();
         assert!(memory.take(512).is_err());
+        assert!(memory.copy(511, &mut [0; 16]).is_err());
         assert!(memory.file.set_len(0).is_err());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use host_migrator::{DirtyLog, MigrationBitmap};
-use reference_vmm::dirty_log::OwnWritesLog;
+use reference_vmm::own_writes::OwnWritesLog;
 use reference_vmm::virtio::StateError;
 use reference_vmm::virtio::console::{ConsoleError, ConsoleState};
 use spec::PAGE_SIZE;

@@ -13,7 +13,7 @@
 //! | `state` | what a migration carries |
 //!
 //! What it writes to guest memory it writes through [`crate::memory::OwnMemory`], whose log
-//! ([`crate::dirty_log::OwnWritesLog`]) is one of the migration's. A migration carries how far the driver is and where
+//! ([`crate::own_writes::OwnWritesLog`]) is one of the migration's. A migration carries how far the driver is and where
 //! its queues stand, but not the connection: the driver is told that the host's end was closed, and that it is open
 //! again once the port is joined to the destination's socket. Bytes that were under way in the source's socket are lost;
 //! the protocol ([`spec::agent`]) finds its frames again.
