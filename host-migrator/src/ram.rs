@@ -16,6 +16,9 @@ use vm_memory::{
 
 use crate::holes::{self, HoleBudget};
 
+/// The file system of huge pages, from `linux/magic.h`.
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
+
 /// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
 #[derive(Debug)]
 pub struct RamRegion {
@@ -79,6 +82,8 @@ pub enum RamError {
 pub struct GuestRam {
     memory: GuestMemoryMmap<()>,
     regions: Vec<PageRange>,
+    /// Of each region, the bytes of its file's pages: more than [`PAGE_SIZE`] on hugetlbfs.
+    host_page_bytes: Vec<u64>,
 }
 
 impl GuestRam {
@@ -88,6 +93,7 @@ impl GuestRam {
     /// [`RamError`] for regions that make no sense or cannot be mapped.
     pub fn map(regions: Vec<RamRegion>) -> Result<Self, RamError> {
         let mut ranges = Vec::new();
+        let mut host_page_bytes = Vec::new();
         let mut mapped = Vec::new();
         for region in regions {
             let bad = RamError::Region {
@@ -106,6 +112,7 @@ impl GuestRam {
             {
                 return Err(bad);
             }
+            host_page_bytes.push(page_bytes_of(&region.file)?);
             let file = FileOffset::new(region.file, region.offset);
             let mapping = MmapRegion::from_file(file, size).map_err(io::Error::other)?;
             let guest_region =
@@ -120,6 +127,7 @@ impl GuestRam {
         Ok(Self {
             memory,
             regions: ranges,
+            host_page_bytes,
         })
     }
 
@@ -184,8 +192,12 @@ impl GuestRam {
 
     /// The regions that end after page `pfn`.
     fn regions_from(&self, pfn: u64) -> &[PageRange] {
-        let skipped = self.regions.partition_point(|region| region.end() <= pfn);
-        &self.regions[skipped..]
+        &self.regions[self.index_of(pfn)..]
+    }
+
+    /// The index of the first region that ends after page `pfn`.
+    fn index_of(&self, pfn: u64) -> usize {
+        self.regions.partition_point(|region| region.end() <= pfn)
     }
 
     /// Copies the pages of `range` into `out`. The guest may be writing them: each page may be torn, and
@@ -226,14 +238,43 @@ impl GuestRam {
         }
     }
 
-    /// Makes the pages of `range` zero, by giving them back to the memory file.
+    /// Makes the pages of `range` zero, by giving them back to the memory file. Parts of a huge page (hugetlbfs) are
+    /// written with zeros: older kernels leave them as they are, and say nothing.
     ///
     /// # Errors
     /// [`RamError::OutOfRange`], or the error of the file.
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         let (file, offset) = self.file_of(range)?;
+        let page = self.host_page_bytes[self.index_of(range.first())];
+        let end = offset + range.bytes();
+        let (first_whole, last_whole) = (offset.next_multiple_of(page), end / page * page);
+        if first_whole >= last_whole {
+            return self.write_zeros(range);
+        }
+        let part = |from: u64, to: u64| {
+            PageRange::new(
+                range.first() + (from - offset) / PAGE_SIZE,
+                (to - from) / PAGE_SIZE,
+            )
+        };
+        for edge in [part(offset, first_whole), part(last_whole, end)] {
+            edge.map_or(Ok(()), |edge| self.write_zeros(edge))?;
+        }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(file, punch, offset, range.bytes()).map_err(io::Error::from)?;
+        rustix::fs::fallocate(file, punch, first_whole, last_whole - first_whole)
+            .map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn write_zeros(&self, range: PageRange) -> Result<(), RamError> {
+        let slice = self.slice(range)?;
+        let zeros = [0; PAGE_SIZE as usize];
+        for at in (0..slice.len()).step_by(zeros.len()) {
+            slice
+                .subslice(at, zeros.len())
+                .map_err(io::Error::other)?
+                .copy_from(&zeros);
+        }
         Ok(())
     }
 
@@ -299,6 +340,18 @@ impl GuestRam {
     }
 }
 
+/// Bytes of the pages that the kernel has in `file`.
+fn page_bytes_of(file: &File) -> io::Result<u64> {
+    let system = rustix::fs::fstatfs(file)?;
+    let huge = system.f_type == HUGETLBFS_MAGIC;
+    let block = u64::try_from(system.f_bsize).unwrap_or(PAGE_SIZE);
+    Ok(if huge && block.is_power_of_two() {
+        block.max(PAGE_SIZE)
+    } else {
+        PAGE_SIZE
+    })
+}
+
 fn out_of_range(range: PageRange) -> RamError {
     RamError::OutOfRange {
         first: range.first(),
@@ -335,25 +388,26 @@ mod tests {
         assert_eq!(got[4096..], content[4096..]);
     }
 
+    /// Memory of `count` huge pages, or why there is none.
+    fn huge_memory(count: u64) -> Result<(GuestRam, File), RamError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+        let len = count * (2 << 20);
+        let file = File::from(rustix::fs::memfd_create("huge", flags).map_err(io::Error::from)?);
+        // Allocated now: a mapping is given without a page behind it, and then ends the process.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len).map_err(io::Error::from)?;
+        let region = RamRegion {
+            gpa: 0,
+            len,
+            file: file.try_clone()?,
+            offset: 0,
+        };
+        Ok((GuestRam::map(vec![region])?, file))
+    }
+
     #[test]
     fn memory_of_huge_pages_is_written_page_by_page_too() {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
-        let len = 2 << 20;
-        let region = rustix::fs::memfd_create("huge", flags).and_then(|file| {
-            // Allocated now: a mapping is given without a page behind it, and then ends the process.
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)?;
-            let file = File::from(file);
-            let (gpa, offset) = (0, 0);
-            Ok(RamRegion {
-                gpa,
-                len,
-                file,
-                offset,
-            })
-        });
-        let mapped = region.map_err(|error| RamError::Io(error.into()));
-        let ram = match mapped.and_then(|region| GuestRam::map(vec![region])) {
-            Ok(ram) => ram,
+        let (ram, _) = match huge_memory(1) {
+            Ok(memory) => memory,
             Err(error) => {
                 println!("skipped: this machine has no huge page to spare ({error})");
                 return;
@@ -366,6 +420,35 @@ mod tests {
         ram.read(pages(4, 4), &mut got).unwrap();
         let of_page: Vec<u8> = got.chunks(PAGE_SIZE as usize).map(|page| page[9]).collect();
         assert_eq!(of_page, [0, 7, 0, 0]);
+    }
+
+    #[test]
+    fn a_discard_gives_back_whole_huge_pages_and_makes_parts_of_others_zero() {
+        let (ram, file) = match huge_memory(3) {
+            Ok(memory) => memory,
+            Err(error) => {
+                println!("skipped: this machine has no three huge pages to spare ({error})");
+                return;
+            }
+        };
+        let per_huge_page = (2 << 20) / PAGE_SIZE;
+        let all = pages(0, 3 * per_huge_page);
+        ram.write(all, &vec![7; all.bytes() as usize]).unwrap();
+        let blocks = || rustix::fs::fstat(&file).unwrap().st_blocks;
+        let before = blocks();
+        // A page, and from the middle of one huge page to the middle of the last.
+        ram.discard(pages(1, 1)).unwrap();
+        assert_eq!(blocks(), before);
+        let middle = pages(per_huge_page / 2, 2 * per_huge_page);
+        ram.discard(middle).unwrap();
+        assert_eq!(blocks(), before / 3 * 2);
+        let mut got = vec![0; all.bytes() as usize];
+        ram.read(all, &mut got).unwrap();
+        for (pfn, page) in (0..).zip(got.chunks(PAGE_SIZE as usize)) {
+            let gone = pfn == 1 || middle.first() <= pfn && pfn < middle.end();
+            let expected = if gone { 0 } else { 7 };
+            assert!(page.iter().all(|byte| *byte == expected), "page {pfn}");
+        }
     }
 
     #[test]

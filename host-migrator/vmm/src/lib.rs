@@ -20,6 +20,7 @@ pub mod cpuid;
 pub mod dirty_log;
 pub mod event;
 pub mod heartbeat;
+pub mod huge_pages;
 pub mod images;
 pub mod io_bus;
 pub mod kick;

@@ -20,6 +20,7 @@ use crate::boot::{self, BootError, Guest};
 use crate::dirty_log::KvmDirtyLog;
 use crate::event::MachineEvent;
 use crate::heartbeat::Heartbeat;
+use crate::huge_pages::HugePages;
 use crate::io_bus::IoBus;
 use crate::memory::{MachineMemory, MemoryError, MemoryOptions};
 use crate::mmio::{MmioDevice, MmioSlot};
@@ -109,6 +110,8 @@ pub struct Machine {
     // Dropped in this order: first what runs, last what it runs on.
     vcpus: Vcpus,
     heartbeat: Heartbeat,
+    /// Puts memory that has arrived on huge pages again.
+    huge_pages: Option<HugePages>,
     balloon: Option<Arc<VhostUserBalloon>>,
     agent_port: Option<Arc<VirtioConsole>>,
     bus: Arc<IoBus>,
@@ -223,6 +226,7 @@ impl Machine {
                 action: "start a thread",
                 source,
             })?,
+            huge_pages: None,
             balloon,
             agent_port,
             bus,
@@ -286,6 +290,8 @@ impl Machine {
 
     /// The logs of all who write the guest's memory.
     pub fn dirty_logs(&self) -> Vec<Box<dyn DirtyLog>> {
+        // A guest that leaves again needs no huge pages here.
+        self.huge_pages.iter().for_each(HugePages::stop);
         let mut logs: Vec<Box<dyn DirtyLog>> = vec![
             Box::new(KvmDirtyLog::new(Arc::clone(&self.slots)).recorded(&self.trace)),
             Box::new(OwnWritesLog::new(Arc::clone(self.memory.own()))),
@@ -425,6 +431,8 @@ impl DestinationMachine for Machine {
 
     fn run(&mut self) -> Result<(), MachineError> {
         self.trace.record(Event::TakenOver);
+        self.huge_pages =
+            (self.memory.options().huge_pages).then(|| HugePages::restore(self.memory.ram()));
         if self.held { Ok(()) } else { self.run_guest() }
     }
 }

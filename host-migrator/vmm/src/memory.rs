@@ -59,6 +59,7 @@ pub struct MachineMemory {
     ram: Arc<GuestRam>,
     own: Arc<OwnMemory>,
     files: Vec<RamRegion>,
+    options: MemoryOptions,
 }
 
 impl MachineMemory {
@@ -105,7 +106,13 @@ impl MachineMemory {
             ram: Arc::new(ram),
             own: Arc::new(OwnMemory::from_ranges_with_files(own)?),
             files,
+            options,
         })
+    }
+
+    /// How it was made.
+    pub fn options(&self) -> MemoryOptions {
+        self.options
     }
 
     /// The memory as the guest and the migration see it.
