@@ -256,3 +256,41 @@ impl VhostUserBackend for Backend {
         balloon.restore(state).map_err(io::Error::other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use crate::balloon::options::Options;
+
+    /// As a guest does that floods the inflate queue, and a migrator that closes epochs meanwhile.
+    #[test]
+    fn whoever_waits_for_the_device_has_it_before_a_thread_that_takes_it_again_and_again() {
+        const FLOOD: u32 = 2000;
+        let balloon = Balloon::new(Options::default(), Arc::default());
+        let backend = Backend::new(balloon).unwrap();
+        let turns = AtomicU32::new(0);
+        let over = AtomicU32::new(0);
+        let had = thread::scope(|scope| {
+            scope.spawn(|| {
+                while turns.fetch_add(1, Ordering::SeqCst) < FLOOD
+                    && over.load(Ordering::SeqCst) == 0
+                {
+                    let _held = backend.balloon();
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            while turns.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            for _ in 0..20 {
+                drop(backend.balloon());
+            }
+            over.store(1, Ordering::SeqCst);
+            turns.load(Ordering::SeqCst)
+        });
+        assert!(had < FLOOD, "it had the device {had} times");
+    }
+}

@@ -101,7 +101,8 @@ pub enum HintsJob {
 /// `lacuna balloon hints start`
 #[derive(Clone, Debug, Args)]
 pub struct StartArgs {
-    /// Do not wait. Until `hints stop` the guest keeps its free pages back as far as it can
+    /// Do not wait. The guest holds its free pages back until `hints stop`, or until the device's --hint-round-limit (a
+    /// minute, if nothing else is said) is over
     #[arg(long)]
     pub detach: bool,
     /// End the round after this time, finished or not
