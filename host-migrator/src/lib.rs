@@ -37,7 +37,7 @@ pub use hints::{ControlClient, DeviceHints, HintError, HintSource};
 pub use holes::HoleBudget;
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
 pub use page_source::{PageSource, PageSources, PagesBySource};
-pub use params::{EARLY_HARVESTS, MigrationParams};
+pub use params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
 pub use ram::{GuestRam, RamError, RamRegion};
 pub use round_map::RoundMaps;
 pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};

@@ -12,8 +12,12 @@ pub struct MigrationParams {
     /// Bytes a second to send at most while the guest runs; none: as fast as the channel takes them.
     /// The last pages, sent while the guest is stopped, know no limit.
     pub max_bandwidth: Option<u64>,
-    /// The guest is stopped when what is pending can be sent in this time.
+    /// The guest is stopped when the downtime is expected to be no longer than this. Where all that does not depend on
+    /// memory takes longer already, it is a limit for the memory alone.
     pub downtime_limit: Duration,
+    /// What the guest's stop takes besides memory: stopping and saving the machine here, loading it there. What was
+    /// learnt of this machine is better than the default.
+    pub besides_memory: Duration,
     /// Which knowledge of pages that need not be sent is used.
     pub sources: PageSources,
     /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
@@ -41,11 +45,17 @@ pub struct MigrationParams {
 /// one of `2 (n + 1)` goes twice needlessly: with eight one of 18, with none every second.
 pub const EARLY_HARVESTS: u32 = 8;
 
+/// What it takes to stop and save a machine, as far as is known without having done it.
+pub const STOP_AND_SAVE: Duration = Duration::from_millis(2);
+/// [`MigrationParams::besides_memory`] of a machine of which nothing is known.
+pub const BESIDES_MEMORY: Duration = Duration::from_millis(5);
+
 impl Default for MigrationParams {
     fn default() -> Self {
         Self {
             max_bandwidth: None,
             downtime_limit: Duration::from_millis(300),
+            besides_memory: BESIDES_MEMORY,
             sources: PageSources::ALL,
             max_rounds: None,
             peer_timeout: Duration::from_secs(30),

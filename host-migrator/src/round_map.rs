@@ -60,7 +60,8 @@ pub struct Fates {
     pub resent: u64,
     /// Of those sent, these were hinted afterwards, in this round or a later one, and not sent again before.
     pub in_vain: u64,
-    /// Hinted in this round though the destination has their content: the rounds before may have sent it.
+    /// Hinted in this round though the destination has their content, for the first time since it got it: the rounds
+    /// before may have sent it.
     pub late: u64,
 }
 

@@ -56,8 +56,10 @@ pub struct MigrationStatus {
     pub setup_time: u64,
     /// How long the guest was stopped; 0 before it was.
     pub downtime: u64,
-    /// How long the guest would be stopped now.
-    pub expected_downtime: u64,
+    /// How long the guest would be stopped now, all parts of the downtime included; absent before the channel was
+    /// measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expected_downtime: Option<u64>,
     /// The round, from 1; 0 before the first.
     pub round: u32,
     /// Memory.
@@ -73,7 +75,7 @@ pub struct MigrationStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RamStatus {
-    /// Bytes on the wire so far.
+    /// Bytes on the wire so far, heartbeats included.
     pub transferred: u64,
     /// Bytes of pages still to be sent.
     pub remaining: u64,
@@ -87,14 +89,16 @@ pub struct RamStatus {
     pub normal_bytes: u64,
     /// Pages a second that the guest dirtied in the last round.
     pub dirty_pages_rate: u64,
-    /// Megabits a second that the channel takes.
-    pub mbps: f64,
+    /// Megabits a second that go through; absent before that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mbps: Option<f64>,
     /// Harvests of the dirty logs.
     pub dirty_sync_count: u64,
     /// Bytes of a page.
     pub page_size: u64,
-    /// Pages a second that the channel takes.
-    pub pages_per_second: u64,
+    /// Pages a second that go through; absent before that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pages_per_second: Option<u64>,
 }
 
 /// The hints of a [`MigrationStatus`].
@@ -138,7 +142,7 @@ pub struct RoundStats {
     pub pages_zero: u64,
     /// Pages not sent because the guest hinted them.
     pub pages_hinted: u64,
-    /// Pages hinted in this round whose content the destination has.
+    /// Pages hinted in this round, for the first time since the destination got their content.
     pub pages_hinted_too_late: u64,
     /// Pages left out, by why. (Holes are left out before the first round, and counted to it.)
     pub pages_by_source: PagesBySource,
@@ -155,7 +159,8 @@ pub struct RoundStats {
     pub ms: f64,
     /// Of these, held back for hints.
     pub held_back_ms: f64,
-    /// Pages that the harvest at its end brought: they are to be sent again.
+    /// Pages that the harvest at its end brought: they are to be sent again. Each counts once, however many logs have
+    /// it. 0 in the last round, in which nobody writes.
     pub dirty_harvested: u64,
     /// Pages that were written in this round before they were copied, as far as early harvests have found them:
     /// they need not be sent again for it.

@@ -4,11 +4,13 @@
 use std::num::NonZeroU32;
 
 use crate::lab::{
-    BareGuest, Lab, Migration, end_of_migration, lacuna, release_and_check, skipped_without_kvm,
-    status, whole_pass,
+    BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
+    skipped_without_kvm, status, whole_pass,
 };
+use host_migrator::stats::{MigrationReport, MigrationState};
 use lacuna::compare::Record;
-use lacuna::control::HintMode;
+use lacuna::control::{Command, HintMode};
+use lacuna::machine::MachineState;
 
 /// One migration with everything compared. Returns the report.
 fn migrate(guest: BareGuest, migration: &Migration) -> host_migrator::stats::MigrationReport {
@@ -306,4 +308,59 @@ fn after_the_migration_the_guest_has_its_memory_back() {
     whole_pass(&mut destination);
     let guest = status(&destination).guest.unwrap_or_default();
     assert!(guest.hint_rounds > 0 && guest.dones > 0, "{guest:?}");
+}
+
+/// How far the expected downtime is from the one that follows. Slow, and a figure, not a promise:
+/// `cargo test -p tests --test lanes bare::the_error_of_the_expected_downtime -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement over 50 migrations"]
+fn the_error_of_the_expected_downtime_over_50_migrations() {
+    if skipped_without_kvm("bare, expected downtime") {
+        return;
+    }
+    let guest = BareGuest {
+        dirty_rate: "64M",
+        ..Default::default()
+    };
+    let lab = Lab::new(guest);
+    let mut source = lab.running("source");
+    let mut errors = Vec::new();
+    for hop in 1..=50 {
+        let (mut destination, uri) = lab.receiving(format!("hop-{hop}").leak(), false);
+        // A limit every second time: the last round does not keep to it.
+        let migration = Migration {
+            max_bandwidth: (hop % 2 == 0).then_some(100 << 20),
+            ..Default::default()
+        };
+        migration.begin(&source, &uri);
+        let ended = end_of_migration(&mut source).unwrap();
+        assert_eq!(ended.status, MigrationState::Completed, "{ended:?}");
+        destination
+            .wait_until("the guest to arrive", PATIENCE, |status| {
+                Ok(status.machine == MachineState::Running)
+            })
+            .unwrap();
+        let report: MigrationReport = (source.client().unwrap())
+            .ask(&Command::QueryReport)
+            .unwrap();
+        let error = report.expected_downtime_ms - report.downtime_ms;
+        println!(
+            "{hop:2}: expected {:6.2} ms, was {:6.2} ms ({error:+.2}): {} pages, {:?}",
+            report.expected_downtime_ms,
+            report.downtime_ms,
+            report.rounds.last().map_or(0, |round| round.pending_before),
+            report.downtime
+        );
+        errors.push(error);
+        source = destination;
+    }
+    let mut sizes: Vec<f64> = errors.iter().map(|error| error.abs()).collect();
+    sizes.sort_by(f64::total_cmp);
+    println!(
+        "error: mean {:+.2} ms, median of its size {:.2} ms, 90 % below {:.2} ms, largest {:.2} ms",
+        errors.iter().sum::<f64>() / errors.len() as f64,
+        sizes[sizes.len() / 2],
+        sizes[sizes.len() * 9 / 10],
+        sizes[sizes.len() - 1]
+    );
 }

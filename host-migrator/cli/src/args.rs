@@ -206,7 +206,7 @@ pub struct RunArgs {
 /// `lacuna receive`
 #[derive(Clone, Debug, Args)]
 pub struct ReceiveArgs {
-    /// Where to listen: tcp:HOST:PORT (port 0: any) or unix:PATH
+    /// Where to listen: tcp:HOST:PORT (at all addresses of HOST; [::] is all of this machine; port 0: any) or unix:PATH
     pub address: Address,
     /// The machine to receive into.
     #[command(flatten)]

@@ -16,6 +16,7 @@ use rustix::net::{
 use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION};
 
 use super::HintError;
+use crate::transport::connect_unix;
 
 /// A device that has said hello.
 ///
@@ -34,7 +35,7 @@ impl ControlClient {
     /// # Errors
     /// [`HintError`] if no device answers there, or it speaks another version.
     pub fn connect(path: &Path, patience: Duration) -> Result<Self, HintError> {
-        let stream = UnixStream::connect(path)?;
+        let stream = connect_unix(path, patience)?;
         stream.set_write_timeout(Some(patience))?;
         let mut client = Self {
             stream,

@@ -38,12 +38,21 @@ pub(crate) struct Tracker<'a> {
     trace: &'a Trace,
 }
 
+/// Where hints are noted that came after their page had been sent.
+pub(crate) struct TooLate<'s> {
+    /// Pages that may be other than zero at the destination.
+    pub(crate) sent: &'s MigrationBitmap,
+    /// Of these, pages that are noted already.
+    pub(crate) late: &'s MigrationBitmap,
+    pub(crate) maps: &'s mut Recorder,
+}
+
 /// What a harvest brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Harvest {
-    /// Dirty bits taken out of the logs.
+    /// Pages that are to be sent for it, and were not before it.
     pub(crate) dirty: u64,
-    /// Of these, those that back ends have set: for what they wrote, and for what they discarded.
+    /// Dirty bits that back ends have set: for what they wrote, and for what they discarded.
     pub(crate) by_back_ends: u64,
     /// Hints that came after their page had been sent.
     pub(crate) too_late: PagesBySource,
@@ -137,16 +146,11 @@ impl<'a> Tracker<'a> {
         Epoch { tracker: self }
     }
 
-    /// Takes what all logs have into the bitmap. `sent` says what the destination has; hints for that are noted
-    /// in `maps`.
-    pub(crate) fn harvest(
-        &mut self,
-        sent: &MigrationBitmap,
-        maps: &mut Recorder,
-    ) -> Result<Harvest, DirtyLogError> {
+    /// Takes what all logs have into the bitmap. Hints for pages that the destination has are noted in `notes`.
+    pub(crate) fn harvest(&mut self, notes: TooLate<'_>) -> Result<Harvest, DirtyLogError> {
         // A hint that is older than this harvest says nothing about a page that the harvest brings.
         let too_late = if self.clauses.hold(Clause::ForgetOldHints) && !self.hints.is_open {
-            self.hints.forget(sent, maps)
+            self.hints.forget(notes)
         } else {
             PagesBySource::default()
         };
@@ -189,21 +193,21 @@ impl<'a> Tracker<'a> {
     fn harvest_logs(&mut self, last: bool) -> Result<Harvest, DirtyLogError> {
         self.trace.record(Event::HarvestBegin(last));
         let mut harvest = Harvest::default();
+        let before = self.bitmap.count();
         for (index, log) in self.logs.iter_mut().enumerate() {
             if log.source() == LogSource::OwnWrites && !self.clauses.hold(Clause::MergeOwnWrites) {
                 continue;
             }
             let dirty = harvest_log(index, log.as_mut(), &self.bitmap, self.trace)?;
-            harvest.dirty += dirty;
             if log.source() == LogSource::VhostUser {
                 harvest.by_back_ends += dirty;
             }
         }
         for index in self.early.occupied() {
-            let (early, brought) = (self.early.claim(index), self.bitmap.load(index));
-            self.bitmap.merge(index, early);
-            harvest.dirty += u64::from((early & !brought).count_ones());
+            self.bitmap.merge(index, self.early.claim(index));
         }
+        // A page may be in two logs.
+        harvest.dirty = self.bitmap.count() - before;
         self.trace.record(Event::HarvestEnd);
         Ok(harvest)
     }
@@ -415,8 +419,10 @@ impl<'a> Hints<'a> {
         }
     }
 
-    /// Takes all hints out of the map. Returns how many of them were for pages in `sent`.
-    fn forget(&mut self, sent: &MigrationBitmap, maps: &mut Recorder) -> PagesBySource {
+    /// Takes all hints out of the map. Returns how many of them came too late for their page, for the first time since
+    /// it was sent.
+    fn forget(&mut self, notes: TooLate<'_>) -> PagesBySource {
+        let TooLate { sent, late, maps } = notes;
         let mut too_late = PagesBySource::default();
         if !self.are_used() {
             return too_late;
@@ -434,7 +440,8 @@ impl<'a> Hints<'a> {
             }
             let told = told.of(tellers, u64::MAX);
             free.merge(index, told.pages());
-            let told = told.of(tellers, sent.load(index));
+            let told = told.of(tellers, sent.load(index) & !late.load(index));
+            late.merge(index, told.pages());
             for (teller, bits) in by_teller(told) {
                 too_late.add(teller, bits.count_ones().into());
             }

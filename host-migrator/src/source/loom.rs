@@ -15,7 +15,7 @@ use spec::PageRange;
 use spec::control::EpochReport;
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words};
 
-use super::epoch::{Pass, Tracker};
+use super::epoch::{Pass, TooLate, Tracker};
 use crate::bitmap::MigrationBitmap;
 use crate::clause::{Clause, Clauses};
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
@@ -183,7 +183,7 @@ fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
     let hints: &mut dyn HintSource = &mut hints;
     let mut tracker =
         Tracker::arm(ram, &mut logs, Some(hints), Tellers::ALL, clauses, &trace).unwrap();
-    let nothing_sent = MigrationBitmap::new(PAGES);
+    let (sent, late) = (MigrationBitmap::new(PAGES), MigrationBitmap::new(PAGES));
     let mut destination = 0;
     for _ in 0..2 {
         let mut epoch = tracker.open();
@@ -191,9 +191,12 @@ fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
         let (pass, _early) = epoch.pass(0, 0);
         send(&pass, &memory, &mut destination);
         epoch.close();
-        tracker
-            .harvest(&nothing_sent, &mut Recorder::default())
-            .unwrap();
+        let notes = TooLate {
+            sent: &sent,
+            late: &late,
+            maps: &mut Recorder::default(),
+        };
+        tracker.harvest(notes).unwrap();
     }
     tracker.before_pause();
     guest.join().unwrap();

@@ -5,6 +5,7 @@ mod batch;
 mod early_harvest;
 mod epoch;
 mod error;
+mod estimate;
 mod given_up;
 mod handover;
 mod later_holes;

@@ -8,6 +8,8 @@ use spec::PAGE_SIZE;
 /// What a channel is taken to carry before anything was measured: a fast one, so that nothing is held
 /// back for long on an assumption. Bytes a second.
 const ASSUMED: f64 = (1u64 << 30) as f64;
+/// Socket buffers on the way take no more than this at once, unless an administrator has made them larger.
+const BUFFERS: f64 = (16u64 << 20) as f64;
 /// The measure forgets half of what it knows whenever it has seen this many bytes more.
 const MEMORY: f64 = (64u64 << 20) as f64;
 /// A pause owed that is shorter than this is owed on: short sleeps are inexact.
@@ -27,6 +29,14 @@ pub(crate) struct Pacing {
     due: Option<Instant>,
     bytes: f64,
     seconds: f64,
+    /// What was sent without regard to the limit and waited for, at the end of each round.
+    tried_bytes: f64,
+    tried_seconds: f64,
+}
+
+/// Bytes a second, if there were any.
+fn rate(bytes: f64, seconds: f64) -> Option<f64> {
+    (bytes > 0.0 && seconds > 0.0).then(|| bytes / seconds)
 }
 
 impl Pacing {
@@ -37,17 +47,42 @@ impl Pacing {
             due: None,
             bytes: 0.0,
             seconds: 0.0,
+            tried_bytes: 0.0,
+            tried_seconds: 0.0,
         }
     }
 
-    /// Bytes a second that the channel takes.
+    /// Bytes a second that go through: as much as the channel takes, or the limit. Before anything was measured it is
+    /// an assumption.
     pub(crate) fn bandwidth(&self) -> f64 {
-        let measured = if self.seconds > 0.0 && self.bytes > 0.0 {
-            self.bytes / self.seconds
-        } else {
-            ASSUMED
-        };
+        let measured = rate(self.bytes, self.seconds).unwrap_or(ASSUMED);
         self.limit.map_or(measured, |limit| limit.min(measured))
+    }
+
+    /// As [`Pacing::bandwidth`], once more was sent than socket buffers take at once.
+    pub(crate) fn measured(&self) -> Option<f64> {
+        let enough = self.limit.map_or(BUFFERS, |limit| limit.min(BUFFERS));
+        (self.bytes >= enough || self.tried_bytes > 0.0).then(|| self.bandwidth())
+    }
+
+    /// Bytes a second that the channel would take without the limit, once that was measured.
+    pub(crate) fn unlimited(&self) -> Option<f64> {
+        let tried = rate(self.tried_bytes, self.tried_seconds);
+        match self.limit {
+            None => self.measured(),
+            // What was sent at the limit mostly found empty buffers, and looks too fast.
+            Some(_) => {
+                tried.map(|tried| rate(self.bytes, self.seconds).unwrap_or(tried).min(tried))
+            }
+        }
+    }
+
+    /// Notes that the last `bytes` of a round were at the destination after `took`, an answer's way not counted.
+    pub(crate) fn tried(&mut self, bytes: u64, took: Duration) {
+        // The last rounds count: a few pages say little.
+        self.tried_bytes = self.tried_bytes / 2.0 + bytes as f64;
+        self.tried_seconds =
+            self.tried_seconds / 2.0 + took.as_secs_f64().max(bytes as f64 / ASSUMED);
     }
 
     /// Bytes that a section may have at most.
@@ -141,6 +176,8 @@ mod tests {
     fn the_measure_follows_the_channel() {
         let mut pacing = Pacing::new(None);
         assert_eq!(pacing.bandwidth(), ASSUMED);
+        pacing.sent(1 << 20, Duration::from_millis(1));
+        assert_eq!(pacing.measured(), None, "a socket buffer has taken it");
         for _ in 0..1000 {
             pacing.sent(1 << 20, Duration::from_millis(1));
         }

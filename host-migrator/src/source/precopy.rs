@@ -10,6 +10,7 @@ use spec::trace::Event;
 use spec::trace::event::Outcome;
 
 use super::epoch::{self, Tracker};
+use super::estimate::{Downtime, Estimate};
 use super::handover::{self, Plan};
 use super::left_out::LeftOut;
 use super::link::Link;
@@ -149,7 +150,7 @@ fn run(
         status.ram.total = ram.pages() * PAGE_SIZE;
         status.ram.page_size = PAGE_SIZE;
     });
-    greet(link, ram)?;
+    let round_trip = greet(link, ram)?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
     let mut tracker = Tracker::arm(ram, logs, hints, tellers, params.clauses(), trace)?;
@@ -160,8 +161,9 @@ fn run(
     let sources = params.sources;
     let untouched = untouched::leave_out(&mut tracker, ram, sources, &left_out, trace, &mut go_on)?;
     let pacing = Pacing::new(params.max_bandwidth);
-    let find_zeros = params.sources.contains(PageSource::Zero);
-    let mut sender = Sender::new(link, ram, progress, pacing, trace, find_zeros, left_out);
+    let estimate = Estimate::new(params.besides_memory, round_trip);
+    let mut sender = Sender::new(link, ram, progress, pacing, estimate, trace, left_out);
+    sender.find_zeros = params.sources.contains(PageSource::Zero);
     if params.map_rounds {
         sender.maps = Recorder::new(ram, tracker.bitmap());
     }
@@ -209,8 +211,8 @@ fn run(
     Ok(report)
 }
 
-/// The two sides make sure that they mean the same stream and the same memory.
-fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
+/// The two sides make sure that they mean the same stream and the same memory. Returns how long an answer took.
+fn greet(link: &mut Link, ram: &GuestRam) -> Result<Duration, MigrationError> {
     let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
     let header = StreamHeader {
@@ -220,8 +222,10 @@ fn greet(link: &mut Link, ram: &GuestRam) -> Result<(), MigrationError> {
     };
     link.out.start(&header.to_bytes())?;
     link.start_heartbeats()?;
+    let asked = Instant::now();
     link.out.section(SectionKind::Layout, [&ram.layout()])?;
-    Ok(link.peer.expect(SectionKind::Accept, "Accept")?)
+    link.peer.expect(SectionKind::Accept, "Accept")?;
+    Ok(asked.elapsed())
 }
 
 /// Goes round until what is left fits the downtime limit. Returns the downtime to be expected then.
@@ -258,18 +262,18 @@ fn rounds(
         sender.end_round()?;
         sender.round_received()?;
         epoch.close();
-        let (sent, maps) = sender.for_harvest();
-        let harvest = tracker.harvest(sent, maps)?;
+        let harvesting = Instant::now();
+        let harvest = tracker.harvest(sender.for_harvest())?;
+        sender.estimate.harvested(harvesting.elapsed());
         by_back_ends = harvest.by_back_ends;
-        let stats = sender.take_round(harvest.dirty, harvest.too_late);
+        let stats = sender.take_round(harvest);
         pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);
         report.add_round(stats);
-        let bandwidth = sender.pacing.bandwidth();
-        let expected = Duration::try_from_secs_f64((pending * PAGE_SIZE) as f64 / bandwidth)
-            .unwrap_or(Duration::MAX);
-        if expected <= params.downtime_limit || params.max_rounds.is_some_and(|max| round >= max) {
-            return Ok(expected);
+        let expected = sender.expected_downtime(pending);
+        let fits = expected.is_some_and(|expected| expected.fits(params.downtime_limit));
+        if fits || params.max_rounds.is_some_and(|max| round >= max) {
+            return Ok(expected.map_or(Duration::MAX, Downtime::sum));
         }
         sender.check()?;
     }

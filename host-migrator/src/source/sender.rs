@@ -11,7 +11,8 @@ use spec::{PAGE_SIZE, PageRange};
 use super::MigrationError;
 use super::batch::Batch;
 use super::early_harvest::EarlyHarvest;
-use super::epoch::{Pass, Tracker};
+use super::epoch::{Harvest, Pass, TooLate, Tracker};
+use super::estimate::{Downtime, Estimate};
 use super::later_holes::LaterHoles;
 use super::left_out::LeftOut;
 use super::link::Link;
@@ -39,6 +40,11 @@ pub(crate) struct Sender<'a> {
     progress: &'a Progress,
     trace: &'a Trace,
     pub(crate) pacing: Pacing,
+    pub(crate) estimate: Estimate,
+    /// Time in this walk that was not spent on looking for pages and at them.
+    elsewhere: Duration,
+    /// When the last sections of the round began to be sent, and the bytes sent before.
+    last_sections: (Instant, u64),
     /// The bandwidth limit is kept to: the guest runs.
     keeps_pace: bool,
     /// Words of the bitmap that were claimed since the last [`Sender::check`].
@@ -47,10 +53,12 @@ pub(crate) struct Sender<'a> {
     paced: u64,
     /// Pages that may be other than zero at the destination.
     sent: MigrationBitmap,
+    /// Of these, pages that were hinted after they had been sent, and are counted for it.
+    late: MigrationBitmap,
     /// Pages whose latest content was not sent, and why.
     left_out: LeftOut,
     /// Pages are looked at for zeros, and not sent like others.
-    find_zeros: bool,
+    pub(crate) find_zeros: bool,
     /// Pages that read as zero when the round began, unless the guest has written them since.
     holes: Option<LaterHoles>,
     pub(crate) maps: Recorder,
@@ -71,8 +79,8 @@ impl<'a> Sender<'a> {
         ram: &'a GuestRam,
         progress: &'a Progress,
         pacing: Pacing,
+        estimate: Estimate,
         trace: &'a Trace,
-        find_zeros: bool,
         left_out: LeftOut,
     ) -> Self {
         Self {
@@ -82,11 +90,15 @@ impl<'a> Sender<'a> {
             progress,
             trace,
             pacing,
+            estimate,
+            elsewhere: Duration::ZERO,
+            last_sections: (Instant::now(), 0),
             keeps_pace: true,
             unchecked_words: 0,
             sent: MigrationBitmap::new(ram.bitmap_pages()),
+            late: MigrationBitmap::new(ram.bitmap_pages()),
             left_out,
-            find_zeros,
+            find_zeros: true,
             holes: None,
             maps: Recorder::default(),
             batch: Batch::new(),
@@ -101,10 +113,13 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// What a harvest needs: the pages that may be other than zero at the destination, and where to note the hints
-    /// that came too late for them.
-    pub(crate) fn for_harvest(&mut self) -> (&MigrationBitmap, &mut Recorder) {
-        (&self.sent, &mut self.maps)
+    /// What a harvest needs: where to look for pages that were hinted too late, and where to note them.
+    pub(crate) fn for_harvest(&mut self) -> TooLate<'_> {
+        TooLate {
+            sent: &self.sent,
+            late: &self.late,
+            maps: &mut self.maps,
+        }
     }
 
     /// Begins round `round` with `pending` pages to be sent.
@@ -153,6 +168,7 @@ impl<'a> Sender<'a> {
         self.keeps_pace = true;
         self.batch.set_most(self.pacing.section_bytes() / PAGE_SIZE);
         let opened = Instant::now();
+        self.elsewhere = Duration::ZERO;
         let mut hold_back = HoldBack::new(outlook);
         // What is pending in later rounds was used just now, and what is free otherwise says nothing about it.
         let first_round = self.round.round == 1;
@@ -164,16 +180,30 @@ impl<'a> Sender<'a> {
             for index in pass.bitmap().occupied() {
                 let claimed = pass.bitmap().clear(index, !free_before.load(index));
                 self.send_claimed(pass, index, claimed)?;
-                early.when_due(self.round.pages_sent, free)?;
+                self.harvest_early(early, free)?;
             }
         }
         for index in pass.bitmap().occupied() {
             self.wait_for_hints(pass, index, opened, &mut hold_back)?;
             let claimed = pass.bitmap().claim(index);
             self.send_claimed(pass, index, claimed)?;
-            early.when_due(self.round.pages_sent, free)?;
+            self.harvest_early(early, free)?;
         }
+        let looking = opened.elapsed().saturating_sub(self.elsewhere);
+        let looked_at = self.round.pages_sent + self.batch.pages() + self.round.pages_zero;
+        self.estimate.looked_at(looked_at, looking);
         self.flush()
+    }
+
+    fn harvest_early(
+        &mut self,
+        early: &mut EarlyHarvest<'_>,
+        free: impl FnOnce() -> u64,
+    ) -> Result<(), MigrationError> {
+        let began = Instant::now();
+        early.when_due(self.round.pages_sent, free)?;
+        self.elsewhere += began.elapsed();
+        Ok(())
     }
 
     /// Sends all that is pending, as fast as it goes: the guest stands still.
@@ -234,12 +264,26 @@ impl<'a> Sender<'a> {
         self.link
             .peer
             .expect(SectionKind::RoundReceived, "RoundReceived")?;
-        self.pacing.sent(0, began.elapsed());
-        Ok(())
+        let waited = began.elapsed();
+        self.pacing.sent(0, waited);
+        let (sent_at, before) = self.last_sections;
+        let way = sent_at.elapsed().saturating_sub(self.estimate.round_trip());
+        self.pacing.tried(self.link.out.bytes() - before, way);
+        self.estimate.answered(waited);
+        // The last sections went without it, to see how fast they go.
+        self.keep_pace()
+    }
+
+    /// How long the guest would be stopped with `pending` pages to be sent.
+    pub(crate) fn expected_downtime(&self, pending: u64) -> Option<Downtime> {
+        self.estimate.downtime(pending, &self.pacing)
     }
 
     /// The numbers of the round that has ended, with what its harvest brought.
-    pub(crate) fn take_round(&mut self, dirty: u64, too_late: PagesBySource) -> RoundStats {
+    pub(crate) fn take_round(&mut self, harvest: Harvest) -> RoundStats {
+        let Harvest {
+            dirty, too_late, ..
+        } = harvest;
         let mut round = std::mem::take(&mut self.round);
         round.ms = milliseconds(self.round_began.elapsed());
         round.dirty_harvested = dirty;
@@ -288,6 +332,7 @@ impl<'a> Sender<'a> {
         hold_back: &mut HoldBack,
     ) -> Result<(), MigrationError> {
         let began = Instant::now();
+        let elsewhere = self.elsewhere;
         let mut now = began;
         loop {
             if pass.answered() / 64 > index as u64 {
@@ -316,6 +361,8 @@ impl<'a> Sender<'a> {
         }
         if now != began {
             self.round.held_back_ms += milliseconds(now - began);
+            // What was sent meanwhile is in it.
+            self.elsewhere = elsewhere + (now - began);
         }
         Ok(())
     }
@@ -367,6 +414,8 @@ impl<'a> Sender<'a> {
         self.maps.sent(index, content, self.sent.load(index));
         self.maps.zero(index, zero);
         self.sent.merge(index, content);
+        // It may be too late for them once more.
+        self.late.clear(index, content);
         self.round.pages_zero += u64::from(zero.count_ones());
         self.note_zeros(index, zero & !holes, holes);
         // The destination's memory starts as zero: only what it has got need be made so.
@@ -406,15 +455,22 @@ impl<'a> Sender<'a> {
         Ok(zero)
     }
 
+    /// Sends what has been gathered, the last of the round.
     fn flush(&mut self) -> Result<(), MigrationError> {
-        self.flush_pages()?;
+        self.last_sections = (Instant::now(), self.link.out.bytes());
+        self.send_pages()?;
         self.zero.flush(self.link, self.trace)?;
         self.discard.flush(self.link, self.trace)?;
         self.report();
-        self.keep_pace()
+        Ok(())
     }
 
     fn flush_pages(&mut self) -> Result<(), MigrationError> {
+        self.send_pages()?;
+        self.keep_pace()
+    }
+
+    fn send_pages(&mut self) -> Result<(), MigrationError> {
         self.check()?;
         let pages = self.batch.pages();
         if pages == 0 {
@@ -425,10 +481,12 @@ impl<'a> Sender<'a> {
         self.batch.send(self.link)?;
         self.trace.record(Event::PagesSent(pages));
         let bytes = self.link.out.bytes() - before;
-        self.pacing.sent(bytes, began.elapsed());
+        let took = began.elapsed();
+        self.pacing.sent(bytes, took);
+        self.elsewhere += took;
         self.round.pages_sent += pages;
         self.report();
-        self.keep_pace()
+        Ok(())
     }
 
     /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
@@ -439,7 +497,9 @@ impl<'a> Sender<'a> {
             return Ok(());
         }
         let now = Instant::now();
-        let end = now + self.pacing.pause(now, new).unwrap_or_default();
+        let pause = self.pacing.pause(now, new).unwrap_or_default();
+        let end = now + pause;
+        self.elsewhere += pause;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -462,16 +522,18 @@ impl<'a> Sender<'a> {
     fn report(&self) {
         let (round, totals) = (&self.round, &self.totals);
         let done = round.pages_sent + round.pages_zero + round.pages_hinted;
-        let bandwidth = self.pacing.bandwidth();
+        let measured = self.pacing.measured();
+        let remaining = round.pending_before.saturating_sub(done);
+        let expected = self.expected_downtime(remaining);
         self.progress.update(|status| {
             status.ram.transferred = self.link.out.bytes();
-            status.ram.remaining = round.pending_before.saturating_sub(done) * PAGE_SIZE;
+            status.ram.remaining = remaining * PAGE_SIZE;
             status.ram.duplicate = totals.pages_zero + round.pages_zero;
             status.ram.normal = totals.pages_sent + round.pages_sent;
             status.ram.normal_bytes = status.ram.normal * PAGE_SIZE;
-            status.ram.mbps = bandwidth * 8.0 / 1e6;
-            status.ram.pages_per_second = (bandwidth / PAGE_SIZE as f64) as u64;
-            status.expected_downtime = (status.ram.remaining as f64 * 1000.0 / bandwidth) as u64;
+            status.ram.mbps = measured.map(|bytes| bytes * 8.0 / 1e6);
+            status.ram.pages_per_second = measured.map(|bytes| (bytes / PAGE_SIZE as f64) as u64);
+            status.expected_downtime = expected.map(|expected| expected.sum().as_millis() as u64);
             status.hints.pages_by_source = totals.pages_by_source;
             status.hints.pages_by_source += round.pages_by_source;
             status.hints.skipped = totals.pages_hinted + round.pages_hinted;

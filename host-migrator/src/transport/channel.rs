@@ -6,18 +6,17 @@
 //! that is set once is never tuned again, and a long link then carries a part of what it could.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
-use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 
-use super::{Address, TransportError};
+use super::{Address, TransportError, dial};
 
 /// How often a blocked read or write looks whether it has been stopped.
 const TICK: Duration = Duration::from_millis(20);
@@ -36,14 +35,16 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Connects to `address`.
+    /// Connects to `address`. All addresses of a name are tried side by side.
     ///
     /// # Errors
-    /// [`TransportError`] if nobody answers there within `timeout`.
+    /// [`TransportError`] if none answers within `timeout`, the name's resolution included.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, TransportError> {
         let connected = match address {
-            Address::Tcp { host, port } => connect_tcp(host, *port, timeout),
-            Address::Unix(path) => connect_unix(path, timeout),
+            Address::Tcp { host, port } => {
+                dial::connect_tcp(host, *port, timeout).and_then(Self::try_from)
+            }
+            Address::Unix(path) => dial::connect_unix(path, timeout).and_then(Self::try_from),
         };
         connected.map_err(|source| TransportError {
             action: "connect to",
@@ -123,23 +124,6 @@ impl TryFrom<UnixStream> for Channel {
     fn try_from(stream: UnixStream) -> io::Result<Self> {
         Self::new(stream.into())
     }
-}
-
-fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<Channel> {
-    let mut error = io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => return Channel::try_from(stream),
-            Err(failure) => error = failure,
-        }
-    }
-    Err(error)
-}
-
-fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Channel> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.connect_timeout(&SockAddr::unix(path)?, timeout)?;
-    Channel::new(socket.into())
 }
 
 /// Ends a [`Channel`] from another thread.

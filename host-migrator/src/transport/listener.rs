@@ -2,15 +2,22 @@
 //! Waiting for the other side to connect.
 
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::AsFd;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, Type};
 
-use super::{Address, Channel, TransportError};
+use super::{Address, Channel, TransportError, dial};
+
+/// Connections that may wait to be accepted.
+const QUEUE: i32 = 128;
+/// How many ports are tried where one is wanted that is free at several addresses.
+const PORTS_TRIED: u32 = 16;
 
 /// A socket that listens. A unix socket's file is removed when it is dropped.
 #[derive(Debug)]
@@ -21,25 +28,41 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Socket {
-    Tcp(TcpListener),
+    /// One for each address of the name.
+    Tcp(Vec<TcpListener>),
     Unix(UnixListener),
 }
 
+impl Socket {
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(sockets) => sockets.iter().map(AsFd::as_fd).collect(),
+            Self::Unix(socket) => vec![socket.as_fd()],
+        }
+    }
+
+    /// Accepts a connection of the socket at `index` of [`Socket::fds`], if there is one.
+    fn accept(&self, index: usize) -> io::Result<Channel> {
+        match self {
+            Self::Tcp(sockets) => Channel::try_from(sockets[index].accept()?.0),
+            Self::Unix(socket) => Channel::try_from(socket.accept()?.0),
+        }
+    }
+}
+
 impl Listener {
-    /// Listens at `address`. A unix socket that a program left behind there is replaced; one that is in
+    /// Listens at `address`: at all addresses that a name has on this machine, IPv4 and IPv6, at one port. `[::]`
+    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. A unix socket that a program left behind there is replaced; one that is in
     /// use, or a file of another kind, is not.
     ///
     /// # Errors
     /// [`TransportError`] with what hinders it.
     pub fn bind(address: &Address) -> Result<Self, TransportError> {
         let bound = match address {
-            Address::Tcp { host, port } => {
-                TcpListener::bind((host.as_str(), *port)).map(|socket| {
-                    let port = socket.local_addr().map_or(*port, |local| local.port());
-                    let host = host.clone();
-                    (Socket::Tcp(socket), Address::Tcp { host, port })
-                })
-            }
+            Address::Tcp { host, port } => listen_tcp(host, *port).map(|(sockets, port)| {
+                let host = host.clone();
+                (Socket::Tcp(sockets), Address::Tcp { host, port })
+            }),
             Address::Unix(path) => {
                 listen_unix(path).map(|socket| (Socket::Unix(socket), address.clone()))
             }
@@ -79,21 +102,32 @@ impl Listener {
     }
 
     fn accept_one(&self, timeout: Option<Duration>) -> io::Result<Channel> {
-        let fd = match &self.socket {
-            Socket::Tcp(socket) => socket.as_fd(),
-            Socket::Unix(socket) => socket.as_fd(),
-        };
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        if poll(
-            &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
-            timeout.as_ref(),
-        )? == 0
-        {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match &self.socket {
-            Socket::Tcp(socket) => Channel::try_from(socket.accept()?.0),
-            Socket::Unix(socket) => Channel::try_from(socket.accept()?.0),
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut polled: Vec<_> = (self.socket.fds().into_iter())
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                .collect();
+            match poll(&mut polled, left.as_ref()) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for (index, polled) in polled.iter().enumerate() {
+                if polled.revents().is_empty() {
+                    continue;
+                }
+                match self.socket.accept(index) {
+                    // It has gone again: others may come.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                        ) => {}
+                    result => return result,
+                }
+            }
         }
     }
 }
@@ -102,6 +136,63 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.remove_file();
     }
+}
+
+/// Listens at `port` of all addresses of `host`. Returns the port, too: for 0 the system chooses it.
+fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let addresses = dial::resolve(host, port)?;
+    let mut tries = if port == 0 { PORTS_TRIED } else { 1 };
+    loop {
+        tries -= 1;
+        match listen_at_all(&addresses, port) {
+            // The port that is free at the first address is not free at another.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+fn listen_at_all(addresses: &[SocketAddr], mut port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut sockets = Vec::new();
+    let mut missing = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let address = SocketAddr::new(address.ip(), port);
+        match listen_at(address) {
+            Ok(socket) => {
+                port = socket.local_addr()?.port();
+                sockets.push(socket);
+            }
+            // A name may stand for both families where one of them is switched off.
+            Err(error) if is_not_here(&error) => {
+                log::info!("not listening at {}: {error}", address.ip());
+                missing = error;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if sockets.is_empty() {
+        return Err(missing);
+    }
+    Ok((sockets, port))
+}
+
+fn is_not_here(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Whatever the system's default is: `[::]` is both families, any other address its own.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // A connection that has gone between poll and accept is not waited for.
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(QUEUE)?;
+    Ok(socket.into())
 }
 
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {
@@ -122,6 +213,9 @@ fn is_left_behind(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    /// For what must happen.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -135,6 +229,56 @@ mod tests {
         assert!(Listener::bind(&address).is_err());
         drop(listener);
         assert!(!path.exists());
+    }
+
+    /// Whether a connection to `address` at the listener's port is accepted.
+    fn is_reached(listener: &Listener, address: &str) -> bool {
+        let Address::Tcp { port, .. } = listener.address() else {
+            unreachable!()
+        };
+        let host = address.to_owned();
+        let connected = Channel::connect(&Address::Tcp { host, port: *port }, PATIENCE);
+        connected.is_ok() && listener.accept(Some(PATIENCE)).is_ok()
+    }
+
+    #[test]
+    fn a_name_is_listened_at_in_both_families() {
+        if TcpListener::bind("[::1]:0").is_err() {
+            println!("skipped: this machine has no IPv6");
+            return;
+        }
+        let families = dial::resolve("localhost", 0).unwrap();
+        if !families.iter().any(SocketAddr::is_ipv6) {
+            println!("skipped: localhost is no name for ::1 on this machine");
+            return;
+        }
+        let listener = Listener::bind(&"tcp:localhost:0".parse().unwrap()).unwrap();
+        assert!(is_reached(&listener, "::1"));
+        assert!(is_reached(&listener, "127.0.0.1"));
+    }
+
+    #[test]
+    fn the_unspecified_ipv6_address_stands_for_both_families() {
+        let Ok(listener) = Listener::bind(&"tcp:[::]:0".parse().unwrap()) else {
+            println!("skipped: this machine has no IPv6");
+            return;
+        };
+        assert!(is_reached(&listener, "127.0.0.1"));
+        assert!(is_reached(&listener, "::1"));
+    }
+
+    #[test]
+    fn a_port_is_listened_at_at_every_address_that_is_here() {
+        // The second address is nobody's; the third needs the first one's port.
+        let addresses = ["127.0.0.1:0", "192.0.2.1:0", "127.0.0.2:0"];
+        let addresses = addresses.map(|address| address.parse().unwrap());
+        let (sockets, port) = listen_at_all(&addresses, 0).unwrap();
+        let here: Vec<_> = (sockets.iter())
+            .map(|socket| socket.local_addr().unwrap())
+            .collect();
+        let expected = [([127, 0, 0, 1], port), ([127, 0, 0, 2], port)];
+        assert_eq!(here, expected.map(SocketAddr::from));
+        assert!(listen_at_all(&addresses[1..2], 0).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod address;
 mod channel;
+mod dial;
 mod heartbeat;
 mod listener;
 pub(crate) mod sections;
@@ -10,6 +11,7 @@ pub(crate) mod sections;
 pub use address::{Address, AddressError};
 pub use channel::{Channel, Closer};
 pub(crate) use channel::{Reader, StopFlag, Writer};
+pub use dial::connect_unix;
 pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
 pub use sections::SectionError;

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use host_migrator::transport::connect_unix;
 use serde::de::DeserializeOwned;
 
 use super::{Answer, Command};
@@ -55,7 +56,7 @@ impl Client {
     /// [`ClientError::Connect`] if nobody listens there.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || {
-            let stream = UnixStream::connect(path)?;
+            let stream = connect_unix(path, ANSWER_TIMEOUT)?;
             stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
             stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(stream)

@@ -4,15 +4,15 @@
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use host_migrator::hints::DeviceHints;
 use host_migrator::transport::{Address, Channel, Listener};
 use host_migrator::{
-    GuestRam, HintSource, MigrationParams, PageSource, PageSources, RamRegion, Source, Trace,
-    receive,
+    GuestRam, HintSource, MigrationParams, PageSource, PageSources, RamRegion, STOP_AND_SAVE,
+    Source, Trace, receive,
 };
 use reference_vmm::{Machine, MachineEvent};
 use serde_json::{Value, json};
@@ -45,6 +45,8 @@ pub struct Process {
     report: LastReport,
     outgoing: Arc<Outgoing>,
     life: Life,
+    /// How long the guest that arrived here took to be loaded.
+    load: OnceLock<Duration>,
     /// Where a guest is awaited, until it has arrived or the process ends.
     listener: Mutex<Option<Arc<Listener>>>,
 }
@@ -79,6 +81,7 @@ impl Process {
             report: parts.report,
             outgoing,
             life,
+            load: OnceLock::new(),
             listener: Mutex::new(listener.map(Arc::new)),
         });
         let listener = Arc::clone(&process);
@@ -110,9 +113,11 @@ impl Process {
         let channel = listener.accept(None)?;
         // The only one that is left can be closed when the guest arrives.
         drop(listener);
-        receive(channel, &self.ram, &mut Arriving(self), &mut |status| {
+        let report = receive(channel, &self.ram, &mut Arriving(self), &mut |status| {
             log::trace!("{status:?}")
         })?;
+        // It arrives once.
+        let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
         Ok(())
     }
 
@@ -211,7 +216,11 @@ impl Process {
 
     fn migrate(&self, arguments: &MigrateArguments) -> Result<(), String> {
         self.life.check_guest_is_here()?;
-        let params = params(arguments)?;
+        let mut params = params(arguments)?;
+        if let Some(load) = self.load.get() {
+            // It takes about as long again at the next host.
+            params.besides_memory = STOP_AND_SAVE + *load;
+        }
         let address: Address = arguments.uri.parse().map_err(text)?;
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
             Some(path) if needs_the_device(params.sources) => match DeviceHints::connect(path) {

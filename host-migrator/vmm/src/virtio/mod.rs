@@ -43,6 +43,7 @@ use std::sync::mpsc::Receiver;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use host_migrator::transport::connect_unix;
 use host_migrator::{DirtyLog, GuestRam};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -212,7 +213,8 @@ impl Drop for Threads {
 fn reach(socket: &Path) -> io::Result<UnixStream> {
     let end = Instant::now() + START_LIMIT;
     loop {
-        match UnixStream::connect(socket) {
+        let left = end.saturating_duration_since(Instant::now());
+        match connect_unix(socket, left) {
             Err(error) if is_starting(&error) && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(10));
             }

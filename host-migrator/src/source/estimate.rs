@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How long the guest would be stopped, from what the migration has measured so far.
+//!
+//! The downtime has the parts of [`DowntimeSteps`](crate::stats::DowntimeSteps). Those that depend on memory are measured
+//! in every round: the harvest, the look at a page (copy and zero test), the way of its bytes, and the way of an answer.
+//! Those that do not, stopping, state and load, are what the caller has learnt before.
+
+use std::time::Duration;
+
+use spec::PAGE_SIZE;
+
+use super::pacing::Pacing;
+
+/// The look at a page forgets half of what it knows whenever it has seen this many pages more.
+const MEMORY: f64 = 65536.0;
+
+/// What the parts of a downtime have taken so far.
+#[derive(Debug)]
+pub(crate) struct Estimate {
+    /// Stopping the machine, its state and its load.
+    besides_memory: Duration,
+    harvest: Duration,
+    /// From a question to its answer when nothing else is on the way.
+    round_trip: Duration,
+    pages: f64,
+    seconds: f64,
+}
+
+impl Estimate {
+    pub(crate) fn new(besides_memory: Duration, round_trip: Duration) -> Self {
+        Self {
+            besides_memory,
+            harvest: Duration::ZERO,
+            round_trip,
+            pages: 0.0,
+            seconds: 0.0,
+        }
+    }
+
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
+    /// Notes how long an answer took that something else may have been before.
+    pub(crate) fn answered(&mut self, took: Duration) {
+        self.round_trip = self.round_trip.min(took);
+    }
+
+    /// Notes that a harvest took so long.
+    pub(crate) fn harvested(&mut self, took: Duration) {
+        self.harvest = took;
+    }
+
+    /// Notes that to find, copy and look at `pages` took so long, without what it took to send them.
+    pub(crate) fn looked_at(&mut self, pages: u64, took: Duration) {
+        self.pages += pages as f64;
+        self.seconds += took.as_secs_f64();
+        if self.pages > 2.0 * MEMORY {
+            self.pages /= 2.0;
+            self.seconds /= 2.0;
+        }
+    }
+
+    /// How long the guest would be stopped with `pages` to be sent; none before the channel was measured.
+    pub(crate) fn downtime(&self, pages: u64, pacing: &Pacing) -> Option<Downtime> {
+        let bytes = (pages * PAGE_SIZE) as f64;
+        let look = self.seconds / self.pages.max(1.0) * pages as f64;
+        let memory = look + bytes / pacing.unlimited()?;
+        Some(Downtime {
+            memory: Duration::try_from_secs_f64(memory).unwrap_or(Duration::MAX),
+            // The answers to the commit and to the hand-over.
+            rest: self.besides_memory + self.harvest + 2 * self.round_trip,
+        })
+    }
+}
+
+/// A downtime that is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Downtime {
+    /// What another round can make shorter.
+    pub(crate) memory: Duration,
+    /// What it cannot.
+    pub(crate) rest: Duration,
+}
+
+impl Downtime {
+    pub(crate) fn sum(self) -> Duration {
+        self.memory.saturating_add(self.rest)
+    }
+
+    /// Whether the guest may be stopped. A limit that is too short even without memory is one for memory: rounds
+    /// without end would not help.
+    pub(crate) fn fits(self, limit: Duration) -> bool {
+        self.sum() <= limit || (self.rest >= limit && self.memory <= limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn all_parts_of_the_downtime_are_expected() {
+        let mut pacing = Pacing::new(None);
+        let mut estimate = Estimate::new(20 * MS, 5 * MS);
+        assert_eq!(estimate.downtime(1, &pacing), None, "nothing was measured");
+        // 4 KiB a microsecond and 3 microseconds a look.
+        pacing.sent(4096 * 10_000, 10 * MS);
+        estimate.looked_at(10_000, 30 * MS);
+        estimate.harvested(7 * MS);
+        estimate.answered(6 * MS);
+        let expected = estimate.downtime(1000, &pacing).unwrap();
+        assert_eq!(expected.memory.as_micros(), 4000);
+        assert_eq!(expected.rest, 37 * MS);
+        assert!(expected.fits(41 * MS) && !expected.fits(40 * MS));
+        assert!(expected.fits(4 * MS + MS / 100), "only memory can be less");
+        assert!(!expected.fits(3 * MS));
+    }
+
+    #[test]
+    fn a_bandwidth_limit_is_not_one_for_the_stopped_guest() {
+        let mut pacing = Pacing::new(Some(1 << 20));
+        let mut estimate = Estimate::new(Duration::ZERO, MS);
+        estimate.looked_at(1, Duration::ZERO);
+        // What a socket buffer takes at once says nothing of the channel behind.
+        pacing.sent(64 << 20, MS);
+        assert_eq!(estimate.downtime(1000, &pacing), None);
+        pacing.tried(100 << 10, MS);
+        let expected = estimate.downtime(1000, &pacing).unwrap().memory;
+        assert_eq!(expected.as_millis(), 40);
+    }
+}

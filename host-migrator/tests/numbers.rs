@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Numbers that people act on: counts, rates and the expected downtime.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use host_migrator::{
+    Channel, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationParams,
+    MigrationStatus, PageSource, receive,
+};
+use software_guest::machine::SoftDestination;
+use software_guest::memory::{Memory, like, one};
+use software_guest::{Guest, migrate, rounds};
+use spec::PageRange;
+
+const PAGES: u64 = 1000;
+
+/// A guest all of whose pages are in use.
+fn guest() -> Arc<Guest> {
+    let guest = Guest::new(Memory::new(PAGES, 0));
+    guest.memory.pages().for_each(|pfn| guest.write(pfn));
+    Arc::new(guest)
+}
+
+#[test]
+fn a_page_that_is_hinted_too_late_again_and_again_counts_once() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        theirs.memory.free(6);
+        theirs.memory.free(7);
+        if epoch > 1 {
+            theirs.hints.hint(one(6));
+        }
+        if epoch == 2 || epoch == 4 {
+            theirs.hints.hint(one(7));
+        }
+        theirs.hints.finish();
+        if epoch == 2 {
+            // It is sent once more, and then it can be too late for it once more.
+            theirs.write(7);
+        }
+        // Something to do for the next round.
+        theirs.write(100 + epoch);
+    });
+    let params = MigrationParams {
+        map_rounds: true,
+        ..rounds(5)
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    let report = outcome.report();
+    let too_late: Vec<u64> = (report.rounds.iter())
+        .map(|round| round.pages_hinted_too_late)
+        .collect();
+    assert_eq!(too_late, [0, 2, 0, 1, 0, 0]);
+    let maps = report.maps.as_ref().unwrap();
+    let late: Vec<u64> = maps.rows.iter().map(|row| row.sum().late).collect();
+    assert_eq!(late, too_late);
+    assert_eq!(report.totals.too_late_by_source.driver, 3);
+}
+
+#[test]
+fn a_page_in_two_logs_counts_once_and_the_last_round_brings_none() {
+    let guest = guest();
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_open(move |epoch| {
+        if epoch == 1 {
+            // In the vCPUs' log and the VMM's; in one each.
+            theirs.write(5);
+            theirs.write_by_vmm(5);
+            theirs.write(6);
+            theirs.write_by_vmm(7);
+        }
+        theirs.hints.finish();
+    });
+    let params = MigrationParams {
+        early_harvests: 0,
+        ..rounds(1)
+    };
+    let outcome = migrate(guest.source(), params);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    let report = outcome.report();
+    assert_eq!(report.rounds[0].dirty_harvested, 3);
+    assert_eq!(report.rounds[1].pending_before, 3);
+    assert_eq!(report.rounds[1].dirty_harvested, 0);
+    assert_eq!(report.totals.dirty_harvested, 3);
+}
+
+/// A log that finds the same pages written at every harvest, which takes a while.
+struct Busy {
+    pages: PageRange,
+    takes: Duration,
+}
+
+impl DirtyLog for Busy {
+    fn source(&self) -> LogSource {
+        LogSource::OwnWrites
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        thread::sleep(self.takes);
+        bitmap.insert(self.pages);
+        Ok(self.pages.count())
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+}
+
+fn busy(pages: u64, takes: Duration) -> Box<dyn DirtyLog> {
+    let pages = PageRange::new(0, pages).unwrap();
+    Box::new(Busy { pages, takes })
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_limit_is_stopped_when_the_channel_is_fast_enough() {
+    let guest = guest();
+    let mut source = guest.source();
+    // At the limit they take a second, which is over the downtime limit: rounds would go on without end.
+    source.logs.push(busy(256, Duration::ZERO));
+    let params = MigrationParams {
+        max_bandwidth: Some(1 << 20),
+        sources: [PageSource::Zero].into_iter().collect(),
+        max_rounds: Some(8),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(source, params);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    let report = outcome.report();
+    assert!(report.rounds.len() <= 8, "{} rounds", report.rounds.len());
+    assert!(report.expected_downtime_ms <= 300.0);
+}
+
+#[test]
+fn the_expected_downtime_has_the_parts_that_are_not_memory() {
+    let guest = guest();
+    let mut source = guest.source();
+    source.logs.push(busy(10, Duration::from_millis(50)));
+    let params = MigrationParams {
+        besides_memory: Duration::from_millis(100),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(source, params);
+    let expected = outcome.report().expected_downtime_ms;
+    assert!(expected >= 150.0, "{expected}");
+}
+
+#[test]
+fn a_limit_that_is_too_short_for_the_rest_is_one_for_memory() {
+    let guest = guest();
+    let params = MigrationParams {
+        besides_memory: Duration::from_secs(3600),
+        max_rounds: Some(100),
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
+    assert!(outcome.report().rounds.len() < 100);
+}
+
+#[test]
+fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
+    let rates = ["mbps", "pages-per-second"];
+    let json = |status: &MigrationStatus| serde_json::to_value(status).unwrap();
+    let guest = guest();
+    let (here, there) = UnixStream::pair().unwrap();
+    let channel = Channel::try_from(here).unwrap();
+    let params = MigrationParams {
+        // A page a second: nothing has been measured with the first.
+        max_bandwidth: Some(4096),
+        ..MigrationParams::default()
+    };
+    let handle = Migration::start(guest.source(), params, channel).unwrap();
+    let ram = like(&guest.memory.ram);
+    let destination = thread::spawn(move || {
+        let mut machine = SoftDestination::default();
+        receive(there.try_into().unwrap(), &ram, &mut machine, &mut |_| ()).unwrap_err();
+    });
+    let seen = |handle: &host_migrator::MigrationHandle, normal| loop {
+        let status = handle.status();
+        if status.ram.normal >= normal {
+            return json(&status);
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let before = json(&MigrationStatus::default());
+    for status in [&before, &json(&handle.status())] {
+        assert!(rates.iter().all(|rate| status["ram"].get(rate).is_none()));
+        assert!(status.get("expected-downtime").is_none());
+    }
+    let after = seen(&handle, 2);
+    // No more than the limit, which is what goes through.
+    let mbps = after["ram"]["mbps"].as_f64().unwrap();
+    assert!(mbps <= 4096.0 * 8.0 / 1e6, "{mbps}");
+    assert!(handle.cancel());
+    handle.join().1.unwrap_err();
+    destination.join().unwrap();
+}
