@@ -41,7 +41,9 @@ impl RamRegion {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
         file.set_len(len)?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        // Nor add a seal: one against writing would stop whoever fills the memory.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
         Ok(Self {
             gpa,
             len,

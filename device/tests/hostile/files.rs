@@ -7,13 +7,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use spec::control::{Refusal, Reply, Request};
 
+use crate::fuse::{self, Fuse};
 use crate::machine::{
-    HINTS, INFLATE, MEMORY, Machine, USER, WRITE, copy, event, memory_file, slot,
+    HINTS, INFLATE, MEMORY, Machine, USER, WRITE, copy, event, memory_file, slot, table,
 };
 use crate::raw::{
     ADD_MEM_REG, RESET_DEVICE, Raw, SET_BACKEND_REQ_FD, SET_DEVICE_STATE_FD, SET_FEATURES,
-    SET_LOG_BASE, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, idle, longs, settles, words,
+    SET_LOG_BASE, SET_MEM_TABLE, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, idle, longs,
+    settles, words,
 };
 use crate::rig::guest::{Daemon, Guest, LOG_ALL, USUAL};
 use crate::rig::migrator::Migrator;
@@ -166,15 +169,52 @@ fn a_state_is_not_read_from_or_written_to_what_is_no_pipe() {
 }
 
 #[test]
-fn memory_and_logs_on_a_file_system_that_may_never_answer_are_refused() {
-    let daemon = Daemon::start(&["--once"]);
+fn what_is_lent_on_a_file_system_that_never_answers_is_refused_without_asking_it() {
+    let mut daemon = Daemon::start(&[]);
+    let fuse = match Fuse::mount() {
+        Ok(fuse) => fuse,
+        Err(error) => return println!("skipped: this user cannot mount FUSE: {error}"),
+    };
+    let file = fuse.open();
     let mut machine = Machine::running(&daemon);
-    // A file system without a disk, as FUSE is one: who it is that answers, the device need not know.
-    let proc = || OwnedFd::from(File::open("/proc/self/maps").unwrap());
     let plugged = slot([MEMORY, 4096, USER + MEMORY, 0]);
-    assert_eq!(machine.raw.order(ADD_MEM_REG, &plugged, &[proc()]), Some(1));
+    let ring = longs(&[INFLATE.into()]);
+    for (request, payload) in [
+        (ADD_MEM_REG, &plugged),
+        (SET_MEM_TABLE, &table(&[[0, MEMORY, USER, 0]])),
+        (SET_VRING_KICK, &ring),
+        (SET_VRING_CALL, &ring),
+    ] {
+        let result = machine.raw.order(request, payload, &[copy(&file)]);
+        assert_eq!(result, Some(1), "request {request}");
+    }
     machine.is_answered();
     let payload = longs(&[4096, 0]);
-    machine.raw.send(SET_LOG_BASE, 1, &payload, &[proc()]);
-    assert_eq!(machine.raw.answer(), None);
+    machine.raw.send(SET_LOG_BASE, 1, &payload, &[copy(&file)]);
+    assert!(machine.raw.hangs_up());
+    let mut raw = Raw::negotiate(&daemon);
+    for direction in [0, 1] {
+        let payload = words(&[direction, 0]);
+        raw.send(SET_DEVICE_STATE_FD, 1, &payload, &[copy(&file)]);
+        raw.answer();
+    }
+    let mut migrator = Migrator::connect(&daemon.control());
+    let bytes = fuse::BYTES;
+    let map = Request::SetHintMap { bytes };
+    let reply = migrator.ask_with(map, &[copy(&file)]);
+    assert_eq!(reply, Reply::Refused(Refusal::HintMap));
+    assert!(daemon.lives());
+    drop((daemon, file));
+    assert_eq!(fuse.unanswered(), Default::default());
+}
+
+#[test]
+fn memory_on_a_file_system_without_a_disk_is_refused() {
+    let daemon = Daemon::start(&["--once"]);
+    let mut machine = Machine::running(&daemon);
+    // For those who cannot mount FUSE.
+    let proc = OwnedFd::from(File::open("/proc/self/maps").unwrap());
+    let plugged = slot([MEMORY, 4096, USER + MEMORY, 0]);
+    assert_eq!(machine.raw.order(ADD_MEM_REG, &plugged, &[proc]), Some(1));
+    machine.is_answered();
 }

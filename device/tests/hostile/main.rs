@@ -6,6 +6,9 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+#[path = "../rig/fuse.rs"]
+mod fuse;
+
 mod config;
 mod files;
 mod logs;

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -63,15 +64,26 @@ impl ControlClient {
         self.exchange(request, fd).map(|(reply, _)| reply)
     }
 
-    /// As [`ControlClient::ask`], with the file descriptor that came with the answer, if one did.
+    /// As [`ControlClient::ask`], with the file descriptor that came with the answer, if one did. It is a memory file
+    /// that nobody can change.
     ///
     /// # Errors
-    /// As [`ControlClient::ask`].
+    /// As [`ControlClient::ask`], and [`HintError::Protocol`] for any other file: to read it might hang for ever.
     pub fn ask_for_file(
         &mut self,
         request: Request,
     ) -> Result<(Reply, Option<OwnedFd>), HintError> {
-        self.exchange(request, None)
+        let (reply, file) = self.exchange(request, None)?;
+        // Only memory has seals, and no file system is asked for them.
+        let sealed = SealFlags::WRITE | SealFlags::SHRINK;
+        let is_sealed = |file: &OwnedFd| fcntl_get_seals(file).is_ok_and(|it| it.contains(sealed));
+        match file {
+            Some(file) if !is_sealed(&file) => {
+                let text = "a file with the answer that is not a sealed memory file".into();
+                Err(HintError::Protocol(text))
+            }
+            file => Ok((reply, file)),
+        }
     }
 
     fn exchange(
@@ -154,5 +166,76 @@ impl ControlClient {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
+    use spec::control::PageSet;
+
+    /// A device that says hello, and answers the next request with a page map of no bytes and `file`.
+    fn device(listener: &UnixListener, file: &OwnedFd) {
+        let (mut stream, _) = listener.accept().unwrap();
+        let hello = Reply::Hello {
+            version: VERSION,
+            features: 0,
+        };
+        for (reply, fds) in [
+            (hello, &[][..]),
+            (Reply::PageMap { bytes: 0 }, &[file.as_fd()]),
+        ] {
+            let mut header = [0; HEADER_BYTES];
+            stream.read_exact(&mut header).unwrap();
+            let header = Header::from_bytes(&header).unwrap();
+            let mut payload = vec![0; header.length as usize];
+            stream.read_exact(&mut payload).unwrap();
+            let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
+            let length = reply.encode(header.sequence, &mut frame);
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut message = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                assert!(message.push(SendAncillaryMessage::ScmRights(fds)));
+            }
+            let parts = [IoSlice::new(&frame[..length])];
+            sendmsg(&stream, &parts, &mut message, SendFlags::NOSIGNAL).unwrap();
+        }
+    }
+
+    fn answer_with(file: OwnedFd) -> Result<(Reply, Option<OwnedFd>), HintError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| device(&listener, &file));
+            let mut client = ControlClient::connect(&path, Duration::from_secs(60)).unwrap();
+            client.ask_for_file(Request::PageMap(PageSet::Hinted))
+        })
+    }
+
+    #[test]
+    fn a_file_of_the_devices_is_taken_only_if_it_is_memory_that_nobody_changes() {
+        let memory = || {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            memfd_create("page-map", flags).unwrap()
+        };
+        let sealed = memory();
+        fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
+        assert!(matches!(answer_with(sealed), Ok((_, Some(_)))));
+        // Nobody will ever write into that pipe.
+        let (pipe, _writer) = io::pipe().unwrap();
+        for other in [memory(), pipe.into()] {
+            let refused = answer_with(other);
+            assert!(
+                matches!(refused, Err(HintError::Protocol(_))),
+                "{refused:?}"
+            );
+        }
     }
 }

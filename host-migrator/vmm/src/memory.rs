@@ -149,6 +149,7 @@ fn duplicate(files: &[RamRegion]) -> io::Result<Vec<RamRegion>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::SealFlags;
     use spec::PageRange;
 
     #[test]
@@ -174,6 +175,8 @@ mod tests {
         let files = memory.files().unwrap();
         assert!(files[0].file.set_len(0).is_err());
         assert!(files[0].file.set_len(2 * PAGE_SIZE).is_err());
+        let more = rustix::fs::fcntl_add_seals(&files[0].file, SealFlags::FUTURE_WRITE);
+        assert!(more.is_err(), "nor keep others from writing them");
     }
 
     #[test]
