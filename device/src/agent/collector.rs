@@ -116,6 +116,11 @@ impl Balloon {
         self.agent.say(Ask::Hello);
     }
 
+    /// Asks the agent who it is: one that lives says so.
+    pub fn greet_agent(&self) {
+        self.agent.say(Ask::Hello);
+    }
+
     /// The agent has gone. What it has told in the open epoch stands.
     pub fn agent_gone(&mut self) {
         if std::mem::take(&mut self.agent).answer != Progress::Over {

@@ -8,8 +8,14 @@
 //! |---|---|
 //! | [`collector`] | which maps count, and what they bring |
 //! | [`server`] | the socket that is the host's end of the agent's port |
+//! | [`door`] | who may become the agent |
+//! | [`connection`] | what has come over a connection |
+//! | [`key`] | the file with the agent's key |
 
 pub mod collector;
+pub mod connection;
+pub mod door;
+pub mod key;
 pub mod server;
 
 pub use server::AgentServer;

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The socket that is the host's end of the agent's port. The VMM connects to it, for the guest.
+//!
+//! One agent is served at a time. Another one that comes is taken only if the first has gone, or has said nothing for
+//! [`PATIENCE`] although it was asked; else it is hung up on.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
-use spec::agent::Deframer;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use spec::agent::proof::Key;
 
+use super::connection::Connection;
+use super::door::Door;
 use crate::daemon::threads;
 use crate::sandbox::seccomp::Group;
 use crate::sockets::{self, BoundSocket};
@@ -18,6 +22,10 @@ use crate::vhost_user::backend::Backend;
 
 /// After a frame of no use the agent is not heard for so long: one that floods the device with them has to wait.
 const REST: Duration = Duration::from_millis(10);
+/// An agent that says nothing for so long, although it is asked who it is, gives way to another.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Nobody is let in for so long if that has failed: for lack of file descriptors, say.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves one agent after the other in a thread of its own until it is dropped.
 #[derive(Debug)]
@@ -27,16 +35,27 @@ pub struct AgentServer {
 }
 
 impl AgentServer {
-    /// Takes hints for the balloon of `backend` from whoever connects to `listener`.
+    /// Takes hints for the balloon of `backend` from whoever connects to `listener`, or, with a `key`, from whoever proves
+    /// that it has it.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(listener: BoundSocket, backend: Arc<Backend>) -> io::Result<Self> {
+    pub fn start(
+        listener: BoundSocket,
+        key: Option<Key>,
+        backend: Arc<Backend>,
+    ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        // One that is gone before it is let in must not make the thread wait for the next.
+        listener.set_nonblocking(true)?;
         let server = Server {
             listener,
             backend,
             stop: Arc::clone(&stop),
+            door: Door::new(key),
+            closed_until: None,
+            served: None,
+            successor: None,
         };
         let thread = threads::spawn(Group::Agent, move || server.run())?;
         Ok(Self {
@@ -60,64 +79,183 @@ struct Server {
     listener: BoundSocket,
     backend: Arc<Backend>,
     stop: Arc<OwnedFd>,
+    door: Door,
+    /// Nobody could be let in.
+    closed_until: Option<Instant>,
+    served: Option<Served>,
+    /// Takes the place of the agent that is served if that says nothing until then.
+    successor: Option<(Connection, Instant)>,
+}
+
+/// The agent.
+struct Served {
+    connection: Connection,
+    /// It has said something of no use.
+    rests_until: Option<Instant>,
+}
+
+/// Whose socket is readable.
+#[derive(Clone, Copy)]
+enum Whose {
+    Stop,
+    Listener,
+    Agent,
+    Newcomer(usize),
 }
 
 impl Server {
-    fn run(&self) {
-        while self.readable(&*self.listener) {
-            match self.listener.accept() {
-                Ok((port, _)) => self.serve(&Arc::new(port)),
+    fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let deadline = self.mind_the_time(now);
+            let ready = match self.wait(deadline) {
+                Ok(ready) => ready,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
                 Err(error) => {
-                    log::warn!("agent socket: {error}");
-                    // Out of file descriptors, say: the waiting peer would make this loop spin.
-                    if !self.rest(Duration::from_millis(100)) {
-                        return;
+                    log::error!("agent socket: {error}: the guest's agent is not heard any more");
+                    break;
+                }
+            };
+            // From the last on: who leaves moves those behind it, and who is let in may take the oldest one's place.
+            for whose in ready.into_iter().rev() {
+                match whose {
+                    Whose::Stop => return self.end_agent(),
+                    Whose::Listener => self.accept(),
+                    Whose::Agent => self.hear_agent(),
+                    Whose::Newcomer(number) => {
+                        if let Some(agent) = self.door.hear(number) {
+                            self.proven(agent);
+                        }
                     }
                 }
             }
         }
+        self.end_agent();
     }
 
-    /// Serves one connection until it ends.
-    fn serve(&self, port: &Arc<UnixStream>) {
-        log::info!("the guest's agent can be reached");
-        self.backend.balloon().agent_came(Arc::clone(port));
-        if let Err(error) = self.listen(port) {
-            log::warn!("agent socket: {error}");
+    /// Does what is due. Returns when to look at the clock again.
+    fn mind_the_time(&mut self, now: Instant) -> Option<Instant> {
+        self.closed_until = self.closed_until.filter(|until| *until > now);
+        if let Some((successor, _)) = self.successor.take_if(|(_, until)| *until <= now) {
+            log::warn!("the guest's agent says nothing and gives way to another");
+            self.end_agent();
+            self.begin_agent(successor);
         }
-        self.backend.balloon().agent_gone();
-        log::info!("the guest's agent has gone");
+        if let Some(served) = &mut self.served
+            && served.rests_until.take_if(|until| *until <= now).is_some()
+        {
+            self.take_frames();
+        }
+        let rest = self.served.as_ref().and_then(|served| served.rests_until);
+        let successor = self.successor.as_ref().map(|(_, until)| *until);
+        let closed = self.closed_until.or(self.door.closed_until(now));
+        let due = [self.door.expire(now), rest, successor, closed];
+        due.into_iter().flatten().min()
     }
 
-    fn listen(&self, port: &Arc<UnixStream>) -> io::Result<()> {
-        let mut input = Box::<Deframer>::default();
-        while self.readable(&**port) {
-            match (&**port).read(input.space()) {
-                Ok(0) => return Ok(()),
-                Ok(count) => input.filled(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It went without reading what it was asked: an end like any other.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-                Err(error) => return Err(error),
-            }
-            while let Some(frame) = input.next_frame() {
-                let useful = self.backend.balloon().agent_said(&frame);
-                if !useful && !self.rest(REST) {
-                    return Ok(());
+    /// Waits for something to read, until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<Whose>> {
+        let mut whose = vec![Whose::Stop];
+        let mut sockets = vec![self.stop.as_fd()];
+        if let Some(served) = &self.served
+            && served.rests_until.is_none()
+        {
+            whose.push(Whose::Agent);
+            sockets.push(served.connection.as_fd());
+        }
+        if self.closed_until.is_none() && self.door.closed_until(Instant::now()).is_none() {
+            whose.push(Whose::Listener);
+            sockets.push(self.listener.as_fd());
+        }
+        for (number, socket) in self.door.sockets().enumerate() {
+            whose.push(Whose::Newcomer(number));
+            sockets.push(socket);
+        }
+        let mut polled: Vec<PollFd<'_>> = sockets
+            .into_iter()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        sockets::wait_for(&mut polled, deadline)?;
+        let ready = whose.into_iter().zip(&polled);
+        let ready = ready.filter(|(_, polled)| !polled.revents().is_empty());
+        Ok(ready.map(|(whose, _)| whose).collect())
+    }
+
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok((port, _)) => {
+                if let Some(agent) = self.door.let_in(port, Instant::now()) {
+                    self.proven(agent);
                 }
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                log::warn!("agent socket: {error}");
+                self.closed_until = Some(Instant::now() + PAUSE);
+            }
         }
-        Ok(())
     }
 
-    /// Waits for something to read; `false` when the server is to stop.
-    fn readable(&self, socket: &impl AsFd) -> bool {
-        sockets::wait([socket.as_fd(), self.stop.as_fd()], None).is_ok_and(|[_, stopped]| !stopped)
+    /// `agent` may be heard as the guest's.
+    fn proven(&mut self, agent: Connection) {
+        if self.served.is_none() {
+            self.begin_agent(agent);
+        } else if self.successor.is_none() {
+            self.backend.balloon().greet_agent();
+            self.successor = Some((agent, Instant::now() + PATIENCE));
+        } else {
+            log::warn!("a third agent of the guest has come: hung up on");
+        }
     }
 
-    /// Waits for so long; `false` when the server is to stop.
-    fn rest(&self, time: Duration) -> bool {
-        let end = Some(Instant::now() + time);
-        sockets::wait([self.stop.as_fd()], end).is_err()
+    fn begin_agent(&mut self, agent: Connection) {
+        log::info!("the guest's agent can be reached");
+        let port = Arc::clone(agent.port());
+        self.served = Some(Served {
+            connection: agent,
+            rests_until: None,
+        });
+        self.backend.balloon().agent_came(port);
+        // Something may have come with its proof.
+        self.take_frames();
+    }
+
+    /// The agent that is served, if any, is served no more.
+    fn end_agent(&mut self) {
+        if self.served.take().is_some() {
+            self.backend.balloon().agent_gone();
+            log::info!("the guest's agent has gone");
+        }
+    }
+
+    fn hear_agent(&mut self) {
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        match served.connection.fill() {
+            Ok(1..) => return self.take_frames(),
+            Ok(0) => {}
+            Err(error) => log::warn!("agent socket: {error}"),
+        }
+        self.end_agent();
+        if let Some((successor, _)) = self.successor.take() {
+            self.begin_agent(successor);
+        }
+    }
+
+    /// Takes the frames that the agent has sent, up to one of no use.
+    fn take_frames(&mut self) {
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        while let Some(frame) = served.connection.next_frame() {
+            if self.successor.take().is_some() {
+                log::warn!("another agent has come while the guest's agent answers: hung up on");
+            }
+            if !self.backend.balloon().agent_said(&frame) {
+                served.rests_until = Some(Instant::now() + REST);
+                return;
+            }
+        }
     }
 }

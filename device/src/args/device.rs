@@ -10,7 +10,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser};
 use rustix::fs::Mode;
 
-use super::values::{MAX_NAME, Numbering, bytes, device_name, octal_mode, pages};
+use super::values::{AgentTransport, MAX_NAME, Numbering, bytes, device_name, octal_mode, pages};
 use crate::balloon::options::Options;
 use crate::balloon::target::AutoShrink;
 use crate::hints::person::ROUND_LIMIT;
@@ -55,8 +55,20 @@ pub struct DeviceArgs {
     /// Over a vsock whose host end is a unix socket for each port (vhost-device-vsock, Firecracker, Cloud Hypervisor),
     /// PATH is that of the vsock, `_` and the number of the port, as in /run/vm1-vsock_1024 for `lacuna-agent
     /// --port vsock:2:1024`.
+    /// What it needs besides: --agent-transport console, or --agent-key.
     #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub agent_socket: Option<PathBuf>,
+
+    /// Who in the guest can reach the agent's socket [default: vsock]
+    #[arg(long, value_name = "KIND", help_heading = "Sockets of a device")]
+    pub agent_transport: Option<AgentTransport>,
+
+    /// File with the key that the guest's agent proves to have, and of which it has a copy (`lacuna-agent --key`)
+    ///
+    /// 32 to 4096 bytes, as of `head -c 32 /dev/urandom`. Its owner is root or the program's user, its mode 600. A guest
+    /// that migrates has the same key at both hosts.
+    #[arg(long, value_name = "FILE", help_heading = "Sockets of a device")]
+    pub agent_key: Option<PathBuf>,
 
     /// What the device is called in the log and the metrics [default: the name of its socket's file]
     #[arg(long, value_name = "NAME", value_parser = device_name)]
@@ -123,6 +135,8 @@ impl DeviceArgs {
         Self {
             once: self.once || common.once,
             control_socket_mode: self.control_socket_mode.or(common.control_socket_mode),
+            agent_transport: self.agent_transport.or(common.agent_transport),
+            agent_key: self.agent_key.or_else(|| common.agent_key.clone()),
             target: self.target.or(common.target),
             auto_shrink: self.auto_shrink.or(common.auto_shrink),
             stats_interval: self.stats_interval.or(common.stats_interval),
@@ -233,6 +247,10 @@ pub struct Config {
     pub control_socket_mode: Mode,
     /// Where the port of the guest's agent is connected, if it may have one.
     pub agent_socket: Option<PathBuf>,
+    /// Who in the guest can reach it.
+    pub agent_transport: AgentTransport,
+    /// The file with the key that the agent is to have, if it is to prove itself.
+    pub agent_key: Option<PathBuf>,
     /// How queues get their numbers, and which features are offered.
     pub options: Options,
     /// How often the guest is asked for statistics, if at all.
@@ -263,6 +281,8 @@ impl From<DeviceArgs> for Config {
             control_socket: args.control_socket,
             control_socket_mode: args.control_socket_mode.unwrap_or(OWNER_ONLY),
             agent_socket: args.agent_socket,
+            agent_transport: args.agent_transport.unwrap_or_default(),
+            agent_key: args.agent_key,
             options: Options {
                 numbering: numbering.unwrap_or_default(),
                 reporting: offered(args.free_page_reporting),
@@ -360,6 +380,19 @@ mod tests {
             assert_eq!(config(&format!("fd=3,{flag}")).options, expected, "{flag}");
             assert_eq!(config(&format!("fd=3,{flag}=off")).options, none, "{flag}");
         }
+    }
+
+    #[test]
+    fn an_agent_is_to_prove_itself_unless_its_transport_is_said_to_be_roots() {
+        assert_eq!(
+            config("fd=3,agent-socket=a").agent_transport,
+            AgentTransport::Vsock
+        );
+        let common = device_line("agent-key=k,agent-transport=console").unwrap();
+        let device = device_line("fd=3,agent-transport=vsock").unwrap();
+        let config = Config::from(device.or(&common));
+        assert_eq!(config.agent_transport, AgentTransport::Vsock);
+        assert_eq!(config.agent_key, Some(PathBuf::from("k")));
     }
 
     #[test]

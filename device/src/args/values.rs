@@ -23,6 +23,16 @@ impl From<Numbering> for QueueNumbering {
     }
 }
 
+/// The values of `--agent-transport`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AgentTransport {
+    /// A virtio-console port or a serial line, which only root can open in the guest: it needs no proof.
+    Console,
+    /// A vsock, or anything else that every process of the guest can reach: the agent proves that it has --agent-key.
+    #[default]
+    Vsock,
+}
+
 /// Reads a size in bytes, or in units of K, M, G or T.
 pub(super) fn bytes(size: &str) -> Result<u64, String> {
     let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];

@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use parking_lot::FairMutexGuard;
 use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use spec::agent::proof::Key;
 
 use super::front_ends::{FrontEnds, Presence, Source};
 use super::service_manager::{AGENT, Activation, CONTROL, VHOST_USER};
 use super::ticker::Ticker;
 use super::{DaemonError, Event, threads};
-use crate::agent::AgentServer;
+use crate::agent::{AgentServer, key};
+use crate::args::values::AgentTransport;
 use crate::args::{Config, FrontEnd};
 use crate::balloon::Balloon;
 use crate::control::ControlServer;
@@ -39,7 +41,8 @@ pub struct Prepared {
     channel: Arc<ConfigChannel>,
     source: Source,
     control: Option<BoundSocket>,
-    agent: Option<BoundSocket>,
+    /// Its socket, and the key that it is to have.
+    agent: Option<(BoundSocket, Option<Key>)>,
 }
 
 impl Prepared {
@@ -86,6 +89,13 @@ impl Prepared {
                 .take_of(AGENT, &config.name, only)
                 .map(Into::into),
         };
+        let agent = match agent {
+            Some(socket) => {
+                let key = agent_key(&config.name, config.agent_transport, config.agent_key)?;
+                Some((socket, key))
+            }
+            None => None,
+        };
         let channel = Arc::new(ConfigChannel::default());
         let mut balloon = Balloon::new(config.options, Arc::clone(&channel));
         balloon.set_target(config.target);
@@ -112,7 +122,8 @@ impl Prepared {
             Source::Listener { socket, .. } => socket.path(),
             Source::Connected(_) => None,
         };
-        let others = [&self.control, &self.agent].into_iter().flatten();
+        let agent = self.agent.as_ref().map(|(socket, _)| socket);
+        let others = self.control.iter().chain(agent);
         let others = others.filter_map(BoundSocket::path);
         front_end.into_iter().chain(others)
     }
@@ -139,7 +150,7 @@ impl Prepared {
             .transpose()?;
         let agent = self
             .agent
-            .map(|listener| AgentServer::start(listener, Arc::clone(&backend)))
+            .map(|(listener, key)| AgentServer::start(listener, key, Arc::clone(&backend)))
             .transpose()?;
         let front_ends = FrontEnds {
             source: self.source,
@@ -227,6 +238,22 @@ impl Device {
             let _ = std::fs::remove_file(path);
         }
         std::mem::forget(self);
+    }
+}
+
+/// The key that the agent of device `name` is to prove to have, if it is to.
+fn agent_key(
+    name: &str,
+    transport: AgentTransport,
+    file: Option<PathBuf>,
+) -> Result<Option<Key>, DaemonError> {
+    match (file, transport) {
+        (Some(path), _) => match key::read(&path) {
+            Ok(key) => Ok(Some(key)),
+            Err(source) => Err(DaemonError::AgentKey { path, source }),
+        },
+        (None, AgentTransport::Console) => Ok(None),
+        (None, AgentTransport::Vsock) => Err(DaemonError::AgentUnknown(name.into())),
     }
 }
 

@@ -26,6 +26,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
+use crate::agent::key::KeyFileError;
 use crate::args::{Config, SameName};
 use crate::sandbox::SandboxError;
 use crate::vhost_user::session::SessionError;
@@ -38,6 +39,21 @@ pub enum DaemonError {
     /// No front end can connect any more.
     #[error("cannot accept a front end: {0}")]
     Accept(#[source] io::Error),
+    /// Any process of the guest could pass for its agent.
+    #[error(
+        "'{0}' has a socket for its guest's agent, and nothing by which to know the agent: every process of a guest \
+         can connect over vsock. Give --agent-key FILE; or --agent-transport console, if the socket is joined to a \
+         virtio-console port or a serial line, which only the guest's root can open"
+    )]
+    AgentUnknown(String),
+    /// The agent's key cannot be had.
+    #[error("--agent-key {}: {source}", path.display())]
+    AgentKey {
+        /// The key's file.
+        path: PathBuf,
+        /// Why not.
+        source: KeyFileError,
+    },
     /// A socket of the service manager's is wrong.
     #[error(transparent)]
     Activation(#[from] ActivationError),

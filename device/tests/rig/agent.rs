@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use spec::PageRange;
+use spec::agent::proof::{Challenge, Key};
 use spec::agent::{
     Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, Settings, Totals, VERSION, map,
 };
@@ -33,22 +34,49 @@ impl Agent {
     /// Connects, is greeted, and answers that its kernel has these `flags`.
     pub fn connect(daemon: &Daemon, flags: u32) -> Self {
         let mut agent = Self::connect_only(daemon);
-        assert_eq!(agent.asked(), Ask::Hello);
+        agent.greet(flags);
+        agent
+    }
+
+    /// Connects and proves that it has `key`. The device has not answered to that yet.
+    pub fn prove(daemon: &Daemon, key: &[u8]) -> Self {
+        let mut agent = Self::connect_only(daemon);
+        let challenge = agent.challenged();
+        agent.send(&Key::new(key).unwrap().prove(&challenge).to_frame());
+        agent
+    }
+
+    /// Answers to the device's greeting that its kernel has these `flags`.
+    pub fn greet(&mut self, flags: u32) {
+        assert_eq!(self.asked(), Ask::Hello);
+        self.hello(flags);
+    }
+
+    /// Says that its kernel has these `flags`.
+    pub fn hello(&mut self, flags: u32) {
         let settings = Settings {
             version: VERSION,
             page_size: 4096,
             pages: super::guest::PAGES,
             flags,
         };
-        agent.say(Answer::HELLO, 0, &settings.to_bytes());
-        agent
+        self.say(Answer::HELLO, 0, &settings.to_bytes());
+    }
+
+    /// What the device asks for proof of.
+    pub fn challenged(&mut self) -> Challenge {
+        self.next(|frame| Challenge::read(frame).expect("a challenge"))
     }
 
     /// The next question.
     pub fn asked(&mut self) -> Ask {
+        self.next(|frame| Ask::read(frame).unwrap())
+    }
+
+    fn next<T>(&mut self, read: impl Fn(&Frame<'_>) -> T) -> T {
         loop {
             if let Some(frame) = self.input.next_frame() {
-                return Ask::read(&frame).unwrap();
+                return read(&frame);
             }
             let count = self.port.read(self.input.space()).unwrap();
             assert_ne!(count, 0, "the device has hung up");
@@ -78,7 +106,11 @@ impl Agent {
             payload,
         };
         let mut bytes = [0; MAX_FRAME];
-        self.port.write_all(frame.encode(&mut bytes)).unwrap();
+        self.send(frame.encode(&mut bytes));
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.port.write_all(bytes).unwrap();
     }
 
     /// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest with a balloon driver, and its front end, connected to a daemon process.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -95,11 +96,33 @@ impl Daemon {
         Self { process, folder }
     }
 
-    /// A daemon whose guest may have an agent.
+    /// A daemon whose guest may have an agent, over a port that only the guest's root can open.
     pub fn start_with_agent() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent");
-        Self::start_in(folder, &["--agent-socket", socket.to_str().unwrap()])
+        let socket = socket.to_str().unwrap();
+        let transport = ["--agent-transport", "console"];
+        Self::start_in(
+            folder,
+            &[&["--agent-socket", socket], &transport[..]].concat(),
+        )
+    }
+
+    /// A daemon whose guest's agent comes over a transport that every process of the guest can reach, and is to have
+    /// `key`.
+    pub fn start_with_agent_key(key: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [socket, file] = ["agent", "key"].map(|name| folder.path().join(name));
+        fs::write(&file, key).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        let [socket, file] = [&socket, &file].map(|path| path.to_str().unwrap());
+        Self::start_in(folder, &["--agent-socket", socket, "--agent-key", file])
+    }
+
+    /// How many file descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.process.id());
+        fs::read_dir(folder).unwrap().count()
     }
 
     /// The host's end of the agent's port.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
 use crate::port::Address;
@@ -16,6 +18,11 @@ pub struct Args {
     /// Where the host is: virtio:NAME (a virtio-console port), vsock:CID:PORT, or the path of a character device
     #[arg(short, long, default_value = "virtio:org.lacuna.agent.0")]
     pub port: Address,
+
+    /// File with the key that the host's device has, too (its --agent-key), by which it knows this agent: needed over vsock,
+    /// which every process of the guest can use. Only root may read it: mode 600
+    #[arg(short, long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
 
     /// When a migration begins, drop the clean page cache first: fewer bytes are sent, but what the guest reads
     /// again afterwards comes from its disk

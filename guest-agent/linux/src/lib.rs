@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`free_pages`] | which pages are free: `/proc/kpageflags` |
+//! | [`key`] | the file with the key by which the host knows the agent |
 //! | [`memory`] | where memory is: `/proc/zoneinfo` |
 //! | [`page_flags`] | what a look at a page's flags proves |
 //! | [`port`] | what connects the agent with the host |
@@ -21,6 +22,7 @@
 
 pub mod args;
 pub mod free_pages;
+pub mod key;
 pub mod memory;
 pub mod page_flags;
 pub mod port;

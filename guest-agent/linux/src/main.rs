@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use env_logger::Env;
-use lacuna_agent::Args;
 use lacuna_agent::port::{Address, Port};
 use lacuna_agent::session::{Session, SessionError};
+use lacuna_agent::{Args, key};
 
 /// How long to wait before the port is tried again: a host that is not there comes when it comes.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
 
 /// Serves the host for ever, or once; comes back when the host does.
 fn serve(args: &Args) -> Result<(), SessionError> {
-    let mut session = Session::new(args.preparation())?;
+    let key = args.key.as_deref().map(key::read).transpose()?;
+    let mut session = Session::new(args.preparation(), key)?;
     session.explain();
     let mut said = Said::default();
     loop {

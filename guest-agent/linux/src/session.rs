@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 use rustix::time::{ClockId, clock_gettime};
 use spec::PageRange;
+use spec::agent::proof::{Challenge, Key};
 use spec::agent::{
     Answer, Ask, Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, Settings, Totals, frame, map,
 };
 
 use crate::free_pages::{FreePages, parts};
+use crate::key::KeyFileError;
 use crate::memory;
 use crate::port::Port;
 use crate::preparation::Preparation;
@@ -26,6 +28,20 @@ pub enum SessionError {
     /// The kernel's tables cannot be read.
     #[error("cannot read which pages are free (/proc/kpageflags, as root): {0}")]
     PageFlags(#[source] io::Error),
+    /// `--key` is no key.
+    #[error("--key: {0}")]
+    Key(#[from] KeyFileError),
+    /// The host hears only who has its key.
+    #[error(
+        "the host hears only an agent that has its key: give --key FILE, a copy of the device's --agent-key"
+    )]
+    KeyWanted,
+    /// The host hung up after the proof.
+    #[error(
+        "the host hung up on this agent's proof: is --key the device's --agent-key? It also hangs up while it serves \
+         another agent of this guest"
+    )]
+    NotBelieved,
 }
 
 /// Serves hosts, one after the other.
@@ -37,21 +53,30 @@ pub struct Session {
     zones: Vec<PageRange>,
     input: Box<Deframer>,
     output: Box<[u8; MAX_FRAME]>,
+    /// By which the host knows the agent.
+    key: Option<Key>,
+    /// The host has been sent a proof, and has asked nothing since.
+    is_on_trial: bool,
     was_asked: bool,
 }
 
 impl Session {
-    /// Gets all memory that it will need.
+    /// Gets all memory that it will need. With a `key` it proves itself to a host that asks for that.
     ///
     /// # Errors
     /// [`SessionError::PageFlags`] if the kernel does not tell which pages are free.
-    pub fn new(preparation: Preparation) -> Result<Self, SessionError> {
+    pub fn new(preparation: Preparation, key: Option<Key>) -> Result<Self, SessionError> {
         let pages = FreePages::open().map_err(SessionError::PageFlags)?;
         let zones = memory::zones().map_err(SessionError::PageFlags)?;
-        Ok(Self::of(preparation, pages, zones))
+        Ok(Self::of(preparation, key, pages, zones))
     }
 
-    fn of(preparation: Preparation, pages: FreePages, zones: Vec<PageRange>) -> Self {
+    fn of(
+        preparation: Preparation,
+        key: Option<Key>,
+        pages: FreePages,
+        zones: Vec<PageRange>,
+    ) -> Self {
         Self {
             settings: settings::detect(preparation),
             preparation,
@@ -59,6 +84,8 @@ impl Session {
             zones,
             input: Box::default(),
             output: Box::new([0; MAX_FRAME]),
+            key,
+            is_on_trial: false,
             was_asked: false,
         }
     }
@@ -83,10 +110,20 @@ impl Session {
     /// Serves the host until it hangs up.
     ///
     /// # Errors
-    /// [`SessionError`] if the port breaks.
+    /// [`SessionError`] if the port breaks, or the host does not hear this agent.
     pub fn serve(&mut self, port: &Port) -> Result<(), SessionError> {
-        self.input.restart();
+        self.is_on_trial = false;
         self.was_asked = false;
+        match self.converse(port) {
+            Ok(()) | Err(SessionError::Port(_)) if self.is_on_trial => {
+                Err(SessionError::NotBelieved)
+            }
+            result => result,
+        }
+    }
+
+    fn converse(&mut self, port: &Port) -> Result<(), SessionError> {
+        self.input.restart();
         self.hello(port)?;
         let mut asked = None;
         loop {
@@ -232,15 +269,23 @@ impl Session {
     fn asked(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
         let (mut asked, mut greeted) = (None, false);
         while let Some(frame) = self.input.next_frame() {
+            if let Some(challenge) = Challenge::read(&frame) {
+                let key = self.key.as_ref().ok_or(SessionError::KeyWanted)?;
+                port.write_all(&key.prove(&challenge).to_frame())?;
+                self.is_on_trial = true;
+                continue;
+            }
             match Ask::read(&frame) {
                 Ok(Ask::Hello) => greeted = true,
                 Ok(ask) => asked = Some(ask),
                 Err(error) => log::warn!("the host sent {error}"),
             }
         }
-        if (greeted || asked.is_some()) && !self.was_asked {
-            self.was_asked = true;
-            log::info!("connected to the host");
+        if greeted || asked.is_some() {
+            self.is_on_trial = false;
+            if !std::mem::replace(&mut self.was_asked, true) {
+                log::info!("connected to the host");
+            }
         }
         if greeted {
             self.hello(port)?;
@@ -280,7 +325,7 @@ mod tests {
         file.write_all_at(&bytes, 0).unwrap();
         let memory = PageRange::new(0, flags.len() as u64).unwrap();
         let preparation = Preparation::default();
-        let mut session = Session::of(preparation, FreePages::of(file), vec![memory]);
+        let mut session = Session::of(preparation, None, FreePages::of(file), vec![memory]);
         let (ours, mut host) = UnixStream::pair().unwrap();
         let agent = thread::spawn(move || session.serve(&Port::of(ours.into()).unwrap()));
         let ask = Ask::Map {

@@ -5,12 +5,14 @@
 mod rig;
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rig::{Agent, Got, Host};
 use spec::agent::Ask;
+use spec::agent::proof::{Challenge, Key};
 
 const PAGE: usize = 4096;
 
@@ -101,6 +103,7 @@ fn a_new_question_ends_the_answer_to_the_last() {
             Got::End(20, _) => break,
             Got::End(epoch, _) => last = epoch,
             Got::Hello(_) => panic!("a greeting that nobody asked for"),
+            Got::Proof(_) => panic!("a proof that nobody asked for"),
         }
     }
     host.ask(Ask::Stop);
@@ -172,6 +175,74 @@ fn a_port_at_whose_other_end_nobody_asks_is_spoken_of_once() {
     let said = fs::read_to_string(&log).unwrap();
     assert_eq!(said.matches("connected").count(), 1, "{said}");
     assert_eq!(said.matches("waiting for the host").count(), 2, "{said}");
+}
+
+/// A file with `key` that only its owner can read.
+fn key_file(folder: &Path, key: &[u8]) -> PathBuf {
+    let path = folder.join("key");
+    fs::write(&path, key).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+#[test]
+fn a_host_that_wants_it_gets_the_proof_of_the_key_and_is_served_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = key_file(folder.path(), &[7; 32]);
+    let Some(mut served) = rig::served(&["--key", path.to_str().unwrap()]) else {
+        return;
+    };
+    let host = &mut served.host;
+    assert!(matches!(host.next(), Got::Hello(_)));
+    for byte in [1, 2] {
+        let challenge = Challenge::new([byte; 32]);
+        host.send(&challenge.to_frame());
+        let Got::Proof(proof) = host.next() else {
+            panic!("no proof");
+        };
+        assert!(Key::new(&[7; 32]).unwrap().accepts(&challenge, &proof));
+    }
+    host.ask(ask(3));
+    host.map_of(3);
+}
+
+#[test]
+fn an_agent_that_is_not_heard_says_what_to_do_about_its_key() {
+    if !rig::page_flags_can_be_read() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [link, log] = ["port", "log"].map(|name| folder.path().join(name));
+    let path = key_file(folder.path(), &[7; 32]);
+    let with_key = ["--once", "--key", path.to_str().unwrap()];
+    for (flags, wants) in [(&with_key[..1], "give --key"), (&with_key, "is --key the")] {
+        let mut host = Host::at(&link).unwrap();
+        let mut agent = Agent::start_with_log(&link, flags, &log);
+        assert!(matches!(host.next(), Got::Hello(_)));
+        host.send(&Challenge::new([1; 32]).to_frame());
+        if flags.len() > 1 {
+            assert!(matches!(host.next(), Got::Proof(_)));
+            drop(host);
+        }
+        assert!(!agent.wait(), "it is not served");
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(said.contains(wants), "{said}");
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = key_file(folder.path(), &[7; 32]);
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"))
+        .args(["--port", "/no/such/device", "--key"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("make it 600"), "{said}");
 }
 
 #[test]

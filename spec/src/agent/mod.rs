@@ -17,10 +17,13 @@
 //! | [`frame`] | header, checksums, finding frames in bytes |
 //! | [`map`] | free pages of a range as bits or as runs, whichever is smaller |
 //! | [`message`] | what is asked and answered |
+//! | `proof` | how an agent shows that it is root's (feature `agent-proof`) |
 
 pub mod frame;
 pub mod map;
 pub mod message;
+#[cfg(feature = "agent-proof")]
+pub mod proof;
 
 pub use frame::{Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD};
 pub use map::{FreeMap, MAX_MAP_PAGES};

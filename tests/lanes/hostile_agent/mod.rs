@@ -45,7 +45,8 @@ fn slowly(bytes_a_second: u64) -> Migration {
 fn with_agent_socket(lab: &Lab) -> (Host, PathBuf) {
     let path = lab.folder().join("liar");
     let text = path.to_str().expect("a folder for tests has a plain name");
-    (lab.running_with("source", &["--agent-socket", text]), path)
+    let flags = ["--agent-socket", text, "--agent-transport", "console"];
+    (lab.running_with("source", &flags), path)
 }
 
 fn lied_to(host: &Host, path: &Path, lie: Lie) -> Liar {

@@ -145,7 +145,7 @@ fn fragment(guest: &mut Guest) {
 }
 
 pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");
     fragment(&mut guest);
     let driver = Epoch::of(DRIVER, &device, &mut guest);
@@ -168,7 +168,7 @@ pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm
 }
 
 pub fn pages_that_are_zeroed_when_freed_are_told(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "init_on_free=1");
     let summary = guest.run("lacuna-agent --print");
     assert!(summary.contains("zeroed when they are freed"), "{summary}");
@@ -178,7 +178,7 @@ pub fn pages_that_are_zeroed_when_freed_are_told(vmm: &dyn Vmm) {
 }
 
 pub fn poisoned_pages_are_not_told_by_the_agent_either(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "page_poison=1");
     let summary = guest.run("lacuna-agent --print");
     assert!(summary.contains("filled with a pattern"), "{summary}");
@@ -195,7 +195,7 @@ pub fn poisoned_pages_are_not_told_by_the_agent_either(vmm: &dyn Vmm) {
 }
 
 pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let cached = 128 * MIB;
     File::create(device.disk())
         .and_then(|file| file.set_len(cached))
@@ -238,7 +238,7 @@ pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
 /// The VMM connects the agent's port anew, but not the balloon: the new device knows no memory that a page could be
 /// in, and no driver. It asks the agent all the same, and that it has answered shows that it is there.
 pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");
     guest.start_agent(vmm.agent_port(), "");
     Epoch::with_agent(&device, &mut guest).assert_complete();
@@ -260,7 +260,7 @@ fn answer_to_a_new_device(device: &Device) -> EpochReport {
 
 /// At any moment of it: the answer may be asked for, under way or over.
 pub fn the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch(vmm: &dyn Vmm) {
-    let mut device = Device::start(&[]);
+    let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");
     // The answer takes a while.
     fragment(&mut guest);

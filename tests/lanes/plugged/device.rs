@@ -2,8 +2,8 @@
 //! The daemon under test, and what is known of it from outside: its control socket, and how much memory its guest
 //! has on the host.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
@@ -14,6 +14,7 @@ use spec::control::{BalloonStatus, HintState, Refusal, Reply, Request, Statistic
 use spec::hint_map::{HintPhase, Tellers};
 use tempfile::TempDir;
 
+use super::initramfs::AGENT_KEY;
 use super::{PATIENCE, eventually};
 
 /// The names of the daemon's sockets.
@@ -32,10 +33,25 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the daemon with `options` besides its sockets.
+    /// Starts the daemon with `options` besides its sockets. Only the guest's root can reach that of its agent.
     pub fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let options: Vec<String> = options.iter().map(|&option| option.into()).collect();
+        let options = [options, &["--agent-transport", "console"]].concat();
+        Self::start_in(folder, options.into_iter().map(Into::into).collect())
+    }
+
+    /// Starts the daemon, which hears an agent with [`AGENT_KEY`].
+    pub fn start_with_key() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("key");
+        fs::write(&path, AGENT_KEY).expect("there is room");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+        let path = path.to_str().expect("a folder for tests has a plain name");
+        let options = vec!["--agent-key".into(), path.into()];
+        Self::start_in(folder, options)
+    }
+
+    fn start_in(folder: TempDir, options: Vec<String>) -> Self {
         let (daemon, control) = start(folder.path(), &options);
         Self {
             daemon,

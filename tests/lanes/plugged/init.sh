@@ -5,6 +5,7 @@
 /bin/busybox mkdir -p /bin /dev /proc /sys /tmp
 /bin/busybox --install -s /bin
 export PATH=/bin
+chmod 600 /agent.key
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

@@ -9,6 +9,8 @@ use reference_vmm::images::LINUX_AGENT;
 use crate::qemu_installation::program;
 
 const INIT: &[u8] = include_bytes!("init.sh");
+/// The key by which a device knows the guests' agent. `init.sh` keeps it from all but root.
+pub const AGENT_KEY: &[u8] = b"a key that is no secret outside of these tests";
 
 /// The ramdisk with a shell, the agent and `modules`, whose list is in load order.
 ///
@@ -21,6 +23,7 @@ pub fn with_shell(modules: &[(&str, Vec<u8>)]) -> Result<Vec<u8>, String> {
         archive.file("/init", INIT)?;
         archive.file("/bin/busybox", &fs::read(&busybox)?)?;
         archive.file("/bin/lacuna-agent", LINUX_AGENT)?;
+        archive.file("/agent.key", AGENT_KEY)?;
         if !modules.is_empty() {
             let mut list = String::new();
             for (name, object) in modules {

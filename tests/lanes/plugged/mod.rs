@@ -31,8 +31,13 @@ trait Vmm {
     /// Begins to boot a guest of [`MEMORY`] whose balloon is `device`. The kernel gets `arguments` besides its own.
     fn start(&self, device: &Device, arguments: &str) -> Guest;
 
-    /// What the guest's agent is told as its port. The VMM connects it to the device.
+    /// What the guest's agent is told: its port, which the VMM connects to the device, and what else it needs there.
     fn agent_port(&self) -> &'static str;
+
+    /// Starts a device that knows the guest's agent by that port.
+    fn device(&self) -> Device {
+        Device::start(&[])
+    }
 
     /// What the guest calls its disk, which is [`Device::disk`].
     fn disk(&self) -> &'static str;

@@ -37,9 +37,13 @@ impl WithVsock {
 }
 
 impl Vmm for WithVsock {
-    /// The host's context id is 2.
+    /// The host's context id is 2. Every process of the guest could connect to it.
     fn agent_port(&self) -> &'static str {
-        "vsock:2:1024"
+        "vsock:2:1024 --key /agent.key"
+    }
+
+    fn device(&self) -> Device {
+        Device::start_with_key()
     }
 
     fn disk(&self) -> &'static str {
@@ -68,6 +72,31 @@ impl Vmm for WithVsock {
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
         Guest::start(&command).served_by(servant)
     }
+}
+
+/// Any process of the guest can connect as these agents do.
+#[test]
+fn an_agent_without_the_key_is_not_heard() {
+    let Some(vmm) = WithVsock::find() else {
+        return;
+    };
+    let mut device = vmm.device();
+    let mut guest = vmm.run(&mut device, "");
+    guest.run("head -c 32 /dev/urandom > /other.key && chmod 600 /other.key");
+    for (key, reason) in [
+        ("", "hears only an agent that has its key"),
+        ("--key /other.key", "hung up on this agent's proof"),
+    ] {
+        guest.start_agent("vsock:2:1024", key);
+        let log = eventually("word of the agent", || {
+            let log = guest.run("cat /tmp/agent.log");
+            log.contains("waiting for the host").then_some(log)
+        });
+        assert!(log.contains(reason), "{log}");
+        assert!(!log.contains("connected to"), "{log}");
+        guest.stop_agent();
+    }
+    device.check();
 }
 
 claims_under! { WithVsock::find:

@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use spec::PageRange;
+use spec::agent::proof::Proof;
 use spec::agent::{Answer, Ask, Deframer, Settings, Totals};
 use tempfile::TempDir;
 
@@ -35,6 +36,7 @@ pub enum Got {
     Hello(Settings),
     Map(u64, Vec<PageRange>),
     End(u64, Totals),
+    Proof(Proof),
 }
 
 /// A terminal whose first end is the host's.
@@ -82,6 +84,9 @@ impl Host {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(frame) = self.input.next_frame() {
+                if let Some(proof) = Proof::read(&frame) {
+                    return Got::Proof(proof);
+                }
                 return match Answer::read(&frame).unwrap() {
                     Answer::Hello(settings) => Got::Hello(settings),
                     Answer::Map { epoch, map } => Got::Map(epoch, map.runs().collect()),

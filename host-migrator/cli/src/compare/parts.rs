@@ -177,6 +177,9 @@ impl Host {
             "--control-socket".as_ref(),
             hints.as_ref(),
         ];
+        if agent == AgentPort::Present {
+            device_args.extend(["--agent-transport", "console"].map(OsStr::new));
+        }
         device_args.extend(device.iter().map(OsStr::new));
         device_args.extend(both.iter().map(OsString::as_os_str));
         let mut device = Part::start(names.1, program, folder, device_args)?;

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Who is heard as the guest's agent, where every process of the guest can connect, and where only root can.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod rig;
+
+use std::io::Write;
+use std::process::Command;
+
+use rig::agent::Agent;
+use rig::eventually;
+use rig::guest::{Daemon, Guest, USUAL};
+use rig::migrator::Migrator;
+use spec::agent::proof::{Challenge, Key};
+use spec::agent::{Ask, MAX_FRAME};
+
+const KEY: [u8; 32] = [7; 32];
+/// Connections without a proof that the device has at most at a time.
+const PLACES: usize = 32;
+
+/// What somebody answers to a challenge.
+type Answer<'a> = dyn Fn(&Challenge) -> Vec<u8> + 'a;
+/// How an agent comes, up to the device's greeting.
+type Come = fn(&Daemon) -> Agent;
+
+fn with_key() -> (Daemon, Guest, Migrator) {
+    let daemon = Daemon::start_with_agent_key(&KEY);
+    let guest = Guest::boot(&daemon, USUAL, 3);
+    let migrator = Migrator::connect(&daemon.control());
+    (daemon, guest, migrator)
+}
+
+/// An agent that has proved itself and been heard of.
+fn agent_of(daemon: &Daemon) -> Agent {
+    let mut agent = Agent::prove(daemon, &KEY);
+    agent.greet(0);
+    agent
+}
+
+/// Has `migrator` open epochs until `agent` has been asked in one.
+fn assert_is_served(agent: &mut Agent, migrator: &mut Migrator) {
+    eventually("a question to the agent", || {
+        let epoch = migrator.status().epochs + 1;
+        migrator.open(epoch);
+        let asked = agent.is_asked();
+        migrator.close(epoch);
+        asked.then_some(())
+    });
+    loop {
+        match agent.asked() {
+            Ask::Map { .. } => break,
+            Ask::Hello => agent.hello(0),
+            Ask::Stop => {}
+        }
+    }
+}
+
+/// Passes over what the agent was asked before, up to the question who it is.
+fn assert_is_asked_who_it_is(agent: &mut Agent) {
+    while agent.asked() != Ask::Hello {}
+}
+
+fn assert_is_hung_up_on(stranger: &Agent) {
+    eventually("the device to hang up", || {
+        stranger.is_hung_up_on().then_some(())
+    });
+}
+
+#[test]
+fn a_process_that_comes_first_and_calls_all_memory_free_is_not_heard() {
+    let (daemon, _guest, mut migrator) = with_key();
+    let mut stranger = Agent::connect_only(&daemon);
+    stranger.challenged();
+    stranger.hello(0);
+    // The tag of the epoch is no secret from who tries them all.
+    for tag in 0..20 {
+        stranger.map(tag, 0, 4096, &[u64::MAX; 64]);
+    }
+    let mut agent = agent_of(&daemon);
+    assert_is_served(&mut agent, &mut migrator);
+    assert_eq!(migrator.status().stale, 0, "nothing of it was read");
+    assert!(migrator.hinted().is_empty());
+    assert!(!stranger.is_asked(), "it is asked nothing");
+}
+
+#[test]
+fn only_the_proof_of_this_key_for_this_challenge_counts() {
+    let (daemon, _guest, mut migrator) = with_key();
+    let key = Key::new(&KEY).unwrap();
+    let mut other = Agent::connect_only(&daemon);
+    let overheard = key.prove(&other.challenged());
+    let strangers: [&Answer<'_>; 4] = [
+        &|challenge| {
+            Key::new(&[8; 32])
+                .unwrap()
+                .prove(challenge)
+                .to_frame()
+                .into()
+        },
+        &|_| overheard.to_frame().into(),
+        // Its own words come back to it.
+        &|challenge| {
+            let mut frame = [0; MAX_FRAME];
+            let payload = &challenge.to_frame()[32..];
+            spec::agent::Frame {
+                kind: 0x85,
+                epoch: 0,
+                payload,
+            }
+            .encode(&mut frame)
+            .into()
+        },
+        // Much, and no proof.
+        &|_| vec![b'x'; 80 << 10],
+    ];
+    for answer in strangers {
+        let mut stranger = Agent::connect_only(&daemon);
+        let challenge = stranger.challenged();
+        // The device may hang up before it has read all of it.
+        let _ = stranger.port.write_all(&answer(&challenge));
+        assert_is_hung_up_on(&stranger);
+    }
+    // What was overheard holds where it belongs.
+    other.send(&overheard.to_frame());
+    other.greet(0);
+    assert_is_served(&mut other, &mut migrator);
+}
+
+#[test]
+fn silent_connections_are_few_and_end_and_keep_no_agent_out() {
+    let (daemon, _guest, mut migrator) = with_key();
+    let before = daemon.descriptors();
+    let strangers: Vec<Agent> = (0..3 * PLACES)
+        .map(|_| Agent::connect_only(&daemon))
+        .collect();
+    // It waits behind them all, and is let in.
+    let mut agent = agent_of(&daemon);
+    let open = daemon.descriptors() - before;
+    assert!(open <= PLACES + 8, "{open} connections are open");
+    assert_is_served(&mut agent, &mut migrator);
+    for stranger in &strangers {
+        assert_is_hung_up_on(stranger);
+    }
+    assert_is_served(&mut agent, &mut migrator);
+}
+
+#[test]
+fn no_process_without_the_key_displaces_an_agent_in_its_answer() {
+    let (daemon, _guest, mut migrator) = with_key();
+    let mut agent = agent_of(&daemon);
+    assert_is_served(&mut agent, &mut migrator);
+    let epoch = migrator.status().epochs + 1;
+    migrator.open(epoch);
+    let tag = loop {
+        if let Ask::Map { epoch, .. } = agent.asked() {
+            break epoch;
+        }
+    };
+    for _ in 0..2 * PLACES {
+        let mut stranger = Agent::connect_only(&daemon);
+        stranger.challenged();
+        stranger.hello(0);
+        stranger.end(tag);
+    }
+    agent.map(tag, 2048, 64, &[u64::MAX]);
+    eventually("the map", || {
+        (migrator.map.hinted_pages() == 64).then_some(())
+    });
+    assert!(!agent.is_hung_up_on());
+}
+
+/// A daemon, and how an agent comes to it up to the device's greeting.
+fn both_kinds() -> [(Daemon, Come); 2] {
+    [
+        (Daemon::start_with_agent(), Agent::connect_only),
+        (Daemon::start_with_agent_key(&KEY), |daemon| {
+            Agent::prove(daemon, &KEY)
+        }),
+    ]
+}
+
+#[test]
+fn a_second_agent_takes_the_place_of_one_that_is_silent() {
+    for (daemon, come) in both_kinds() {
+        let _guest = Guest::boot(&daemon, USUAL, 3);
+        let mut migrator = Migrator::connect(&daemon.control());
+        let mut silent = come(&daemon);
+        silent.greet(0);
+        assert_is_served(&mut silent, &mut migrator);
+        let mut second = come(&daemon);
+        assert_is_asked_who_it_is(&mut silent);
+        second.greet(0);
+        assert_is_hung_up_on(&silent);
+        assert_is_served(&mut second, &mut migrator);
+    }
+}
+
+#[test]
+fn a_second_agent_takes_the_place_of_one_that_goes() {
+    for (daemon, come) in both_kinds() {
+        let _guest = Guest::boot(&daemon, USUAL, 3);
+        let mut migrator = Migrator::connect(&daemon.control());
+        let mut first = come(&daemon);
+        first.greet(0);
+        assert_is_served(&mut first, &mut migrator);
+        let mut second = come(&daemon);
+        assert_is_asked_who_it_is(&mut first);
+        drop(first);
+        second.greet(0);
+        assert_is_served(&mut second, &mut migrator);
+    }
+}
+
+#[test]
+fn a_second_agent_is_hung_up_on_while_the_first_answers() {
+    for (daemon, come) in both_kinds() {
+        let _guest = Guest::boot(&daemon, USUAL, 3);
+        let mut migrator = Migrator::connect(&daemon.control());
+        let mut first = come(&daemon);
+        first.greet(0);
+        assert_is_served(&mut first, &mut migrator);
+        let second = come(&daemon);
+        assert_is_asked_who_it_is(&mut first);
+        first.hello(0);
+        assert_is_hung_up_on(&second);
+        assert_is_served(&mut first, &mut migrator);
+    }
+}
+
+#[test]
+fn a_device_that_could_not_know_the_agent_does_not_start_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name| folder.path().join(name);
+    let said = |flags: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vhost-device-balloon"))
+            .arg("--socket-path")
+            .arg(path("vmm"))
+            .arg("--agent-socket")
+            .arg(path("agent"))
+            .args(flags)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!path("vmm").exists() && !path("agent").exists());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for flags in [&[][..], &["--agent-transport", "vsock"]] {
+        let said = said(flags);
+        assert!(said.contains("--agent-key FILE"), "{said}");
+        assert!(said.contains("--agent-transport console"), "{said}");
+    }
+    let key = path("key");
+    std::fs::write(&key, [7; 16]).unwrap();
+    let said = said(&["--agent-key", key.to_str().unwrap()]);
+    assert!(
+        said.contains("--agent-key") && said.contains("key"),
+        "{said}"
+    );
+}
