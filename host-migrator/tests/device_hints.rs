@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use host_migrator::{DeviceHints, HintError, HintSource, MigrationParams};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -38,7 +39,8 @@ impl Device {
         let (sender, requests) = channel();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                serve(stream.unwrap(), answer, &sender);
+                let sender = sender.clone();
+                thread::spawn(move || serve(stream.unwrap(), answer, &sender));
             }
         });
         Self {
@@ -132,6 +134,7 @@ fn a_migration_asks_in_the_protocols_order() {
         [
             Request::Hello { .. },
             Request::SetHintMap { .. },
+            Request::Hello { .. },
             Request::PageMap(PageSet::Ballooned),
             Request::PageMap(PageSet::Reported),
             Request::Statistics,
@@ -194,6 +197,25 @@ fn a_device_that_refuses_falls_silent_or_talks_nonsense_costs_hints_and_nothing_
     for answer in bad {
         let (lost, _) = migrate_with(answer);
         assert!(lost.is_some());
+    }
+}
+
+#[test]
+fn a_late_answer_that_is_only_for_statistics_costs_no_hints() {
+    let late: Answer = |request| {
+        if matches!(request, Request::PageMap(PageSet::Ballooned)) {
+            thread::sleep(Duration::from_millis(1500));
+        }
+        polite(request)
+    };
+    let never: Answer =
+        |request| polite(request).filter(|_| !matches!(request, Request::PageMap(_)));
+    for (answer, maps) in [(late, 2), (never, 1)] {
+        let (lost, asked) = migrate_with(answer);
+        assert_eq!(lost, None);
+        assert!(asked.contains(&Request::Open { epoch: 1 }), "{asked:?}");
+        let is_map = |request: &&Request| matches!(request, Request::PageMap(_));
+        assert_eq!(asked.iter().filter(is_map).count(), maps);
     }
 }
 

@@ -240,7 +240,17 @@ fn a_device_that_dies_costs_the_migration_but_not_the_guest() {
 
 #[test]
 fn mistakes_on_the_command_line_get_one_clear_sentence() {
+    let long = "x".repeat(108);
+    let long_address = format!("unix:{long}");
     for (args, expected) in [
+        (
+            vec!["send", "tcp:h:1", "--control", "x", "--max-bandwidth", "0"],
+            "leave the option out",
+        ),
+        (vec!["balloon", "target", "64", "-c", "x"], "64M"),
+        (vec!["run", "--memory", "512", "--control", "x"], "512M"),
+        (vec!["status", "--control", &long], "107 bytes"),
+        (vec!["send", &long_address, "--control", "x"], "108 bytes"),
         (vec!["run", "--memory", "2X", "--control", "x"], "no size"),
         (vec!["send", "udp:1.2.3.4:5", "--control", "x"], "udp"),
         (

@@ -4,16 +4,19 @@
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use host_migrator::stats::MigrationState;
-use lacuna::compare::Host;
+use lacuna::compare::{Host, memory_of};
 use lacuna::control::Command;
 use lacuna::machine::MachineState;
 use rustix::process::{Pid, Signal, kill_process};
+use spec::bare::IMAGE_GPA;
+use spec::{PAGE_SIZE, PageRange};
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, command, end_of, end_of_migration, release_and_check,
-    skipped_without_kvm, status, tell, whole_pass,
+    BareGuest, Lab, Migration, PATIENCE, command, end_of, end_of_migration, lacuna, program,
+    release_and_check, skipped_without_kvm, status, tell, whole_pass,
 };
 
 /// Slow enough to be caught in the first round, whatever else this machine does.
@@ -230,6 +233,62 @@ fn sigterm_leaves_no_socket_and_does_not_succeed_if_a_guest_is_lost() {
     signal(&receiver, Signal::TERM);
     assert_eq!(end_of(&mut receiver), Some(1), "a guest is lost");
     assert!(!stream.exists() && !receiver.control.exists());
+}
+
+#[test]
+fn a_guest_that_ends_in_mid_migration_ends_it_at_once_and_says_why() {
+    if skipped_without_kvm("guest ends") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (_receiver, uri) = lab.receiving("receiver", false);
+    slow().begin(&source, &uri);
+    in_first_round(&mut source);
+    // Its program is gone: it crashes with the next instruction.
+    let (ram, _) = memory_of(&source).unwrap();
+    let image = PageRange::new(IMAGE_GPA / PAGE_SIZE, 256).unwrap();
+    ram.write(image, &vec![0xff; image.bytes() as usize])
+        .unwrap();
+    let ended = end_of_migration(&mut source).unwrap();
+    assert_eq!(ended.status, MigrationState::Failed);
+    let why = ended.error_desc.unwrap();
+    assert!(why.contains("the guest has ended"), "{why}");
+    // Not after all of it was sent in vain.
+    assert_eq!(ended.round, 1);
+    assert_eq!(status(&source).machine, MachineState::Ended);
+    let shown = lacuna(&["status", "--control", source.control.to_str().unwrap()]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("it has ended: "), "{shown}");
+    command(&source, &["quit"]).unwrap();
+}
+
+#[test]
+fn ctrl_c_in_send_says_that_the_migration_goes_on_and_how_to_cancel_it() {
+    if skipped_without_kvm("Ctrl-C in send") {
+        return;
+    }
+    let lab = small_guest();
+    let mut source = lab.running("source");
+    let (_receiver, uri) = lab.receiving("receiver", false);
+    let control = source.control.to_str().unwrap();
+    let send = ["send", &uri, "--max-bandwidth", "1M", "--control", control];
+    let send = std::process::Command::new(program())
+        .args(send)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    in_first_round(&mut source);
+    kill_process(Pid::from_child(&send), Signal::INT).unwrap();
+    let output = send.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("goes on") && said.contains("lacuna cancel"),
+        "{said}"
+    );
+    assert!(!output.status.success());
+    command(&source, &["cancel"]).unwrap();
+    assert_eq!(whole_pass(&mut source).wrong, 0);
 }
 
 #[test]

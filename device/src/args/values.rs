@@ -51,7 +51,14 @@ pub(super) fn bytes(size: &str) -> Result<u64, String> {
 
 /// Reads a size as whole pages of 4 KiB.
 pub(super) fn pages(size: &str) -> Result<u32, String> {
-    u32::try_from(bytes(size)? / spec::PAGE_SIZE).map_err(|_| "more than a balloon can hold".into())
+    let bytes = bytes(size)?;
+    if (1..spec::PAGE_SIZE).contains(&bytes) {
+        let meant = size.trim_end_matches(|c: char| !c.is_ascii_digit());
+        return Err(format!(
+            "{bytes} bytes are less than a page of memory: did you mean {meant}M?"
+        ));
+    }
+    u32::try_from(bytes / spec::PAGE_SIZE).map_err(|_| "more than a balloon can hold".into())
 }
 
 /// Reads permission bits: three octal digits, or fewer.
@@ -84,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_target_is_whole_pages_that_a_balloon_can_hold() {
-        for (size, expected) in [("0", 0), ("4096", 1), ("8191", 1), ("2k", 0)] {
+        for (size, expected) in [("0", 0), ("4096", 1), ("8191", 1)] {
             assert_eq!(pages(size), Ok(expected), "{size}");
         }
         assert_eq!(pages("512M"), Ok(131_072));
@@ -95,6 +102,8 @@ mod tests {
             "M",
             "-1",
             "1.5G",
+            "64",
+            "2k",
             "16T",
             "18446744073709551615K",
             "1\u{e4}",

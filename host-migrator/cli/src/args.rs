@@ -5,14 +5,15 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use host_migrator::transport::Address;
+use host_migrator::transport::{Address, LONGEST_SOCKET_PATH};
 use host_migrator::{EARLY_HARVESTS, PageSource};
+use spec::PAGE_SIZE;
 
 use crate::balloon::args::BalloonArgs;
 use crate::control::{HintMode, MigrateArguments};
-use crate::size::Size;
+use crate::size::{Size, SizeError};
 use crate::trace::{TraceArgs, TraceJob};
 
 const MORE: &str = "\
@@ -106,19 +107,20 @@ pub struct MachineArgs {
     #[command(flatten)]
     pub guest: GuestArgs,
     /// vhost-user socket of the balloon device; without it the guest has no balloon
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub balloon: Option<PathBuf>,
     /// Control socket of the balloon device: where hints are asked for
-    #[arg(long, value_name = "SOCKET", requires = "balloon")]
+    #[arg(long, value_name = "SOCKET", requires = "balloon", value_parser = socket_path())]
     pub balloon_control: Option<PathBuf>,
     /// Agent socket of the balloon device: a port of the guest, named org.lacuna.agent.0, is connected to it, for
     /// the agent of a Linux guest; without it there is no such port
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub agent_socket: Option<PathBuf>,
     /// Where this machine listens for commands (status, migrate, cancel ...)
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
-    /// File for the guest's console; without it the console goes to standard error
+    /// File for the guest's console; without it the console goes to standard error. The guest does not wait for whoever
+    /// reads it: what is not read is lost, but for the last MiB
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
     /// Where it records what it does.
@@ -223,7 +225,7 @@ pub struct MigrationArgs {
     #[arg(long, value_name = "MS", default_value = "300", value_parser = milliseconds)]
     pub downtime_limit: Duration,
     /// Bytes a second (or with a suffix K, M, G or T) to send at most; without it as fast as the link goes
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<Size>,
     /// How often a round looks, before it ends, which pages the guest has written: one that was written before
     /// it was copied is then not sent again for it. Each look costs the guest a fault for every page that it goes
@@ -256,7 +258,7 @@ pub struct SendArgs {
     /// Where to: tcp:HOST:PORT or unix:PATH
     pub address: Address,
     /// The machine's control socket
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
     /// How.
     #[command(flatten)]
@@ -283,7 +285,7 @@ pub struct SendArgs {
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
     /// The machine's control socket
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -294,7 +296,7 @@ pub struct StatusArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ControlArgs {
     /// The machine's control socket
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
 }
 
@@ -302,7 +304,7 @@ pub struct ControlArgs {
 #[derive(Clone, Debug, Args)]
 pub struct QuitArgs {
     /// The machine's control socket
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
     /// End the guest, too, if it is here. Without this a machine that has a guest refuses
     #[arg(long)]
@@ -421,6 +423,27 @@ zero      pages that are read and found to be zero; without this source they are
 fn page_source() -> impl TypedValueParser<Value = PageSource> {
     PossibleValuesParser::new(PageSource::ALL.map(PageSource::name))
         .try_map(|name| name.parse::<PageSource>())
+}
+
+/// Takes the path of a socket, if the kernel can.
+pub(crate) fn socket_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str().len() {
+        0..=LONGEST_SOCKET_PATH => Ok(path),
+        length => Err(format!(
+            "a socket's path has at most {LONGEST_SOCKET_PATH} bytes, and this one has {length}: \
+             take a shorter one, or one that is relative to the current folder"
+        )),
+    })
+}
+
+/// Reads a bandwidth limit.
+fn bandwidth(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|error: SizeError| error.to_string())?;
+    if size.0 < PAGE_SIZE {
+        let advice = "leave the option out to send as fast as the link goes";
+        return Err(format!("{size} a second is less than a page: {advice}"));
+    }
+    Ok(size)
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use indicatif::{ProgressBar, ProgressStyle};
+use vhost_device_balloon::daemon::signals::EndSignals;
 
 use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
 use crate::control::{Client, ClientError, Command, MigrateArguments, QuitArguments};
@@ -17,6 +18,9 @@ use crate::size::Size;
 
 /// How often a migration is looked at while its progress is shown.
 const POLL: Duration = Duration::from_millis(50);
+
+/// The exit status of a command that did not wait for what it began, as shells have it for Ctrl-C.
+const INTERRUPTED: i32 = 130;
 
 /// A job that could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,7 @@ pub enum JobError {
 /// [`JobError`] if the migration cannot be started or does not complete.
 pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let mut client = Client::connect(&args.control)?;
+    say_what_goes_on(&args.control)?;
     client.tell(&Command::Migrate(MigrateArguments {
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
@@ -79,6 +84,28 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         Size(report.wire_bytes),
         report.totals.round
     ))
+}
+
+/// Ctrl-C ends this command, not the migration: says so.
+fn say_what_goes_on(control: &Path) -> Result<(), JobError> {
+    let failed = |source| JobError::Io {
+        what: "cannot hear signals",
+        source,
+    };
+    let signals = EndSignals::register().map_err(failed)?;
+    let control = control.display().to_string();
+    let thread = thread::Builder::new().name("signals".into());
+    let spawned = thread.spawn(move || {
+        let name = signals.wait();
+        // Nothing is left to be done if standard error is closed.
+        let _ = writeln!(
+            io::stderr(),
+            "\nlacuna: {name} has ended this command, not the migration: it goes on. \
+             `lacuna status --control {control}` shows it, `lacuna cancel --control {control}` cancels it"
+        );
+        std::process::exit(INTERRUPTED);
+    });
+    spawned.map(|_| ()).map_err(failed)
 }
 
 /// Shows the progress of a migration until it is over.
@@ -132,6 +159,8 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             guest.wrong
         ));
     }
+    let failure = status.guest.as_ref().and_then(|g| g.failure.as_ref());
+    lines.extend(failure.map(|why| format!("           it has ended: {why}")));
     let migration = &status.migration;
     if migration.status != MigrationState::None {
         lines.push(format!(

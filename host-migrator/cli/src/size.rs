@@ -4,15 +4,23 @@
 use std::fmt;
 use std::str::FromStr;
 
+use spec::PAGE_SIZE;
+
 /// A number of bytes, or of bytes a second. Units are powers of 1024: `K`, `M`, `G`, `T`, with or without
-/// `iB` behind.
+/// `iB` behind. A number of less than a page needs a unit, if only `B`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// Text that is no size.
+/// Text that is not taken for a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no size: write a whole number and K, M, G or T, as in 512M")]
-pub struct SizeError(String);
+pub enum SizeError {
+    /// Text that is no size.
+    #[error("'{0}' is no size: write a whole number and K, M, G or T, as in 512M")]
+    NoSize(String),
+    /// So few bytes that a unit must have been forgotten.
+    #[error("'{0}' means {0} bytes, less than a page of memory: did you mean {0}M?")]
+    FewBytes(u64),
+}
 
 const UNITS: [(&str, u32); 5] = [("T", 40), ("G", 30), ("M", 20), ("K", 10), ("", 0)];
 
@@ -20,10 +28,13 @@ impl FromStr for Size {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let error = || SizeError(text.to_owned());
+        let error = || SizeError::NoSize(text.to_owned());
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| error())?;
+        if unit.is_empty() && (1..PAGE_SIZE).contains(&number) {
+            return Err(SizeError::FewBytes(number));
+        }
         let unit = unit.to_ascii_uppercase();
         let unit = unit
             .strip_suffix("IB")
@@ -71,6 +82,7 @@ mod tests {
             ("2G", 2 << 30),
             ("256m", 256 << 20),
             ("1KiB", 1024),
+            ("64B", 64),
             ("3TB", 3 << 40),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
@@ -90,6 +102,14 @@ mod tests {
             "18446744073709551616",
         ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_whose_unit_was_forgotten_is_refused_with_what_was_probably_meant() {
+        for text in ["1", "64", "4095"] {
+            let error = text.parse::<Size>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text}M")), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! Hints from a balloon device behind a control socket (`spec/control-protocol.md`).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use super::{HintError, HintSource};
 
 /// A device that does not answer in this time is done without.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What is only for statistics may take longer, as a map of a large guest does: pages are not sent meanwhile, but
+/// the guest runs.
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(5);
 /// What the guest said longer ago tells little of what it has to hint.
 const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
 
@@ -28,6 +31,10 @@ const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
 pub struct DeviceHints {
     path: PathBuf,
     connection: Option<ControlClient>,
+    /// For what is only good for statistics. It may be given up, and the hints stay.
+    aside: Option<ControlClient>,
+    /// The device has not answered such a question in time. It is not asked another in this migration.
+    statistics_failed: bool,
     map: Option<HintMap<MapMemory>>,
 }
 
@@ -41,6 +48,8 @@ impl DeviceHints {
         Ok(Self {
             connection: Some(ControlClient::connect(&path, PATIENCE)?),
             path,
+            aside: None,
+            statistics_failed: false,
             map: None,
         })
     }
@@ -48,27 +57,47 @@ impl DeviceHints {
     /// Asks, and drops the connection if the device fails to answer: a late answer must not be taken for
     /// that to the next question. The device sees the end, and lets the guest go.
     fn ask(&mut self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Reply, HintError> {
-        self.exchange(|connection| connection.ask(request, fd))
+        let connection = self.connection.as_mut().ok_or_else(given_up_before)?;
+        let result = connection.ask(request, fd);
+        if is_fatal(&result) {
+            self.connection = None;
+        }
+        result
     }
 
-    fn exchange<T>(
-        &mut self,
-        ask: impl FnOnce(&mut ControlClient) -> Result<T, HintError>,
-    ) -> Result<T, HintError> {
-        let connection = self.connection.as_mut().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotConnected, "the connection was given up")
-        })?;
-        let result = ask(connection);
-        if matches!(result, Err(HintError::Io(_) | HintError::Protocol(_))) {
-            self.connection = None;
+    /// As [`DeviceHints::ask`], on a connection of its own: hints do not depend on the answer.
+    fn ask_aside(&mut self, request: Request) -> Result<(Reply, Option<OwnedFd>), HintError> {
+        if self.statistics_failed {
+            return Err(given_up_before().into());
+        }
+        let mut ask = || {
+            let connection = match &mut self.aside {
+                Some(connection) => connection,
+                none => none.insert(ControlClient::connect(&self.path, STATISTICS_PATIENCE)?),
+            };
+            connection.ask_for_file(request)
+        };
+        let result = ask();
+        if is_fatal(&result) {
+            (self.aside, self.statistics_failed) = (None, true);
         }
         result
     }
 }
 
+/// Whether a late answer may still come: it would be taken for that to the next question.
+fn is_fatal<T>(result: &Result<T, HintError>) -> bool {
+    matches!(result, Err(HintError::Io(_) | HintError::Protocol(_)))
+}
+
+fn given_up_before() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the connection was given up")
+}
+
 impl HintSource for DeviceHints {
     fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError> {
         self.map = None;
+        (self.aside, self.statistics_failed) = (None, false);
         if self.connection.is_none() {
             self.connection = Some(ControlClient::connect(&self.path, PATIENCE)?);
         }
@@ -114,7 +143,7 @@ impl HintSource for DeviceHints {
 
     fn free_pages(&mut self) -> Option<u64> {
         // A device without statistics is as good as one that does not answer.
-        let Ok(Reply::Statistics(statistics)) = self.ask(Request::Statistics, None) else {
+        let Ok((Reply::Statistics(statistics), _)) = self.ask_aside(Request::Statistics) else {
             return None;
         };
         let is_new = statistics.age_ms() <= OLDEST_STATISTICS.as_millis() as u64;
@@ -140,14 +169,14 @@ impl HintSource for DeviceHints {
 
     fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
         let request = Request::PageMap(set);
-        match self.exchange(|connection| connection.ask_for_file(request))? {
+        match self.ask_aside(request)? {
             (Reply::PageMap { bytes }, Some(file)) => given_up::read(file, bytes, pages),
             (other, _) => Err(HintError::unexpected(request, other)),
         }
     }
 
     fn done(&mut self) -> Result<(), HintError> {
-        self.map = None;
+        (self.map, self.aside) = (None, None);
         if self.connection.is_none() {
             // The device noticed, and has told the guest.
             return Ok(());

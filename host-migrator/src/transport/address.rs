@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+/// The most bytes of a socket's path: the kernel's limit, with the zero that ends it taken off.
+pub const LONGEST_SOCKET_PATH: usize = 107;
+
 /// An address to listen on or to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -37,6 +40,12 @@ pub enum AddressError {
     /// An IPv6 address without brackets.
     #[error("{0:?} is ambiguous: write an IPv6 address in brackets, tcp:[ADDRESS]:PORT")]
     Brackets(String),
+    /// A path that no socket can have.
+    #[error("{path:?} has {length} bytes, and a socket's path has at most {LONGEST_SOCKET_PATH}: take a shorter one", length = .path.as_os_str().len())]
+    LongPath {
+        /// The path.
+        path: PathBuf,
+    },
     /// Nothing where the path should be.
     #[error("\"unix:\" has no path: write unix:/PATH")]
     NoPath,
@@ -47,10 +56,10 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() {
-                Err(AddressError::NoPath)
-            } else {
-                Ok(Self::Unix(path.into()))
+            return match path.len() {
+                0 => Err(AddressError::NoPath),
+                1..=LONGEST_SOCKET_PATH => Ok(Self::Unix(path.into())),
+                _ => Err(AddressError::LongPath { path: path.into() }),
             };
         }
         let Some(rest) = text.strip_prefix("tcp:") else {
@@ -109,5 +118,9 @@ mod tests {
         assert!(matches!(error("tcp::1"), AddressError::NoHost(_)));
         assert!(matches!(error("tcp:::1:4444"), AddressError::Brackets(_)));
         assert_eq!(error("unix:"), AddressError::NoPath);
+        let path = "/".repeat(LONGEST_SOCKET_PATH);
+        assert!(format!("unix:{path}").parse::<Address>().is_ok());
+        let long = error(&format!("unix:{path}x")).to_string();
+        assert!(long.contains("108 bytes") && long.contains("107"), "{long}");
     }
 }

@@ -8,7 +8,7 @@ mod heartbeat;
 mod listener;
 pub(crate) mod sections;
 
-pub use address::{Address, AddressError};
+pub use address::{Address, AddressError, LONGEST_SOCKET_PATH};
 pub use channel::{Channel, Closer};
 pub(crate) use channel::{Reader, StopFlag, Writer};
 pub use dial::connect_unix;

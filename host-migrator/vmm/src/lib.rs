@@ -9,13 +9,14 @@
 //! | [`memory`], [`slots`], [`dirty_log`] | guest memory, as KVM sees it, and who wrote it |
 //! | [`vcpu`], [`kick`] | the vCPUs' threads, and how they are stopped |
 //! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
-//! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices |
+//! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes what the console says |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
 //! | [`state`], [`xsave`] | what a migration carries besides memory |
 
 mod advice;
 pub mod bare;
 pub mod boot;
+mod console_output;
 pub mod cpuid;
 pub mod dirty_log;
 pub mod event;
@@ -41,6 +42,7 @@ pub mod xsave;
 pub use bare::BareWorkload;
 pub use boot::{Guest, LinuxGuest};
 pub use event::MachineEvent;
+pub use io_bus::IoBus;
 pub use machine::{Machine, MachineConfig, Outlets, SetupError};
 pub use memory::MemoryOptions;
 pub use status::GuestStatus;

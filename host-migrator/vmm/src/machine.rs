@@ -250,7 +250,7 @@ impl Machine {
     fn run_guest(&mut self) -> Result<(), MachineError> {
         // The one way into the guest.
         match self.life {
-            Life::Running => return Ok(()),
+            Life::Running => return self.vcpus.check_alive().map_err(failed("run the guest")),
             Life::Paused => {}
             Life::Awaiting => return Err(failed("run the guest")("none has arrived yet")),
             Life::HandedOver => {
@@ -373,6 +373,8 @@ impl SourceMachine for Machine {
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         if self.life == Life::Running {
             self.vcpus.pause().map_err(failed("pause the guest"))?;
+            // One that has ended cannot be migrated. It is not paused: it stays as it is.
+            (self.vcpus.check_alive()).map_err(failed("pause the guest"))?;
             self.pause_own_writes();
             self.life = Life::Paused;
             self.trace.record(Event::Stopped);

@@ -3,12 +3,15 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::console_output::ConsoleOutput;
 
 /// The console's first port; the bare guest writes to the same one.
 pub const FIRST_PORT: u16 = spec::bare::PORT_CONSOLE;
@@ -17,12 +20,13 @@ pub const PORTS: u16 = 8;
 /// Its interrupt.
 pub const GSI: u32 = crate::linux::layout::SERIAL_GSI;
 
-/// Where the guest's output goes.
+/// Where the guest's output goes. It may block: it is written in a thread of its own, and no vCPU waits for it.
 pub type Output = Box<dyn Write + Send>;
 
 /// The serial console of a machine.
 pub struct Console {
     uart: Mutex<Serial<Interrupt, NoEvents, Switch>>,
+    output: Arc<ConsoleOutput>,
     interrupt: EventFd,
 }
 
@@ -44,12 +48,15 @@ impl Console {
     /// A console that writes to `output`.
     ///
     /// # Errors
-    /// The system's, if it has no eventfd for the interrupt.
+    /// The system's, if it has no eventfd for the interrupt or no thread for the output.
     pub fn new(output: Output) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let trigger = Interrupt(interrupt.try_clone()?);
+        let output = Arc::new(ConsoleOutput::new(output)?);
+        let switch = Switch(Some(Arc::clone(&output)));
         Ok(Self {
-            uart: Mutex::new(Serial::new(trigger, Switch(Some(output)))),
+            uart: Mutex::new(Serial::new(trigger, switch)),
+            output,
             interrupt,
         })
     }
@@ -69,6 +76,11 @@ impl Console {
         if let Err(error) = self.uart().write(offset, value) {
             log::debug!("serial console: {error}");
         }
+    }
+
+    /// Waits until what the guest has said was written, for at most `time`.
+    pub fn drain(&self, time: Duration) {
+        self.output.drain(time);
     }
 
     /// Types `input` on the console; returns how many bytes there was room for.
@@ -139,17 +151,18 @@ impl fmt::Debug for Console {
 }
 
 /// The output, if it is there.
-struct Switch(Option<Output>);
+struct Switch(Option<Arc<ConsoleOutput>>);
 
 impl Write for Switch {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .as_mut()
-            .map_or(Ok(bytes.len()), |output| output.write(bytes))
+        if let Some(output) = &self.0 {
+            output.push(bytes);
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.as_mut().map_or(Ok(()), |output| output.flush())
+        Ok(())
     }
 }
 
@@ -198,7 +211,7 @@ mod tests {
             b"hello"
         );
         destination.write(0, b'x');
-        assert_eq!(output.try_recv(), Ok(b'x'));
+        assert_eq!(output.recv(), Ok(b'x'));
     }
 
     #[test]
@@ -209,6 +222,6 @@ mod tests {
         state.input = vec![0; 1 << 20];
         assert!(console.load(&state).is_err());
         console.write(0, b'y');
-        assert_eq!(output.try_recv(), Ok(b'y'));
+        assert_eq!(output.recv(), Ok(b'y'));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 
+use crate::args::socket_path;
 use crate::size::Size;
 
 /// `lacuna balloon`
@@ -37,7 +38,7 @@ pub enum BalloonJob {
 #[derive(Clone, Debug, Args)]
 pub struct DeviceArgs {
     /// Control socket of the balloon device
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = socket_path())]
     pub control_socket: PathBuf,
     /// Print JSON
     #[arg(long)]

@@ -21,6 +21,10 @@ const POLL: Duration = Duration::from_millis(50);
 pub(super) fn target(args: &TargetArgs) -> Result<(), BalloonError> {
     let mut device = Device::connect(&args.device)?;
     let bytes = match (args.balloon, args.guest_memory) {
+        (Some(few @ Size(1..PAGE_SIZE)), _) => {
+            let text = format!("{few} is less than a page of memory: a balloon holds whole pages");
+            return Err(BalloonError::Guest(text));
+        }
         (Some(balloon), _) => balloon.0,
         (None, Some(rest)) => given_up(rest.0, &device.status()?)?,
         (None, None) => return Err(BalloonError::Guest("no target was given".into())),

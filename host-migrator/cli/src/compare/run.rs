@@ -23,6 +23,7 @@ use crate::args::{CompareArgs, GuestArgs, GuestKind, MigrationArgs, Transport, W
 use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
+use crate::size::Size;
 use crate::trace::{self, TraceArgs};
 
 /// How long a guest may take to boot, fill and free its memory.
@@ -124,7 +125,7 @@ impl RunPlan {
     fn machine_args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
         push(&mut args, "--guest", name_of(self.guest.kind));
-        push(&mut args, "--memory", self.guest.memory.0);
+        push(&mut args, "--memory", bytes(self.guest.memory));
         push(&mut args, "--vcpus", self.guest.vcpus);
         args
     }
@@ -132,10 +133,10 @@ impl RunPlan {
     fn run_args(&self) -> Vec<OsString> {
         let mut args = vec!["run".into()];
         args.extend(self.machine_args());
-        push(&mut args, "--in-use", self.workload.in_use.0);
-        push(&mut args, "--freed", self.workload.freed.0);
-        push(&mut args, "--fragment", self.workload.fragment.0);
-        push(&mut args, "--dirty-rate", self.workload.dirty_rate.0);
+        push(&mut args, "--in-use", bytes(self.workload.in_use));
+        push(&mut args, "--freed", bytes(self.workload.freed));
+        push(&mut args, "--fragment", bytes(self.workload.fragment));
+        push(&mut args, "--dirty-rate", bytes(self.workload.dirty_rate));
         push(&mut args, "--churn", self.workload.churn);
         push(&mut args, "--seed", self.workload.seed);
         push(&mut args, "--hold", name_of(self.workload.hold));
@@ -426,6 +427,11 @@ fn record(
 
 fn push(args: &mut Vec<OsString>, flag: &str, value: impl ToString) {
     args.extend([OsString::from(flag), value.to_string().into()]);
+}
+
+/// A size as it is written on the command line, exactly.
+fn bytes(size: Size) -> String {
+    format!("{}B", size.0)
 }
 
 /// A value as it is written on the command line.

@@ -65,7 +65,7 @@ impl<W: Write> Console<W> {
 
 impl<W: Write> Write for Console<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write_all(bytes)?;
+        // First: nobody may be reading what is passed on.
         for byte in bytes {
             if *byte == b'\n' {
                 self.end_of_line();
@@ -73,6 +73,7 @@ impl<W: Write> Write for Console<W> {
                 self.line.push(*byte);
             }
         }
+        self.out.write_all(bytes)?;
         Ok(bytes.len())
     }
 

@@ -114,6 +114,7 @@ fn live(process: &Arc<Process>, control: &Path) -> Result<(), ProcessError> {
             Ok(ending)
         });
     process.stop_listening();
+    process.drain_console();
     match ended? {
         Ending::Quit => Ok(()),
         Ending::NotReceived(error) => Err(error),

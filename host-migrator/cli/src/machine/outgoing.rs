@@ -41,6 +41,8 @@ struct Slot {
     monitor: Option<MigrationMonitor>,
     running: bool,
     report: Option<Arc<MigrationReport>>,
+    /// Why the guest ended while it was being migrated.
+    guest_ended: Option<String>,
 }
 
 impl Outgoing {
@@ -64,6 +66,7 @@ impl Outgoing {
             monitor: Some(handle.monitor()),
             running: true,
             report: None,
+            guest_ended: None,
         };
         drop(slot);
         let ours = Arc::clone(self);
@@ -87,10 +90,32 @@ impl Outgoing {
 
     /// Where it stands; the default if there was none.
     pub fn status(&self) -> MigrationStatus {
-        self.slot()
-            .monitor
-            .as_ref()
-            .map_or_else(MigrationStatus::default, MigrationMonitor::status)
+        let slot = self.slot();
+        let Some(monitor) = &slot.monitor else {
+            return MigrationStatus::default();
+        };
+        let mut status = monitor.status();
+        if let Some(why) = &slot.guest_ended
+            && matches!(
+                status.status,
+                MigrationState::Cancelled | MigrationState::Failed
+            )
+        {
+            // Nobody cancelled it.
+            status.status = MigrationState::Failed;
+            status.error_desc = Some(format!("the guest has ended: {why}"));
+        }
+        status
+    }
+
+    /// The guest has ended, for the reason `why`: a migration of it that is under way ends, too.
+    pub(super) fn guest_ended(&self, why: &str) {
+        let mut slot = self.slot();
+        if let Some(monitor) = slot.monitor.as_ref().filter(|_| slot.running)
+            && monitor.cancel()
+        {
+            slot.guest_ended = Some(why.to_owned());
+        }
     }
 
     /// Where the guest is because of it.

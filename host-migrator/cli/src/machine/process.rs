@@ -14,7 +14,7 @@ use host_migrator::{
     GuestRam, HintSource, MigrationParams, PageSource, PageSources, RamRegion, STOP_AND_SAVE,
     Source, Trace, receive,
 };
-use reference_vmm::{Machine, MachineEvent};
+use reference_vmm::{IoBus, Machine, MachineEvent};
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
 use spec::bare::{Event, StatusWord};
@@ -31,11 +31,15 @@ use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
 /// How long the destination may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the console may take for what the guest has said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A machine, its migrations, and what its guest has said.
 #[derive(Debug)]
 pub struct Process {
     machine: SharedMachine,
     ram: Arc<GuestRam>,
+    bus: Arc<IoBus>,
     /// Open for as long as the process lives, so that others can open them by number.
     files: Vec<RamRegion>,
     guest: GuestKind,
@@ -72,6 +76,7 @@ impl Process {
         };
         let process = Arc::new(Self {
             ram: Arc::clone(machine.ram()),
+            bus: Arc::clone(machine.bus()),
             machine: SharedMachine::new(machine),
             files,
             guest: args.guest.kind,
@@ -130,6 +135,11 @@ impl Process {
         }
     }
 
+    /// Waits a moment until what the guest has said last was written: the process ends.
+    pub(super) fn drain_console(&self) {
+        self.bus.console().drain(LAST_WORDS);
+    }
+
     /// Where the guest is.
     pub(super) fn life(&self) -> &Life {
         &self.life
@@ -153,7 +163,9 @@ impl Process {
             MachineEvent::Reset => "it reset itself".to_owned(),
             MachineEvent::Crashed(why) => why,
         };
+        // In this order: no migration begins in between.
         self.life.guest_ended(&failure);
+        self.outgoing.guest_ended(&failure);
     }
 
     fn status(&self) -> Status {
@@ -308,6 +320,11 @@ impl Drop for ReceiverDied<'_> {
 }
 
 fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
+    if let Some(slow) = arguments.max_bandwidth.filter(|&bytes| bytes < PAGE_SIZE) {
+        return Err(format!(
+            "a max-bandwidth of {slow} bytes a second is less than a page: leave it out to send as fast as the link goes"
+        ));
+    }
     Ok(MigrationParams {
         max_bandwidth: arguments.max_bandwidth,
         downtime_limit: Duration::from_millis(arguments.downtime_limit),

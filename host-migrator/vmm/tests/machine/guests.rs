@@ -21,6 +21,9 @@ pub const COUNTED: u64 = 0x40_0000;
 /// How many there are.
 pub const COUNTED_PAGES: u64 = 256;
 
+/// Where a console goes.
+pub type Output = Box<dyn Write + Send>;
+
 /// A machine of the test, and what its guest says.
 pub struct Subject {
     pub machine: Machine,
@@ -54,6 +57,19 @@ pub fn config(memory_bytes: u64, vcpus: u8) -> MachineConfig {
 pub fn program(memory_bytes: u64, code: &[u8]) -> Subject {
     let guest = Guest::BareImage(elf(code), BareWorkload::default());
     guest_on(&config(memory_bytes, 1), &guest)
+}
+
+/// As [`program`], with a console that goes to `output`.
+pub fn program_with_console(memory_bytes: u64, code: &[u8], output: Output) -> Subject {
+    let guest = Guest::BareImage(elf(code), BareWorkload::default());
+    let config = config(memory_bytes, 1);
+    subject(|outlets| {
+        let outlets = Outlets {
+            console: output,
+            ..outlets
+        };
+        Machine::new(&config, &guest, outlets).unwrap()
+    })
 }
 
 pub fn guest_on(config: &MachineConfig, guest: &Guest) -> Subject {

@@ -47,7 +47,8 @@ fn a_guest_that_crashes_is_reported_and_cannot_be_migrated() {
     subject.machine.start().unwrap();
     let event = subject.events.recv().unwrap();
     assert!(matches!(event, MachineEvent::Crashed(_)), "{event:?}");
-    subject.stop();
+    let refused = subject.machine.stop_vcpus().unwrap_err().to_string();
+    assert!(refused.contains("has ended"), "{refused}");
     assert!(subject.machine.save().is_err());
     assert!(subject.machine.resume().is_err());
 }

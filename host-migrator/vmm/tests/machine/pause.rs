@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest that is paused and resumed again and again loses nothing and does nothing twice.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use host_migrator::{DirtyLog, LogSource, MigrationBitmap, SourceMachine};
 use spec::PAGE_SIZE;
 
-use crate::guests::{COUNTED, COUNTED_PAGES, MAILBOX, Subject, counter, have_kvm, program};
+use crate::guests::{
+    COUNTED, COUNTED_PAGES, MAILBOX, Subject, counter, have_kvm, program, program_with_console,
+};
+
+/// For what must happen: it does not, if it has not after this time.
+const FOR_EVER: Duration = Duration::from_secs(60);
 
 fn counted(subject: &Subject) -> Vec<u64> {
     let pages = (COUNTED..)
@@ -49,6 +56,7 @@ fn a_thousand_pauses_lose_no_write_and_no_output() {
         assert_eq!(subject.word(MAILBOX), count, "a paused guest counts on");
         shadow = now;
     }
+    subject.machine.bus().console().drain(FOR_EVER);
     let said: Vec<u8> = subject.console.try_iter().collect();
     assert!(
         said.len() > 1000,
@@ -83,4 +91,22 @@ fn a_sleeping_vcpu_is_woken_to_be_paused() {
         // The sleep that was cut short counts as slept: the guest goes on behind it.
         assert_eq!(subject.word(MAILBOX), round - 1);
     }
+}
+
+#[test]
+fn a_console_that_nobody_reads_does_not_hold_the_guest() {
+    if !have_kvm() {
+        return;
+    }
+    // A reader that has stopped: the socket takes no byte more.
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    writer.set_nonblocking(false).unwrap();
+    let mut subject = program_with_console(16 << 20, &counter(), Box::new(writer));
+    subject.machine.start().unwrap();
+    // It says one byte for each number.
+    subject.wait("the guest to go on", |subject| subject.word(MAILBOX) > 100);
+    subject.machine.stop_vcpus().unwrap();
+    drop(reader);
 }

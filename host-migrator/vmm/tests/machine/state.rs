@@ -108,10 +108,10 @@ fn a_state_that_was_cut_off_at_any_byte_is_refused() {
         Err(StateError::Trailing(1))
     ));
     let mut newer = state;
-    newer[8] = 3;
+    newer[8] = 200;
     assert!(matches!(
         MachineState::from_bytes(&newer),
-        Err(StateError::Version(3))
+        Err(StateError::Version(200))
     ));
 }
 
@@ -132,7 +132,8 @@ fn a_damaged_state_is_loaded_or_refused_and_never_brings_the_vmm_down() {
         if machine.load(&damaged).is_ok() {
             // Whatever the guest does now, the VMM goes on.
             machine.run().unwrap();
-            machine.stop_vcpus().unwrap();
+            // One that has ended by then cannot be paused.
+            let _ = machine.stop_vcpus();
         }
     }
 }

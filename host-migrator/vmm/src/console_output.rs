@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The console's output, written by a thread of its own: whoever reads it may stop reading, and no vCPU waits.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fmt, io, thread};
+
+use crate::serial::Output;
+
+/// Output that nobody has taken is kept up to this many bytes; what comes then is dropped.
+const KEPT: usize = 1 << 20;
+
+/// Takes output at any time and at once.
+#[derive(Debug)]
+pub(crate) struct ConsoleOutput(Arc<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: VecDeque<u8>,
+    /// Bytes dropped since the last that were kept.
+    dropped: u64,
+    /// The thread has taken bytes and is writing them.
+    writing: bool,
+    /// No more will come.
+    closed: bool,
+}
+
+impl ConsoleOutput {
+    /// Writes to `output` from now on.
+    ///
+    /// # Errors
+    /// The system's, if it has no thread for it.
+    pub(crate) fn new(output: Output) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let theirs = Arc::clone(&queue);
+        thread::Builder::new()
+            .name("console".into())
+            .spawn(move || theirs.write_to(output))?;
+        Ok(Self(queue))
+    }
+
+    /// Takes `bytes`, or drops them if too many are waiting.
+    pub(crate) fn push(&self, bytes: &[u8]) {
+        let mut state = self.0.lock();
+        if state.dropped > 0 || state.bytes.len() + bytes.len() > KEPT {
+            state.dropped += bytes.len() as u64;
+        } else {
+            state.bytes.extend(bytes);
+        }
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until all output was written, for at most `time`.
+    pub(crate) fn drain(&self, time: Duration) {
+        let waits = |state: &mut State| state.writing || !state.bytes.is_empty();
+        // Whether it was written in time is of no matter to anybody.
+        let _ = (self.0.changed).wait_timeout_while(self.0.lock(), time, waits);
+    }
+}
+
+impl Drop for ConsoleOutput {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Queue {
+    /// Writes what comes until no more will.
+    fn write_to(&self, mut output: Output) {
+        loop {
+            let mut state = self.lock();
+            while state.bytes.is_empty() && state.dropped == 0 && !state.closed {
+                state = (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner);
+            }
+            let mut bytes: Vec<u8> = std::mem::take(&mut state.bytes).into();
+            let dropped = std::mem::take(&mut state.dropped);
+            if bytes.is_empty() && dropped == 0 {
+                return;
+            }
+            state.writing = true;
+            drop(state);
+            if dropped > 0 {
+                let note =
+                    format!("\r\n[{dropped} bytes of the console are lost: nobody read]\r\n");
+                bytes.extend(note.bytes());
+            }
+            if let Err(error) = output.write_all(&bytes).and_then(|()| output.flush()) {
+                log::debug!("console output is lost: {error}");
+            }
+            self.lock().writing = false;
+            self.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("bytes", &self.bytes.len())
+            .field("dropped", &self.dropped)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    const FOR_EVER: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn output_that_nobody_reads_is_bounded_and_what_is_lost_is_said() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let output = ConsoleOutput::new(Box::new(writer)).unwrap();
+        // More than the pipe and the queue take together.
+        let line = [b'x'; 4096];
+        for _ in 0..1024 {
+            output.push(&line);
+        }
+        assert!(output.0.lock().bytes.len() <= KEPT);
+        drop(output);
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert!(read.starts_with("xxxx") && read.contains("are lost"));
+        assert!(read.len() < 1024 * line.len());
+    }
+
+    #[test]
+    fn all_output_is_there_once_it_was_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let output = ConsoleOutput::new(Box::new(writer)).unwrap();
+        output.push(b"hello");
+        output.drain(FOR_EVER);
+        let mut read = [0; 5];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"hello");
+    }
+}
