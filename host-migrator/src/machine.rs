@@ -13,6 +13,13 @@ pub struct MachineError {
 
 /// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
 pub trait SourceMachine: Send {
+    /// Describes the machine that this guest needs, in a format of the VMM's own that carries a version. The
+    /// destination compares it before any memory is sent ([`DestinationMachine::judge`]). The guest runs meanwhile.
+    ///
+    /// # Errors
+    /// [`MachineError`] if something about the machine cannot be found out; the migration then does not begin.
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError>;
+
     /// Stops all vCPUs. After the return the guest executes nothing and the VMM writes no guest memory.
     ///
     /// # Errors
@@ -44,6 +51,13 @@ pub trait SourceMachine: Send {
 
 /// The destination's machine: made, but not running.
 pub trait DestinationMachine: Send {
+    /// Compares what [`SourceMachine::describe`] gave with this machine. Comes before any memory, and may come
+    /// again from another source if this one is refused: it must change nothing. The bytes may come from a stranger.
+    ///
+    /// # Errors
+    /// [`MachineError`] whose reason names all that this machine lacks or has otherwise.
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError>;
+
     /// Loads what [`SourceMachine::save`] gave. Guest memory is complete by now.
     ///
     /// # Errors

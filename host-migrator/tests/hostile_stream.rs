@@ -12,7 +12,7 @@ use std::thread;
 
 use host_migrator::transport::SectionError;
 use host_migrator::{GuestRam, MigrationParams, ReceiveError, receive};
-use software_guest::machine::{STATE, SoftDestination};
+use software_guest::machine::{DESCRIPTION, STATE, SoftDestination};
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::{Guest, migrate_over};
@@ -71,6 +71,7 @@ impl Liar {
     fn start(&mut self, ram: &GuestRam) {
         self.header(ram);
         self.section(SectionKind::Layout, &ram.layout());
+        self.section(SectionKind::Description, DESCRIPTION);
     }
 
     fn finish(&mut self, totals: Totals) {
@@ -207,6 +208,42 @@ fn memory_laid_out_otherwise_is_refused_and_both_sides_know_why() {
             );
         }
     }
+}
+
+#[test]
+fn a_guest_that_needs_another_machine_is_refused_before_its_first_page() {
+    let ram = Arc::new(like(&memory().ram));
+    let kept = PageRange::new(60, 1).unwrap();
+    let mut answer = Vec::new();
+    let result = received_into(&ram, |liar, ram| {
+        liar.header(ram);
+        liar.section(SectionKind::Layout, &ram.layout());
+        liar.section(SectionKind::Description, b"a machine with two heads");
+        liar.section(SectionKind::Pages, &pages(60, 1, 1));
+        liar.stream.shutdown(Shutdown::Write).unwrap();
+        liar.stream.read_to_end(&mut answer).unwrap();
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, ReceiveError::Unfit(_)), "{error:?}");
+    // The source's first answer is the reason, not Accept.
+    let (header, reason) = answer.split_first_chunk().unwrap();
+    let header = SectionHeader::from_bytes(header).unwrap();
+    assert_eq!(header.kind, SectionKind::Abort);
+    assert_eq!(reason, error.to_string().as_bytes());
+    let mut page = vec![1; 4096];
+    ram.read(kept, &mut page).unwrap();
+    assert_eq!(page, [0; 4096]);
+}
+
+#[test]
+fn a_source_that_leaves_its_description_out_is_refused() {
+    let result = received(|liar, ram| {
+        liar.header(ram);
+        liar.section(SectionKind::Layout, &ram.layout());
+        liar.section(SectionKind::Pages, &pages(60, 1, 1));
+    });
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("where Description was due"), "{error}");
 }
 
 #[test]

@@ -21,6 +21,9 @@ pub enum ReceiveError {
     /// The source's guest has other memory.
     #[error("the source's guest has other memory than the one here: {0}")]
     Layout(String),
+    /// The guest needs another machine than the one here.
+    #[error(transparent)]
+    Unfit(MachineError),
     /// A section belongs to another round than the one that runs.
     #[error("a section of round {found} arrived in round {expected}")]
     Round {

@@ -79,7 +79,7 @@ impl<'a> Receiver<'a> {
         for region in self.ram.regions() {
             self.ram.discard(*region)?;
         }
-        self.greet()?;
+        self.greet(machine)?;
         self.enter(ReceiveState::Active);
         let state = self.memory()?;
         self.enter(ReceiveState::Device);
@@ -102,8 +102,8 @@ impl<'a> Receiver<'a> {
         })
     }
 
-    /// Makes sure that both sides mean the same stream and the same memory.
-    fn greet(&mut self) -> Result<(), ReceiveError> {
+    /// Makes sure that both sides mean the same stream, the same memory and the same machine.
+    fn greet(&mut self, machine: &mut dyn DestinationMachine) -> Result<(), ReceiveError> {
         let mut session = [0; 8];
         getrandom(&mut session, GetRandomFlags::empty())
             .map_err(|error| ReceiveError::Random(error.into()))?;
@@ -122,6 +122,12 @@ impl<'a> Receiver<'a> {
         }
         let theirs = self.input.payload(&layout)?;
         self.check_layout(&header, &theirs)?;
+        let description = self.input.header()?;
+        if description.kind != SectionKind::Description {
+            return Err(unexpected(description.kind, "Description").into());
+        }
+        let theirs = self.input.payload(&description)?;
+        machine.judge(&theirs).map_err(ReceiveError::Unfit)?;
         self.answer(SectionKind::Accept)
     }
 

@@ -33,6 +33,9 @@ pub enum MigrationError {
     /// The machine's state is larger than the stream allows.
     #[error("the machine's state of {0} bytes is too large for the stream")]
     StateTooLarge(usize),
+    /// The machine's description is larger than the stream allows.
+    #[error("the machine's description of {0} bytes is too large for the stream")]
+    DescriptionTooLarge(usize),
     /// The guest belongs to the destination, which did not confirm that it runs. It never runs here again.
     #[error(
         "the guest was handed over, but the destination did not confirm that it runs: {0}; \

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
-use spec::stream::{GREETING_BYTES, Greeting, SectionKind, StreamHeader};
+use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, StreamHeader};
 use spec::trace::Event;
 use spec::trace::event::Outcome;
 
@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
 use super::untouched;
 use super::{MigrationError, Source};
+use crate::machine::SourceMachine;
 use crate::page_source::{PageSource, PagesBySource};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
@@ -150,7 +151,7 @@ fn run(
         status.ram.total = ram.pages() * PAGE_SIZE;
         status.ram.page_size = PAGE_SIZE;
     });
-    let round_trip = greet(link, ram)?;
+    let round_trip = greet(link, ram, machine.as_mut())?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
     let mut tracker = Tracker::arm(ram, logs, hints, tellers, params.clauses(), trace)?;
@@ -211,8 +212,17 @@ fn run(
     Ok(report)
 }
 
-/// The two sides make sure that they mean the same stream and the same memory. Returns how long an answer took.
-fn greet(link: &mut Link, ram: &GuestRam) -> Result<Duration, MigrationError> {
+/// The two sides make sure that they mean the same stream, the same memory and the same machine. Returns how long an
+/// answer took.
+fn greet(
+    link: &mut Link,
+    ram: &GuestRam,
+    machine: &mut dyn SourceMachine,
+) -> Result<Duration, MigrationError> {
+    let description = machine.describe()?;
+    if description.len() as u64 > MAX_DESCRIPTION {
+        return Err(MigrationError::DescriptionTooLarge(description.len()));
+    }
     let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
     let header = StreamHeader {
@@ -224,6 +234,7 @@ fn greet(link: &mut Link, ram: &GuestRam) -> Result<Duration, MigrationError> {
     link.start_heartbeats()?;
     let asked = Instant::now();
     link.out.section(SectionKind::Layout, [&ram.layout()])?;
+    link.out.section(SectionKind::Description, [&description])?;
     link.peer.expect(SectionKind::Accept, "Accept")?;
     Ok(asked.elapsed())
 }

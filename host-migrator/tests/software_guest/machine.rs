@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use host_migrator::{DestinationMachine, MachineError, SourceMachine};
 
+/// What the source's machine needs at the destination.
+pub const DESCRIPTION: &[u8] = b"a machine for a guest made of threads";
 /// What the source's machine says about itself.
 pub const STATE: &[u8] = b"registers of a guest made of threads";
 
@@ -63,6 +65,10 @@ impl SoftMachine {
 pub struct MachineForEngine(pub Arc<SoftMachine>);
 
 impl SourceMachine for MachineForEngine {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(DESCRIPTION.into())
+    }
+
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         let mut state = self.0.state.lock().unwrap();
         assert!(
@@ -111,6 +117,17 @@ pub struct SoftDestination {
 }
 
 impl DestinationMachine for SoftDestination {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        assert!(!self.loaded && !self.runs);
+        if description != DESCRIPTION {
+            return Err(MachineError {
+                action: "take this guest",
+                reason: "it needs another machine".into(),
+            });
+        }
+        Ok(())
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         assert!(!self.loaded && !self.runs);
         if state != STATE {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Starts a guest on a new machine: its memory, and the vCPUs' first registers.
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, Msrs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{
+    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+};
+use kvm_ioctls::VcpuFd;
 
 use crate::bare::{self, BareError, BareWorkload};
 use crate::cpuid;
@@ -49,19 +51,20 @@ pub enum BootError {
     Kvm(#[from] kvm_ioctls::Error),
 }
 
-/// Puts `guest` into `memory`, and each of the `vcpus` into the state in which it starts. A Linux guest is told
+/// Puts `guest` into `memory`, and each of the `vcpus` into the state in which it starts; they may see `supported` as
+/// CPUID. A Linux guest is told
 /// where its virtio-mmio `devices` are.
 ///
 /// # Errors
 /// [`BootError`]; the machine is then of no use.
 pub fn boot(
-    kvm: &Kvm,
+    supported: &CpuId,
     memory: &OwnMemory,
     vcpus: &Vcpus,
     guest: &Guest,
     devices: &[MmioSlot],
 ) -> Result<GuestKind, BootError> {
-    set_cpuid(kvm, vcpus)?;
+    set_cpuid(supported, vcpus)?;
     match guest {
         Guest::Bare(workload) => boot_bare(memory, vcpus, BARE_GUEST, workload),
         Guest::BareImage(image, workload) => boot_bare(memory, vcpus, image, workload),
@@ -69,11 +72,10 @@ pub fn boot(
     }
 }
 
-fn set_cpuid(kvm: &Kvm, vcpus: &Vcpus) -> Result<(), BootError> {
-    let supported = cpuid::supported(kvm)?;
+fn set_cpuid(supported: &CpuId, vcpus: &Vcpus) -> Result<(), BootError> {
     let count = vcpus.count() as u32;
     for (number, vcpu) in (0..).zip(vcpus.lock_all()) {
-        vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, number, count)?)?;
+        vcpu.set_cpuid2(&cpuid::for_vcpu(supported, number, count)?)?;
     }
     Ok(())
 }

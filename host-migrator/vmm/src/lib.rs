@@ -12,12 +12,14 @@
 //! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes what the console says |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
 //! | [`state`], [`xsave`] | what a migration carries besides memory |
+//! | [`description`] | what a guest needs of its machine, compared before its memory is sent |
 
 mod advice;
 pub mod bare;
 pub mod boot;
 mod console_output;
 pub mod cpuid;
+pub mod description;
 pub mod dirty_log;
 pub mod event;
 pub mod heartbeat;
@@ -45,4 +47,5 @@ pub use event::MachineEvent;
 pub use io_bus::IoBus;
 pub use machine::{Machine, MachineConfig, Outlets, SetupError};
 pub use memory::MemoryOptions;
+pub use state::GuestKind;
 pub use status::GuestStatus;

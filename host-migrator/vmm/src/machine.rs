@@ -11,12 +11,16 @@ use std::sync::mpsc::Sender;
 use host_migrator::{
     DestinationMachine, DirtyLog, GuestRam, MachineError, RamRegion, SourceMachine, Trace,
 };
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use spec::bare::{MAX_VCPUS, MMIO_BYTES, MMIO_GPA};
 use spec::trace::{Event, Role};
 
 use crate::boot::{self, BootError, Guest};
+use crate::cpuid;
+use crate::description::{
+    DeviceDescription, Differences, Host, MachineDescription, Trial, carried_msrs,
+};
 use crate::dirty_log::KvmDirtyLog;
 use crate::event::MachineEvent;
 use crate::heartbeat::Heartbeat;
@@ -93,6 +97,9 @@ pub enum SetupError {
     /// Its guest.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// KVM does not say what the guest has.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// A machine with its guest.
@@ -106,6 +113,12 @@ pub struct Machine {
     guest: Option<GuestKind>,
     /// The operator has not let the guest run yet: only [`Machine::start`] does. It goes with the guest.
     held: bool,
+    /// What is to arrive here; `None` for a machine whose guest was started on it.
+    awaited: Option<GuestKind>,
+    /// Where it is tried whether that could run here.
+    trial: Option<Trial>,
+    /// The guest's needs, but for its devices; `None` before it has arrived.
+    description: Option<MachineDescription>,
     trace: Trace,
     // Dropped in this order: first what runs, last what it runs on.
     vcpus: Vcpus,
@@ -119,6 +132,10 @@ pub struct Machine {
     memory: MachineMemory,
     vm: Arc<VmFd>,
     kvm: Kvm,
+    /// What guests are given as CPUID on this host.
+    supported: CpuId,
+    /// What they then see.
+    seen: CpuId,
 }
 
 /// Whether the machine may run.
@@ -161,29 +178,29 @@ impl Machine {
         let agent_port = machine.agent_port.is_some().then_some(AGENT_PORT);
         let devices: Vec<MmioSlot> = balloon.into_iter().chain(agent_port).collect();
         let own = machine.memory.own();
-        machine.guest = Some(boot::boot(
-            &machine.kvm,
-            own,
-            &machine.vcpus,
-            guest,
-            &devices,
-        )?);
+        let kind = boot::boot(&machine.supported, own, &machine.vcpus, guest, &devices)?;
+        machine.guest = Some(kind);
+        machine.description = Some(machine.described(kind)?);
         machine.life = Life::Paused;
         Ok(machine)
     }
 
-    /// Makes a machine for a guest that migrates to it. With `hold` it does not run the guest before
+    /// Makes a machine for a `guest` that migrates to it. With `hold` it does not run the guest before
     /// [`Machine::start`].
     ///
     /// # Errors
     /// [`SetupError`].
     pub fn incoming(
         config: &MachineConfig,
+        guest: GuestKind,
         hold: bool,
         outlets: Outlets,
     ) -> Result<Self, SetupError> {
         let mut machine = Self::assemble(config, outlets)?;
         machine.held = hold;
+        machine.awaited = Some(guest);
+        let trial = Trial::on(new_vm(&machine.kvm)?).map_err(kvm_refused("make a vCPU"))?;
+        machine.trial = Some(trial);
         Ok(machine)
     }
 
@@ -192,6 +209,8 @@ impl Machine {
             return Err(SetupError::VcpuCount(config.vcpus));
         }
         let kvm = Kvm::new().map_err(kvm_refused("open /dev/kvm"))?;
+        const CPUID: &str = "say what CPUID its guests see";
+        let supported = cpuid::supported(&kvm).map_err(kvm_refused(CPUID))?;
         let vm = Arc::new(new_vm(&kvm)?);
         let memory = MachineMemory::new(config.memory_bytes, config.memory)?;
         let slots = MemorySlots::register(Arc::clone(&vm), Arc::clone(memory.ram()));
@@ -215,11 +234,18 @@ impl Machine {
         }
         let bus = Arc::new(IoBus::new(console, devices));
         let vcpus = Vcpus::new(&vm, config.vcpus.into(), &bus, &outlets.events)?;
+        let first = vcpus.lock_all().next();
+        let first = first.ok_or(SetupError::VcpuCount(config.vcpus))?;
+        let seen = cpuid::seen_on(&first, &supported).map_err(kvm_refused(CPUID))?;
+        drop(first);
         let heartbeat = Heartbeat::new(Arc::clone(memory.own()));
         Ok(Self {
             life: Life::Awaiting,
             guest: None,
             held: false,
+            awaited: None,
+            trial: None,
+            description: None,
             trace: config.trace.of(Role::Machine),
             vcpus,
             heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
@@ -234,6 +260,8 @@ impl Machine {
             memory,
             vm,
             kvm,
+            supported,
+            seen,
         })
     }
 
@@ -334,11 +362,11 @@ impl Machine {
             return Err(failed(ACTION)("it is not paused"));
         };
         self.vcpus.check_alive().map_err(failed(ACTION))?;
-        let msrs = self.kvm.get_msr_index_list().map_err(failed(ACTION))?;
+        let msrs = carried_msrs(&self.kvm).map_err(failed(ACTION))?;
         let vcpus = self
             .vcpus
             .lock_all()
-            .map(|vcpu| VcpuState::save(&self.vm, &vcpu, msrs.as_slice()));
+            .map(|vcpu| VcpuState::save(&self.vm, &vcpu, &msrs));
         let balloon = self.balloon.as_ref().map(|balloon| balloon.save());
         let agent_port = self.agent_port.as_ref().map(|port| port.save());
         Ok(MachineState {
@@ -355,12 +383,19 @@ impl Machine {
 
     fn load_state(&self, state: &MachineState) -> Result<(), StateError> {
         state.check(&Shape {
+            // One that awaits no guest is refused before.
+            guest: self.awaited.unwrap_or(state.guest),
             ram: self.ram(),
             vcpus: self.vcpus.count(),
             balloon: self.balloon.is_some(),
             agent_port: self.agent_port.is_some(),
         })?;
         for (vcpu, state) in self.vcpus.lock_all().zip(&state.vcpus) {
+            // The description that was compared was vCPU 0's, and this may be another's.
+            let lacking = cpuid::lacking(&state.cpuid(), self.seen.as_slice());
+            if !lacking.is_empty() {
+                return Err(StateError::Cpuid(Differences(lacking).to_string()));
+            }
             state.load(&self.vm, &vcpu)?;
         }
         state.platform.load(&self.vm)?;
@@ -369,7 +404,45 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Describes the machine, but for its devices; the vCPUs must be paused.
+    fn described(&self, guest: GuestKind) -> Result<MachineDescription, StateError> {
+        let vcpu = self.vcpus.lock_all().next().ok_or(StateError::Vcpus {
+            found: 0,
+            expected: 1,
+        })?;
+        MachineDescription::of(&self.kvm, &self.vm, &vcpu, guest, self.vcpus.count())
+    }
+
+    /// The devices, with the features that the guest uses or those that it is offered.
+    fn devices(&self, which: impl Fn((u64, u64)) -> u64) -> Vec<DeviceDescription> {
+        let balloon = self.balloon.as_ref().map(|device| device.features());
+        let port = self.agent_port.as_ref().map(|device| device.features());
+        [("balloon", balloon), ("port for an agent", port)]
+            .into_iter()
+            .filter_map(|(name, features)| {
+                Some(DeviceDescription {
+                    name: name.into(),
+                    features: which(features?),
+                })
+            })
+            .collect()
+    }
+}
+
 impl SourceMachine for Machine {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        const ACTION: &str = "describe the machine";
+        let Some(description) = &self.description else {
+            return Err(failed(ACTION)("no guest has arrived yet"));
+        };
+        let description = MachineDescription {
+            devices: self.devices(|(used, _)| used),
+            ..description.clone()
+        };
+        description.to_bytes().map_err(failed(ACTION))
+    }
+
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         if self.life == Life::Running {
             self.vcpus.pause().map_err(failed("pause the guest"))?;
@@ -411,6 +484,32 @@ impl SourceMachine for Machine {
 }
 
 impl DestinationMachine for Machine {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        const ACTION: &str = "take this guest, because its machine and this one differ";
+        let (Life::Awaiting, Some(guest), Some(trial)) = (self.life, self.awaited, &self.trial)
+        else {
+            return Err(failed("take a guest")("there is one here already"));
+        };
+        let description =
+            MachineDescription::from_bytes(description).map_err(failed("take this guest"))?;
+        let host = Host {
+            guest,
+            vcpus: self.vcpus.count(),
+            devices: self.devices(|(_, offered)| offered),
+            cpuid: self.seen.as_slice(),
+            kvm: &self.kvm,
+            trial,
+        };
+        let found = host
+            .differences(&description)
+            .map_err(failed("try the guest's machine"))?;
+        if found.0.is_empty() {
+            Ok(())
+        } else {
+            Err(failed(ACTION)(found))
+        }
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         const ACTION: &str = "load the machine's state";
         if self.life != Life::Awaiting {
@@ -424,6 +523,8 @@ impl DestinationMachine for Machine {
         if let (Some(port), Some(state)) = (&self.agent_port, &state.agent_port) {
             port.load(state).map_err(failed(ACTION))?;
         }
+        self.trial = None;
+        self.description = Some(self.described(state.guest).map_err(failed(ACTION))?);
         self.guest = Some(state.guest);
         self.held |= state.held;
         self.life = Life::Paused;

@@ -10,6 +10,11 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 /// Words of the structure that every kernel has.
 const FIXED_WORDS: usize = size_of::<kvm_xsave>() / 4;
 
+/// Bytes of the XSAVE area of `vm`'s vCPUs.
+pub fn bytes(vm: &VmFd) -> usize {
+    (FIXED_WORDS + extended_words(vm)) * 4
+}
+
 /// Reads the XSAVE area, as 32-bit words.
 ///
 /// # Errors
@@ -59,7 +64,11 @@ fn set_fixed(area: &mut Xsave, fixed: &kvm_xsave) {
 
 /// An area of the size that KVM uses for this machine.
 fn zeroed(vm: &VmFd) -> io::Result<Xsave> {
+    Xsave::new(extended_words(vm)).map_err(|error| io::Error::other(format!("{error:?}")))
+}
+
+/// Words of the area behind those that every kernel has.
+fn extended_words(vm: &VmFd) -> usize {
     let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
-    let extended = (bytes / 4).saturating_sub(FIXED_WORDS);
-    Xsave::new(extended).map_err(|error| io::Error::other(format!("{error:?}")))
+    (bytes / 4).saturating_sub(FIXED_WORDS)
 }

@@ -37,7 +37,8 @@ impl Greeting {
 }
 
 /// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
-/// regions u32, zero ..60, crc u32`. The first section is [`SectionKind::Layout`](super::SectionKind::Layout).
+/// regions u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
+/// and [`SectionKind::Description`](super::SectionKind::Description).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
     /// The number from the destination's [`Greeting`].

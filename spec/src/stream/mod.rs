@@ -42,6 +42,8 @@ pub const MAX_SECTION_PAGES: u64 = 256;
 pub const MAX_SECTION_RUNS: usize = 4096;
 /// The most payload of a section that is not pages: a bound for what a reader allocates.
 pub const MAX_PLAIN_PAYLOAD: u64 = 16 << 20;
+/// The most bytes of a machine's description ([`SectionKind::Description`]).
+pub const MAX_DESCRIPTION: u64 = 1 << 20;
 /// The most memory regions of a guest.
 pub const MAX_REGIONS: u32 = 512;
 

@@ -2,8 +2,8 @@
 //! What stands before every payload.
 
 use super::{
-    MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS, RUN_BYTES,
-    SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
+    MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS,
+    RUN_BYTES, SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
 };
 use crate::wire;
 
@@ -33,7 +33,10 @@ pub enum SectionKind {
     /// Either side: it is alive and has nothing else to send; empty. It may stand between any two sections, and
     /// says nothing about a round.
     Heartbeat = 10,
-    /// Destination: layout accepted; empty.
+    /// Source: what the destination's machine must have for this guest, in the VMM's own format. Follows
+    /// [`SectionKind::Layout`]; the destination compares it before it accepts.
+    Description = 11,
+    /// Destination: memory layout and machine fit; empty.
     Accept = 32,
     /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
     Ready = 33,
@@ -60,6 +63,7 @@ impl SectionKind {
             8 => Self::HandOver,
             9 => Self::Abort,
             10 => Self::Heartbeat,
+            11 => Self::Description,
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
@@ -77,6 +81,7 @@ impl SectionKind {
             }
             Self::Zero | Self::Discard => (MAX_SECTION_RUNS * RUN_BYTES) as u64,
             Self::MachineState => MAX_PLAIN_PAYLOAD,
+            Self::Description => MAX_DESCRIPTION,
             Self::Commit => Totals::BYTES as u64,
             Self::Abort => 4096,
             Self::RoundEnd

@@ -11,6 +11,10 @@ use super::process::Process;
 pub(super) struct Arriving<'a>(pub(super) &'a Process);
 
 impl DestinationMachine for Arriving<'_> {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        self.0.machine().clone().judge(description)
+    }
+
     /// When this returns, the source is told that it may give the guest up.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         let Self(process) = self;

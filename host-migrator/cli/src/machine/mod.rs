@@ -90,7 +90,12 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
 /// be started for another try), or a signal ends the machine with its guest.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     let (outlets, parts) = outlets(&args.machine)?;
-    let machine = Machine::incoming(&config(&args.machine, &parts), args.hold, outlets)?;
+    let guest = match args.machine.guest.kind {
+        GuestKind::Bare => reference_vmm::GuestKind::Bare,
+        GuestKind::Linux => reference_vmm::GuestKind::Linux,
+    };
+    let config = config(&args.machine, &parts);
+    let machine = Machine::incoming(&config, guest, args.hold, outlets)?;
     let listener = Listener::bind(&args.address)?;
     let process = Process::new(machine, &args.machine, parts, Some(listener))?;
     let receiver = Arc::clone(&process);

@@ -23,6 +23,10 @@ impl SharedMachine {
 }
 
 impl SourceMachine for SharedMachine {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        self.lock().describe()
+    }
+
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         self.lock().stop_vcpus()
     }
@@ -45,6 +49,10 @@ impl SourceMachine for SharedMachine {
 }
 
 impl DestinationMachine for SharedMachine {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        self.lock().judge(description)
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.lock().load(state)
     }

@@ -5,13 +5,18 @@
 //! byte 0   magic "LACUNAVM"   8   version, u32 little-endian   12  MachineState, in postcard's format
 //! ```
 
+pub mod clock;
 mod exact;
 mod platform;
-mod vcpu;
+pub mod registers;
+pub mod vcpu;
+
+use std::fmt;
 
 use host_migrator::GuestRam;
 use serde::{Deserialize, Serialize};
 
+pub use self::exact::Exact;
 pub use self::platform::PlatformState;
 pub use self::vcpu::VcpuState;
 use crate::serial::ConsoleState;
@@ -19,7 +24,8 @@ use crate::virtio::VirtioState;
 use crate::virtio::console::ConsoleState as PortState;
 
 const MAGIC: [u8; 8] = *b"LACUNAVM";
-const VERSION: u32 = 3;
+/// The version of the format. A reader takes no other.
+pub const VERSION: u32 = 4;
 
 /// Which kind of guest a machine runs: it decides what the VMM does besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +34,15 @@ pub enum GuestKind {
     Bare,
     /// Linux.
     Linux,
+}
+
+impl fmt::Display for GuestKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bare => "bare",
+            Self::Linux => "Linux",
+        })
+    }
 }
 
 /// The state of a paused machine.
@@ -54,6 +69,8 @@ pub struct MachineState {
 /// What a state must fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
+    /// The guest that it awaits.
+    pub guest: GuestKind,
     /// The machine's memory.
     pub ram: &'a GuestRam,
     /// How many vCPUs it has.
@@ -82,6 +99,17 @@ pub enum StateError {
     /// The state of a machine with other memory.
     #[error("the state belongs to a machine with other memory")]
     Memory,
+    /// The state of another kind of guest.
+    #[error("the state is that of a {found} guest, this machine awaits a {expected} one")]
+    Guest {
+        /// In the state.
+        found: GuestKind,
+        /// What the machine awaits.
+        expected: GuestKind,
+    },
+    /// A CPUID that promises what this host does not have.
+    #[error("the guest has {0}, and this host does not")]
+    Cpuid(String),
     /// The state of a machine with more vCPUs, or fewer.
     #[error("the state has {found} vCPUs, this machine {expected}")]
     Vcpus {
@@ -108,7 +136,7 @@ pub enum StateError {
         source: std::io::Error,
     },
     /// A model-specific register that cannot be written, with another value here.
-    #[error("the model-specific register {index:#x} cannot be set to {wanted:#x}")]
+    #[error("{} cannot be set to {wanted:#x} here", registers::name(*.index))]
     Msr {
         /// Its number.
         index: u32,
@@ -163,6 +191,12 @@ impl MachineState {
     /// # Errors
     /// [`StateError`] names what does not fit.
     pub fn check(&self, shape: &Shape<'_>) -> Result<(), StateError> {
+        if self.guest != shape.guest {
+            return Err(StateError::Guest {
+                found: self.guest,
+                expected: shape.guest,
+            });
+        }
         if self.regions != regions(shape.ram) {
             return Err(StateError::Memory);
         }
@@ -195,7 +229,7 @@ pub fn regions(ram: &GuestRam) -> Vec<(u64, u64)> {
 }
 
 /// Wraps KVM's error about a part of the state; for `map_err`.
-fn refused(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
+pub(crate) fn refused(part: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     move |error| StateError::Kvm {
         part,
         source: error.into(),

@@ -2,12 +2,12 @@
 //! The state that all vCPUs share: interrupt controllers, timer and clock.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
+use super::clock::Reading;
 use super::exact::Exact;
 use super::{StateError, refused};
 
@@ -23,8 +23,8 @@ const IRQCHIPS: [u32; 3] = [
 pub struct PlatformState {
     irqchips: [Exact<kvm_irqchip>; IRQCHIPS.len()],
     pit: Exact<kvm_pit_state2>,
-    /// Nanoseconds of the paravirtual clock.
-    clock: u64,
+    /// The paravirtual clock.
+    pub clock: Reading,
 }
 
 impl PlatformState {
@@ -46,7 +46,7 @@ impl PlatformState {
         Ok(Self {
             irqchips,
             pit: Exact(vm.get_pit2().map_err(refused("timer"))?),
-            clock: vm.get_clock().map_err(refused("clock"))?.clock,
+            clock: Reading::of_clock(vm).map_err(refused("clock"))?,
         })
     }
 
@@ -62,10 +62,6 @@ impl PlatformState {
                 .map_err(refused("interrupt controllers"))?;
         }
         vm.set_pit2(&self.pit.0).map_err(refused("timer"))?;
-        let clock = kvm_clock_data {
-            clock: self.clock,
-            ..Default::default()
-        };
-        vm.set_clock(&clock).map_err(refused("clock"))
+        self.clock.set_clock(vm).map_err(refused("clock"))
     }
 }

@@ -10,16 +10,13 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::clock::Reading;
 use super::exact::Exact;
 use super::{StateError, refused};
 use crate::xsave;
 
 /// A timer of the local APIC that fires at a value of the time stamp counter, which must therefore be set first.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
-/// Registers whose only effect is that KVM writes the wall clock time of the guest's start to where they point.
-/// It is in guest memory already, as the guest asked for it; loading them would write it again, a little
-/// different, to memory that has just been migrated.
-const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// How far two frequencies may differ before the guest's clock is off: what NTP can correct (500 ppm), halved.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
@@ -28,6 +25,9 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 pub struct VcpuState {
     cpuid: Vec<Exact<kvm_cpuid_entry2>>,
     tsc_khz: u32,
+    tsc: Reading,
+    /// If the vCPU has one. 0: it is not set.
+    tsc_deadline: Option<u64>,
     mp_state: Exact<kvm_mp_state>,
     regs: Exact<kvm_regs>,
     sregs: Exact<kvm_sregs>,
@@ -40,8 +40,8 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads it from KVM. `msr_indices` are the registers that KVM says belong to the state; those that
-    /// this vCPU does not have, and those that only make KVM write to guest memory, are left out.
+    /// Reads it from KVM. `msr_indices` are the model-specific registers to carry
+    /// ([`registers::carried`](super::registers::carried)); those that this vCPU does not have are left out.
     ///
     /// # Errors
     /// [`StateError::Kvm`].
@@ -52,19 +52,22 @@ impl VcpuState {
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("CPUID"))?;
         let area = xsave::read(vm, vcpu);
-        let is_state = |index: &u32| !WALL_CLOCK.contains(index);
-        let msr_indices: Vec<u32> = msr_indices.iter().copied().filter(is_state).collect();
+        // Before the local APIC: a deadline that passes between the two is still set here and pending there, and
+        // interrupts twice. In the other order it would be neither, and a guest that waits for it never wakes.
+        let tsc_deadline = read_msrs(vcpu, &[IA32_TSC_DEADLINE])?;
         Ok(Self {
             mp_state: Exact(mp_state),
             cpuid: cpuid.as_slice().iter().copied().map(Exact).collect(),
             tsc_khz: vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?,
+            tsc: Reading::of_tsc(vcpu).map_err(refused("time stamp counter"))?,
+            tsc_deadline: tsc_deadline.first().map(|(_, deadline)| *deadline),
             regs: Exact(vcpu.get_regs().map_err(refused("registers"))?),
             sregs: Exact(vcpu.get_sregs().map_err(refused("special registers"))?),
             xsave: area.map_err(|source| kvm_error("XSAVE area", source))?,
             xcrs: Exact(vcpu.get_xcrs().map_err(refused("XCRs"))?),
             debug_regs: Exact(vcpu.get_debug_regs().map_err(refused("debug registers"))?),
             lapic: Exact(vcpu.get_lapic().map_err(refused("local APIC"))?),
-            msrs: read_msrs(vcpu, &msr_indices)?,
+            msrs: read_msrs(vcpu, msr_indices)?,
             // Last: reading the others may still change pending events.
             events: Exact(vcpu.get_vcpu_events().map_err(refused("events"))?),
         })
@@ -75,11 +78,11 @@ impl VcpuState {
     /// # Errors
     /// [`StateError`] for what this processor or KVM cannot take.
     pub fn load(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<(), StateError> {
-        let entries: Vec<_> = self.cpuid.iter().map(|entry| entry.0).collect();
-        let cpuid = CpuId::from_entries(&entries)
-            .map_err(|error| kvm_error("CPUID", io::Error::other(format!("{error:?}"))))?;
-        vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))?;
-        self.load_tsc_frequency(vcpu)?;
+        set_cpuid(vcpu, &self.cpuid())?;
+        fit_tsc_frequency(vcpu, self.tsc_khz)?;
+        self.tsc
+            .set_tsc(vcpu, self.tsc_khz)
+            .map_err(refused("time stamp counter"))?;
         vcpu.set_mp_state(self.mp_state.0)
             .map_err(refused("run state"))?;
         vcpu.set_regs(&self.regs.0).map_err(refused("registers"))?;
@@ -92,29 +95,51 @@ impl VcpuState {
             .map_err(refused("debug registers"))?;
         vcpu.set_lapic(&self.lapic.0)
             .map_err(refused("local APIC"))?;
-        let is_deadline = |(index, _): &(u32, u64)| *index == IA32_TSC_DEADLINE;
-        let (deadline, msrs): (Vec<_>, Vec<_>) = self.msrs.iter().copied().partition(is_deadline);
-        write_msrs(vcpu, &msrs)?;
-        write_msrs(vcpu, &deadline)?;
+        write_msrs(vcpu, &self.msrs)?;
+        // After the counter, and the local APIC whose timer it sets.
+        let deadline = self.tsc_deadline.map(|value| (IA32_TSC_DEADLINE, value));
+        write_msrs(vcpu, deadline.as_slice())?;
         // Last: setting the others may raise events.
         vcpu.set_vcpu_events(&self.events.0)
             .map_err(refused("events"))
     }
 
-    fn load_tsc_frequency(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
-        let found = vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?;
-        let wanted = self.tsc_khz;
-        let apart = u64::from(found.abs_diff(wanted)) * 1_000_000;
-        let close = apart <= u64::from(wanted) * TSC_TOLERANCE_PPM;
-        if close || vcpu.set_tsc_khz(wanted).is_ok() {
-            Ok(())
-        } else {
-            Err(StateError::TscFrequency { wanted, found })
-        }
+    /// What the guest's CPUID instruction says.
+    pub fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        self.cpuid.iter().map(|entry| entry.0).collect()
     }
 }
 
-fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, StateError> {
+/// Has the time stamp counter of `vcpu` tick at `wanted` kHz, or close enough to it.
+///
+/// # Errors
+/// [`StateError::TscFrequency`] if it cannot be scaled.
+pub fn fit_tsc_frequency(vcpu: &VcpuFd, wanted: u32) -> Result<(), StateError> {
+    let found = vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?;
+    let apart = u64::from(found.abs_diff(wanted)) * 1_000_000;
+    let close = apart <= u64::from(wanted) * TSC_TOLERANCE_PPM;
+    if close || vcpu.set_tsc_khz(wanted).is_ok() {
+        Ok(())
+    } else {
+        Err(StateError::TscFrequency { wanted, found })
+    }
+}
+
+/// Gives `vcpu` this CPUID.
+///
+/// # Errors
+/// [`StateError::Kvm`].
+pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<(), StateError> {
+    let cpuid = CpuId::from_entries(entries)
+        .map_err(|error| kvm_error("CPUID", io::Error::other(format!("{error:?}"))))?;
+    vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))
+}
+
+/// Reads the model-specific registers `indices`; those that this vCPU does not have are left out.
+///
+/// # Errors
+/// [`StateError::Kvm`].
+pub fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, StateError> {
     let mut values = Vec::with_capacity(indices.len());
     let mut left = indices;
     while !left.is_empty() {

@@ -95,6 +95,12 @@ impl Device {
         &self.ram
     }
 
+    /// The features that the guest's driver uses, and those that it is offered.
+    pub fn features(&self) -> (u64, u64) {
+        let transport = lock(&self.transport);
+        (transport.accepted(), transport.offered())
+    }
+
     /// Accesses of the guest that were ignored.
     pub fn ignored(&self) -> u64 {
         lock(&self.transport).ignored()

@@ -176,6 +176,11 @@ impl VhostUserBalloon {
         self.device.lost()
     }
 
+    /// The features that the guest's driver uses, and those that it is offered.
+    pub fn features(&self) -> (u64, u64) {
+        self.device.features()
+    }
+
     /// Accesses of the guest that made no sense and were ignored.
     pub fn ignored_accesses(&self) -> u64 {
         self.device.ignored()

@@ -113,6 +113,16 @@ impl Transport {
         self.offered
     }
 
+    /// The features that the driver uses; none before it has said so.
+    pub fn accepted(&self) -> u64 {
+        let negotiated = self.registers.status & status::VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if negotiated {
+            self.registers.driver_features
+        } else {
+            0
+        }
+    }
+
     /// The registers as they are.
     pub fn registers(&self) -> &Registers {
         &self.registers

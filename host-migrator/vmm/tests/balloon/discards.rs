@@ -290,6 +290,10 @@ impl DirtyLog for AtHarvest {
 struct Leaving(Arc<VhostUserBalloon>);
 
 impl SourceMachine for Leaving {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(Vec::new())
+    }
+
     fn stop_vcpus(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
@@ -315,6 +319,10 @@ impl SourceMachine for Leaving {
 struct Arriving(Arc<VhostUserBalloon>);
 
 impl DestinationMachine for Arriving {
+    fn judge(&mut self, _: &[u8]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.0
             .load(&postcard::from_bytes(state).unwrap())

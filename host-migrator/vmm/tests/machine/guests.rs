@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use host_migrator::{GuestRam, SourceMachine, Trace};
 use reference_vmm::{
-    BareWorkload, Guest, Machine, MachineConfig, MachineEvent, MemoryOptions, Outlets,
+    BareWorkload, Guest, GuestKind, Machine, MachineConfig, MachineEvent, MemoryOptions, Outlets,
 };
 use spec::PAGE_SIZE;
 use spec::bare::IMAGE_GPA;
@@ -77,7 +77,7 @@ pub fn guest_on(config: &MachineConfig, guest: &Guest) -> Subject {
 }
 
 pub fn incoming(config: &MachineConfig) -> Subject {
-    subject(|outlets| Machine::incoming(config, false, outlets).unwrap())
+    subject(|outlets| Machine::incoming(config, GuestKind::Bare, false, outlets).unwrap())
 }
 
 fn subject(make: impl FnOnce(Outlets) -> Machine) -> Subject {

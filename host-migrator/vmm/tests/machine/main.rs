@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bare;
+mod clock;
+mod description;
 mod dirty_log;
 mod guests;
 mod ownership;
 mod pause;
+mod registers;
 mod state;

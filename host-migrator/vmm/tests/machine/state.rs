@@ -3,7 +3,8 @@
 
 use host_migrator::{DestinationMachine, SourceMachine};
 use proptest::prelude::*;
-use reference_vmm::state::{MachineState, Shape, StateError};
+use reference_vmm::GuestKind;
+use reference_vmm::state::{MachineState, Shape, StateError, VERSION};
 
 use crate::guests::{MAILBOX, Subject, config, copy_memory, counter, have_kvm, incoming, program};
 
@@ -54,12 +55,21 @@ fn a_state_that_does_not_fit_the_machine_is_refused_by_name() {
     let state = MachineState::from_bytes(&state).unwrap();
     let ram = subject.machine.ram();
     let shape = Shape {
+        guest: GuestKind::Bare,
         ram,
         vcpus: 1,
         balloon: false,
         agent_port: false,
     };
     state.check(&shape).unwrap();
+    let guest = state.check(&Shape {
+        guest: GuestKind::Linux,
+        ..shape
+    });
+    assert_eq!(
+        guest.unwrap_err().to_string(),
+        "the state is that of a bare guest, this machine awaits a Linux one"
+    );
     let vcpus = state.check(&Shape { vcpus: 2, ..shape });
     assert!(matches!(
         vcpus,
@@ -108,10 +118,10 @@ fn a_state_that_was_cut_off_at_any_byte_is_refused() {
         Err(StateError::Trailing(1))
     ));
     let mut newer = state;
-    newer[8] = 200;
+    newer[8] = VERSION as u8 + 1;
     assert!(matches!(
         MachineState::from_bytes(&newer),
-        Err(StateError::Version(200))
+        Err(StateError::Version(version)) if version == VERSION + 1
     ));
 }
 
@@ -142,7 +152,7 @@ proptest! {
     #[test]
     fn random_bytes_are_no_state(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         prop_assert!(MachineState::from_bytes(&bytes).is_err());
-        let mut with_header = b"LACUNAVM\x01\0\0\0".to_vec();
+        let mut with_header = [b"LACUNAVM", &VERSION.to_le_bytes()[..]].concat();
         with_header.extend(&bytes);
         // Short of a whole state in any case.
         prop_assert!(MachineState::from_bytes(&with_header).is_err());

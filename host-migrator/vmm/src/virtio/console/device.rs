@@ -100,6 +100,12 @@ impl Device {
         }
     }
 
+    /// The features that the guest's driver uses, and those that it is offered.
+    pub fn features(&self) -> (u64, u64) {
+        let transport = lock(&self.transport);
+        (transport.accepted(), transport.offered())
+    }
+
     /// Accesses of the guest that were ignored, and buffers that could not be used.
     pub fn ignored(&self) -> u64 {
         let bad_buffers = lock(&self.port).bad_buffers();

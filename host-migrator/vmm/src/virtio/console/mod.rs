@@ -138,6 +138,11 @@ impl VirtioConsole {
         self.device.load(state)
     }
 
+    /// The features that the guest's driver uses, and those that it is offered.
+    pub fn features(&self) -> (u64, u64) {
+        self.device.features()
+    }
+
     /// Accesses of the guest that made no sense, and buffers that could not be used.
     pub fn ignored_accesses(&self) -> u64 {
         self.device.ignored()

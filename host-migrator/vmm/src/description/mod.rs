@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a guest needs of its machine: sent before its memory, and compared by the machine that is to take it.
+//!
+//! ```text
+//! byte 0   magic "LACUNAMD"   8   version, u32 little-endian   12  MachineDescription, in postcard's format
+//! ```
+
+mod host;
+
+use std::fmt;
+
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+pub use host::{Host, Trial};
+
+use crate::state::vcpu::read_msrs;
+use crate::state::{Exact, GuestKind, StateError, VERSION as STATE_VERSION, refused, registers};
+use crate::xsave;
+
+const MAGIC: [u8; 8] = *b"LACUNAMD";
+/// The version of the format. A reader takes no other.
+pub const VERSION: u32 = 1;
+/// What KVM must be able to do for the parts of a vCPU's state.
+const CAPABILITIES: [(Cap, &str); 6] = [
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+    (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+];
+/// The register that says which faults of processors this one does not have (IA32_ARCH_CAPABILITIES).
+const ARCH_CAPABILITIES: u32 = 0x10a;
+
+/// What a guest needs of its machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineDescription {
+    /// The version of the state that will follow the memory ([`crate::state`]).
+    pub state_version: u32,
+    /// What runs.
+    pub guest: GuestKind,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// The devices besides the console.
+    pub devices: Vec<DeviceDescription>,
+    /// What vCPU 0 sees as CPUID. The others differ only in what numbers them.
+    pub cpuid: Vec<Exact<kvm_cpuid_entry2>>,
+    /// Ticks of the time stamp counter in a millisecond.
+    pub tsc_khz: u32,
+    /// The model-specific registers that the state will carry.
+    pub msrs: Vec<u32>,
+    /// Bits of IA32_ARCH_CAPABILITIES as the guest sees them; 0 if it has no such register.
+    pub arch_capabilities: u64,
+    /// Bytes of the XSAVE area.
+    pub xsave_bytes: u64,
+    /// Names of the KVM capabilities that the state was saved with.
+    pub capabilities: Vec<String>,
+}
+
+/// A device of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// What it is, as in "balloon".
+    pub name: String,
+    /// The features that the guest's driver uses; none before it has come up.
+    pub features: u64,
+}
+
+/// Bytes that describe no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptionError {
+    /// Not a description at all.
+    #[error("this is not the description of a machine")]
+    Magic,
+    /// Another version's.
+    #[error("the description has version {0}, this program knows version {VERSION}")]
+    Version(u32),
+    /// Cut off, too long or damaged.
+    #[error("the description is damaged: {0}")]
+    Damaged(#[from] postcard::Error),
+    /// More than a description.
+    #[error("{0} bytes follow the description")]
+    Trailing(usize),
+}
+
+impl MachineDescription {
+    /// Describes the machine that `vcpu`, which is its first and does not run, belongs to. The devices are left to the
+    /// caller: what their drivers use may change while the guest runs.
+    ///
+    /// # Errors
+    /// [`StateError::Kvm`] for what KVM refuses.
+    pub fn of(
+        kvm: &Kvm,
+        vm: &VmFd,
+        vcpu: &VcpuFd,
+        guest: GuestKind,
+        vcpus: usize,
+    ) -> Result<Self, StateError> {
+        let cpuid = vcpu
+            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("CPUID"))?;
+        let msrs = read_msrs(vcpu, &carried_msrs(kvm)?)?;
+        let arch_capabilities = msrs.iter().find(|(index, _)| *index == ARCH_CAPABILITIES);
+        let capable = CAPABILITIES
+            .iter()
+            .filter(|(cap, _)| vm.check_extension(*cap));
+        Ok(Self {
+            state_version: STATE_VERSION,
+            guest,
+            vcpus: vcpus as u32,
+            devices: Vec::new(),
+            cpuid: cpuid.as_slice().iter().copied().map(Exact).collect(),
+            tsc_khz: vcpu.get_tsc_khz().map_err(refused("TSC frequency"))?,
+            arch_capabilities: arch_capabilities.map_or(0, |(_, value)| *value),
+            msrs: msrs.iter().map(|(index, _)| *index).collect(),
+            xsave_bytes: xsave::bytes(vm) as u64,
+            capabilities: capable.map(|(_, name)| (*name).to_owned()).collect(),
+        })
+    }
+
+    /// The description as bytes.
+    ///
+    /// # Errors
+    /// [`DescriptionError::Damaged`] if it cannot be put in postcard's format, which nothing is known to cause.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptionError> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        Ok(postcard::to_extend(self, bytes)?)
+    }
+
+    /// Reads what [`MachineDescription::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`DescriptionError`] for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DescriptionError> {
+        let body = bytes.strip_prefix(&MAGIC).ok_or(DescriptionError::Magic)?;
+        let (version, body) = body.split_first_chunk().ok_or(DescriptionError::Magic)?;
+        let version = u32::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(DescriptionError::Version(version));
+        }
+        let (description, rest) = postcard::take_from_bytes(body)?;
+        if rest.is_empty() {
+            Ok(description)
+        } else {
+            Err(DescriptionError::Trailing(rest.len()))
+        }
+    }
+}
+
+/// The model-specific registers that a state of this KVM carries, if the vCPU has them.
+///
+/// # Errors
+/// [`StateError::Kvm`].
+pub fn carried_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
+    let listed = kvm
+        .get_msr_index_list()
+        .map_err(refused("list of model-specific registers"))?;
+    Ok(registers::carried(listed.as_slice()))
+}
+
+/// What differs, each named; a long list is cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences(pub Vec<String>);
+
+impl Differences {
+    /// How many are named at most.
+    pub const NAMED: usize = 16;
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = &self.0[..self.0.len().min(Self::NAMED)];
+        f.write_str(&named.join("; "))?;
+        match self.0.len() - named.len() {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_of_differences_is_cut_and_counted() {
+        let list = |count: usize| Differences((0..count).map(|n| n.to_string()).collect());
+        assert_eq!(list(2).to_string(), "0; 1");
+        assert!(list(16).to_string().ends_with("; 15"));
+        assert!(list(40).to_string().ends_with("; 15; and 24 more"));
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's clocks are right at once after it has arrived, however long it was stopped.
+
+use std::thread;
+use std::time::Duration;
+
+use host_migrator::{DestinationMachine, SourceMachine};
+use reference_vmm::state::MachineState;
+
+use crate::guests::{MAILBOX, config, copy_memory, counter, have_kvm, incoming, program};
+
+const HOPS: u32 = 10;
+/// How long the guest is stopped on its way, each time.
+const STOPPED: Duration = Duration::from_millis(150);
+/// How long it is held where it has arrived, each time.
+const HELD: Duration = Duration::from_millis(100);
+
+/// Nanoseconds by which the guest's paravirtual clock is behind the host's wall clock, but for a constant. It is what
+/// the guest's own wall clock is behind.
+fn behind(state: &[u8]) -> i128 {
+    let clock = MachineState::from_bytes(state).unwrap().platform.clock;
+    i128::from(clock.realtime) - i128::from(clock.value)
+}
+
+#[test]
+fn the_guests_clock_has_lost_nothing_after_ten_hops() {
+    if !have_kvm() {
+        return;
+    }
+    let mut subject = program(16 << 20, &counter());
+    subject.machine.start().unwrap();
+    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
+    subject.stop();
+    let mut state = subject.machine.save().unwrap();
+    let first = behind(&state);
+    for _ in 0..HOPS {
+        thread::sleep(STOPPED);
+        let mut next = incoming(&config(16 << 20, 1));
+        copy_memory(subject.machine.ram(), next.machine.ram());
+        next.machine.load(&state).unwrap();
+        subject.machine.hand_over();
+        thread::sleep(HELD);
+        let count = subject.word(MAILBOX);
+        next.machine.run().unwrap();
+        next.wait("the guest to go on", |next| next.word(MAILBOX) > count);
+        next.stop();
+        state = next.machine.save().unwrap();
+        subject = next;
+    }
+    let lost = Duration::from_nanos((behind(&state) - first).unsigned_abs() as u64);
+    let stopped = HOPS * (STOPPED + HELD);
+    assert!(
+        lost < stopped / 10,
+        "the guest's clock is off by {lost:?} after {stopped:?} of pauses"
+    );
+}
+
+#[test]
+fn a_guest_that_was_stopped_for_an_hour_finds_the_right_time() {
+    if !have_kvm() {
+        return;
+    }
+    const HOUR: u64 = 3_600_000_000_000;
+    let mut subject = program(16 << 20, &counter());
+    subject.stop();
+    let bytes = subject.machine.save().unwrap();
+    // As if it had been saved an hour ago.
+    let mut state = MachineState::from_bytes(&bytes).unwrap();
+    state.platform.clock.realtime -= HOUR;
+    let old = state.to_bytes().unwrap();
+    let mut next = incoming(&config(16 << 20, 1));
+    next.machine.load(&old).unwrap();
+    let now = next.machine.save().unwrap();
+    let gained = behind(&bytes) - behind(&now);
+    assert!(
+        gained.abs_diff(i128::from(HOUR)) < u128::from(HOUR) / 1000,
+        "{gained} ns"
+    );
+}
