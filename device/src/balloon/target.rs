@@ -90,7 +90,8 @@ impl Target {
             .is_some_and(|before| has_stalled(&before, statistics));
         if stalled || available.is_some_and(|bytes| bytes < keep_available) {
             self.calm = 0;
-            // A guest that is not as far as it was asked to be gains nothing by being asked for that.
+            // The step goes down from the balloon's real size if that is smaller than its target: otherwise the guest
+            // would get nothing back.
             self.pages = self
                 .pages
                 .min(actual)

@@ -7,7 +7,7 @@ use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 
 use crate::balloon::Balloon;
 
-/// The answer to `request`, which is none that only a migrator may make.
+/// The answer to `request`, which must be a request that people may make.
 pub(super) fn answer(request: Request, balloon: &mut Balloon) -> Result<Reply, Refusal> {
     match request {
         Request::SetTarget { pages } => {

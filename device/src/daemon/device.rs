@@ -30,7 +30,7 @@ use crate::trace::{Trace, TraceFile};
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
 
-/// How long a balloon that is busy is waited for before it is said that its guest has been told nothing.
+/// How long to wait for a busy balloon. After that the device reports that its guest was told nothing.
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// A device whose sockets are there, but that serves nobody yet.

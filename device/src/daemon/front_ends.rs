@@ -46,7 +46,7 @@ pub struct FrontEnds {
     pub channel: Arc<ConfigChannel>,
     /// Seen from outside.
     pub presence: Arc<Presence>,
-    /// Where it is said that one has come or gone.
+    /// Receives an event when a front end comes or goes.
     pub events: Sender<Event>,
 }
 
@@ -172,7 +172,7 @@ impl Presence {
         self.connections.fetch_add(1, Ordering::Relaxed);
         *self.current() = Some(ours);
         if self.has_ended() {
-            // Too late for whoever hangs up to have seen it.
+            // The thread that hangs up on front ends may have missed this one.
             let _ = front.shutdown(Shutdown::Both);
         }
         Ok(())

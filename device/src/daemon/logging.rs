@@ -33,7 +33,7 @@ pub fn init() {
             if let Some(device) = threads::device() {
                 write!(out, "{device}: ")?;
             }
-            // What others send is quoted in places: it does not get to begin a line.
+            // Messages quote bytes from other processes. Without this, those could forge a line of the log.
             let text = record.args().to_string().replace(char::is_control, " ");
             writeln!(out, "{text}")
         })
@@ -43,7 +43,7 @@ pub fn init() {
         logger,
         places: Mutex::default(),
     };
-    // Whoever was there first is heard by somebody.
+    // This fails if the process has a logger already. That logger stays.
     if log::set_boxed_logger(Box::new(limited)).is_ok() {
         log::set_max_level(most);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The process: it binds its sockets, enters the sandbox, serves its devices, and ends when it is told to.
+//! The process: binds its sockets, enters the sandbox, serves its devices, and ends on a signal.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -20,15 +20,15 @@ use crate::sandbox::seccomp::Group;
 use crate::sandbox::{self, Needs};
 use crate::sockets::BoundSocket;
 
-/// How long a device may take to tell its guest that hinting is over. One that takes longer hangs.
+/// How long a device may take to tell its guest that hinting is over. A device that takes longer counts as hung.
 const LAST_WORD: Duration = Duration::from_millis(800);
-/// How long a guest that is told that hinting is over has to look, before its front end is hung up on.
+/// How long a guest has to read that hinting is over. Then its front end is hung up on.
 const LAST_LOOK: Duration = Duration::from_millis(500);
-/// How long a device may take for its end once its front end has been hung up on.
+/// How long a device may take to end after its front end was hung up on.
 const HANG_UP: Duration = Duration::from_secs(2);
-/// How often it is looked whether a device is that far.
+/// How often the program checks whether a device has ended.
 const GLANCE: Duration = Duration::from_millis(2);
-/// An end that takes longer is no orderly one.
+/// A program that takes longer to end counts as stuck.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Args {

@@ -91,10 +91,10 @@ impl Activation {
             .or_else(|| only.then(|| self.take(name)).flatten())
     }
 
-    /// All sockets have been taken.
+    /// Checks that all sockets have been taken.
     ///
     /// # Errors
-    /// [`ActivationError::Surplus`] if not: whoever connects to it would wait for ever.
+    /// [`ActivationError::Surplus`] if one is left: its clients would wait for ever.
     pub fn finish(self) -> Result<(), ActivationError> {
         match self.sockets.into_iter().next() {
             Some((name, _)) => Err(ActivationError::Surplus(name)),

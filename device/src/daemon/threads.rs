@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Threads that know whose they are and may do what they are for.
+//! Threads with a device and a sandbox of their own.
 //!
-//! What is said of a thread holds for those that it starts: which device it works for, as the log says with each
-//! line, and the sandbox.
+//! A thread passes both on to the threads that it starts: the device that it works for, which each line of the log names,
+//! and its sandbox.
 
 use std::cell::RefCell;
 use std::io;

@@ -13,8 +13,8 @@ use spec::hint_map::HintMap;
 use crate::balloon::Balloon;
 use crate::hints::shared_map::{self, SharedMap};
 
-/// How long a round may last if nothing else is said. The guest is without its free memory meanwhile, and whoever has
-/// started the round may have been killed.
+/// How long a round lasts by default. Meanwhile the guest is without its free memory, and the client that started the
+/// round may have been killed.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(60);
 
 /// For whom the guest hints, and what became of the last round that a person started.

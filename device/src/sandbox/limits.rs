@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Bounds on what the process takes from its host.
 //!
-//! There is none on the address space: guest memory is mapped, as much as front ends bring. It is shared memory,
-//! so a bound on private memory leaves it out.
+//! The address space has no limit, because front ends may bring any amount of guest memory to map. That memory is shared,
+//! so the limit on private memory does not count it.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::process::{getrlimit, set_dumpable_behavior, setrlimit};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the process may still do once its sockets are there: next to nothing but serve them.
+//! Takes from the process, once it has its sockets, everything that it does not need to serve them.
 //!
-//! Guest memory, the messages of front ends and those on the control socket come from others. Should one of
-//! them take the process over, this is what it gets. `SECURITY.md` says what stops whom.
+//! Guest memory, front ends' messages and control messages come from other processes. If one of them takes this process
+//! over, it can do no more than what is left here. `SECURITY.md` has the threat model.
 //!
 //! | module | what it is |
 //! |---|---|

@@ -4,8 +4,8 @@
 //! One lock makes everything take turns: the crate's worker thread (queues), its daemon thread (messages of
 //! the front end) and the control thread (the migrator).
 //!
-//! Who holds it may touch memory that the front end has lent, and hang there for ever. So only threads of the
-//! device itself wait for it without end ([`Backend::balloon`]); whoever serves others as well asks for it with
+//! A thread that holds it may touch memory that the front end has lent, and hang there for ever. So only the device's own
+//! threads wait for it without a limit ([`Backend::balloon`]). Threads that serve others as well use
 //! [`Backend::balloon_within`].
 
 use std::fs::File;

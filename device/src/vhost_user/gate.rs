@@ -40,7 +40,7 @@ const FIRST_REGION: usize = 8;
 pub enum Passage {
     /// The crate gets it.
     Pass,
-    /// It has been done. Whoever wants to know is told so.
+    /// It has been done. A front end that asked for an acknowledgement gets one.
     Done,
     /// It has been done, and this is the answer.
     Answer(Message),
