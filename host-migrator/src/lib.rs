@@ -3,7 +3,8 @@
 //!
 //! A VMM gives the engine its guest memory ([`GuestRam`]), its dirty logs ([`DirtyLog`]), a source of
 //! free page hints ([`HintSource`]), a way to stop and save the machine ([`SourceMachine`]) and a
-//! transport. The rule that makes skipping safe is in `spec/free-page-hinting.md`.
+//! connection ([`Channel`]). `spec/free-page-hinting.md` has the rule that makes skipping safe;
+//! `ARCHITECTURE.md` follows a page and a hand-over through this crate.
 #![forbid(unsafe_code)]
 
 /// The example in the README compiles.

@@ -85,9 +85,9 @@ impl FromStr for PageSource {
 pub struct PageSources(u8);
 
 impl PageSources {
-    /// Every source; whoever is not there brings nothing.
+    /// Every source. A source that does not exist in this migration adds nothing.
     pub const ALL: Self = Self(0x3f);
-    /// Nothing is known, and nothing looked for.
+    /// No source: every page is sent.
     pub const NONE: Self = Self(0);
 
     /// Whether `source` is used.

@@ -41,7 +41,7 @@ impl RamRegion {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
         file.set_len(len)?;
-        // Nor add a seal: one against writing would stop whoever fills the memory.
+        // Nor add a seal: a seal against writing would stop the process that fills the memory.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals)?;
         Ok(Self {

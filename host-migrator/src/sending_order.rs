@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whether to send pages of which nothing is known yet, or to hold back for hints that are under way.
 //!
-//! A sender that never waits sends most free pages just before their hint arrives; one that waits for the guest may
-//! wait for ever. So rates are compared: as long as hints remove more pages a second than the channel sends, sending
-//! is the slower way to get done. And accounts are kept: what is waited in all must have been gained before, but for
-//! a small [`HoldBack::advance`]. `spec/sending-order.md` has the argument and what it comes to.
+//! A sender that never waits sends most free pages just before their hint arrives. A sender that waits for the guest may
+//! wait for ever. So this code compares rates: while hints remove more pages a second than the channel sends, waiting is
+//! faster than sending. It also limits the total wait to the time that hints have saved so far, plus a small
+//! [`HoldBack::advance`]. `spec/sending-order.md` derives the bounds.
 //!
-//! Nothing here has a clock or a map: time and counts are passed in, so that the same code decides in a migration and
-//! in a simulation (`benches/sending_order.rs`).
+//! This code has no clock and no map. Callers pass time and counts in, so the same code decides in a migration and in a
+//! simulation (`benches/sending_order.rs`).
 
 use std::time::Duration;
 
 use spec::hint_map::HintPhase;
 
-/// Hints are counted over this time: long enough for a guest whose thread is preempted once.
+/// The time over which hints are counted. It is long enough for a guest whose thread is preempted once.
 const WINDOW: Duration = Duration::from_millis(10);
-/// What was counted longer ago counts less by this factor for each window since: hints come in blocks of 4 MiB, and a
-/// slow channel sends less than one in a window.
+/// Each older window counts less by this factor. Several windows are needed because hints come in blocks of 4 MiB, and a
+/// slow channel sends less than one block in a window.
 const MEMORY: f64 = 7.0 / 8.0;
-/// Where so long is much, they are counted over half the advance, but no shorter than this.
+/// In a short round the window is half the advance, but no shorter than this.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1);
-/// To count exactly means to look at every word of the bitmap, for about so long each. A window is ten times that.
+/// The time it takes to look at one word of the bitmap. An exact count looks at all words, and a window lasts at least
+/// ten times as long as that.
 const LOOK: Duration = Duration::from_nanos(5);
-/// What may be waited in a round before anything was gained.
+/// The longest wait in a round before hints have saved any time.
 const LONGEST_ADVANCE: Duration = Duration::from_millis(20);
-/// As a part of the time for sending everything: a silent guest costs at most 2 %.
+/// The same as a part of the time that sending everything takes: a silent guest costs at most 2 %.
 const ADVANCE_SHARE: f64 = 0.02;
-/// When no more than this part of the pending pages can still be hinted, it is not worth a wait.
+/// If no more than this part of the pending pages can still be hinted, the sender does not wait.
 const LEAST_HOPE: f64 = 0.02;
 
 /// What is known about a round when it begins.
@@ -65,7 +66,7 @@ pub struct HoldBack {
     pending: u64,
     free: Option<u64>,
     waited: Duration,
-    /// Being waited since then.
+    /// When the current wait began.
     waiting: Option<Duration>,
     window: Option<Window>,
     /// Pages that hints have removed, when they were last counted.
@@ -116,7 +117,7 @@ impl HoldBack {
         }
     }
 
-    /// What may be waited before anything was gained.
+    /// The longest wait before hints have saved any time.
     pub fn advance(&self) -> Duration {
         self.advance
     }
@@ -136,7 +137,7 @@ impl HoldBack {
         wait
     }
 
-    /// It is not waited any more at `now`, whatever [`HoldBack::wait`] said before: the next page is known to be needed.
+    /// Ends a wait at `now`, whatever [`HoldBack::wait`] said before, because the next page is known to be needed.
     pub fn goes_on(&mut self, now: Duration) {
         if let Some(since) = self.waiting.take() {
             self.waited += now.saturating_sub(since);
@@ -174,7 +175,7 @@ impl HoldBack {
         window.wait
     }
 
-    /// Whether less was waited than hints have saved of sending, and the advance.
+    /// Whether the wait so far is shorter than the time that hints have saved, plus the advance.
     fn is_gained(&self, pages_per_second: f64) -> bool {
         let saved = self.removed as f64 / pages_per_second.max(f64::MIN_POSITIVE);
         self.waited.as_secs_f64() < self.advance.as_secs_f64() + saved

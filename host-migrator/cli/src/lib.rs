@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command `lacuna`: one job each for a guest, its destination, its balloon device and the person who
-//! moves it, and `compare`, which does all of it and measures.
+//! The command `lacuna`: jobs that run a guest, receive one, run its balloon device and migrate it, and `compare`, which
+//! does all of these and measures.
 #![forbid(unsafe_code)]
 
 pub mod args;

@@ -21,13 +21,13 @@ use crate::bitmap::MigrationBitmap;
 use crate::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::trace::Trace;
 
-/// Less than this is sent faster than its pages are armed again.
+/// Sending fewer pages than this is faster than arming them again.
 const FEWEST_PAGES: u64 = 1024;
 /// A look reads the log of the whole memory. For so many of its pages at least one is sent between two looks, so that
 /// reading the log stays below a thirtieth of the copying.
 const MEMORY_FOR_EACH: u64 = 1024;
-/// Guests fault when they write a page that was armed again: so many times in a round at most, for each that
-/// was asked for, should fewer pages be free than it seemed.
+/// The most harvests in a round for each that was asked for, if fewer pages are free than expected. Each costs the guest
+/// a fault for every page that it goes on writing.
 const MOST_FOR_EACH: u64 = 8;
 
 /// The vCPUs' logs, while a round is being sent.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The order that the rule wants, in one place.
 //!
-//! [`Tracker`] owns the migration bitmap and is made by arming: there is none without. While an [`Epoch`]
-//! is open it borrows the tracker, so that nothing can be harvested before it is closed; and a harvest is
-//! one call, so that no epoch opens before it is complete. The compiler checks both.
+//! [`Tracker`] owns the migration bitmap, and only arming makes one. An open [`Epoch`] borrows the tracker, so
+//! nothing can be harvested before the epoch is closed. A harvest is one call, so no epoch can open before the harvest is
+//! complete. The compiler checks both.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Holes of the memory files in rounds after the first: memory that a balloon has given back meanwhile.
 //!
-//! They are taken for the zeros that they are, without a look: who reads a hole gives it memory again.
+//! They are taken for zero without being read, because reading a hole gives it memory again.
 
 use spec::trace::Event;
 

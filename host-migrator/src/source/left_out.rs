@@ -6,23 +6,23 @@ use spec::hint_map::Told;
 use crate::bitmap::MigrationBitmap;
 use crate::page_source::{PagesBySource, Reason};
 
-/// For each page the [`Reason`] why its latest content was not sent, as a number whose bits lie in three planes; 0
-/// if it was sent, or is still to be.
+/// For each page the [`Reason`] why its latest content was not sent. It is a number whose three bits lie in three planes;
+/// 0 means that the page was sent or still has to be sent.
 #[derive(Debug)]
 pub(super) struct LeftOut {
     planes: [MigrationBitmap; 3],
 }
 
 impl LeftOut {
-    /// Nothing was left out of `pages` pages.
+    /// No page is left out. There are `pages` pages.
     pub(super) fn new(pages: u64) -> Self {
         Self {
             planes: std::array::from_fn(|_| MigrationBitmap::new(pages)),
         }
     }
 
-    /// The pages `bits` of a word are left out for `reason`; nothing must stand about them here. Returns how many they
-    /// are.
+    /// Notes that the pages `bits` of a word are left out for `reason`, and returns their number. The pages must have no
+    /// reason yet: call [`LeftOut::forget`] first.
     pub(super) fn note(&self, index: usize, bits: u64, reason: Reason) -> u64 {
         for (plane, map) in self.planes.iter().enumerate() {
             if reason as u64 & (1 << plane) != 0 {
@@ -39,7 +39,7 @@ impl LeftOut {
         }
     }
 
-    /// Forgets what stands about the pages `bits` of a word, and adds it to `pages`.
+    /// Removes the reasons of the pages `bits` of a word, and adds the pages to `pages` by reason.
     pub(super) fn forget(&self, index: usize, bits: u64, pages: &mut PagesBySource) {
         let words = self.planes.each_ref().map(|plane| plane.load(index));
         if (words[0] | words[1] | words[2]) & bits == 0 {

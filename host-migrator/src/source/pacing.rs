@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
 
-/// What a channel is taken to carry before anything was measured: a fast one, so that nothing is held
-/// back for long on an assumption. Bytes a second.
+/// The assumed speed of a channel before anything was measured, in bytes a second. It is high, so that no page is held
+/// back for long because of a guess.
 const ASSUMED: f64 = (1u64 << 30) as f64;
-/// Socket buffers on the way take no more than this at once, unless an administrator has made them larger.
+/// The most that socket buffers on the way take at once, unless an administrator has made them larger.
 const BUFFERS: f64 = (16u64 << 20) as f64;
-/// The measure forgets half of what it knows whenever it has seen this many bytes more.
+/// Each time this many bytes were measured, the older half of the measurement is dropped.
 const MEMORY: f64 = (64u64 << 20) as f64;
-/// A pause owed that is shorter than this is owed on: short sleeps are inexact.
+/// Shorter pauses are added up until they reach this length, because short sleeps are inexact.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
-/// Time that was not used to send is forgotten beyond this: no burst after a pause.
+/// At most this much unused time is made up for, so that no burst follows a pause.
 const LARGEST_CREDIT: Duration = Duration::from_millis(10);
 
-/// At the limit a section takes no longer than this, unless it has one page only: the destination sees a stream, not
-/// a burst now and then.
+/// The longest time in seconds that a section of several pages takes at the bandwidth limit. So the destination sees a
+/// steady stream and not a burst now and then.
 const SECTION_TIME: f64 = 0.1;
 
 /// Measures the channel and keeps to the bandwidth limit.
@@ -42,7 +42,7 @@ fn rate(bytes: f64, seconds: f64) -> Option<f64> {
 impl Pacing {
     pub(crate) fn new(limit: Option<u64>) -> Self {
         Self {
-            // A limit of nothing would be a migration without end.
+            // With a limit of 0 the migration would never end.
             limit: limit.map(|bytes| bytes.max(1) as f64),
             due: None,
             bytes: 0.0,

@@ -2,8 +2,8 @@
 //! A connected stream whose every wait has an end: data, a closed socket, a stop from another thread, or
 //! a peer that has been silent for too long.
 //!
-//! A peer is silent that neither takes nor gives a byte. The sizes of the socket's buffers are left to the kernel: one
-//! that is set once is never tuned again, and a long link then carries a part of what it could.
+//! A silent peer neither takes nor gives a byte. The sizes of the socket's buffers are left to the kernel: it never tunes a
+//! size that a program has set, and a long link then carries only a part of what it could.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
@@ -358,7 +358,7 @@ fn silent(patience: Duration) -> io::Error {
 /// Has the kernel give up a TCP peer that acknowledges nothing. Sockets of other kinds know nothing of it.
 fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
     let patience = patience.saturating_mul(KERNEL_PATIENCES);
-    // Milliseconds in 32 bits, signed: a longer time is none.
+    // The kernel takes milliseconds as a signed number of 32 bits. A longer time means no limit.
     let limit = (patience.as_millis() <= i32::MAX as u128).then_some(patience);
     let _ = SockRef::from(socket).set_tcp_user_timeout(limit);
 }

@@ -59,12 +59,12 @@ struct Line {
     sequence: u32,
     round: u32,
     bytes: u64,
-    /// The end of a heartbeat of which the kernel has taken only the beginning: it goes before what is sent next.
+    /// The rest of a heartbeat of which the kernel took only the beginning. It is sent before anything else.
     owed: Vec<u8>,
     last_sent: Instant,
     /// The peer reads no more: no heartbeat is sent any more.
     quiet: bool,
-    /// A section has been sent in part: nothing that follows would be understood.
+    /// A section was sent in part, so the peer would not understand anything after it.
     broken: bool,
 }
 
@@ -118,7 +118,7 @@ impl SectionWriter {
     /// Sends the totals, with the bytes sent before them filled in.
     pub(crate) fn commit(&mut self, totals: Totals) -> io::Result<()> {
         let mut line = self.line();
-        // What is owed of a heartbeat goes before the totals.
+        // The rest of a heartbeat is sent before the totals.
         let bytes = line.bytes + line.owed.len() as u64;
         let totals = Totals { bytes, ..totals }.to_bytes();
         let sent = line.section(SectionKind::Commit, [&totals], sum(&[&totals]));

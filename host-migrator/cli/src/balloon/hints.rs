@@ -14,7 +14,7 @@ use super::device::Device;
 use super::{BalloonError, print};
 use crate::size::Size;
 
-/// How often a round is looked at while it is waited for.
+/// How often to look at a round while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
 
 pub(super) fn start(args: &StartArgs) -> Result<(), BalloonError> {

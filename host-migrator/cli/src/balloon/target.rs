@@ -15,7 +15,7 @@ use super::device::Device;
 use super::{BalloonError, print};
 use crate::size::Size;
 
-/// How often the balloon is looked at while it is waited for.
+/// How often to look at the balloon while waiting for it.
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) fn target(args: &TargetArgs) -> Result<(), BalloonError> {
