@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The clauses of the rule by name, for whoever can leave one out: the model, and test builds of the migrator.
+//! The clauses of the rule by name. The model and test builds of the migrator can switch them off one by one.
 
 use core::fmt;
 use core::str::FromStr;

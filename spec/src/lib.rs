@@ -13,7 +13,7 @@
 //! | [`control`] | device, migrator and people: epochs of hints; target, statistics, maps |
 //! | [`page_map`] | device and people: a picture of guest memory |
 //! | [`stream`] | source and destination: the migration stream |
-//! | [`clause`] | whoever can leave a clause of the rule out, to show what it is for |
+//! | [`clause`] | the model and test builds: the clauses of the rule, each of which they can switch off |
 //! | [`trace`] | everybody, in tests: what was done, in one order, held against the rule |
 //! | [`bare`] | the bare-metal guest and the machine that runs it |
 //! | [`stamp`] | guest workloads and the checks on them: what a page in use contains |

@@ -14,7 +14,7 @@ const PREFIX: usize = 16;
 const BITS: u32 = 0;
 const RUNS: u32 = 1;
 
-/// A map that is none, or says what it cannot know.
+/// The payload is not a valid map, or names pages outside its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError;
 

@@ -20,7 +20,7 @@ const BYTES: usize = 32;
 #[derive(Clone)]
 pub struct Key(Hmac<Sha256>);
 
-/// A key of a length that is none.
+/// The key is too short or too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLengthError;
 

@@ -2,7 +2,7 @@
 //! The control protocol: what migrators and people ask of the balloon device, over a unix socket.
 //!
 //! Every frame is a 16-byte header and at most [`MAX_PAYLOAD`] bytes of payload, all little-endian.
-//! Who connects sends requests; the device answers each with exactly one reply of the same sequence
+//! Clients send requests; the device answers each with exactly one reply of the same sequence
 //! number. [`Request::SetHintMap`] and [`Reply::PageMap`] carry one file descriptor (SCM_RIGHTS).
 //! `control-protocol.md` has the drawings and the order of things.
 //!

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The trace: what device, migrator and machine did, in one order.
 //!
-//! One file for all processes of a test, mapped by each. Who records takes a slot with one `fetch_add`, so
-//! that there is one order over all processes; on which side of its effect a record is made, and why the
-//! order is then conclusive, stands in `spec/trace.md` and at each [`Event`].
+//! All processes of a test map one file. To record, a process takes a slot with one `fetch_add`, so there is one
+//! order over all processes. `spec/trace.md` says on which side of its effect each [`Event`] is recorded, and why the
+//! order then proves that the rule was kept.
 //!
 //! ```text
 //! byte 0     magic "LACUNATR"   8   version, little-endian   16  slots

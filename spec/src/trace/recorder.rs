@@ -73,7 +73,7 @@ impl<W: Words> Recorder<W> {
         let Some(taken) = self.words.word(TAKEN_WORD) else {
             return;
         };
-        // AcqRel: whoever takes a later slot has seen what led to this one.
+        // AcqRel: the taker of a later slot has seen everything that led to this one.
         let slot = taken.fetch_add(1, Ordering::AcqRel);
         if slot >= self.slots {
             return;

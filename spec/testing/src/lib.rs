@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the tests of several crates share: waiting for another process or thread, without a guess of how long it takes.
+//! What the tests of several crates share: waiting for another process or thread without guessing how long it takes.
 //!
 //! It lies below all crates, beside the types that they agree on, because all of them may depend on it there.
 #![forbid(unsafe_code)]

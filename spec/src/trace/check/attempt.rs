@@ -57,7 +57,7 @@ struct StoppedGuest {
     devices: bool,
 }
 
-/// Logs that a migration may have; a trace that claims more is none.
+/// The most logs that a migration may have. A trace that claims more is invalid.
 const MAX_LOGS: u64 = 256;
 
 impl Attempt {

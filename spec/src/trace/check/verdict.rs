@@ -113,7 +113,7 @@ pub enum Verdict {
     Holds(Summary),
     /// One is not.
     Broken(Breach),
-    /// What is there is allowed, but records are missing: nothing is shown.
+    /// The records that are there are allowed, but some are missing, so the trace proves nothing.
     Incomplete {
         /// How many.
         missing: u64,
