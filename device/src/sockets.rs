@@ -5,76 +5,45 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    bind, listen, recvmsg, sendmsg, socket_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use spec_sockets::{Access, SocketFile};
 
 /// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
 pub const MAX_FDS: usize = 32;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
 
-/// A listening socket, and its path, which goes with it, if it was bound here.
+/// A listening socket, and its file, which goes with it, if it was bound here.
 #[derive(Debug)]
 pub struct BoundSocket {
     listener: UnixListener,
-    path: Option<PathBuf>,
+    file: Option<SocketFile>,
 }
 
 impl BoundSocket {
-    /// Listens at `path`. A socket that a program left behind there is replaced; one that is in use, or a file
-    /// of another kind, is not.
+    /// Listens at `path` for those whom `access` lets connect. A socket that a program left behind there is
+    /// replaced; one that is in use, or a file of another kind, is not.
     ///
     /// # Errors
-    /// Whatever hinders the bind.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        Self::bind_as(path, || UnixListener::bind(path))
-    }
-
-    /// As [`BoundSocket::bind`], for those only that `mode` (and the process's umask) lets connect, from the
-    /// first moment on.
-    ///
-    /// # Errors
-    /// Whatever hinders the bind.
-    pub fn bind_with_mode(path: &Path, mode: Mode) -> io::Result<Self> {
-        Self::bind_as(path, || {
-            let flags = SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            // Linux gives the file in the file system the mode that the unbound socket has.
-            fchmod(&socket, mode)?;
-            bind(&socket, &SocketAddrUnix::new(path)?)?;
-            listen(&socket, BACKLOG)?;
-            Ok(UnixListener::from(socket))
-        })
-    }
-
-    fn bind_as(path: &Path, bind: impl Fn() -> io::Result<UnixListener>) -> io::Result<Self> {
-        let listener = match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-                std::fs::remove_file(path)?;
-                bind()?
-            }
-            result => result?,
-        };
+    /// Whatever hinders it, with what to do about it.
+    pub fn bind(path: &Path, access: Access) -> io::Result<Self> {
+        let (listener, file) = spec_sockets::listen(path, access)?;
         Ok(Self {
             listener,
-            path: Some(path.to_owned()),
+            file: Some(file),
         })
     }
 
-    /// Where it lies in the file system, if it is this program's to remove.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    /// Its file in the file system, if it is this program's to remove.
+    pub fn file(&self) -> Option<&SocketFile> {
+        self.file.as_ref()
     }
 }
 
@@ -83,7 +52,7 @@ impl From<UnixListener> for BoundSocket {
     fn from(listener: UnixListener) -> Self {
         Self {
             listener,
-            path: None,
+            file: None,
         }
     }
 }
@@ -98,18 +67,13 @@ impl Deref for BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Someone may have tidied up already.
-            let _ = std::fs::remove_file(path);
+        // Before the listener is closed: a socket on which nobody listens may be replaced.
+        if let Some(file) = &self.file
+            && let Err(error) = file.remove()
+        {
+            log::warn!("{} stays: {error}", file.path().display());
         }
     }
-}
-
-/// A socket that nobody listens on any more. (A plain file refuses connections too.)
-fn is_left_behind(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-        && UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Waits until one of `fds` is readable or closed, or `deadline` has passed; says which are.
@@ -259,17 +223,6 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_for_those_only_whom_its_mode_lets_connect() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let _socket = BoundSocket::bind_with_mode(&path, Mode::from_raw_mode(0o600)).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        UnixStream::connect(&path).unwrap();
-    }
-
-    #[test]
     fn half_a_message_ends_with_the_deadline() {
         let (mut left, right) = UnixStream::pair().unwrap();
         left.write_all(b"half").unwrap();
@@ -300,19 +253,5 @@ mod tests {
         send(&left, b"2", &many[..1]).unwrap();
         let error = receive(&right, &mut [0; 2], &mut Vec::new(), None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-    }
-
-    #[test]
-    fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        drop(UnixListener::bind(&path).unwrap());
-        let running = BoundSocket::bind(&path).unwrap();
-        let error = BoundSocket::bind(&path).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        drop(running);
-        std::fs::write(&path, "a file").unwrap();
-        assert!(BoundSocket::bind(&path).is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
     }
 }

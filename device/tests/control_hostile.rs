@@ -5,9 +5,10 @@
 mod rig;
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rig::guest::{Daemon, Guest, MIB, USUAL};
 use rig::migrator::{Migrator, memfd};
@@ -39,18 +40,6 @@ fn migrating(daemon: &Daemon) -> (Guest, Migrator) {
     let id = migrator.open(1);
     guest.start_round(id);
     (guest, migrator)
-}
-
-#[test]
-fn the_socket_is_its_owners_unless_told_otherwise() {
-    for (flags, expected) in [(&[][..], 0o600), (&["--control-socket-mode", "660"], 0o660)] {
-        let daemon = Daemon::start(flags);
-        let _person = Person::connect(&daemon.control());
-        let mode = std::fs::metadata(daemon.control()).unwrap().permissions();
-        // The umask of whoever runs this may take bits away.
-        assert_eq!(mode.mode() & 0o777 & !expected, 0);
-        assert_eq!(mode.mode() & 0o700, expected & 0o700);
-    }
 }
 
 #[test]
@@ -118,24 +107,37 @@ fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
 }
 
 #[test]
-fn a_flood_of_requests_takes_turns_with_everybody_else() {
+fn a_flood_without_end_takes_turns_with_everybody_else() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator) = migrating(&daemon);
     let mut flood = Person::connect(&daemon.control());
-    let requests = 20_000u32;
+    let (ends, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     let sender = flood.stream.try_clone().unwrap();
-    let writer = std::thread::spawn(move || {
-        let one = frame(Request::Status);
-        for _ in 0..requests {
-            (&sender).write_all(&one).unwrap();
+    let many = frame(Request::Status).repeat(64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // More is always waiting to be read, so the device never finds this connection empty.
+            while !ends.load(Ordering::Relaxed) {
+                (&sender).write_all(&many).unwrap();
+            }
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| {
+            while flood.next_reply().is_some() {
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let answered = || answered.load(Ordering::Relaxed);
+        for _ in 0..20 {
+            let before = answered();
+            rig::eventually("the flood's answers", || {
+                (answered() > before + 100).then_some(())
+            });
+            assert_eq!(migrator.status().epoch, 1);
         }
+        assert_eq!(migrator.close(1).epoch, 1);
+        ends.store(true, Ordering::Relaxed);
     });
-    assert!(matches!(migrator.status().epoch, 1));
-    for _ in 0..requests {
-        assert!(matches!(flood.reply().1, Reply::Status(_)));
-    }
-    writer.join().unwrap();
-    assert_eq!(migrator.close(1).epoch, 1);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use rig::migrator::Migrator;
 use rig::{PATIENCE, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use spec::balloon::Command as HintCommand;
+use spec_testing::skipped;
 use vhost::VhostBackend;
 use vhost::vhost_user::Frontend;
 
@@ -258,7 +259,7 @@ fn a_service_manager_is_told_of_start_state_and_end() {
 fn sockets_of_the_service_manager_are_served_and_left_where_they_are() {
     let activate = "/usr/bin/systemd-socket-activate";
     if !Path::new(activate).exists() {
-        return println!("skipped: this machine has no systemd-socket-activate");
+        return skipped("this machine has no systemd-socket-activate");
     }
     let folder = tempfile::tempdir().unwrap();
     let (socket, control) = (folder.path().join("a"), folder.path().join("b"));
@@ -280,7 +281,7 @@ fn sockets_of_the_service_manager_are_served_and_left_where_they_are() {
 fn a_socket_of_the_service_manager_that_nobody_asked_for_is_an_error() {
     let activate = "/usr/bin/systemd-socket-activate";
     if !Path::new(activate).exists() {
-        return println!("skipped: this machine has no systemd-socket-activate");
+        return skipped("this machine has no systemd-socket-activate");
     }
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("a");

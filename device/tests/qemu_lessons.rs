@@ -119,9 +119,21 @@ fn a_guest_that_took_no_feature_leaves_as_cleanly_as_one_that_took_all() {
     for features in [VERSION_1 | PROTOCOL, all, VERSION_1 | PROTOCOL, all] {
         let stream = daemon.connect();
         let memory = guest_memory(&[LOW, HIGH]);
-        let it = Ballooning::boot_over(daemon, stream, features, memory);
+        let mut it = Ballooning::boot_over(daemon, stream, features, memory);
+        it.guest.use_page(FREE);
+        it.inflate(&[pfn(FREE)]);
+        assert!(!it.guest.is_in_use(FREE), "the rings run");
+        assert_eq!(it.status().ballooned_pages, 1, "nothing is left of others");
+        it.guest.front_end.reset_device().unwrap();
         daemon = it.daemon;
     }
+    // The one daemon is still there for a guest that hints, and has nothing of those before.
+    let mut guest = Guest::boot(&daemon, USUAL, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    guest.start_round(id);
+    guest.hints.send(&[Buffer::In(FREE, 4096)]);
+    assert_eq!(migrator.close(1).pages, 1);
     assert!(daemon.lives());
 }
 

@@ -3,14 +3,19 @@
 //! this test program, which runs one of its tests once more with the attempt in its environment.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use vhost::VhostBackend;
+use vhost::vhost_user::Frontend;
 use vhost_device_balloon::sandbox::seccomp::{Filters, Group};
 use vhost_device_balloon::sandbox::{SandboxMode, landlock};
 
@@ -91,6 +96,26 @@ fn process_that_makes_the_attempt() {
             confine(SandboxMode::Enforce, Some(Group::FrontEnds));
             std::thread::spawn(|| ()).join().unwrap();
         }
+        "--fd under a filter like Docker's" => {
+            let refused = BTreeMap::from([(libc::SYS_pidfd_getfd, vec![])]);
+            let machine = std::env::consts::ARCH.try_into().unwrap();
+            let error = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+            let filter = SeccompFilter::new(refused, SeccompAction::Allow, error, machine);
+            let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+            seccompiler::apply_filter(&filter).unwrap();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+            let mut daemon = Command::new(env!("CARGO_BIN_EXE_vhost-device-balloon"))
+                .args(["--fd", &theirs.as_raw_fd().to_string()])
+                .spawn()
+                .unwrap();
+            drop(theirs);
+            let front_end = Frontend::from_stream(ours, 5);
+            front_end.set_owner().unwrap();
+            front_end.get_features().unwrap();
+            drop(front_end);
+            assert!(daemon.wait().unwrap().success());
+        }
         "files" => {
             let (ours, other) = (folder.join("ours"), folder.join("other"));
             for folder in [&ours, &other] {
@@ -138,13 +163,20 @@ fn what_no_thread_needs_ends_the_process_and_the_rest_does_not() {
 }
 
 #[test]
+fn a_connection_is_inherited_where_pidfd_getfd_is_refused_as_by_docker() {
+    let folder = tempfile::tempdir().unwrap();
+    let status = attempt("--fd under a filter like Docker's", folder.path());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
 fn no_file_is_in_reach_but_sockets_to_remove() {
     let features = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     let log = Command::new("dmesg").output();
     let log = log.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
     let seen = log.is_ok_and(|log| log.contains("landlock: Up and running"));
     if !features.contains("landlock") && !seen {
-        return println!("skipped: this kernel does not say that it has Landlock");
+        return spec_testing::skipped("this kernel does not say that it has Landlock");
     }
     let folder = tempfile::tempdir().unwrap();
     let status = attempt("files", folder.path());

@@ -26,12 +26,14 @@ const TRACE_SLOTS: u64 = 1 << 21;
 /// How long anything may take: far more than it does, so that only a hang fails.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Prints why a test does nothing here, and says whether it must be left out.
+/// Says why a test does nothing here, and whether it must be left out.
 pub fn skipped_without_kvm(test: &str) -> bool {
     if lacuna::nested::kvm_usable() {
         return false;
     }
-    println!("skipped: {test}: /dev/kvm is missing or cannot be opened on this machine");
+    spec_testing::skipped(format_args!(
+        "{test}: /dev/kvm is missing or cannot be opened on this machine"
+    ));
     true
 }
 

@@ -17,7 +17,7 @@ use spec::balloon::stat;
 /// Runs a comparison of the Linux guest and returns its records; `None` if this machine cannot.
 fn compare(args: &[&str]) -> Option<Vec<Record>> {
     if let Err(error) = lacuna::nested::available() {
-        println!("skipped: {error}");
+        spec_testing::skipped(error);
         return None;
     }
     let mut all = vec!["compare", "--guest", "linux", "--json", "--check-trace"];
@@ -166,7 +166,7 @@ fn run_job(name: &str, guests: u64) -> Option<Value> {
         let mut lane = match Lane::prepare(&program(), settings) {
             Ok(lane) => lane,
             Err(error) => {
-                println!("skipped: {error}");
+                spec_testing::skipped(error);
                 return None;
             }
         };

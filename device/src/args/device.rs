@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser};
-use rustix::fs::Mode;
+use rustix::fs::{Gid, Mode};
+use spec_sockets::{Access, access};
 
-use super::values::{AgentTransport, MAX_NAME, Numbering, bytes, device_name, octal_mode, pages};
+use super::values::{AgentTransport, MAX_NAME, Numbering, bytes, device_name, pages};
 use crate::balloon::options::Options;
 use crate::balloon::target::AutoShrink;
 use crate::hints::person::ROUND_LIMIT;
 use crate::trace::TraceFile;
-
-/// Who may connect to the control socket if nothing else is said: its owner.
-const OWNER_ONLY: Mode = Mode::from_raw_mode(0o600);
 
 /// The options of one device.
 #[derive(Clone, Debug, Default, Args)]
@@ -31,6 +29,17 @@ pub struct DeviceArgs {
         help_heading = "Sockets of a device"
     )]
     pub socket_path: Option<PathBuf>,
+
+    /// Who may connect to the vhost-user socket, as octal permission bits of its file: exactly these, whatever the
+    /// umask is [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub socket_mode: Option<Mode>,
+
+    /// The group of the vhost-user socket's file, by name or number: that of the VMM's user, say, with the mode 660
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub socket_group: Option<Gid>,
 
     /// File descriptor of a socket that is connected to the front end already; the device ends with it
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(3..))]
@@ -46,9 +55,14 @@ pub struct DeviceArgs {
     pub control_socket: Option<PathBuf>,
 
     /// Who may connect to the control socket, as octal permission bits of its file [default: 600]
-    #[arg(long, value_name = "MODE", value_parser = octal_mode)]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
     #[arg(help_heading = "Sockets of a device")]
     pub control_socket_mode: Option<Mode>,
+
+    /// The group of the control socket's file, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub control_socket_group: Option<Gid>,
 
     /// Unix socket to listen on for the guest's agent: the VMM connects a port of the guest to it
     ///
@@ -58,6 +72,16 @@ pub struct DeviceArgs {
     /// What it needs besides: --agent-transport console, or --agent-key.
     #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub agent_socket: Option<PathBuf>,
+
+    /// Who may connect to the agent's socket, as octal permission bits of its file [default: as --socket-mode]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub agent_socket_mode: Option<Mode>,
+
+    /// The group of the agent's socket, by name or number [default: as --socket-group]
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    #[arg(help_heading = "Sockets of a device")]
+    pub agent_socket_group: Option<Gid>,
 
     /// Who in the guest can reach the agent's socket [default: vsock]
     #[arg(long, value_name = "KIND", help_heading = "Sockets of a device")]
@@ -134,7 +158,12 @@ impl DeviceArgs {
     pub(super) fn or(self, common: &Self) -> Self {
         Self {
             once: self.once || common.once,
+            socket_mode: self.socket_mode.or(common.socket_mode),
+            socket_group: self.socket_group.or(common.socket_group),
             control_socket_mode: self.control_socket_mode.or(common.control_socket_mode),
+            control_socket_group: self.control_socket_group.or(common.control_socket_group),
+            agent_socket_mode: self.agent_socket_mode.or(common.agent_socket_mode),
+            agent_socket_group: self.agent_socket_group.or(common.agent_socket_group),
             agent_transport: self.agent_transport.or(common.agent_transport),
             agent_key: self.agent_key.or_else(|| common.agent_key.clone()),
             target: self.target.or(common.target),
@@ -241,12 +270,16 @@ pub struct Config {
     pub name: String,
     /// Where front ends come from.
     pub front_end: FrontEnd,
+    /// Who may be a front end, where they connect to a path.
+    pub socket_access: Access,
     /// Where the migrator and people connect, if they may.
     pub control_socket: Option<PathBuf>,
-    /// Permission bits of that socket's file.
-    pub control_socket_mode: Mode,
+    /// Who may connect there.
+    pub control_access: Access,
     /// Where the port of the guest's agent is connected, if it may have one.
     pub agent_socket: Option<PathBuf>,
+    /// Who may connect there.
+    pub agent_access: Access,
     /// Who in the guest can reach it.
     pub agent_transport: AgentTransport,
     /// The file with the key that the agent is to have, if it is to prove itself.
@@ -279,8 +312,14 @@ impl From<DeviceArgs> for Config {
                 (None, None) => FrontEnd::Activated { once },
             },
             control_socket: args.control_socket,
-            control_socket_mode: args.control_socket_mode.unwrap_or(OWNER_ONLY),
+            socket_access: Access::new(args.socket_mode, args.socket_group),
+            control_access: Access::new(args.control_socket_mode, args.control_socket_group),
             agent_socket: args.agent_socket,
+            // The VMM connects to both.
+            agent_access: Access::new(
+                args.agent_socket_mode.or(args.socket_mode),
+                args.agent_socket_group.or(args.socket_group),
+            ),
             agent_transport: args.agent_transport.unwrap_or_default(),
             agent_key: args.agent_key,
             options: Options {
@@ -325,7 +364,13 @@ mod tests {
         assert_eq!(config.options, Options::default());
         assert_eq!((config.statistics_interval, config.target), (None, 0));
         assert_eq!(config.auto_shrink, None);
-        assert_eq!(config.control_socket_mode.bits(), 0o600);
+        for access in [
+            config.socket_access,
+            config.control_access,
+            config.agent_access,
+        ] {
+            assert_eq!((access.mode.bits(), access.group), (0o600, None));
+        }
         assert_eq!(config.round_limit, Some(Duration::from_secs(60)));
     }
 
@@ -363,6 +408,17 @@ mod tests {
         assert_eq!((config.target, &*config.name), (512, "fd3"));
         assert!(config.options.deflate_on_oom);
         assert!(!config.options.must_tell_host);
+    }
+
+    #[test]
+    fn the_agents_socket_is_for_the_vmm_like_the_front_ends_unless_told_otherwise() {
+        let config = config("fd=3,socket-mode=660,socket-group=7,control-socket-mode=666");
+        let vmm = Access::new(Some(Mode::from_raw_mode(0o660)), Some(Gid::from_raw(7)));
+        assert_eq!((config.socket_access, config.agent_access), (vmm, vmm));
+        assert_eq!(config.control_access.mode.bits(), 0o666);
+        let config = self::config("fd=3,socket-mode=660,agent-socket-mode=600");
+        assert_eq!(config.agent_access, Access::OWNER);
+        assert!(device_line("fd=3,socket-group=no-such-group").is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`device`] | the options of one device, and the [`Config`] they become |
-//! | [`values`] | sizes, modes, names |
+//! | [`values`] | sizes and names |
 
 pub mod device;
 pub mod values;
@@ -13,12 +13,12 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use rustix::fs::Mode;
+use rustix::fs::{Gid, Mode};
+use spec_sockets::{Access, access};
 
 pub use device::{Config, DeviceArgs, FrontEnd};
 
 use crate::sandbox::SandboxMode;
-use values::octal_mode;
 
 /// What `--print-capabilities` prints: the type and the optional features of the program.
 pub const CAPABILITIES: &str = r#"{"type":"balloon","features":[]}"#;
@@ -82,9 +82,14 @@ pub struct Args {
     pub metrics_socket: Option<PathBuf>,
 
     /// Who may connect to the metrics socket, as octal permission bits of its file
-    #[arg(long, value_name = "MODE", default_value = "600", value_parser = octal_mode)]
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = access::mode)]
     #[arg(help_heading = "Process")]
     pub metrics_socket_mode: Mode,
+
+    /// The group of the metrics socket's file, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    #[arg(help_heading = "Process")]
+    pub metrics_socket_group: Option<Gid>,
 
     /// What becomes of a system call that the program has no business to make
     #[arg(
@@ -111,8 +116,8 @@ pub struct Program {
     pub devices: Vec<Config>,
     /// Where metrics are served, if they are.
     pub metrics_socket: Option<PathBuf>,
-    /// Permission bits of that socket's file.
-    pub metrics_socket_mode: Mode,
+    /// Who may read them.
+    pub metrics_access: Access,
     /// What the process may do once it has started.
     pub sandbox: SandboxMode,
 }
@@ -140,7 +145,7 @@ impl TryFrom<Args> for Program {
         Ok(Self {
             devices,
             metrics_socket: args.metrics_socket,
-            metrics_socket_mode: args.metrics_socket_mode,
+            metrics_access: Access::new(Some(args.metrics_socket_mode), args.metrics_socket_group),
             sandbox: args.sandbox,
         })
     }

@@ -2,7 +2,6 @@
 //! The values of options.
 
 use clap::ValueEnum;
-use rustix::fs::Mode;
 use spec::balloon::QueueNumbering;
 
 /// The values of `--queue-numbering`.
@@ -61,15 +60,6 @@ pub(super) fn pages(size: &str) -> Result<u32, String> {
     u32::try_from(bytes / spec::PAGE_SIZE).map_err(|_| "more than a balloon can hold".into())
 }
 
-/// Reads permission bits: three octal digits, or fewer.
-pub(super) fn octal_mode(text: &str) -> Result<Mode, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|&bits| bits <= 0o777)
-        .map(Mode::from_raw_mode)
-        .ok_or_else(|| format!("'{text}' is no mode: write octal permission bits, as in 660"))
-}
-
 /// Reads a device's name: it is to fit into a line of the log, a label of a metric and the name of a unit.
 pub(super) fn device_name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
@@ -109,14 +99,6 @@ mod tests {
             "1\u{e4}",
         ] {
             assert!(pages(size).is_err(), "{size}");
-        }
-    }
-
-    #[test]
-    fn a_mode_is_at_most_three_octal_digits() {
-        assert_eq!(octal_mode("0660").unwrap().bits(), 0o660);
-        for wrong in ["", "1000", "rw", "8", "-1"] {
-            assert!(octal_mode(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,8 +2,6 @@
 //! One device: a balloon, its sockets and its threads. What becomes of it is of no matter to other devices.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +9,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use parking_lot::FairMutexGuard;
-use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use spec::agent::proof::Key;
+use spec_sockets::{Access, SocketFile};
 
 use super::front_ends::{FrontEnds, Presence, Source};
+use super::inherited::inherited;
 use super::service_manager::{AGENT, Activation, CONTROL, VHOST_USER};
 use super::ticker::Ticker;
 use super::{DaemonError, Event, threads};
@@ -60,7 +59,7 @@ impl Prepared {
                 inherited(fd).map_err(|source| DaemonError::Inherited { fd, source })?,
             ),
             FrontEnd::Listen { path, once } => Source::Listener {
-                socket: listen(&path, BoundSocket::bind)?,
+                socket: listen(&path, config.socket_access)?,
                 once,
             },
             FrontEnd::Activated { once } => Source::Listener {
@@ -74,17 +73,14 @@ impl Prepared {
         if let Source::Listener { socket, .. } = &source {
             socket.set_nonblocking(true).map_err(DaemonError::Accept)?;
         }
-        let mode = config.control_socket_mode;
         let control = match &config.control_socket {
-            Some(path) => Some(listen(path, |path| {
-                BoundSocket::bind_with_mode(path, mode)
-            })?),
+            Some(path) => Some(listen(path, config.control_access)?),
             None => activation
                 .take_of(CONTROL, &config.name, only)
                 .map(Into::into),
         };
         let agent = match &config.agent_socket {
-            Some(path) => Some(listen(path, BoundSocket::bind)?),
+            Some(path) => Some(listen(path, config.agent_access)?),
             None => activation
                 .take_of(AGENT, &config.name, only)
                 .map(Into::into),
@@ -116,15 +112,15 @@ impl Prepared {
         })
     }
 
-    /// The sockets that the device is to remove in the end.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    /// The sockets' files that the device is to remove in the end.
+    pub fn files(&self) -> impl Iterator<Item = &SocketFile> {
         let front_end = match &self.source {
-            Source::Listener { socket, .. } => socket.path(),
+            Source::Listener { socket, .. } => socket.file(),
             Source::Connected(_) => None,
         };
         let agent = self.agent.as_ref().map(|(socket, _)| socket);
         let others = self.control.iter().chain(agent);
-        let others = others.filter_map(BoundSocket::path);
+        let others = others.filter_map(BoundSocket::file);
         front_end.into_iter().chain(others)
     }
 
@@ -140,7 +136,7 @@ impl Prepared {
     }
 
     fn start_threads(self, events: Sender<Event>) -> io::Result<Device> {
-        let paths = self.paths().map(Into::into).collect();
+        let files = self.files().cloned().collect();
         let backend = Arc::new(Backend::new(self.balloon)?);
         let presence = Arc::new(Presence::new()?);
         let ticker = Ticker::start(Arc::clone(&backend))?;
@@ -174,7 +170,7 @@ impl Prepared {
             control,
             _agent: agent,
             ticker,
-            paths,
+            files,
         })
     }
 }
@@ -188,7 +184,7 @@ pub struct Device {
     control: Option<ControlServer>,
     _agent: Option<AgentServer>,
     ticker: Ticker,
-    paths: Vec<PathBuf>,
+    files: Vec<SocketFile>,
 }
 
 impl Device {
@@ -233,9 +229,9 @@ impl Device {
 
     /// Leaves it as it is: some thread of it hangs, and is not waited for. Its sockets are removed.
     pub fn abandon(self) {
-        for path in &self.paths {
-            // One may have gone with its thread.
-            let _ = std::fs::remove_file(path);
+        for file in &self.files {
+            // What hinders it is of no use to a process that ends.
+            let _ = file.remove();
         }
         std::mem::forget(self);
     }
@@ -257,20 +253,10 @@ fn agent_key(
     }
 }
 
-/// Binds a socket at `path`.
-pub(super) fn listen(
-    path: &Path,
-    bind: impl FnOnce(&Path) -> io::Result<BoundSocket>,
-) -> Result<BoundSocket, DaemonError> {
-    bind(path).map_err(|source| DaemonError::Listen {
+/// Listens at `path` for those whom `access` lets connect.
+pub(super) fn listen(path: &Path, access: Access) -> Result<BoundSocket, DaemonError> {
+    BoundSocket::bind(path, access).map_err(|source| DaemonError::Listen {
         path: PathBuf::from(path),
         source,
     })
-}
-
-/// A duplicate of the open file descriptor `fd`, by the kernel's own check that it is one.
-fn inherited(fd: RawFd) -> io::Result<UnixStream> {
-    let process = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let copy: OwnedFd = pidfd_getfd(process, fd as ForeignRawFd, PidfdGetfdFlags::empty())?;
-    Ok(UnixStream::from(copy))
 }

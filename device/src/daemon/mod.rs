@@ -6,6 +6,7 @@
 //! | [`program`] | the process: its devices, their end, the sandbox |
 //! | [`device`] | one device: sockets and threads |
 //! | [`front_ends`] | its front ends, one after the other |
+//! | `inherited` | the connection that `--fd` names |
 //! | [`ticker`] | tells the balloon the time |
 //! | [`threads`] | threads that know whose they are |
 //! | [`logging`] | the log |
@@ -14,6 +15,7 @@
 
 pub mod device;
 pub mod front_ends;
+mod inherited;
 pub mod logging;
 pub mod program;
 pub mod service_manager;

@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use spec_sockets::SocketFile;
+
 use super::device::{Device, Prepared, listen};
 use super::service_manager::{Activation, METRICS, Notifier};
 use super::signals::EndSignals;
@@ -71,25 +73,23 @@ impl Program {
             .map(|device| Prepared::new(device, &mut activation, only))
             .collect::<Result<_, _>>()?;
         let metrics = match &self.metrics_socket {
-            Some(path) => Some(listen(path, |path| {
-                BoundSocket::bind_with_mode(path, self.metrics_socket_mode)
-            })?),
+            Some(path) => Some(listen(path, self.metrics_access)?),
             None => activation.take(METRICS).map(BoundSocket::from),
         };
         activation.finish()?;
 
-        let paths: Vec<PathBuf> = prepared
+        let files: Vec<SocketFile> = prepared
             .iter()
-            .flat_map(Prepared::paths)
-            .chain(metrics.as_ref().and_then(BoundSocket::path))
-            .map(Into::into)
+            .flat_map(Prepared::files)
+            .chain(metrics.as_ref().and_then(BoundSocket::file))
+            .cloned()
             .collect();
         let needs = Needs {
             devices: prepared.len(),
-            folders: folders(&paths),
+            folders: folders(&files),
         };
         threads::set_filters(sandbox::enter(self.sandbox, &needs)?);
-        watch_signals(signals, paths, events.clone()).map_err(DaemonError::Signals)?;
+        watch_signals(signals, files, events.clone()).map_err(DaemonError::Signals)?;
         let devices: Vec<Device> = prepared
             .into_iter()
             .map(|device| device.start(events.clone()))
@@ -108,11 +108,11 @@ impl Program {
     }
 }
 
-/// The folders that `paths` lie in.
-fn folders(paths: &[PathBuf]) -> Vec<PathBuf> {
-    let folders: BTreeSet<&Path> = paths
+/// The folders that `files` lie in.
+fn folders(files: &[SocketFile]) -> Vec<PathBuf> {
+    let folders: BTreeSet<&Path> = files
         .iter()
-        .filter_map(|path| path.parent())
+        .filter_map(|file| file.path().parent())
         .map(|folder| match folder.as_os_str().is_empty() {
             true => Path::new("."),
             false => folder,
@@ -121,18 +121,18 @@ fn folders(paths: &[PathBuf]) -> Vec<PathBuf> {
     folders.into_iter().map(Into::into).collect()
 }
 
-/// Has a thread wait for the signal to end. An end that then hangs is cut short, with `paths` removed all the same.
+/// Has a thread wait for the signal to end. An end that then hangs is cut short, with `files` removed all the same.
 fn watch_signals(
     signals: EndSignals,
-    paths: Vec<PathBuf>,
+    files: Vec<SocketFile>,
     events: Sender<Event>,
 ) -> io::Result<()> {
     threads::spawn(Group::Signals, move || {
         let _ = events.send(Event::End(signals.wait()));
         thread::sleep(GRACE);
         log::error!("the end takes too long: it is cut short");
-        for path in paths {
-            let _ = std::fs::remove_file(path);
+        for file in files {
+            let _ = file.remove();
         }
         std::process::exit(1);
     })

@@ -361,6 +361,9 @@ const HANG_UP: &[Call] = &[call(libc::SYS_shutdown)];
 
 /// A socket goes from the file system with the thread that served it. Landlock says which files may go.
 const REMOVE_SOCKETS: &[Call] = &[
+    // It is looked at first: another's of the same name stays.
+    call(libc::SYS_newfstatat),
+    call(libc::SYS_statx),
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_unlink),
     call(libc::SYS_unlinkat),

@@ -79,12 +79,20 @@ impl Migrator {
     }
 
     pub fn reply(&mut self) -> (u32, Reply) {
+        self.next_reply().expect("the device has not hung up")
+    }
+
+    /// As [`Migrator::reply`]; `None` if the device has hung up.
+    pub fn next_reply(&mut self) -> Option<(u32, Reply)> {
         let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header).unwrap();
+        if self.stream.read(&mut header[..1]).unwrap() == 0 {
+            return None;
+        }
+        self.stream.read_exact(&mut header[1..]).unwrap();
         let header = Header::from_bytes(&header).unwrap();
         let mut payload = vec![0; header.length as usize];
         self.stream.read_exact(&mut payload).unwrap();
-        (header.sequence, Reply::decode(&header, &payload).unwrap())
+        Some((header.sequence, Reply::decode(&header, &payload).unwrap()))
     }
 
     /// Whether the device has hung up, with nothing left to read.

@@ -62,25 +62,38 @@ fn of_log(log: &str, line: &str) -> u32 {
     flags
 }
 
-/// The last `name=value` of the command line, as the kernel reads a truth value.
+/// What the last `name=value` of the command line says that the kernel understands. It leaves those alone that it
+/// does not, takes `-` for `_` in names, and leaves what follows `--` to the first process.
 fn switch(line: &str, name: &str) -> Option<bool> {
-    let value = line
-        .split_whitespace()
-        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        .next_back()?;
-    match value
-        .get(..2)
-        .unwrap_or(value)
-        .to_ascii_lowercase()
-        .as_str()
-    {
-        "on" => Some(true),
-        "of" => Some(false),
-        other => match other.chars().next()? {
-            '1' | 'y' | 't' => Some(true),
-            '0' | 'n' | 'f' => Some(false),
-            _ => None,
-        },
+    words(line)
+        .iter()
+        .take_while(|word| *word != "--")
+        .filter_map(|word| word.split_once('='))
+        .filter(|(parameter, _)| parameter.replace('-', "_") == name)
+        .filter_map(|(_, value)| truth(value))
+        .last()
+}
+
+/// The words of the command line. Quotes keep spaces together and belong to no word.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match words.last_mut() {
+            _ if c == '"' => quoted = !quoted,
+            Some(word) if quoted || !c.is_ascii_whitespace() => word.push(c),
+            _ => words.push(String::new()),
+        }
+    }
+    words
+}
+
+/// A truth value, as the kernel reads it (`kstrtobool`): its first letters count.
+fn truth(value: &str) -> Option<bool> {
+    let mut letters = value.chars().map(|c| c.to_ascii_lowercase());
+    match (letters.next()?, letters.next()) {
+        ('1' | 'y' | 't' | 'e', _) | ('o', Some('n')) => Some(true),
+        ('0' | 'n' | 'f' | 'd', _) | ('o', Some('f')) => Some(false),
+        _ => None,
     }
 }
 
@@ -114,7 +127,15 @@ mod tests {
             ("quiet page_poison=1", Settings::POISON),
             ("page_poison=on", Settings::POISON),
             ("page_poison=Y quiet", Settings::POISON),
+            ("page-poison=1", Settings::POISON),
+            ("quiet \"page_poison=1\"", Settings::POISON),
+            ("page-poison=\"on\"", Settings::POISON),
+            ("name=\"a page_poison=1\"", 0),
             ("page_poison=1 page_poison=off", 0),
+            ("page_poison=1 page-poison=off", 0),
+            ("page_poison=1 page_poison=maybe", Settings::POISON),
+            ("page_poison=1 page_poison", Settings::POISON),
+            ("quiet -- page_poison=1", 0),
             ("page_poison=0", 0),
             ("page_poison", 0),
             ("xpage_poison=1", 0),
@@ -129,6 +150,7 @@ mod tests {
         let log = "6,1,0,-;mem auto-init: stack:off, heap alloc:on, heap free:off\n";
         assert_eq!(of_log(log, "init_on_free=1"), Settings::INIT_ON_ALLOC);
         assert_eq!(of_log("", "init_on_free=1"), Settings::INIT_ON_FREE);
+        assert_eq!(of_log("", "init-on-alloc=1"), Settings::INIT_ON_ALLOC);
         assert_eq!(of_log("", "init_on_alloc=0"), 0);
     }
 

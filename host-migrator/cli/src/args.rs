@@ -9,7 +9,9 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use host_migrator::transport::{Address, LONGEST_SOCKET_PATH};
 use host_migrator::{EARLY_HARVESTS, PageSource};
+use rustix::fs::{Gid, Mode};
 use spec::PAGE_SIZE;
+use spec_sockets::access;
 
 use crate::balloon::args::BalloonArgs;
 use crate::control::{HintMode, MigrateArguments};
@@ -119,6 +121,12 @@ pub struct MachineArgs {
     /// Where this machine listens for commands (status, migrate, cancel ...)
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
+    /// Who may give it commands, as octal permission bits of the socket's file [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    pub control_mode: Option<Mode>,
+    /// The group of the control socket's file, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    pub control_group: Option<Gid>,
     /// File for the guest's console; without it the console goes to standard error. The guest does not wait for whoever
     /// reads it: what is not read is lost, but for the last MiB
     #[arg(long, value_name = "FILE")]
@@ -210,6 +218,12 @@ pub struct RunArgs {
 pub struct ReceiveArgs {
     /// Where to listen: tcp:HOST:PORT (at all addresses of HOST; [::] is all of this machine; port 0: any) or unix:PATH
     pub address: Address,
+    /// Who may send a guest to unix:PATH, as octal permission bits of the socket's file [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    pub socket_mode: Option<Mode>,
+    /// The group of that socket's file, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    pub socket_group: Option<Gid>,
     /// The machine to receive into.
     #[command(flatten)]
     pub machine: MachineArgs,

@@ -4,13 +4,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Type};
+use spec_sockets::{Access, SocketFile};
 
 use super::{Address, Channel, TransportError, dial};
 
@@ -24,6 +24,8 @@ const PORTS_TRIED: u32 = 16;
 pub struct Listener {
     socket: Socket,
     address: Address,
+    /// Of a unix socket.
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -51,28 +53,41 @@ impl Socket {
 }
 
 impl Listener {
-    /// Listens at `address`: at all addresses that a name has on this machine, IPv4 and IPv6, at one port. `[::]`
-    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. A unix socket that a program left behind there is replaced; one that is in
-    /// use, or a file of another kind, is not.
+    /// Listens at `address`, a unix socket for its owner alone. See [`Listener::bind_for`].
     ///
     /// # Errors
     /// [`TransportError`] with what hinders it.
     pub fn bind(address: &Address) -> Result<Self, TransportError> {
+        Self::bind_for(address, Access::OWNER)
+    }
+
+    /// Listens at `address`: at all addresses that a name has on this machine, IPv4 and IPv6, at one port. `[::]`
+    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. A unix socket is for those whom
+    /// `access` lets connect: one that a program left behind there is replaced; one that is in use, or a file of
+    /// another kind, is not.
+    ///
+    /// # Errors
+    /// [`TransportError`] with what hinders it.
+    pub fn bind_for(address: &Address, access: Access) -> Result<Self, TransportError> {
         let bound = match address {
             Address::Tcp { host, port } => listen_tcp(host, *port).map(|(sockets, port)| {
                 let host = host.clone();
-                (Socket::Tcp(sockets), Address::Tcp { host, port })
+                (Socket::Tcp(sockets), Address::Tcp { host, port }, None)
             }),
-            Address::Unix(path) => {
-                listen_unix(path).map(|socket| (Socket::Unix(socket), address.clone()))
-            }
+            Address::Unix(path) => spec_sockets::listen(path, access)
+                .map(|(socket, file)| (Socket::Unix(socket), address.clone(), Some(file)))
+                .map_err(io::Error::from),
         };
-        let (socket, address) = bound.map_err(|source| TransportError {
+        let (socket, address, file) = bound.map_err(|source| TransportError {
             action: "listen on",
             address: address.clone(),
             source,
         })?;
-        Ok(Self { socket, address })
+        Ok(Self {
+            socket,
+            address,
+            file,
+        })
     }
 
     /// Where it listens, with the port that the system chose.
@@ -95,9 +110,10 @@ impl Listener {
     /// Removes the file of a unix socket, also while another thread waits for a connection: for a process that
     /// ends.
     pub fn remove_file(&self) {
-        if let Address::Unix(path) = &self.address {
-            // It may be gone already, with the directory that it was in.
-            let _ = std::fs::remove_file(path);
+        if let Some(file) = &self.file
+            && let Err(error) = file.remove()
+        {
+            log::warn!("{} stays: {error}", file.path().display());
         }
     }
 
@@ -134,6 +150,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // Before the socket is closed: one on which nobody listens may be replaced.
         self.remove_file();
     }
 }
@@ -195,20 +212,6 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn listen_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
-    }
-}
-
-fn is_left_behind(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,14 +220,16 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
+    fn a_dead_socket_is_replaced_and_nothing_else_is() {
         let dir = tempfile::tempdir().unwrap();
-        let address = Address::Unix(dir.path().join("socket"));
-        let Address::Unix(path) = &address else {
-            unreachable!()
-        };
-        drop(UnixListener::bind(path).unwrap());
-        assert!(path.exists());
+        let path = dir.path().join("socket");
+        let address = Address::Unix(path.clone());
+        std::fs::write(&path, "a file").unwrap();
+        let error = Listener::bind(&address).unwrap_err();
+        assert!(error.to_string().contains("plain file"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
+        std::fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(&address).unwrap();
         assert!(Listener::bind(&address).is_err());
         drop(listener);

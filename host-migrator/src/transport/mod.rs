@@ -15,6 +15,7 @@ pub use dial::connect_unix;
 pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
 pub use sections::SectionError;
+pub use spec_sockets::Access;
 
 /// A connection that cannot be made.
 #[derive(Debug, thiserror::Error)]

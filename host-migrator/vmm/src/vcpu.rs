@@ -394,13 +394,11 @@ mod tests {
     #[test]
     fn a_guest_with_a_paravirtual_clock_is_told_of_every_pause() {
         let Ok(kvm) = Kvm::new() else {
-            println!("skipped: /dev/kvm cannot be opened");
-            return;
+            return spec_testing::skipped("/dev/kvm cannot be opened");
         };
         let vm = Arc::new(kvm.create_vm().unwrap());
         if !vm.check_extension(Cap::KvmclockCtrl) {
-            println!("skipped: this KVM cannot tell a guest that it was stopped");
-            return;
+            return spec_testing::skipped("this KVM cannot tell a guest that it was stopped");
         }
         let memory = MachineMemory::new(1 << 20, MemoryOptions::default()).unwrap();
         let _slots = MemorySlots::register(Arc::clone(&vm), Arc::clone(memory.ram())).unwrap();

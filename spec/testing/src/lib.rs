@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the tests of several crates share: waiting for another process or thread without guessing how long it takes.
+//! What the tests of several crates share: waiting for another process or thread without guessing how long it takes,
+//! and a word about tests that cannot run.
 //!
 //! It lies below all crates, beside the types that they agree on, because all of them may depend on it there.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
+use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,15 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The longest pause between two attempts: others need the processor, too.
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
+/// Says on standard error that the calling test is skipped, and why. The test harness hides what a test that passes
+/// prints; it does not hide this.
+pub fn skipped(why: impl Display) {
+    let test = thread::current();
+    let test = test.name().unwrap_or("a test");
+    // One line in one write: other tests say something, too. A closed standard error is no reason to fail.
+    let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {why}\n").as_bytes());
+}
 
 /// Tries until `attempt` gives something.
 ///
@@ -41,6 +53,25 @@ pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_test_that_passes_shows_that_it_was_skipped() {
+        const AGAIN: &str = "LACUNA_TEST_SKIPS";
+        if std::env::var_os(AGAIN).is_some() {
+            return skipped("there is no such machine");
+        }
+        let test = thread::current().name().unwrap_or_default().to_owned();
+        let again = Command::new(std::env::current_exe().expect("a test knows its program"))
+            .args(["--exact", &test])
+            .env(AGAIN, "1")
+            .output()
+            .expect("the test runs once more");
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(again.status.success(), "{said}");
+        let expected = format!("skipped: {test}: there is no such machine");
+        assert!(said.contains(&expected), "{said}");
+    }
 
     #[test]
     fn what_comes_late_is_returned() {

@@ -12,7 +12,7 @@ const GUEST_BYTES: u64 = 384 << 20;
 fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
     let peer = match Peer::find() {
         Ok(peer) => peer,
-        Err(why) => return println!("skipped: {why}"),
+        Err(why) => return spec_testing::skipped(why),
     };
     println!("QEMU {}", peer.version());
     let guest = [

@@ -27,14 +27,14 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// What it takes, or a sentence on standard output about what is missing. The first caller may wait for a
+    /// What it takes, or a sentence on standard error about what is missing. The first caller may wait for a
     /// download.
     pub fn find() -> Option<Self> {
         static FOUND: OnceLock<Result<Qemu, String>> = OnceLock::new();
         match FOUND.get_or_init(Self::gather) {
             Ok(qemu) => Some(qemu.clone()),
             Err(reason) => {
-                println!("skipped: {reason}");
+                spec_testing::skipped(reason);
                 None
             }
         }

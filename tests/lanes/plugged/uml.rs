@@ -31,11 +31,11 @@ struct Uml {
 }
 
 impl Uml {
-    /// What it takes, or a sentence on standard output about what is missing.
+    /// What it takes, or a sentence on standard error about what is missing.
     fn find() -> Option<Self> {
         let found = Self::gather();
         if let Err(reason) = &found {
-            println!("skipped: {reason}");
+            spec_testing::skipped(reason);
         }
         found.ok()
     }

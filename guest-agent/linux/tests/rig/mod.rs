@@ -25,7 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn page_flags_can_be_read() -> bool {
     let result = File::open("/proc/kpageflags").and_then(|mut file| file.read_exact(&mut [0; 8]));
     if let Err(error) = &result {
-        println!("skipped: /proc/kpageflags cannot be read here: {error}");
+        spec_testing::skipped(format_args!(
+            "/proc/kpageflags cannot be read here: {error}"
+        ));
     }
     result.is_ok()
 }

@@ -2,12 +2,13 @@
 //! The side that answers: one thread a connection, none of which can hold up another.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use spec_sockets::{Access, SocketFile};
 
 use super::peers::Peers;
 use super::{Answer, Command};
@@ -31,43 +32,24 @@ pub trait Handler: Send + Sync + 'static {
 
 /// A control socket that is being served. Its file goes when this is dropped.
 #[derive(Debug)]
-pub struct Served {
-    path: PathBuf,
-    /// Device and inode of the file.
-    file: Option<(u64, u64)>,
-}
-
-impl Served {
-    fn at(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            file: identity(path),
-        }
-    }
-}
+pub struct Served(SocketFile);
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Only what was made here: another process may have put its socket there.
-        if self.file.is_some() && identity(&self.path) == self.file {
-            // It may be gone already, with the folder that it was in.
-            let _ = std::fs::remove_file(&self.path);
+        if let Err(error) = self.0.remove() {
+            log::warn!("{} stays: {error}", self.0.path().display());
         }
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let file = std::fs::symlink_metadata(path).ok()?;
-    Some((file.dev(), file.ino()))
-}
-
-/// Listens at `path` (a socket left there by a dead process is replaced) and answers in threads of its own.
+/// Listens at `path` for those whom `access` lets connect, and answers in threads of its own. A socket left there by
+/// a dead process is replaced, nothing else is.
 ///
 /// # Errors
-/// If the socket cannot be made, or a living process listens there.
-pub fn serve(path: &Path, handler: Arc<dyn Handler>) -> io::Result<Served> {
-    let listener = bind(path)?;
-    let served = Served::at(path);
+/// If the socket cannot be made, or something else lies at `path`.
+pub fn serve(path: &Path, access: Access, handler: Arc<dyn Handler>) -> io::Result<Served> {
+    let (listener, file) = spec_sockets::listen(path, access)?;
+    let served = Served(file);
     let peers = Arc::new(Peers::default());
     thread::Builder::new()
         .name("control".into())
@@ -99,19 +81,6 @@ fn admit(stream: UnixStream, peers: &Arc<Peers>, handler: &Arc<dyn Handler>) -> 
         peers.has_gone(peer);
     }
     spawned.map(|_| ())
-}
-
-/// A listener that appears at `path` when it can be connected to and not before: `bind` alone makes the file
-/// a moment earlier than `listen` lets anybody in.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}", std::process::id()));
-    let listener = UnixListener::bind(&unfinished)?;
-    std::fs::rename(&unfinished, path)?;
-    Ok(listener)
 }
 
 /// Answers line by line until the peer hangs up. A line that is no command gets an error and nothing else
@@ -160,6 +129,8 @@ fn answer(stream: &mut UnixStream, result: Result<serde_json::Value, String>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::super::peers::MAX_PEERS;
     use super::*;
     use crate::control::{Client, ClientError};
@@ -177,10 +148,10 @@ mod tests {
         fn quit_was_answered(&self) {}
     }
 
-    fn served() -> (tempfile::TempDir, PathBuf, Served) {
+    fn served() -> (tempfile::TempDir, std::path::PathBuf, Served) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        let served = serve(&path, Arc::new(Echo)).unwrap();
+        let served = serve(&path, Access::OWNER, Arc::new(Echo)).unwrap();
         (dir, path, served)
     }
 
@@ -203,7 +174,7 @@ mod tests {
         let (_dir, path, ours) = served();
         drop(ours);
         assert!(!path.exists());
-        let ours = serve(&path, Arc::new(Echo)).unwrap();
+        let ours = serve(&path, Access::OWNER, Arc::new(Echo)).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _theirs = UnixListener::bind(&path).unwrap();
         drop(ours);
@@ -241,12 +212,25 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_process_leaves_no_lock_behind_but_a_living_one_keeps_its_socket() {
-        let (dir, path, _served) = served();
-        assert!(serve(&path, Arc::new(Echo)).is_err());
+    fn a_dead_socket_is_replaced_and_nothing_else_is() {
+        let (dir, path, served) = served();
+        let serve = |path: &Path| serve(path, Access::OWNER, Arc::new(Echo));
+        assert!(serve(&path).is_err());
+        assert!(Client::connect(&path).is_ok());
+        drop(served);
+        assert!(!path.exists());
+
         let stale = dir.path().join("stale");
         drop(UnixListener::bind(&stale).unwrap());
-        let _served = serve(&stale, Arc::new(Echo)).unwrap();
+        let _served = serve(&stale).unwrap();
         assert!(Client::connect(&stale).is_ok());
+
+        let (file, folder) = (dir.path().join("file"), dir.path().join("folder"));
+        std::fs::write(&file, "a file").unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        assert!(serve(&file).is_err() && serve(&folder).is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"a file");
+        let left = dir.path().read_dir().unwrap().count();
+        assert_eq!(left, 3, "the stale socket's successor, file and folder");
     }
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use host_migrator::transport::{Listener, TransportError};
+use host_migrator::transport::{Access, Listener, TransportError};
 use host_migrator::{MachineError, ReceiveError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
@@ -80,7 +80,7 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
     let mut machine = Machine::new(&config(&args.machine, &parts), &guest, outlets)?;
     machine.start()?;
     let process = Process::new(machine, &args.machine, parts, None)?;
-    live(&process, &args.machine.control)
+    live(&process, &args.machine)
 }
 
 /// `lacuna receive`: waits for a guest and stays until it is told to quit.
@@ -96,24 +96,27 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     };
     let config = config(&args.machine, &parts);
     let machine = Machine::incoming(&config, guest, args.hold, outlets)?;
-    let listener = Listener::bind(&args.address)?;
+    let access = Access::new(args.socket_mode, args.socket_group);
+    let listener = Listener::bind_for(&args.address, access)?;
     let process = Process::new(machine, &args.machine, parts, Some(listener))?;
     let receiver = Arc::clone(&process);
     let thread = thread::Builder::new().name("receiver".into());
     thread
         .spawn(move || receiver.receive())
         .map_err(io_error("start a thread for", &args.machine.control))?;
-    live(&process, &args.machine.control)
+    live(&process, &args.machine)
 }
 
-/// Answers at `control` until the process is to end, and leaves no socket behind.
-fn live(process: &Arc<Process>, control: &Path) -> Result<(), ProcessError> {
+/// Answers on the control socket until the process is to end, and leaves no socket behind.
+fn live(process: &Arc<Process>, args: &MachineArgs) -> Result<(), ProcessError> {
+    let control = &args.control;
+    let access = Access::new(args.control_mode, args.control_group);
     let ended = hear_signals(process)
         .map_err(io_error("hear signals for", control))
         .and_then(|()| {
             let handler: Arc<dyn control::Handler> = process.clone();
             let served =
-                control::serve(control, handler).map_err(io_error("listen at", control))?;
+                control::serve(control, access, handler).map_err(io_error("listen at", control))?;
             let ending = process.life().wait();
             drop(served);
             Ok(ending)

@@ -36,7 +36,7 @@ pub fn have_kvm() -> bool {
     match kvm_ioctls::Kvm::new() {
         Ok(_) => true,
         Err(error) => {
-            eprintln!("skipped: /dev/kvm cannot be opened: {error}");
+            spec_testing::skipped(format_args!("/dev/kvm cannot be opened: {error}"));
             false
         }
     }

@@ -13,7 +13,7 @@ pub fn machine() -> Option<VmFd> {
     let kvm = match Kvm::new() {
         Ok(kvm) => kvm,
         Err(error) => {
-            println!("skipped: /dev/kvm cannot be used: {error}");
+            spec_testing::skipped(format_args!("/dev/kvm cannot be used: {error}"));
             return None;
         }
     };
