@@ -3,12 +3,14 @@
 //! this test program, which runs one of its tests once more with the attempt in its environment.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod raw_calls;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -71,6 +73,30 @@ fn process_that_makes_the_attempt() {
         "program" => {
             confine(SandboxMode::Enforce, None);
             let _ = Command::new("/bin/true").status();
+        }
+        "executable memory" => {
+            confine(SandboxMode::Enforce, None);
+            raw_calls::map(libc::PROT_READ | libc::PROT_EXEC);
+        }
+        "memory made executable" => {
+            confine(SandboxMode::Enforce, None);
+            raw_calls::make_executable();
+        }
+        "signal to another process" => {
+            confine(SandboxMode::Enforce, None);
+            raw_calls::signal_parent();
+        }
+        "signal to itself" => {
+            confine(SandboxMode::Enforce, None);
+            raw_calls::signal_self();
+        }
+        "message to an address" => {
+            let (socket, _other) = UnixDatagram::pair().unwrap();
+            let path = folder.join("datagrams");
+            let _receiver = UnixDatagram::bind(&path).unwrap();
+            confine(SandboxMode::Enforce, None);
+            socket.send(b"to whom it is connected to").unwrap();
+            let _ = socket.send_to(b"to another", &path);
         }
         "network" => {
             confine(SandboxMode::Enforce, None);
@@ -145,6 +171,11 @@ fn what_no_thread_needs_ends_the_process_and_the_rest_does_not() {
         ("open", false),
         ("open, logged", false),
         ("program", true),
+        ("executable memory", true),
+        ("memory made executable", true),
+        ("signal to another process", true),
+        ("signal to itself", false),
+        ("message to an address", true),
         ("network", true),
         ("accept by control", false),
         ("accept by ticker", true),

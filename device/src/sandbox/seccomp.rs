@@ -177,8 +177,11 @@ fn compile(
         let conditions = rules.entry(call.number).or_default();
         for when in call.when {
             let mask = SeccompCmpOp::MaskedEq(when.mask);
-            let argument = SeccompCmpArgLen::Dword;
-            let condition = SeccompCondition::new(when.argument, argument, mask, when.equals)?;
+            let equals = match when.equals {
+                Equals::Value(value) => value,
+                Equals::OwnProcess => std::process::id().into(),
+            };
+            let condition = SeccompCondition::new(when.argument, when.length(), mask, equals)?;
             conditions.push(SeccompRule::new(vec![condition])?);
         }
     }
@@ -192,11 +195,29 @@ struct Call {
     when: &'static [When],
 }
 
-/// The low 32 bits of an argument, as far as `mask` shows them.
+/// An argument, as far as `mask` shows its bits.
 struct When {
     argument: u8,
     mask: u64,
-    equals: u64,
+    equals: Equals,
+}
+
+#[derive(Clone, Copy)]
+enum Equals {
+    Value(u64),
+    /// The number of this process.
+    OwnProcess,
+}
+
+impl When {
+    /// Most arguments are numbers of 32 bits, and what stands above them is left over; pointers have 64.
+    fn length(&self) -> SeccompCmpArgLen {
+        if self.mask > ALL_BITS {
+            SeccompCmpArgLen::Qword
+        } else {
+            SeccompCmpArgLen::Dword
+        }
+    }
 }
 
 const fn call(number: c_long) -> Call {
@@ -208,7 +229,7 @@ const ALL_BITS: u64 = u32::MAX as u64;
 /// The argument with this number is one of the values.
 macro_rules! is {
     ($argument:literal, $($value:expr),+) => {
-        &[$(When { argument: $argument, mask: ALL_BITS, equals: $value as u64 }),+]
+        &[$(When { argument: $argument, mask: ALL_BITS, equals: Equals::Value($value as u64) }),+]
     };
 }
 
@@ -216,13 +237,25 @@ macro_rules! is {
 const NOT_EXECUTABLE: &[When] = &[When {
     argument: 2,
     mask: libc::PROT_EXEC as u64,
-    equals: 0,
+    equals: Equals::Value(0),
 }];
 /// A thread of this process, not another process.
 const THREAD: &[When] = &[When {
     argument: 0,
     mask: libc::CLONE_THREAD as u64,
-    equals: libc::CLONE_THREAD as u64,
+    equals: Equals::Value(libc::CLONE_THREAD as u64),
+}];
+/// A signal to a thread of this process: what an abort does.
+const OWN_PROCESS: &[When] = &[When {
+    argument: 0,
+    mask: ALL_BITS,
+    equals: Equals::OwnProcess,
+}];
+/// A message to whom the socket is connected to, without an address of another.
+const NO_ADDRESS: &[When] = &[When {
+    argument: 4,
+    mask: u64::MAX,
+    equals: Equals::Value(0),
 }];
 
 /// Memory, locks, time, waiting, and the end of a thread or the process.
@@ -266,9 +299,15 @@ const EVERY_THREAD: &[Call] = &[
     call(libc::SYS_sched_getaffinity),
     call(libc::SYS_sched_yield),
     // The handler of a signal tells the thread that waits for it, from whichever thread it interrupts.
-    call(libc::SYS_sendto),
+    Call {
+        number: libc::SYS_sendto,
+        when: NO_ADDRESS,
+    },
     call(libc::SYS_sigaltstack),
-    call(libc::SYS_tgkill),
+    Call {
+        number: libc::SYS_tgkill,
+        when: OWN_PROCESS,
+    },
     call(libc::SYS_write),
 ];
 
