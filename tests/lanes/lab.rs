@@ -226,11 +226,27 @@ impl Lab {
 
     /// As [`Lab::receiving`], at an address of the test's.
     pub fn receiving_at(&self, name: &'static str, address: &str, hold: bool) -> (Host, String) {
-        let mut args: Vec<OsString> = vec!["receive".into(), address.into()];
-        args.extend(self.guest.machine_args());
+        let mut args = self.guest.machine_args();
         if hold {
             args.push("--hold".into());
         }
+        self.awaiting(name, address, args)
+    }
+
+    /// As [`Lab::receiving`], on a machine with these flags instead of the guest's own.
+    pub fn receiving_on(&self, name: &'static str, machine: &[&str]) -> (Host, String) {
+        let machine = machine.iter().map(OsString::from).collect();
+        self.awaiting(name, "tcp:127.0.0.1:0", machine)
+    }
+
+    fn awaiting(
+        &self,
+        name: &'static str,
+        address: &str,
+        machine: Vec<OsString>,
+    ) -> (Host, String) {
+        let mut args: Vec<OsString> = vec!["receive".into(), address.into()];
+        args.extend(machine);
         let mut host = self.start(name, args, &[]);
         let status = host
             .wait_until("the destination to listen", PATIENCE, |status| {

@@ -24,4 +24,6 @@ mod plugged;
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;
 #[cfg(test)]
+mod shape;
+#[cfg(test)]
 mod traces;
