@@ -15,7 +15,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use crate::balloon::Balloon;
 
-/// An agent that tells nothing for so long is not waited for: the driver is asked as well.
+/// If the agent tells nothing for this long, the driver is asked as well.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The agent as the device knows it.

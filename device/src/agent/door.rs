@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who may become the guest's agent: whoever connects, or whoever proves that it has the key.
+//! Decides who may become the guest's agent: any client, or only one that proves that it has the key.
 //!
 //! A connection without proof costs one of [`PLACES`] places, for [`PATIENCE`] at most, and [`MAX_BYTES`] of reading.
-//! Each is sure of its place for [`TURN`]; after that the oldest gives way to the next that comes. In a [`TURN`] at most
-//! [`PLACES`] are let in, so that a process which connects again and again neither keeps this thread busy nor
-//! the agent from its turn: connections are let in in the order in which they came.
+//! Each keeps its place for at least [`TURN`]; after that the oldest gives way to the next one. At most [`PLACES`] are let
+//! in during a [`TURN`], in the order in which they came. So a process that connects again and again cannot keep this
+//! thread busy or keep the agent from its turn.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,12 +20,12 @@ use super::connection::Connection;
 
 /// Connections that may be without proof at a time.
 pub const PLACES: usize = 32;
-/// A newcomer is sure of its place for so long.
+/// How long a newcomer keeps its place at least.
 const TURN: Duration = Duration::from_millis(250);
-/// A newcomer that has not proved itself by then is hung up on.
+/// A newcomer that has not proved itself after this time is hung up on.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A newcomer that has sent so many bytes without a proof is hung up on. On a line that a device has just taken over, the
-/// rest of an answer to the one before may come first.
+/// A newcomer that has sent this many bytes without a proof is hung up on. Some bytes must be allowed: on a line that this
+/// device has just taken over, the rest of an answer to the previous device may come first.
 const MAX_BYTES: usize = 64 << 10;
 
 /// Newcomers, and what is asked of them.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The socket that is the host's end of the agent's port. The VMM connects to it, for the guest.
 //!
-//! One agent is served at a time. Another one that comes is taken only if the first has gone, or has said nothing for
-//! [`PATIENCE`] although it was asked; else it is hung up on.
+//! It serves one agent at a time. When another one comes, the server asks the first who it is. If the first has gone or
+//! says nothing for [`PATIENCE`], the other takes its place; otherwise the other is hung up on.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,11 +20,11 @@ use crate::sandbox::seccomp::Group;
 use crate::sockets::{self, BoundSocket};
 use crate::vhost_user::backend::Backend;
 
-/// After a frame of no use the agent is not heard for so long: one that floods the device with them has to wait.
+/// The pause after a useless frame, so that an agent cannot keep the device busy with such frames.
 const REST: Duration = Duration::from_millis(10);
-/// An agent that says nothing for so long, although it is asked who it is, gives way to another.
+/// An agent that does not answer for this long, when asked who it is, gives way to another.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Nobody is let in for so long if that has failed: for lack of file descriptors, say.
+/// The pause after a connection could not be accepted, for example for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves one agent after the other in a thread of its own until it is dropped.

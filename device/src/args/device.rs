@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The options of one device. They stand on the command line, or, for one of several devices, in the value of
-//! `--device`: then those on the command line hold for every device that does not say otherwise.
+//! The options of one device. They stand on the command line. For one of several devices they stand in the value of
+//! `--device`; options on the command line are then the defaults of all devices.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,7 @@ impl DeviceArgs {
     }
 }
 
-/// The name of a device whose sockets suggest none.
+/// The name of a device if none can be made from its sockets.
 const DEFAULT_NAME: &str = "balloon";
 
 /// Whatever a file is called, the name is one that [`device_name`] allows.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The configuration space: the guest reads there what is wanted of it and which epoch it hints for, and writes there
-//! how large its balloon is and what it fills free pages with.
+//! The configuration space. The guest reads its target and the command id of the open epoch there. It writes the size of
+//! its balloon and the value with which it fills free pages.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use spec::balloon::{CONFIG_SIZE, Config};
 
 use super::Balloon;
 
-/// A guest that has read nothing for so long has read all it wants: a driver has one task for the target and another for
-/// the hints, and each reads for itself, a moment apart.
+/// After this long without a read, the guest has read all it wants. A driver reads more than once: it has one task for
+/// the target and another for the hints, which read a moment apart.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// What has become of the last change that the guest was told of.

@@ -5,8 +5,8 @@
 //! the host, and only then returns the buffers: until then an honest guest leaves the pages alone. What a
 //! guest takes out in the same pass stays as it is.
 //!
-//! A queue that is long is taken in turns, so that others get the device's lock in between. What is being taken out
-//! waits until all is read that is being put in.
+//! A long queue is taken in several turns, so that others get the device's lock in between. Pages that the guest takes
+//! out wait until all pages that it puts in have been read.
 
 use std::ops::ControlFlow;
 

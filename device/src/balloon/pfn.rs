@@ -14,8 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 /// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
 /// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
 const MAX_PFNS: usize = 1 << 16;
-/// So many page numbers are enough for one turn of the device's lock, and the rest of the queue waits for another:
-/// a migrator that closes an epoch is not to wait for a full queue of pages of which no two are neighbours.
+/// The most page numbers in one turn of the device's lock; the rest of the queue waits for the next turn. So a migrator
+/// that closes an epoch does not wait for a full queue of pages that are not neighbours.
 const TURN_PFNS: usize = 1 << 13;
 /// The most descriptors that one pass walks, even if chains share them.
 const MAX_DESCRIPTORS: u32 = crate::balloon::MAX_QUEUE_SIZE as u32;

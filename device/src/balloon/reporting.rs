@@ -2,8 +2,8 @@
 //! Free page reporting: memory that the guest does not use now goes back to the host.
 //!
 //! Each descriptor that the device could write is a report of its own. Its memory is discarded before the
-//! buffer is returned, as the guest keeps it aside until then. Nothing of it is written, so nothing is
-//! claimed to be. Reporting changes neither the configuration space nor an epoch of hinting.
+//! buffer is returned, as the guest keeps it aside until then. The device writes nothing into it, so it returns a length of
+//! zero. Reporting changes neither the configuration space nor an epoch of hinting.
 
 use spec::PageRange;
 use spec::balloon::QueueRole;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Memory statistics of the guest.
 //!
-//! The guest's driver queues one buffer with its statistics and leaves it with the device. When the device
-//! gives it back, the driver fills it anew: that is how it is asked.
+//! The guest's driver queues one buffer with its statistics and leaves it with the device. To ask for new ones, the
+//! device gives the buffer back, and the driver fills it again.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;

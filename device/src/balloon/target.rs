@@ -21,9 +21,10 @@ use crate::balloon::statistics::Statistics;
 const DOWN: u32 = 8;
 /// A step up is this part of what is wanted.
 const UP: u32 = 32;
-/// So many statistics in a row must show no shortage before the balloon grows.
+/// How many statistics in a row must show no shortage before the balloon grows.
 const CALM: u32 = 3;
-/// More page faults a second that need I/O show that programs are being read again and again.
+/// The guest is short of memory if it has more major page faults a second: it reads its programs from disk again and
+/// again.
 const MAJOR_FAULTS_A_SECOND: f64 = 200.0;
 
 /// When the balloon gives memory back to the guest.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One connection: frames are put together from what comes, answers go out as there is room. Nothing here waits.
+//! One connection: it puts frames together from the bytes that come, and sends answers as there is room. Nothing here
+//! waits.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A picture of guest memory as a file: what is hinted, in the balloon, or reported.
 //!
-//! It is written a piece at a time, so that the map of a very large guest holds up nobody, least of all a migrator
-//! that closes its epoch. Stretches without a bit stay holes of the file, and stretches that are no guest memory
-//! are not even looked at.
+//! It is written a piece at a time, so that the map of a very large guest does not hold up others, such as a migrator that
+//! closes its epoch. Stretches without a bit stay holes of the file. Stretches without guest memory are skipped.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What people ask, and everybody may: the balloon's target, statistics, where things stand, rounds of hints.
+//! Requests that every client may make: the balloon's target, statistics, status, and rounds of hints.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One thread and a bounded number of connections: each that has something to say is given a turn, of one
-//! request, so that none can hold up the others.
+//! One thread serves a bounded number of connections. They take turns, one request each, so that none can hold up the
+//! others.
 //!
-//! When there are too many, the newest comes in and another goes: one that has not even said hello, or else the
-//! one that has been silent for longest. The migrator is never sent away.
+//! When one too many comes, another is closed: one that has not said hello, or else the one that has been silent
+//! for longest. The migrator's connection is never closed.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::vhost_user::backend::Backend;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 32;
-/// How long nobody is let in when that has just failed, for want of file descriptors, say.
+/// The pause after a connection could not be accepted, for example for lack of file descriptors.
 const REST: Duration = Duration::from_millis(100);
 /// How long the end of a session waits again for a device that was busy.
 const BRIEF: Duration = Duration::from_millis(50);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a connection may ask, and the answer.
 //!
-//! A connection becomes the migrator's by setting a hint map, and is it until it says that hinting is over, or
-//! ends. There is one migrator at a time. Everybody may ask for everything else.
+//! Setting a hint map makes a connection the migrator's, until it says that hinting is over, or ends. There is one
+//! migrator at a time. All other requests are open to every connection.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One device: a balloon, its sockets and its threads. What becomes of it is of no matter to other devices.
+//! One device: a balloon, its sockets and its threads. Its failures do not affect other devices.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -18,7 +18,7 @@ use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::session;
 
-/// How long no front end is let in when that has just failed, for want of file descriptors, say.
+/// The pause after a front end could not be accepted, for example for lack of file descriptors.
 const REST: Duration = Duration::from_millis(100);
 
 /// Where front ends come from.

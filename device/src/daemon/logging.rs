@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The log: a line each, with the name of the device, and not more of them than anyone wants to read.
+//! The log. Each message is one line and names its device, and their number is limited.
 //!
-//! A guest or a front end can make the device say something as often as it likes. So each place in the program
-//! may say something ten times, for each device, and then once a second; how often it would have is said with it.
+//! A guest or a front end can cause a message as often as it likes. So each place in the program may write ten lines at
+//! once for each device, and then one a second; that line says how many were left out.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -16,7 +16,7 @@ use super::threads;
 
 /// Lines that one place may write at once.
 const BURST: u32 = 10;
-/// After that, one in so long.
+/// The time between lines after that.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Logs what `RUST_LOG` says, warnings by default, to standard error.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a service manager (systemd) gives and is told: sockets that it listens on already, and how the service is.
+//! The service manager (systemd): takes the sockets that it listens on already, and tells it how the service is.
 
 use std::env;
 use std::ffi::OsStr;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A thread that tells the balloon the time: it asks for statistics and moves its target then. In the end it tells
-//! the guest that hinting is over: that touches guest memory, and only a thread of the device may hang there.
+//! A thread that tells the balloon the time, so that it asks for statistics and moves its target. At the end of the
+//! device it tells the guest that hinting is over. That touches guest memory, where only the device's own threads may hang.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::threads;
 use crate::sandbox::seccomp::Group;
 use crate::vhost_user::backend::Backend;
 
-/// The longest time between two ticks: so long may a new interval go unnoticed.
+/// The longest time between two ticks. A new interval may go unnoticed for this long.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Ticks until it is dropped.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device as a person sees it: a round of hints that no migration asked for, into a map of the device's own.
 //!
-//! A migrator takes precedence. While it holds the hints no person's round starts, and one that is under way
-//! when it comes is ended: the guest is told to take its pages back, and the state says why.
+//! A migrator takes precedence. While it holds the hints, no person's round can start. A round that is under way when
+//! the migrator comes is ended: the guest is told to take its pages back, and the state says why.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What metrics see of a device, and what they still say of one that does not answer.
+//! The values that metrics show of a device, also when it does not answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::vhost_user::backend::Backend;
 
 /// The quantiles of times that are told.
 pub(super) const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
-/// How long a scrape waits for a device: the others are waiting, too.
+/// How long a scrape waits for a device, while the other devices wait for their turn.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long it waits for one that did not answer the last time.
 const BRIEF: Duration = Duration::from_millis(5);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! As much of HTTP/1.1 as a scrape needs, over a unix socket: one request a connection, a bounded size and a
-//! bounded time for it.
+//! As much of HTTP/1.1 as a scrape needs, over a unix socket: one request for each connection, of bounded size and in
+//! bounded time.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,9 +19,9 @@ use crate::sockets::{self, BoundSocket};
 
 /// The most bytes of a request.
 const MAX_REQUEST: usize = 8192;
-/// A connection that is not over by then is hung up on: others wait.
+/// A connection that takes longer than this is hung up on, because others wait.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long nobody is let in when that has just failed, for want of file descriptors, say.
+/// The pause after a connection could not be accepted, for example for lack of file descriptors.
 const REST: Duration = Duration::from_millis(100);
 /// The format of the answer.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

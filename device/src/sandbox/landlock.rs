@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! No file system but the removal of the process's own sockets, no network, no signals to other processes.
 //!
-//! What a kernel's Landlock does not know is left out: the best it can do is done, and the log says what that is.
+//! Restrictions that the kernel's Landlock does not know are left out, and the log says which are in force.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest that the crate knows: each kernel takes what it knows itself.
+/// The newest version that the crate knows. Each kernel takes the part that it knows itself.
 const ABI_KNOWN: ABI = ABI::V9;
 
 /// Restricts the calling thread and those that it starts from now on. Files may be removed from `folders`.

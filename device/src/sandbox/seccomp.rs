@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The system calls that each kind of thread may make. Any other ends the process, or is logged.
 //!
-//! The process as a whole gets a filter before it starts threads, so that none is ever without; each thread then
-//! adds its own, narrower one. A few calls fail instead of ending the process: libraries try them and do without.
+//! The process gets a filter before it starts threads, so that no thread is ever without one; each thread then adds its
+//! own, narrower one. A few calls fail instead of ending the process, because libraries try them and can do without.
 
 use std::collections::BTreeMap;
 

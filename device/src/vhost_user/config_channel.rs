@@ -2,8 +2,8 @@
 //! Telling the guest that its configuration has changed.
 //!
 //! vhost-user has a message for it, on a socket that the front end gives the back end. It carries no
-//! content: the guest reads the configuration again. No reply is asked for, as none could change what the
-//! device does, and a front end may be waiting for the device at that moment.
+//! content: the guest reads the configuration again. The device asks for no reply, because none could change what it
+//! does, and because the front end may be waiting for the device at that moment.
 
 use std::io;
 use std::os::fd::OwnedFd;
