@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Holes of memory files: what was never written since the file was made or punched.
+//! Holes of memory files: pages that nobody wrote since the file was made or punched.
 //!
-//! The kernel knows them (`SEEK_DATA`, `SEEK_HOLE`). But before Linux 6.4 it also calls memory a hole that is full of
-//! content, for the moment in which it puts small pages together to a huge one ("mm/khugepaged: maintain page cache
-//! uptodate flag" mended that). There, what it calls a hole is read as well: a read waits for such a moment to pass,
-//! and gives a hole no memory.
+//! The kernel knows them (`SEEK_DATA`, `SEEK_HOLE`). But before Linux 6.4 it also reports memory with content as a hole,
+//! while it puts small pages together to a huge one ("mm/khugepaged: maintain page cache uptodate flag" mended that). On
+//! such kernels each reported hole is also read: a read waits until that work is done, and gives a real hole no memory.
 
 use std::fmt;
 use std::fs::File;
@@ -19,7 +18,7 @@ use spec::PAGE_SIZE;
 use crate::zero::is_zero;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// The first Linux whose holes are holes.
+/// The first Linux that reports only real holes.
 const EXACT_SINCE: (u32, u32) = (6, 4);
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
@@ -43,7 +42,7 @@ impl fmt::Debug for HoleBudget<'_> {
     }
 }
 
-/// [`HoleBudget::go_on`] is asked once for so many holes.
+/// How many holes are found between two calls of [`HoleBudget::go_on`].
 const ASK_EVERY: u64 = 1024;
 
 impl HoleBudget<'_> {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The sources of "this page need not be sent": which there are, which a migration uses, and what each brought.
+//! The sources of "this page need not be sent": their names, which of them a migration uses, and how many pages each
+//! saved.
 
 use std::fmt;
 use std::ops::AddAssign;

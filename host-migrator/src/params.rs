@@ -41,13 +41,13 @@ pub struct MigrationParams {
     pub switched_off: std::collections::BTreeSet<crate::Clause>,
 }
 
-/// Early harvests of a round, unless the operator says otherwise. Of pages that are written evenly over a round,
-/// one of `2 (n + 1)` goes twice needlessly: with eight one of 18, with none every second.
+/// The default number of early harvests in a round. If pages are written evenly over a round, `n` early harvests leave
+/// one in `2 (n + 1)` of them to be sent twice for nothing: with eight one in 18, with none every second one.
 pub const EARLY_HARVESTS: u32 = 8;
 
-/// What it takes to stop and save a machine, as far as is known without having done it.
+/// The assumed time to stop and save a machine that was never stopped before.
 pub const STOP_AND_SAVE: Duration = Duration::from_millis(2);
-/// [`MigrationParams::besides_memory`] of a machine of which nothing is known.
+/// The assumed [`MigrationParams::besides_memory`] of a machine of which nothing was measured.
 pub const BESIDES_MEMORY: Duration = Duration::from_millis(5);
 
 impl Default for MigrationParams {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where in guest memory a migration's work went: for each round the address space in cells of equal size, and for
-//! each cell what became of its pages.
+//! A map of each round: it divides guest memory into cells of equal size and counts for each cell what became of its
+//! pages.
 //!
-//! Kept only if it is asked for ([`MigrationParams::map_rounds`](crate::MigrationParams)). It costs a few sums for
-//! each 64-page word that is sent or skipped, a byte a page to know which round sent it last, and no more than
-//! 64 rows of 1024 cells however long the migration takes.
+//! It is kept only on request ([`MigrationParams::map_rounds`](crate::MigrationParams)). It costs a few sums for each
+//! 64-page word that is sent or skipped, a byte for each page to know which round sent it last, and at most 64 rows of
+//! 1024 cells, however long the migration takes.
 
 use serde::{Deserialize, Serialize};
 use spec::hint_map::word_masks;

@@ -236,7 +236,7 @@ pub struct MigrationReport {
     pub skipped: Option<Arc<MigrationBitmap>>,
 }
 
-/// Rounds that a report keeps: a migration may take as many as it likes.
+/// The most rounds that a report keeps. A migration may take more.
 pub const MOST_ROUNDS: usize = 1024;
 
 impl MigrationReport {

@@ -10,7 +10,7 @@ use spec::trace::{Event, Record, Recorder, Role, bytes_for};
 
 use crate::hints::MapMemory;
 
-/// Slots of a trace for a guest of a few gigabytes. The file is sparse: what is not used takes no space.
+/// The number of slots of a trace for a guest of a few gigabytes. The file is sparse: unused slots take no space.
 pub const DEFAULT_SLOTS: u64 = 1 << 21;
 
 /// Where a part records what it does; the default records nothing, and costs a comparison.

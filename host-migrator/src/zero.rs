@@ -3,8 +3,8 @@
 
 use spec::PAGE_SIZE;
 
-/// Bytes that are ORed together before the result is looked at: the compiler makes vector code of it, and
-/// a page that is not zero is mostly found out in the first chunk.
+/// How many bytes are ORed together before the result is tested. The compiler makes vector code of it, and the first chunk
+/// mostly shows that a page is not zero.
 const CHUNK: usize = 256;
 
 /// Whether all bytes of `page` are zero.

@@ -18,12 +18,12 @@ use super::given_up;
 use super::map_file::{MapFile, MapMemory};
 use super::{HintError, HintSource};
 
-/// A device that does not answer in this time is done without.
+/// If the device does not answer in this time, the migration goes on without hints.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What is only for statistics may take longer, as a map of a large guest does: pages are not sent meanwhile, but
 /// the guest runs.
 const STATISTICS_PATIENCE: Duration = Duration::from_secs(5);
-/// What the guest said longer ago tells little of what it has to hint.
+/// Older statistics say little about the hints to come, and are not used.
 const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
 
 /// The hints of a balloon device.

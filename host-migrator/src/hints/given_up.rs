@@ -11,7 +11,7 @@ use spec::page_map::{PageMap, bytes_for};
 use super::HintError;
 use crate::MigrationBitmap;
 
-/// More regions than any guest has: what is larger than a map with so many is not read.
+/// More regions than any guest has. A file larger than a map with this many regions is not read.
 const MOST_REGIONS: u64 = 4096;
 
 /// The pages below `pages` that are set in the map that the first `bytes` bytes of `file` are.

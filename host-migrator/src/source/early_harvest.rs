@@ -2,8 +2,8 @@
 //! Harvests in the middle of a round: a page that is written before it is copied goes to the destination as it
 //! is then, and need not go again.
 //!
-//! A log that is harvested at the end of a round alone cannot tell: it has every page that was written since
-//! the round before, those included that were copied afterwards. If writes come evenly, that is half of them.
+//! A log that is harvested only at the end of a round cannot show this. It has every page that was written since the
+//! previous round, also those that were copied after the write. If writes come evenly, that is half of them.
 //!
 //! What an early harvest brings is kept beside the migration bitmap, as *early pages*, until the round ends:
 //!
@@ -23,8 +23,8 @@ use crate::trace::Trace;
 
 /// Sending fewer pages than this is faster than arming them again.
 const FEWEST_PAGES: u64 = 1024;
-/// A look reads the log of the whole memory. For so many of its pages at least one is sent between two looks, so that
-/// reading the log stays below a thirtieth of the copying.
+/// An early harvest reads the log of all memory. Between two of them at least one page is sent for every so many pages of
+/// memory, so that reading the log takes less than a thirtieth of the time for copying.
 const MEMORY_FOR_EACH: u64 = 1024;
 /// The most harvests in a round for each that was asked for, if fewer pages are free than expected. Each costs the guest
 /// a fault for every page that it goes on writing.

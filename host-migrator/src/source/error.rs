@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why a migration ended before its end.
+//! Why a migration failed.
 
 use std::io;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why holes are holes, as far as the balloon device says.
+//! Why a page is a hole, as far as the balloon device knows.
 //!
-//! What it says is older than the page by the time it is used: it decides who is counted for a hole, never whether
-//! there is one.
+//! The device's answer may be out of date when it is used. So it decides only which source is counted for a hole, never
+//! whether a page is one.
 
 use spec::control::PageSet;
 

@@ -14,7 +14,7 @@ use crate::page_source::{PageSources, Reason};
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
-/// The most holes that are looked for in a round: a guest could have the search last as long as it likes.
+/// The most holes that a round looks for. Without a limit a guest could make the search last as long as it likes.
 const MOST_HOLES: u64 = 1 << 16;
 /// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
 const MOST_BYTES: u64 = 256 << 20;

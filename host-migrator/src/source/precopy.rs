@@ -30,7 +30,7 @@ use crate::trace::Trace;
 use crate::transport::sections::{SectionReader, SectionWriter};
 use crate::transport::{Channel, SectionError};
 
-/// So many pages in the logs of back ends are not only their rings: a balloon has discarded memory.
+/// If back ends log at least this many pages, these are not only their rings: a balloon has discarded memory.
 const DISCARDS: u64 = 64;
 
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest has been told to take

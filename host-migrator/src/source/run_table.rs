@@ -10,7 +10,7 @@ use super::link::Link;
 use crate::ram::GuestRam;
 use crate::trace::Trace;
 
-/// Pages of a section at most, roughly: the destination makes so many zero at once, and reads nothing meanwhile.
+/// About the most pages that a section names. The destination makes them zero at once, and reads nothing meanwhile.
 const MOST_PAGES: u64 = 1 << 18;
 
 /// Runs of the next section that has runs only.

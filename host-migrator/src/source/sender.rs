@@ -30,7 +30,7 @@ use crate::trace::Trace;
 /// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
 const NAP: Duration = Duration::from_millis(1);
 
-/// After so many words (1 GiB) it looks for a cancel and at the peer, though nothing of them had to be sent.
+/// After this many words (1 GiB) the sender looks for a cancel and at the peer, even if it sent nothing of them.
 const WORDS_UNCHECKED: u32 = 4096;
 
 /// Sends pages, and knows what the destination has.

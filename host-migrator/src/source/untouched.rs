@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What need not be sent at all: holes of the memory files, by why they are holes.
+//! Leaves out the holes of the memory files before the first round, and counts them by source.
 //!
-//! A page is left out here only if it is a hole of its file now that every page is armed: it reads as zero, and
-//! whoever writes it from now on is in a log. What the balloon device says about it decides which source is counted
-//! (and whether that source is used), never whether the page may be left out.
+//! A page is left out here only if it is a hole of its file after every page was armed. It then reads as zero, and every
+//! later write is in a log. What the balloon device says about the page decides only which source is counted (and whether
+//! that source is used), never whether the page may be left out.
 
 use spec::hint_map::word_masks;
 use spec::trace::Event;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Connecting, with one deadline for all that it takes.
+//! Connects to an address, with one deadline for the name's resolution and all attempts.
 //!
 //! A name may have several addresses, and some of them may not answer. They are tried side by side (RFC 8305, "happy
 //! eyeballs"): the next one begins when one has failed, or has not answered for a while, and the first that answers

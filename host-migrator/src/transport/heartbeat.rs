@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Heartbeats: a side that sends nothing else, because it waits or works, says that it is alive.
+//! Heartbeats: a side that has nothing to send, because it waits or works, tells the peer that it is alive.
 //!
-//! A thread of its own sends them, so that they go on while a disk, a device or a kernel call keeps the migration's
-//! thread. They show that the process lives and that the connection carries bytes, not that the migration makes
-//! progress: what may take only so long has a deadline besides.
+//! They have a thread of their own, so that they go on while a disk, a device or a kernel call keeps the migration's
+//! thread. They show that the process lives and that the connection carries bytes. They do not show that the migration
+//! makes progress, so steps with a time limit also have a deadline.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use super::sections::SectionWriter;
 
-/// A side that has sent nothing for so long sends a heartbeat. Half of the second that the peer is promised: threads
-/// may wake late.
+/// A side that has sent nothing for this long sends a heartbeat. The peer may expect one each second; half of that
+/// leaves time for a thread that wakes late.
 pub(super) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Sends heartbeats from its start until it is dropped.

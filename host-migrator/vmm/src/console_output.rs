@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The console's output, written by a thread of its own: whoever reads it may stop reading, and no vCPU waits.
+//! The console's output. A thread of its own writes it, so that no vCPU waits for a reader that has stopped reading.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::{fmt, io, thread};
 
 use crate::serial::Output;
 
-/// Output that nobody has taken is kept up to this many bytes; what comes then is dropped.
+/// At most this many bytes of output wait for a reader; further output is dropped.
 const KEPT: usize = 1 << 20;
 
 /// Takes output at any time and at once.

@@ -17,7 +17,7 @@ use crate::advice;
 
 /// Pages of a huge page: 2 MiB.
 const BLOCK: u64 = 512;
-/// The guest has so many times the time that a block takes before the next one.
+/// The pause after each block, as a multiple of the time that the block took.
 const PAUSE: u32 = 3;
 /// What the kernel allows for memory files.
 const ALLOWED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
