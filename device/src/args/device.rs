@@ -69,7 +69,7 @@ pub struct DeviceArgs {
     /// Over a vsock whose host end is a unix socket for each port (vhost-device-vsock, Firecracker, Cloud Hypervisor),
     /// PATH is that of the vsock, `_` and the number of the port, as in /run/vm1-vsock_1024 for `lacuna-agent
     /// --port vsock:2:1024`.
-    /// What it needs besides: --agent-transport console, or --agent-key.
+    /// It also needs --agent-transport console, or --agent-key.
     #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub agent_socket: Option<PathBuf>,
 
@@ -87,7 +87,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "KIND", help_heading = "Sockets of a device")]
     pub agent_transport: Option<AgentTransport>,
 
-    /// File with the key that the guest's agent proves to have, and of which it has a copy (`lacuna-agent --key`)
+    /// File with the key by which the device knows the guest's agent, which has a copy of it (`lacuna-agent --key`)
     ///
     /// 32 to 4096 bytes, as of `head -c 32 /dev/urandom`. Its owner is root or the program's user, its mode 600. A guest
     /// that migrates has the same key at both hosts.
@@ -104,17 +104,17 @@ pub struct DeviceArgs {
     pub target: Option<u32>,
 
     /// Make the balloon smaller while the guest has less than SIZE available or stalls for lack of memory, and
-    /// slowly larger again; asks for statistics, every second if nothing else is said
+    /// slowly larger again; asks for statistics, every second by default
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Balloon")]
     pub auto_shrink: Option<u64>,
 
-    /// Ask the guest for memory statistics every so many seconds
+    /// Seconds between two requests for the guest's memory statistics
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(help_heading = "Balloon")]
     pub stats_interval: Option<u32>,
 
-    /// End a round of hints that a person has started (`lacuna balloon hints start --detach`) after so many seconds, so that
-    /// the guest gets its free memory back if nobody stops it; 0: never [default: 60]
+    /// Seconds after which a round of hints that a person started (`lacuna balloon hints start --detach`) ends by itself, so
+    /// that the guest gets its free memory back; 0: never [default: 60]
     #[arg(long, value_name = "SECS", help_heading = "Balloon")]
     pub hint_round_limit: Option<u32>,
 

@@ -70,9 +70,8 @@ pub struct Args {
 
     /// One device of several: its options without dashes, separated by commas (one in a value is written twice)
     ///
-    /// Every option of a device can be given. Those that stand on the command line hold for all devices that do
-    /// not say otherwise; a feature is taken back with `=off`. Each device has threads of its own, and what one
-    /// front end does is of no matter to the others.
+    /// Every option of a device can be given. Options on the command line are the defaults of all devices; `=off` takes a
+    /// feature back. Each device has threads of its own, and one front end cannot disturb the others.
     #[arg(long = "device", value_name = "OPTION=VALUE,...", value_parser = device::device_line)]
     #[arg(conflicts_with_all = ["socket_path", "fd", "control_socket", "agent_socket", "name", "trace"])]
     pub devices: Vec<DeviceArgs>,
@@ -91,7 +90,7 @@ pub struct Args {
     #[arg(help_heading = "Process")]
     pub metrics_socket_group: Option<Gid>,
 
-    /// What becomes of a system call that the program has no business to make
+    /// What happens to a system call that the program does not need
     #[arg(
         long,
         value_name = "MODE",

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Gets a vCPU out of the guest: KVM's `immediate_exit`, and a signal for a vCPU that is in the guest
-//! already.
+//! Gets a vCPU out of the guest: with KVM's `immediate_exit`, and with a signal if the vCPU is in the guest already.
 #![allow(unsafe_code)]
 
 use std::io;

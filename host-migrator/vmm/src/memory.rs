@@ -125,7 +125,7 @@ impl MachineMemory {
         &self.own
     }
 
-    /// The memory files, for whoever maps the memory too.
+    /// The memory files, for others who map the memory.
     ///
     /// # Errors
     /// [`io::Error`] if a file cannot be duplicated.

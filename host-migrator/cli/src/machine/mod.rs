@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A process with a machine in it: `lacuna run` and `lacuna receive`.
 //!
-//! The two differ in where the guest comes from. From then on they are the same: the guest can be looked
-//! at, and migrated on.
+//! The two differ only in where the guest comes from. After that, both show the guest's state and can migrate it on.
 
 mod arriving;
 mod console;
@@ -49,7 +48,7 @@ pub enum ProcessError {
     /// The guest did not arrive.
     #[error("the guest did not arrive: {0}")]
     Receive(#[from] ReceiveError),
-    /// The workload is none for this guest.
+    /// This guest cannot do the workload.
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
     /// The thread that receives the guest has panicked.

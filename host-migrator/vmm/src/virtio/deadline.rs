@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An end to every wait for the back end.
 //!
-//! The crate `vhost` repeats a receive that a socket timeout ended, so a socket timeout would not end
-//! anything. What ends its wait is the end of the connection: a thread here shuts the connection down when
-//! an answer is overdue.
+//! A socket timeout would not do: the crate `vhost` repeats a receive that timed out. Only the end of the connection
+//! ends its wait. So a thread here shuts the connection down when an answer is overdue.
 
 use std::io;
 use std::net::Shutdown;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The port: moves bytes between the guest's queues and the socket, a bounded number at a time.
 //!
-//! Nothing is kept in between. Bytes of the guest stay in its buffers until the socket takes them, bytes of the host
-//! stay in the socket until the guest has a buffer for them: whoever does not read stops the other, and nobody else.
+//! It keeps no bytes in between. The guest's bytes stay in its buffers until the socket takes them, and the host's bytes
+//! stay in the socket until the guest has a buffer for them. A side that does not read stops only the other side.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::device::{Device, Pending};
 use crate::virtio::device::signal;
 
-/// How long to wait between two connections: a guest that opens and closes its port costs the host no more.
+/// The pause between two connections. It limits what a guest that opens and closes its port again and again costs the host.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// What an event is about.
