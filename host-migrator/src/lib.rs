@@ -19,7 +19,9 @@ pub mod dirty_log;
 pub mod hints;
 mod holes;
 pub mod machine;
+pub mod ownership;
 pub mod page_source;
+mod panics;
 pub mod params;
 pub mod ram;
 pub mod round_map;
@@ -32,11 +34,14 @@ pub mod zero;
 
 pub use bitmap::MigrationBitmap;
 pub use clause::Clause;
-pub use destination::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive};
+pub use destination::{
+    Incoming, ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive,
+};
 pub use dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use hints::{ControlClient, DeviceHints, HintError, HintSource};
 pub use holes::HoleBudget;
 pub use machine::{DestinationMachine, MachineError, SourceMachine};
+pub use ownership::{ClaimError, Owner, Ownership, OwnershipRecord, Session};
 pub use page_source::{PageSource, PageSources, PagesBySource};
 pub use params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
 pub use ram::{GuestRam, RamError, RamRegion};

@@ -45,7 +45,8 @@ pub trait SourceMachine: Send {
     /// [`MachineError`] if it cannot run; it stays stopped.
     fn resume(&mut self) -> Result<(), MachineError>;
 
-    /// The destination owns the guest now: this machine never runs again.
+    /// The destination has the guest now, or may have it: this machine does not run again, unless an operator decides
+    /// that the guest is on this side after all ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
     fn hand_over(&mut self);
 }
 

@@ -26,9 +26,10 @@ pub struct MigrationParams {
     /// A peer that takes and gives nothing for this long has gone. Long enough for what socket buffers
     /// hold to pass a slow link.
     pub peer_timeout: Duration,
-    /// While the guest is stopped, a destination that takes and gives nothing for this long has gone, and
-    /// the guest runs on at the source; none: [`MigrationParams::downtime_limit`] and five seconds. Never
-    /// longer than [`MigrationParams::peer_timeout`].
+    /// How long the switchover may take, from the moment before the guest is stopped until it is handed over.
+    /// After that the migration has failed and the guest runs on at the source, whatever the destination still
+    /// takes or gives. None: twice the downtime that was expected when the guest was stopped, or
+    /// [`MigrationParams::downtime_limit`] if that is more, and five seconds for the machine's state.
     pub switchover_timeout: Option<Duration>,
     /// How often a round looks into the vCPUs' dirty log while it is being sent, about: a page that is found
     /// written before it was copied is not sent again for it. Each look costs the guest a fault for every page
@@ -68,15 +69,19 @@ impl Default for MigrationParams {
     }
 }
 
-/// What a healthy destination may take to load the guest, besides what the downtime limit allows for pages.
+/// What a healthy destination may take to load the guest, besides the time for the pages.
 const LOAD_LIMIT: Duration = Duration::from_secs(5);
 
 impl MigrationParams {
-    /// How long the destination may be silent while the guest is stopped.
-    pub(crate) fn switchover_patience(&self) -> Duration {
-        self.switchover_timeout
-            .unwrap_or(self.downtime_limit.saturating_add(LOAD_LIMIT))
-            .min(self.peer_timeout)
+    /// How long the switchover may take if the downtime is `expected` to be so long.
+    pub(crate) fn switchover_time(&self, expected: Duration) -> Duration {
+        self.switchover_timeout.unwrap_or_else(|| {
+            // Nothing was measured that would tell.
+            let unknown = expected == Duration::MAX;
+            let expected = if unknown { self.peer_timeout } else { expected };
+            let pages = expected.saturating_mul(2).max(self.downtime_limit);
+            pages.saturating_add(LOAD_LIMIT)
+        })
     }
 
     #[cfg(feature = "clause-switches")]

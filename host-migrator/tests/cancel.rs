@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::{
-    Channel, Migration, MigrationError, MigrationHandle, MigrationParams, MigrationState, receive,
+    Channel, Migration, MigrationError, MigrationHandle, MigrationParams, MigrationState, Owner,
+    OwnershipRecord, receive,
 };
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
@@ -43,7 +44,9 @@ fn start(guest: &Guest, forth: Fault, back: Fault, params: MigrationParams) -> M
     let ram = like(&guest.memory.ram);
     thread::spawn(move || {
         let mut machine = SoftDestination::default();
-        let _ = receive(there.try_into().unwrap(), &ram, &mut machine, &mut |_| ());
+        let ownership = OwnershipRecord::there();
+        let channel = there.try_into().unwrap();
+        let _ = receive(channel, &ram, &mut machine, &ownership, &mut |_| ());
     });
     Migration::start(guest.source(), params, here.try_into().unwrap()).unwrap()
 }
@@ -156,7 +159,7 @@ fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_t
     };
     let (_, result) = start(&guest, Fault::default(), back, params).join();
     let error = result.unwrap_err().to_string();
-    assert!(error.contains("silent"), "{error}");
+    assert!(error.contains("the switchover was not done in"), "{error}");
     assert!(!guest.machine.is_stopped() && !guest.machine.is_handed_over());
 }
 
@@ -181,6 +184,7 @@ fn a_guest_that_was_handed_over_cannot_be_taken_back() {
         "{result:?}"
     );
     assert!(guest.machine.is_stopped());
+    assert_eq!(guest.ownership.get().owner, Owner::Undecided);
 }
 
 #[test]
@@ -198,4 +202,31 @@ fn a_destination_that_is_silent_for_too_long_is_given_up() {
     let error = result.unwrap_err().to_string();
     assert!(error.contains("silent"), "{error}");
     assert!(!guest.machine.is_stopped());
+}
+
+/// A migration whose switchover may take 30 ms, over a wire with these faults: it must fail, and the guest run on.
+fn assert_given_up_in_the_switchover(forth: Fault, back: Fault) {
+    let guest = guest();
+    let params = MigrationParams {
+        // Longer than any test runs.
+        peer_timeout: Duration::from_secs(100_000),
+        switchover_timeout: Some(Duration::from_millis(30)),
+        max_rounds: Some(1),
+        ..MigrationParams::default()
+    };
+    let (_, result) = start(&guest, forth, back, params).join();
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("the switchover was not done in"), "{error}");
+    assert!(!guest.machine.is_stopped() && !guest.machine.is_handed_over());
+    assert_eq!(guest.ownership.get().owner, Owner::Here);
+    assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
+}
+
+#[test]
+fn a_destination_that_answers_byte_by_byte_does_not_hold_a_stopped_guest() {
+    let trickle = Fault {
+        trickle: Some(Duration::from_millis(5)),
+        ..Fault::default()
+    };
+    assert_given_up_in_the_switchover(Fault::default(), trickle);
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 
 use host_migrator::transport::SectionError;
-use host_migrator::{GuestRam, MigrationParams, ReceiveError, receive};
+use host_migrator::{GuestRam, MigrationParams, OwnershipRecord, ReceiveError, receive};
 use software_guest::machine::{DESCRIPTION, STATE, SoftDestination};
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
@@ -45,6 +45,7 @@ impl Liar {
     fn header(&mut self, ram: &GuestRam) {
         let header = StreamHeader {
             session: self.session,
+            number: 0,
             ram_bytes: ram.pages() * 4096,
             regions: ram.regions().len() as u32,
         };
@@ -107,6 +108,7 @@ fn received_into(
             there.try_into().unwrap(),
             &theirs,
             &mut machine,
+            &OwnershipRecord::there(),
             &mut |_| (),
         );
         assert_eq!(machine.runs, result.is_ok());
@@ -179,6 +181,7 @@ fn a_stranger_and_another_version_are_told_apart() {
     let result = received(|liar, ram| {
         let header = StreamHeader {
             session: liar.session,
+            number: 0,
             ram_bytes: ram.pages() * 4096,
             regions: 2,
         };

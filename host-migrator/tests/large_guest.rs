@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, Listener, Migration, MigrationParams, MigrationReport, PageSources, receive,
+    Channel, Listener, Migration, MigrationParams, MigrationReport, OwnershipRecord, PageSources,
+    receive,
 };
 use software_guest::Guest;
 use software_guest::machine::SoftDestination;
@@ -42,7 +43,8 @@ fn migrate(use_hints: bool) -> MigrationReport {
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
         let channel = listener.accept(Some(Duration::from_secs(10))).unwrap();
-        receive(channel, &theirs, &mut machine, &mut |_| ()).unwrap();
+        let ownership = OwnershipRecord::there();
+        receive(channel, &theirs, &mut machine, &ownership, &mut |_| ()).unwrap();
     });
     let hinting = Arc::clone(&guest);
     guest.hints.on_open(move |epoch| {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use host_migrator::{
     Channel, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationError,
-    MigrationParams, PageSource, ReceiveError, ReceiveStatus, Source, receive,
+    MigrationParams, OwnershipRecord, PageSource, ReceiveError, ReceiveStatus, Source, receive,
 };
 use software_guest::link::{Link, wire};
 use software_guest::machine::SoftDestination;
@@ -55,7 +55,13 @@ fn migrate(
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
         let channel = Channel::try_from(there).unwrap().with_patience(PATIENCE);
-        let received = receive(channel, &theirs, &mut machine, &mut observer);
+        let received = receive(
+            channel,
+            &theirs,
+            &mut machine,
+            &OwnershipRecord::there(),
+            &mut observer,
+        );
         assert_eq!(machine.runs, received.is_ok());
         received.map(|_| ())
     });
@@ -217,6 +223,13 @@ fn a_source_that_is_silent_is_given_up() {
     let channel = channel.with_patience(Duration::from_millis(300));
     let ram = like(&guest(10).memory.ram);
     let mut machine = SoftDestination::default();
-    let error = receive(channel, &ram, &mut machine, &mut |_| ()).unwrap_err();
+    let error = receive(
+        channel,
+        &ram,
+        &mut machine,
+        &OwnershipRecord::there(),
+        &mut |_| (),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("silent for 300ms"), "{error}");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use host_migrator::{
     Channel, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationParams,
-    MigrationStatus, PageSource, receive,
+    MigrationStatus, OwnershipRecord, PageSource, receive,
 };
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like, one};
@@ -184,7 +184,8 @@ fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
     let ram = like(&guest.memory.ram);
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
-        receive(there.try_into().unwrap(), &ram, &mut machine, &mut |_| ()).unwrap_err();
+        let (channel, ownership) = (there.try_into().unwrap(), OwnershipRecord::there());
+        receive(channel, &ram, &mut machine, &ownership, &mut |_| ()).unwrap_err();
     });
     let seen = |handle: &host_migrator::MigrationHandle, normal| loop {
         let status = handle.status();

@@ -9,6 +9,8 @@ mod bare;
 #[cfg(test)]
 mod clauses;
 #[cfg(test)]
+mod every_step;
+#[cfg(test)]
 mod failures;
 #[cfg(test)]
 mod hostile_agent;

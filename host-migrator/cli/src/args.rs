@@ -66,8 +66,10 @@ pub enum Job {
     Status(StatusArgs),
     /// Cancel a migration: the guest runs on where it is
     Cancel(ControlArgs),
-    /// Let a machine that was received with --hold run
-    Cont(ControlArgs),
+    /// Let a machine that was received with --hold run, or that has a guest whose hand-over was lost
+    Cont(ContArgs),
+    /// Let a guest run on at the source that a migration has left standing, or whose hand-over was lost
+    Resume(ResumeArgs),
     /// End a machine; its guest only with --end-guest
     Quit(QuitArgs),
     /// The balloon: run the device, set its target, look at the guest's memory
@@ -238,6 +240,10 @@ pub struct MigrationArgs {
     /// How long the guest may stand still at the end, in milliseconds
     #[arg(long, value_name = "MS", default_value = "300", value_parser = milliseconds)]
     pub downtime_limit: Duration,
+    /// How long the switchover may take, in milliseconds: after that the guest runs on at the source, whatever the
+    /// destination does. Without it twice the downtime that is expected, or the downtime limit, and five seconds
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    pub switchover_timeout: Option<Duration>,
     /// Bytes a second (or with a suffix K, M, G or T) to send at most; without it as fast as the link goes
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<Size>,
@@ -259,6 +265,7 @@ impl MigrationArgs {
         MigrateArguments {
             max_bandwidth: self.max_bandwidth.map(|size| size.0),
             downtime_limit: self.downtime_limit.as_millis() as u64,
+            switchover_timeout: self.switchover_timeout.map(|time| time.as_millis() as u64),
             early_harvests: self.early_harvests,
             max_rounds: self.max_rounds,
             ..MigrateArguments::to(uri)
@@ -312,6 +319,32 @@ pub struct ControlArgs {
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
+}
+
+/// `lacuna cont`
+#[derive(Clone, Debug, Args)]
+pub struct ContArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// The link died in the hand-over, and `status` of this destination shows `undecided`: you know that the guest is
+    /// this machine's, because the source shows `undecided`, too, or has ended. If that is wrong the guest runs in two
+    /// places, and destroys its disks
+    #[arg(long)]
+    pub destination_owns: bool,
+}
+
+/// `lacuna resume`
+#[derive(Clone, Debug, Args)]
+pub struct ResumeArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// The link died in the hand-over, and `status` of this source shows `undecided`: you know that the guest is this
+    /// machine's, because the destination has ended, or you have ended it. That it does not run there is not enough: the
+    /// last word may still be on its way. If that is wrong the guest runs in two places, and destroys its disks
+    #[arg(long)]
+    pub source_owns: bool,
 }
 
 /// `lacuna quit`

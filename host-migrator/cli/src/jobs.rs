@@ -7,13 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use host_migrator::Ownership;
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 use vhost_device_balloon::daemon::signals::EndSignals;
 
 use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
 use crate::control::{Client, ClientError, Command, MigrateArguments, QuitArguments};
-use crate::machine::Status;
+use crate::machine::{MachineState, Status};
 use crate::size::Size;
 
 /// How often a migration is looked at while its progress is shown.
@@ -148,6 +149,18 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
         return print(&serde_json::to_string_pretty(&status).unwrap_or_default());
     }
     let mut lines = vec![format!("machine    {}", name_of(status.machine))];
+    let Ownership {
+        session,
+        number,
+        owner,
+    } = status.ownership;
+    lines.push(format!(
+        "owner      {owner}; session {session}, hand-over {number}"
+    ));
+    if status.machine == MachineState::Undecided {
+        let what = "look at the other side, then `lacuna cont` or `lacuna resume` says what to do";
+        lines.push(format!("           {what}"));
+    }
     if let Some(incoming) = &status.incoming {
         lines.push(format!("listening  {incoming}"));
     }

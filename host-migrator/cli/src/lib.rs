@@ -53,7 +53,12 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Send(args) => jobs::send(&args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
+        Job::Cont(args) if args.destination_owns => {
+            jobs::tell(&args.control, &Command::DestinationOwns)?;
+        }
         Job::Cont(args) => jobs::tell(&args.control, &Command::Cont)?,
+        Job::Resume(args) if args.source_owns => jobs::tell(&args.control, &Command::SourceOwns)?,
+        Job::Resume(args) => jobs::tell(&args.control, &Command::Resume)?,
         Job::Quit(args) => jobs::quit(&args)?,
         Job::Balloon(args) => balloon::run(args.job)?,
         Job::Trace(args) => trace::run(&args.job)?,

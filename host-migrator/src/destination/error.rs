@@ -49,7 +49,16 @@ pub enum ReceiveError {
     /// No random number for the session.
     #[error("no random number to be had: {0}")]
     Random(#[source] std::io::Error),
-    /// The source has given the guest up, and it cannot run here.
-    #[error("the guest was handed over and cannot run here: {0}")]
+    /// The source has given the guest up, and it cannot run here. It is this side's, and kept.
+    #[error("the guest was handed over, and cannot run here; it is kept: {0}")]
     Run(#[source] MachineError),
+    /// The link died when all had arrived. Nobody knows whether the source has given the guest up: it is kept here,
+    /// stopped, until an operator decides ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
+    #[error(
+        "the guest is here and stands still, but whether the source has given it up is not known: {0}"
+    )]
+    Undecided(#[source] Box<ReceiveError>),
+    /// A bug: the thread that received the guest panicked.
+    #[error("a bug in the destination: {0}")]
+    Panicked(String),
 }

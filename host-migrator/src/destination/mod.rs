@@ -3,15 +3,24 @@
 //! it up.
 
 mod error;
+mod incoming;
 mod receiver;
+mod waiting;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use spec::stream::SectionKind;
 
 use crate::machine::DestinationMachine;
+use crate::ownership::OwnershipRecord;
 use crate::ram::GuestRam;
-use crate::transport::Channel;
+use crate::transport::{Channel, SectionError};
 pub use error::ReceiveError;
-use receiver::Receiver;
+pub use incoming::Incoming;
+
+/// How long a source that was told of an error may go on sending.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How far a migration has come, as its destination sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,17 +69,21 @@ pub struct ReceiveReport {
     pub load_ms: f64,
 }
 
-/// Receives a guest over `channel` into `ram`, whatever it held before, and runs it in `machine` when the
-/// source has handed it over. `observer` is called after every section.
+/// Receives a guest over `channel`, the connection of a source that needs not be waited for: [`Incoming::greet`] and
+/// [`Incoming::receive`] in one.
 ///
 /// # Errors
-/// [`ReceiveError`]. But for [`ReceiveError::Run`] the guest has not run here and never will; the source
-/// has been told if it still could be.
+/// As those have.
 pub fn receive(
     channel: Channel,
     ram: &GuestRam,
     machine: &mut dyn DestinationMachine,
+    ownership: &OwnershipRecord,
     observer: &mut dyn FnMut(&ReceiveStatus),
 ) -> Result<ReceiveReport, ReceiveError> {
-    Receiver::new(channel, ram, observer).receive(machine)
+    Incoming::greet(channel, ram, machine)?.receive(ram, machine, ownership, observer)
+}
+
+fn unexpected(found: SectionKind, expected: &'static str) -> SectionError {
+    SectionError::Unexpected { found, expected }
 }

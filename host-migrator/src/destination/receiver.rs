@@ -1,31 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reads a migration stream into guest memory.
 
-use std::time::{Duration, Instant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
-use rustix::rand::{GetRandomFlags, getrandom};
-use spec::stream::{
-    Greeting, PagesPrefix, RUN_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind, StreamError,
-    StreamHeader, Totals, runs,
-};
-use spec::{PAGE_SIZE, PageRange};
+use spec::PageRange;
+use spec::stream::{PagesPrefix, RUN_BYTES, SectionHeader, SectionKind, StreamError, Totals, runs};
 
-use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus};
+use super::incoming::{self, Incoming};
+use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
 use crate::machine::DestinationMachine;
+use crate::ownership::{Owner, OwnershipRecord};
+use crate::panics::text_of;
 use crate::ram::GuestRam;
 use crate::transport::sections::{SectionReader, SectionWriter};
-use crate::transport::{Channel, Heartbeats, SectionError};
-
-/// How long a source that was told of an error may go on sending.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+use crate::transport::{Heartbeats, SectionError};
 
 /// One migration's receiving end.
 pub(crate) struct Receiver<'a> {
     input: SectionReader,
     out: SectionWriter,
-    /// From the greeting on.
+    /// From the moment when the source is accepted.
     heartbeats: Option<Heartbeats>,
     ram: &'a GuestRam,
+    ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
     rounds: u64,
@@ -36,16 +34,18 @@ pub(crate) struct Receiver<'a> {
 
 impl<'a> Receiver<'a> {
     pub(crate) fn new(
-        channel: Channel,
+        source: Incoming,
         ram: &'a GuestRam,
+        ownership: &'a OwnershipRecord,
         observer: &'a mut dyn FnMut(&ReceiveStatus),
     ) -> Self {
-        let (reader, writer) = channel.split();
+        ownership.await_guest(source.session, source.number);
         Self {
-            input: SectionReader::new(reader),
-            out: SectionWriter::new(writer),
+            input: source.input,
+            out: source.out,
             heartbeats: None,
             ram,
+            ownership,
             observer,
             status: ReceiveStatus {
                 round: 1,
@@ -61,34 +61,37 @@ impl<'a> Receiver<'a> {
         mut self,
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
-        let result = self.receive_and_run(machine);
-        if let Err(error) = &result {
+        let result = catch_unwind(AssertUnwindSafe(|| self.receive_and_run(machine)))
+            .unwrap_or_else(|panic| Err(ReceiveError::Panicked(text_of(&*panic))));
+        let owner = self.ownership.settle();
+        result.map_err(|error| {
             self.heartbeats = None;
-            self.out.abort(&error.to_string());
-            self.out.finish();
-            self.input.drain(LAST_WORDS);
-        }
-        result
+            let error = match owner {
+                Owner::Undecided => ReceiveError::Undecided(Box::new(error)),
+                Owner::Here | Owner::There => error,
+            };
+            incoming::refuse(&mut self.input, &mut self.out, &error);
+            error
+        })
     }
 
     fn receive_and_run(
         &mut self,
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
+        self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
         // What is not sent is zero, whatever an attempt before has left.
         for region in self.ram.regions() {
             self.ram.discard(*region)?;
         }
-        self.greet(machine)?;
+        self.answer(SectionKind::Accept)?;
         self.enter(ReceiveState::Active);
         let state = self.memory()?;
         self.enter(ReceiveState::Device);
         let loading = Instant::now();
         machine.load(&state)?;
         let load_ms = loading.elapsed().as_secs_f64() * 1000.0;
-        self.answer(SectionKind::Ready)?;
-        self.enter(ReceiveState::Ready);
-        self.input.expect(SectionKind::HandOver, "HandOver")?;
+        self.take_over()?;
         machine.run().map_err(ReceiveError::Run)?;
         self.enter(ReceiveState::Completed);
         if let Err(error) = self.answer(SectionKind::Running) {
@@ -102,54 +105,28 @@ impl<'a> Receiver<'a> {
         })
     }
 
-    /// Makes sure that both sides mean the same stream, the same memory and the same machine.
-    fn greet(&mut self, machine: &mut dyn DestinationMachine) -> Result<(), ReceiveError> {
-        let mut session = [0; 8];
-        getrandom(&mut session, GetRandomFlags::empty())
-            .map_err(|error| ReceiveError::Random(error.into()))?;
-        let session = u64::from_le_bytes(session);
-        let greeting = Greeting { session }.to_bytes();
-        self.out.start(&greeting).map_err(SectionError::from)?;
-        self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
-        let bytes: [u8; STREAM_HEADER_BYTES] = self.input.start().map_err(SectionError::from)?;
-        let header = StreamHeader::from_bytes(&bytes).map_err(SectionError::from)?;
-        if header.session != session {
-            return Err(ReceiveError::Session);
+    /// Says that all is here, and waits for the source's word. If the link dies meanwhile, nobody knows whether that
+    /// word has been given.
+    fn take_over(&mut self) -> Result<(), ReceiveError> {
+        self.ownership.offer();
+        let word = self.ready_and_word();
+        match &word {
+            Ok(()) => self.ownership.accept(),
+            // It says this of a guest that it has, and only of such.
+            Err(SectionError::Aborted(_)) => self.ownership.declined(),
+            Err(_) => {}
         }
-        let layout = self.input.header()?;
-        if layout.kind != SectionKind::Layout {
-            return Err(unexpected(layout.kind, "Layout").into());
-        }
-        let theirs = self.input.payload(&layout)?;
-        self.check_layout(&header, &theirs)?;
-        let description = self.input.header()?;
-        if description.kind != SectionKind::Description {
-            return Err(unexpected(description.kind, "Description").into());
-        }
-        let theirs = self.input.payload(&description)?;
-        machine.judge(&theirs).map_err(ReceiveError::Unfit)?;
-        self.answer(SectionKind::Accept)
+        Ok(word?)
     }
 
-    fn check_layout(&self, header: &StreamHeader, theirs: &[u8]) -> Result<(), ReceiveError> {
-        let ours = self.ram.regions().len();
-        if theirs.len() != header.regions as usize * 16 || header.regions as usize != ours {
-            return Err(ReceiveError::Layout(format!(
-                "{} regions there, {ours} here",
-                header.regions
-            )));
+    fn ready_and_word(&mut self) -> Result<(), SectionError> {
+        if let Err(error) = self.out.section(SectionKind::Ready, []) {
+            // A source that has hung up may have said why.
+            self.input.check_peer()?;
+            return Err(error.into());
         }
-        let bytes = self.ram.pages() * PAGE_SIZE;
-        if header.ram_bytes != bytes {
-            return Err(ReceiveError::Layout(format!(
-                "{} bytes there, {bytes} here",
-                header.ram_bytes
-            )));
-        }
-        if theirs != self.ram.layout() {
-            return Err(ReceiveError::Layout("its regions lie elsewhere".into()));
-        }
-        Ok(())
+        self.enter(ReceiveState::Ready);
+        self.input.expect(SectionKind::HandOver, "HandOver")
     }
 
     /// Receives everything up to the commit. Returns the machine's state.
@@ -268,8 +245,4 @@ impl<'a> Receiver<'a> {
         self.status.bytes = self.input.bytes();
         (self.observer)(&self.status);
     }
-}
-
-fn unexpected(found: SectionKind, expected: &'static str) -> SectionError {
-    SectionError::Unexpected { found, expected }
 }

@@ -8,8 +8,8 @@ use crate::machine::MachineError;
 use crate::ram::RamError;
 use crate::transport::SectionError;
 
-/// A migration that did not complete. But for [`MigrationError::HandedOverUnconfirmed`] the guest runs on
-/// here, and may be migrated again.
+/// A migration that did not complete. The record of ownership says who has the guest: where it is
+/// [`Owner::Here`](crate::Owner::Here), the guest runs on here, and may be migrated again.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// The operator cancelled it.
@@ -36,10 +36,20 @@ pub enum MigrationError {
     /// The machine's description is larger than the stream allows.
     #[error("the machine's description of {0} bytes is too large for the stream")]
     DescriptionTooLarge(usize),
-    /// The guest belongs to the destination, which did not confirm that it runs. It never runs here again.
+    /// The guest does not belong to this side.
+    #[error(
+        "the guest is not on this side, as far as this side knows: there is nothing to migrate"
+    )]
+    NotHere,
+    /// A bug: the migration's thread panicked. The guest was put back as after any other error.
+    #[error("a bug in the migration: {0}")]
+    Panicked(String),
+    /// The guest was handed over, and the destination did not confirm that it runs. Both sides keep it, stopped if
+    /// the destination did not hear of it: an operator decides
+    /// ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
     #[error(
         "the guest was handed over, but the destination did not confirm that it runs: {0}; \
-         look there before you start it anywhere"
+         look there, then decide which side has the guest"
     )]
-    HandedOverUnconfirmed(#[source] SectionError),
+    HandedOverUnconfirmed(#[source] Box<MigrationError>),
 }

@@ -4,7 +4,7 @@
 //! The hand-over has two phases, so that the guest never runs in two places. Until the first byte of
 //! HandOver has left, the guest belongs to the source; from then on to the destination.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spec::stream::SectionKind;
 use spec::trace::Event;
@@ -14,6 +14,7 @@ use super::epoch::{Harvest, Tracker};
 use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
 use crate::machine::SourceMachine;
+use crate::ownership::OwnershipRecord;
 use crate::params::MigrationParams;
 use crate::stats::{DowntimeSteps, MigrationState, RoundStats};
 use crate::trace::Trace;
@@ -22,32 +23,34 @@ use crate::transport::SectionError;
 /// What the switchover needs besides memory.
 pub(crate) struct Plan<'a> {
     pub(crate) machine: &'a mut dyn SourceMachine,
+    pub(crate) ownership: &'a OwnershipRecord,
     pub(crate) trace: &'a Trace,
     pub(crate) params: &'a MigrationParams,
     pub(crate) progress: &'a Progress,
     /// The last round's number.
     pub(crate) round: u32,
+    /// How long the guest may stand still before it is handed over.
+    pub(crate) time: Duration,
 }
 
-/// Stops the guest, sends the rest and hands over. An error other than
-/// [`MigrationError::HandedOverUnconfirmed`] leaves the guest here, perhaps stopped.
+/// Stops the guest, sends the rest and hands over. After an error the
+/// record of ownership says who has the guest; if it is here, it may be stopped.
 pub(crate) fn switch_over(
-    plan: Plan<'_>,
+    mut plan: Plan<'_>,
     tracker: &mut Tracker<'_>,
     sender: &mut Sender<'_>,
 ) -> Result<(DowntimeSteps, RoundStats), MigrationError> {
+    let (time, round) = (plan.time, plan.round);
     let Plan {
         machine,
         trace,
-        params,
         progress,
-        round,
-    } = plan;
+        ..
+    } = &mut plan;
     sender.check()?;
     tracker.before_pause();
-    // A stopped guest does not wait as long as one that runs.
-    sender.link.set_patience(params.switchover_patience());
-    sender.link.peer.want_answers(true);
+    // One deadline for all of it, which no byte of the destination's extends: the guest stands still.
+    sender.link.stop.set_deadline(time, "the switchover");
     enter(progress, MigrationState::PreSwitchover);
     let mut steps = DowntimeSteps::default();
     let mut clock = Clock(Instant::now());
@@ -57,6 +60,7 @@ pub(crate) fn switch_over(
     machine.stop_devices()?;
     trace.record(Event::DevicesStopped);
     steps.stop_devices = clock.step();
+    sender.link.stop.check_deadline()?;
     tracker.last_harvest()?;
     steps.last_harvest = clock.step();
 
@@ -81,40 +85,47 @@ pub(crate) fn switch_over(
     sender.link.peer.expect(SectionKind::Ready, "Ready")?;
     steps.commit = clock.step();
 
-    hand_over(machine, trace, params, progress, sender)?;
+    hand_over(plan, sender)?;
     steps.hand_over = clock.step();
     Ok((steps, last))
 }
 
-fn hand_over(
-    machine: &mut dyn SourceMachine,
-    trace: &Trace,
-    params: &MigrationParams,
-    progress: &Progress,
-    sender: &mut Sender<'_>,
-) -> Result<(), MigrationError> {
+fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_>) -> Result<(), MigrationError> {
+    let Plan {
+        machine,
+        ownership,
+        trace,
+        params,
+        progress,
+        ..
+    } = plan;
     // A destination that has died since it was ready is noticed here, while the guest is still ours.
     sender.check()?;
+    sender.link.stop.check_deadline()?;
     // Whichever is first, this or a cancel, wins.
     if !progress.commit() {
         return Err(MigrationError::Cancelled);
     }
     trace.record(Event::HandOver);
+    ownership.give();
     let sent = sender.link.out.hand_over();
     if let Err(error) = &sent
         && error.written == 0
     {
         // Not one byte has left: the destination cannot have got it.
+        ownership.keep();
         trace.record(Event::HandOverVoid);
         return sent.map_err(|error| error.source.into());
     }
     machine.hand_over();
     // The guest is the destination's; only its word that it runs is missing.
+    sender.link.stop.clear_deadline();
     sender.link.set_patience(params.peer_timeout);
-    sender.link.peer.want_answers(false);
     sent.map_err(|error| SectionError::Io(error.source))
         .and_then(|()| sender.link.peer.expect(SectionKind::Running, "Running"))
-        .map_err(MigrationError::HandedOverUnconfirmed)
+        .map_err(|error| MigrationError::HandedOverUnconfirmed(Box::new(error.into())))?;
+    ownership.given();
+    Ok(())
 }
 
 fn enter(progress: &Progress, state: MigrationState) {

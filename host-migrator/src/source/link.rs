@@ -4,19 +4,32 @@
 use std::io;
 use std::time::Duration;
 
-use crate::transport::Heartbeats;
 use crate::transport::sections::{SectionReader, SectionWriter};
+use crate::transport::{Channel, Heartbeats, StopFlag};
 
 /// Both directions of the connection to the destination.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) out: SectionWriter,
     pub(crate) peer: SectionReader,
+    /// Ends the waits of both.
+    pub(crate) stop: StopFlag,
     /// From the stream's header on.
     pub(crate) heartbeats: Option<Heartbeats>,
 }
 
 impl Link {
+    pub(crate) fn new(channel: Channel) -> Self {
+        let stop = channel.stop_flag();
+        let (reader, writer) = channel.split();
+        Self {
+            out: SectionWriter::new(writer),
+            peer: SectionReader::new(reader),
+            stop,
+            heartbeats: None,
+        }
+    }
+
     /// How long the destination may neither take nor give a byte from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.out.set_patience(patience);

@@ -3,6 +3,7 @@
 
 mod batch;
 mod early_harvest;
+mod ending;
 mod epoch;
 mod error;
 mod estimate;
@@ -28,6 +29,7 @@ use std::thread::{self, JoinHandle};
 use crate::dirty_log::DirtyLog;
 use crate::hints::HintSource;
 use crate::machine::SourceMachine;
+use crate::ownership::OwnershipRecord;
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
 use crate::stats::{MigrationReport, MigrationStatus};
@@ -48,6 +50,8 @@ pub struct Source {
     pub hints: Option<Box<dyn HintSource>>,
     /// Where the migration records what it does, for tests.
     pub trace: Trace,
+    /// Who owns the guest: the same record for all of the guest's migrations.
+    pub ownership: OwnershipRecord,
 }
 
 impl fmt::Debug for Source {
@@ -122,7 +126,7 @@ impl MigrationHandle {
     /// [`MigrationError`] if it did not complete.
     ///
     /// # Panics
-    /// If the migration's thread did.
+    /// If the end of the migration panicked; a panic before is [`MigrationError::Panicked`].
     pub fn join(self) -> (Source, Result<MigrationReport, MigrationError>) {
         self.thread
             .join()

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, StreamHeader};
-use spec::trace::Event;
-use spec::trace::event::Outcome;
 
-use super::epoch::{self, Tracker};
+use super::ending;
+use super::epoch::Tracker;
 use super::estimate::{Downtime, Estimate};
 use super::handover::{self, Plan};
 use super::left_out::LeftOut;
@@ -20,6 +19,7 @@ use super::sender::{Sender, milliseconds};
 use super::untouched;
 use super::{MigrationError, Source};
 use crate::machine::SourceMachine;
+use crate::ownership::{Owner, OwnershipRecord};
 use crate::page_source::{PageSource, PagesBySource};
 use crate::params::MigrationParams;
 use crate::ram::GuestRam;
@@ -27,7 +27,6 @@ use crate::round_map::Recorder;
 use crate::sending_order::Outlook;
 use crate::stats::{MigrationReport, MigrationState, RoundStats};
 use crate::trace::Trace;
-use crate::transport::sections::{SectionReader, SectionWriter};
 use crate::transport::{Channel, SectionError};
 
 /// If back ends log at least this many pages, these are not only their rings: a balloon has discarded memory.
@@ -41,94 +40,16 @@ pub(crate) fn migrate(
     channel: Channel,
     progress: &Progress,
 ) -> Result<MigrationReport, MigrationError> {
-    let (reader, writer) = channel.split();
-    let mut link = Link {
-        out: SectionWriter::new(writer),
-        peer: SectionReader::new(reader),
-        heartbeats: None,
-    };
-    let result = run(source, params, &mut link, progress).map_err(|error| {
-        let cancelled = !progress.commit() && progress.is_cancelled();
-        if cancelled {
-            MigrationError::Cancelled
-        } else {
-            told_by_peer(error, &mut link)
-        }
-    });
-    let handed_over = matches!(
-        result,
-        Ok(_) | Err(MigrationError::HandedOverUnconfirmed(_))
-    );
-    if let Err(error) = &result
-        && !handed_over
-    {
-        // The guest first: it may be stopped.
-        source.trace.record(Event::Resuming);
-        if let Err(error) = source.machine.resume() {
-            log::error!("after a migration that failed: {error}");
-        }
-        link.abort(&error.to_string());
-    } else {
-        drop(link);
+    if source.ownership.get().owner != Owner::Here {
+        progress.update(|status| {
+            status.status = MigrationState::Failed;
+            status.error_desc = Some(MigrationError::NotHere.to_string());
+        });
+        return Err(MigrationError::NotHere);
     }
-    put_back(source, params);
-    source.trace.record(Event::End(outcome(&result)));
-    progress.update(|status| {
-        status.total_time = progress.started().elapsed().as_millis() as u64;
-        status.status = match &result {
-            Ok(_) => MigrationState::Completed,
-            Err(MigrationError::Cancelled) => MigrationState::Cancelled,
-            Err(MigrationError::HandedOverUnconfirmed(_)) => MigrationState::HandedOverUnconfirmed,
-            Err(_) => MigrationState::Failed,
-        };
-        status.error_desc = result.as_ref().err().map(ToString::to_string);
-    });
-    result
-}
-
-/// Stops dirty logging and gives the guest its pages back.
-fn put_back(source: &mut Source, params: &MigrationParams) {
-    let trace = &source.trace;
-    for (index, log) in source.logs.iter_mut().enumerate() {
-        match log.stop() {
-            Ok(()) => trace.record(Event::LogStopped(epoch::name(index, log.as_ref()))),
-            Err(error) => log::warn!("after the migration: {error}"),
-        }
-    }
-    if let Some(hints) = source
-        .hints
-        .as_deref_mut()
-        .filter(|_| params.sources.tellers().any())
-    {
-        match hints.done() {
-            Ok(()) => trace.record(Event::Done),
-            Err(error) => {
-                // The device tells the guest by itself when the migrator's connection ends.
-                trace.record(Event::HintsLost);
-                log::warn!("after the migration: {error}");
-            }
-        }
-    }
-}
-
-fn outcome(result: &Result<MigrationReport, MigrationError>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Completed,
-        Err(MigrationError::Cancelled) => Outcome::Cancelled,
-        Err(MigrationError::HandedOverUnconfirmed(_)) => Outcome::Unconfirmed,
-        Err(_) => Outcome::Failed,
-    }
-}
-
-/// A connection that broke may have brought the peer's reason before.
-fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
-    match error {
-        MigrationError::Io(_) => match link.peer.check_peer() {
-            Err(told @ SectionError::Aborted(_)) => told.into(),
-            _ => error,
-        },
-        _ => error,
-    }
+    let mut link = Link::new(channel);
+    let result = ending::caught(|| run(source, params, &mut link, progress));
+    ending::end(source, params, link, progress, result)
 }
 
 fn run(
@@ -143,6 +64,7 @@ fn run(
         logs,
         hints,
         trace,
+        ownership,
     } = source;
     let trace: &Trace = trace;
     let ram: &GuestRam = ram;
@@ -151,7 +73,7 @@ fn run(
         status.ram.total = ram.pages() * PAGE_SIZE;
         status.ram.page_size = PAGE_SIZE;
     });
-    let round_trip = greet(link, ram, machine.as_mut())?;
+    let round_trip = greet(link, ram, machine.as_mut(), ownership)?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
     let mut tracker = Tracker::arm(ram, logs, hints, tellers, params.clauses(), trace)?;
@@ -190,10 +112,12 @@ fn run(
     report.expected_downtime_ms = milliseconds(expected);
     let plan = Plan {
         machine: machine.as_mut(),
+        ownership,
         trace,
         params,
         progress,
         round: sender.totals().round + 1,
+        time: params.switchover_time(expected),
     };
     let (steps, last) = handover::switch_over(plan, &mut tracker, &mut sender)?;
     report.total_ms = milliseconds(progress.started().elapsed());
@@ -218,6 +142,7 @@ fn greet(
     link: &mut Link,
     ram: &GuestRam,
     machine: &mut dyn SourceMachine,
+    ownership: &OwnershipRecord,
 ) -> Result<Duration, MigrationError> {
     let description = machine.describe()?;
     if description.len() as u64 > MAX_DESCRIPTION {
@@ -227,6 +152,7 @@ fn greet(
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
     let header = StreamHeader {
         session,
+        number: ownership.begin(session),
         ram_bytes: ram.pages() * PAGE_SIZE,
         regions: ram.regions().len() as u32,
     };

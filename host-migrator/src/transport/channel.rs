@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connected stream whose every wait has an end: data, a closed socket, a stop from another thread, or
-//! a peer that has been silent for too long.
+//! A connected stream whose every wait has an end: data, a closed socket, a stop from another thread, a peer that has
+//! been silent for too long, or a deadline.
 //!
 //! A silent peer neither takes nor gives a byte. The sizes of the socket's buffers are left to the kernel: it never tunes a
 //! size that a program has set, and a long link then carries only a part of what it could.
@@ -10,12 +10,12 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::{SockRef, TcpKeepalive};
 
+use super::stop::StopFlag;
 use super::{Address, TransportError, dial};
 
 /// How often a blocked read or write looks whether it has been stopped.
@@ -142,20 +142,6 @@ impl Closer {
     }
 }
 
-/// Ends the waits of a channel from another thread.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StopFlag(Arc<AtomicBool>);
-
-impl StopFlag {
-    pub(crate) fn raise(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
 /// The receiving direction.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -171,22 +157,13 @@ impl Reader {
         self.patience = patience;
     }
 
-    pub(crate) fn patience(&self) -> Duration {
-        self.patience
-    }
-
-    /// The error for a peer that says nothing for too long.
-    pub(crate) fn silent(&self) -> io::Error {
-        silent(self.patience)
-    }
-
     /// An error if no byte of the peer has been read for longer than the patience. To be asked when nothing is there
     /// to be read.
     pub(crate) fn check_heard(&self) -> io::Result<()> {
         if self.heard.elapsed() < self.patience {
             Ok(())
         } else {
-            Err(self.silent())
+            Err(silent(self.patience))
         }
     }
 
@@ -318,6 +295,7 @@ impl<'a> Wait<'a> {
 
     fn until_ready(mut self, mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
         loop {
+            self.stop.check_deadline()?;
             let begin = Instant::now();
             match call() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

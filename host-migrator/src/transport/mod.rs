@@ -7,15 +7,17 @@ mod dial;
 mod heartbeat;
 mod listener;
 pub(crate) mod sections;
+mod stop;
 
 pub use address::{Address, AddressError, LONGEST_SOCKET_PATH};
 pub use channel::{Channel, Closer};
-pub(crate) use channel::{Reader, StopFlag, Writer};
+pub(crate) use channel::{Reader, Writer};
 pub use dial::connect_unix;
 pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
 pub use sections::SectionError;
 pub use spec_sockets::Access;
+pub(crate) use stop::StopFlag;
 
 /// A connection that cannot be made.
 #[derive(Debug, thiserror::Error)]

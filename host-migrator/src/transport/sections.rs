@@ -282,8 +282,6 @@ pub(crate) struct SectionReader {
     bytes: u64,
     /// Bytes received before the section whose header was read last.
     before_section: u64,
-    /// Heartbeats alone do not make a wait longer than the patience.
-    wants_answers: bool,
 }
 
 impl SectionReader {
@@ -293,18 +291,12 @@ impl SectionReader {
             sequence: 0,
             bytes: 0,
             before_section: 0,
-            wants_answers: false,
         }
     }
 
     /// How long the peer may give nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.input.set_patience(patience);
-    }
-
-    /// Whether heartbeats are no longer enough: the section that is waited for must come within the patience.
-    pub(crate) fn want_answers(&mut self, wants_answers: bool) {
-        self.wants_answers = wants_answers;
     }
 
     /// Bytes received so far, heartbeats included.
@@ -327,13 +319,9 @@ impl SectionReader {
     /// Receives a section's header. Heartbeats are taken for what they are; an [`SectionKind::Abort`] section comes
     /// back as an error.
     pub(crate) fn header(&mut self) -> Result<SectionHeader, SectionError> {
-        let began = Instant::now();
         loop {
             if let Some(header) = self.header_or_heartbeat()? {
                 return Ok(header);
-            }
-            if self.wants_answers && began.elapsed() >= self.input.patience() {
-                return Err(self.input.silent().into());
             }
         }
     }

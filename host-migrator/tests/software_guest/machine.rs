@@ -56,6 +56,14 @@ impl SoftMachine {
         self.state.lock().unwrap().stopped
     }
 
+    /// An operator has decided that the guest is here.
+    pub fn take_back(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.handed_over = false;
+        state.stopped = false;
+        self.changed.notify_all();
+    }
+
     pub fn is_handed_over(&self) -> bool {
         self.state.lock().unwrap().handed_over
     }

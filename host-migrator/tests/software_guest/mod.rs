@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use host_migrator::{
     Channel, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
-    MigrationReport, ReceiveError, ReceiveReport, Source, Trace, receive,
+    MigrationReport, OwnershipRecord, ReceiveError, ReceiveReport, Source, Trace, receive,
 };
 
 use hints::{HintsForEngine, SoftHints};
@@ -36,6 +36,7 @@ pub struct Guest {
     pub vcpu_log: SoftLog,
     pub own_log: SoftLog,
     pub trace: Trace,
+    pub ownership: OwnershipRecord,
 }
 
 impl Guest {
@@ -50,6 +51,7 @@ impl Guest {
             memory: Arc::new(memory),
             vcpu_log,
             trace,
+            ownership: OwnershipRecord::here(),
         }
     }
 
@@ -64,6 +66,7 @@ impl Guest {
             ],
             hints: Some(Box::new(HintsForEngine(Arc::clone(&self.hints)))),
             trace: self.trace.clone(),
+            ownership: self.ownership.clone(),
         }
     }
 
@@ -95,6 +98,8 @@ pub struct Outcome {
     pub sent: Result<MigrationReport, MigrationError>,
     pub received: Result<ReceiveReport, ReceiveError>,
     pub destination: SoftDestination,
+    /// The destination's record of ownership.
+    pub arrived: OwnershipRecord,
     pub ram: Arc<GuestRam>,
     /// What the rule says of all that this guest's migrations have recorded.
     pub verdict: Verdict,
@@ -149,15 +154,23 @@ pub fn migrate_over(
     let destination_ram = Arc::clone(&ram);
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
+        let ownership = OwnershipRecord::there();
         let channel = Channel::try_from(there).unwrap();
-        let result = receive(channel, &destination_ram, &mut machine, &mut |_| ());
-        (machine, result)
+        let observer = &mut |_: &_| ();
+        let result = receive(
+            channel,
+            &destination_ram,
+            &mut machine,
+            &ownership,
+            observer,
+        );
+        (machine, ownership, result)
     });
     let keeps_the_rule = keeps_the_rule(&params);
     let channel = Channel::try_from(here).unwrap();
     let handle = Migration::start(source, params, channel).unwrap();
     let (source, sent) = handle.join();
-    let (destination, received) = destination.join().unwrap();
+    let (destination, arrived, received) = destination.join().unwrap();
     let (records, dropped) = source.trace.records();
     let verdict = check_records(records, dropped);
     assert!(
@@ -169,6 +182,7 @@ pub fn migrate_over(
         sent,
         received,
         destination,
+        arrived,
         ram,
         verdict,
     }

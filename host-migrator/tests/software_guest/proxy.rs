@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use spec::stream::{GREETING_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind};
 
@@ -18,6 +19,8 @@ pub struct Fault {
     pub flip: Option<usize>,
     /// The other end hears nothing more after this many bytes, but the connection stays.
     pub stall_after: Option<usize>,
+    /// The bytes arrive one by one, with this pause before each.
+    pub trickle: Option<Duration>,
     /// Of the destination the greeting and so many answers are heard, heartbeats not counted, and nothing more.
     pub answers: Option<usize>,
 }
@@ -88,7 +91,14 @@ fn pump(
                 break;
             }
             let cut = fault.cut_after.map_or(usize::MAX, |at| at - done);
-            let limit = buffer.len().min(cut).min(stall);
+            let piece = match fault.trickle {
+                Some(pause) => {
+                    thread::sleep(pause);
+                    1
+                }
+                None => buffer.len(),
+            };
+            let limit = piece.min(cut).min(stall);
             let count = if limit == 0 {
                 0
             } else {

@@ -145,7 +145,7 @@ enum Life {
     Awaiting,
     Paused,
     Running,
-    /// The destination owns the guest.
+    /// The destination owns the guest, unless an operator decides otherwise.
     HandedOver,
 }
 
@@ -333,6 +333,18 @@ impl Machine {
         self.guest
     }
 
+    /// An operator has decided that the guest, which was handed over, is here after all
+    /// ([`OwnershipRecord::claim`](host_migrator::OwnershipRecord::claim)): it goes on here.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it cannot run; another call tries again.
+    pub fn take_back(&mut self) -> Result<(), MachineError> {
+        if self.life == Life::HandedOver {
+            self.life = Life::Paused;
+        }
+        self.resume()
+    }
+
     /// Whether the guest runs.
     pub fn is_running(&self) -> bool {
         self.life == Life::Running
@@ -479,7 +491,6 @@ impl SourceMachine for Machine {
     fn hand_over(&mut self) {
         self.life = Life::HandedOver;
         self.pause_own_writes();
-        self.vcpus.retire();
     }
 }
 

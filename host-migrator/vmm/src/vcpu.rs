@@ -161,15 +161,6 @@ impl Vcpus {
         }
     }
 
-    /// Stops them for ever: after this no vCPU enters the guest again, and none of a paused machine has left
-    /// its place.
-    pub fn retire(&mut self) {
-        self.gate.end();
-        if let Err(error) = self.kick() {
-            log::error!("{error}");
-        }
-    }
-
     fn kick(&self) -> Result<(), VcpuError> {
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             let failed = |source| VcpuError::Io {

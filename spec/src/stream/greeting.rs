@@ -37,12 +37,14 @@ impl Greeting {
 }
 
 /// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
-/// regions u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
+/// regions u32, number u64, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
 /// and [`SectionKind::Description`](super::SectionKind::Description).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
     /// The number from the destination's [`Greeting`].
     pub session: u64,
+    /// How often the guest has changed hands before.
+    pub number: u64,
     /// Bytes of guest memory.
     pub ram_bytes: u64,
     /// Regions of guest memory.
@@ -59,6 +61,7 @@ impl StreamHeader {
         wire::put(&mut bytes, 16, &self.session.to_le_bytes());
         wire::put(&mut bytes, 24, &self.ram_bytes.to_le_bytes());
         wire::put(&mut bytes, 32, &self.regions.to_le_bytes());
+        wire::put(&mut bytes, 36, &self.number.to_le_bytes());
         wire::seal(&mut bytes);
         bytes
     }
@@ -76,6 +79,7 @@ impl StreamHeader {
             session: wire::u64_at(bytes, 16),
             ram_bytes: wire::u64_at(bytes, 24),
             regions: wire::u32_at(bytes, 32),
+            number: wire::u64_at(bytes, 36),
         };
         if header.regions == 0 || header.regions > MAX_REGIONS {
             return Err(StreamError::Field("regions"));

@@ -24,6 +24,7 @@ fn headers_survive_a_round_trip() {
         session: 5,
         ram_bytes: 2 << 30,
         regions: 2,
+        number: 3,
     };
     assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
     assert_eq!(
@@ -52,6 +53,7 @@ fn a_flipped_bit_anywhere_in_a_header_is_found() {
         session: 5,
         ram_bytes: 2 << 30,
         regions: 2,
+        number: 3,
     }
     .to_bytes();
     for bit in 0..good.len() * 8 {

@@ -37,6 +37,12 @@ pub enum Command {
     QueryMemory,
     /// Let a machine that was received with `--hold` run.
     Cont,
+    /// Let a guest run on that a failed migration has left standing. Harmless if it runs.
+    Resume,
+    /// The operator knows that the guest is this source's, whose hand-over was not confirmed: let it run on here.
+    SourceOwns,
+    /// The operator knows that the guest is this destination's, which has not heard the hand-over: let it run here.
+    DestinationOwns,
     /// End the process. Refused while its guest would be lost with it, unless the arguments say that it may. The
     /// process ends after the answer; the connection lasts until it has.
     Quit(Option<QuitArguments>),
@@ -63,6 +69,9 @@ pub struct MigrateArguments {
     /// Milliseconds the guest may stand still.
     #[serde(default = "default_downtime_limit")]
     pub downtime_limit: u64,
+    /// Milliseconds that the switchover may take before the guest runs on here; absent: by what is expected.
+    #[serde(default)]
+    pub switchover_timeout: Option<u64>,
     /// How often a round looks into the vCPUs' dirty log before its end, about.
     #[serde(default = "default_early_harvests")]
     pub early_harvests: u32,
@@ -93,6 +102,7 @@ impl MigrateArguments {
             uri,
             max_bandwidth: None,
             downtime_limit: default_downtime_limit(),
+            switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             max_rounds: None,
             hints: HintMode::default(),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! receive: Awaited ──load──> TakingOver ──run──> Here ──> Ended
+//!                              └─ link dies ─> Undecided ──operator──> Here
 //! run:                                           Here ──> Ended
 //! ```
 //! | | migrate, cont | quit | quit that may end the guest | SIGTERM |
@@ -12,12 +13,15 @@
 //! | `Here`: the guest runs, or is held | done | refused | ends | ends, 1 |
 //! | `Here`, and a migration is under way | refused | refused | refused | ends, 1 |
 //! | `Here`, handed over, the destination did not confirm | refused | refused | ends | ends, 1 |
+//! | `Undecided`: the link died before the source's word came | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over | refused | ends | ends | ends, 0 |
 //! | `Ended`: the guest has switched itself off, or crashed | refused | ends | ends | ends, 0 |
 //!
 //! So no guest disappears in a process that ends with status 0, unless a `quit` said that the guest may end.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use host_migrator::Owner;
 
 use super::outgoing::{Away, Outgoing};
 use super::{MachineState, ProcessError};
@@ -29,6 +33,8 @@ enum Stage {
     Awaited,
     /// All of the guest has arrived, and the source may give it up at any moment.
     TakingOver,
+    /// All of the guest has arrived, and nobody knows whether the source has given it up.
+    Undecided,
     /// The guest is here, unless a migration has taken it away ([`Away`]).
     Here { held: bool },
     /// The guest has ended.
@@ -108,6 +114,9 @@ impl Life {
     /// A sentence, if no guest is held here, or that of `run`.
     pub(super) fn cont(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         let mut state = self.lock();
+        if state.stage == Stage::Undecided {
+            return Err(DESTINATION_MAY_OWN.into());
+        }
         let held = state.stage == Stage::Here { held: true };
         if state.leaving || !held || self.outgoing.away() != Away::No {
             return Err("no guest is held here".into());
@@ -115,6 +124,75 @@ impl Life {
         run()?;
         state.stage = Stage::Here { held: false };
         Ok(())
+    }
+
+    /// The guest is kept, stopped, though its arrival failed with `why`: it is this side's, or nobody knows.
+    pub(super) fn kept(&self, owner: Owner, why: &str) {
+        self.lock().kept(owner, why);
+    }
+
+    /// Lets the guest run on that a failed migration has left standing, if `run` can do that.
+    ///
+    /// # Errors
+    /// A sentence, if it is not here for certain, or that of `run`.
+    pub(super) fn resume(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let state = self.lock();
+        if !state.leaving && state.stage.is_here() && self.outgoing.away() == Away::Unconfirmed {
+            return Err(SOURCE_MAY_OWN.into());
+        }
+        state.may_leave(self.outgoing.away())?;
+        run()
+    }
+
+    /// An operator says that the guest, whose hand-over was not confirmed, is here. `take` lets it run on.
+    ///
+    /// # Errors
+    /// A sentence, if this side knows who has the guest, or that of `take`.
+    pub(super) fn source_owns(
+        &self,
+        take: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let state = self.lock();
+        match self.outgoing.away() {
+            Away::Unconfirmed if !state.leaving && state.stage.is_here() => {
+                // Whatever `take` can do: it is here from now on.
+                let taken = take();
+                self.outgoing.take_back();
+                taken
+            }
+            Away::UnderWay => Err("the migration is still under way: say `lacuna cancel`".into()),
+            Away::HandedOver => Err(
+                "the destination has said that the guest runs there: here it would run a second time".into(),
+            ),
+            _ => Err(NOTHING_TO_DECIDE.into()),
+        }
+    }
+
+    /// An operator says that the guest, which nobody has handed over as far as this destination knows, is here. `take`
+    /// lets it run.
+    ///
+    /// # Errors
+    /// A sentence, if this side knows who has the guest, or that of `take`.
+    pub(super) fn destination_owns(
+        &self,
+        take: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let mut state = self.lock();
+        match state.stage {
+            Stage::Undecided if !state.leaving => {
+                // Whatever `take` can do: it is here from now on.
+                let taken = take();
+                state.failure = None;
+                state.stage = Stage::Here {
+                    held: taken.is_err(),
+                };
+                taken
+            }
+            Stage::Awaited | Stage::TakingOver => Err(
+                "the source has the guest, or is about to hand it over: wait for the end of the migration".into(),
+            ),
+            _ => Err(NOTHING_TO_DECIDE.into()),
+        }
     }
 
     /// Runs `start`, if the guest is here to be migrated. Nothing else of the machine's life happens meanwhile.
@@ -204,6 +282,12 @@ impl Life {
     }
 }
 
+impl Stage {
+    fn is_here(self) -> bool {
+        matches!(self, Self::Here { .. })
+    }
+}
+
 impl State {
     fn at(stage: Stage) -> Self {
         Self {
@@ -233,6 +317,15 @@ impl State {
         }
     }
 
+    fn kept(&mut self, owner: Owner, why: &str) {
+        self.incoming = None;
+        self.failure.get_or_insert_with(|| why.to_owned());
+        self.stage = match owner {
+            Owner::Here => Stage::Here { held: true },
+            Owner::There | Owner::Undecided => Stage::Undecided,
+        };
+    }
+
     fn ended(&mut self, why: &str) {
         self.failure.get_or_insert_with(|| why.to_owned());
         self.stage = Stage::Ended;
@@ -250,7 +343,8 @@ impl State {
 
     fn for_people(&self, away: Away) -> MachineState {
         match (self.stage, away) {
-            (_, Away::Unconfirmed | Away::HandedOver) => MachineState::HandedOver,
+            (_, Away::HandedOver) => MachineState::HandedOver,
+            (_, Away::Unconfirmed) | (Stage::Undecided, _) => MachineState::Undecided,
             (Stage::Awaited | Stage::TakingOver, _) => MachineState::Incoming,
             (Stage::Here { held: true }, _) => MachineState::Held,
             (Stage::Here { held: false }, _) => MachineState::Running,
@@ -263,6 +357,7 @@ impl State {
         match (self.stage, away) {
             (Stage::Awaited | Stage::Ended, _) | (_, Away::HandedOver) => None,
             (Stage::TakingOver, _) => Some(Stake::Arriving),
+            (Stage::Undecided, _) => Some(Stake::Undecided),
             (Stage::Here { .. }, Away::UnderWay) => Some(Stake::Leaving),
             (Stage::Here { .. }, Away::Unconfirmed) => Some(Stake::Unconfirmed),
             (Stage::Here { .. }, Away::No) => Some(Stake::Guest),
@@ -276,9 +371,9 @@ impl State {
         let why = match (self.stage, away) {
             (Stage::Here { .. }, Away::No) => return Ok(()),
             (_, Away::UnderWay) => "a migration is under way already".into(),
-            (_, Away::Unconfirmed | Away::HandedOver) => {
-                "there is no guest here to migrate: it was handed over".into()
-            }
+            (_, Away::Unconfirmed) => SOURCE_MAY_OWN.into(),
+            (_, Away::HandedOver) => "there is no guest here to migrate: it was handed over".into(),
+            (Stage::Undecided, Away::No) => DESTINATION_MAY_OWN.into(),
             (Stage::Awaited | Stage::TakingOver, Away::No) => {
                 "there is no guest here to migrate: it has not arrived yet".into()
             }
@@ -291,6 +386,17 @@ impl State {
     }
 }
 
+const SOURCE_MAY_OWN: &str = "the guest was handed over, and the destination did not confirm that it runs. Look there \
+     with `lacuna status`: if the guest runs there, or is kept there, run it there (`lacuna cont --destination-owns`). \
+     Only if that machine has ended, or you have ended it, say `lacuna resume --source-owns` here: a guest that runs in two \
+     places destroys its disks";
+const DESTINATION_MAY_OWN: &str = "all of the guest is here, but the link died before the source's last word. Look there \
+     with `lacuna status`: if the guest runs there, end this machine (`lacuna quit --end-guest`). Only if that machine \
+     shows `undecided`, or has ended, say `lacuna cont --destination-owns` here: a guest that runs in two places destroys \
+     its disks";
+const NOTHING_TO_DECIDE: &str =
+    "there is nothing to decide: this side knows who has the guest, and `lacuna status` shows it";
+
 /// A guest that would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stake {
@@ -298,6 +404,7 @@ enum Stake {
     Guest,
     Leaving,
     Unconfirmed,
+    Undecided,
 }
 
 impl Stake {
@@ -314,6 +421,9 @@ impl Stake {
             Self::Unconfirmed => {
                 "the guest was handed over, but the destination did not confirm that it runs: this may be its only copy"
             }
+            Self::Undecided => {
+                "all of the guest is here, and whether the source has given it up is not known: this may be its only copy"
+            }
         }
     }
 
@@ -324,6 +434,9 @@ impl Stake {
             Self::Leaving => "say `lacuna cancel` first, or wait for the end of the migration",
             Self::Unconfirmed => {
                 "look at the destination first; to give this copy up, say `lacuna quit --end-guest`"
+            }
+            Self::Undecided => {
+                "look at the source first; to give this copy up, say `lacuna quit --end-guest`"
             }
         }
     }

@@ -43,6 +43,8 @@ struct Slot {
     report: Option<Arc<MigrationReport>>,
     /// Why the guest ended while it was being migrated.
     guest_ended: Option<String>,
+    /// The guest was handed over, and an operator has decided that it is here.
+    taken_back: bool,
 }
 
 impl Outgoing {
@@ -67,6 +69,7 @@ impl Outgoing {
             running: true,
             report: None,
             guest_ended: None,
+            taken_back: false,
         };
         drop(slot);
         let ours = Arc::clone(self);
@@ -126,10 +129,17 @@ impl Outgoing {
         };
         match monitor.status().status {
             MigrationState::Completed => Away::HandedOver,
-            MigrationState::HandedOverUnconfirmed => Away::Unconfirmed,
+            // It says so a moment before it has put everything back.
+            MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
+            MigrationState::HandedOverUnconfirmed if !slot.taken_back => Away::Unconfirmed,
             state if state.is_over() => Away::No,
             _ => Away::UnderWay,
         }
+    }
+
+    /// An operator has decided that the guest is here after all.
+    pub(super) fn take_back(&self) {
+        self.slot().taken_back = true;
     }
 
     /// Stops the running migration. After the return the guest runs on here, and the migration has put back all

@@ -11,8 +11,8 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::transport::{Address, Channel, Listener};
 use host_migrator::{
-    GuestRam, HintSource, MigrationParams, PageSource, PageSources, RamRegion, STOP_AND_SAVE,
-    Source, Trace, receive,
+    DestinationMachine, GuestRam, HintSource, Incoming, MigrationParams, Owner, OwnershipRecord,
+    PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source, SourceMachine, Trace,
 };
 use reference_vmm::{IoBus, Machine, MachineEvent};
 use serde_json::{Value, json};
@@ -48,6 +48,7 @@ pub struct Process {
     trace: Trace,
     report: LastReport,
     outgoing: Arc<Outgoing>,
+    ownership: OwnershipRecord,
     life: Life,
     /// How long the guest that arrived here took to be loaded.
     load: OnceLock<Duration>,
@@ -70,9 +71,13 @@ impl Process {
             .memory_files()
             .map_err(io_error("share", &args.control))?;
         let outgoing = Arc::<Outgoing>::default();
-        let life = match &listener {
-            Some(listener) => Life::awaiting(listener.address().to_string(), outgoing.clone()),
-            None => Life::with_guest(outgoing.clone()),
+        let (life, ownership) = match &listener {
+            Some(listener) => {
+                let address = listener.address().to_string();
+                let life = Life::awaiting(address, outgoing.clone());
+                (life, OwnershipRecord::there())
+            }
+            None => (Life::with_guest(outgoing.clone()), OwnershipRecord::here()),
         };
         let process = Arc::new(Self {
             ram: Arc::clone(machine.ram()),
@@ -85,6 +90,7 @@ impl Process {
             trace: parts.trace,
             report: parts.report,
             outgoing,
+            ownership,
             life,
             load: OnceLock::new(),
             listener: Mutex::new(listener.map(Arc::new)),
@@ -102,11 +108,20 @@ impl Process {
         Ok(process)
     }
 
-    /// Waits for a guest, and runs it or holds it. If it does not arrive whole, the process ends.
+    /// Waits for a guest, and runs it or holds it. If it stays with its source, the process ends; if it may be here, it
+    /// is kept.
     pub(super) fn receive(&self) {
         let _noticed = ReceiverDied(&self.life);
-        if let Err(error) = self.accept_and_receive() {
-            self.life.end(Ending::NotReceived(error));
+        let Err(error) = self.accept_and_receive() else {
+            return;
+        };
+        match self.ownership.get().owner {
+            Owner::There => self.life.end(Ending::NotReceived(error)),
+            owner @ (Owner::Here | Owner::Undecided) => {
+                log::error!("{error}");
+                self.stop_listening();
+                self.life.kept(owner, &error.to_string());
+            }
         }
     }
 
@@ -115,12 +130,12 @@ impl Process {
         let Some(listener) = listener else {
             return Ok(());
         };
-        let channel = listener.accept(None)?;
+        let mut machine = Arriving(self);
+        let source = Incoming::wait(&listener, &self.ram, &mut machine)?;
         // The only one that is left can be closed when the guest arrives.
         drop(listener);
-        let report = receive(channel, &self.ram, &mut Arriving(self), &mut |status| {
-            log::trace!("{status:?}")
-        })?;
+        let observer = &mut |status: &ReceiveStatus| log::trace!("{status:?}");
+        let report = source.receive(&self.ram, &mut machine, &self.ownership, observer)?;
         // It arrives once.
         let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
         Ok(())
@@ -173,6 +188,7 @@ impl Process {
         let migration = self.outgoing.status();
         Status {
             machine: self.life.state(),
+            ownership: self.ownership.get(),
             guest: self.guest_status(),
             incoming: self.life.incoming(),
             migration,
@@ -253,9 +269,14 @@ impl Process {
             logs,
             hints,
             trace: self.trace.clone(),
+            ownership: self.ownership.clone(),
         };
         let start = || self.outgoing.start(source, params, channel);
         self.life.send_away(start)
+    }
+
+    fn claim(&self) -> Result<(), String> {
+        self.ownership.claim(&self.trace).map_err(text)
     }
 
     fn memory(&self) -> MemoryMap {
@@ -296,6 +317,26 @@ impl Handler for Process {
                 let run = || self.machine.lock().start().map_err(text);
                 self.life.cont(run).map(|()| json!({}))
             }
+            Command::Resume => {
+                let run = || self.machine.clone().resume().map_err(text);
+                self.life.resume(run).map(|()| json!({}))
+            }
+            Command::SourceOwns => {
+                let take = || {
+                    self.claim()?;
+                    self.machine.lock().take_back().map_err(text)
+                };
+                self.life.source_owns(take).map(|()| json!({}))
+            }
+            Command::DestinationOwns => {
+                let take = || {
+                    self.claim()?;
+                    let mut machine = self.machine.lock();
+                    machine.run().map_err(text)?;
+                    machine.start().map_err(text)
+                };
+                self.life.destination_owns(take).map(|()| json!({}))
+            }
             Command::Quit(arguments) => {
                 let QuitArguments { end_guest } = arguments.unwrap_or_default();
                 self.life.quit(end_guest).map(|()| json!({}))
@@ -328,6 +369,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
     Ok(MigrationParams {
         max_bandwidth: arguments.max_bandwidth,
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
+        switchover_timeout: arguments.switchover_timeout.map(Duration::from_millis),
         early_harvests: arguments.early_harvests,
         max_rounds: arguments.max_rounds.map(NonZeroU32::get),
         sources: arguments.hints.sources(arguments.sources),

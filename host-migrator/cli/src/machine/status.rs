@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a machine says of itself over the control socket.
 
+use host_migrator::Ownership;
 use host_migrator::stats::MigrationStatus;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Where the machine is in its life.
     pub machine: MachineState,
+    /// Who has the guest, as this side knows.
+    pub ownership: Ownership,
     /// What the guest says of itself; absent until it is up.
     pub guest: Option<GuestStatus>,
     /// Where a migration is awaited.
@@ -28,8 +31,11 @@ pub enum MachineState {
     Held,
     /// The guest runs here.
     Running,
-    /// The guest has been handed over: it never runs here again.
+    /// The guest has been handed over, and the destination has said that it runs there.
     HandedOver,
+    /// All of the guest is here and stands still: the link died in the hand-over, and an operator decides which side
+    /// has it.
+    Undecided,
     /// The guest has ended (shut down, or failed to arrive).
     Ended,
 }

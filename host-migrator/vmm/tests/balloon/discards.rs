@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use host_migrator::{
     Channel, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
-    Migration, MigrationBitmap, MigrationParams, Source, SourceMachine, Trace, receive,
+    Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source, SourceMachine, Trace,
+    receive,
 };
 use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 use spec::{PAGE_SIZE, PageRange};
@@ -167,7 +168,13 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
     let into = Arc::clone(&destination_ram);
     let receiver = thread::spawn(move || {
         let channel = Channel::try_from(there).unwrap();
-        receive(channel, &into, &mut arriving, &mut |_| ())
+        receive(
+            channel,
+            &into,
+            &mut arriving,
+            &OwnershipRecord::there(),
+            &mut |_| (),
+        )
     });
     let from = Source {
         machine: Box::new(Leaving(Arc::clone(&source.device))),
@@ -175,6 +182,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
         logs,
         hints: None,
         trace: Trace::default(),
+        ownership: OwnershipRecord::here(),
     };
     let params = MigrationParams {
         // The queues alone are too much for it, so that there is a second round.

@@ -27,6 +27,23 @@ fn a_machine_that_was_handed_over_never_runs_again() {
 }
 
 #[test]
+fn a_machine_that_was_handed_over_goes_on_where_an_operator_takes_it_back() {
+    if !have_kvm() {
+        return;
+    }
+    let mut subject = program(16 << 20, &counter());
+    subject.machine.start().unwrap();
+    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
+    subject.stop();
+    subject.machine.hand_over();
+    let count = subject.word(MAILBOX);
+    subject.machine.take_back().unwrap();
+    subject.wait("the guest to go on", |subject| {
+        subject.word(MAILBOX) != count
+    });
+}
+
+#[test]
 fn a_machine_without_its_guest_does_not_run() {
     if !have_kvm() {
         return;

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Who owns the guest: a record on each side, which every hand-over, every failure and every operator goes through.
+//!
+//! A guest may run on a side whose record says [`Owner::Here`], and on no other. Where the link dies in the middle of
+//! the hand-over neither side can know whether the other has heard the last word; then both say
+//! [`Owner::Undecided`], both keep the guest, and an operator who has looked at both decides with
+//! [`OwnershipRecord::claim`].
+
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use spec::trace::Event;
+
+use crate::trace::Trace;
+
+/// Who owns the guest, as one side knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// This side.
+    Here,
+    /// The other side: the guest does not run here.
+    There,
+    /// One of the two. The guest does not run here until an operator decides.
+    Undecided,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here => "here",
+            Self::There => "there",
+            Self::Undecided => "undecided",
+        })
+    }
+}
+
+/// The number of a migration's session, which both sides know; 0 before the first. Written in hexadecimal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Session(pub u64);
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Session {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl From<Session> for String {
+    fn from(session: Session) -> Self {
+        session.to_string()
+    }
+}
+
+impl TryFrom<String> for Session {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, ParseIntError> {
+        text.parse()
+    }
+}
+
+/// What the record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ownership {
+    /// The migration that it speaks of: the same on both sides.
+    pub session: Session,
+    /// How often the guest has changed hands. Of two records of one session, the one with the greater number is the
+    /// newer.
+    pub number: u64,
+    /// The owner.
+    pub owner: Owner,
+}
+
+/// An operator's decision that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// There is nothing to decide.
+    #[error("there is nothing to decide: the guest is on this side already")]
+    Here,
+    /// The other side has the guest, and has said so.
+    #[error(
+        "the other side has the guest and has said so: here it would run a second time, and both would be wrong"
+    )]
+    There,
+}
+
+/// The record of one side. Clones are the same record.
+#[derive(Clone, Debug)]
+pub struct OwnershipRecord(Arc<Mutex<Record>>);
+
+#[derive(Debug)]
+struct Record {
+    says: Ownership,
+    /// The guest is the other side's for certain: it has it and said so, or has never offered it.
+    certain: bool,
+}
+
+impl OwnershipRecord {
+    /// For a guest that is started on this side.
+    pub fn here() -> Self {
+        Self::new(Owner::Here)
+    }
+
+    /// For a side that waits for a guest.
+    pub fn there() -> Self {
+        Self::new(Owner::There)
+    }
+
+    fn new(owner: Owner) -> Self {
+        let says = Ownership {
+            session: Session::default(),
+            number: 0,
+            owner,
+        };
+        let certain = true;
+        Self(Arc::new(Mutex::new(Record { says, certain })))
+    }
+
+    /// What it says now.
+    pub fn get(&self) -> Ownership {
+        self.lock().says
+    }
+
+    /// An operator says that the guest is this side's. Afterwards it may run here, and must never run at the other
+    /// side: only somebody who can see both sides can know that.
+    ///
+    /// # Errors
+    /// [`ClaimError`] if this side knows the owner.
+    pub fn claim(&self, trace: &Trace) -> Result<(), ClaimError> {
+        let mut record = self.lock();
+        match record.says.owner {
+            Owner::Here => Err(ClaimError::Here),
+            Owner::There => Err(ClaimError::There),
+            Owner::Undecided => {
+                trace.record(Event::Decided);
+                record.says.owner = Owner::Here;
+                record.says.number += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// A migration with this session begins. Returns the guest's number.
+    pub(crate) fn begin(&self, session: u64) -> u64 {
+        let mut record = self.lock();
+        record.says.session = Session(session);
+        record.says.number
+    }
+
+    /// A guest with this number arrives; it is still the source's.
+    pub(crate) fn await_guest(&self, session: u64, number: u64) {
+        let says = Ownership {
+            session: Session(session),
+            number,
+            owner: Owner::There,
+        };
+        *self.lock() = Record {
+            says,
+            certain: true,
+        };
+    }
+
+    /// The source is about to say that the guest is the destination's.
+    pub(crate) fn give(&self) {
+        self.change(Owner::There, 1);
+    }
+
+    /// The destination is about to say that it is ready: from now on the guest may become its own.
+    pub(crate) fn offer(&self) {
+        self.change(Owner::There, 1);
+    }
+
+    /// The source's word did not leave: the guest is still the source's.
+    pub(crate) fn keep(&self) {
+        self.change(Owner::Here, -1);
+    }
+
+    /// The destination has said that the guest runs there.
+    pub(crate) fn given(&self) {
+        self.lock().certain = true;
+    }
+
+    /// The source keeps its guest, as this destination knows for certain.
+    pub(crate) fn declined(&self) {
+        self.change(Owner::There, -1);
+        self.lock().certain = true;
+    }
+
+    /// The source's word has come: the guest is this destination's.
+    pub(crate) fn accept(&self) {
+        self.change(Owner::Here, 0);
+    }
+
+    /// The migration is over. A side that does not know for certain says so from now on.
+    pub(crate) fn settle(&self) -> Owner {
+        let mut record = self.lock();
+        if record.says.owner == Owner::There && !record.certain {
+            record.says.owner = Owner::Undecided;
+        }
+        record.says.owner
+    }
+
+    fn change(&self, owner: Owner, by: i64) {
+        let mut record = self.lock();
+        record.says.owner = owner;
+        record.says.number = record.says.number.saturating_add_signed(by);
+        record.certain = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        // Every change is made of stores that cannot fail.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sides() -> (OwnershipRecord, OwnershipRecord) {
+        let (source, destination) = (OwnershipRecord::here(), OwnershipRecord::there());
+        destination.await_guest(7, source.begin(7));
+        destination.offer();
+        source.give();
+        (source, destination)
+    }
+
+    fn says(record: &OwnershipRecord) -> (u64, Owner) {
+        let says = record.get();
+        assert_eq!(says.session, Session(7));
+        (says.number, says.owner)
+    }
+
+    #[test]
+    fn a_guest_that_was_handed_over_is_there_on_one_side_and_here_on_the_other() {
+        let (source, destination) = sides();
+        destination.accept();
+        source.given();
+        assert_eq!(source.settle(), Owner::There);
+        assert_eq!(destination.settle(), Owner::Here);
+        assert_eq!(says(&source), (1, Owner::There));
+        assert_eq!(says(&destination), (1, Owner::Here));
+        let trace = Trace::default();
+        assert_eq!(source.claim(&trace), Err(ClaimError::There));
+        assert_eq!(destination.claim(&trace), Err(ClaimError::Here));
+    }
+
+    #[test]
+    fn where_the_link_died_in_the_hand_over_an_operator_decides_for_one_side() {
+        let (source, destination) = sides();
+        let trace = Trace::default();
+        // Not while the last word may still come.
+        assert_eq!(source.claim(&trace), Err(ClaimError::There));
+        assert_eq!(source.settle(), Owner::Undecided);
+        assert_eq!(destination.settle(), Owner::Undecided);
+        destination.claim(&trace).unwrap();
+        assert_eq!(says(&destination), (2, Owner::Here));
+        assert_eq!(says(&source), (1, Owner::Undecided));
+    }
+
+    #[test]
+    fn a_source_that_kept_its_guest_owns_it_and_its_destination_knows() {
+        let (source, destination) = sides();
+        source.keep();
+        destination.declined();
+        assert_eq!(source.settle(), Owner::Here);
+        assert_eq!(destination.settle(), Owner::There);
+        assert_eq!(says(&source), (0, Owner::Here));
+        assert_eq!(says(&destination), (0, Owner::There));
+    }
+
+    #[test]
+    fn a_session_is_written_so_that_any_reader_of_json_keeps_all_of_its_bits() {
+        let json = serde_json::to_string(&Session(u64::MAX)).unwrap();
+        assert_eq!(json, "\"ffffffffffffffff\"");
+        assert_eq!(
+            serde_json::from_str::<Session>(&json).unwrap(),
+            Session(u64::MAX)
+        );
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The end of a migration, however it ended: the guest first, then its logs and its hints, the destination last.
+//!
+//! The record of ownership says whether the guest is still here. No step keeps another from being done, not even by a
+//! panic.
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use spec::trace::Event;
+use spec::trace::event::Outcome;
+
+use super::link::Link;
+use super::progress::Progress;
+use super::{MigrationError, Source, epoch};
+use crate::ownership::Owner;
+use crate::panics::text_of;
+use crate::params::MigrationParams;
+use crate::stats::{MigrationReport, MigrationState};
+use crate::transport::SectionError;
+
+/// How long the destination may take to say why the migration failed, and to be told.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+type Result<T> = std::result::Result<T, MigrationError>;
+
+/// Runs `migration`; a panic in it is an error as any other.
+pub(super) fn caught<T>(migration: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(migration))
+        .unwrap_or_else(|panic| Err(MigrationError::Panicked(text_of(&*panic))))
+}
+
+/// Ends the migration of `source` that had this `result`. Afterwards dirty logging is off, the guest was told to take
+/// its pages back, and it runs if it is still here.
+pub(super) fn end(
+    source: &mut Source,
+    params: &MigrationParams,
+    mut link: Link,
+    progress: &Progress,
+    result: Result<MigrationReport>,
+) -> Result<MigrationReport> {
+    let owner = source.ownership.settle();
+    let result = result.map_err(|error| match owner {
+        Owner::Undecided if !matches!(error, MigrationError::HandedOverUnconfirmed(_)) => {
+            MigrationError::HandedOverUnconfirmed(Box::new(error))
+        }
+        // Whoever was first has won: a cancel that comes now is refused.
+        Owner::Here if !progress.commit() && progress.is_cancelled() => MigrationError::Cancelled,
+        _ => error,
+    });
+    let mut stopped = None;
+    if owner == Owner::Here {
+        // It may be stopped.
+        source.trace.record(Event::Resuming);
+        stopped = attempt("let the guest run on", || source.machine.resume());
+    }
+    put_back(source, params);
+    let outcome = outcome(&result, owner);
+    source.trace.record(Event::End(outcome));
+    let result = match result {
+        Ok(report) => {
+            drop(link);
+            Ok(report)
+        }
+        Err(error) => {
+            link.stop.set_deadline(LAST_WORDS, "saying why");
+            let error = told_by_peer(error, &mut link);
+            // A destination that has the guest, or may have it, is not told that the migration is off.
+            match owner {
+                Owner::Here => link.abort(&error.to_string()),
+                Owner::There | Owner::Undecided => drop(link),
+            }
+            Err(error)
+        }
+    };
+    progress.update(|status| {
+        status.total_time = progress.started().elapsed().as_millis() as u64;
+        status.status = match outcome {
+            Outcome::Completed => MigrationState::Completed,
+            Outcome::Cancelled => MigrationState::Cancelled,
+            Outcome::Unconfirmed => MigrationState::HandedOverUnconfirmed,
+            Outcome::Failed => MigrationState::Failed,
+        };
+        let why = result.as_ref().err().map(ToString::to_string);
+        status.error_desc = match (why, stopped) {
+            (Some(why), Some(stopped)) => Some(format!("{why}; the guest stands still: {stopped}")),
+            (why, _) => why,
+        };
+    });
+    result
+}
+
+/// Stops dirty logging and gives the guest its pages back.
+fn put_back(source: &mut Source, params: &MigrationParams) {
+    let trace = &source.trace;
+    for (index, log) in source.logs.iter_mut().enumerate() {
+        if attempt("stop a dirty log", || log.stop()).is_none() {
+            trace.record(Event::LogStopped(epoch::name(index, log.as_ref())));
+        }
+    }
+    let hints = source.hints.as_deref_mut();
+    if let Some(hints) = hints.filter(|_| params.sources.tellers().any()) {
+        match attempt("have the guest take its pages back", || hints.done()) {
+            None => trace.record(Event::Done),
+            // The device tells the guest by itself when the migrator's connection ends.
+            Some(_) => trace.record(Event::HintsLost),
+        }
+    }
+}
+
+/// Does one `step` of the end. Returns why it could not be done.
+fn attempt<E: Display>(
+    step: &'static str,
+    action: impl FnOnce() -> std::result::Result<(), E>,
+) -> Option<String> {
+    let why = match catch_unwind(AssertUnwindSafe(action)) {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => text_of(&*panic),
+    };
+    log::error!("after the migration: cannot {step}: {why}");
+    Some(why)
+}
+
+fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {
+    match (owner, result) {
+        (Owner::There, _) => Outcome::Completed,
+        (Owner::Undecided, _) => Outcome::Unconfirmed,
+        (Owner::Here, Err(MigrationError::Cancelled)) => Outcome::Cancelled,
+        (Owner::Here, _) => Outcome::Failed,
+    }
+}
+
+/// A connection that broke may have brought the peer's reason before.
+fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
+    match error {
+        MigrationError::Io(_) => match link.peer.check_peer() {
+            Err(told @ SectionError::Aborted(_)) => told.into(),
+            _ => error,
+        },
+        _ => error,
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What ends the waits of a channel besides its peer: a stop from another thread, and a deadline that no byte extends.
+
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Shared by both directions of a channel, and by whoever may end its waits.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StopFlag(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    raised: AtomicBool,
+    deadline: Mutex<Option<Deadline>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    limit: Duration,
+    what: &'static str,
+}
+
+impl StopFlag {
+    pub(crate) fn raise(&self) {
+        self.0.raised.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_raised(&self) -> bool {
+        self.0.raised.load(Ordering::Acquire)
+    }
+
+    /// From now on all waits together may take `limit`, whatever the peer sends or takes meanwhile. `what` has to be
+    /// done by then.
+    pub(crate) fn set_deadline(&self, limit: Duration, what: &'static str) {
+        let at = Instant::now().checked_add(limit);
+        *self.deadline() = at.map(|at| Deadline { at, limit, what });
+    }
+
+    pub(crate) fn clear_deadline(&self) {
+        *self.deadline() = None;
+    }
+
+    /// An error if the deadline is over.
+    pub(crate) fn check_deadline(&self) -> io::Result<()> {
+        match *self.deadline() {
+            Some(Deadline { at, limit, what }) if Instant::now() >= at => {
+                let text = format!("{what} was not done in {limit:?}");
+                Err(io::Error::new(ErrorKind::TimedOut, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn deadline(&self) -> MutexGuard<'_, Option<Deadline>> {
+        // It is stored in one piece.
+        self.0
+            .deadline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

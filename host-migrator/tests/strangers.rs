@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A destination waits through strangers for a source that fits, and touches nothing for anybody else.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use host_migrator::{
+    Address, Channel, GuestRam, Incoming, Listener, Migration, MigrationParams, Owner,
+    OwnershipRecord, ReceiveError,
+};
+use software_guest::Guest;
+use software_guest::machine::SoftDestination;
+use software_guest::memory::{Memory, like, one};
+use spec::PAGE_SIZE;
+
+/// Nobody waits so long for what must happen.
+const FOR_EVER: Duration = Duration::from_secs(30);
+
+/// A destination that waits for a guest like `guest`. Its memory has something in it.
+struct Waiting {
+    address: Address,
+    ram: Arc<GuestRam>,
+    thread: JoinHandle<Result<bool, ReceiveError>>,
+}
+
+const OLD: [u8; PAGE_SIZE as usize] = [7; PAGE_SIZE as usize];
+
+impl Waiting {
+    fn for_a_guest_like(guest: &Guest) -> Self {
+        let ram = Arc::new(like(&guest.memory.ram));
+        ram.write(one(5), &OLD).unwrap();
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address().clone();
+        let into = Arc::clone(&ram);
+        let thread = thread::spawn(move || {
+            let mut machine = SoftDestination::default();
+            let ownership = OwnershipRecord::there();
+            let source = Incoming::wait(&listener, &into, &mut machine)?;
+            source.receive(&into, &mut machine, &ownership, &mut |_| ())?;
+            Ok(machine.runs && ownership.get().owner == Owner::Here)
+        });
+        Self {
+            address,
+            ram,
+            thread,
+        }
+    }
+
+    fn stranger(&self) -> TcpStream {
+        let Address::Tcp { host, port } = &self.address else {
+            unreachable!()
+        };
+        TcpStream::connect((host.as_str(), *port)).unwrap()
+    }
+
+    fn assert_untouched(&self) {
+        let mut page = [0; PAGE_SIZE as usize];
+        self.ram.read(one(5), &mut page).unwrap();
+        assert_eq!(page, OLD, "memory was touched for a stranger");
+    }
+
+    /// The true source comes.
+    fn receives(self, guest: &Guest) {
+        let channel = Channel::connect(&self.address, FOR_EVER).unwrap();
+        let migration = Migration::start(guest.source(), MigrationParams::default(), channel);
+        let (_, sent) = migration.unwrap().join();
+        sent.unwrap();
+        assert!(self.thread.join().unwrap().unwrap());
+        assert_eq!(guest.memory.wrong_pages(&self.ram, None), []);
+    }
+}
+
+fn guest() -> Guest {
+    let guest = Guest::new(Memory::new(70, 0));
+    [1, 2, 3, 10, 63, 64]
+        .into_iter()
+        .for_each(|pfn| guest.write(pfn));
+    guest
+}
+
+#[test]
+fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    drop(destination.stranger());
+    let mut nonsense = destination.stranger();
+    nonsense.write_all(&[b'G'; 4096]).unwrap();
+    // It is refused: the end comes, or a reset.
+    let _ = nonsense.read_to_end(&mut Vec::new());
+    destination.assert_untouched();
+    destination.receives(&guest);
+}
+
+#[test]
+fn a_crowd_that_says_nothing_does_not_lock_the_true_source_out() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    // One after the other they would be waited for longer than the source waits.
+    let crowd: Vec<_> = (0..100).map(|_| destination.stranger()).collect();
+    destination.assert_untouched();
+    destination.receives(&guest);
+    drop(crowd);
+}
+
+#[test]
+fn a_source_whose_guest_does_not_fit_is_told_why_and_the_next_one_is_received() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let other = Guest::new(Memory::new(80, 0));
+    let channel = Channel::connect(&destination.address, FOR_EVER).unwrap();
+    let migration = Migration::start(other.source(), MigrationParams::default(), channel).unwrap();
+    let (_, result) = migration.join();
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("other memory"), "{error}");
+    assert!(!other.machine.is_stopped());
+    destination.assert_untouched();
+    destination.receives(&guest);
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A connection that is cut, or stalls for longer than a peer is waited for, at every step of the stream: `lacuna status`
+//! on both sides says who has the guest, and it goes on there, whole.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use host_migrator::Owner;
+use lacuna::compare::Host;
+use lacuna::control::{Client, ClientError, Command, QuitArguments};
+use lacuna::machine::{MachineState, Status};
+use spec::stream::{
+    GREETING_BYTES, SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind,
+};
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, end_of_migration, skipped_without_kvm, status, tell,
+    whole_pass,
+};
+
+/// Longer than a silent peer is waited for.
+const LONG: Duration = Duration::from_secs(33);
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The connection is cut after so many bytes of the section.
+    Cut(usize),
+    /// Nothing passes in either direction for so long.
+    Stall(Duration),
+}
+
+/// Every step of the stream, by its first section of this kind.
+const STEPS: [SectionKind; 10] = [
+    SectionKind::Layout,
+    SectionKind::Accept,
+    SectionKind::Pages,
+    SectionKind::RoundEnd,
+    SectionKind::RoundReceived,
+    SectionKind::MachineState,
+    SectionKind::Commit,
+    SectionKind::Ready,
+    SectionKind::HandOver,
+    SectionKind::Running,
+];
+
+/// A wire to `destination` that has `fault` at the first section of `kind`. Returns where it begins.
+fn faulty(destination: &str, kind: SectionKind, fault: Fault) -> String {
+    let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (near, _) = listener.accept().unwrap();
+        let far = TcpStream::connect(address).unwrap();
+        let forth = carry(&near, &far, STREAM_HEADER_BYTES, kind, fault);
+        let back = carry(&far, &near, GREETING_BYTES, kind, fault);
+        forth.join().unwrap();
+        back.join().unwrap();
+    });
+    uri
+}
+
+/// Carries what begins with `start` bytes and goes on in sections.
+fn carry(
+    from: &TcpStream,
+    to: &TcpStream,
+    start: usize,
+    kind: SectionKind,
+    fault: Fault,
+) -> JoinHandle<()> {
+    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+    thread::spawn(move || {
+        let ended = carry_sections(&mut from, &mut to, start, kind, fault);
+        // What was sent before the end arrives before the end.
+        let how = if ended.is_some() {
+            Shutdown::Both
+        } else {
+            Shutdown::Write
+        };
+        let _ = to.shutdown(how);
+        let _ = from.shutdown(Shutdown::Read);
+    })
+}
+
+/// `Some` if it was cut.
+fn carry_sections(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    start: usize,
+    kind: SectionKind,
+    fault: Fault,
+) -> Option<()> {
+    let mut bytes = vec![0; start];
+    let mut hit = false;
+    loop {
+        if from.read_exact(&mut bytes).is_err() || to.write_all(&bytes).is_err() {
+            return None;
+        }
+        let mut header = [0; SECTION_HEADER_BYTES];
+        if from.read_exact(&mut header).is_err() {
+            return None;
+        }
+        let section = SectionHeader::from_bytes(&header).expect("a section");
+        if section.kind == kind && !hit {
+            hit = true;
+            match fault {
+                Fault::Cut(after) => {
+                    let _ = to.write_all(&header[..after]);
+                    let _ = from.shutdown(Shutdown::Both);
+                    return Some(());
+                }
+                Fault::Stall(time) => thread::sleep(time),
+            }
+        }
+        if to.write_all(&header).is_err() {
+            return None;
+        }
+        bytes.resize(section.length as usize, 0);
+    }
+}
+
+fn guest() -> BareGuest {
+    BareGuest {
+        memory: "64M",
+        in_use: "8M",
+        freed: "32M",
+        dirty_rate: "1M",
+        ..BareGuest::default()
+    }
+}
+
+/// What the destination says, if it is still there. Waits until it does not change any more by itself.
+fn settled(destination: &mut Host) -> Option<Status> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let asked = destination
+            .client()
+            .map_err(|_| ())
+            .and_then(|mut client: Client| client.ask::<Status>(&Command::Status).map_err(|_| ()));
+        let Ok(status) = asked else {
+            return None;
+        };
+        if status.machine != MachineState::Incoming {
+            return Some(status);
+        }
+        assert!(Instant::now() < end, "{status:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn refused(host: &Host, command: &Command) -> String {
+    let mut client = host.client().expect("the machine answers");
+    match client.tell(command) {
+        Err(ClientError::Refused(why)) => why,
+        other => panic!("{command:?} was not refused: {other:?}"),
+    }
+}
+
+fn goes_on(host: &mut Host, place: &str) {
+    if status(host).machine == MachineState::Held {
+        tell(host, &Command::Cont);
+    }
+    assert_eq!(status(host).machine, MachineState::Running, "{place}");
+    assert_eq!(status(host).ownership.owner, Owner::Here, "{place}");
+    let guest = whole_pass(host);
+    assert_eq!((guest.wrong, guest.failure), (0, None), "{place}");
+}
+
+/// A migration with `fault` at `kind`; an operator does what `lacuna status` on both sides tells. `for_source`: where both
+/// are undecided, for which side.
+fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
+    let place = format!("{fault:?} at {kind:?}");
+    let lab = Lab::new(guest());
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", false);
+    Migration::default().begin(&source, &faulty(&uri, kind, fault));
+    let ended = end_of_migration(&mut source).unwrap();
+    let here = status(&source).ownership;
+    // A destination whose source has gone may still wait for it: it is given up, or held, by itself.
+    let there = settled(&mut destination).map(|status| status.ownership);
+    println!("{place}: {:?}, {here:?}, {there:?}", ended.status);
+    let there_owner = there.map(|there| there.owner);
+    match (here.owner, there_owner) {
+        (Owner::Here, Some(Owner::Here)) => panic!("{place}: two owners"),
+        (Owner::Here, there) => {
+            goes_on(&mut source, &place);
+            if there == Some(Owner::Undecided) {
+                let why = refused(&destination, &Command::Cont);
+                assert!(why.contains("--destination-owns"), "{why}");
+                assert_ne!(refused(&destination, &Command::Quit(None)), "");
+                let end_guest = true;
+                tell(
+                    &destination,
+                    &Command::Quit(Some(QuitArguments { end_guest })),
+                );
+            }
+            let why = refused(&source, &Command::SourceOwns);
+            assert!(why.contains("nothing to decide"), "{why}");
+        }
+        (Owner::There | Owner::Undecided, Some(Owner::Here)) => {
+            goes_on(&mut destination, &place);
+            let why = refused(&destination, &Command::DestinationOwns);
+            assert!(why.contains("nothing to decide"), "{why}");
+        }
+        (Owner::Undecided, Some(Owner::Undecided)) => {
+            assert_eq!(Some(here.session), there.map(|there| there.session));
+            assert_eq!(status(&source).machine, MachineState::Undecided);
+            let why = refused(&source, &Command::Resume);
+            assert!(why.contains("--source-owns"), "{why}");
+            if for_source {
+                let end_guest = true;
+                tell(
+                    &destination,
+                    &Command::Quit(Some(QuitArguments { end_guest })),
+                );
+                tell(&source, &Command::SourceOwns);
+                goes_on(&mut source, &place);
+            } else {
+                tell(&destination, &Command::DestinationOwns);
+                goes_on(&mut destination, &place);
+            }
+        }
+        nobody => panic!("{place}: nobody has the guest: {nobody:?}"),
+    }
+}
+
+#[test]
+fn a_connection_that_is_cut_at_any_step_leaves_the_guest_with_an_owner_that_status_shows() {
+    if skipped_without_kvm("cut at every step") {
+        return;
+    }
+    for kind in STEPS {
+        for after in [0, SECTION_HEADER_BYTES / 2] {
+            the_guest_goes_on(kind, Fault::Cut(after), after == 0);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_stalls_at_any_step_leaves_the_guest_with_an_owner_that_status_shows() {
+    if skipped_without_kvm("stalled at every step") {
+        return;
+    }
+    // All at once: each waits for most of its time.
+    let stalls = STEPS.map(|kind| {
+        thread::spawn(move || {
+            the_guest_goes_on(kind, Fault::Stall(LONG), kind == SectionKind::HandOver)
+        })
+    });
+    for stall in stalls {
+        stall.join().expect("the guest goes on");
+    }
+}
