@@ -59,6 +59,15 @@ pub trait DestinationMachine: Send {
     /// [`MachineError`] whose reason names all that this machine lacks or has otherwise.
     fn judge(&mut self, description: &[u8]) -> Result<(), MachineError>;
 
+    /// Whether it can still take the guest: asked in every round, so that a machine that has lost a device while memory
+    /// arrives says so before the guest is stopped.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it cannot; the migration ends, and the guest runs on at the source.
+    fn check(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// Loads what [`SourceMachine::save`] gave. Guest memory is complete by now.
     ///
     /// # Errors

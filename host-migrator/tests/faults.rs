@@ -5,13 +5,19 @@
 
 mod software_guest;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread;
 
-use host_migrator::{DestinationMachine, MigrationError, MigrationParams, Owner};
+use host_migrator::{
+    Channel, DestinationMachine, MachineError, Migration, MigrationError, MigrationParams, Owner,
+    receive,
+};
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::{Guest, Outcome, migrate, migrate_over};
 use spec::stream::{SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind};
+use spec::trace::{Event, Record};
 
 fn guest() -> Guest {
     let guest = Guest::new(Memory::new(70, 0));
@@ -243,4 +249,47 @@ fn the_source_learns_why_the_destination_gave_up() {
         error.contains("checksum of section 2 (Pages) is wrong"),
         "{error}"
     );
+}
+
+/// A destination whose device dies while memory arrives.
+struct LosesADevice;
+
+impl DestinationMachine for LosesADevice {
+    fn check(&mut self) -> Result<(), MachineError> {
+        Err(MachineError {
+            action: "take a guest",
+            reason: "the balloon back end is lost".into(),
+        })
+    }
+
+    fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
+        panic!("everything was sent to a machine that could not take it");
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        panic!("nothing was loaded");
+    }
+}
+
+#[test]
+fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
+    let guest = guest();
+    let ram = Arc::new(like(&guest.memory.ram));
+    let (here, there) = UnixStream::pair().unwrap();
+    let destination = thread::spawn(move || {
+        let channel = Channel::try_from(there).unwrap();
+        receive(channel, &ram, &mut LosesADevice, &mut |_| ()).unwrap_err()
+    });
+    let channel = Channel::try_from(here).unwrap();
+    let params = MigrationParams::default();
+    let (source, sent) = Migration::start(guest.source(), params, channel)
+        .unwrap()
+        .join();
+    let error = sent.unwrap_err().to_string();
+    assert!(error.contains("the balloon back end is lost"), "{error}");
+    destination.join().unwrap();
+    let (records, _) = source.trace.records();
+    let stopped = |record: &Record| record.event == Event::Paused;
+    assert!(!records.iter().flatten().any(stopped));
+    assert!(!guest.machine.is_stopped() && !guest.machine.is_handed_over());
 }

@@ -161,6 +161,9 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
         let what = "look at the other side, then `lacuna cont` or `lacuna resume` says what to do";
         lines.push(format!("           {what}"));
     }
+    if let Some(lost) = &status.balloon_lost {
+        lines.push(format!("balloon    lost: {lost}"));
+    }
     if let Some(incoming) = &status.incoming {
         lines.push(format!("listening  {incoming}"));
     }

@@ -86,7 +86,7 @@ impl<'a> Receiver<'a> {
         }
         self.answer(SectionKind::Accept)?;
         self.enter(ReceiveState::Active);
-        let state = self.memory()?;
+        let state = self.memory(machine)?;
         self.enter(ReceiveState::Device);
         let loading = Instant::now();
         machine.load(&state)?;
@@ -130,7 +130,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// Receives everything up to the commit. Returns the machine's state.
-    fn memory(&mut self) -> Result<Vec<u8>, ReceiveError> {
+    fn memory(&mut self, machine: &mut dyn DestinationMachine) -> Result<Vec<u8>, ReceiveError> {
         let mut state = None;
         loop {
             let header = self.input.header()?;
@@ -151,6 +151,7 @@ impl<'a> Receiver<'a> {
                 SectionKind::RoundEnd if state.is_none() => {
                     self.input.payload(&header)?;
                     self.rounds += 1;
+                    machine.check()?;
                     self.status.round = self.status.round.saturating_add(1);
                     self.answer(SectionKind::RoundReceived)?;
                 }

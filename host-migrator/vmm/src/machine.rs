@@ -355,6 +355,11 @@ impl Machine {
         self.held
     }
 
+    /// The balloon, if the machine has one.
+    pub fn balloon(&self) -> Option<&Arc<VhostUserBalloon>> {
+        self.balloon.as_ref()
+    }
+
     /// The devices, for typing on the console and for statistics.
     pub fn bus(&self) -> &Arc<IoBus> {
         &self.bus
@@ -518,6 +523,13 @@ impl DestinationMachine for Machine {
             Ok(())
         } else {
             Err(failed(ACTION)(found))
+        }
+    }
+
+    fn check(&mut self) -> Result<(), MachineError> {
+        match self.balloon.as_ref().and_then(|balloon| balloon.lost()) {
+            Some(lost) => Err(failed("take a guest")(VirtioError::Lost(lost))),
+            None => Ok(()),
         }
     }
 

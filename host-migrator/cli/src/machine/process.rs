@@ -14,6 +14,7 @@ use host_migrator::{
     DestinationMachine, GuestRam, HintSource, Incoming, MigrationParams, Owner, OwnershipRecord,
     PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source, SourceMachine, Trace,
 };
+use reference_vmm::virtio::VhostUserBalloon;
 use reference_vmm::{IoBus, Machine, MachineEvent};
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
@@ -44,6 +45,7 @@ pub struct Process {
     files: Vec<RamRegion>,
     guest: GuestKind,
     memory_bytes: u64,
+    balloon: Option<Arc<VhostUserBalloon>>,
     balloon_control: Option<PathBuf>,
     trace: Trace,
     report: LastReport,
@@ -82,6 +84,7 @@ impl Process {
         let process = Arc::new(Self {
             ram: Arc::clone(machine.ram()),
             bus: Arc::clone(machine.bus()),
+            balloon: machine.balloon().cloned(),
             machine: SharedMachine::new(machine),
             files,
             guest: args.guest.kind,
@@ -191,6 +194,7 @@ impl Process {
             ownership: self.ownership.get(),
             guest: self.guest_status(),
             incoming: self.life.incoming(),
+            balloon_lost: self.balloon.as_ref().and_then(|balloon| balloon.lost()),
             migration,
         }
     }

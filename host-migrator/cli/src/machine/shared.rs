@@ -53,6 +53,10 @@ impl DestinationMachine for SharedMachine {
         self.lock().judge(description)
     }
 
+    fn check(&mut self) -> Result<(), MachineError> {
+        self.lock().check()
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.lock().load(state)
     }

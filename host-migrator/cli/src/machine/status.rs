@@ -17,6 +17,9 @@ pub struct Status {
     pub guest: Option<GuestStatus>,
     /// Where a migration is awaited.
     pub incoming: Option<String>,
+    /// Why the balloon device is lost, while no other has taken its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon_lost: Option<String>,
     /// The outgoing migration, running or last.
     pub migration: MigrationStatus,
 }

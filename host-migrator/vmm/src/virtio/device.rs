@@ -8,10 +8,11 @@
 use std::fs::File;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_migrator::GuestRam;
+use spec::PageRange;
 use spec::balloon::{CONFIG_SIZE, Config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_mmio as reg;
@@ -39,8 +40,15 @@ pub(super) struct Device {
     ram: Arc<GuestRam>,
     events: Arc<[QueueEvents]>,
     config_interrupt: EventFd,
-    connection: UnixStream,
-    lost: OnceLock<String>,
+    connection: Mutex<UnixStream>,
+    /// Why the back end is lost, while no other has taken its place.
+    lost: Mutex<Option<String>>,
+    /// The VMM ends the connection.
+    closing: AtomicBool,
+    /// The rings are to stand still.
+    stopped: AtomicBool,
+    /// Back ends that there were.
+    back_ends: AtomicU64,
     /// A state was loaded, and the guest has not run since.
     loaded: AtomicBool,
 }
@@ -64,8 +72,11 @@ impl Device {
             ram,
             events,
             config_interrupt,
-            connection,
-            lost: OnceLock::new(),
+            connection: Mutex::new(connection),
+            lost: Mutex::default(),
+            closing: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            back_ends: AtomicU64::new(1),
             loaded: AtomicBool::new(false),
         }
     }
@@ -91,7 +102,7 @@ impl Device {
     }
 
     /// The guest's memory.
-    pub fn ram(&self) -> &GuestRam {
+    pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
 
@@ -106,26 +117,86 @@ impl Device {
         lock(&self.transport).ignored()
     }
 
-    /// Why the back end is lost, if it is.
-    pub fn lost(&self) -> Option<&str> {
-        self.lost.get().map(String::as_str)
+    /// Why the back end is lost, while no other has taken its place.
+    pub fn lost(&self) -> Option<String> {
+        lock(&self.lost).clone()
+    }
+
+    /// The back end's number: another one has another.
+    pub fn back_end(&self) -> u64 {
+        self.back_ends.load(Ordering::Acquire)
     }
 
     /// # Errors
     /// [`VirtioError::Lost`] if the back end is.
     pub fn check_alive(&self) -> Result<(), VirtioError> {
-        self.lost
-            .get()
-            .map_or(Ok(()), |reason| Err(VirtioError::Lost(reason.clone())))
+        self.lost()
+            .map_or(Ok(()), |reason| Err(VirtioError::Lost(reason)))
     }
 
-    /// Stops the rings.
+    /// Whether the VMM ends the connection.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The used rings of the queues that the driver has made ready.
+    pub fn used_rings(&self) -> Vec<PageRange> {
+        let queues = lock(&self.transport).ready_queues();
+        let pages = queues
+            .into_iter()
+            .filter_map(|(_, queue)| queue.used_pages());
+        pages.collect()
+    }
+
+    /// Stops the rings. Those of a back end that is lost stand still.
     pub fn stop(&self) -> Result<(), VirtioError> {
-        self.converse(FrontEnd::suspend)
+        let mut front_end = lock(&self.front_end);
+        if self.lost().is_none() {
+            self.settle(front_end.suspend())?;
+        }
+        self.stopped.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets another back end, whose conversation has begun on `connection`, take the place of one that is lost. What the
+    /// lost one held is not known: each queue goes on at its used index.
+    pub fn replace_back_end(
+        &self,
+        mut front_end: FrontEnd,
+        connection: UnixStream,
+    ) -> Result<(), VirtioError> {
+        let mut current = lock(&self.front_end);
+        let state = self.state_of_lost();
+        let checked = state.check(&Fit {
+            offered: front_end.offered(),
+            queue_count: front_end.queue_count(),
+            device_state: front_end.has_device_state(),
+            ram: &self.ram,
+        })?;
+        let in_use = checked.features.is_some();
+        front_end.load(checked.features, checked.rings)?;
+        if in_use {
+            front_end.write_what_the_driver_wrote(&state.config)?;
+        }
+        if !self.stopped.load(Ordering::Acquire) {
+            front_end.resume()?;
+        }
+        let config = front_end.read_config()?;
+        *current = front_end;
+        *lock(&self.connection) = connection;
+        self.back_ends.fetch_add(1, Ordering::AcqRel);
+        *lock(&self.lost) = None;
+        self.tell(lock(&self.transport).change_config(config));
+        Ok(())
     }
 
     /// Lets the rings run on. A balloon that cannot is no reason to hold the guest up: the guest is told.
     pub fn resume(&self) {
+        self.stopped.store(false, Ordering::Release);
+        if self.lost().is_some() {
+            // The next one begins at once.
+            return;
+        }
         let resumed = self.converse(|front_end| {
             front_end.resume()?;
             if self.loaded.swap(false, Ordering::Relaxed) {
@@ -139,12 +210,17 @@ impl Device {
         });
         if let Err(error) = resumed {
             log::error!("balloon: the guest runs on without it: {error}");
-            self.tell(lock(&self.transport).need_reset());
+            if self.lost().is_none() {
+                self.tell(lock(&self.transport).need_reset());
+            }
         }
     }
 
     /// The state, once [`Device::stop`] has been called.
     pub fn save(&self) -> Result<VirtioState, VirtioError> {
+        if self.lost().is_some() && self.stopped.load(Ordering::Acquire) {
+            return Ok(self.state_of_lost());
+        }
         self.converse(|front_end| {
             if !front_end.suspended() {
                 return Err(VirtioError::NotStopped);
@@ -160,8 +236,21 @@ impl Device {
                 config: transport.config(),
                 bases,
                 back_end,
+                back_end_lost: false,
             })
         })
+    }
+
+    /// What is known of a device whose back end is lost.
+    fn state_of_lost(&self) -> VirtioState {
+        let transport = lock(&self.transport);
+        VirtioState {
+            registers: *transport.registers(),
+            config: transport.config(),
+            bases: [0; MAX_QUEUES],
+            back_end: None,
+            back_end_lost: true,
+        }
     }
 
     /// Takes the state of another device; [`Device::resume`] then lets it run.
@@ -180,10 +269,7 @@ impl Device {
             if let Some(back_end) = &state.back_end {
                 front_end.load_device_state(back_end)?;
             } else if checked.features.is_some() {
-                // What the guest wrote is all that is known of the back end's state.
-                for at in [Config::ACTUAL, Config::POISON] {
-                    front_end.write_config(at, &state.config[at..at + 4])?;
-                }
+                front_end.write_what_the_driver_wrote(&state.config)?;
             }
             let mut transport = lock(&self.transport);
             transport.load(state.registers);
@@ -222,10 +308,14 @@ impl Device {
         self.lose("the connection was closed".into());
     }
 
-    /// The VMM is about to end the connection, which is no loss to be reported.
+    /// The VMM ends the connection, which is no loss to be reported.
     pub fn close(&self) {
-        // A loss that came before keeps its reason.
-        let _ = self.lost.set("the VMM has closed the device".into());
+        self.closing.store(true, Ordering::Release);
+        let mut lost = lock(&self.lost);
+        lost.get_or_insert_with(|| "the VMM has closed the device".into());
+        drop(lost);
+        // It fails only if the connection has ended already.
+        let _ = lock(&self.connection).shutdown(Shutdown::Both);
     }
 
     fn write_control(&self, offset: u64, data: &[u8]) {
@@ -313,14 +403,12 @@ impl Device {
     }
 
     fn lose(&self, reason: String) {
-        if self.lost.set(reason).is_ok() {
-            log::error!(
-                "balloon: the back end is lost, the guest runs on without it: {}",
-                self.lost().unwrap_or_default()
-            );
+        let mut lost = lock(&self.lost);
+        if lost.is_none() {
+            log::error!("balloon: the back end is lost, the guest runs on without it: {reason}");
+            *lost = Some(reason);
             // It fails only if the connection has ended already.
-            let _ = self.connection.shutdown(Shutdown::Both);
-            self.tell(lock(&self.transport).need_reset());
+            let _ = lock(&self.connection).shutdown(Shutdown::Both);
         }
     }
 

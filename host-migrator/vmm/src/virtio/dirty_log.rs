@@ -24,6 +24,8 @@ pub(super) struct BackEndLog {
     device: Arc<Device>,
     pages: u64,
     memory: Option<LogMemory>,
+    /// The back end that writes the log, while it runs.
+    writer: Option<u64>,
 }
 
 impl BackEndLog {
@@ -32,7 +34,17 @@ impl BackEndLog {
             pages: device.ram().bitmap_pages(),
             device,
             memory: None,
+            writer: None,
         }
+    }
+}
+
+impl BackEndLog {
+    /// A back end that is lost may only be late, and write a used ring once more.
+    fn used_rings_into(&self, bitmap: &MigrationBitmap) -> u64 {
+        let rings = self.device.used_rings();
+        rings.iter().for_each(|pages| bitmap.insert(*pages));
+        rings.iter().map(|pages| pages.count()).sum()
     }
 }
 
@@ -43,6 +55,12 @@ impl DirtyLog for BackEndLog {
 
     fn start(&mut self) -> Result<(), DirtyLogError> {
         let action = "start";
+        self.writer = Some(self.device.back_end());
+        self.memory = None;
+        if self.device.lost().is_some() {
+            // A migration without this device: what it has done so far is in the memory that is all to be sent.
+            return Ok(());
+        }
         // A new file each time: a back end may still set bits in the old one.
         let memory = LogMemory::new(self.pages).map_err(|error| failed(action, error))?;
         self.device
@@ -54,8 +72,16 @@ impl DirtyLog for BackEndLog {
 
     fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
         let action = "harvest";
-        let Some(memory) = &self.memory else {
+        let Some(writer) = self.writer else {
             return Ok(0);
+        };
+        if self.device.back_end() != writer {
+            let why =
+                "another back end has taken the place of the one that was lost; migrate again";
+            return Err(failed(action, io::Error::other(why)));
+        }
+        let Some(memory) = &self.memory else {
+            return Ok(self.used_rings_into(bitmap));
         };
         // A back end that died may have written pages that it did not log any more.
         self.device
@@ -82,6 +108,7 @@ impl DirtyLog for BackEndLog {
     }
 
     fn stop(&mut self) -> Result<(), DirtyLogError> {
+        self.writer = None;
         if self.memory.take().is_none() {
             return Ok(());
         }

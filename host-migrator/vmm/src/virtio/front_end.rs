@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use host_migrator::GuestRam;
-use spec::balloon::{CONFIG_SIZE, feature};
+use spec::balloon::{CONFIG_SIZE, Config, feature};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
     VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures as Virtio,
@@ -136,6 +136,17 @@ impl FrontEnd {
         self.ask("SET_CONFIG", |frontend| {
             frontend.set_config(at as u32, VhostUserConfigFlags::empty(), data)
         })
+    }
+
+    /// Writes those fields of `config` that are the driver's: all that is known of a back end's state which cannot be had.
+    pub fn write_what_the_driver_wrote(
+        &mut self,
+        config: &[u8; CONFIG_SIZE],
+    ) -> Result<(), VirtioError> {
+        for at in [Config::ACTUAL, Config::POISON] {
+            self.write_config(at, &config[at..at + 4])?;
+        }
+        Ok(())
     }
 
     /// The driver accepted `features`.
@@ -351,8 +362,15 @@ impl FrontEnd {
         if switched.is_err() {
             self.logging = before;
         }
-        if running {
-            self.set_rings_up()?;
+        if running && let Err(error) = self.set_rings_up() {
+            if switched.is_ok() {
+                // As it was: a log that nobody harvests would slow the back end down for good.
+                self.logging = before;
+                let features = self.negotiated;
+                features.map_or(Ok(()), |features| self.send_features(features))?;
+                self.set_rings_up()?;
+            }
+            return Err(error);
         }
         switched
     }
@@ -365,9 +383,18 @@ impl FrontEnd {
         self.ask("SET_FEATURES", |frontend| frontend.set_features(all))
     }
 
+    /// Stops every ring, or none.
     fn take_rings_down(&mut self) -> Result<(), VirtioError> {
         for at in 0..self.rings.len() {
-            self.rings[at].base = self.stop_ring(self.rings[at].index)?;
+            match self.stop_ring(self.rings[at].index) {
+                Ok(base) => self.rings[at].base = base,
+                Err(error) => {
+                    for ring in self.rings[..at].to_vec() {
+                        self.set_ring_up(ring)?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }

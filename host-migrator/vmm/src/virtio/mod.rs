@@ -30,17 +30,16 @@ mod device_state;
 mod dirty_log;
 mod error;
 mod front_end;
+mod keeper;
 mod queue;
 mod state;
 mod transport;
 
 use std::io;
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::transport::connect_unix;
@@ -52,7 +51,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::mmio::{MmioDevice, MmioSlot};
 use device::Device;
 use error::io_error;
-use front_end::{FrontEnd, QueueEvents};
+use front_end::QueueEvents;
+use keeper::{Connection, Keeper};
 use transport::MAX_QUEUES;
 
 pub use error::VirtioError;
@@ -65,19 +65,12 @@ const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// A balloon on virtio-mmio.
 ///
-/// A back end that dies or does not answer is lost for good: the guest gets DEVICE_NEEDS_RESET and runs on, a
-/// migration fails at [`VhostUserBalloon::stop`] with the reason.
+/// A back end that dies or does not answer in time is lost, and the guest runs on. Another one that listens on the same
+/// socket takes its place by itself. Until then a migration goes without it.
 #[derive(Debug)]
 pub struct VhostUserBalloon {
     device: Arc<Device>,
-    _threads: Threads,
-}
-
-/// Threads that live as long as a connection.
-#[derive(Debug)]
-struct Threads {
-    connection: UnixStream,
-    handles: Vec<JoinHandle<()>>,
+    keeper: Option<Keeper>,
 }
 
 impl VhostUserBalloon {
@@ -96,48 +89,32 @@ impl VhostUserBalloon {
             path: socket.to_owned(),
             source,
         })?;
-        let clone = || {
-            let action = "share the connection to the balloon back end";
-            connection.try_clone().map_err(io_error(action))
-        };
-        let (ours, theirs) =
-            UnixStream::pair().map_err(io_error("make a channel for the balloon back end"))?;
         let events = queue_events()?;
         let config_interrupt = event()?;
-        let start = "serve the balloon back end's channel";
-        // Before the first request: the back end may wait for an acknowledgement before it answers one.
-        let (changes, channel) = backend_channel::serve(clone()?, ours).map_err(io_error(start))?;
-        let mut threads = Threads {
-            connection: clone()?,
-            handles: vec![channel],
-        };
-        let watched = clone()?;
-        let mut front_end =
-            FrontEnd::new(connection, theirs, Arc::clone(ram), Arc::clone(&events))?;
-        let config = front_end.read_config()?;
+        let mut first = Connection::open(connection, ram, &events)?;
+        let config = first.front_end.read_config()?;
         // After all that a back end may refuse: a machine without this balloon is as it was.
         register(vm, slot, &events, &config_interrupt)?;
+        let Connection { front_end, served } = first;
         let device = Arc::new(Device::new(
             front_end,
             config,
             Arc::clone(ram),
-            events,
+            Arc::clone(&events),
             config_interrupt,
-            watched,
+            served.connection()?,
         ));
-        let follower = follow(Arc::clone(&device), changes).map_err(io_error(start))?;
-        threads.handles.push(follower);
-        Ok(Arc::new(Self {
-            device,
-            _threads: threads,
-        }))
+        let keeper = Keeper::start(&device, socket, events, served)
+            .map_err(io_error("watch the balloon back end"))?;
+        let keeper = Some(keeper);
+        Ok(Arc::new(Self { device, keeper }))
     }
 
     /// Stops the rings, of a guest whose vCPUs are stopped. After the return the back end touches no guest
     /// memory. Harmless if they are stopped.
     ///
     /// # Errors
-    /// [`VirtioError`] if the back end is lost: it cannot be said where its rings stand.
+    /// [`VirtioError`] if the back end refuses or is lost over it. The rings of one that was lost before stand still.
     pub fn stop(&self) -> Result<(), VirtioError> {
         self.device.stop()
     }
@@ -152,7 +129,8 @@ impl VhostUserBalloon {
     /// The device's state, between [`VhostUserBalloon::stop`] and [`VhostUserBalloon::resume`].
     ///
     /// # Errors
-    /// [`VirtioError`] if the rings are not stopped or the back end does not give its state.
+    /// [`VirtioError`] if the rings are not stopped or the back end does not give its state. Of one that is lost the
+    /// transport is saved, and its queues go on at their used indices.
     pub fn save(&self) -> Result<VirtioState, VirtioError> {
         self.device.save()
     }
@@ -172,7 +150,7 @@ impl VhostUserBalloon {
     }
 
     /// Why the back end is lost; `None` while it is not.
-    pub fn lost(&self) -> Option<&str> {
+    pub fn lost(&self) -> Option<String> {
         self.device.lost()
     }
 
@@ -200,17 +178,7 @@ impl MmioDevice for VhostUserBalloon {
 impl Drop for VhostUserBalloon {
     fn drop(&mut self) {
         self.device.close();
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // It fails only if the connection has ended already.
-        let _ = self.connection.shutdown(Shutdown::Both);
-        for handle in self.handles.drain(..) {
-            // A thread that panicked has printed why.
-            let _ = handle.join();
-        }
+        drop(self.keeper.take());
     }
 }
 
@@ -233,18 +201,6 @@ fn is_starting(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// Passes on to the device what the back end's channel brings, until the connection ends.
-fn follow(device: Arc<Device>, changes: Receiver<()>) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new()
-        .name("balloon-config".into())
-        .spawn(move || {
-            for () in changes {
-                device.refresh_config();
-            }
-            device.hung_up();
-        })
 }
 
 fn queue_events() -> Result<Arc<[QueueEvents]>, VirtioError> {

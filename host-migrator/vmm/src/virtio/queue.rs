@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One split virtqueue as the driver describes it.
 
+use std::sync::atomic::Ordering;
+
 use host_migrator::GuestRam;
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use spec::{PAGE_SIZE, PageRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// The most entries a queue may have, and what QUEUE_NUM_MAX says: what Linux needs to keep 4 GiB of
 /// hints in flight.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Where the used ring has its index: `flags le16, idx le16, ring` (virtio 1.2, section 2.7.8).
+const USED_INDEX: u64 = 2;
 
 /// The registers of one queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +69,28 @@ impl Queue {
             }
         }
         Ok(())
+    }
+
+    /// How many buffers have been used, as the used ring in guest memory says. A device that keeps the order and holds
+    /// no buffer goes on there.
+    ///
+    /// # Errors
+    /// [`QueueError`] if the used ring is not in guest memory.
+    pub fn used_index(&self, ram: &GuestRam) -> Result<u16, QueueError> {
+        let index = GuestAddress(self.used.wrapping_add(USED_INDEX));
+        let loaded = ram.memory().load(index, Ordering::Acquire);
+        loaded.map(u16::from_le).map_err(|_| QueueError::Address {
+            part: "used ring",
+            address: self.used,
+        })
+    }
+
+    /// The pages of the used ring, which the device writes.
+    pub fn used_pages(&self) -> Option<PageRange> {
+        let bytes = 6 + 8 * u64::from(self.size);
+        let first = self.used / PAGE_SIZE;
+        let end = self.used.checked_add(bytes)?.div_ceil(PAGE_SIZE);
+        PageRange::new(first, end - first)
     }
 }
 

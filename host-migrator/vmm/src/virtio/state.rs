@@ -21,6 +21,8 @@ pub struct VirtioState {
     pub bases: [u16; MAX_QUEUES],
     /// The back end's own state, in its own format, if it has one.
     pub back_end: Option<Vec<u8>>,
+    /// The back end was lost: `bases` say nothing, and each queue goes on at the used index in guest memory.
+    pub back_end_lost: bool,
 }
 
 /// A state that this device cannot take.
@@ -130,12 +132,16 @@ impl VirtioState {
             // The queues of a driver that is not up yet are checked when it is, and those of a device that
             // needs a reset never run.
             if driver_ok && !has(status::VIRTIO_CONFIG_S_NEEDS_RESET) {
-                let checked = queue.check(fit.ram);
-                checked.map_err(|source| StateError::Queue { index, source })?;
+                let wrong = |source| StateError::Queue { index, source };
+                queue.check(fit.ram).map_err(wrong)?;
+                let base = match self.back_end_lost {
+                    true => queue.used_index(fit.ram).map_err(wrong)?,
+                    false => self.bases[index],
+                };
                 rings.push(Ring {
                     index,
                     queue: *queue,
-                    base: self.bases[index],
+                    base,
                 });
             }
         }
@@ -174,6 +180,7 @@ mod tests {
             config: [0; CONFIG_SIZE],
             bases: [0, 0, 77, 0, 0],
             back_end: Some(vec![1, 2, 3]),
+            back_end_lost: false,
         }
     }
 

@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use clap::Parser;
@@ -32,19 +32,18 @@ impl Daemon {
     /// Starts one, which will listen soon.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "daemon::process_of_the_daemon", "--nocapture"])
-            .env(FOLDER, folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let process = start_in(folder.path());
         Self { process, folder }
     }
 
     /// Where it takes a front end.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("vhost-user")
+    }
+
+    /// Starts another in the place of one that has ended.
+    pub fn start_again(&mut self) {
+        self.process = start_in(self.folder.path());
     }
 
     /// Ends it as a crash would.
@@ -69,6 +68,16 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn start_in(folder: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "daemon::process_of_the_daemon", "--nocapture"])
+        .env(FOLDER, folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Not a claim: the test program started by [`Daemon::start`] is the daemon.

@@ -146,6 +146,7 @@ impl Device {
                 config: transport.config(),
                 bases,
                 back_end: None,
+                back_end_lost: false,
             },
             port: state,
             taken,
