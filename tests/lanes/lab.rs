@@ -3,7 +3,7 @@
 //! migrations between them.
 
 use std::cell::Cell;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
-use lacuna::compare::{AgentPort, CompareError, Host, Verdict, ask_oracle};
+use lacuna::compare::{AgentPort, CompareError, Host, Part, Verdict, ask_oracle};
 use lacuna::control::{self, HintMode, MigrateArguments};
 use lacuna::machine::{GuestStatus, MachineState, Status};
 use lacuna::trace::{TraceArgs, check_file};
@@ -254,6 +254,25 @@ impl Lab {
             })
             .expect("the destination listens");
         (host, status.incoming.unwrap_or_default())
+    }
+
+    /// Starts a balloon device in the place of the one that `host`, the lab's first, had.
+    pub fn start_device_again(&self, host: &mut Host) {
+        let vhost = host.control.with_file_name("source-vhost");
+        let args: [&OsStr; 10] = [
+            "balloon".as_ref(),
+            "device".as_ref(),
+            "--socket-path".as_ref(),
+            vhost.as_ref(),
+            "--control-socket".as_ref(),
+            host.balloon_control.as_ref(),
+            "--trace".as_ref(),
+            &self.trace().into_os_string(),
+            "--trace-host".as_ref(),
+            "0".as_ref(),
+        ];
+        host.device = Part::start("another-device", &program(), self.folder(), args)
+            .expect("the device starts");
     }
 
     fn start(&self, name: &'static str, job: Vec<OsString>, device: &[&str]) -> Host {
