@@ -11,7 +11,7 @@ use std::thread;
 
 use host_migrator::{
     Channel, DestinationMachine, MachineError, Migration, MigrationError, MigrationParams, Owner,
-    receive,
+    OwnershipRecord, receive,
 };
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
@@ -255,6 +255,10 @@ fn the_source_learns_why_the_destination_gave_up() {
 struct LosesADevice;
 
 impl DestinationMachine for LosesADevice {
+    fn judge(&mut self, _description: &[u8]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn check(&mut self) -> Result<(), MachineError> {
         Err(MachineError {
             action: "take a guest",
@@ -278,7 +282,14 @@ fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
     let (here, there) = UnixStream::pair().unwrap();
     let destination = thread::spawn(move || {
         let channel = Channel::try_from(there).unwrap();
-        receive(channel, &ram, &mut LosesADevice, &mut |_| ()).unwrap_err()
+        receive(
+            channel,
+            &ram,
+            &mut LosesADevice,
+            &OwnershipRecord::there(),
+            &mut |_| (),
+        )
+        .unwrap_err()
     });
     let channel = Channel::try_from(here).unwrap();
     let params = MigrationParams::default();

@@ -389,7 +389,7 @@ impl FrontEnd {
             match self.stop_ring(self.rings[at].index) {
                 Ok(base) => self.rings[at].base = base,
                 Err(error) => {
-                    for ring in self.rings[..at].to_vec() {
+                    for ring in self.rings.clone().into_iter().take(at) {
                         self.set_ring_up(ring)?;
                     }
                     return Err(error);
