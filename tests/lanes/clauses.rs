@@ -6,6 +6,8 @@
 //! that use hinted memory again at once, and the oracle must notice in one of them. The checker must notice
 //! in all.
 
+use std::num::NonZeroU32;
+
 use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
 use spec::trace::check::{Clause, Verdict};
 
@@ -15,6 +17,8 @@ const TRIES: u64 = 12;
 /// How busy the guest and how fast the link is.
 #[derive(Clone, Copy)]
 struct Pace {
+    downtime_limit: u64,
+    max_rounds: Option<NonZeroU32>,
     churn: u64,
     dirty_rate: &'static str,
     max_bandwidth: u64,
@@ -22,12 +26,16 @@ struct Pace {
 
 /// The migration is over soon: what was lost at its beginning or end is not written again.
 const SHORT: Pace = Pace {
+    downtime_limit: 50,
+    max_rounds: None,
     churn: 10_000,
     dirty_rate: "4M",
     max_bandwidth: 400 << 20,
 };
 /// There are many rounds, and so many harvests and epochs.
 const LONG: Pace = Pace {
+    downtime_limit: 0,
+    max_rounds: NonZeroU32::new(20),
     churn: 30_000,
     dirty_rate: "16M",
     max_bandwidth: 220 << 20,
@@ -51,7 +59,8 @@ fn loses_pages_without(clause: &str, pace: Pace, broken: Clause) {
         let (mut destination, uri) = lab.receiving("destination", true);
         let migration = Migration {
             max_bandwidth: Some(pace.max_bandwidth),
-            downtime_limit: 50,
+            downtime_limit: pace.downtime_limit,
+            max_rounds: pace.max_rounds,
             switched_off: vec![clause.to_owned()],
             ..Default::default()
         };

@@ -32,8 +32,9 @@ enum Fault {
 }
 
 /// Every step of the stream, by its first section of this kind.
-const STEPS: [SectionKind; 10] = [
+const STEPS: [SectionKind; 11] = [
     SectionKind::Layout,
+    SectionKind::Description,
     SectionKind::Accept,
     SectionKind::Pages,
     SectionKind::RoundEnd,
@@ -141,7 +142,8 @@ fn settled(destination: &mut Host) -> Option<Status> {
         let Ok(status) = asked else {
             return None;
         };
-        if status.machine != MachineState::Incoming {
+        // One that has accepted no source goes on waiting for it.
+        if status.machine != MachineState::Incoming || status.ownership.number == 0 {
             return Some(status);
         }
         assert!(Instant::now() < end, "{status:?}");

@@ -4,7 +4,8 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use host_migrator::transport::connect_unix;
 use serde::de::DeserializeOwned;
@@ -14,6 +15,9 @@ use super::{Answer, Command};
 /// How long an answer may take. Most commands are answered at once, whatever the migration is doing; `cancel` when
 /// the guest is out of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a machine may have a socket that does not listen yet.
+const STARTING: Duration = Duration::from_millis(200);
 
 /// A command that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,21 @@ pub enum ClientError {
     Refused(String),
 }
 
+/// Connects to `path`. A socket has its name a moment before it listens.
+fn reach(path: &Path) -> io::Result<UnixStream> {
+    let end = Instant::now() + STARTING;
+    loop {
+        match connect_unix(path, ANSWER_TIMEOUT) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < end =>
+            {
+                thread::sleep(STARTING / 20);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// A connection to a machine's control socket.
 #[derive(Debug)]
 pub struct Client {
@@ -56,7 +75,7 @@ impl Client {
     /// [`ClientError::Connect`] if nobody listens there.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || {
-            let stream = connect_unix(path, ANSWER_TIMEOUT)?;
+            let stream = reach(path)?;
             stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
             stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(stream)
