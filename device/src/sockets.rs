@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Unix sockets: listening, and messages that carry file descriptors.
+//! Unix sockets: listening, the removal of their files, and messages that carry file descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +18,8 @@ use rustix::net::{
 };
 use spec_sockets::{Access, SocketFile};
 
+use crate::sandbox::remover::Remover;
+
 /// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
 pub const MAX_FDS: usize = 32;
 
@@ -24,7 +27,7 @@ pub const MAX_FDS: usize = 32;
 #[derive(Debug)]
 pub struct BoundSocket {
     listener: UnixListener,
-    file: Option<SocketFile>,
+    file: Option<BoundFile>,
 }
 
 impl BoundSocket {
@@ -37,13 +40,48 @@ impl BoundSocket {
         let (listener, file) = spec_sockets::listen(path, access)?;
         Ok(Self {
             listener,
-            file: Some(file),
+            file: Some(BoundFile {
+                file,
+                remover: None,
+            }),
         })
     }
 
     /// Its file in the file system, if it is this program's to remove.
-    pub fn file(&self) -> Option<&SocketFile> {
+    pub fn file(&self) -> Option<&BoundFile> {
         self.file.as_ref()
+    }
+
+    /// Has its file removed by `remover`, as this process is going to lose the right to.
+    pub fn removed_by(&mut self, remover: &Arc<Remover>) {
+        if let Some(file) = &mut self.file {
+            file.remover = Some(Arc::clone(remover));
+        }
+    }
+}
+
+/// The file of a socket that was bound here, and who removes it.
+#[derive(Clone, Debug)]
+pub struct BoundFile {
+    file: SocketFile,
+    remover: Option<Arc<Remover>>,
+}
+
+impl BoundFile {
+    /// The file itself.
+    pub fn socket_file(&self) -> &SocketFile {
+        &self.file
+    }
+
+    /// Removes it. It is no error if it is gone, or if another file has its name now.
+    ///
+    /// # Errors
+    /// Whatever hinders the removal.
+    pub fn remove(&self) -> io::Result<()> {
+        match &self.remover {
+            Some(remover) => remover.remove(&self.file),
+            None => self.file.remove(),
+        }
     }
 }
 
@@ -71,7 +109,7 @@ impl Drop for BoundSocket {
         if let Some(file) = &self.file
             && let Err(error) = file.remove()
         {
-            log::warn!("{} stays: {error}", file.path().display());
+            log::warn!("{} stays: {error}", file.file.path().display());
         }
     }
 }

@@ -322,6 +322,63 @@ fn the_process_is_in_its_sandbox_before_anyone_is_served() {
     assert_eq!(status_field(&off.process, "Seccomp"), "0");
 }
 
+/// The processes that `process` has started and that have not ended.
+fn children(process: &Child) -> Vec<Pid> {
+    let id = process.id();
+    let path = format!("/proc/{id}/task/{id}/children");
+    let text = std::fs::read_to_string(path).unwrap();
+    let numbers = text.split_whitespace().map(|it| it.parse().unwrap());
+    numbers.map(|it| Pid::from_raw(it).unwrap()).collect()
+}
+
+/// Whether the process runs. One that has ended may not have been waited for yet.
+fn runs(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid()));
+    stat.is_ok_and(|it| !it.rsplit(')').next().unwrap().trim().starts_with('Z'))
+}
+
+#[test]
+fn the_process_that_removes_the_sockets_outlives_signals_but_not_the_daemon() {
+    for orderly in [true, false] {
+        let mut daemon = Daemon::start(&[]);
+        let _front_end = answers(&daemon.folder.path().join("vhost-user"));
+        let [remover] = children(&daemon.process)[..] else {
+            panic!("not one child: {:?}", children(&daemon.process));
+        };
+        for name in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+            kill_process(remover, name).unwrap();
+        }
+        let files = std::fs::read_dir(format!("/proc/{}/fd", remover.as_raw_pid())).unwrap();
+        assert_eq!(
+            files.count(),
+            1,
+            "nothing is open but the socket to the daemon"
+        );
+        if orderly {
+            signal(&daemon.process, Signal::TERM);
+            assert!(end(&mut daemon.process).success());
+            assert!(!runs(remover), "it has ended before the daemon");
+            let left: Vec<_> = daemon.folder.path().read_dir().unwrap().collect();
+            assert!(left.is_empty(), "{left:?}");
+        } else {
+            signal(&daemon.process, Signal::KILL);
+            end(&mut daemon.process);
+            eventually("the remover's end", || (!runs(remover)).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn a_daemon_without_the_process_that_removes_its_sockets_ends_all_the_same() {
+    let mut daemon = Daemon::start(&[]);
+    let _front_end = answers(&daemon.folder.path().join("vhost-user"));
+    for remover in children(&daemon.process) {
+        kill_process(remover, Signal::KILL).unwrap();
+    }
+    signal(&daemon.process, Signal::TERM);
+    assert!(end(&mut daemon.process).success());
+}
+
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
     let mut daemon = Daemon::start(&[]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::FairMutexGuard;
 use spec::agent::proof::Key;
-use spec_sockets::{Access, SocketFile};
+use spec_sockets::Access;
 
 use super::front_ends::{FrontEnds, Presence, Source};
 use super::inherited::inherited;
@@ -23,8 +23,9 @@ use crate::args::{Config, FrontEnd};
 use crate::balloon::Balloon;
 use crate::control::ControlServer;
 use crate::metrics::Observed;
+use crate::sandbox::remover::Remover;
 use crate::sandbox::seccomp::Group;
-use crate::sockets::BoundSocket;
+use crate::sockets::{BoundFile, BoundSocket};
 use crate::trace::{Trace, TraceFile};
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::config_channel::ConfigChannel;
@@ -113,7 +114,7 @@ impl Prepared {
     }
 
     /// The sockets' files that the device is to remove in the end.
-    pub fn files(&self) -> impl Iterator<Item = &SocketFile> {
+    pub fn files(&self) -> impl Iterator<Item = &BoundFile> {
         let front_end = match &self.source {
             Source::Listener { socket, .. } => socket.file(),
             Source::Connected(_) => None,
@@ -122,6 +123,18 @@ impl Prepared {
         let others = self.control.iter().chain(agent);
         let others = others.filter_map(BoundSocket::file);
         front_end.into_iter().chain(others)
+    }
+
+    /// Has the sockets' files removed by `remover`.
+    pub fn removed_by(&mut self, remover: &Arc<Remover>) {
+        let front_end = match &mut self.source {
+            Source::Listener { socket, .. } => Some(socket),
+            Source::Connected(_) => None,
+        };
+        let agent = self.agent.as_mut().map(|(socket, _)| socket);
+        for socket in front_end.into_iter().chain(&mut self.control).chain(agent) {
+            socket.removed_by(remover);
+        }
     }
 
     /// Starts to serve. `events` is told of what happens.
@@ -184,7 +197,7 @@ pub struct Device {
     control: Option<ControlServer>,
     _agent: Option<AgentServer>,
     ticker: Ticker,
-    files: Vec<SocketFile>,
+    files: Vec<BoundFile>,
 }
 
 impl Device {

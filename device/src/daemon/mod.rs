@@ -92,6 +92,9 @@ pub enum DaemonError {
     /// What was asked for cannot be printed.
     #[error("cannot print: {0}")]
     Print(#[source] io::Error),
+    /// There is nobody to remove the sockets in the end.
+    #[error("cannot start the process that removes the sockets in the end: {0}")]
+    Remover(#[source] io::Error),
     /// The process cannot be restricted.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),

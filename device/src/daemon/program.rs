@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,8 @@ use super::{DaemonError, Event, threads};
 use crate::args::{Args, CAPABILITIES, Program, description};
 use crate::metrics::{MetricsServer, registry};
 use crate::sandbox::seccomp::Group;
-use crate::sandbox::{self, Needs};
-use crate::sockets::BoundSocket;
+use crate::sandbox::{self, SandboxMode, remover::Remover};
+use crate::sockets::{BoundFile, BoundSocket};
 
 /// How long a device may take to tell its guest that hinting is over. A device that takes longer counts as hung.
 const LAST_WORD: Duration = Duration::from_millis(800);
@@ -67,12 +66,12 @@ impl Program {
         let notifier = Notifier::from_env();
         let mut activation = Activation::from_env()?;
         let only = self.devices.len() == 1;
-        let prepared: Vec<Prepared> = self
+        let mut prepared: Vec<Prepared> = self
             .devices
             .into_iter()
             .map(|device| Prepared::new(device, &mut activation, only))
             .collect::<Result<_, _>>()?;
-        let metrics = match &self.metrics_socket {
+        let mut metrics = match &self.metrics_socket {
             Some(path) => Some(listen(path, self.metrics_access)?),
             None => activation.take(METRICS).map(BoundSocket::from),
         };
@@ -82,14 +81,17 @@ impl Program {
             .iter()
             .flat_map(Prepared::files)
             .chain(metrics.as_ref().and_then(BoundSocket::file))
+            .map(BoundFile::socket_file)
             .cloned()
             .collect();
-        let needs = Needs {
-            devices: prepared.len(),
-            folders: folders(&files),
-        };
-        threads::set_filters(sandbox::enter(self.sandbox, &needs)?);
-        watch_signals(signals, files, events.clone()).map_err(DaemonError::Signals)?;
+        let remover = start_remover(files, self.sandbox)?;
+        if let Some(remover) = &remover {
+            prepared.iter_mut().for_each(|it| it.removed_by(remover));
+            metrics.iter_mut().for_each(|it| it.removed_by(remover));
+        }
+        threads::set_filters(sandbox::enter(self.sandbox, prepared.len())?);
+        let weak = remover.as_ref().map(Arc::downgrade).unwrap_or_default();
+        watch_signals(signals, weak, events.clone()).map_err(DaemonError::Signals)?;
         let devices: Vec<Device> = prepared
             .into_iter()
             .map(|device| device.start(events.clone()))
@@ -108,31 +110,30 @@ impl Program {
     }
 }
 
-/// The folders that `files` lie in.
-fn folders(files: &[SocketFile]) -> Vec<PathBuf> {
-    let folders: BTreeSet<&Path> = files
-        .iter()
-        .filter_map(|file| file.path().parent())
-        .map(|folder| match folder.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => folder,
-        })
-        .collect();
-    folders.into_iter().map(Into::into).collect()
+/// Who removes `files` in the end. Nobody is needed without a sandbox, or where the service manager has all the sockets.
+fn start_remover(
+    files: Vec<SocketFile>,
+    sandbox: SandboxMode,
+) -> Result<Option<Arc<Remover>>, DaemonError> {
+    if files.is_empty() || sandbox == SandboxMode::Off {
+        return Ok(None);
+    }
+    let remover = Remover::start(files, sandbox).map_err(DaemonError::Remover)?;
+    Ok(Some(Arc::new(remover)))
 }
 
-/// Has a thread wait for the signal to end. An end that then hangs is cut short, with `files` removed all the same.
+/// Has a thread wait for the signal to end. An end that then hangs is cut short, with the sockets removed all the same.
 fn watch_signals(
     signals: EndSignals,
-    files: Vec<SocketFile>,
+    remover: Weak<Remover>,
     events: Sender<Event>,
 ) -> io::Result<()> {
     threads::spawn(Group::Signals, move || {
         let _ = events.send(Event::End(signals.wait()));
         thread::sleep(GRACE);
         log::error!("the end takes too long: it is cut short");
-        for file in files {
-            let _ = file.remove();
+        if let Some(remover) = remover.upgrade() {
+            remover.remove_all();
         }
         std::process::exit(1);
     })

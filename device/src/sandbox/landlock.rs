@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! No file system but the removal of the process's own sockets, no network, no signals to other processes.
+//! No file system, no network, no signals to other processes.
 //!
 //! Restrictions that the kernel's Landlock does not know are left out, and the log says which are in force.
 
@@ -13,11 +13,12 @@ use landlock::{
 /// The newest version that the crate knows. Each kernel takes the part that it knows itself.
 const ABI_KNOWN: ABI = ABI::V9;
 
-/// Restricts the calling thread and those that it starts from now on. Files may be removed from `folders`.
+/// Restricts the calling thread and those that it starts from now on, and says how far the kernel can. Files may be
+/// removed from `folders` and all that lies below: there is no such right for a single file.
 ///
 /// # Errors
 /// [`RulesetError`] if the kernel has Landlock and refuses.
-pub fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
+pub fn restrict(folders: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(landlock::CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI_KNOWN))?
@@ -32,7 +33,12 @@ pub fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
             Err(error) => log::warn!("{}: {error}", folder.display()),
         }
     }
-    match ruleset.restrict_self()?.ruleset {
+    Ok(ruleset.restrict_self()?.ruleset)
+}
+
+/// Logs how far the kernel restricts the process.
+pub fn log(status: &RulesetStatus) {
+    match status {
         RulesetStatus::FullyEnforced => log::info!("Landlock restricts all that it can"),
         RulesetStatus::PartiallyEnforced => {
             log::info!("Landlock restricts files; newer kernels can restrict more");
@@ -41,5 +47,4 @@ pub fn restrict(folders: &[PathBuf]) -> Result<(), RulesetError> {
             log::warn!("this kernel has no Landlock: only the system call filter restricts files");
         }
     }
-    Ok(())
 }

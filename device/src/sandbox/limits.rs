@@ -32,9 +32,13 @@ pub fn set(devices: usize) {
         Resource::Data,
         OWN_MEMORY + MEMORY_A_DEVICE * devices,
     );
-    // Guest memory would be in a core file, and whoever traces the process can read it.
-    lower("core files", Resource::Core, 0);
     lower("locked memory", Resource::Memlock, 0);
+    keep_private();
+}
+
+/// Guest memory and keys would be in a core file, and whoever traces the process can read them.
+pub fn keep_private() {
+    lower("core files", Resource::Core, 0);
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         log::warn!("others of this user can trace the process: {error}");
     }

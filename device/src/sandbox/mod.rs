@@ -9,12 +9,13 @@
 //! | [`seccomp`] | the system calls that each kind of thread may make |
 //! | [`landlock`] | no file system, no network, no signals to others |
 //! | [`limits`] | file descriptors, memory, no core files |
+//! | [`remover`] | the process that removes the sockets' files in the end |
 
 pub mod landlock;
 pub mod limits;
+pub mod remover;
 pub mod seccomp;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -43,27 +44,18 @@ pub enum SandboxError {
     Landlock(#[from] ::landlock::RulesetError),
 }
 
-/// What the process is going to need.
-#[derive(Debug)]
-pub struct Needs {
-    /// The devices that it serves.
-    pub devices: usize,
-    /// The folders that it removes its sockets from in the end.
-    pub folders: Vec<PathBuf>,
-}
-
-/// Restricts the process, which has one thread yet, for good. The filters that come back narrow each later thread
+/// Restricts the process, which serves so many `devices` and has one thread yet, for good. The filters that come back narrow each later thread
 /// further; there are none if nothing is restricted.
 ///
 /// # Errors
 /// [`SandboxError`]: the process is not to go on then, as its user relies on the restrictions.
-pub fn enter(mode: SandboxMode, needs: &Needs) -> Result<Option<Arc<Filters>>, SandboxError> {
+pub fn enter(mode: SandboxMode, devices: usize) -> Result<Option<Arc<Filters>>, SandboxError> {
     if mode == SandboxMode::Off {
         return Ok(None);
     }
     if mode == SandboxMode::Enforce {
-        limits::set(needs.devices);
-        landlock::restrict(&needs.folders)?;
+        limits::set(devices);
+        landlock::log(&landlock::restrict(&[])?);
     }
     let filters = Filters::new(mode)?;
     filters.confine_process()?;

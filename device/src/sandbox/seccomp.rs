@@ -47,19 +47,13 @@ impl Group {
     /// What it needs beyond [`EVERY_THREAD`].
     fn calls(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Main => &[HANG_UP, REMOVE_SOCKETS],
-            Self::FrontEnds => &[
-                SERVE_SOCKETS,
-                REMOVE_SOCKETS,
-                GUEST_MEMORY,
-                RINGS,
-                BEGIN_THREADS,
-            ],
-            Self::Control => &[SERVE_SOCKETS, REMOVE_SOCKETS, GUEST_MEMORY, MEMORY_FILES],
-            Self::Agent => &[SERVE_SOCKETS, REMOVE_SOCKETS, GUEST_MEMORY],
+            Self::Main => &[HANG_UP],
+            Self::FrontEnds => &[SERVE_SOCKETS, GUEST_MEMORY, RINGS, BEGIN_THREADS],
+            Self::Control => &[SERVE_SOCKETS, GUEST_MEMORY, MEMORY_FILES],
+            Self::Agent => &[SERVE_SOCKETS, GUEST_MEMORY],
             Self::Ticker => &[GUEST_MEMORY],
-            Self::Metrics => &[SERVE_SOCKETS, REMOVE_SOCKETS],
-            Self::Signals => &[REMOVE_SOCKETS],
+            Self::Metrics => &[SERVE_SOCKETS],
+            Self::Signals => &[],
         }
     }
 
@@ -103,10 +97,7 @@ impl Filters {
     /// # Errors
     /// [`SeccompError::Compile`] on a processor that the compiler does not know.
     pub fn new(mode: SandboxMode) -> Result<Self, SeccompError> {
-        let otherwise = match mode {
-            SandboxMode::Enforce => SeccompAction::KillProcess,
-            SandboxMode::Log | SandboxMode::Off => SeccompAction::Log,
-        };
+        let otherwise = otherwise(mode);
         let of = |group: Group| {
             [EVERY_THREAD]
                 .into_iter()
@@ -164,6 +155,24 @@ impl Filters {
             Some(filter) => Ok(seccompiler::apply_filter(filter)?),
             None => Ok(()),
         }
+    }
+}
+
+/// Restricts the calling process to what [`super::remover`] needs.
+///
+/// # Errors
+/// [`SeccompError`]
+pub fn confine_remover(mode: SandboxMode) -> Result<(), SeccompError> {
+    let calls = [EVERY_THREAD, REMOVE_SOCKETS];
+    let filter = compile(calls, otherwise(mode), SeccompAction::Allow)?;
+    Ok(seccompiler::apply_filter(&filter)?)
+}
+
+/// What happens to a call that no rule allows.
+fn otherwise(mode: SandboxMode) -> SeccompAction {
+    match mode {
+        SandboxMode::Enforce => SeccompAction::KillProcess,
+        SandboxMode::Log | SandboxMode::Off => SeccompAction::Log,
     }
 }
 
@@ -398,7 +407,7 @@ const MEMORY_FILES: &[Call] = &[
 /// Front ends are hung up on in the end.
 const HANG_UP: &[Call] = &[call(libc::SYS_shutdown)];
 
-/// A socket goes from the file system with the thread that served it. Landlock says which files may go.
+/// Sockets go from the file system. The process that may do it does nothing else.
 const REMOVE_SOCKETS: &[Call] = &[
     // It is looked at first: another's of the same name stays.
     call(libc::SYS_newfstatat),
