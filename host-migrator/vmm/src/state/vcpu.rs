@@ -135,6 +135,9 @@ pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<(), Stat
     vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))
 }
 
+/// The most registers of one call: the kernel takes fewer than `KVM_MAX_MSR_ENTRIES`.
+const MOST_MSRS: usize = KVM_MAX_MSR_ENTRIES - 1;
+
 /// Reads the model-specific registers `indices`; those that this vCPU does not have are left out.
 ///
 /// # Errors
@@ -143,13 +146,10 @@ pub fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Stat
     let mut values = Vec::with_capacity(indices.len());
     let mut left = indices;
     while !left.is_empty() {
-        let entries = left
-            .iter()
-            .take(KVM_MAX_MSR_ENTRIES)
-            .map(|index| kvm_msr_entry {
-                index: *index,
-                ..Default::default()
-            });
+        let entries = left.iter().take(MOST_MSRS).map(|index| kvm_msr_entry {
+            index: *index,
+            ..Default::default()
+        });
         let mut msrs = msr_list(&entries.collect::<Vec<_>>())?;
         let read = vcpu
             .get_msrs(&mut msrs)
@@ -173,7 +173,7 @@ fn write_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
     while !left.is_empty() {
         let entries = left
             .iter()
-            .take(KVM_MAX_MSR_ENTRIES)
+            .take(MOST_MSRS)
             .map(|(index, data)| kvm_msr_entry {
                 index: *index,
                 data: *data,
@@ -212,4 +212,32 @@ fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
 
 fn kvm_error(part: &'static str, source: io::Error) -> StateError {
     StateError::Kvm { part, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvm_ioctls::Kvm;
+
+    #[test]
+    fn more_registers_than_the_kernel_takes_at_once_are_read_and_written() {
+        const TSC_AUX: u32 = 0xc000_0103;
+        const SYSENTER_CS: u32 = 0x174;
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                spec_testing::skipped(format_args!("there is no KVM here: {error}"));
+                return;
+            }
+        };
+        let vm = kvm.create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let indices: Vec<u32> = [SYSENTER_CS].repeat(3 * KVM_MAX_MSR_ENTRIES);
+        let values = read_msrs(&vcpu, &indices).unwrap();
+        assert_eq!(values.len(), indices.len());
+        write_msrs(&vcpu, &values).unwrap();
+        // One that this vCPU may lack, in the middle.
+        let lacking = [&indices[..300], &[TSC_AUX, 0xdead_beef], &indices[..300]].concat();
+        assert!(read_msrs(&vcpu, &lacking).unwrap().len() >= 600);
+    }
 }
