@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The clauses of the rule that a test build can switch off, to show that the tests notice.
 //!
-//! Without the cargo feature `clause-switches` there is no switch, and every clause holds.
+//! Only the tests of switched-off clauses are built with `--cfg clause_switches`. All other builds have no switch, and every
+//! clause holds. It is no cargo feature: features unify, and one dependent would take the clauses from all.
 
-#[cfg(feature = "clause-switches")]
+#[cfg(clause_switches)]
 use std::collections::BTreeSet;
 
 pub use spec::clause::Clause;
@@ -37,24 +38,24 @@ pub fn switch(name: &str) -> Result<Clause, NoSwitch> {
 /// Which clauses hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Clauses {
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     switched_off: BTreeSet<Clause>,
 }
 
 impl Clauses {
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     pub(crate) fn without(switched_off: &BTreeSet<Clause>) -> Self {
         Self {
             switched_off: switched_off.clone(),
         }
     }
 
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     pub(crate) fn hold(&self, clause: Clause) -> bool {
         !self.switched_off.contains(&clause)
     }
 
-    #[cfg(not(feature = "clause-switches"))]
+    #[cfg(not(clause_switches))]
     pub(crate) const fn hold(&self, _clause: Clause) -> bool {
         true
     }

@@ -37,8 +37,8 @@ pub struct MigrationParams {
     pub early_harvests: u32,
     /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
     pub map_rounds: bool,
-    /// Clauses of the rule that are broken on purpose.
-    #[cfg(feature = "clause-switches")]
+    /// Clauses of the rule that are broken on purpose: only in builds with `--cfg clause_switches`.
+    #[cfg(clause_switches)]
     pub switched_off: std::collections::BTreeSet<crate::Clause>,
 }
 
@@ -63,7 +63,7 @@ impl Default for MigrationParams {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             map_rounds: false,
-            #[cfg(feature = "clause-switches")]
+            #[cfg(clause_switches)]
             switched_off: std::collections::BTreeSet::new(),
         }
     }
@@ -84,12 +84,12 @@ impl MigrationParams {
         })
     }
 
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     pub(crate) fn clauses(&self) -> Clauses {
         Clauses::without(&self.switched_off)
     }
 
-    #[cfg(not(feature = "clause-switches"))]
+    #[cfg(not(clause_switches))]
     pub(crate) fn clauses(&self) -> Clauses {
         Clauses::default()
     }

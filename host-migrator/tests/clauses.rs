@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Tests of the tests: each clause of the rule, switched off, loses a write that the oracle finds; and the
 //! same guest loses nothing while the clause holds.
-#![cfg(feature = "clause-switches")]
+#![cfg(clause_switches)]
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;

@@ -8,7 +8,8 @@
 
 use std::num::NonZeroU32;
 
-use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
+use crate::clause_switches::program_with_switches;
+use crate::lab::{BareGuest, Lab, Migration, lacuna, skipped_without_kvm, whole_pass};
 use spec::trace::check::{Clause, Verdict};
 
 /// How often a clause may get away with it.
@@ -41,27 +42,28 @@ const LONG: Pace = Pace {
     max_bandwidth: 220 << 20,
 };
 
-fn loses_pages_without(clause: &str, pace: Pace, broken: Clause) {
+fn loses_pages_without(clause: &'static str, pace: Pace, broken: Clause) {
     if skipped_without_kvm(clause) {
         return;
     }
     let mut verdicts = Vec::new();
     for seed in 1..=TRIES {
-        let lab = Lab::new(BareGuest {
+        let guest = BareGuest {
             hold: "early",
             churn: pace.churn,
             dirty_rate: pace.dirty_rate,
             vcpus: 2,
             seed,
             ..Default::default()
-        });
+        };
+        let lab = Lab::of(program_with_switches().to_owned(), guest);
         let mut source = lab.running("source");
         let (mut destination, uri) = lab.receiving("destination", true);
         let migration = Migration {
             max_bandwidth: Some(pace.max_bandwidth),
             downtime_limit: pace.downtime_limit,
             max_rounds: pace.max_rounds,
-            switched_off: vec![clause.to_owned()],
+            switched_off: vec![clause],
             ..Default::default()
         };
         let result = migration.complete(&mut source, &mut destination, &uri);
@@ -110,4 +112,42 @@ fn with_a_hint_after_the_pause_pages_are_lost() {
 #[test]
 fn without_the_vmms_own_writes_pages_are_lost() {
     loses_pages_without("merge-own-writes", SHORT, Clause::HarvestEverything);
+}
+
+#[test]
+fn the_program_that_users_get_refuses_to_switch_a_clause_off() {
+    let send = [
+        "send",
+        "unix:/nowhere",
+        "--control",
+        "/nowhere",
+        "--switch-off",
+        "arm-first",
+    ];
+    let output = lacuna(&send);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(
+        said.contains("unexpected argument '--switch-off'"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_machine_that_users_get_refuses_a_migration_without_a_clause_and_runs_on() {
+    let test = "the_machine_that_users_get_refuses_a_migration_without_a_clause_and_runs_on";
+    if skipped_without_kvm(test) {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let migration = Migration {
+        switched_off: vec!["arm-first"],
+        ..Default::default()
+    };
+    let why = migration
+        .try_to_begin(&source, "unix:/nowhere")
+        .unwrap_err();
+    assert!(why.contains("unknown field `switched-off`"), "{why}");
+    assert_eq!(whole_pass(&mut source).wrong, 0);
 }

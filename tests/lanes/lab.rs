@@ -4,7 +4,9 @@
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Write};
 use std::num::NonZeroU32;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, CompareError, Host, Part, Verdict, ask_oracle};
-use lacuna::control::{self, HintMode, MigrateArguments};
+use lacuna::control::{self, Answer, HintMode, MigrateArguments};
 use lacuna::machine::{GuestStatus, MachineState, Status};
 use lacuna::trace::{TraceArgs, check_file};
 use spec::PageRange;
@@ -37,20 +39,30 @@ pub fn skipped_without_kvm(test: &str) -> bool {
     true
 }
 
-/// The command, built with the switches that the tests need (`examples/lacuna-under-test`).
+/// The command as users get it, with the jobs that the tests need besides (`examples/lacuna-under-test`).
 pub fn program() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own program");
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests lie in target/PROFILE/deps");
-    let program = folder.join("examples/lacuna-under-test");
+    let program = profile_folder().join("examples/lacuna-under-test");
     assert!(
         program.exists(),
         "{} is missing: run the tests with `cargo test`",
         program.display()
     );
     program
+}
+
+/// The folder in which cargo builds, to which profiles add theirs.
+pub fn target_folder() -> PathBuf {
+    let profile = profile_folder();
+    let target = profile.parent().expect("a profile lies in a folder");
+    target.to_owned()
+}
+
+fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own program");
+    let profile = test.parent().and_then(Path::parent);
+    profile
+        .expect("tests lie in target/PROFILE/deps")
+        .to_owned()
 }
 
 /// Runs the command to its end and returns what it printed.
@@ -147,6 +159,7 @@ impl BareGuest {
 /// dropped the rule must allow it.
 #[derive(Debug)]
 pub struct Lab {
+    program: PathBuf,
     folder: TempDir,
     guest: BareGuest,
     hosts: Cell<u16>,
@@ -156,7 +169,13 @@ pub struct Lab {
 impl Lab {
     /// A lab for `guest`.
     pub fn new(guest: BareGuest) -> Self {
+        Self::of(program(), guest)
+    }
+
+    /// A lab for `guest` whose hosts run `program`.
+    pub fn of(program: PathBuf, guest: BareGuest) -> Self {
         let lab = Self {
+            program,
             folder: tempfile::tempdir().expect("a folder for sockets"),
             guest,
             hosts: Cell::new(0),
@@ -271,7 +290,7 @@ impl Lab {
             "--trace-host".as_ref(),
             "0".as_ref(),
         ];
-        host.device = Part::start("another-device", &program(), self.folder(), args)
+        host.device = Part::start("another-device", &self.program, self.folder(), args)
             .expect("the device starts");
     }
 
@@ -283,8 +302,16 @@ impl Lab {
         };
         let names = (name, device_name);
         let agent = AgentPort::Absent;
-        Host::start(&program(), self.folder(), names, job, device, agent, &trace)
-            .expect("the host starts")
+        Host::start(
+            &self.program,
+            self.folder(),
+            names,
+            job,
+            device,
+            agent,
+            &trace,
+        )
+        .expect("the host starts")
     }
 }
 
@@ -337,8 +364,8 @@ pub struct Migration {
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, whatever is left.
     pub max_rounds: Option<NonZeroU32>,
-    /// Clauses of the rule that are switched off.
-    pub switched_off: Vec<String>,
+    /// Clauses of the rule that are switched off. Only a program built for it takes any.
+    pub switched_off: Vec<&'static str>,
 }
 
 impl Default for Migration {
@@ -355,16 +382,33 @@ impl Default for Migration {
 
 impl Migration {
     /// Asks `source` to migrate to `uri`.
+    ///
+    /// # Panics
+    /// If it refuses.
     pub fn begin(&self, source: &Host, uri: &str) {
+        self.try_to_begin(source, uri)
+            .expect("the machine begins to migrate");
+    }
+
+    /// Asks `source` to migrate to `uri`; says why if it refuses.
+    pub fn try_to_begin(&self, source: &Host, uri: &str) -> Result<(), String> {
         let arguments = MigrateArguments {
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
             max_rounds: self.max_rounds,
             hints: self.hints,
-            switched_off: self.switched_off.clone(),
             ..MigrateArguments::to(uri.to_owned())
         };
-        tell(source, &control::Command::Migrate(arguments));
+        let command = control::Command::Migrate(arguments);
+        let mut command = serde_json::to_value(command).expect("a command is JSON");
+        if !self.switched_off.is_empty() {
+            // These tests are built without the switches, and so the type has no such field.
+            command["arguments"]["switched-off"] = self.switched_off.clone().into();
+        }
+        match exchange(source, &command) {
+            Answer::Return(_) => Ok(()),
+            Answer::Error { desc } => Err(desc),
+        }
     }
 
     /// Migrates from `source` to `destination` at `uri` and compares the memory of the two, which the
@@ -422,6 +466,20 @@ pub fn command(host: &Host, job: &[&str]) -> Result<(), String> {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
+}
+
+/// Sends one line to the machine's control socket, and returns the answer.
+fn exchange(host: &Host, command: &serde_json::Value) -> Answer {
+    let stream = UnixStream::connect(&host.control).expect("the machine listens");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a time limit");
+    writeln!(&stream, "{command}").expect("the machine reads");
+    let mut answer = String::new();
+    BufReader::new(&stream)
+        .read_line(&mut answer)
+        .expect("the machine answers");
+    serde_json::from_str(&answer).expect("an answer")
 }
 
 /// Sends a command that must be carried out.

@@ -7,6 +7,8 @@ mod against_qemu;
 #[cfg(test)]
 mod bare;
 #[cfg(test)]
+mod clause_switches;
+#[cfg(test)]
 mod clauses;
 #[cfg(test)]
 mod every_step;

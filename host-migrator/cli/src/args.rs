@@ -297,7 +297,7 @@ pub struct SendArgs {
     #[arg(long)]
     pub json: bool,
     /// Test builds: a clause of the rule to switch off (may be repeated)
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     #[arg(long, value_name = "CLAUSE")]
     pub switch_off: Vec<String>,
 }
@@ -398,7 +398,7 @@ pub struct CompareArgs {
     #[arg(long)]
     pub json: bool,
     /// Test builds: a clause of the rule to switch off (may be repeated)
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     #[arg(long, value_name = "CLAUSE")]
     pub switch_off: Vec<String>,
 }

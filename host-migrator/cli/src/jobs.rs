@@ -57,7 +57,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     client.tell(&Command::Migrate(MigrateArguments {
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
-        #[cfg(feature = "clause-switches")]
+        #[cfg(clause_switches)]
         switched_off: args.switch_off.clone(),
         ..args.migration.to(args.address.to_string())
     }))?;

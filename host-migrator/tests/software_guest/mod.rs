@@ -188,12 +188,12 @@ pub fn migrate_over(
     }
 }
 
-#[cfg(feature = "clause-switches")]
+#[cfg(clause_switches)]
 fn keeps_the_rule(params: &MigrationParams) -> bool {
     params.switched_off.is_empty()
 }
 
-#[cfg(not(feature = "clause-switches"))]
+#[cfg(not(clause_switches))]
 fn keeps_the_rule(_params: &MigrationParams) -> bool {
     true
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command, built the way the tests need it: clauses of the rule can be switched off, and there are jobs
-//! more, which must happen inside the outer machine of the nested lane.
+//! The command, and the jobs that the tests run inside the outer machine of the nested lane. Built with `--cfg
+//! clause_switches`, it can also switch clauses of the rule off (`lanes/clause_switches.rs`).
 
 mod against_qemu;
 mod agent;

@@ -51,7 +51,7 @@ pub struct RunPlan {
     map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
     linux: Option<nested::GuestFiles>,
-    #[cfg(feature = "clause-switches")]
+    #[cfg(clause_switches)]
     switch_off: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ impl RunPlan {
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
                     linux: linux.clone(),
-                    #[cfg(feature = "clause-switches")]
+                    #[cfg(clause_switches)]
                     switch_off: args.switch_off.clone(),
                 });
             }
@@ -168,7 +168,7 @@ impl RunPlan {
             hints: self.hints,
             sources: self.sources,
             map_rounds: self.map_rounds,
-            #[cfg(feature = "clause-switches")]
+            #[cfg(clause_switches)]
             switched_off: self.switch_off.clone(),
             ..self.migration.to(uri)
         })
@@ -359,7 +359,7 @@ fn check_at_destination(
     let status =
         destination.wait_until("the guest to check its memory", CHECK_TIMEOUT, |status| {
             let guest = status.guest.as_ref();
-            #[cfg(feature = "clause-switches")]
+            #[cfg(clause_switches)]
             if !plan.switch_off.is_empty() && guest.is_some_and(|guest| guest.wrong > 0) {
                 return Ok(true);
             }

@@ -88,8 +88,8 @@ pub struct MigrateArguments {
     /// Keep maps of the rounds for the report.
     #[serde(default)]
     pub map_rounds: bool,
-    /// Clauses of the rule to switch off: only in a test build.
-    #[cfg(feature = "clause-switches")]
+    /// Clauses of the rule to switch off. Only `cfg(clause_switches)` builds have this; others refuse it as unknown.
+    #[cfg(clause_switches)]
     #[serde(default)]
     pub switched_off: Vec<String>,
 }
@@ -108,7 +108,7 @@ impl MigrateArguments {
             hints: HintMode::default(),
             sources: PageSources::default(),
             map_rounds: false,
-            #[cfg(feature = "clause-switches")]
+            #[cfg(clause_switches)]
             switched_off: Vec::new(),
         }
     }
@@ -203,6 +203,16 @@ mod tests {
             panic!()
         };
         assert_eq!(migrate.sources.to_string(), "agent,zero");
+    }
+
+    #[cfg(not(clause_switches))]
+    #[test]
+    fn a_clause_to_switch_off_is_an_unknown_argument() {
+        let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "switched-off": ["arm-first"]}}"#;
+        let error = serde_json::from_str::<Command>(line)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("unknown field `switched-off`"), "{error}");
     }
 
     #[test]

@@ -378,7 +378,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         max_rounds: arguments.max_rounds.map(NonZeroU32::get),
         sources: arguments.hints.sources(arguments.sources),
         map_rounds: arguments.map_rounds,
-        #[cfg(feature = "clause-switches")]
+        #[cfg(clause_switches)]
         switched_off: arguments
             .switched_off
             .iter()
