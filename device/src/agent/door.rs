@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Decides who may become the guest's agent: any client, or only one that proves that it has the key.
 //!
-//! A connection without proof costs one of [`PLACES`] places, for [`PATIENCE`] at most, and [`MAX_BYTES`] of reading.
-//! Each keeps its place for at least [`TURN`]; after that the oldest gives way to the next one. At most [`PLACES`] are let
-//! in during a [`TURN`], in the order in which they came. So a process that connects again and again cannot keep this
+//! A connection without proof costs one of `PLACES` places, for `PATIENCE` at most, and `MAX_BYTES` of reading.
+//! Each keeps its place for at least `TURN`; after that the oldest gives way to the next one. At most `PLACES` are let
+//! in during a `TURN`, in the order in which they came. So a process that connects again and again cannot keep this
 //! thread busy or keep the agent from its turn.
 
 use std::collections::VecDeque;

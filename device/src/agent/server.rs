@@ -2,7 +2,7 @@
 //! The socket that is the host's end of the agent's port. The VMM connects to it, for the guest.
 //!
 //! It serves one agent at a time. When another one comes, the server asks the first who it is. If the first has gone or
-//! says nothing for [`PATIENCE`], the other takes its place; otherwise the other is hung up on.
+//! says nothing for `PATIENCE`, the other takes its place; otherwise the other is hung up on.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -218,7 +218,7 @@ pub struct RunArgs {
 /// `lacuna receive`
 #[derive(Clone, Debug, Args)]
 pub struct ReceiveArgs {
-    /// Where to listen: tcp:HOST:PORT (at all addresses of HOST; [::] is all of this machine; port 0: any) or unix:PATH
+    /// Where to listen: tcp:HOST:PORT (at all addresses of HOST; `[::]` is all of this machine; port 0: any) or unix:PATH
     pub address: Address,
     /// Who may send a guest to unix:PATH, as octal permission bits of the socket's file [default: 600]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]

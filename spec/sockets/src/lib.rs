@@ -15,7 +15,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`access`] | who may connect |
-//! | [`file`] | the name of a socket in the file system |
+//! | [`file`](mod@file) | the name of a socket in the file system |
 //! | `replace` | dead sockets give way |
 #![forbid(unsafe_code)]
 
