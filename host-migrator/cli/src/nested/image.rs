@@ -47,7 +47,7 @@ pub fn pci_guest_initrd(kernel: &Kernel) -> io::Result<Vec<u8>> {
 }
 
 /// Writes the outer machine's initial ramdisk, all but the job: the programs with their libraries, the
-/// modules of KVM, and the Linux guest. It is not compressed: the emulated processor copies faster than
+/// outer modules, and the Linux guest. It is not compressed: the emulated processor copies faster than
 /// it decompresses.
 ///
 /// # Errors

@@ -23,12 +23,12 @@ use super::packages::{self, PackageError};
 /// Names the folder to keep kernels in, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";
 /// Changes with the layout of a kernel's folder, and with the modules in it.
-const LAYOUT: &str = "kernels-4";
+const LAYOUT: &str = "kernels-5";
 
 /// The file in a folder of modules that names them in load order, one a line.
 pub const MODULE_LIST: &str = "list";
-/// Drivers of the outer machine.
-const OUTER_DRIVERS: &[&str] = &["kvm_amd"];
+/// Drivers of the outer machine: KVM, and netem, with which a bench delays packets.
+const OUTER_DRIVERS: &[&str] = &["kvm_amd", "sch_netem"];
 /// Drivers of the Linux guest. Those of the console bring the agent's port.
 const GUEST_DRIVERS: &[&str] = &["virtio_mmio", "virtio_console", "virtio_balloon"];
 /// Drivers of a Linux guest whose virtio devices are on PCI, with a disk and another way to the agent's port.

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of the outer machine: it loads KVM, runs /job, and switches the machine off.
+# The first process of the outer machine: it loads the modules, runs /job, and switches the machine off.
 # Kernel messages go to the first serial port, the job's output to the second, its errors to the third.
 b=/bin/busybox
 $b mount -t proc proc /proc
