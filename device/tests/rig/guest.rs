@@ -122,7 +122,7 @@ impl Daemon {
     /// How many file descriptors it has open.
     pub fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.process.id());
-        fs::read_dir(folder).unwrap().count()
+        spec_testing::seen_of_process(|| Ok(fs::read_dir(folder)?.count()))
     }
 
     /// The host's end of the agent's port.

@@ -16,6 +16,21 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest pause between two attempts: others need the processor, too.
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
+/// What `read` finds of another process in `/proc`. Where only root may look, as into a process that cannot be dumped, this says
+/// that a part of the calling test is skipped, and gives nothing: the same each time.
+///
+/// # Panics
+/// For any other error.
+pub fn seen_of_process<T: Default>(read: impl FnOnce() -> std::io::Result<T>) -> T {
+    match read() {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            skipped("what the process has open can only be seen by root");
+            T::default()
+        }
+        seen => seen.expect("the process is there"),
+    }
+}
+
 /// Says on standard error that the calling test is skipped, and why. The test harness hides what a test that passes
 /// prints; it does not hide this.
 pub fn skipped(why: impl Display) {
