@@ -197,7 +197,7 @@ fn a_hint_map_of_huge_pages_that_the_host_does_not_have_is_refused_and_ends_nobo
     let mut daemon = Daemon::start(&[]);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
     let Ok(file) = memfd_create("hint-map", flags) else {
-        return println!("skipped: this kernel has no huge pages for memory files");
+        return spec_testing::skipped("this kernel has no huge pages for memory files");
     };
     let bytes = 2 << 20;
     rustix::fs::ftruncate(&file, bytes).unwrap();

@@ -82,7 +82,7 @@ impl Daemon {
             None => daemon.path("metrics").exists().then_some(true),
         });
         if !started {
-            println!("skipped: this kernel gives this user no userfaultfd");
+            spec_testing::skipped("this kernel gives this user no userfaultfd");
         }
         started.then_some(daemon)
     }

@@ -411,7 +411,9 @@ mod tests {
         let (ram, _) = match huge_memory(1) {
             Ok(memory) => memory,
             Err(error) => {
-                println!("skipped: this machine has no huge page to spare ({error})");
+                spec_testing::skipped(format_args!(
+                    "this machine has no huge page to spare ({error})"
+                ));
                 return;
             }
         };
@@ -429,7 +431,9 @@ mod tests {
         let (ram, file) = match huge_memory(3) {
             Ok(memory) => memory,
             Err(error) => {
-                println!("skipped: this machine has no three huge pages to spare ({error})");
+                spec_testing::skipped(format_args!(
+                    "this machine has no three huge pages to spare ({error})"
+                ));
                 return;
             }
         };

@@ -189,7 +189,7 @@ mod tests {
         // Whether the host has a huge page to give or not.
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
         let Ok(file) = memfd_create("hint map", flags) else {
-            return println!("skipped: this kernel has no huge pages for memory files");
+            return spec_testing::skipped("this kernel has no huge pages for memory files");
         };
         ftruncate(&file, 2 << 20).unwrap();
         fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();

@@ -168,7 +168,7 @@ mod tests {
     fn huge_pages_are_lent_whole_or_not_at_all() {
         const HUGE: u64 = 2 << 20;
         let Some(file) = memfd(MemfdFlags::HUGETLB, 2 * HUGE) else {
-            return println!("skipped: this kernel has no huge pages for memory files");
+            return spec_testing::skipped("this kernel has no huge pages for memory files");
         };
         assert!(!is_plain_memory(&file).unwrap());
         assert!(refuse_unfit(&file, HUGE, HUGE).is_ok());

@@ -179,7 +179,9 @@ fn what_is_lent_on_a_file_system_that_never_answers_is_refused_without_asking_it
     let mut daemon = Daemon::start(&[]);
     let fuse = match Fuse::mount() {
         Ok(fuse) => fuse,
-        Err(error) => return println!("skipped: this user cannot mount FUSE: {error}"),
+        Err(error) => {
+            return spec_testing::skipped(format_args!("this user cannot mount FUSE: {error}"));
+        }
     };
     let file = fuse.open();
     let mut machine = Machine::running(&daemon);

@@ -249,12 +249,12 @@ mod tests {
     #[test]
     fn a_name_is_listened_at_in_both_families() {
         if TcpListener::bind("[::1]:0").is_err() {
-            println!("skipped: this machine has no IPv6");
+            spec_testing::skipped("this machine has no IPv6");
             return;
         }
         let families = dial::resolve("localhost", 0).unwrap();
         if !families.iter().any(SocketAddr::is_ipv6) {
-            println!("skipped: localhost is no name for ::1 on this machine");
+            spec_testing::skipped("localhost is no name for ::1 on this machine");
             return;
         }
         let listener = Listener::bind(&"tcp:localhost:0".parse().unwrap()).unwrap();
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn the_unspecified_ipv6_address_stands_for_both_families() {
         let Ok(listener) = Listener::bind(&"tcp:[::]:0".parse().unwrap()) else {
-            println!("skipped: this machine has no IPv6");
+            spec_testing::skipped("this machine has no IPv6");
             return;
         };
         assert!(is_reached(&listener, "127.0.0.1"));

@@ -176,7 +176,9 @@ mod tests {
         let _allowed = match Allowed::advise() {
             Ok(allowed) => allowed,
             Err(error) => {
-                println!("skipped: this user cannot let memory files have huge pages ({error})");
+                spec_testing::skipped(format_args!(
+                    "this user cannot let memory files have huge pages ({error})"
+                ));
                 return;
             }
         };
@@ -192,7 +194,7 @@ mod tests {
         assert_eq!(huge_bytes(ram), 0);
         let made = HugePages::restore(ram).join();
         if made == 0 {
-            println!("skipped: this kernel has no huge page to spare, or puts none together");
+            spec_testing::skipped("this kernel has no huge page to spare, or puts none together");
             return;
         }
         let mut got = vec![0; content.len()];

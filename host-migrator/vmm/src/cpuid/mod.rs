@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn this_host_offers_no_nested_virtualization() {
         let Ok(kvm) = Kvm::new() else {
-            println!("skipped: /dev/kvm cannot be opened");
+            spec_testing::skipped("/dev/kvm cannot be opened");
             return;
         };
         for entry in supported(&kvm).unwrap().as_slice() {

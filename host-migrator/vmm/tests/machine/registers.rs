@@ -90,7 +90,7 @@ fn write_combining_ranges_and_other_registers_that_the_list_leaves_out_survive_a
         .filter(|(index, value)| subject.set(*index, *value))
         .collect();
     for (index, _) in values.iter().filter(|value| !held.contains(value)) {
-        println!("skipped: this KVM's vCPUs do not take MSR {index:#x}");
+        spec_testing::skipped(format_args!("this KVM's vCPUs do not take MSR {index:#x}"));
     }
     assert!(held.len() > 3, "only {held:x?}");
     let arrived = subject.hop().hop();
@@ -181,7 +181,7 @@ fn extended_control_registers_survive_a_hop() {
     let subject = Subject::new();
     let mut xcrs = subject.vcpu.get_xcrs().unwrap();
     if xcrs.nr_xcrs == 0 {
-        println!("skipped: this KVM's vCPUs have no XCR0");
+        spec_testing::skipped("this KVM's vCPUs have no XCR0");
         return;
     }
     const X87_AND_SSE: u64 = 3;
@@ -201,7 +201,7 @@ fn a_deadline_that_has_passed_still_interrupts_after_a_hop() {
     }
     let subject = Subject::new();
     if !subject.kvm.check_extension(Cap::TscDeadlineTimer) {
-        println!("skipped: this KVM has no TSC deadline timer");
+        spec_testing::skipped("this KVM has no TSC deadline timer");
         return;
     }
     let mut lapic = subject.vcpu.get_lapic().unwrap();
