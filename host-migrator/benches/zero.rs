@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use host_migrator::zero::is_zero;
+use host_migrator::memory::zero::is_zero;
 
 const PAGE: usize = 4096;
 /// More than any cache holds.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use spec::trace::Event;
 
-use crate::trace::Trace;
+use crate::report::trace::Trace;
 
 /// Who owns the guest, as one side knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::{
-    Channel, Migration, MigrationError, MigrationHandle, MigrationParams, MigrationState, Owner,
+    Connection, Migration, MigrationError, MigrationHandle, MigrationParams, MigrationState, Owner,
     OwnershipRecord, receive,
 };
 use software_guest::machine::SoftDestination;
@@ -94,7 +94,7 @@ fn assert_cancels(guest: &Arc<Guest>, handle: MigrationHandle) {
 fn cancelled_while_the_destination_has_not_even_greeted() {
     let guest = guest();
     let (here, _silent) = UnixStream::pair().unwrap();
-    let channel = Channel::try_from(here).unwrap();
+    let channel = Connection::try_from(here).unwrap();
     let handle = Migration::start(guest.source(), MigrationParams::default(), channel).unwrap();
     wait_for(&handle, |handle| {
         handle.status().status == MigrationState::Setup

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread;
 
 use host_migrator::{
-    Channel, DestinationMachine, MachineError, Migration, MigrationError, MigrationParams, Owner,
-    OwnershipRecord, receive,
+    Connection, DestinationMachine, MachineError, Migration, MigrationError, MigrationParams,
+    Owner, OwnershipRecord, receive,
 };
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
@@ -281,7 +281,7 @@ fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
     let ram = Arc::new(like(&guest.memory.ram));
     let (here, there) = UnixStream::pair().unwrap();
     let destination = thread::spawn(move || {
-        let channel = Channel::try_from(there).unwrap();
+        let channel = Connection::try_from(there).unwrap();
         receive(
             channel,
             &ram,
@@ -291,7 +291,7 @@ fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
         )
         .unwrap_err()
     });
-    let channel = Channel::try_from(here).unwrap();
+    let channel = Connection::try_from(here).unwrap();
     let params = MigrationParams::default();
     let (source, sent) = Migration::start(guest.source(), params, channel)
         .unwrap()

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
-use host_migrator::transport::SectionError;
+use host_migrator::wire::SectionError;
 use host_migrator::{GuestRam, MigrationParams, OwnershipRecord, ReceiveError, receive};
 use software_guest::machine::{DESCRIPTION, STATE, SoftDestination};
 use software_guest::memory::{Memory, like};

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, Listener, Migration, MigrationParams, MigrationReport, OwnershipRecord, PageSources,
-    receive,
+    Connection, Listener, Migration, MigrationParams, MigrationReport, OwnershipRecord,
+    PageSources, receive,
 };
 use software_guest::Guest;
 use software_guest::machine::SoftDestination;
@@ -68,7 +68,7 @@ fn migrate(use_hints: bool) -> MigrationReport {
         },
         ..MigrationParams::default()
     };
-    let channel = Channel::connect(&address, Duration::from_secs(10)).unwrap();
+    let channel = Connection::connect(&address, Duration::from_secs(10)).unwrap();
     let (_, report) = Migration::start(guest.source(), params, channel)
         .unwrap()
         .join();

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::{
-    Channel, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationError,
+    Connection, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationError,
     MigrationParams, OwnershipRecord, PageSource, ReceiveError, ReceiveStatus, Source, receive,
 };
 use software_guest::link::{Link, wire};
@@ -54,7 +54,7 @@ fn migrate(
     let theirs = Arc::clone(&ram);
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
-        let channel = Channel::try_from(there).unwrap().with_patience(PATIENCE);
+        let channel = Connection::try_from(there).unwrap().with_patience(PATIENCE);
         let received = receive(
             channel,
             &theirs,
@@ -219,7 +219,7 @@ fn a_destination_that_is_gone_is_noticed_though_little_is_sent() {
 fn a_source_that_is_silent_is_given_up() {
     let (mut here, there) = UnixStream::pair().unwrap();
     here.write_all(b"LAC").unwrap();
-    let channel = Channel::try_from(there).unwrap();
+    let channel = Connection::try_from(there).unwrap();
     let channel = channel.with_patience(Duration::from_millis(300));
     let ram = like(&guest(10).memory.ram);
     let mut machine = SoftDestination::default();

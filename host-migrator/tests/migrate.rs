@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use host_migrator::round_map::Fates;
+use host_migrator::report::round_map::Fates;
 use host_migrator::{MigrationParams, MigrationReport, PageSource, PageSources};
 use software_guest::memory::{Memory, one};
 use software_guest::workload::{Behaviour, Workload};

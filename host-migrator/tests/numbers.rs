@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationParams,
+    Connection, DirtyLog, DirtyLogError, LogSource, Migration, MigrationBitmap, MigrationParams,
     MigrationStatus, OwnershipRecord, PageSource, receive,
 };
 use software_guest::machine::SoftDestination;
@@ -174,7 +174,7 @@ fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
     let json = |status: &MigrationStatus| serde_json::to_value(status).unwrap();
     let guest = guest();
     let (here, there) = UnixStream::pair().unwrap();
-    let channel = Channel::try_from(here).unwrap();
+    let channel = Connection::try_from(here).unwrap();
     let params = MigrationParams {
         // A page a second: nothing has been measured with the first.
         max_bandwidth: Some(4096),

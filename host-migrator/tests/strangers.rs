@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use host_migrator::{
-    Address, Channel, GuestRam, Incoming, Listener, Migration, MigrationParams, Owner,
+    Address, Connection, GuestRam, Incoming, Listener, Migration, MigrationParams, Owner,
     OwnershipRecord, ReceiveError,
 };
 use software_guest::Guest;
@@ -67,7 +67,7 @@ impl Waiting {
 
     /// The true source comes.
     fn receives(self, guest: &Guest) {
-        let channel = Channel::connect(&self.address, FOR_EVER).unwrap();
+        let channel = Connection::connect(&self.address, FOR_EVER).unwrap();
         let migration = Migration::start(guest.source(), MigrationParams::default(), channel);
         let (_, sent) = migration.unwrap().join();
         sent.unwrap();
@@ -113,7 +113,7 @@ fn a_source_whose_guest_does_not_fit_is_told_why_and_the_next_one_is_received() 
     let guest = guest();
     let destination = Waiting::for_a_guest_like(&guest);
     let other = Guest::new(Memory::new(80, 0));
-    let channel = Channel::connect(&destination.address, FOR_EVER).unwrap();
+    let channel = Connection::connect(&destination.address, FOR_EVER).unwrap();
     let migration = Migration::start(other.source(), MigrationParams::default(), channel).unwrap();
     let (_, result) = migration.join();
     let error = result.unwrap_err().to_string();

@@ -7,13 +7,16 @@ use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
     skipped_without_kvm, status, whole_pass,
 };
-use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::report::stats::{MigrationReport, MigrationState};
 use lacuna::compare::Record;
 use lacuna::control::{Command, HintMode};
 use lacuna::machine::MachineState;
 
 /// One migration with everything compared. Returns the report.
-fn migrate(guest: BareGuest, migration: &Migration) -> host_migrator::stats::MigrationReport {
+fn migrate(
+    guest: BareGuest,
+    migration: &Migration,
+) -> host_migrator::report::stats::MigrationReport {
     let lab = Lab::new(guest);
     let mut source = lab.running("source");
     let (mut destination, uri) = lab.receiving("destination", true);
@@ -34,11 +37,11 @@ fn migrate(guest: BareGuest, migration: &Migration) -> host_migrator::stats::Mig
     report
 }
 
-fn hinted(report: &host_migrator::stats::MigrationReport) -> u64 {
+fn hinted(report: &host_migrator::report::stats::MigrationReport) -> u64 {
     report.rounds.iter().map(|round| round.pages_hinted).sum()
 }
 
-fn resent(report: &host_migrator::stats::MigrationReport) -> u64 {
+fn resent(report: &host_migrator::report::stats::MigrationReport) -> u64 {
     report.rounds.iter().map(|round| round.pages_resent).sum()
 }
 
@@ -152,7 +155,7 @@ fn a_guest_that_answers_badly_costs_no_more_than_a_migration_without_hints() {
                 ..Default::default()
             },
         );
-        let pages = |report: &host_migrator::stats::MigrationReport| {
+        let pages = |report: &host_migrator::report::stats::MigrationReport| {
             report
                 .rounds
                 .iter()

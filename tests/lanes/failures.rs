@@ -12,7 +12,7 @@ use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
     skipped_without_kvm, status, tell, whole_pass,
 };
-use host_migrator::stats::MigrationState;
+use host_migrator::report::stats::MigrationState;
 use lacuna::compare::Host;
 use lacuna::control::Command;
 use lacuna::machine::MachineState;

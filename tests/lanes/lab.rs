@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
+use host_migrator::report::stats::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, CompareError, Host, Part, Verdict, ask_oracle};
 use lacuna::control::{self, Answer, HintMode, MigrateArguments};

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use host_migrator::stats::MigrationState;
+use host_migrator::report::stats::MigrationState;
 use lacuna::compare::{Host, memory_of};
 use lacuna::control::Command;
 use lacuna::machine::MachineState;

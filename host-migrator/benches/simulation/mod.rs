@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use host_migrator::sending_order::{HoldBack, Outlook, Seen};
+use host_migrator::walk::hold_back::{HoldBack, Outlook, Seen};
 use spec::PAGE_SIZE;
 use spec::hint_map::HintPhase;
 use spec::stamp::Random;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use host_migrator::transport::{Address, LONGEST_SOCKET_PATH};
+use host_migrator::wire::{Address, LONGEST_SOCKET_PATH};
 use host_migrator::{EARLY_HARVESTS, PageSource};
 use rustix::fs::{Gid, Mode};
 use spec::PAGE_SIZE;

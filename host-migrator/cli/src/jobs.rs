@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use host_migrator::Ownership;
-use host_migrator::stats::{MigrationReport, MigrationState, MigrationStatus};
+use host_migrator::report::stats::{MigrationReport, MigrationState, MigrationStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 use vhost_device_balloon::daemon::signals::EndSignals;
 

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use host_migrator::trace::DEFAULT_SLOTS;
+use host_migrator::report::trace::DEFAULT_SLOTS;
 use serde_json::{Value, json};
 use spec::trace::check::{Breach, Summary, Verdict, check};
 use spec::trace::{Reader, Record, TraceError};

@@ -3,9 +3,9 @@
 
 use spec::stream::Totals;
 
-use crate::machine::MachineError;
-use crate::ram::RamError;
-use crate::transport::SectionError;
+use crate::memory::ram::RamError;
+use crate::vm::machine::MachineError;
+use crate::wire::SectionError;
 
 /// A guest that could not be received.
 #[derive(Debug, thiserror::Error)]

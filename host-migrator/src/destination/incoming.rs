@@ -7,11 +7,11 @@ use spec::stream::{Greeting, STREAM_HEADER_BYTES, SectionKind, StreamHeader};
 
 use super::receiver::Receiver;
 use super::{ReceiveError, ReceiveReport, ReceiveStatus, unexpected, waiting};
-use crate::machine::DestinationMachine;
+use crate::memory::ram::GuestRam;
 use crate::ownership::OwnershipRecord;
-use crate::ram::GuestRam;
-use crate::transport::sections::{SectionReader, SectionWriter};
-use crate::transport::{Channel, Listener, SectionError};
+use crate::vm::machine::DestinationMachine;
+use crate::wire::sections::{SectionReader, SectionWriter};
+use crate::wire::{Connection, Listener, SectionError};
 
 /// A source whose guest fits: it waits to be accepted. Nothing has been touched for it yet.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Incoming {
     /// # Errors
     /// [`ReceiveError`] if it is no source, or its guest does not fit; it has been told.
     pub fn greet(
-        channel: Channel,
+        channel: Connection,
         ram: &GuestRam,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
@@ -89,7 +89,7 @@ impl Incoming {
         Receiver::new(self, ram, ownership, observer).receive(machine)
     }
 
-    pub(super) fn hear(channel: Channel, shape: &Shape) -> Result<Self, ReceiveError> {
+    pub(super) fn hear(channel: Connection, shape: &Shape) -> Result<Self, ReceiveError> {
         let (reader, writer) = channel.split();
         let mut input = SectionReader::new(reader);
         let mut out = SectionWriter::new(writer);

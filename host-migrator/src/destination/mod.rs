@@ -12,10 +12,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use spec::stream::SectionKind;
 
-use crate::machine::DestinationMachine;
+use crate::memory::ram::GuestRam;
 use crate::ownership::OwnershipRecord;
-use crate::ram::GuestRam;
-use crate::transport::{Channel, SectionError};
+use crate::vm::machine::DestinationMachine;
+use crate::wire::{Connection, SectionError};
 pub use error::ReceiveError;
 pub use incoming::Incoming;
 
@@ -75,7 +75,7 @@ pub struct ReceiveReport {
 /// # Errors
 /// As those have.
 pub fn receive(
-    channel: Channel,
+    channel: Connection,
     ram: &GuestRam,
     machine: &mut dyn DestinationMachine,
     ownership: &OwnershipRecord,

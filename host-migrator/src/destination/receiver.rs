@@ -9,12 +9,12 @@ use spec::stream::{PagesPrefix, RUN_BYTES, SectionHeader, SectionKind, StreamErr
 
 use super::incoming::{self, Incoming};
 use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
-use crate::machine::DestinationMachine;
+use crate::memory::ram::GuestRam;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
-use crate::ram::GuestRam;
-use crate::transport::sections::{SectionReader, SectionWriter};
-use crate::transport::{Heartbeats, SectionError};
+use crate::vm::machine::DestinationMachine;
+use crate::wire::sections::{SectionReader, SectionWriter};
+use crate::wire::{Heartbeats, SectionError};
 
 /// One migration's receiving end.
 pub(crate) struct Receiver<'a> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::incoming::{Incoming, Shape};
 use super::{ReceiveError, ReceiveError as Error};
-use crate::machine::DestinationMachine;
-use crate::transport::{Channel, Closer, Listener};
+use crate::vm::machine::DestinationMachine;
+use crate::wire::{Closer, Connection, Listener};
 
 /// How long a connection may take to introduce itself; no byte of it makes this longer.
 const INTRODUCTION: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ impl Strangers {
         }
     }
 
-    fn admit(&mut self, connection: Channel, shape: &Shape) {
+    fn admit(&mut self, connection: Connection, shape: &Shape) {
         if self.waiting.len() >= MOST_STRANGERS
             && let Some((_, oldest)) = self.waiting.pop_front()
         {

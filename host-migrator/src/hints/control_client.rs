@@ -16,8 +16,8 @@ use rustix::net::{
 };
 use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION};
 
-use super::HintError;
-use crate::transport::connect_unix;
+use crate::vm::hint_source::HintError;
+use crate::wire::connect_unix;
 
 /// A device that has said hello.
 ///

@@ -11,12 +11,12 @@ use spec::balloon::stat;
 use spec::control::{EpochReport, PageSet, Reply, Request};
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told};
 
-use crate::MigrationBitmap;
+use crate::memory::bitmap::MigrationBitmap;
 
 use super::control_client::ControlClient;
 use super::given_up;
-use super::map_file::{MapFile, MapMemory};
-use super::{HintError, HintSource};
+use crate::memory::map_file::{MapFile, MapMemory};
+use crate::vm::hint_source::{HintError, HintSource};
 
 /// If the device does not answer in this time, the migration goes on without hints.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use spec::hint_map::word_masks;
 use spec::page_map::{PageMap, bytes_for};
 
-use super::HintError;
-use crate::MigrationBitmap;
+use crate::memory::bitmap::MigrationBitmap;
+use crate::vm::hint_source::HintError;
 
 /// More regions than any guest has. A file larger than a map with this many regions is not read.
 const MOST_REGIONS: u64 = 4096;

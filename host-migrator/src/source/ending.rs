@@ -11,14 +11,15 @@ use std::time::Duration;
 use spec::trace::Event;
 use spec::trace::event::Outcome;
 
-use super::link::Link;
 use super::progress::Progress;
-use super::{MigrationError, Source, epoch};
+use super::{MigrationError, Source};
 use crate::ownership::Owner;
 use crate::panics::text_of;
-use crate::params::MigrationParams;
-use crate::stats::{MigrationReport, MigrationState};
-use crate::transport::SectionError;
+use crate::report::stats::{MigrationReport, MigrationState};
+use crate::rule::tracker;
+use crate::sink::link::Link;
+use crate::source::params::MigrationParams;
+use crate::wire::SectionError;
 
 /// How long the destination may take to say why the migration failed, and to be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -96,7 +97,7 @@ fn put_back(source: &mut Source, params: &MigrationParams) {
     let trace = &source.trace;
     for (index, log) in source.logs.iter_mut().enumerate() {
         if attempt("stop a dirty log", || log.stop()).is_none() {
-            trace.record(Event::LogStopped(epoch::name(index, log.as_ref())));
+            trace.record(Event::LogStopped(tracker::name(index, log.as_ref())));
         }
     }
     let hints = source.hints.as_deref_mut();

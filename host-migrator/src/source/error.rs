@@ -3,10 +3,10 @@
 
 use std::io;
 
-use crate::dirty_log::DirtyLogError;
-use crate::machine::MachineError;
-use crate::ram::RamError;
-use crate::transport::SectionError;
+use crate::memory::ram::RamError;
+use crate::vm::dirty_log::DirtyLogError;
+use crate::vm::machine::MachineError;
+use crate::wire::SectionError;
 
 /// A migration that did not complete. The record of ownership says who has the guest: where it is
 /// [`Owner::Here`](crate::Owner::Here), the guest runs on here, and may be migrated again.

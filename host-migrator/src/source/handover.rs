@@ -10,15 +10,15 @@ use spec::stream::SectionKind;
 use spec::trace::Event;
 
 use super::MigrationError;
-use super::epoch::{Harvest, Tracker};
 use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
-use crate::machine::SourceMachine;
 use crate::ownership::OwnershipRecord;
-use crate::params::MigrationParams;
-use crate::stats::{DowntimeSteps, MigrationState, RoundStats};
-use crate::trace::Trace;
-use crate::transport::SectionError;
+use crate::report::stats::{DowntimeSteps, MigrationState, RoundStats};
+use crate::report::trace::Trace;
+use crate::rule::tracker::{Harvest, Tracker};
+use crate::source::params::MigrationParams;
+use crate::vm::machine::SourceMachine;
+use crate::wire::SectionError;
 
 /// What the switchover needs besides memory.
 pub(crate) struct Plan<'a> {

@@ -1,40 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The source's side: a migration that runs in a thread of its own.
 
-mod batch;
-mod early_harvest;
 mod ending;
-mod epoch;
 mod error;
 mod estimate;
-mod given_up;
 mod handover;
-mod later_holes;
-mod left_out;
-mod link;
-#[cfg(all(test, loom))]
-mod loom;
 mod pacing;
+pub mod params;
 mod precopy;
 mod progress;
-mod run_table;
 mod sender;
-mod untouched;
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crate::dirty_log::DirtyLog;
-use crate::hints::HintSource;
-use crate::machine::SourceMachine;
+use crate::memory::ram::GuestRam;
 use crate::ownership::OwnershipRecord;
-use crate::params::MigrationParams;
-use crate::ram::GuestRam;
-use crate::stats::{MigrationReport, MigrationStatus};
-use crate::trace::Trace;
-use crate::transport::Channel;
+use crate::report::stats::{MigrationReport, MigrationStatus};
+use crate::report::trace::Trace;
+use crate::source::params::MigrationParams;
+use crate::vm::dirty_log::DirtyLog;
+use crate::vm::hint_source::HintSource;
+use crate::vm::machine::SourceMachine;
+use crate::wire::Connection;
 pub use error::MigrationError;
 use progress::Progress;
 
@@ -76,7 +66,7 @@ impl Migration {
     pub fn start(
         mut source: Source,
         params: MigrationParams,
-        channel: Channel,
+        channel: Connection,
     ) -> io::Result<MigrationHandle> {
         let channel = channel.with_patience(params.peer_timeout);
         let progress = Arc::new(Progress::new(channel.stop_flag()));

@@ -8,26 +8,26 @@ use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, StreamHeader};
 
 use super::ending;
-use super::epoch::Tracker;
 use super::estimate::{Downtime, Estimate};
 use super::handover::{self, Plan};
-use super::left_out::LeftOut;
-use super::link::Link;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
-use super::untouched;
 use super::{MigrationError, Source};
-use crate::machine::SourceMachine;
+use crate::memory::ram::GuestRam;
 use crate::ownership::{Owner, OwnershipRecord};
-use crate::page_source::{PageSource, PagesBySource};
-use crate::params::MigrationParams;
-use crate::ram::GuestRam;
-use crate::round_map::Recorder;
-use crate::sending_order::Outlook;
-use crate::stats::{MigrationReport, MigrationState, RoundStats};
-use crate::trace::Trace;
-use crate::transport::{Channel, SectionError};
+use crate::report::page_source::{PageSource, PagesBySource};
+use crate::report::round_map::Recorder;
+use crate::report::stats::{MigrationReport, MigrationState, RoundStats};
+use crate::report::trace::Trace;
+use crate::rule::tracker::Tracker;
+use crate::sink::link::Link;
+use crate::source::params::MigrationParams;
+use crate::vm::machine::SourceMachine;
+use crate::walk::hold_back::Outlook;
+use crate::walk::left_out::LeftOut;
+use crate::walk::untouched;
+use crate::wire::{Connection, SectionError};
 
 /// If back ends log at least this many pages, these are not only their rings: a balloon has discarded memory.
 const DISCARDS: u64 = 64;
@@ -37,7 +37,7 @@ const DISCARDS: u64 = 64;
 pub(crate) fn migrate(
     source: &mut Source,
     params: &MigrationParams,
-    channel: Channel,
+    channel: Connection,
     progress: &Progress,
 ) -> Result<MigrationReport, MigrationError> {
     if source.ownership.get().owner != Owner::Here {

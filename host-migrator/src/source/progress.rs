@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::stats::MigrationStatus;
-use crate::transport::StopFlag;
+use crate::report::stats::MigrationStatus;
+use crate::wire::StopFlag;
 
 const RUNNING: u8 = 0;
 const CANCELLED: u8 = 1;

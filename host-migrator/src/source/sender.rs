@@ -9,23 +9,23 @@ use spec::trace::{Event, PageBits};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::MigrationError;
-use super::batch::Batch;
-use super::early_harvest::EarlyHarvest;
-use super::epoch::{Harvest, Pass, TooLate, Tracker};
 use super::estimate::{Downtime, Estimate};
-use super::later_holes::LaterHoles;
-use super::left_out::LeftOut;
-use super::link::Link;
 use super::pacing::Pacing;
 use super::progress::Progress;
-use super::run_table::RunTable;
-use crate::bitmap::{MigrationBitmap, runs_of_word};
-use crate::page_source::{PageSources, PagesBySource, Reason};
-use crate::ram::GuestRam;
-use crate::round_map::Recorder;
-use crate::sending_order::{HoldBack, Outlook, Seen};
-use crate::stats::RoundStats;
-use crate::trace::Trace;
+use crate::memory::bitmap::{MigrationBitmap, runs_of_word};
+use crate::memory::ram::GuestRam;
+use crate::report::page_source::{PageSources, PagesBySource, Reason};
+use crate::report::round_map::Recorder;
+use crate::report::stats::RoundStats;
+use crate::report::trace::Trace;
+use crate::rule::early_harvest::EarlyHarvest;
+use crate::rule::tracker::{Harvest, Pass, TooLate, Tracker};
+use crate::sink::batch::Batch;
+use crate::sink::link::Link;
+use crate::sink::run_table::RunTable;
+use crate::walk::hold_back::{HoldBack, Outlook, Seen};
+use crate::walk::later_holes::LaterHoles;
+use crate::walk::left_out::LeftOut;
 
 /// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
 const NAP: Duration = Duration::from_millis(1);

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
+    Connection, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
     MigrationReport, OwnershipRecord, ReceiveError, ReceiveReport, Source, Trace, receive,
 };
 
@@ -155,7 +155,7 @@ pub fn migrate_over(
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
         let ownership = OwnershipRecord::there();
-        let channel = Channel::try_from(there).unwrap();
+        let channel = Connection::try_from(there).unwrap();
         let observer = &mut |_: &_| ();
         let result = receive(
             channel,
@@ -167,7 +167,7 @@ pub fn migrate_over(
         (machine, ownership, result)
     });
     let keeps_the_rule = keeps_the_rule(&params);
-    let channel = Channel::try_from(here).unwrap();
+    let channel = Connection::try_from(here).unwrap();
     let handle = Migration::start(source, params, channel).unwrap();
     let (source, sent) = handle.join();
     let (destination, arrived, received) = destination.join().unwrap();

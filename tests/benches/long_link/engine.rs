@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use host_migrator::{
-    Channel, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
+    Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
     Migration, MigrationBitmap, MigrationParams, MigrationReport, OwnershipRecord, RamRegion,
     Source, SourceMachine, Trace, receive,
 };
@@ -44,7 +44,7 @@ pub fn migrate(
     };
     let destination = thread::spawn({
         let arrived = Arc::clone(&arrived);
-        let channel = Channel::try_from(there)?;
+        let channel = Connection::try_from(there)?;
         move || {
             let ownership = OwnershipRecord::there();
             receive(
@@ -56,7 +56,7 @@ pub fn migrate(
             )
         }
     });
-    let channel = Channel::try_from(here)?;
+    let channel = Connection::try_from(here)?;
     let migration = Migration::start(source, MigrationParams::default(), channel)?;
     let (_source, report) = migration.join();
     let report = report?;

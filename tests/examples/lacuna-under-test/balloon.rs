@@ -5,8 +5,8 @@
 use std::num::NonZeroU32;
 use std::time::Instant;
 
-use host_migrator::stats::MigrationReport;
-use host_migrator::trace::DEFAULT_SLOTS;
+use host_migrator::report::stats::MigrationReport;
+use host_migrator::report::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host_migrator::stats::MigrationState;
+use host_migrator::report::stats::MigrationState;
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
 use lacuna::trace::check_file;

@@ -8,7 +8,7 @@ mod liar;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use host_migrator::stats::{MigrationReport, MigrationState};
+use host_migrator::report::stats::{MigrationReport, MigrationState};
 use lacuna::compare::{Host, memory_of};
 use lacuna::control::Command;
 use spec::{PAGE_SIZE, PageRange};

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use host_migrator::stats::{MigrationReport, MigrationState};
-use host_migrator::trace::DEFAULT_SLOTS;
+use host_migrator::report::stats::{MigrationReport, MigrationState};
+use host_migrator::report::trace::DEFAULT_SLOTS;
 use host_migrator::{GuestRam, MigrationBitmap, PageSource, PageSources, RamRegion};
 use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;

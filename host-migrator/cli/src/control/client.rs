@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host_migrator::transport::connect_unix;
+use host_migrator::wire::connect_unix;
 use serde::de::DeserializeOwned;
 
 use super::{Answer, Command};

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use host_migrator::transport::{Access, Listener, TransportError};
+use host_migrator::wire::{Access, Listener, TransportError};
 use host_migrator::{MachineError, ReceiveError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,

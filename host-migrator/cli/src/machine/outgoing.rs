@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationState,
+    Connection, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationState,
     MigrationStatus, Source,
 };
 
@@ -56,7 +56,7 @@ impl Outgoing {
         self: &Arc<Self>,
         source: Source,
         params: MigrationParams,
-        channel: Channel,
+        channel: Connection,
     ) -> Result<(), String> {
         let mut slot = self.settled();
         if slot.running {

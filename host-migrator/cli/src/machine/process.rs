@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::hints::DeviceHints;
-use host_migrator::transport::{Address, Channel, Listener};
+use host_migrator::wire::{Address, Connection, Listener};
 use host_migrator::{
     DestinationMachine, GuestRam, HintSource, Incoming, MigrationParams, Owner, OwnershipRecord,
     PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source, SourceMachine, Trace,
@@ -264,7 +264,7 @@ impl Process {
             },
             _ => None,
         };
-        let channel = Channel::connect(&address, CONNECT_TIMEOUT).map_err(text)?;
+        let channel = Connection::connect(&address, CONNECT_TIMEOUT).map_err(text)?;
         let logs = self.machine.lock().dirty_logs();
         let machine = Box::new(self.machine.clone());
         let source = Source {
@@ -382,7 +382,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         switched_off: arguments
             .switched_off
             .iter()
-            .map(|name| host_migrator::clause::switch(name).map_err(text))
+            .map(|name| host_migrator::rule::clause::switch(name).map_err(text))
             .collect::<Result<_, _>>()?,
         ..Default::default()
     })

@@ -2,7 +2,7 @@
 //! What a machine says of itself over the control socket.
 
 use host_migrator::Ownership;
-use host_migrator::stats::MigrationStatus;
+use host_migrator::report::stats::MigrationStatus;
 use serde::{Deserialize, Serialize};
 
 /// The answer to [`crate::control::Command::Status`].

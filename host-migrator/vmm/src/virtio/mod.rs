@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host_migrator::transport::connect_unix;
+use host_migrator::wire::connect_unix;
 use host_migrator::{DirtyLog, GuestRam};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;

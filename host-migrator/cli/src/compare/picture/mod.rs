@@ -14,7 +14,7 @@ pub mod svg;
 pub mod terminal;
 
 use host_migrator::RoundMaps;
-use host_migrator::round_map::{Fates, RoundMap};
+use host_migrator::report::round_map::{Fates, RoundMap};
 use spec::PAGE_SIZE;
 
 use crate::compare::Record;
@@ -151,7 +151,7 @@ fn size(pages: u64) -> Size {
 
 #[cfg(test)]
 mod tests {
-    use host_migrator::round_map::{Fates, RoundMap};
+    use host_migrator::report::round_map::{Fates, RoundMap};
 
     use super::*;
     use crate::compare::record;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use host_migrator::round_map::RoundMap;
+use host_migrator::report::round_map::RoundMap;
 
 use super::{Column, Fate, cells_a_column, column_bytes, columns, first_runs, label, size, whole};
 use crate::compare::Record;

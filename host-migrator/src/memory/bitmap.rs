@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The migration bitmap: one bit a guest page, set while the page is still to be sent.
+
+use spec::PageRange;
+use spec::hint_map::word_masks;
+use spec::sync::{AtomicU64, Ordering};
+
+/// Pages still to be sent, as 64-page words from guest-physical 0.
+///
+/// The sender claims words (takes the bits out) before it copies the pages; harvests of the dirty logs
+/// OR bits in. Claim before copy, always: a write after the claim is caught by the log.
+///
+/// One more bit for every 64 words says whether they may hold anything, so that a late round's walk costs
+/// what is dirty, not what the guest has.
+#[derive(Debug)]
+pub struct MigrationBitmap {
+    words: Box<[AtomicU64]>,
+    /// Bit c is set if any of the words `64 * c ..` may be.
+    summary: Box<[AtomicU64]>,
+    pages: u64,
+}
+
+impl MigrationBitmap {
+    /// An empty bitmap for pages `0 .. pages`: nothing to be sent.
+    ///
+    /// It takes memory from the host where bits are set, not for the whole range: guest memory may begin at 64 TiB.
+    pub fn new(pages: u64) -> Self {
+        Self {
+            words: zeros(pages.div_ceil(64)),
+            summary: zeros(pages.div_ceil(64 * 64 * 64)),
+            pages,
+        }
+    }
+
+    /// Pages that the bitmap has bits for.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// 64-page words.
+    pub fn word_count(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The word for pages `64 * index ..`.
+    pub fn load(&self, index: usize) -> u64 {
+        self.words[index].load(Ordering::Acquire)
+    }
+
+    /// Takes all bits of a word out, and returns them.
+    pub fn claim(&self, index: usize) -> u64 {
+        let word = &self.words[index];
+        // A plain load first: most words of a late round are empty, and a swap takes the cache line.
+        if word.load(Ordering::Relaxed) == 0 {
+            0
+        } else {
+            word.swap(0, Ordering::AcqRel)
+        }
+    }
+
+    /// Sets `bits` of a word; bits past the last page are ignored. Returns how many were not set before.
+    pub fn merge(&self, index: usize, bits: u64) -> u64 {
+        let bits = bits & self.valid_bits(index);
+        if bits == 0 {
+            return 0;
+        }
+        let before = self.words[index].fetch_or(bits, Ordering::AcqRel);
+        self.note(index / 64);
+        u64::from((bits & !before).count_ones())
+    }
+
+    /// The indices of the words that hold anything, ascending, as of the time the iterator gets there.
+    pub fn occupied(&self) -> impl Iterator<Item = usize> {
+        self.occupied_from(0)
+    }
+
+    /// As [`MigrationBitmap::occupied`], from word `first` on.
+    pub fn occupied_from(&self, first: usize) -> impl Iterator<Item = usize> {
+        let mut chunk = None;
+        let mut next = 0;
+        let mut end = 0;
+        std::iter::from_fn(move || {
+            loop {
+                if next == end {
+                    if let Some(visited) = chunk {
+                        self.retire(visited);
+                    }
+                    let found = self.next_chunk(chunk.map_or(first / 64, |visited| visited + 1))?;
+                    chunk = Some(found);
+                    end = self.words.len().min(found * 64 + 64);
+                    next = first.max(found * 64).min(end);
+                    continue;
+                }
+                let index = next;
+                next += 1;
+                if self.words[index].load(Ordering::Relaxed) != 0 {
+                    return Some(index);
+                }
+            }
+        })
+    }
+
+    /// Clears `bits` of a word and returns those of them that were set.
+    pub fn clear(&self, index: usize, bits: u64) -> u64 {
+        if self.words[index].load(Ordering::Relaxed) & bits == 0 {
+            return 0;
+        }
+        self.words[index].fetch_and(!bits, Ordering::AcqRel) & bits
+    }
+
+    /// Sets all pages of `range`, cut to the bitmap's end.
+    pub fn insert(&self, range: PageRange) {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return;
+        };
+        for (index, mask) in word_masks(range) {
+            self.words[index].fetch_or(mask, Ordering::AcqRel);
+        }
+        let (first, last) = (range.first() / 4096, (range.end() - 1) / 4096);
+        for chunk in first..=last {
+            self.note(chunk as usize);
+        }
+    }
+
+    /// Clears all pages of `range`, cut to the bitmap's end. Returns how many were set.
+    pub fn remove(&self, range: PageRange) -> u64 {
+        let Some(range) = PageRange::new(0, self.pages).and_then(|all| all.intersection(range))
+        else {
+            return 0;
+        };
+        word_masks(range)
+            .map(|(index, mask)| u64::from(self.clear(index, mask).count_ones()))
+            .sum()
+    }
+
+    /// Clears every page.
+    pub fn clear_all(&self) {
+        for index in self.occupied() {
+            self.words[index].store(0, Ordering::Release);
+        }
+    }
+
+    /// Whether page `pfn` is set; false past the end.
+    pub fn contains(&self, pfn: u64) -> bool {
+        pfn < self.pages && self.load((pfn / 64) as usize) & (1 << (pfn % 64)) != 0
+    }
+
+    /// Pages that are set.
+    pub fn count(&self) -> u64 {
+        let chunks = std::iter::successors(self.next_chunk(0), |chunk| self.next_chunk(chunk + 1));
+        chunks
+            .flat_map(|chunk| self.words_of(chunk))
+            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
+            .sum()
+    }
+
+    /// Notes that the words of `chunk` may hold something. To be called after the word was set: see
+    /// [`MigrationBitmap::retire`].
+    fn note(&self, chunk: usize) {
+        self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::AcqRel);
+    }
+
+    /// Forgets `chunk`, unless its words hold something. Somebody who sets a word meanwhile notes it
+    /// before the bit is cleared here, and then the look at the words finds it; or afterwards.
+    fn retire(&self, chunk: usize) {
+        self.summary[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::AcqRel);
+        if self
+            .words_of(chunk)
+            .iter()
+            .any(|word| word.load(Ordering::Acquire) != 0)
+        {
+            self.note(chunk);
+        }
+    }
+
+    /// The first chunk from `chunk` on whose words may hold something.
+    fn next_chunk(&self, chunk: usize) -> Option<usize> {
+        let mut mask = u64::MAX << (chunk % 64);
+        for (index, word) in self.summary.iter().enumerate().skip(chunk / 64) {
+            let bits = word.load(Ordering::Acquire) & mask;
+            if bits != 0 {
+                return Some(index * 64 + bits.trailing_zeros() as usize);
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    fn words_of(&self, chunk: usize) -> &[AtomicU64] {
+        &self.words[chunk * 64..self.words.len().min(chunk * 64 + 64)]
+    }
+
+    fn valid_bits(&self, index: usize) -> u64 {
+        let left = self.pages - index as u64 * 64;
+        if left >= 64 {
+            u64::MAX
+        } else {
+            u64::MAX >> (64 - left)
+        }
+    }
+}
+
+/// `count` words of zero. The kernel gives memory for them when they are first written.
+#[cfg(not(loom))]
+fn zeros(count: u64) -> Box<[AtomicU64]> {
+    bytemuck::zeroed_slice_box(count as usize)
+}
+
+/// loom's atomics are more than their bytes.
+#[cfg(loom)]
+fn zeros(count: u64) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// The runs of set bits in a word whose first bit is page `base`, lowest first.
+///
+/// ```
+/// use host_migrator::memory::bitmap::runs_of_word;
+/// use spec::PageRange;
+/// let runs: Vec<_> = runs_of_word(128, 0b1011).collect();
+/// assert_eq!(runs, [PageRange::new(128, 2).unwrap(), PageRange::new(131, 1).unwrap()]);
+/// ```
+pub fn runs_of_word(base: u64, bits: u64) -> impl Iterator<Item = PageRange> {
+    let mut left = bits;
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let first = left.trailing_zeros();
+        let count = (left >> first).trailing_ones();
+        let mask = if count == 64 {
+            u64::MAX
+        } else {
+            ((1 << count) - 1) << first
+        };
+        left &= !mask;
+        PageRange::new(base + u64::from(first), u64::from(count))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitvec::prelude::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_naive_bit_vector(pages in 1u64..300, ops in proptest::collection::vec((0u8..4, 0u64..320, 1u64..100, any::<u64>()), 0..30)) {
+            let map = MigrationBitmap::new(pages);
+            let mut naive: BitVec<u64, Lsb0> = BitVec::repeat(false, pages as usize);
+            for (op, first, count, bits) in ops {
+                let index = (first / 64) as usize % map.word_count();
+                let in_word = |b: usize| index * 64 + b;
+                match op {
+                    0 => {
+                        map.insert(PageRange::new(first, count).unwrap());
+                        for page in first..(first + count).min(pages) { naive.set(page as usize, true); }
+                    }
+                    1 => {
+                        let mut added = 0;
+                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
+                            added += u64::from(!naive.replace(in_word(b), true));
+                        }
+                        prop_assert_eq!(map.merge(index, bits), added);
+                    }
+                    2 => {
+                        let mut cleared = 0;
+                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
+                            if naive.replace(in_word(b), false) { cleared |= 1 << b; }
+                        }
+                        prop_assert_eq!(map.clear(index, bits), cleared);
+                    }
+                    _ => {
+                        let end = (index * 64 + 64).min(pages as usize);
+                        let expected: u64 = naive[index * 64..end].iter_ones().map(|b| 1u64 << b).sum();
+                        prop_assert_eq!(map.claim(index), expected);
+                        naive[index * 64..end].fill(false);
+                    }
+                }
+            }
+            prop_assert_eq!(map.count(), naive.count_ones() as u64);
+            for page in 0..pages { prop_assert_eq!(map.contains(page), naive[page as usize]); }
+        }
+
+        #[test]
+        fn a_walk_meets_every_page_that_is_set_and_forgets_none(
+            pages in 1u64..40_000,
+            inserts in proptest::collection::vec((0u64..40_000, 1u64..5000), 0..5),
+            left in proptest::collection::vec(0usize..700, 0..5),
+        ) {
+            let map = MigrationBitmap::new(pages);
+            for (first, count) in inserts {
+                map.insert(PageRange::new(first, count).unwrap());
+            }
+            let set = |map: &MigrationBitmap| -> Vec<usize> {
+                (0..map.word_count()).filter(|index| map.load(*index) != 0).collect()
+            };
+            // The first walk claims all words but some; the second finds just these.
+            let expected = set(&map);
+            let walked: Vec<usize> = map
+                .occupied()
+                .inspect(|index| if !left.contains(index) { map.claim(*index); })
+                .collect();
+            prop_assert_eq!(walked, expected);
+            prop_assert_eq!(map.occupied().collect::<Vec<_>>(), set(&map));
+            for first in [1, 63, 64, 200] {
+                let rest: Vec<usize> = set(&map).into_iter().filter(|index| *index >= first).collect();
+                prop_assert_eq!(map.occupied_from(first).collect::<Vec<_>>(), rest);
+            }
+            let count: u64 = set(&map).iter().map(|index| u64::from(map.load(*index).count_ones())).sum();
+            prop_assert_eq!(map.count(), count);
+        }
+
+        #[test]
+        fn runs_cover_exactly_the_set_bits(bits: u64) {
+            let mut rebuilt = 0u64;
+            let mut last_end = 0;
+            for run in runs_of_word(64, bits) {
+                prop_assert!(run.first() > last_end || last_end == 0, "runs must not touch");
+                last_end = run.end();
+                for page in run.first()..run.end() { rebuilt |= 1 << (page - 64); }
+            }
+            prop_assert_eq!(rebuilt, bits);
+        }
+    }
+}

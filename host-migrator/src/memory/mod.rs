@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory, and maps of it.
+
+pub mod bitmap;
+pub(crate) mod holes;
+pub(crate) mod map_file;
+pub mod ram;
+pub mod zero;

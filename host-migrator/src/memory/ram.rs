@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory as the engine sees it: regions of memory files, mapped shared.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use spec::{PAGE_SIZE, PageRange};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
+};
+
+use crate::memory::holes::{self, HoleBudget};
+
+/// The file system of huge pages, from `linux/magic.h`.
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
+
+/// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
+#[derive(Debug)]
+pub struct RamRegion {
+    /// Guest-physical start; a multiple of the page size.
+    pub gpa: u64,
+    /// Bytes; a multiple of the page size.
+    pub len: u64,
+    /// The memory file (memfd) that holds it.
+    pub file: File,
+    /// Where in the file it starts.
+    pub offset: u64,
+}
+
+impl RamRegion {
+    /// A region of zeros in a new memory file, which nobody can truncate under a mapping.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the kernel refuses the file or its size.
+    pub fn new(gpa: u64, len: u64) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
+        file.set_len(len)?;
+        // Nor add a seal: a seal against writing would stop the process that fills the memory.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        Ok(Self {
+            gpa,
+            len,
+            file,
+            offset: 0,
+        })
+    }
+}
+
+/// Guest memory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// A region that is empty, unaligned or overlaps another.
+    #[error(
+        "the guest's memory region at {gpa:#x} with {len:#x} bytes is empty, unaligned or overlaps another"
+    )]
+    Region {
+        /// Its start.
+        gpa: u64,
+        /// Its bytes.
+        len: u64,
+    },
+    /// Pages outside every region, or across two.
+    #[error("pages {first:#x} to {end:#x} are not in one region of guest memory")]
+    OutOfRange {
+        /// First page frame number.
+        first: u64,
+        /// Page frame number after the last.
+        end: u64,
+    },
+    /// The mapping or an operation on the memory file failed.
+    #[error("guest memory: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The guest's memory, mapped shared into this process.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap<()>,
+    regions: Vec<PageRange>,
+    /// Of each region, the bytes of its file's pages: more than [`PAGE_SIZE`] on hugetlbfs.
+    host_page_bytes: Vec<u64>,
+}
+
+impl GuestRam {
+    /// Maps `regions`, which must be in ascending order.
+    ///
+    /// # Errors
+    /// [`RamError`] for regions that make no sense or cannot be mapped.
+    pub fn map(regions: Vec<RamRegion>) -> Result<Self, RamError> {
+        let mut ranges = Vec::new();
+        let mut host_page_bytes = Vec::new();
+        let mut mapped = Vec::new();
+        for region in regions {
+            let bad = RamError::Region {
+                gpa: region.gpa,
+                len: region.len,
+            };
+            let range = PageRange::inside(region.gpa, region.len).filter(|range| {
+                range.bytes() == region.len && range.first() * PAGE_SIZE == region.gpa
+            });
+            let (Some(range), Ok(size)) = (range, usize::try_from(region.len)) else {
+                return Err(bad);
+            };
+            if ranges
+                .last()
+                .is_some_and(|last: &PageRange| last.end() > range.first())
+            {
+                return Err(bad);
+            }
+            host_page_bytes.push(page_bytes_of(&region.file)?);
+            let file = FileOffset::new(region.file, region.offset);
+            let mapping = MmapRegion::from_file(file, size).map_err(io::Error::other)?;
+            let guest_region =
+                GuestRegionMmap::new(mapping, GuestAddress(region.gpa)).ok_or(bad)?;
+            ranges.push(range);
+            mapped.push(guest_region);
+        }
+        if mapped.is_empty() {
+            return Err(RamError::Region { gpa: 0, len: 0 });
+        }
+        let memory = GuestMemoryMmap::from_regions(mapped).map_err(io::Error::other)?;
+        Ok(Self {
+            memory,
+            regions: ranges,
+            host_page_bytes,
+        })
+    }
+
+    /// The mapping, for what the engine does not do: memory slots, vhost memory tables.
+    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// The regions, ascending.
+    pub fn regions(&self) -> &[PageRange] {
+        &self.regions
+    }
+
+    /// Pages that a bitmap from guest-physical 0 must have bits for.
+    pub fn bitmap_pages(&self) -> u64 {
+        self.regions.last().map_or(0, |region| region.end())
+    }
+
+    /// Pages of memory, holes between regions not counted.
+    pub fn pages(&self) -> u64 {
+        self.regions.iter().map(|region| region.count()).sum()
+    }
+
+    /// The regions on the wire: `gpa u64, length u64` each, little-endian.
+    pub fn layout(&self) -> Vec<u8> {
+        self.regions
+            .iter()
+            .flat_map(|region| [region.first() * PAGE_SIZE, region.bytes()])
+            .flat_map(u64::to_le_bytes)
+            .collect()
+    }
+
+    /// Makes sure that all pages of `range` are in one region.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if they are not.
+    pub fn check(&self, range: PageRange) -> Result<(), RamError> {
+        if self
+            .regions_from(range.first())
+            .first()
+            .is_some_and(|region| region.first() <= range.first() && range.end() <= region.end())
+        {
+            Ok(())
+        } else {
+            Err(out_of_range(range))
+        }
+    }
+
+    /// The parts of `range` that are memory, cut where one region ends and the next begins.
+    pub fn pieces(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        self.regions_from(range.first())
+            .iter()
+            .map_while(move |region| region.intersection(range))
+    }
+
+    /// Whether `pfn` is the first page of a region.
+    pub fn begins_region(&self, pfn: u64) -> bool {
+        self.regions_from(pfn)
+            .first()
+            .is_some_and(|region| region.first() == pfn)
+    }
+
+    /// The regions that end after page `pfn`.
+    fn regions_from(&self, pfn: u64) -> &[PageRange] {
+        &self.regions[self.index_of(pfn)..]
+    }
+
+    /// The index of the first region that ends after page `pfn`.
+    fn index_of(&self, pfn: u64) -> usize {
+        self.regions.partition_point(|region| region.end() <= pfn)
+    }
+
+    /// Copies the pages of `range` into `out`. The guest may be writing them: each page may be torn, and
+    /// the dirty log then has it.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if the pages are not in one region.
+    ///
+    /// # Panics
+    /// If `out` has another size than the pages.
+    pub fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        assert_eq!(out.len() as u64, range.bytes());
+        self.slice(range)?.copy_to(out);
+        Ok(())
+    }
+
+    /// Writes `content` to the pages of `range`.
+    ///
+    /// The bytes go through the memory file, not through the mapping: a page that is written whole need
+    /// not be made zero first, and no page fault brings it in. A host without free memory is then an error
+    /// here, and not the end of the process.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if the pages are not in one region, or the error of the file.
+    ///
+    /// # Panics
+    /// If `content` has another size than the pages.
+    pub fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        assert_eq!(content.len() as u64, range.bytes());
+        let (file, offset) = self.file_of(range)?;
+        match file.write_all_at(content, offset) {
+            // Files of huge pages are only written through a mapping.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.slice(range)?.copy_from(content);
+                Ok(())
+            }
+            written => Ok(written?),
+        }
+    }
+
+    /// Makes the pages of `range` zero, by giving them back to the memory file. Parts of a huge page (hugetlbfs) are
+    /// written with zeros: older kernels leave them as they are, and say nothing.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`], or the error of the file.
+    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        let (file, offset) = self.file_of(range)?;
+        let page = self.host_page_bytes[self.index_of(range.first())];
+        let end = offset + range.bytes();
+        let (first_whole, last_whole) = (offset.next_multiple_of(page), end / page * page);
+        if first_whole >= last_whole {
+            return self.write_zeros(range);
+        }
+        let part = |from: u64, to: u64| {
+            PageRange::new(
+                range.first() + (from - offset) / PAGE_SIZE,
+                (to - from) / PAGE_SIZE,
+            )
+        };
+        for edge in [part(offset, first_whole), part(last_whole, end)] {
+            edge.map_or(Ok(()), |edge| self.write_zeros(edge))?;
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, punch, first_whole, last_whole - first_whole)
+            .map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn write_zeros(&self, range: PageRange) -> Result<(), RamError> {
+        let slice = self.slice(range)?;
+        let zeros = [0; PAGE_SIZE as usize];
+        for at in (0..slice.len()).step_by(zeros.len()) {
+            slice
+                .subslice(at, zeros.len())
+                .map_err(io::Error::other)?
+                .copy_from(&zeros);
+        }
+        Ok(())
+    }
+
+    /// Calls `found` with the pages of memory that were never written since the memory files were made or punched:
+    /// holes of the files. True if these are all holes; false if `budget` was used up before.
+    ///
+    /// # Errors
+    /// The error of the file.
+    pub fn find_holes(
+        &self,
+        budget: &mut HoleBudget<'_>,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<bool, RamError> {
+        for region in &self.regions {
+            let (file, start) = self.file_of(*region)?;
+            let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
+            let mut in_region = |hole: Range<u64>| {
+                let pages = PageRange::inside(page_at(hole.start), hole.end - hole.start);
+                pages.into_iter().for_each(&mut *found);
+            };
+            let range = start..start + region.bytes();
+            if !holes::in_file(file, range, budget, &mut in_region)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All holes of the memory files, as [`GuestRam::find_holes`] finds them. A guest can make as many as it has pages.
+    ///
+    /// # Errors
+    /// The error of the file.
+    pub fn holes(&self) -> Result<Vec<PageRange>, RamError> {
+        let mut holes = Vec::new();
+        let mut all = HoleBudget {
+            holes: u64::MAX,
+            bytes: u64::MAX,
+            go_on: &mut || true,
+        };
+        self.find_holes(&mut all, &mut |hole| holes.push(hole))?;
+        Ok(holes)
+    }
+
+    /// The region's mapped slice for `range`.
+    fn slice(&self, range: PageRange) -> Result<VolatileSlice<'_, impl BitmapSlice>, RamError> {
+        // Pages that are in a region have addresses and lengths that do not overflow.
+        self.check(range)?;
+        self.memory
+            .get_slice(
+                GuestAddress(range.first() * PAGE_SIZE),
+                range.bytes() as usize,
+            )
+            .map_err(|_| out_of_range(range))
+    }
+
+    fn file_of(&self, range: PageRange) -> Result<(&File, u64), RamError> {
+        self.check(range)?;
+        let gpa = GuestAddress(range.first() * PAGE_SIZE);
+        let region = self.memory.find_region(gpa).ok_or(out_of_range(range))?;
+        let file = region.file_offset().ok_or(out_of_range(range))?;
+        let into = gpa.0 - region.start_addr().0;
+        Ok((file.file(), file.start() + into))
+    }
+}
+
+/// Bytes of the pages that the kernel has in `file`.
+fn page_bytes_of(file: &File) -> io::Result<u64> {
+    let system = rustix::fs::fstatfs(file)?;
+    let huge = system.f_type == HUGETLBFS_MAGIC;
+    let block = u64::try_from(system.f_bsize).unwrap_or(PAGE_SIZE);
+    Ok(if huge && block.is_power_of_two() {
+        block.max(PAGE_SIZE)
+    } else {
+        PAGE_SIZE
+    })
+}
+
+fn out_of_range(range: PageRange) -> RamError {
+    RamError::OutOfRange {
+        first: range.first(),
+        end: range.end(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_regions() -> GuestRam {
+        let regions = [(0, 64 * PAGE_SIZE), (1 << 32, 8 * PAGE_SIZE)];
+        let regions = regions.map(|(gpa, len)| RamRegion::new(gpa, len).unwrap());
+        GuestRam::map(regions.into()).unwrap()
+    }
+
+    fn pages(first: u64, count: u64) -> PageRange {
+        PageRange::new(first, count).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_a_discard_makes_it_zero() {
+        let ram = two_regions();
+        let content: Vec<u8> = (0..2 * PAGE_SIZE).map(|i| (i % 251) as u8 + 1).collect();
+        let range = pages((1 << 20) + 3, 2);
+        ram.write(range, &content).unwrap();
+        let mut got = vec![0; content.len()];
+        ram.read(range, &mut got).unwrap();
+        assert_eq!(got, content);
+        ram.discard(pages((1 << 20) + 3, 1)).unwrap();
+        ram.read(range, &mut got).unwrap();
+        assert!(got[..4096].iter().all(|b| *b == 0));
+        assert_eq!(got[4096..], content[4096..]);
+    }
+
+    /// Memory of `count` huge pages, or why there is none.
+    fn huge_memory(count: u64) -> Result<(GuestRam, File), RamError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+        let len = count * (2 << 20);
+        let file = File::from(rustix::fs::memfd_create("huge", flags).map_err(io::Error::from)?);
+        // Allocated now: a mapping is given without a page behind it, and then ends the process.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len).map_err(io::Error::from)?;
+        let region = RamRegion {
+            gpa: 0,
+            len,
+            file: file.try_clone()?,
+            offset: 0,
+        };
+        Ok((GuestRam::map(vec![region])?, file))
+    }
+
+    #[test]
+    fn memory_of_huge_pages_is_written_page_by_page_too() {
+        let (ram, _) = match huge_memory(1) {
+            Ok(memory) => memory,
+            Err(error) => {
+                spec_testing::skipped(format_args!(
+                    "this machine has no huge page to spare ({error})"
+                ));
+                return;
+            }
+        };
+        let content = vec![7; 2 * PAGE_SIZE as usize];
+        ram.write(pages(5, 2), &content).unwrap();
+        ram.discard(pages(6, 1)).unwrap();
+        let mut got = vec![0; 4 * PAGE_SIZE as usize];
+        ram.read(pages(4, 4), &mut got).unwrap();
+        let of_page: Vec<u8> = got.chunks(PAGE_SIZE as usize).map(|page| page[9]).collect();
+        assert_eq!(of_page, [0, 7, 0, 0]);
+    }
+
+    #[test]
+    fn a_discard_gives_back_whole_huge_pages_and_makes_parts_of_others_zero() {
+        let (ram, file) = match huge_memory(3) {
+            Ok(memory) => memory,
+            Err(error) => {
+                spec_testing::skipped(format_args!(
+                    "this machine has no three huge pages to spare ({error})"
+                ));
+                return;
+            }
+        };
+        let per_huge_page = (2 << 20) / PAGE_SIZE;
+        let all = pages(0, 3 * per_huge_page);
+        ram.write(all, &vec![7; all.bytes() as usize]).unwrap();
+        let blocks = || rustix::fs::fstat(&file).unwrap().st_blocks;
+        let before = blocks();
+        // A page, and from the middle of one huge page to the middle of the last.
+        ram.discard(pages(1, 1)).unwrap();
+        assert_eq!(blocks(), before);
+        let middle = pages(per_huge_page / 2, 2 * per_huge_page);
+        ram.discard(middle).unwrap();
+        assert_eq!(blocks(), before / 3 * 2);
+        let mut got = vec![0; all.bytes() as usize];
+        ram.read(all, &mut got).unwrap();
+        for (pfn, page) in (0..).zip(got.chunks(PAGE_SIZE as usize)) {
+            let gone = pfn == 1 || middle.first() <= pfn && pfn < middle.end();
+            let expected = if gone { 0 } else { 7 };
+            assert!(page.iter().all(|byte| *byte == expected), "page {pfn}");
+        }
+    }
+
+    #[test]
+    fn pages_outside_the_regions_or_across_two_are_refused() {
+        let ram = two_regions();
+        let mut out = vec![0; 2 * PAGE_SIZE as usize];
+        for range in [
+            pages(63, 2),
+            pages(64, 2),
+            pages((1 << 20) + 7, 2),
+            pages(u64::MAX - 2, 2),
+        ] {
+            assert!(
+                matches!(ram.read(range, &mut out), Err(RamError::OutOfRange { .. })),
+                "{range:?}"
+            );
+            assert!(ram.discard(range).is_err(), "{range:?}");
+            assert!(ram.write(range, &out).is_err(), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn holes_are_the_pages_nobody_wrote() {
+        let ram = two_regions();
+        let written = vec![1u8; PAGE_SIZE as usize];
+        ram.write(pages(10, 1), &written).unwrap();
+        ram.write(pages((1 << 20) + 7, 1), &written).unwrap();
+        let in_holes = |pfn| {
+            ram.holes()
+                .unwrap()
+                .iter()
+                .any(|h| h.first() <= pfn && pfn < h.end())
+        };
+        assert!(!in_holes(10) && !in_holes((1 << 20) + 7));
+        assert!(in_holes(0) && in_holes(63) && in_holes(1 << 20) && !in_holes(64));
+    }
+
+    #[test]
+    fn overlapping_and_unaligned_regions_are_refused() {
+        let region = |gpa, len| RamRegion::new(gpa, len).unwrap();
+        for regions in [
+            vec![],
+            vec![region(0, 0)],
+            vec![region(1, 4096)],
+            vec![region(0, 4097)],
+            vec![region(0, 8192), region(4096, 4096)],
+            vec![region(8192, 4096), region(0, 4096)],
+        ] {
+            assert!(matches!(
+                GuestRam::map(regions),
+                Err(RamError::Region { .. })
+            ));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The zero page test.
+
+use spec::PAGE_SIZE;
+
+/// How many bytes are ORed together before the result is tested. The compiler makes vector code of it, and the first chunk
+/// mostly shows that a page is not zero.
+const CHUNK: usize = 256;
+
+/// Whether all bytes of `page` are zero.
+///
+/// ```
+/// use host_migrator::memory::zero::is_zero;
+/// let mut page = [0; 4096];
+/// assert!(is_zero(&page));
+/// page[4095] = 1;
+/// assert!(!is_zero(&page));
+/// ```
+pub fn is_zero(page: &[u8; PAGE_SIZE as usize]) -> bool {
+    // Most pages in use show it in the first, a middle or the last byte.
+    if page[0] | page[page.len() / 2] | page[page.len() - 1] != 0 {
+        return false;
+    }
+    page.chunks_exact(CHUNK)
+        .all(|chunk| chunk.iter().fold(0, |bits, byte| bits | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_in_any_byte_is_found() {
+        let mut page = [0; PAGE_SIZE as usize];
+        assert!(is_zero(&page));
+        for index in 0..page.len() {
+            page[index] = 1 << (index % 8);
+            assert!(!is_zero(&page), "byte {index}");
+            page[index] = 0;
+        }
+    }
+}

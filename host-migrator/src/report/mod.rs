@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a migration says about itself: status, rounds, maps of them, sources of left-out pages, and the trace.
+
+pub mod page_source;
+pub mod round_map;
+pub mod stats;
+pub mod trace;

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a migration says about itself: while it runs ([`MigrationStatus`]) and afterwards
+//! ([`MigrationReport`]). Names are those of QEMU's `query-migrate` where they mean the same.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::bitmap::MigrationBitmap;
+use crate::report::page_source::PagesBySource;
+use crate::report::round_map::RoundMaps;
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationState {
+    /// None has been started.
+    #[default]
+    None,
+    /// Greeting the destination, arming the dirty logs.
+    Setup,
+    /// Sending memory while the guest runs.
+    Active,
+    /// The guest is being stopped and the last pages are sent.
+    PreSwitchover,
+    /// The state of vCPUs and devices is sent, and the guest handed over.
+    Device,
+    /// The guest runs at the destination.
+    Completed,
+    /// The migration failed; the guest runs here.
+    Failed,
+    /// The migration was cancelled; the guest runs here.
+    Cancelled,
+    /// The guest was handed over, and the destination did not confirm that it runs. It never runs here.
+    HandedOverUnconfirmed,
+}
+
+impl MigrationState {
+    /// Whether the migration has ended, one way or the other.
+    pub fn is_over(self) -> bool {
+        matches!(
+            self,
+            Self::Completed | Self::Failed | Self::Cancelled | Self::HandedOverUnconfirmed
+        )
+    }
+}
+
+/// A migration, now. Times are milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationStatus {
+    /// Where it stands.
+    pub status: MigrationState,
+    /// Since its start.
+    pub total_time: u64,
+    /// Until the dirty logs were armed.
+    pub setup_time: u64,
+    /// How long the guest was stopped; 0 before it was.
+    pub downtime: u64,
+    /// How long the guest would be stopped now, all parts of the downtime included; absent before the channel was
+    /// measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expected_downtime: Option<u64>,
+    /// The round, from 1; 0 before the first.
+    pub round: u32,
+    /// Memory.
+    pub ram: RamStatus,
+    /// Free page hints.
+    pub hints: HintStatus,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error_desc: Option<String>,
+}
+
+/// The memory of a [`MigrationStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RamStatus {
+    /// Bytes on the wire so far, heartbeats included.
+    pub transferred: u64,
+    /// Bytes of pages still to be sent.
+    pub remaining: u64,
+    /// Bytes of the guest's memory.
+    pub total: u64,
+    /// Zero pages found.
+    pub duplicate: u64,
+    /// Pages sent with content.
+    pub normal: u64,
+    /// Their bytes.
+    pub normal_bytes: u64,
+    /// Pages a second that the guest dirtied in the last round.
+    pub dirty_pages_rate: u64,
+    /// Megabits a second that go through; absent before that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mbps: Option<f64>,
+    /// Harvests of the dirty logs.
+    pub dirty_sync_count: u64,
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Pages a second that go through; absent before that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pages_per_second: Option<u64>,
+}
+
+/// The hints of a [`MigrationStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HintStatus {
+    /// Hints are being used.
+    pub active: bool,
+    /// Epochs opened.
+    pub epochs: u64,
+    /// Pages that were not sent because the guest hinted them.
+    pub skipped: u64,
+    /// Pages whose hint came after they had been sent.
+    pub too_late: u64,
+    /// Pages made zero at the destination again.
+    pub discarded: u64,
+    /// Pages that were holes of the memory files.
+    pub holes: u64,
+    /// Pages left out so far, by why.
+    pub pages_by_source: PagesBySource,
+    /// Milliseconds that the sender held back for hints that came faster than it sends.
+    pub held_back: u64,
+    /// Why hints are not used (any more), though they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lost: Option<String>,
+}
+
+/// One round of a [`MigrationReport`]. The last is the one with the guest stopped.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RoundStats {
+    /// Its number, from 1.
+    pub round: u32,
+    /// Pages to be sent when it began.
+    pub pending_before: u64,
+    /// Pages sent with content.
+    pub pages_sent: u64,
+    /// Of these, pages whose content was at the destination already (older).
+    pub pages_resent: u64,
+    /// Pages found to be zero: by a look at them, or in later rounds because a balloon had given them back.
+    pub pages_zero: u64,
+    /// Pages not sent because the guest hinted them.
+    pub pages_hinted: u64,
+    /// Pages hinted in this round, for the first time since the destination got their content.
+    pub pages_hinted_too_late: u64,
+    /// Pages left out, by why. (Holes are left out before the first round, and counted to it.)
+    pub pages_by_source: PagesBySource,
+    /// [`RoundStats::pages_hinted_too_late`], by who hinted.
+    pub too_late_by_source: PagesBySource,
+    /// Pages left out before that are to be sent after all, as the guest has written them since: by why they
+    /// were left out.
+    pub back_dirty_by_source: PagesBySource,
+    /// Of the hinted pages, those made zero at the destination.
+    pub pages_discarded: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Milliseconds, harvest included.
+    pub ms: f64,
+    /// Of these, held back for hints.
+    pub held_back_ms: f64,
+    /// Pages that the harvest at its end brought: they are to be sent again. Each counts once, however many logs have
+    /// it. 0 in the last round, in which nobody writes.
+    pub dirty_harvested: u64,
+    /// Pages that were written in this round before they were copied, as far as early harvests have found them:
+    /// they need not be sent again for it.
+    #[serde(default)]
+    pub pages_written_before_copy: u64,
+}
+
+/// The steps of the downtime, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DowntimeSteps {
+    /// Stopping the vCPUs.
+    pub stop_vcpus: f64,
+    /// Stopping the devices.
+    pub stop_devices: f64,
+    /// The last harvest.
+    pub last_harvest: f64,
+    /// Sending the last pages.
+    pub ram: f64,
+    /// Saving and sending the machine's state.
+    pub state: f64,
+    /// From the commit to the destination's Ready: it checks, and loads the state.
+    pub commit: f64,
+    /// From the hand-over to the destination's Running.
+    pub hand_over: f64,
+}
+
+impl DowntimeSteps {
+    /// The whole downtime.
+    pub fn sum(&self) -> f64 {
+        self.stop_vcpus
+            + self.stop_devices
+            + self.last_harvest
+            + self.ram
+            + self.state
+            + self.commit
+            + self.hand_over
+    }
+}
+
+/// A migration that has completed. Times are milliseconds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationReport {
+    /// Bytes that the source sent, everything counted.
+    pub wire_bytes: u64,
+    /// From the start to the destination's Running.
+    pub total_ms: f64,
+    /// Until the dirty logs were armed.
+    pub setup_ms: f64,
+    /// How long the guest ran nowhere.
+    pub downtime_ms: f64,
+    /// What was expected when the guest was stopped.
+    pub expected_downtime_ms: f64,
+    /// The parts of the downtime.
+    pub downtime: DowntimeSteps,
+    /// Pages of the guest's memory.
+    pub pages_total: u64,
+    /// Pages left out before the first round as holes of the memory files, for whatever reason.
+    pub pages_holes: u64,
+    /// The sums over all rounds (`round` is their number, `pending-before` the first's).
+    pub totals: RoundStats,
+    /// The rounds, the first and the last [`MOST_ROUNDS`]` / 2` of them if there were more. `totals` counts all.
+    pub rounds: Vec<RoundStats>,
+    /// Free page hints.
+    pub hints: HintStatus,
+    /// Where in memory the rounds' work went, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maps: Option<RoundMaps>,
+    /// Pages whose latest content was not sent because the guest hinted them: they read as zero at the
+    /// destination.
+    #[serde(skip)]
+    pub skipped: Option<Arc<MigrationBitmap>>,
+}
+
+/// The most rounds that a report keeps. A migration may take more.
+pub const MOST_ROUNDS: usize = 1024;
+
+impl MigrationReport {
+    /// Adds a round. One in the middle makes room for it, if there are many.
+    pub(crate) fn add_round(&mut self, round: RoundStats) {
+        if self.rounds.len() == MOST_ROUNDS {
+            self.rounds.remove(MOST_ROUNDS / 2);
+        }
+        self.rounds.push(round);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_many_rounds_keeps_the_first_and_the_last() {
+        let mut report = MigrationReport::default();
+        let many = 3 * MOST_ROUNDS as u32;
+        for round in 1..=many {
+            report.add_round(RoundStats {
+                round,
+                ..RoundStats::default()
+            });
+        }
+        let half = MOST_ROUNDS as u32 / 2;
+        let kept: Vec<u32> = report.rounds.iter().map(|round| round.round).collect();
+        let expected: Vec<u32> = (1..=half).chain(many - half + 1..=many).collect();
+        assert_eq!(kept, expected);
+    }
+}

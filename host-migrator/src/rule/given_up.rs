@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Why a page is a hole, as far as the balloon device knows.
+//!
+//! The device's answer may be out of date when it is used. So it decides only which source is counted for a hole, never
+//! whether a page is one.
+
+use spec::control::PageSet;
+
+use super::tracker::Tracker;
+use crate::memory::bitmap::MigrationBitmap;
+use crate::report::page_source::{PageSource, PageSources, Reason};
+
+/// The pages that the guest has put into the balloon, and those that it has reported.
+#[derive(Debug)]
+pub(crate) struct GivenUp {
+    ballooned: MigrationBitmap,
+    reported: MigrationBitmap,
+}
+
+impl GivenUp {
+    /// Asks the device, if there is one, for what `sources` are to be counted for.
+    pub(crate) fn ask(tracker: &mut Tracker<'_>, sources: PageSources) -> Self {
+        let mut ask = |source, set| match sources.contains(source) {
+            true => tracker.given_up(set),
+            false => MigrationBitmap::new(tracker.bitmap().pages()),
+        };
+        Self {
+            ballooned: ask(PageSource::Balloon, PageSet::Ballooned),
+            reported: ask(PageSource::Reported, PageSet::Reported),
+        }
+    }
+
+    /// The pages `holes` of a word by why they are holes: for nothing that the device knows of, in the balloon,
+    /// reported.
+    pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
+        let ballooned = holes & self.ballooned.load(index);
+        let reported = holes & self.reported.load(index) & !ballooned;
+        [
+            (Reason::Hole, holes & !ballooned & !reported),
+            (Reason::Balloon, ballooned),
+            (Reason::Reported, reported),
+        ]
+    }
+}

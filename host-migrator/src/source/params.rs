@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the operator may choose about a migration.
+
+use std::time::Duration;
+
+use crate::report::page_source::PageSources;
+use crate::rule::clause::Clauses;
+
+/// How to migrate. Names follow QEMU's parameters where they mean the same.
+#[derive(Clone, Debug)]
+pub struct MigrationParams {
+    /// Bytes a second to send at most while the guest runs; none: as fast as the channel takes them.
+    /// The last pages, sent while the guest is stopped, know no limit.
+    pub max_bandwidth: Option<u64>,
+    /// The guest is stopped when the downtime is expected to be no longer than this. Where all that does not depend on
+    /// memory takes longer already, it is a limit for the memory alone.
+    pub downtime_limit: Duration,
+    /// What the guest's stop takes besides memory: stopping and saving the machine here, loading it there. What was
+    /// learnt of this machine is better than the default.
+    pub besides_memory: Duration,
+    /// Which knowledge of pages that need not be sent is used.
+    pub sources: PageSources,
+    /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
+    /// [`MigrationParams::downtime_limit`], or a cancel.
+    pub max_rounds: Option<u32>,
+    /// A peer that takes and gives nothing for this long has gone. Long enough for what socket buffers
+    /// hold to pass a slow link.
+    pub peer_timeout: Duration,
+    /// How long the switchover may take, from the moment before the guest is stopped until it is handed over.
+    /// After that the migration has failed and the guest runs on at the source, whatever the destination still
+    /// takes or gives. None: twice the downtime that was expected when the guest was stopped, or
+    /// [`MigrationParams::downtime_limit`] if that is more, and five seconds for the machine's state.
+    pub switchover_timeout: Option<Duration>,
+    /// How often a round looks into the vCPUs' dirty log while it is being sent, about: a page that is found
+    /// written before it was copied is not sent again for it. Each look costs the guest a fault for every page
+    /// that it goes on writing; 0 looks at the end of a round alone.
+    pub early_harvests: u32,
+    /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
+    pub map_rounds: bool,
+    /// Clauses of the rule that are broken on purpose: only in builds with `--cfg clause_switches`.
+    #[cfg(clause_switches)]
+    pub switched_off: std::collections::BTreeSet<crate::Clause>,
+}
+
+/// The default number of early harvests in a round. If pages are written evenly over a round, `n` early harvests leave
+/// one in `2 (n + 1)` of them to be sent twice for nothing: with eight one in 18, with none every second one.
+pub const EARLY_HARVESTS: u32 = 8;
+
+/// The assumed time to stop and save a machine that was never stopped before.
+pub const STOP_AND_SAVE: Duration = Duration::from_millis(2);
+/// The assumed [`MigrationParams::besides_memory`] of a machine of which nothing was measured.
+pub const BESIDES_MEMORY: Duration = Duration::from_millis(5);
+
+impl Default for MigrationParams {
+    fn default() -> Self {
+        Self {
+            max_bandwidth: None,
+            downtime_limit: Duration::from_millis(300),
+            besides_memory: BESIDES_MEMORY,
+            sources: PageSources::ALL,
+            max_rounds: None,
+            peer_timeout: Duration::from_secs(30),
+            switchover_timeout: None,
+            early_harvests: EARLY_HARVESTS,
+            map_rounds: false,
+            #[cfg(clause_switches)]
+            switched_off: std::collections::BTreeSet::new(),
+        }
+    }
+}
+
+/// What a healthy destination may take to load the guest, besides the time for the pages.
+const LOAD_LIMIT: Duration = Duration::from_secs(5);
+
+impl MigrationParams {
+    /// How long the switchover may take if the downtime is `expected` to be so long.
+    pub(crate) fn switchover_time(&self, expected: Duration) -> Duration {
+        self.switchover_timeout.unwrap_or_else(|| {
+            // Nothing was measured that would tell.
+            let unknown = expected == Duration::MAX;
+            let expected = if unknown { self.peer_timeout } else { expected };
+            let pages = expected.saturating_mul(2).max(self.downtime_limit);
+            pages.saturating_add(LOAD_LIMIT)
+        })
+    }
+
+    #[cfg(clause_switches)]
+    pub(crate) fn clauses(&self) -> Clauses {
+        Clauses::without(&self.switched_off)
+    }
+
+    #[cfg(not(clause_switches))]
+    pub(crate) fn clauses(&self) -> Clauses {
+        Clauses::default()
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where free page hints come from, as the engine sees it: epochs that are opened and closed, and a map of hinted pages.
+
+use spec::control::{EpochReport, PageSet, Reply, Request};
+use spec::hint_map::{HintPhase, Tellers, Told};
+
+use crate::memory::bitmap::MigrationBitmap;
+
+/// Hints that cannot be had. The migration goes on without them.
+#[derive(Debug, thiserror::Error)]
+pub enum HintError {
+    /// The device refused the request.
+    #[error("the balloon device refused: {0}")]
+    Refused(#[from] spec::control::Refusal),
+    /// The device's answer makes no sense.
+    #[error("the balloon device broke the control protocol: {0}")]
+    Protocol(String),
+    /// The device cannot be reached, does not answer in time, or has gone.
+    #[error("the balloon device does not answer: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl HintError {
+    /// The device answered `request` with what is no answer to it.
+    pub fn unexpected(request: Request, reply: Reply) -> Self {
+        Self::Protocol(format!("{reply:?} is no answer to {request:?}"))
+    }
+}
+
+/// A source of free page hints.
+///
+/// The engine opens an epoch when every page is armed, reads the map while it sends, and closes the epoch
+/// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
+/// changes but by [`HintSource::take_all`].
+pub trait HintSource: Send {
+    /// Gets ready for a migration of a guest whose bitmap has `pages` bits, in which `tellers` are to be asked.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source cannot be used; the migration then runs without it.
+    fn prepare(&mut self, pages: u64, tellers: Tellers) -> Result<(), HintError>;
+
+    /// Opens epoch `epoch`: the guest is asked for its free pages. Does not wait for the guest.
+    ///
+    /// # Errors
+    /// [`HintError`] if the epoch could not be opened; no hint arrives then.
+    fn open(&mut self, epoch: u64) -> Result<(), HintError>;
+
+    /// The hints so far for pages `64 * index ..`.
+    fn load(&self, index: usize) -> Told;
+
+    /// How far the guest is.
+    fn phase(&self) -> HintPhase;
+
+    /// Pages hinted since the epoch was opened.
+    fn hinted_pages(&self) -> u64;
+
+    /// In the open epoch every free page below this one has been told; what is not hinted there is in use. To be
+    /// asked before [`HintSource::load`].
+    fn answered(&self) -> u64 {
+        0
+    }
+
+    /// Pages that the guest has said to be free a short while ago, if it has.
+    fn free_pages(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// Closes the epoch. After the return no hint of it arrives any more.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source did not confirm: its map must not be read again.
+    fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError>;
+
+    /// Takes all hints out of the map, between two epochs. Calls `told` with the index of each word that has any: word
+    /// `index` is about pages `64 * index ..`.
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told));
+
+    /// The pages of `set`, of a guest whose bitmap has `pages` bits: why holes of the memory files are holes. It is
+    /// asked for statistics, and to use these sources one by one, never as a reason of its own to leave a page out.
+    ///
+    /// # Errors
+    /// [`HintError`] if it cannot be had; such pages then count as never touched.
+    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+        let _ = set;
+        Ok(MigrationBitmap::new(pages))
+    }
+
+    /// The migration is over: the guest gets its pages back.
+    ///
+    /// # Errors
+    /// [`HintError`] if the source cannot be told; a source that has gone tells the guest itself.
+    fn done(&mut self) -> Result<(), HintError>;
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a VMM gives the engine: a machine, dirty logs and a source of hints. Traits; nothing here does I/O.
+
+pub mod dirty_log;
+pub mod hint_source;
+pub mod machine;

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Waiting for the other side to connect.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, Type};
+use spec_sockets::{Access, SocketFile};
+
+use super::{Address, Connection, TransportError, dial};
+
+/// Connections that may wait to be accepted.
+const QUEUE: i32 = 128;
+/// How many ports are tried where one is wanted that is free at several addresses.
+const PORTS_TRIED: u32 = 16;
+
+/// A socket that listens. A unix socket's file is removed when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    address: Address,
+    /// Of a unix socket.
+    file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    /// One for each address of the name.
+    Tcp(Vec<TcpListener>),
+    Unix(UnixListener),
+}
+
+impl Socket {
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(sockets) => sockets.iter().map(AsFd::as_fd).collect(),
+            Self::Unix(socket) => vec![socket.as_fd()],
+        }
+    }
+
+    /// Accepts a connection of the socket at `index` of [`Socket::fds`], if there is one.
+    fn accept(&self, index: usize) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(sockets) => Connection::try_from(sockets[index].accept()?.0),
+            Self::Unix(socket) => Connection::try_from(socket.accept()?.0),
+        }
+    }
+}
+
+impl Listener {
+    /// Listens at `address`, a unix socket for its owner alone. See [`Listener::bind_for`].
+    ///
+    /// # Errors
+    /// [`TransportError`] with what hinders it.
+    pub fn bind(address: &Address) -> Result<Self, TransportError> {
+        Self::bind_for(address, Access::OWNER)
+    }
+
+    /// Listens at `address`: at all addresses that a name has on this machine, IPv4 and IPv6, at one port. `[::]`
+    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. A unix socket is for those whom
+    /// `access` lets connect: one that a program left behind there is replaced; one that is in use, or a file of
+    /// another kind, is not.
+    ///
+    /// # Errors
+    /// [`TransportError`] with what hinders it.
+    pub fn bind_for(address: &Address, access: Access) -> Result<Self, TransportError> {
+        let bound = match address {
+            Address::Tcp { host, port } => listen_tcp(host, *port).map(|(sockets, port)| {
+                let host = host.clone();
+                (Socket::Tcp(sockets), Address::Tcp { host, port }, None)
+            }),
+            Address::Unix(path) => spec_sockets::listen(path, access)
+                .map(|(socket, file)| (Socket::Unix(socket), address.clone(), Some(file)))
+                .map_err(io::Error::from),
+        };
+        let (socket, address, file) = bound.map_err(|source| TransportError {
+            action: "listen on",
+            address: address.clone(),
+            source,
+        })?;
+        Ok(Self {
+            socket,
+            address,
+            file,
+        })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Waits for one connection; without `timeout` for ever.
+    ///
+    /// # Errors
+    /// [`TransportError`], with [`io::ErrorKind::TimedOut`] after `timeout`.
+    pub fn accept(&self, timeout: Option<Duration>) -> Result<Connection, TransportError> {
+        self.accept_one(timeout).map_err(|source| TransportError {
+            action: "accept a connection on",
+            address: self.address.clone(),
+            source,
+        })
+    }
+
+    /// Removes the file of a unix socket, also while another thread waits for a connection: for a process that
+    /// ends.
+    pub fn remove_file(&self) {
+        if let Some(file) = &self.file
+            && let Err(error) = file.remove()
+        {
+            log::warn!("{} stays: {error}", file.path().display());
+        }
+    }
+
+    fn accept_one(&self, timeout: Option<Duration>) -> io::Result<Connection> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut polled: Vec<_> = (self.socket.fds().into_iter())
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                .collect();
+            match poll(&mut polled, left.as_ref()) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for (index, polled) in polled.iter().enumerate() {
+                if polled.revents().is_empty() {
+                    continue;
+                }
+                match self.socket.accept(index) {
+                    // It has gone again: others may come.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                        ) => {}
+                    result => return result,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Before the socket is closed: one on which nobody listens may be replaced.
+        self.remove_file();
+    }
+}
+
+/// Listens at `port` of all addresses of `host`. Returns the port, too: for 0 the system chooses it.
+fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let addresses = dial::resolve(host, port)?;
+    let mut tries = if port == 0 { PORTS_TRIED } else { 1 };
+    loop {
+        tries -= 1;
+        match listen_at_all(&addresses, port) {
+            // The port that is free at the first address is not free at another.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+fn listen_at_all(addresses: &[SocketAddr], mut port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut sockets = Vec::new();
+    let mut missing = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let address = SocketAddr::new(address.ip(), port);
+        match listen_at(address) {
+            Ok(socket) => {
+                port = socket.local_addr()?.port();
+                sockets.push(socket);
+            }
+            // A name may stand for both families where one of them is switched off.
+            Err(error) if is_not_here(&error) => {
+                log::info!("not listening at {}: {error}", address.ip());
+                missing = error;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if sockets.is_empty() {
+        return Err(missing);
+    }
+    Ok((sockets, port))
+}
+
+fn is_not_here(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Whatever the system's default is: `[::]` is both families, any other address its own.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // A connection that has gone between poll and accept is not waited for.
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(QUEUE)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For what must happen.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let address = Address::Unix(path.clone());
+        std::fs::write(&path, "a file").unwrap();
+        let error = Listener::bind(&address).unwrap_err();
+        assert!(error.to_string().contains("plain file"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
+        std::fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&address).unwrap();
+        assert!(Listener::bind(&address).is_err());
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    /// Whether a connection to `address` at the listener's port is accepted.
+    fn is_reached(listener: &Listener, address: &str) -> bool {
+        let Address::Tcp { port, .. } = listener.address() else {
+            unreachable!()
+        };
+        let host = address.to_owned();
+        let connected = Connection::connect(&Address::Tcp { host, port: *port }, PATIENCE);
+        connected.is_ok() && listener.accept(Some(PATIENCE)).is_ok()
+    }
+
+    #[test]
+    fn a_name_is_listened_at_in_both_families() {
+        if TcpListener::bind("[::1]:0").is_err() {
+            spec_testing::skipped("this machine has no IPv6");
+            return;
+        }
+        let families = dial::resolve("localhost", 0).unwrap();
+        if !families.iter().any(SocketAddr::is_ipv6) {
+            spec_testing::skipped("localhost is no name for ::1 on this machine");
+            return;
+        }
+        let listener = Listener::bind(&"tcp:localhost:0".parse().unwrap()).unwrap();
+        assert!(is_reached(&listener, "::1"));
+        assert!(is_reached(&listener, "127.0.0.1"));
+    }
+
+    #[test]
+    fn the_unspecified_ipv6_address_stands_for_both_families() {
+        let Ok(listener) = Listener::bind(&"tcp:[::]:0".parse().unwrap()) else {
+            spec_testing::skipped("this machine has no IPv6");
+            return;
+        };
+        assert!(is_reached(&listener, "127.0.0.1"));
+        assert!(is_reached(&listener, "::1"));
+    }
+
+    #[test]
+    fn a_port_is_listened_at_at_every_address_that_is_here() {
+        // The second address is nobody's; the third needs the first one's port.
+        let addresses = ["127.0.0.1:0", "192.0.2.1:0", "127.0.0.2:0"];
+        let addresses = addresses.map(|address| address.parse().unwrap());
+        let (sockets, port) = listen_at_all(&addresses, 0).unwrap();
+        let here: Vec<_> = (sockets.iter())
+            .map(|socket| socket.local_addr().unwrap())
+            .collect();
+        let expected = [([127, 0, 0, 1], port), ([127, 0, 0, 2], port)];
+        assert_eq!(here, expected.map(SocketAddr::from));
+        assert!(listen_at_all(&addresses[1..2], 0).is_err());
+    }
+
+    #[test]
+    fn nobody_who_connects_is_a_timeout() {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let error = listener.accept(Some(Duration::from_millis(1))).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::TimedOut);
+    }
+}

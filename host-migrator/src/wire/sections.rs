@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Sections of the migration stream on a channel: numbered, summed and counted.
+
+use std::io::{self, IoSlice};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals};
+
+use super::connection::WriteError;
+use super::{Reader, Writer};
+
+/// A stream that broke off, or that is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum SectionError {
+    /// The connection failed.
+    #[error("connection to the other side: {0}")]
+    Io(#[from] io::Error),
+    /// Bytes that are no migration stream.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// A section was lost, repeated or came out of order.
+    #[error("section {found} arrived where section {expected} was due")]
+    Sequence {
+        /// The number that was due.
+        expected: u32,
+        /// The number that came.
+        found: u32,
+    },
+    /// The payload's checksum is wrong.
+    #[error("the checksum of section {sequence} ({kind:?}) is wrong: the stream is corrupt")]
+    Checksum {
+        /// The section's kind.
+        kind: SectionKind,
+        /// Its number.
+        sequence: u32,
+    },
+    /// A section that has no place here.
+    #[error("a {found:?} section arrived where {expected} was due")]
+    Unexpected {
+        /// What came.
+        found: SectionKind,
+        /// What was due.
+        expected: &'static str,
+    },
+    /// The other side ended the migration.
+    #[error("the other side gave up: {0}")]
+    Aborted(String),
+}
+
+/// Sends sections. Its clones send on the same connection, section by section.
+#[derive(Clone, Debug)]
+pub(crate) struct SectionWriter(Arc<Mutex<Line>>);
+
+/// What the clones of a [`SectionWriter`] share. It is locked while a section is being sent.
+#[derive(Debug)]
+struct Line {
+    out: Writer,
+    sequence: u32,
+    round: u32,
+    bytes: u64,
+    /// The rest of a heartbeat of which the kernel took only the beginning. It is sent before anything else.
+    owed: Vec<u8>,
+    last_sent: Instant,
+    /// The peer reads no more: no heartbeat is sent any more.
+    quiet: bool,
+    /// A section was sent in part, so the peer would not understand anything after it.
+    broken: bool,
+}
+
+impl SectionWriter {
+    pub(crate) fn new(out: Writer) -> Self {
+        Self(Arc::new(Mutex::new(Line {
+            out,
+            sequence: 0,
+            round: 1,
+            bytes: 0,
+            owed: Vec::new(),
+            last_sent: Instant::now(),
+            quiet: false,
+            broken: false,
+        })))
+    }
+
+    /// Bytes sent so far, heartbeats included.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.line().bytes
+    }
+
+    /// How long the peer may take nothing from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.line().out.set_patience(patience);
+    }
+
+    /// The round that the next sections belong to.
+    pub(crate) fn set_round(&mut self, round: u32) {
+        self.line().round = round;
+    }
+
+    /// Sends bytes that are not in a section: a greeting or a stream header.
+    pub(crate) fn start(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.line()
+            .send(&mut [IoSlice::new(bytes)])
+            .map_err(|error| error.source)
+    }
+
+    /// Sends one section, whose payload is `parts` in turn.
+    pub(crate) fn section<const N: usize>(
+        &mut self,
+        kind: SectionKind,
+        parts: [&[u8]; N],
+    ) -> io::Result<()> {
+        let sum = sum(&parts);
+        let sent = self.line().section(kind, parts, sum);
+        sent.map_err(|error| error.source)
+    }
+
+    /// Sends the totals, with the bytes sent before them filled in.
+    pub(crate) fn commit(&mut self, totals: Totals) -> io::Result<()> {
+        let mut line = self.line();
+        // The rest of a heartbeat is sent before the totals.
+        let bytes = line.bytes + line.owed.len() as u64;
+        let totals = Totals { bytes, ..totals }.to_bytes();
+        let sent = line.section(SectionKind::Commit, [&totals], sum(&[&totals]));
+        sent.map_err(|error| error.source)
+    }
+
+    /// Gives the guest up: the last section, after which no heartbeat follows. The error says how many of its bytes
+    /// left this side.
+    pub(crate) fn hand_over(&mut self) -> Result<(), WriteError> {
+        let mut line = self.line();
+        // The destination reads no more, and a socket that is closed with unread bytes takes back its last answer.
+        line.quiet = true;
+        line.section(SectionKind::HandOver, [], sum(&[]))
+    }
+
+    /// Sends a heartbeat if nothing was sent for `interval`. Returns when to look again. Never waits: while another
+    /// section is being sent, or the socket is full, the peer has something to read anyway.
+    pub(super) fn beat(&self, interval: Duration) -> Duration {
+        let mut line = match self.0.try_lock() {
+            Ok(line) => line,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return interval,
+        };
+        let since = line.last_sent.elapsed();
+        if since < interval {
+            return interval - since;
+        }
+        line.beat();
+        interval
+    }
+
+    /// Tells the other side that the migration is off, and why, if it can still be told.
+    pub(crate) fn abort(&mut self, reason: &str) {
+        let limit = SectionKind::Abort.max_length() as usize;
+        let reason = &reason.as_bytes()[..reason.len().min(limit)];
+        let mut line = self.line();
+        line.quiet = true;
+        if !line.broken {
+            // The connection may be why the migration is off.
+            let _ = line.section(SectionKind::Abort, [reason], sum(&[reason]));
+        }
+    }
+
+    /// Nothing more is sent.
+    pub(crate) fn finish(&mut self) {
+        let mut line = self.line();
+        line.quiet = true;
+        line.out.finish();
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // A thread that panicked has sent a section in part at worst, and then `broken` says so.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn section<const N: usize>(
+        &mut self,
+        kind: SectionKind,
+        parts: [&[u8]; N],
+        payload: Sum,
+    ) -> Result<(), WriteError> {
+        let header = self.next_header(kind, payload);
+        let mut slices = [IoSlice::new(&[]); 4];
+        slices[0] = IoSlice::new(&header);
+        for (slice, part) in slices[1..].iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        self.send(&mut slices[..=N])
+    }
+
+    fn next_header(&mut self, kind: SectionKind, payload: Sum) -> [u8; SECTION_HEADER_BYTES] {
+        let header = SectionHeader {
+            kind,
+            sequence: self.sequence,
+            round: self.round,
+            length: payload.length,
+            payload_crc: payload.crc,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        header.to_bytes()
+    }
+
+    fn beat(&mut self) {
+        if self.quiet || self.broken {
+            return;
+        }
+        if self.owed.is_empty() {
+            // Numbered only if it is sent: the next section must not seem to follow one that is lost.
+            let number = self.sequence;
+            let header = self.next_header(SectionKind::Heartbeat, sum(&[]));
+            match self.out.try_write(&header) {
+                0 => self.sequence = number,
+                written => {
+                    self.owed.extend(&header[written..]);
+                    self.count(written);
+                }
+            }
+        } else {
+            let written = self.out.try_write(&self.owed);
+            self.owed.drain(..written);
+            self.count(written);
+        }
+    }
+
+    fn send(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), WriteError> {
+        if !self.owed.is_empty() {
+            let result = self.out.write_all(&mut [IoSlice::new(&self.owed)]);
+            let written =
+                (result.as_ref()).map_or_else(|error| error.written, |()| self.owed.len());
+            self.owed.drain(..written);
+            self.count(written);
+            // Nothing of the section itself has been sent.
+            result.map_err(|error| WriteError {
+                written: 0,
+                ..error
+            })?;
+        }
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let result = self.out.write_all(parts);
+        let written = (result.as_ref()).map_or_else(|error| error.written, |()| length);
+        self.count(written);
+        self.broken |= written != length && written != 0;
+        result
+    }
+
+    fn count(&mut self, written: usize) {
+        self.bytes += written as u64;
+        if written > 0 {
+            self.last_sent = Instant::now();
+        }
+    }
+}
+
+/// Length and checksum of a payload.
+#[derive(Clone, Copy)]
+struct Sum {
+    length: u64,
+    crc: u32,
+}
+
+fn sum(parts: &[&[u8]]) -> Sum {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut length = 0;
+    for part in parts {
+        hasher.update(part);
+        length += part.len() as u64;
+    }
+    Sum {
+        length,
+        crc: hasher.finalize(),
+    }
+}
+
+/// Receives sections.
+#[derive(Debug)]
+pub(crate) struct SectionReader {
+    input: Reader,
+    sequence: u32,
+    bytes: u64,
+    /// Bytes received before the section whose header was read last.
+    before_section: u64,
+}
+
+impl SectionReader {
+    pub(crate) fn new(input: Reader) -> Self {
+        Self {
+            input,
+            sequence: 0,
+            bytes: 0,
+            before_section: 0,
+        }
+    }
+
+    /// How long the peer may give nothing from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.input.set_patience(patience);
+    }
+
+    /// Bytes received so far, heartbeats included.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Of these, what came before the section whose header was read last.
+    pub(crate) fn bytes_before_section(&self) -> u64 {
+        self.before_section
+    }
+
+    /// Receives bytes that are not in a section.
+    pub(crate) fn start<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Receives a section's header. Heartbeats are taken for what they are; an [`SectionKind::Abort`] section comes
+    /// back as an error.
+    pub(crate) fn header(&mut self) -> Result<SectionHeader, SectionError> {
+        loop {
+            if let Some(header) = self.header_or_heartbeat()? {
+                return Ok(header);
+            }
+        }
+    }
+
+    /// Receives a section's header, or a heartbeat.
+    fn header_or_heartbeat(&mut self) -> Result<Option<SectionHeader>, SectionError> {
+        self.before_section = self.bytes;
+        let header = SectionHeader::from_bytes(&self.start::<SECTION_HEADER_BYTES>()?)?;
+        if header.sequence != self.sequence {
+            return Err(SectionError::Sequence {
+                expected: self.sequence,
+                found: header.sequence,
+            });
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        match header.kind {
+            SectionKind::Heartbeat => Ok(None),
+            SectionKind::Abort => {
+                let reason = self.payload(&header)?;
+                let reason = String::from_utf8_lossy(&reason).into_owned();
+                Err(SectionError::Aborted(reason))
+            }
+            _ => Ok(Some(header)),
+        }
+    }
+
+    /// Receives the whole payload of a section, which its kind has bounded.
+    pub(crate) fn payload(&mut self, header: &SectionHeader) -> Result<Vec<u8>, SectionError> {
+        let mut payload = Vec::new();
+        self.payload_into(header, &mut payload)?;
+        Ok(payload)
+    }
+
+    /// As [`SectionReader::payload`], into a buffer that is used again.
+    pub(crate) fn payload_into(
+        &mut self,
+        header: &SectionHeader,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), SectionError> {
+        // The length fits memory: it is at most `SectionKind::max_length`.
+        payload.resize(header.length as usize, 0);
+        self.exact(payload)?;
+        check(header, crc32fast::hash(payload))
+    }
+
+    fn exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.input.read_exact(bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Waits for an empty section of `kind`.
+    pub(crate) fn expect(
+        &mut self,
+        kind: SectionKind,
+        expected: &'static str,
+    ) -> Result<(), SectionError> {
+        let header = self.header()?;
+        if header.kind != kind {
+            let found = header.kind;
+            return Err(SectionError::Unexpected { found, expected });
+        }
+        self.payload(&header).map(|_| ())
+    }
+
+    /// An error if the other side has given up or hung up, or has not been heard for too long. Does not wait, unless
+    /// a part of a section came.
+    pub(crate) fn check_peer(&mut self) -> Result<(), SectionError> {
+        while self.input.is_ready() {
+            if let Some(header) = self.header_or_heartbeat()? {
+                let (found, expected) = (header.kind, "nothing");
+                return Err(SectionError::Unexpected { found, expected });
+            }
+        }
+        Ok(self.input.check_heard()?)
+    }
+
+    /// Reads and forgets what has come. Does not wait.
+    pub(crate) fn forget_received(&mut self) {
+        self.input.forget_received();
+    }
+
+    /// Reads and forgets what still comes, for at most `time`.
+    pub(crate) fn drain(&mut self, time: Duration) {
+        self.input.drain(time);
+    }
+}
+
+/// Compares the checksum in `header` with the payload's.
+fn check(header: &SectionHeader, crc: u32) -> Result<(), SectionError> {
+    if crc == header.payload_crc {
+        Ok(())
+    } else {
+        Err(SectionError::Checksum {
+            kind: header.kind,
+            sequence: header.sequence,
+        })
+    }
+}
