@@ -5,8 +5,12 @@ use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+
+/// How long QEMU may take for an answer: far more than it does. One whose main loop hangs never answers.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection that is ready for commands.
 pub struct Qmp(BufReader<UnixStream>);
@@ -14,7 +18,9 @@ pub struct Qmp(BufReader<UnixStream>);
 impl Qmp {
     /// Connects to a QEMU that listens at `path`.
     pub fn connect(path: &Path) -> Result<Self, Box<dyn Error>> {
-        let mut stream = BufReader::new(UnixStream::connect(path)?);
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
         stream.read_line(&mut greeting)?;
         let mut qmp = Self(stream);
@@ -28,7 +34,8 @@ impl Qmp {
         writeln!(self.0.get_mut(), "{request}")?;
         loop {
             let mut line = String::new();
-            if self.0.read_line(&mut line)? == 0 {
+            let read = self.0.read_line(&mut line);
+            if read.map_err(|error| format!("QEMU does not answer {command}: {error}"))? == 0 {
                 return Err("QEMU has closed QMP".into());
             }
             let mut answer: Value = serde_json::from_str(&line)?;
