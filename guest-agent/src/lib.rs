@@ -6,7 +6,7 @@
 //! them back.
 //!
 //! ```no_run
-//! use guest_agent::{Balloon, DmaRegion, Mmio};
+//! use lacuna_balloon_driver::{Balloon, DmaRegion, Mmio};
 //! use spec::{PageRange, balloon::Command};
 //!
 //! # fn memory() -> DmaRegion { unimplemented!() }

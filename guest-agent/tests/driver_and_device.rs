@@ -5,9 +5,9 @@ mod device;
 mod rings;
 
 use device::{Buffer, Device, Handle, RINGS_GPA};
-use guest_agent::balloon::MAX_HINT_PAGES;
-use guest_agent::mmio::status;
-use guest_agent::{Balloon, DmaRegion, ProbeError, RoundError};
+use lacuna_balloon_driver::balloon::MAX_HINT_PAGES;
+use lacuna_balloon_driver::mmio::status;
+use lacuna_balloon_driver::{Balloon, DmaRegion, ProbeError, RoundError};
 use spec::PageRange;
 use spec::balloon::{Command, CommandId, feature};
 use virtio_queue::QueueT;

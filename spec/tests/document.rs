@@ -10,7 +10,7 @@ fn the_documents_stories_are_the_models() {
     let retold = document::retell(DOCUMENT).unwrap();
     assert!(
         retold == DOCUMENT,
-        "tell them anew: cargo run -p spec --example explore -- retell spec/free-page-hinting.md"
+        "tell them anew: cargo run -p lacuna-spec --example explore -- retell spec/free-page-hinting.md"
     );
 }
 

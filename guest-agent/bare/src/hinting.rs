@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Answering the host's requests for free page hints, a little at a time, beside the work.
 
-use guest_agent::balloon::MAX_HINT_PAGES;
-use guest_agent::{Balloon, Mmio, ProbeError, RoundError};
+use lacuna_balloon_driver::balloon::MAX_HINT_PAGES;
+use lacuna_balloon_driver::{Balloon, Mmio, ProbeError, RoundError};
 use spec::balloon::{Command, CommandId};
 use spec::bare::{AnswerPolicy, LATE_MS, PageState, SLOW_BYTES_PER_SECOND, StatusWord};
 use spec::{PAGE_SIZE, PageRange};

@@ -5,7 +5,7 @@
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
-use guest_agent::{Balloon, DmaRegion, Mmio};
+use lacuna_balloon_driver::{Balloon, DmaRegion, Mmio};
 use spec::PAGE_SHIFT;
 use spec::bare::{BootInfo, PageState};
 use spec::stamp::{PAGE_WORDS, Stamp, StampError};

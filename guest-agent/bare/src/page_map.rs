@@ -5,7 +5,7 @@
 //! them lie, in this order from the end of the stacks: the balloon's rings, the table of states (a byte a
 //! page) and the table of versions (4 bytes a page).
 
-use guest_agent::{Balloon, Mmio};
+use lacuna_balloon_driver::{Balloon, Mmio};
 use spec::bare::{BootInfo, HIGH_MEMORY_START};
 use spec::{PAGE_SHIFT, PAGE_SIZE};
 

@@ -7,7 +7,7 @@ use core::ptr::{NonNull, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
-use guest_agent::Mmio;
+use lacuna_balloon_driver::Mmio;
 use spec::bare::{Event, MMIO_GPA, PORT_CONSOLE, PORT_EVENT, PORT_SLEEP};
 
 /// Sends a byte to the serial console.

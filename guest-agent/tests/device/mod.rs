@@ -4,8 +4,8 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
-use guest_agent::mmio::{INTERRUPT_CONFIG, MAGIC, VERSION};
-use guest_agent::{Balloon, DmaRegion, Register, Registers};
+use lacuna_balloon_driver::mmio::{INTERRUPT_CONFIG, MAGIC, VERSION};
+use lacuna_balloon_driver::{Balloon, DmaRegion, Register, Registers};
 use spec::balloon::{Config, feature};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};

@@ -4,7 +4,7 @@
 
 use std::ptr::NonNull;
 
-use guest_agent::DmaRegion;
+use lacuna_balloon_driver::DmaRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// The `bytes` at `gpa` for the driver. `memory` must outlive the driver, as the device that owns it does.
