@@ -11,9 +11,9 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use spec::PageRange;
 use spec::hint_map::{self, HintMap, bytes_for};
-use vhost_device_balloon::hints::queue::HintSink;
-use vhost_device_balloon::hints::shared_map::{self, SharedMap};
+use vhost_device_balloon::hints::sink::HintSink;
 use vhost_device_balloon::hints::state_machine::Hinting;
+use vhost_device_balloon::memory::shared_map::{self, SharedMap};
 
 const GUEST: u64 = 64 << 30;
 const PAGES: u64 = GUEST / spec::PAGE_SIZE;

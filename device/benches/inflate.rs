@@ -12,9 +12,10 @@ use spec::PAGE_SIZE;
 use spec::balloon::feature;
 use vhost_device_balloon::balloon::Balloon;
 use vhost_device_balloon::balloon::options::Options;
-use vhost_device_balloon::vhost_user::config_channel::ConfigChannel;
-use vhost_device_balloon::vhost_user::dirty_log::LogBitmap;
-use vhost_device_balloon::vhost_user::rings::{Memory, Ring};
+use vhost_device_balloon::guest::config_channel::ConfigChannel;
+use vhost_device_balloon::memory::dirty_log::LogBitmap;
+use vhost_device_balloon::memory::guest_memory::Memory;
+use vhost_device_balloon::virtqueue::ring::Ring;
 use vhost_user_backend::VringT;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap,

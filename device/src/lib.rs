@@ -7,31 +7,41 @@
 //! A migrator connects to the control socket, hands over a shared bitmap and opens and closes hint epochs. The guest's
 //! free page hints of the open epoch end up in the bitmap, and nowhere else: nothing hinted is discarded or written.
 //!
+//! Each module uses only those above it in this list; the test `imports` of `spec/testing` holds that.
+//!
 //! | module | what it is |
 //! |---|---|
-//! | [`agent`] | the guest's agent: hints at the grain of one page |
-//! | [`args`] | the command line, and the [`Program`] it becomes |
-//! | [`daemon`] | front ends come and go, devices stay: a whole [`Program`], or one device ([`run`]) |
-//! | [`metrics`] | what a Prometheus server reads |
 //! | [`sandbox`] | what the process may still do |
-//! | [`balloon`] | the device: negotiated features, configuration space, queues |
+//! | [`threads`] | threads that know whose they are, and servers that can be stopped |
+//! | [`sockets`] | unix sockets: listening, and messages that carry file descriptors |
+//! | [`memory`] | memory that other processes lend |
+//! | [`trace`] | recording what the device does, for tests |
+//! | [`virtqueue`] | virtqueues |
+//! | [`guest`] | the guest, as its front end shows it |
 //! | [`hints`] | free page hinting |
+//! | [`balloon`] | the balloon: the sum of its queues |
 //! | [`vhost_user`] | the front end's protocol |
 //! | [`control`] | the control socket |
-//! | [`trace`] | recording what the device does, for tests |
-//! | [`sockets`] | unix sockets: listening, and messages that carry file descriptors |
+//! | [`agent`] | the socket of the guest's agent: hints at the grain of one page |
+//! | [`metrics`] | what a Prometheus server reads |
+//! | [`args`] | the command line, and the [`Program`] it becomes |
+//! | [`daemon`] | front ends come and go, devices stay: a whole [`Program`], or one device ([`run`]) |
 
 pub mod agent;
 pub mod args;
 pub mod balloon;
 pub mod control;
 pub mod daemon;
+pub mod guest;
 pub mod hints;
+pub mod memory;
 pub mod metrics;
 pub mod sandbox;
 pub mod sockets;
+pub mod threads;
 pub mod trace;
 pub mod vhost_user;
+pub mod virtqueue;
 
 pub use args::{Args, Config, Program};
 pub use daemon::{DaemonError, run};

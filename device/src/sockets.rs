@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -22,6 +22,10 @@ use crate::sandbox::remover::Remover;
 
 /// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
 pub const MAX_FDS: usize = 32;
+
+/// How long a server that could not accept a connection lets no more in: what it lacked, such as file descriptors, is
+/// not there at once.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening socket, and its file, which goes with it, if it was bound here.
 #[derive(Debug)]
@@ -244,7 +248,6 @@ pub fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Resu
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::time::Duration;
 
     #[test]
     fn a_file_descriptor_arrives_as_the_same_open_file() {

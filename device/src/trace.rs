@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use spec::trace::{Event, Recorder, Role};
 
-use crate::hints::shared_map::SharedMap;
+use crate::memory::shared_map::SharedMap;
 
 /// Where the device records what it does; the default records nothing, and costs a comparison.
 #[derive(Clone, Debug, Default)]

@@ -13,7 +13,7 @@
 //! | bff1050a56 unknown statistics tags | `statistics::every_tag_there_can_be_and_buffers_that_are_none_do_no_harm` |
 //! | 1456e90653 stale statistics after a reset | `statistics::statistics_of_a_driver_that_has_gone_are_nobodys` |
 //! | fd51e54fa1 DONE at the destination | `front_end::a_device_that_migrated_says_done_and_never_repeats_an_id` |
-//! | 243a9284a9 names in the state are for ever | `vhost_user::device_state`: version 1 is read as it was written |
+//! | 243a9284a9 names in the state are for ever | `balloon::device_state`: version 1 is read as it was written |
 //! | 3143577d6a hinted pages are not sent again | the lanes, which count pages; e919402b9e: `benches/inflate.rs` |
 //!
 //! Not ours to make: 1a83e0b9c4, 63268c4970, f3321554ef, c13221b56f (locks of QEMU's bitmap), f63192b054 (its

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vhost_device_balloon::vhost_user::sigbus::Share;
+use vhost_device_balloon::memory::sigbus::Share;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 const BYTES: usize = 1 << 20;

@@ -2,17 +2,15 @@
 //! The guest's agent: a second source of hints, page by page ([`spec::agent`]).
 //!
 //! Its maps go into the same hint map as the driver's hints, under the same lock and the same rule: a map counts only
-//! if its epoch is the open one.
+//! if its epoch is the open one ([`crate::hints::agent_maps`]).
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`collector`] | which maps count, and what they bring |
 //! | [`server`] | the socket that is the host's end of the agent's port |
 //! | [`door`] | who may become the agent |
 //! | [`connection`] | what has come over a connection |
 //! | [`key`] | the file with the agent's key |
 
-pub mod collector;
 pub mod connection;
 pub mod door;
 pub mod key;

@@ -5,33 +5,30 @@
 //! says nothing for `PATIENCE`, the other takes its place; otherwise the other is hung up on.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{PollFd, PollFlags};
 use spec::agent::proof::Key;
 
 use super::connection::Connection;
 use super::door::Door;
-use crate::daemon::threads;
 use crate::sandbox::seccomp::Group;
-use crate::sockets::{self, BoundSocket};
+use crate::sockets::{self, ACCEPT_PAUSE, BoundSocket};
+use crate::threads::ServerThread;
+use crate::threads::server::StopEvent;
 use crate::vhost_user::backend::Backend;
 
 /// The pause after a useless frame, so that an agent cannot keep the device busy with such frames.
-const REST: Duration = Duration::from_millis(10);
+const USELESS_FRAME_PAUSE: Duration = Duration::from_millis(10);
 /// An agent that does not answer for this long, when asked who it is, gives way to another.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The pause after a connection could not be accepted, for example for lack of file descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves one agent after the other in a thread of its own until it is dropped.
 #[derive(Debug)]
 pub struct AgentServer {
-    stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
 }
 
 impl AgentServer {
@@ -45,40 +42,30 @@ impl AgentServer {
         key: Option<Key>,
         backend: Arc<Backend>,
     ) -> io::Result<Self> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         // One that is gone before it is let in must not make the thread wait for the next.
         listener.set_nonblocking(true)?;
-        let server = Server {
-            listener,
-            backend,
-            stop: Arc::clone(&stop),
-            door: Door::new(key),
-            closed_until: None,
-            served: None,
-            successor: None,
+        let run = move |stop| {
+            let server = Server {
+                listener,
+                backend,
+                stop,
+                door: Door::new(key),
+                closed_until: None,
+                served: None,
+                successor: None,
+            };
+            server.run();
         };
-        let thread = threads::spawn(Group::Agent, move || server.run())?;
         Ok(Self {
-            stop,
-            thread: Some(thread),
+            _thread: ServerThread::start(Group::Agent, run)?,
         })
-    }
-}
-
-impl Drop for AgentServer {
-    fn drop(&mut self) {
-        // The counter of an eventfd that nobody else writes cannot overflow.
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
 struct Server {
     listener: BoundSocket,
     backend: Arc<Backend>,
-    stop: Arc<OwnedFd>,
+    stop: StopEvent,
     door: Door,
     /// Nobody could be let in.
     closed_until: Option<Instant>,
@@ -191,7 +178,7 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::warn!("agent socket: {error}");
-                self.closed_until = Some(Instant::now() + PAUSE);
+                self.closed_until = Some(Instant::now() + ACCEPT_PAUSE);
             }
         }
     }
@@ -253,7 +240,7 @@ impl Server {
                 log::warn!("another agent has come while the guest's agent answers: hung up on");
             }
             if !self.backend.balloon().agent_said(&frame) {
-                served.rests_until = Some(Instant::now() + REST);
+                served.rests_until = Some(Instant::now() + USELESS_FRAME_PAUSE);
                 return;
             }
         }

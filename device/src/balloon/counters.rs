@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the balloon has done since it was made.
+//! What the balloon has done since it was made. Each queue counts its own part.
+
+use std::iter::Sum;
 
 /// Counters that only rise, over resets and front ends. Pages are of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,4 +29,22 @@ pub struct Counters {
     pub bad_buffers: u64,
     /// Statistics that the guest sent.
     pub statistics: u64,
+}
+
+impl Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            inflated_pages: sum.inflated_pages + part.inflated_pages,
+            deflated_pages: sum.deflated_pages + part.deflated_pages,
+            repeated_pages: sum.repeated_pages + part.repeated_pages,
+            reported_pages: sum.reported_pages + part.reported_pages,
+            poisoned_pages: sum.poisoned_pages + part.poisoned_pages,
+            discarded_bytes: sum.discarded_bytes + part.discarded_bytes,
+            discards: sum.discards + part.discards,
+            failed_discards: sum.failed_discards + part.failed_discards,
+            out_of_range: sum.out_of_range + part.out_of_range,
+            bad_buffers: sum.bad_buffers + part.bad_buffers,
+            statistics: sum.statistics + part.statistics,
+        })
+    }
 }

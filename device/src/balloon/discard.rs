@@ -18,14 +18,16 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::balloon::counters::Counters;
+use crate::guest::state::whole_pages_of;
+use crate::memory::dirty_log::LogBitmap;
+use crate::memory::guest_memory::Memory;
 use crate::trace::Trace;
-use crate::vhost_user::dirty_log::LogBitmap;
-use crate::vhost_user::rings::Memory;
 
 /// The regions of guest memory, as far as discarding needs them.
 #[derive(Debug, Default)]
 pub struct Discarder {
     regions: Vec<Region>,
+    trace: Trace,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,6 @@ struct Region {
     /// Where its memory comes from; `None` if no hole can be made in it.
     hole: Option<MemoryFile>,
     dirty: LogBitmap,
-    trace: Trace,
 }
 
 #[derive(Debug)]
@@ -49,23 +50,19 @@ struct MemoryFile {
 }
 
 impl Discarder {
-    /// For guest memory as it is now.
-    pub fn new(memory: &Memory) -> Self {
-        let regions = memory.memory().iter().filter_map(Region::new).collect();
-        Self { regions }
+    /// Records every discard from now on in `trace`.
+    pub fn record_in(&mut self, trace: Trace) {
+        self.trace = trace;
     }
 
-    /// The same, recording every discard in `trace`.
-    pub fn recorded(mut self, trace: &Trace) -> Self {
-        for region in &mut self.regions {
-            region.trace = trace.clone();
-        }
-        self
+    /// Guest memory is `memory` from now on.
+    pub fn set_memory(&mut self, memory: &Memory) {
+        self.regions = memory.memory().iter().filter_map(Region::new).collect();
     }
 
-    /// The whole pages of each region, rising.
-    pub fn regions(&self) -> Vec<PageRange> {
-        self.regions.iter().map(|region| region.pages).collect()
+    /// There is no guest memory any more.
+    pub fn clear(&mut self) {
+        self.regions.clear();
     }
 
     /// Discards the host pages that touch the `runs`, which rise, and of which `whole` says that every
@@ -76,21 +73,22 @@ impl Discarder {
         whole: impl Fn(PageRange) -> bool,
         counters: &mut Counters,
     ) {
+        let trace = &self.trace;
         for region in &mut self.regions {
             let pages = region.pages;
             let host_page = region.hole.as_ref().map_or(1, |hole| hole.host_page);
             let mut pending: Option<Range<u64>> = None;
             for run in runs.iter().filter_map(|run| run.intersection(pages)) {
                 if host_page == 1 {
-                    region.collect(&mut pending, run.first()..run.end(), counters);
+                    region.collect(&mut pending, run.first()..run.end(), trace, counters);
                     continue;
                 }
                 for page in region.host_pages(run).filter(|page| whole(*page)) {
-                    region.collect(&mut pending, page.first()..page.end(), counters);
+                    region.collect(&mut pending, page.first()..page.end(), trace, counters);
                 }
             }
             if let Some(range) = pending {
-                region.punch(range, counters);
+                region.punch(range, trace, counters);
             }
         }
     }
@@ -101,9 +99,8 @@ impl Region {
     where
         R: GuestMemoryRegion<B = LogBitmap>,
     {
-        let start = region.start_addr().0;
-        let pages = PageRange::inside(start, region.len())?;
-        let lead = pages.first() * PAGE_SIZE - start;
+        let pages = whole_pages_of(region)?;
+        let lead = pages.first() * PAGE_SIZE - region.start_addr().0;
         Some(Self {
             pages,
             lead,
@@ -111,7 +108,6 @@ impl Region {
                 MemoryFile::new(offset.arc(), offset.start().checked_add(lead)?)
             }),
             dirty: region.bitmap(),
-            trace: Trace::default(),
         })
     }
 
@@ -138,25 +134,26 @@ impl Region {
         &mut self,
         pending: &mut Option<Range<u64>>,
         next: Range<u64>,
+        trace: &Trace,
         counters: &mut Counters,
     ) {
         match pending {
             Some(range) if range.end >= next.start => range.end = range.end.max(next.end),
             _ => {
                 if let Some(range) = pending.replace(next) {
-                    self.punch(range, counters);
+                    self.punch(range, trace, counters);
                 }
             }
         }
     }
 
-    fn punch(&mut self, pages: Range<u64>, counters: &mut Counters) {
+    fn punch(&mut self, pages: Range<u64>, trace: &Trace, counters: &mut Counters) {
         let Some(hole) = &self.hole else {
             counters.failed_discards += 1;
             return;
         };
         let range = PageRange::new(pages.start, pages.end - pages.start);
-        self.trace.record_each(range.as_slice(), Event::Discarding);
+        trace.record_each(range.as_slice(), Event::Discarding);
         let skipped = pages.start - self.pages.first();
         let bytes = (pages.end - pages.start) * PAGE_SIZE;
         match hole.punch(skipped, bytes) {
@@ -170,8 +167,7 @@ impl Region {
             }
             Err(error) => {
                 counters.failed_discards += 1;
-                self.trace
-                    .record_each(range.as_slice(), Event::NotDiscarded);
+                trace.record_each(range.as_slice(), Event::NotDiscarded);
                 if error != Errno::NOMEM {
                     log::warn!(
                         "memory at guest page {:#x} cannot be given back to the host: {error}",
@@ -226,7 +222,7 @@ impl MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balloon::page_set::PageSet;
+    use crate::balloon::sparse_page_set::SparsePageSet;
     use proptest::prelude::*;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use std::os::unix::fs::FileExt;
@@ -259,10 +255,10 @@ mod tests {
                     host_page,
                 }),
                 dirty: LogBitmap::default(),
-                trace: Trace::default(),
             };
             let discarder = Discarder {
                 regions: vec![region],
+                trace: Trace::default(),
             };
             let rig = Self {
                 file,
@@ -318,10 +314,10 @@ mod tests {
             ),
         ) {
             let mut rig = Rig::new(first, count, skipped, host_page);
-            let (mut set, mut balloon) = (PageSet::default(), vec![false; count as usize]);
+            let (mut set, mut balloon) = (SparsePageSet::default(), vec![false; count as usize]);
             let mut counters = Counters::default();
             for (inflate, ranges) in batches {
-                let mut batch = PageSet::default();
+                let mut batch = SparsePageSet::default();
                 for (start, length) in ranges {
                     let range = PageRange::new(first + start, length).unwrap();
                     if let Some(range) = range.intersection(rig.pages) {

@@ -14,118 +14,167 @@ use spec::PageRange;
 use spec::balloon::QueueRole;
 use spec::trace::Event;
 
-use crate::balloon::Balloon;
+use crate::balloon::counters::Counters;
+use crate::balloon::discard::Discarder;
 use crate::balloon::pfn::PfnBatch;
-use crate::vhost_user::rings::{self, Chain};
+use crate::balloon::sparse_page_set::SparsePageSet;
+use crate::guest::Guest;
+use crate::trace::Trace;
+use crate::virtqueue::buffers::{self, Chain};
+use crate::virtqueue::position::QueuePosition;
 
-impl Balloon {
-    /// Takes what the guest has queued on the inflate and the deflate queue up to now, or a turn's worth of it. Whether
-    /// there is more.
-    pub(super) fn take_turn_of_pages(&mut self) -> bool {
-        self.take_queued_pages(PfnBatch::is_enough)
+/// The inflate and the deflate queue, and the pages in the balloon.
+#[derive(Debug, Default)]
+pub struct InflateQueues {
+    pages: SparsePageSet,
+    position: QueuePosition,
+    counters: Counters,
+    trace: Trace,
+}
+
+/// What one pass has taken from a queue.
+#[derive(Default)]
+struct Taken {
+    batch: PfnBatch,
+    /// Of the chains, to be given back.
+    heads: Vec<u16>,
+    /// Something is left on the queue.
+    more: bool,
+}
+
+impl InflateQueues {
+    /// Records what happens from now on in `trace`.
+    pub fn record_in(&mut self, trace: Trace) {
+        self.trace = trace;
     }
 
-    /// Takes what the guest has queued on the inflate and the deflate queue up to now.
-    pub(super) fn take_pages(&mut self) {
-        self.take_queued_pages(|_| false);
+    /// The pages that are in the balloon, as far as the device has seen them go in.
+    pub fn pages(&self) -> &SparsePageSet {
+        &self.pages
     }
 
-    fn take_queued_pages(&mut self, is_enough: fn(&PfnBatch) -> bool) -> bool {
-        self.notice_new_driver();
-        let (inflated, inflate_heads, mut more) = self.pfns(QueueRole::Inflate, is_enough);
-        if let Some(ring) = self.running(QueueRole::Inflate) {
-            self.inflate_place.leave(&ring);
+    /// What the queues have brought.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Takes what the guest has queued up to now on both queues, or as much as `is_enough`. Returns whether there is more.
+    pub fn take(
+        &mut self,
+        guest: &Guest,
+        discarder: &mut Discarder,
+        is_enough: fn(&PfnBatch) -> bool,
+    ) -> bool {
+        let inflated = self.take_pfns(guest, QueueRole::Inflate, is_enough);
+        if let Some(ring) = guest.running(QueueRole::Inflate) {
+            self.position.leave(ring);
         }
-        let (mut deflated, mut deflate_heads) = (PfnBatch::default(), Vec::new());
-        if !more {
-            (deflated, deflate_heads, more) = self.pfns(QueueRole::Deflate, is_enough);
-        }
-        let incomplete = deflated.is_incomplete();
-        let inflated = self.in_memory(inflated);
-        let deflated = self.in_memory(deflated);
-        for run in &inflated {
-            let added = self.ballooned.insert(*run);
+        let deflated = if inflated.more {
+            Taken::default()
+        } else {
+            self.take_pfns(guest, QueueRole::Deflate, is_enough)
+        };
+        let more = inflated.more || deflated.more;
+        let incomplete = deflated.batch.is_incomplete();
+        let pages_in = self.in_memory(guest, inflated.batch);
+        let pages_out = self.in_memory(guest, deflated.batch);
+        for run in &pages_in {
+            let added = self.pages.insert(*run);
             self.counters.inflated_pages += added;
             self.counters.repeated_pages += run.count() - added;
         }
-        for run in &deflated {
-            let removed = self.ballooned.remove(*run);
+        for run in &pages_out {
+            let removed = self.pages.remove(*run);
             self.counters.deflated_pages += removed;
             self.counters.repeated_pages += run.count() - removed;
         }
         if incomplete {
             // Some page may be in use again, and nobody knows which.
-            self.ballooned.clear();
+            self.pages.clear();
         }
-        self.trace.record_each(&inflated, Event::GivenUp);
-        self.trace.record_each(&deflated, Event::TakenBack);
-        let ballooned = &self.ballooned;
-        self.discarder.discard(
-            &without(&inflated, &deflated),
-            |host_page| ballooned.contains_all(host_page),
+        self.trace.record_each(&pages_in, Event::GivenUp);
+        self.trace.record_each(&pages_out, Event::TakenBack);
+        let pages = &self.pages;
+        discarder.discard(
+            &without(&pages_in, &pages_out),
+            |host_page| pages.contains_all(host_page),
             &mut self.counters,
         );
-        self.give_back(QueueRole::Inflate, &inflate_heads);
-        self.give_back(QueueRole::Deflate, &deflate_heads);
+        guest.give_back(QueueRole::Inflate, &inflated.heads);
+        guest.give_back(QueueRole::Deflate, &deflated.heads);
         more
     }
 
-    /// The page numbers on the queue with `role` until they are enough, the heads of their chains, and whether there
-    /// is more.
-    fn pfns(
+    /// The inflate queue is being stopped.
+    pub fn stop(&mut self) {
+        self.position.stop();
+    }
+
+    /// A new driver knows nothing of pages that an earlier one put into the balloon: it may use them already. One that
+    /// has been stopped and goes on does. Returns whether there is a new one.
+    pub fn notice_new_driver(&mut self, guest: &Guest) -> bool {
+        let ring = guest.running(QueueRole::Inflate);
+        let is_new = ring.is_some_and(|ring| self.position.notice_new_ring(ring));
+        if is_new {
+            self.pages.clear();
+        }
+        is_new
+    }
+
+    /// The driver has gone, with all that it knew.
+    pub fn forget_driver(&mut self) {
+        self.pages.clear();
+        self.position = QueuePosition::default();
+    }
+
+    /// Only pages of these `regions` are guest memory now.
+    pub fn keep_only(&mut self, regions: &[PageRange]) {
+        self.pages.keep_only(regions);
+    }
+
+    /// The pages in the balloon are those of a device that migrated here.
+    pub fn restore(&mut self, pages: SparsePageSet) {
+        self.pages = pages;
+    }
+
+    /// Takes page numbers from the queue with `role` until they are enough.
+    fn take_pfns(
         &mut self,
+        guest: &Guest,
         role: QueueRole,
         is_enough: fn(&PfnBatch) -> bool,
-    ) -> (PfnBatch, Vec<u16>, bool) {
-        let (mut batch, mut heads) = (PfnBatch::default(), Vec::new());
-        let (Some(ring), Some(memory)) = (self.ring(role), &self.memory) else {
-            return (batch, heads, false);
+    ) -> Taken {
+        let mut taken = Taken::default();
+        let Some((ring, memory)) = guest.queue(role) else {
+            return taken;
         };
-        let result = rings::drain_some(ring, memory, |chain| {
+        let Taken { batch, heads, .. } = &mut taken;
+        let result = buffers::drain_some(ring, memory, |chain| {
             heads.push(chain.head_index());
             batch.chain(chain);
-            match is_enough(&batch) {
+            match is_enough(batch) {
                 true => ControlFlow::Break(Chain::Kept),
                 false => ControlFlow::Continue(Chain::Kept),
             }
         });
-        let more = result.unwrap_or_else(|error| {
+        taken.more = result.unwrap_or_else(|error| {
             log::debug!("{role:?} queue: {error}");
-            batch.cut();
+            taken.batch.cut();
             false
         });
-        self.counters.bad_buffers += batch.bad_buffers();
-        (batch, heads, more)
+        self.counters.bad_buffers += taken.batch.bad_buffers();
+        taken
     }
 
     /// The pages of a batch that lie in guest memory. The others are counted.
-    fn in_memory(&mut self, batch: PfnBatch) -> Vec<PageRange> {
+    fn in_memory(&mut self, guest: &Guest, batch: PfnBatch) -> Vec<PageRange> {
         let (runs, twice) = batch.into_runs();
         self.counters.repeated_pages += twice;
         let sent: u64 = runs.iter().map(|run| run.count()).sum();
-        let inside = self.cut_to_memory(&runs);
+        let inside = guest.cut_to_memory(&runs);
         let kept: u64 = inside.iter().map(|run| run.count()).sum();
         self.counters.out_of_range += sent - kept;
         inside
-    }
-
-    /// The parts of `runs` that lie in guest memory; they rise as the runs do.
-    pub(super) fn cut_to_memory(&self, runs: &[PageRange]) -> Vec<PageRange> {
-        runs.iter()
-            .flat_map(|run| {
-                self.regions
-                    .iter()
-                    .filter_map(|region| region.intersection(*run))
-            })
-            .collect()
-    }
-
-    pub(super) fn give_back(&self, role: QueueRole, heads: &[u16]) {
-        if let (Some(ring), Some(memory)) = (self.ring(role), &self.memory)
-            && let Err(error) = rings::give_back(ring, memory, heads)
-        {
-            log::debug!("{role:?} queue: {error}");
-        }
     }
 }
 

@@ -11,6 +11,8 @@ use spec::PageRange;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
+use crate::virtqueue::ring::MAX_QUEUE_SIZE;
+
 /// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
 /// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
 const MAX_PFNS: usize = 1 << 16;
@@ -18,7 +20,7 @@ const MAX_PFNS: usize = 1 << 16;
 /// that closes an epoch does not wait for a full queue of pages that are not neighbours.
 const TURN_PFNS: usize = 1 << 13;
 /// The most descriptors that one pass walks, even if chains share them.
-const MAX_DESCRIPTORS: u32 = crate::balloon::MAX_QUEUE_SIZE as u32;
+const MAX_DESCRIPTORS: u32 = MAX_QUEUE_SIZE as u32;
 /// Bytes that are read from guest memory at once.
 const CHUNK: usize = 4096;
 

@@ -10,8 +10,13 @@ use spec::balloon::QueueRole;
 use spec::trace::Event;
 use virtio_queue::desc::split::Descriptor;
 
-use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
-use crate::vhost_user::rings::{self, Chain};
+use crate::balloon::counters::Counters;
+use crate::balloon::discard::Discarder;
+use crate::balloon::sparse_page_set::SparsePageSet;
+use crate::guest::Guest;
+use crate::trace::Trace;
+use crate::virtqueue::buffers::{self, Chain};
+use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 
 /// Chunks of memory whose reported pages are remembered: those of 8 TiB, in 256 MiB. A front end can lend a file
 /// of any size, so without a bound its guest could fill the process's memory.
@@ -63,14 +68,37 @@ impl ReportBatch {
     }
 }
 
-impl Balloon {
-    /// Takes what the guest has queued on the reporting queue up to now.
-    pub(super) fn take_reports(&mut self) {
+/// The reporting queue, and what was reported.
+#[derive(Debug, Default)]
+pub struct ReportingQueue {
+    pages: SparsePageSet,
+    counters: Counters,
+    trace: Trace,
+}
+
+impl ReportingQueue {
+    /// Records what happens from now on in `trace`.
+    pub fn record_in(&mut self, trace: Trace) {
+        self.trace = trace;
+    }
+
+    /// The pages that were given back to the host because this guest reported them; some are in use again by now.
+    pub fn pages(&self) -> &SparsePageSet {
+        &self.pages
+    }
+
+    /// What the queue has brought.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Takes what the guest has queued up to now.
+    pub fn take(&mut self, guest: &Guest, discarder: &mut Discarder) {
         let (mut batch, mut heads) = (ReportBatch::default(), Vec::new());
-        let (Some(ring), Some(memory)) = (self.ring(QueueRole::Reporting), &self.memory) else {
+        let Some((ring, memory)) = guest.queue(QueueRole::Reporting) else {
             return;
         };
-        let result = rings::drain(ring, memory, |chain| {
+        let result = buffers::drain(ring, memory, |chain| {
             heads.push(chain.head_index());
             batch.chain(chain);
             Chain::Kept
@@ -80,25 +108,35 @@ impl Balloon {
             batch.bad_buffers += 1;
         }
         let reported = merged(batch.ranges);
-        let inside = self.cut_to_memory(&reported);
-        self.counters.bad_buffers += batch.bad_buffers;
-        self.counters.out_of_range += batch.out_of_range + pages(&reported) - pages(&inside);
-        self.counters.reported_pages += pages(&inside);
+        let inside = guest.cut_to_memory(&reported);
+        let counters = &mut self.counters;
+        counters.bad_buffers += batch.bad_buffers;
+        counters.out_of_range += batch.out_of_range + pages(&reported) - pages(&inside);
+        counters.reported_pages += pages(&inside);
         self.trace.record_each(&inside, Event::GivenUp);
-        if self.poison() == 0 {
+        if guest.poison() == 0 {
             for run in &inside {
-                if !self.reported.insert_within(*run, MAX_CHUNKS) {
+                if !self.pages.insert_within(*run, MAX_CHUNKS) {
                     log::debug!("more pages are reported than the device remembers");
                 }
             }
-            self.discarder
-                .discard(&inside, |page| covers(&inside, page), &mut self.counters);
+            discarder.discard(&inside, |page| covers(&inside, page), counters);
         } else {
             // The guest expects to find its poison in these pages again, not zeros.
-            self.counters.poisoned_pages += pages(&inside);
+            counters.poisoned_pages += pages(&inside);
         }
         self.trace.record_each(&inside, Event::TakenBack);
-        self.give_back(QueueRole::Reporting, &heads);
+        guest.give_back(QueueRole::Reporting, &heads);
+    }
+
+    /// Only pages of these `regions` are guest memory now.
+    pub fn keep_only(&mut self, regions: &[PageRange]) {
+        self.pages.keep_only(regions);
+    }
+
+    /// The driver that has reported has gone: the next one may use those pages already.
+    pub fn forget_driver(&mut self) {
+        self.pages.clear();
     }
 }
 

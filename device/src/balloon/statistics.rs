@@ -12,8 +12,10 @@ use spec::balloon::{QueueRole, stat};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemory};
 
-use crate::balloon::Balloon;
-use crate::vhost_user::rings::{self, Chain, Place};
+use crate::balloon::counters::Counters;
+use crate::guest::Guest;
+use crate::virtqueue::buffers::{self, Chain};
+use crate::virtqueue::position::QueuePosition;
 
 /// The most bytes of a statistics buffer that are read: more tags than any driver knows.
 const MAX_BYTES: usize = 4096;
@@ -66,115 +68,111 @@ impl Statistics {
 
 /// The device's side of the statistics queue.
 #[derive(Debug, Default)]
-pub(super) struct StatisticsQueue {
+pub struct StatisticsQueue {
     latest: Option<Statistics>,
     /// The head of the buffer that the guest wants back when new statistics are asked for.
     parked: Option<u16>,
-    place: Place,
+    position: QueuePosition,
     interval: Option<Duration>,
     /// When to ask next.
     due: Option<Instant>,
+    counters: Counters,
 }
 
 impl StatisticsQueue {
-    /// The driver has gone: what it said is of no use for the next one.
-    pub(super) fn forget_driver(&mut self) {
-        self.latest = None;
-        self.parked = None;
-        self.place = Place::default();
-    }
-}
-
-impl Balloon {
     /// The guest's newest statistics, if it has sent any since its driver came up.
-    pub fn statistics(&self) -> Option<&Statistics> {
-        self.stats.latest.as_ref()
+    pub fn latest(&self) -> Option<&Statistics> {
+        self.latest.as_ref()
     }
 
     /// How often statistics are asked for.
-    pub fn statistics_interval(&self) -> Option<Duration> {
-        self.stats.interval
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval
+    }
+
+    /// What the queue has brought.
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// Asks for statistics every `interval` from now on, or no more. 0 counts as no more.
-    pub fn set_statistics_interval(&mut self, interval: Option<Duration>) {
-        self.stats.interval = interval.filter(|interval| !interval.is_zero());
-        self.stats.due = None;
+    pub fn set_interval(&mut self, interval: Option<Duration>) {
+        self.interval = interval.filter(|interval| !interval.is_zero());
+        self.due = None;
     }
 
-    /// Takes the statistics that the guest has queued and keeps the newest buffer.
-    pub(super) fn take_statistics(&mut self) {
-        self.notice_new_teller();
+    /// Takes the statistics that the guest has queued and keeps the newest buffer. Returns the statistics, if there are
+    /// any.
+    pub fn take(&mut self, guest: &Guest) -> Option<&Statistics> {
+        self.notice_new_driver(guest);
         let mut surplus = Vec::new();
         let mut arrived = None;
-        let mut bad_buffers = 0;
-        let mut parked = self.stats.parked;
-        let (Some(ring), Some(memory)) = (self.ring(QueueRole::Stats), &self.memory) else {
-            return;
-        };
-        let result = rings::drain(ring, memory, |chain| {
-            surplus.extend(parked.replace(chain.head_index()));
+        let (ring, memory) = guest.queue(QueueRole::Stats)?;
+        let result = buffers::drain(ring, memory, |chain| {
+            surplus.extend(self.parked.replace(chain.head_index()));
             match read(chain) {
                 Some(bytes) => arrived = Some(Statistics::from_bytes(&bytes)),
-                None => bad_buffers += 1,
+                None => self.counters.bad_buffers += 1,
             }
             Chain::Kept
         });
         if let Err(error) = result {
             log::debug!("statistics queue: {error}");
-            bad_buffers += 1;
+            self.counters.bad_buffers += 1;
         }
-        if let Some(ring) = self.running(QueueRole::Stats) {
-            self.stats.place.leave(&ring);
+        if ring.runs() {
+            self.position.leave(ring);
         }
-        self.stats.parked = parked;
-        self.counters.bad_buffers += bad_buffers;
-        self.give_back(QueueRole::Stats, &surplus);
-        if let Some(statistics) = arrived {
-            self.counters.statistics += 1;
-            self.target.hear(&statistics, self.config.actual);
-            self.publish_target();
-            self.stats.latest = Some(statistics);
-        }
+        guest.give_back(QueueRole::Stats, &surplus);
+        self.counters.statistics += u64::from(arrived.is_some());
+        self.latest = Some(arrived?);
+        self.latest()
     }
 
     /// The queue is being stopped: what it holds is the device's to return.
-    pub(super) fn stop_statistics(&mut self) {
-        self.give_back_statistics();
-        self.stats.place.stop();
+    pub fn stop(&mut self, guest: &Guest) {
+        self.give_back(guest);
+        self.position.stop();
+    }
+
+    /// Asks for statistics if it is time; when it is time again.
+    pub fn poll(&mut self, guest: &Guest, now: Instant) -> Option<Instant> {
+        let interval = self.interval?;
+        let due = *self.due.get_or_insert(now);
+        if now < due {
+            return Some(due);
+        }
+        if guest.running(QueueRole::Stats).is_some() {
+            self.notice_new_driver(guest);
+            self.give_back(guest);
+        }
+        // A guest that has not answered is not asked twice; it has until the next time.
+        self.due = now.checked_add(interval);
+        self.due
+    }
+
+    /// The driver has gone: what it said is of no use for the next one.
+    pub fn forget_driver(&mut self) {
+        self.latest = None;
+        self.parked = None;
+        self.position = QueuePosition::default();
     }
 
     /// Gives the parked buffer back: the guest fills it anew when it runs.
-    fn give_back_statistics(&mut self) {
-        if let Some(head) = self.stats.parked.take() {
-            self.give_back(QueueRole::Stats, &[head]);
+    fn give_back(&mut self, guest: &Guest) {
+        if let Some(head) = self.parked.take() {
+            guest.give_back(QueueRole::Stats, &[head]);
         }
     }
 
     /// A new driver's ring does not know the buffer of an earlier one, and has not said anything yet.
-    fn notice_new_teller(&mut self) {
-        if let Some(ring) = self.running(QueueRole::Stats)
-            && self.stats.place.is_new(&ring)
+    fn notice_new_driver(&mut self, guest: &Guest) {
+        if let Some(ring) = guest.running(QueueRole::Stats)
+            && self.position.notice_new_ring(ring)
         {
-            self.stats.latest = None;
-            self.stats.parked = None;
+            self.latest = None;
+            self.parked = None;
         }
-    }
-
-    /// Asks for statistics if it is time; when it is time again.
-    pub(super) fn poll_statistics(&mut self, now: Instant) -> Option<Instant> {
-        let interval = self.stats.interval?;
-        let due = *self.stats.due.get_or_insert(now);
-        if now < due {
-            return Some(due);
-        }
-        if self.running(QueueRole::Stats).is_some() {
-            self.notice_new_teller();
-            self.give_back_statistics();
-        }
-        // A guest that has not answered is not asked twice; it has until the next time.
-        self.stats.due = now.checked_add(interval);
-        self.stats.due
     }
 }
 

@@ -14,8 +14,8 @@
 use spec::PAGE_SIZE;
 use spec::balloon::stat;
 
-use crate::balloon::Balloon;
 use crate::balloon::statistics::Statistics;
+use crate::guest::Guest;
 
 /// A step down is this part of what is wanted.
 const DOWN: u32 = 8;
@@ -36,7 +36,7 @@ pub struct AutoShrink {
 
 /// What is asked of the guest. Pages are of 4 KiB.
 #[derive(Debug, Default)]
-pub(super) struct Target {
+pub struct Target {
     wanted: u32,
     pages: u32,
     auto_shrink: Option<AutoShrink>,
@@ -46,41 +46,42 @@ pub(super) struct Target {
 
 impl Target {
     /// Pages to ask for.
-    pub(super) fn pages(&self) -> u32 {
+    pub fn pages(&self) -> u32 {
         self.pages
     }
 
     /// Pages that the host wants.
-    pub(super) fn wanted(&self) -> u32 {
+    pub fn wanted(&self) -> u32 {
         self.wanted
     }
 
     /// The host wants `pages` from now on. It gets them at first; a guest that is short of memory shows it.
-    pub(super) fn want(&mut self, pages: u32) {
+    pub fn want(&mut self, pages: u32) {
         self.wanted = pages;
         self.start_anew();
     }
 
     /// Goes on from what another device asked for.
-    pub(super) fn restore(&mut self, wanted: u32, pages: u32) {
+    pub fn restore(&mut self, wanted: u32, pages: u32) {
         self.want(wanted);
         self.pages = pages;
     }
 
-    pub(super) fn set_auto_shrink(&mut self, auto_shrink: Option<AutoShrink>) {
+    /// Follows the guest's statistics from now on, or no more.
+    pub fn set_auto_shrink(&mut self, auto_shrink: Option<AutoShrink>) {
         self.auto_shrink = auto_shrink;
         self.start_anew();
     }
 
     /// Forgets what the guest has said.
-    pub(super) fn start_anew(&mut self) {
+    pub fn start_anew(&mut self) {
         self.pages = self.wanted;
         self.last = None;
         self.calm = 0;
     }
 
     /// The guest, with `actual` pages in the balloon, has sent `statistics`.
-    pub(super) fn hear(&mut self, statistics: &Statistics, actual: u32) {
+    pub fn hear(&mut self, statistics: &Statistics, actual: u32) {
         let Some(AutoShrink { keep_available }) = self.auto_shrink else {
             return;
         };
@@ -107,48 +108,15 @@ impl Target {
             self.pages += up;
         }
     }
-}
 
-impl Balloon {
-    /// Pages (4 KiB) that are wanted in the balloon. What does not fit guest memory is wanted in vain: the
-    /// guest is asked for no more than it has.
-    pub fn set_target(&mut self, pages: u32) {
-        self.target.want(pages);
-        self.publish_target();
-    }
-
-    /// Pages (4 KiB) that the host wants in the balloon.
-    pub fn wanted(&self) -> u32 {
-        self.target.wanted()
-    }
-
-    /// Pages (4 KiB) that the guest is asked to have in the balloon.
-    pub fn target(&self) -> u32 {
-        self.config.num_pages
-    }
-
-    /// Pages (4 KiB) that the guest says are in the balloon.
-    pub fn actual(&self) -> u32 {
-        self.config.actual
-    }
-
-    /// Has the target follow the guest's statistics from now on, or no more.
-    pub fn set_auto_shrink(&mut self, auto_shrink: Option<AutoShrink>) {
-        self.target.set_auto_shrink(auto_shrink);
-        self.publish_target();
-    }
-
-    /// Asks the guest for its target, and tells it if that is a change.
-    pub(super) fn publish_target(&mut self) {
-        let there: u64 = self.regions.iter().map(|region| region.count()).sum();
-        let target = match u32::try_from(there) {
+    /// Asks the guest for its target, and tells it if that is a change. It is asked for no more pages than it has.
+    pub fn publish(&self, guest: &mut Guest) {
+        let target = match u32::try_from(guest.pages()) {
             // Before there is memory nothing is known about it.
-            Ok(0) | Err(_) => self.target.pages(),
-            Ok(there) => self.target.pages().min(there),
+            Ok(0) | Err(_) => self.pages,
+            Ok(there) => self.pages.min(there),
         };
-        if std::mem::replace(&mut self.config.num_pages, target) != target {
-            self.tell_guest();
-        }
+        guest.ask_for_pages(target);
     }
 }
 

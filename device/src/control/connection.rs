@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply};
 
-use super::page_map::Drawing;
-use super::session::{Answer, Session};
+use super::page_map::PageMapWriter;
+use super::peer::{Peer, Response};
 use crate::sockets;
 use crate::vhost_user::backend::Backend;
 
@@ -20,11 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
     stream: UnixStream,
-    session: Session,
+    peer: Peer,
     input: Input,
     output: Option<Output>,
-    /// The map that is drawn for it, and the number of its request.
-    drawing: Option<(Drawing, u32)>,
+    /// The page map that is written for it, and the number of its request.
+    page_map: Option<(PageMapWriter, u32)>,
     /// When the rest of a frame, or the room for a reply, is to be there.
     deadline: Option<Instant>,
     /// When it was last heard of.
@@ -57,10 +57,10 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
-            session: Session::default(),
+            peer: Peer::default(),
             input: Input::new(),
             output: None,
-            drawing: None,
+            page_map: None,
             deadline: None,
             heard: Instant::now(),
             ends: false,
@@ -70,12 +70,12 @@ impl Connection {
 
     /// Whether it holds the hints for a migration.
     pub(super) fn migrates(&self) -> bool {
-        self.session.migrates()
+        self.peer.migrates()
     }
 
     /// The lowest is the first to go when there are too many.
     pub(super) fn standing(&self) -> (bool, Instant) {
-        (self.session.has_greeted(), self.heard)
+        (self.peer.has_greeted(), self.heard)
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -83,7 +83,7 @@ impl Connection {
     }
 
     pub(super) fn waits_for(&self) -> PollFlags {
-        match (&self.output, &self.drawing) {
+        match (&self.output, &self.page_map) {
             (Some(_), _) => PollFlags::OUT,
             (None, Some(_)) => PollFlags::empty(),
             (None, None) => PollFlags::IN,
@@ -92,7 +92,7 @@ impl Connection {
 
     /// Whether there is work to do for it that waits for nothing.
     pub(super) fn is_busy(&self) -> bool {
-        self.drawing.is_some()
+        self.page_map.is_some()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -101,7 +101,7 @@ impl Connection {
 
     /// Ends it. That of the migrator is worth a warning.
     pub(super) fn end(&mut self, why: impl std::fmt::Display) {
-        let level = match self.session.migrates() {
+        let level = match self.peer.migrates() {
             true => log::Level::Warn,
             false => log::Level::Debug,
         };
@@ -111,21 +111,21 @@ impl Connection {
 
     /// Tells the device that the peer has gone. `false` if it is busy and must hear it again.
     pub(super) fn gone(&mut self, backend: &Backend, patience: Duration) -> bool {
-        self.session.gone(backend, patience)
+        self.peer.gone(backend, patience)
     }
 
-    /// The session, whose end the device has yet to hear of.
-    pub(super) fn into_session(self) -> Session {
-        self.session
+    /// The peer, whose end the device has yet to hear of.
+    pub(super) fn into_peer(self) -> Peer {
+        self.peer
     }
 
-    /// Reads a request and answers it, draws a piece of a map, or sends the rest of an answer, as far as that goes
+    /// Reads a request and answers it, writes a piece of a page map, or sends the rest of an answer, as far as that goes
     /// without waiting.
     pub(super) fn turn(&mut self, backend: &Backend, another_migrates: bool) {
         self.heard = Instant::now();
-        let result = match (&self.output, &self.drawing) {
+        let result = match (&self.output, &self.page_map) {
             (Some(_), _) => self.send(),
-            (None, Some(_)) => self.draw(backend),
+            (None, Some(_)) => self.write_page_map(backend),
             (None, None) => self.receive(backend, another_migrates),
         };
         match result {
@@ -167,30 +167,30 @@ impl Connection {
         self.deadline = None;
         let fds = (input.fds, input.fd);
         match self
-            .session
+            .peer
             .answer(&header, payload, fds, backend, another_migrates)
         {
-            Answer::Reply(reply) => self.answer(sequence, *reply, None),
-            Answer::Last(refusal, error) => self.refuse_and_end(sequence, refusal, error),
-            Answer::Later(drawing) => {
-                self.drawing = Some((drawing, sequence));
+            Response::Reply(reply) => self.reply(sequence, *reply, None),
+            Response::Last(refusal, error) => self.refuse_and_end(sequence, refusal, error),
+            Response::PageMap(writer) => {
+                self.page_map = Some((writer, sequence));
                 Ok(())
             }
         }
     }
 
-    fn draw(&mut self, backend: &Backend) -> io::Result<()> {
-        let Some((drawing, sequence)) = &mut self.drawing else {
+    fn write_page_map(&mut self, backend: &Backend) -> io::Result<()> {
+        let Some((writer, sequence)) = &mut self.page_map else {
             return Ok(());
         };
-        let Some(drawn) = drawing.go_on(backend) else {
+        let Some(written) = writer.go_on(backend) else {
             return Ok(());
         };
         let sequence = *sequence;
-        self.drawing = None;
-        match drawn {
-            Ok((reply, fd)) => self.answer(sequence, reply, Some(fd)),
-            Err(refusal) => self.answer(sequence, Reply::Refused(refusal), None),
+        self.page_map = None;
+        match written {
+            Ok((reply, fd)) => self.reply(sequence, reply, Some(fd)),
+            Err(refusal) => self.reply(sequence, Reply::Refused(refusal), None),
         }
     }
 
@@ -202,10 +202,10 @@ impl Connection {
     ) -> io::Result<()> {
         log::debug!("a control connection is hung up on: {error}");
         self.ends = true;
-        self.answer(sequence, Reply::Refused(refusal), None)
+        self.reply(sequence, Reply::Refused(refusal), None)
     }
 
-    fn answer(&mut self, sequence: u32, reply: Reply, fd: Option<OwnedFd>) -> io::Result<()> {
+    fn reply(&mut self, sequence: u32, reply: Reply, fd: Option<OwnedFd>) -> io::Result<()> {
         self.deadline = None;
         self.output = Some(Output::new(reply, sequence, fd));
         self.send()

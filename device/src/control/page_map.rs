@@ -16,8 +16,8 @@ use spec::control::{PageSet, Refusal, Reply};
 use spec::hint_map::HintMap;
 use spec::page_map::{bitmap_offset, bytes_for, header, region};
 
-use super::PATIENCE;
-use crate::hints::shared_map::SharedMap;
+use super::busy::PATIENCE;
+use crate::memory::shared_map::SharedMap;
 use crate::vhost_user::backend::Backend;
 
 /// Words of the bitmap that are written at a time: a page of the file.
@@ -27,7 +27,7 @@ const PIECE: usize = 256;
 
 /// A map that is being written.
 #[derive(Debug)]
-pub(super) struct Drawing {
+pub(super) struct PageMapWriter {
     source: Source,
     file: MapFile,
     /// What has not been written yet, as ranges of words.
@@ -51,7 +51,7 @@ struct MapFile {
     bitmap: u64,
 }
 
-impl Drawing {
+impl PageMapWriter {
     /// Begins the map of the pages of `set`.
     pub(super) fn begin(set: PageSet, backend: &Backend) -> Result<Self, Refusal> {
         let balloon = backend.balloon_within(PATIENCE).ok_or(Refusal::Busy)?;
@@ -81,6 +81,7 @@ impl Drawing {
                 let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
                     return Some(Err(Refusal::Busy));
                 };
+                balloon.notice_new_driver();
                 let set = balloon.ballooned();
                 self.file
                     .write(&mut self.left, |index| set.word(index as u64))

@@ -36,18 +36,19 @@ pub(super) fn answer(request: Request, balloon: &mut Balloon) -> Result<Reply, R
 }
 
 fn status(balloon: &mut Balloon) -> BalloonStatus {
+    balloon.notice_new_driver();
     let counters = balloon.counters();
     let interval = balloon.statistics_interval();
     BalloonStatus {
         offered: balloon.offered_features(),
-        negotiated: balloon.features(),
+        negotiated: balloon.guest().features(),
         connected: !balloon.regions().is_empty(),
         running: balloon.is_running(),
         wanted_pages: balloon.wanted().into(),
         target_pages: balloon.target().into(),
         actual_pages: balloon.actual().into(),
         ballooned_pages: balloon.ballooned().count(),
-        memory_pages: balloon.regions().iter().map(|region| region.count()).sum(),
+        memory_pages: balloon.guest().pages(),
         regions: balloon.regions().len() as u64,
         statistics_interval_ms: interval.map_or(0, whole_milliseconds),
         inflated_pages: counters.inflated_pages,

@@ -6,33 +6,62 @@
 //! for longest. The migrator's connection is never closed.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::PATIENCE;
+use super::busy::PATIENCE;
 use super::connection::Connection;
-use super::session::Session;
-use crate::sockets::BoundSocket;
+use super::peer::Peer;
+use crate::sandbox::seccomp::Group;
+use crate::sockets::{ACCEPT_PAUSE, BoundSocket};
+use crate::threads::ServerThread;
+use crate::threads::server::StopEvent;
 use crate::vhost_user::backend::Backend;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 32;
-/// The pause after a connection could not be accepted, for example for lack of file descriptors.
-const REST: Duration = Duration::from_millis(100);
-/// How long the end of a session waits again for a device that was busy.
+/// How long the end of a connection waits again for a device that was busy.
 const BRIEF: Duration = Duration::from_millis(50);
+/// When a device that was busy is told again of the end of a connection.
+const AGAIN: Duration = Duration::from_millis(100);
 
-pub(super) struct Server {
+/// Serves the control socket in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub struct ControlServer(ServerThread);
+
+impl ControlServer {
+    /// Serves those who connect to `listener` and ask something of `backend`.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn start(listener: BoundSocket, backend: Arc<Backend>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let run = move |stop| Server::new(listener, backend, stop).run();
+        ServerThread::start(Group::Control, run).map(Self)
+    }
+
+    /// Tells the thread to end, without waiting for that. Hinting ends with it, if its connections have begun any.
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+
+    /// Whether the thread has ended.
+    pub fn has_stopped(&self) -> bool {
+        self.0.has_stopped()
+    }
+}
+
+struct Server {
     listener: BoundSocket,
     backend: Arc<Backend>,
-    stop: Arc<OwnedFd>,
+    stop: StopEvent,
     connections: Vec<Connection>,
-    /// Sessions that are over, but whose end a busy device has not heard of yet.
-    leaving: Vec<Session>,
+    /// Those that have gone without a busy device having heard of it yet.
+    leaving: Vec<Peer>,
     /// Nobody is let in before that.
     deaf_until: Option<Instant>,
 }
@@ -46,24 +75,19 @@ struct Ready {
 }
 
 impl Server {
-    pub(super) fn new(
-        listener: BoundSocket,
-        backend: Arc<Backend>,
-        stop: Arc<OwnedFd>,
-    ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self {
+    fn new(listener: BoundSocket, backend: Arc<Backend>, stop: StopEvent) -> Self {
+        Self {
             listener,
             backend,
             stop,
             connections: Vec::new(),
             leaving: Vec::new(),
             deaf_until: None,
-        })
+        }
     }
 
     /// Serves until it is told to stop.
-    pub(super) fn run(mut self) {
+    fn run(mut self) {
         loop {
             match self.wait() {
                 Ok(ready) if ready.stop => break,
@@ -79,9 +103,9 @@ impl Server {
                 }
             }
         }
-        let sessions = self.connections.into_iter().map(Connection::into_session);
-        for mut session in sessions.chain(self.leaving) {
-            session.gone(&self.backend, PATIENCE);
+        let peers = self.connections.into_iter().map(Connection::into_peer);
+        for mut peer in peers.chain(self.leaving) {
+            peer.gone(&self.backend, PATIENCE);
         }
     }
 
@@ -95,7 +119,7 @@ impl Server {
             .iter()
             .any(Connection::is_busy)
             .then_some(now);
-        let again = (!self.leaving.is_empty()).then_some(now + REST);
+        let again = (!self.leaving.is_empty()).then_some(now + AGAIN);
         let first = deadlines
             .chain(self.deaf_until)
             .chain(busy)
@@ -139,7 +163,7 @@ impl Server {
         for (place, &ready) in ready.iter().enumerate() {
             let migrates = |other: &(usize, &Connection)| other.0 != place && other.1.migrates();
             let another_migrates = self.connections.iter().enumerate().any(|c| migrates(&c))
-                || self.leaving.iter().any(Session::migrates);
+                || self.leaving.iter().any(Peer::migrates);
             let connection = &mut self.connections[place];
             if ready {
                 connection.turn(&self.backend, another_migrates);
@@ -152,9 +176,9 @@ impl Server {
         }
         let over = |connection: &mut Connection| connection.is_over();
         let over = self.connections.extract_if(.., over);
-        self.leaving.extend(over.map(Connection::into_session));
+        self.leaving.extend(over.map(Connection::into_peer));
         self.leaving
-            .retain_mut(|session| !session.gone(&self.backend, BRIEF));
+            .retain_mut(|peer| !peer.gone(&self.backend, BRIEF));
     }
 
     fn let_in(&mut self) {
@@ -163,7 +187,7 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
                 log::warn!("control socket: {error}");
-                self.deaf_until = Some(Instant::now() + REST);
+                self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE);
                 return;
             }
         };

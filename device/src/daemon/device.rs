@@ -12,23 +12,25 @@ use parking_lot::FairMutexGuard;
 use spec::agent::proof::Key;
 use spec_sockets::Access;
 
-use super::front_ends::{FrontEnds, Presence, Source};
+use super::error::{DaemonError, DaemonEvent};
+use super::front_ends::{FrontEndSource, FrontEnds};
 use super::inherited::inherited;
 use super::service_manager::{AGENT, Activation, CONTROL, VHOST_USER};
 use super::ticker::Ticker;
-use super::{DaemonError, Event, threads};
 use crate::agent::{AgentServer, key};
 use crate::args::values::AgentTransport;
 use crate::args::{Config, FrontEnd};
 use crate::balloon::Balloon;
 use crate::control::ControlServer;
+use crate::guest::config_channel::ConfigChannel;
 use crate::metrics::Observed;
 use crate::sandbox::remover::Remover;
 use crate::sandbox::seccomp::Group;
 use crate::sockets::{BoundFile, BoundSocket};
+use crate::threads;
 use crate::trace::{Trace, TraceFile};
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::config_channel::ConfigChannel;
+use crate::vhost_user::link::FrontEndLink;
 
 /// How long to wait for a busy balloon. After that the device reports that its guest was told nothing.
 const GLANCE: Duration = Duration::from_millis(1);
@@ -39,7 +41,7 @@ pub struct Prepared {
     name: Arc<str>,
     balloon: Balloon,
     channel: Arc<ConfigChannel>,
-    source: Source,
+    source: FrontEndSource,
     control: Option<BoundSocket>,
     /// Its socket, and the key that it is to have.
     agent: Option<(BoundSocket, Option<Key>)>,
@@ -56,34 +58,34 @@ impl Prepared {
         only: bool,
     ) -> Result<Self, DaemonError> {
         let source = match config.front_end {
-            FrontEnd::Inherited(fd) => Source::Connected(
+            FrontEnd::Inherited(fd) => FrontEndSource::Connected(
                 inherited(fd).map_err(|source| DaemonError::Inherited { fd, source })?,
             ),
-            FrontEnd::Listen { path, once } => Source::Listener {
+            FrontEnd::Listen { path, once } => FrontEndSource::Listener {
                 socket: listen(&path, config.socket_access)?,
                 once,
             },
-            FrontEnd::Activated { once } => Source::Listener {
+            FrontEnd::Activated { once } => FrontEndSource::Listener {
                 socket: activation
-                    .take_of(VHOST_USER, &config.name, only)
+                    .take_for_device(VHOST_USER, &config.name, only)
                     .ok_or_else(|| DaemonError::NoFrontEnd(config.name.clone()))?
                     .into(),
                 once,
             },
         };
-        if let Source::Listener { socket, .. } = &source {
+        if let FrontEndSource::Listener { socket, .. } = &source {
             socket.set_nonblocking(true).map_err(DaemonError::Accept)?;
         }
         let control = match &config.control_socket {
             Some(path) => Some(listen(path, config.control_access)?),
             None => activation
-                .take_of(CONTROL, &config.name, only)
+                .take_for_device(CONTROL, &config.name, only)
                 .map(Into::into),
         };
         let agent = match &config.agent_socket {
             Some(path) => Some(listen(path, config.agent_access)?),
             None => activation
-                .take_of(AGENT, &config.name, only)
+                .take_for_device(AGENT, &config.name, only)
                 .map(Into::into),
         };
         let agent = match agent {
@@ -116,8 +118,8 @@ impl Prepared {
     /// The sockets' files that the device is to remove in the end.
     pub fn files(&self) -> impl Iterator<Item = &BoundFile> {
         let front_end = match &self.source {
-            Source::Listener { socket, .. } => socket.file(),
-            Source::Connected(_) => None,
+            FrontEndSource::Listener { socket, .. } => socket.file(),
+            FrontEndSource::Connected(_) => None,
         };
         let agent = self.agent.as_ref().map(|(socket, _)| socket);
         let others = self.control.iter().chain(agent);
@@ -128,8 +130,8 @@ impl Prepared {
     /// Has the sockets' files removed by `remover`.
     pub fn removed_by(&mut self, remover: &Arc<Remover>) {
         let front_end = match &mut self.source {
-            Source::Listener { socket, .. } => Some(socket),
-            Source::Connected(_) => None,
+            FrontEndSource::Listener { socket, .. } => Some(socket),
+            FrontEndSource::Connected(_) => None,
         };
         let agent = self.agent.as_mut().map(|(socket, _)| socket);
         for socket in front_end.into_iter().chain(&mut self.control).chain(agent) {
@@ -141,17 +143,17 @@ impl Prepared {
     ///
     /// # Errors
     /// If there can be no more threads or file descriptors.
-    pub fn start(self, events: Sender<Event>) -> Result<Device, DaemonError> {
+    pub fn start(self, events: Sender<DaemonEvent>) -> Result<Device, DaemonError> {
         threads::set_device(Some(Arc::clone(&self.name)));
         let device = self.start_threads(events);
         threads::set_device(None);
         device.map_err(DaemonError::Device)
     }
 
-    fn start_threads(self, events: Sender<Event>) -> io::Result<Device> {
+    fn start_threads(self, events: Sender<DaemonEvent>) -> io::Result<Device> {
         let files = self.files().cloned().collect();
         let backend = Arc::new(Backend::new(self.balloon)?);
-        let presence = Arc::new(Presence::new()?);
+        let link = Arc::new(FrontEndLink::new()?);
         let ticker = Ticker::start(Arc::clone(&backend))?;
         let control = self
             .control
@@ -165,7 +167,7 @@ impl Prepared {
             source: self.source,
             backend: Arc::clone(&backend),
             channel: self.channel,
-            presence: Arc::clone(&presence),
+            link: Arc::clone(&link),
             events: events.clone(),
         };
         let name = Arc::clone(&self.name);
@@ -174,12 +176,12 @@ impl Prepared {
             let result = catch_unwind(AssertUnwindSafe(|| front_ends.serve()));
             drop(front_ends);
             let result = result.unwrap_or(Err(DaemonError::Panicked));
-            let _ = events.send(Event::Ended(name, result));
+            let _ = events.send(DaemonEvent::Ended(name, result));
         })?);
         Ok(Device {
             name: self.name,
             backend,
-            presence,
+            link,
             control,
             _agent: agent,
             ticker,
@@ -193,7 +195,7 @@ impl Prepared {
 pub struct Device {
     name: Arc<str>,
     backend: Arc<Backend>,
-    presence: Arc<Presence>,
+    link: Arc<FrontEndLink>,
     control: Option<ControlServer>,
     _agent: Option<AgentServer>,
     ticker: Ticker,
@@ -211,13 +213,13 @@ impl Device {
         Observed {
             name: Arc::clone(&self.name),
             backend: Arc::clone(&self.backend),
-            presence: Arc::clone(&self.presence),
+            link: Arc::clone(&self.link),
         }
     }
 
-    /// Its front ends.
-    pub fn presence(&self) -> &Arc<Presence> {
-        &self.presence
+    /// The connection to its front end.
+    pub fn link(&self) -> &FrontEndLink {
+        &self.link
     }
 
     /// Nobody is served on the control socket any more, and hinting ends: the guest is told. Goes on with that, and
@@ -234,10 +236,10 @@ impl Device {
         self.ticker.has_ended()
     }
 
-    /// Whether the guest has been told something that it has not read yet.
-    pub fn has_news_for_guest(&self) -> bool {
-        let has_news = |balloon: FairMutexGuard<'_, Balloon>| balloon.has_news();
-        self.presence.is_connected() && self.backend.balloon_within(GLANCE).is_some_and(has_news)
+    /// Whether the guest has been told of a change that it has not read yet.
+    pub fn waits_for_guest_to_read(&self) -> bool {
+        let is_unread = |balloon: FairMutexGuard<'_, Balloon>| balloon.is_change_unread();
+        self.link.is_connected() && self.backend.balloon_within(GLANCE).is_some_and(is_unread)
     }
 
     /// Leaves it as it is: some thread of it hangs, and is not waited for. Its sockets are removed.

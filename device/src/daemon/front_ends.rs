@@ -2,28 +2,22 @@
 //! The front ends of one device: they come one after the other, and the device stays.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{EventfdFlags, eventfd};
-
-use super::{DaemonError, Event};
-use crate::sockets::{self, BoundSocket};
+use super::error::{DaemonError, DaemonEvent};
+use crate::guest::config_channel::ConfigChannel;
+use crate::sockets::{self, ACCEPT_PAUSE, BoundSocket};
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::config_channel::ConfigChannel;
-use crate::vhost_user::session;
-
-/// The pause after a front end could not be accepted, for example for lack of file descriptors.
-const REST: Duration = Duration::from_millis(100);
+use crate::vhost_user::front_end;
+use crate::vhost_user::link::FrontEndLink;
 
 /// Where front ends come from.
 #[derive(Debug)]
-pub enum Source {
+pub enum FrontEndSource {
     /// They connect to a socket, which does not block.
     Listener {
         /// The socket.
@@ -39,26 +33,26 @@ pub enum Source {
 #[derive(Debug)]
 pub struct FrontEnds {
     /// Where they come from.
-    pub source: Source,
+    pub source: FrontEndSource,
     /// The device.
     pub backend: Arc<Backend>,
     /// How the device tells them of changes.
     pub channel: Arc<ConfigChannel>,
-    /// Seen from outside.
-    pub presence: Arc<Presence>,
+    /// The connection to the one that is there.
+    pub link: Arc<FrontEndLink>,
     /// Receives an event when a front end comes or goes.
-    pub events: Sender<Event>,
+    pub events: Sender<DaemonEvent>,
 }
 
 impl FrontEnds {
-    /// Serves them until the last has gone or [`Presence::end`] is called.
+    /// Serves them until the last has gone or [`FrontEndLink::end`] is called.
     ///
     /// # Errors
     /// [`DaemonError`]; a front end that misbehaves ends this only if it was to be the only one.
     pub fn serve(&self) -> Result<(), DaemonError> {
         match &self.source {
-            Source::Connected(front) => self.attend(front),
-            Source::Listener { socket, once } => {
+            FrontEndSource::Connected(front) => self.attend(front),
+            FrontEndSource::Listener { socket, once } => {
                 while let Some(front) = self.next(socket)? {
                     let result = self.attend(&front);
                     if *once {
@@ -75,7 +69,7 @@ impl FrontEnds {
 
     /// The next to connect; `None` if the end comes first.
     fn next(&self, socket: &BoundSocket) -> Result<Option<UnixStream>, DaemonError> {
-        let end = self.presence.end.as_fd();
+        let end = self.link.end_event().as_fd();
         loop {
             match sockets::wait([end, socket.as_fd()], None) {
                 Ok([true, _]) => return Ok(None),
@@ -87,7 +81,7 @@ impl FrontEnds {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     log::warn!("no front end is let in: {error}");
-                    let rested = sockets::wait([end], Some(Instant::now() + REST));
+                    let rested = sockets::wait([end], Some(Instant::now() + ACCEPT_PAUSE));
                     if rested.is_ok() {
                         return Ok(None);
                     }
@@ -99,92 +93,15 @@ impl FrontEnds {
     /// Serves one until it hangs up.
     fn attend(&self, front: &UnixStream) -> Result<(), DaemonError> {
         log::info!("a front end has connected");
-        self.presence.come(front)?;
-        let _ = self.events.send(Event::Changed);
-        let result = session::serve(front, &self.backend, &self.channel);
-        self.presence.go(result.is_err());
-        let _ = self.events.send(Event::Changed);
+        self.link.connected(front).map_err(DaemonError::Accept)?;
+        let _ = self.events.send(DaemonEvent::Changed);
+        let result = front_end::serve(front, &self.backend, &self.channel);
+        self.link.disconnected(result.is_err());
+        let _ = self.events.send(DaemonEvent::Changed);
         log::info!("the front end has gone");
-        if self.presence.has_ended() {
+        if self.link.has_ended() {
             return Ok(());
         }
         Ok(result?)
-    }
-}
-
-/// Whether a front end is there, and the end of it all.
-#[derive(Debug)]
-pub struct Presence {
-    end: OwnedFd,
-    ended: AtomicBool,
-    /// The front end's connection, to hang up on it.
-    current: Mutex<Option<UnixStream>>,
-    connections: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Presence {
-    /// Of nobody yet.
-    ///
-    /// # Errors
-    /// If there is no file descriptor left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            end: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            ended: AtomicBool::new(false),
-            current: Mutex::default(),
-            connections: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-        })
-    }
-
-    /// Whether a front end is connected.
-    pub fn is_connected(&self) -> bool {
-        self.current().is_some()
-    }
-
-    /// How many have connected so far.
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// How many of them did not end by hanging up, but by what they did.
-    pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    /// Lets no more in, and hangs up on the one that is there, wherever it has stalled.
-    pub fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // The counter of an eventfd that is written once cannot overflow.
-        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
-        if let Some(front) = &*self.current() {
-            let _ = front.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
-    }
-
-    fn come(&self, front: &UnixStream) -> Result<(), DaemonError> {
-        let ours = front.try_clone().map_err(DaemonError::Accept)?;
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        *self.current() = Some(ours);
-        if self.has_ended() {
-            // The thread that hangs up on front ends may have missed this one.
-            let _ = front.shutdown(Shutdown::Both);
-        }
-        Ok(())
-    }
-
-    fn go(&self, failed: bool) {
-        *self.current() = None;
-        self.failures.fetch_add(failed.into(), Ordering::Relaxed);
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<UnixStream>> {
-        // An `Option` has no state that a panic could leave half changed.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

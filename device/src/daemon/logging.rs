@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Logger};
 use log::{Log, Metadata, Record};
+use parking_lot::Mutex;
 
-use super::threads;
+use crate::threads;
 
 /// Lines that one place may write at once.
 const BURST: u32 = 10;
@@ -41,7 +42,7 @@ pub fn init() {
     let most = logger.filter();
     let limited = Limited {
         logger,
-        places: Mutex::default(),
+        sites: Mutex::default(),
     };
     // This fails if the process has a logger already. That logger stays.
     if log::set_boxed_logger(Box::new(limited)).is_ok() {
@@ -51,11 +52,11 @@ pub fn init() {
 
 struct Limited {
     logger: Logger,
-    places: Mutex<HashMap<Place, Bucket>>,
+    sites: Mutex<HashMap<LogSite, Bucket>>,
 }
 
 /// A device, and a file and a line of the program.
-type Place = (Option<Arc<str>>, &'static str, u32);
+type LogSite = (Option<Arc<str>>, &'static str, u32);
 
 impl Log for Limited {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -69,10 +70,10 @@ impl Log for Limited {
         let (Some(file), Some(line)) = (record.file_static(), record.line()) else {
             return self.logger.log(record);
         };
-        let place = (threads::device(), file, line);
+        let site = (threads::device(), file, line);
         let left_out = {
-            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            let bucket = places.entry(place).or_default();
+            let mut sites = self.sites.lock();
+            let bucket = sites.entry(site).or_default();
             if !bucket.take(Instant::now()) {
                 return;
             }

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 use spec_sockets::SocketFile;
 
 use super::device::{Device, Prepared, listen};
+use super::error::{DaemonError, DaemonEvent};
 use super::service_manager::{Activation, METRICS, Notifier};
 use super::signals::EndSignals;
-use super::{DaemonError, Event, threads};
 use crate::args::{Args, CAPABILITIES, Program, description};
 use crate::metrics::{MetricsServer, registry};
 use crate::sandbox::seccomp::Group;
 use crate::sandbox::{self, SandboxMode, remover::Remover};
 use crate::sockets::{BoundFile, BoundSocket};
+use crate::threads;
 
 /// How long a device may take to tell its guest that hinting is over. A device that takes longer counts as hung.
 const LAST_WORD: Duration = Duration::from_millis(800);
@@ -126,10 +127,10 @@ fn start_remover(
 fn watch_signals(
     signals: EndSignals,
     remover: Weak<Remover>,
-    events: Sender<Event>,
+    events: Sender<DaemonEvent>,
 ) -> io::Result<()> {
     threads::spawn(Group::Signals, move || {
-        let _ = events.send(Event::End(signals.wait()));
+        let _ = events.send(DaemonEvent::End(signals.wait()));
         thread::sleep(GRACE);
         log::error!("the end takes too long: it is cut short");
         if let Some(remover) = remover.upgrade() {
@@ -143,15 +144,15 @@ fn watch_signals(
 /// Waits for the end; with what result, and which devices run on.
 fn wait(
     devices: &[Device],
-    inbox: &Receiver<Event>,
+    inbox: &Receiver<DaemonEvent>,
     notifier: &Notifier,
 ) -> (Result<(), DaemonError>, BTreeSet<Arc<str>>) {
     let mut result = Ok(());
     let mut running: BTreeSet<_> = devices.iter().map(|it| Arc::clone(it.name())).collect();
     while !running.is_empty() {
         match inbox.recv() {
-            Ok(Event::Changed) => notifier.status(&status(devices)),
-            Ok(Event::Ended(device, ended)) => {
+            Ok(DaemonEvent::Changed) => notifier.status(&status(devices)),
+            Ok(DaemonEvent::Ended(device, ended)) => {
                 running.remove(&device);
                 if let Err(error) = &ended {
                     threads::set_device(Some(device));
@@ -160,7 +161,7 @@ fn wait(
                 }
                 result = result.and(ended);
             }
-            Ok(Event::End(why)) => {
+            Ok(DaemonEvent::End(why)) => {
                 log::info!("ends because of {why}");
                 return (result, running);
             }
@@ -175,7 +176,7 @@ fn wait(
 fn end(
     devices: Vec<Device>,
     mut running: BTreeSet<Arc<str>>,
-    inbox: &Receiver<Event>,
+    inbox: &Receiver<DaemonEvent>,
 ) -> Result<(), DaemonError> {
     let mut devices = devices;
     let until = Instant::now() + LAST_WORD;
@@ -185,18 +186,18 @@ fn end(
         thread::sleep(GLANCE);
     }
     let until = Instant::now() + LAST_LOOK;
-    while told.iter().any(Device::has_news_for_guest) && Instant::now() < until {
+    while told.iter().any(Device::waits_for_guest_to_read) && Instant::now() < until {
         thread::sleep(GLANCE);
     }
     let mut stuck = devices;
     told.iter()
         .chain(&stuck)
-        .for_each(|device| device.presence().end());
+        .for_each(|device| device.link().end());
     let until = Instant::now() + HANG_UP;
     let is_stuck = |stuck: &[Device], name: &Arc<str>| stuck.iter().any(|it| it.name() == name);
     while running.iter().any(|name| !is_stuck(&stuck, name)) {
         match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Event::Ended(name, _)) => {
+            Ok(DaemonEvent::Ended(name, _)) => {
                 running.remove(&name);
             }
             Ok(_) => {}
@@ -215,7 +216,7 @@ fn end(
 fn status(devices: &[Device]) -> String {
     let connected = devices
         .iter()
-        .filter(|device| device.presence().is_connected())
+        .filter(|device| device.link().is_connected())
         .count();
     match devices.len() {
         1 if connected == 0 => "waiting for a front end".into(),

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use spec::control::RoundEnd;
 
-use super::threads;
 use crate::sandbox::seccomp::Group;
+use crate::threads;
 use crate::vhost_user::backend::Backend;
 
 /// The longest time between two ticks. A new interval may go unnoticed for this long.

@@ -3,16 +3,24 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`epochs`] | the device as the migrator sees it |
-//! | [`latency`] | how long hints take |
-//! | [`person`] | the device as a person sees it |
-//! | [`queue`] | from descriptor chains to bits of the map |
-//! | [`shared_map`] | the memory of a map |
 //! | [`state_machine`] | epochs of the migrator, command ids of the guest |
+//! | [`sink`] | from descriptor chains to bits of the map |
+//! | [`latency`] | how long hints take |
+//! | [`agent`] | the guest's agent, as the hints see it |
+//! | [`person`] | a round of hints that a person has started |
+//! | [`hinting`] | all of these together: the hint queue, the map, and how far the guest is |
+//! | [`agent_maps`] | the agent's maps, taken into the open epoch |
+//! | [`epochs`] | epochs are opened and closed |
+//! | [`holder`] | for whom the guest hints: a migrator, or a person |
 
+pub mod agent;
+pub mod agent_maps;
 pub mod epochs;
+pub mod hinting;
+pub mod holder;
 pub mod latency;
 pub mod person;
-pub mod queue;
-pub mod shared_map;
+pub mod sink;
 pub mod state_machine;
+
+pub use hinting::FreePageHinting;

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The values that metrics show of a device, also when it does not answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use spec::control::DeviceStatus;
 
 use crate::balloon::Balloon;
 use crate::balloon::counters::Counters;
 use crate::balloon::statistics::Statistics;
-use crate::daemon::front_ends::Presence;
 use crate::hints::latency::Times;
 use crate::vhost_user::backend::Backend;
+use crate::vhost_user::link::FrontEndLink;
 
 /// The quantiles of times that are told.
 pub(super) const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
@@ -27,8 +28,8 @@ pub struct Observed {
     pub name: Arc<str>,
     /// Its balloon.
     pub backend: Arc<Backend>,
-    /// Its front ends.
-    pub presence: Arc<Presence>,
+    /// The connection to its front end.
+    pub link: Arc<FrontEndLink>,
 }
 
 /// A device, and what was seen of it last.
@@ -55,17 +56,17 @@ impl Watched {
     /// What is seen now; of a balloon that somebody does not let go of, what was seen last.
     pub(super) fn look(&self) -> Sample {
         // Held by scrapes alone.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let patience = if last.answers { PATIENCE } else { BRIEF };
         match self.device.backend.balloon_within(patience) {
             Some(mut balloon) => *last = Sample::of(&self.device.name, &mut balloon),
             None => last.answers = false,
         }
-        let presence = &self.device.presence;
+        let link = &self.device.link;
         Sample {
-            front_ends: presence.connections(),
-            failed_front_ends: presence.failures(),
-            connected: presence.is_connected(),
+            front_ends: link.connections(),
+            failed_front_ends: link.failures(),
+            connected: link.is_connected(),
             ..last.clone()
         }
     }
@@ -97,12 +98,13 @@ pub(super) struct Sample {
 impl Sample {
     /// Of `balloon`, without its front ends.
     fn of(name: &Arc<str>, balloon: &mut Balloon) -> Self {
+        balloon.notice_new_driver();
         let statistics = balloon.statistics();
         Self {
             answers: true,
             name: Arc::clone(name),
             running: balloon.is_running(),
-            memory_pages: balloon.regions().iter().map(|region| region.count()).sum(),
+            memory_pages: balloon.guest().pages(),
             statistics_arrived: statistics.map(Statistics::arrived),
             statistics: statistics.map_or_else(Vec::new, |it| it.values().collect()),
             wanted_pages: balloon.wanted().into(),

@@ -3,34 +3,30 @@
 //! bounded time.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{PollFd, PollFlags};
 
-use crate::daemon::threads;
 use crate::sandbox::seccomp::Group;
-use crate::sockets::{self, BoundSocket};
+use crate::sockets::{self, ACCEPT_PAUSE, BoundSocket};
+use crate::threads::ServerThread;
+use crate::threads::server::StopEvent;
 
 /// The most bytes of a request.
 const MAX_REQUEST: usize = 8192;
 /// A connection that takes longer than this is hung up on, because others wait.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The pause after a connection could not be accepted, for example for lack of file descriptors.
-const REST: Duration = Duration::from_millis(100);
 /// The format of the answer.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves metrics in a thread of its own until it is dropped.
 #[derive(Debug)]
 pub struct MetricsServer {
-    stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
 }
 
 impl MetricsServer {
@@ -40,28 +36,15 @@ impl MetricsServer {
     /// If the thread cannot be started.
     pub fn start(listener: BoundSocket, registry: Registry) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let end = Arc::clone(&stop);
-        let thread = threads::spawn(Group::Metrics, move || run(&listener, &registry, &end))?;
+        let run = move |stop| run(&listener, &registry, &stop);
         Ok(Self {
-            stop,
-            thread: Some(thread),
+            _thread: ServerThread::start(Group::Metrics, run)?,
         })
     }
 }
 
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        // The counter of an eventfd that nobody else writes cannot overflow.
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn run(listener: &BoundSocket, registry: &Registry, end: &OwnedFd) {
-    while let Ok([false, _]) = sockets::wait([end.as_fd(), listener.as_fd()], None) {
+fn run(listener: &BoundSocket, registry: &Registry, stop: &StopEvent) {
+    while let Ok([false, _]) = sockets::wait([stop.as_fd(), listener.as_fd()], None) {
         match listener.accept() {
             Ok((stream, _)) => {
                 if let Err(error) = serve(&stream, registry) {
@@ -71,7 +54,7 @@ fn run(listener: &BoundSocket, registry: &Registry, end: &OwnedFd) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::warn!("metrics socket: {error}");
-                if sockets::wait([end.as_fd()], Some(Instant::now() + REST)).is_ok() {
+                if sockets::wait([stop.as_fd()], Some(Instant::now() + ACCEPT_PAUSE)).is_ok() {
                     return;
                 }
             }

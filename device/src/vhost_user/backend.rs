@@ -7,14 +7,17 @@
 //! A thread that holds it may touch memory that the front end has lent, and hang there for ever. So only the device's own
 //! threads wait for it without a limit ([`Backend::balloon`]). Threads that serve others as well use
 //! [`Backend::balloon_within`].
+//!
+//! A panic poisons none of the device's locks (they are `parking_lot`'s): nothing that they guard is left half changed, and
+//! the guest is better told DONE by a device with a bug than not at all.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{FairMutex, FairMutexGuard};
+use parking_lot::{FairMutex, FairMutexGuard, Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, eventfd};
 use spec::balloon::QueueNumbering;
 use vhost::vhost_user::VhostUserProtocolFeatures;
@@ -25,18 +28,17 @@ use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::balloon::{Balloon, MAX_QUEUE_SIZE};
-use crate::vhost_user::device_state::DeviceState;
-use crate::vhost_user::dirty_log::{DirtyLog, LogBitmap};
-use crate::vhost_user::gate::MAX_SLOTS;
-use crate::vhost_user::memory::LentMemory;
-use crate::vhost_user::rings::{Memory, Ring};
-use crate::vhost_user::sigbus::Share;
+use crate::balloon::Balloon;
+use crate::balloon::device_state::DeviceState;
+use crate::memory::dirty_log::{DirtyLog, LogBitmap};
+use crate::memory::guest_memory::{LentMemory, MAX_REGIONS, Memory};
+use crate::memory::sigbus::Share;
 use crate::vhost_user::transfer::Transfer;
 use crate::vhost_user::worker::{self, WorkerCall};
+use crate::virtqueue::ring::{MAX_QUEUE_SIZE, Ring};
 
 /// Guards of one device: for its regions and its log, before and after a change.
-const GUARDS: usize = 2 * (MAX_SLOTS + 1);
+const GUARDS: usize = 2 * (MAX_REGIONS + 1);
 
 /// A [`Balloon`] behind its lock.
 #[derive(Debug)]
@@ -77,7 +79,7 @@ impl Backend {
 
     /// The state that is on its way, if one is.
     pub fn transfer(&self) -> MutexGuard<'_, Option<Transfer>> {
-        lock(&self.transfer)
+        self.transfer.lock()
     }
 
     /// An eventfd that is written when the device touches memory that the front end has truncated.
@@ -87,7 +89,7 @@ impl Backend {
 
     /// Whether the device has touched memory that the front end has truncated.
     pub fn has_lost_memory(&self) -> bool {
-        lock(&self.memory).is_lost() || self.log.is_lost()
+        self.memory.lock().is_lost() || self.log.is_lost()
     }
 
     /// What its front end's mappings are guarded with.
@@ -105,21 +107,21 @@ impl Backend {
         self.balloon.try_lock_for(patience)
     }
 
-    /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::part`].
+    /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::detach`].
     ///
     /// # Errors
     /// If the daemon's worker does not come when it is called. Dropping the daemon would wait for it for ever, so
     /// it is forgotten instead.
-    pub fn meet(
+    pub fn attach(
         &self,
         daemon: VhostUserDaemon<Arc<Self>>,
     ) -> io::Result<VhostUserDaemon<Arc<Self>>> {
         let workers = daemon.get_epoll_handlers();
-        let met = workers
+        let attached = workers
             .iter()
             .try_for_each(|worker| self.worker.register(worker))
             .and_then(|()| self.worker.wait());
-        match met {
+        match attached {
             Ok(()) => Ok(daemon),
             Err(error) => {
                 std::mem::forget(daemon);
@@ -129,21 +131,15 @@ impl Backend {
     }
 
     /// The front end of `daemon` has hung up.
-    pub fn part(&self, daemon: VhostUserDaemon<Arc<Self>>) {
+    pub fn detach(&self, daemon: VhostUserDaemon<Arc<Self>>) {
         self.worker.dismiss();
         // Waits for the worker, so only now.
         drop(daemon);
-        *lock(&self.transfer) = None;
+        *self.transfer.lock() = None;
         self.balloon().front_end_gone();
         self.log.clear();
-        lock(&self.memory).clear();
+        self.memory.lock().clear();
     }
-}
-
-/// Nothing that is locked here is left half changed by a panic, and the guest is better told DONE by a device
-/// with a bug than not at all.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl VhostUserBackend for Backend {
@@ -195,7 +191,10 @@ impl VhostUserBackend for Backend {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let mut balloon = self.balloon();
         let memory = memory.memory().into_inner();
-        let memory = lock(&self.memory).change(memory, &self.log, self.lost.as_fd())?;
+        let memory = self
+            .memory
+            .lock()
+            .change(memory, &self.log, self.lost.as_fd())?;
         balloon.set_memory(memory);
         Ok(())
     }
@@ -233,7 +232,7 @@ impl VhostUserBackend for Backend {
         if balloon.is_started() {
             return Err(io::Error::other("the device is not suspended"));
         }
-        let mut transfer = lock(&self.transfer);
+        let mut transfer = self.transfer.lock();
         *transfer = None;
         *transfer = Some(match direction {
             VhostTransferStateDirection::SAVE => Transfer::save(pipe, balloon.save().to_bytes())?,
@@ -243,7 +242,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn check_device_state(&self) -> io::Result<()> {
-        let transfer = lock(&self.transfer).take();
+        let transfer = self.transfer.lock().take();
         let transfer = transfer.ok_or_else(|| io::Error::other("no state was transferred"))?;
         let Some(bytes) = transfer.finish()? else {
             return Ok(());

@@ -21,15 +21,14 @@ use vhost::vhost_user::message::{
 };
 use vhost_user_backend::VhostUserBackend;
 
-use crate::balloon::MAX_QUEUE_SIZE;
+use crate::guest::config_channel::ConfigChannel;
+use crate::memory::dirty_log::LogFile;
+use crate::memory::guest_memory::MAX_REGIONS;
+use crate::memory::lent_file::{file_type, is_eventfd, refuse_unfit};
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::config_channel::ConfigChannel;
-use crate::vhost_user::dirty_log::LogFile;
-use crate::vhost_user::lent::{file_type, is_eventfd, refuse_unfit};
 use crate::vhost_user::messages::{CONFIG_HEADER_BYTES, Message, request};
+use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 
-/// The most regions that a front end may lend: what the crate says.
-pub(super) const MAX_SLOTS: usize = 509;
 /// Bytes of a region in a message: guest address, size, user address and file offset.
 const REGION_BYTES: usize = 32;
 /// Where the region of `ADD_MEM_REG` and the first of `SET_MEM_TABLE` start.
@@ -209,7 +208,7 @@ impl<'a> Gate<'a> {
         refuse_overlap(&self.slots, slot)?;
         let mut slots = self.slots.clone();
         slots.push(slot);
-        refuse_if(slots.len() > MAX_SLOTS, "too many memory regions")?;
+        refuse_if(slots.len() > MAX_REGIONS, "too many memory regions")?;
         self.use_slots(slots)
     }
 

@@ -8,8 +8,8 @@
 //!
 //! What is checked where: [`Message`] the length of a message and the number of its file descriptors; the
 //! [`Gate`] files, regions, rings that run, and what the guest writes to its configuration; the crate types, flags,
-//! sizes and the arithmetic of fields; [`crate::vhost_user::rings`] what the guest has in its rings;
-//! [`crate::vhost_user::sigbus`] that memory stays where it is.
+//! sizes and the arithmetic of fields; [`crate::virtqueue`] what the guest has in its rings;
+//! [`crate::memory::sigbus`] that memory stays where it is.
 //!
 //! Kicks, interrupts and guest memory do not pass through here.
 
@@ -19,9 +19,9 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::guest::config_channel::ConfigChannel;
 use crate::sockets;
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::gate::{Gate, Passage};
 use crate::vhost_user::messages::{Message, request};
 use crate::vhost_user::transfer::Transfer;

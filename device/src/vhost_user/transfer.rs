@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl};
 
+use crate::balloon::device_state::MAX_BYTES;
+use crate::memory::lent_file::file_type;
 use crate::sockets;
-use crate::vhost_user::device_state::MAX_BYTES;
-use crate::vhost_user::lent::file_type;
 
 /// How long a front end may leave its end of the pipe as it is after it asked how the transfer went.
 const PATIENCE: Duration = Duration::from_secs(5);

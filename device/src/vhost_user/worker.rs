@@ -11,9 +11,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use spec::balloon::QueueNumbering;
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
@@ -58,7 +58,7 @@ impl WorkerCall {
     /// # Errors
     /// If the worker's epoll takes no more.
     pub fn register<T: VhostUserBackend>(&self, worker: &VringEpollHandler<T>) -> io::Result<()> {
-        self.lock().dismissed = false;
+        self.calls.lock().dismissed = false;
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
         worker.register_listener(self.event.as_raw_fd(), set, u64::from(EVENT))
     }
@@ -68,7 +68,7 @@ impl WorkerCall {
     /// # Errors
     /// [`io::ErrorKind::Interrupted`] if it is dismissed: the crate's worker ends with an error.
     pub fn pass(&self) -> io::Result<()> {
-        let mut calls = self.lock();
+        let mut calls = self.calls.lock();
         calls.passes += 1;
         self.passed.notify_all();
         if calls.dismissed {
@@ -83,13 +83,11 @@ impl WorkerCall {
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if it does not come.
     pub fn wait(&self) -> io::Result<()> {
-        let calls = self.lock();
+        let mut calls = self.calls.lock();
         let before = calls.passes;
         self.call();
-        let (calls, _) = self
-            .passed
-            .wait_timeout_while(calls, PATIENCE, |calls| calls.passes == before)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.passed
+            .wait_while_for(&mut calls, |calls| calls.passes == before, PATIENCE);
         if calls.passes == before {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -98,17 +96,12 @@ impl WorkerCall {
 
     /// Calls the worker to its end.
     pub fn dismiss(&self) {
-        self.lock().dismissed = true;
+        self.calls.lock().dismissed = true;
         self.call();
     }
 
     fn call(&self) {
         rustix::io::write(&self.event, &1u64.to_ne_bytes())
             .expect("an eventfd has room for more calls than can ever be made");
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Calls> {
-        // Neither field is ever half changed.
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

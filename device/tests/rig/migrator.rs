@@ -14,7 +14,7 @@ use spec::control::{
     DeviceStatus, EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply, Request, VERSION,
 };
 use spec::hint_map::{self, HintMap, bytes_for};
-use vhost_device_balloon::hints::shared_map::{self, SharedMap};
+use vhost_device_balloon::memory::shared_map::{self, SharedMap};
 use vhost_device_balloon::sockets;
 
 use super::guest::PAGES;

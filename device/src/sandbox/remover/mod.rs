@@ -22,7 +22,9 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use spec_sockets::SocketFile;
 
-use super::{SandboxError, SandboxMode, landlock, limits, seccomp};
+use super::entry::SandboxError;
+use super::mode::SandboxMode;
+use super::{landlock, limits, seccomp};
 
 /// How long an answer may take. A removal needs three system calls; the file system may be slow.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -8,8 +8,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
@@ -23,12 +23,12 @@ pub struct ConfigChannel(Mutex<Option<UnixStream>>);
 impl ConfigChannel {
     /// Uses `socket` from now on, instead of any before.
     pub fn set(&self, socket: OwnedFd) {
-        *self.lock() = Some(UnixStream::from(socket));
+        *self.0.lock() = Some(UnixStream::from(socket));
     }
 
     /// Closes the socket: the front end has gone.
     pub fn clear(&self) {
-        *self.lock() = None;
+        *self.0.lock() = None;
     }
 
     /// Tells the front end, which interrupts the guest. Never blocks.
@@ -36,7 +36,7 @@ impl ConfigChannel {
     /// # Errors
     /// If the front end has given no socket, or closed it.
     pub fn config_changed(&self) -> io::Result<()> {
-        let socket = self.lock();
+        let socket = self.0.lock();
         let Some(socket) = socket.as_ref() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
@@ -49,11 +49,6 @@ impl ConfigChannel {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
-        // An `Option` has no state that a panic could leave half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

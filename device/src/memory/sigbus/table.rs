@@ -11,7 +11,8 @@
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Slots of a segment.
 const SEGMENT: usize = 512;
@@ -72,7 +73,7 @@ impl Table {
 
     /// Promises so many slots, which there are then.
     pub(super) fn promise(&'static self, slots: usize) {
-        let mut book = self.book();
+        let mut book = self.book.lock();
         book.promised += slots;
         while book.slots < book.promised {
             let segment: &'static mut Segment = Box::leak(Box::new(Segment::new()));
@@ -84,7 +85,7 @@ impl Table {
 
     /// Takes a promise back, when its slots are free.
     pub(super) fn take_back(&self, slots: usize) {
-        self.book().promised -= slots;
+        self.book.lock().promised -= slots;
     }
 
     /// Fills a free slot. There is one for everybody who keeps to what was promised.
@@ -92,7 +93,7 @@ impl Table {
     /// # Errors
     /// [`io::ErrorKind::OutOfMemory`] if there is none all the same.
     pub(super) fn fill(&'static self, guarded: Guarded) -> io::Result<&'static Slot> {
-        let _book = self.book();
+        let _book = self.book.lock();
         let free = self.slots().find(|slot| slot.is_free());
         let slot = free.ok_or(io::ErrorKind::OutOfMemory)?;
         slot.lost.store(false, Ordering::Relaxed);
@@ -102,7 +103,7 @@ impl Table {
 
     /// Frees a slot that was filled.
     pub(super) fn free(&self, slot: &Slot) {
-        let _book = self.book();
+        let _book = self.book.lock();
         slot.change(Guarded {
             start: 0,
             end: 0,
@@ -124,11 +125,6 @@ impl Table {
 
     fn segments(&'static self) -> impl Iterator<Item = &'static Segment> {
         std::iter::successors(Some(&self.first), |segment| segment.next())
-    }
-
-    fn book(&self) -> MutexGuard<'_, Book> {
-        // Its numbers are never half changed.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

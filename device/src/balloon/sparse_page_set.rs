@@ -20,13 +20,13 @@ pub type Chunk = [u64; CHUNK_WORDS];
 
 /// A set of 4 KiB guest pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageSet {
+pub struct SparsePageSet {
     /// By the number of the chunk. None is empty.
     chunks: BTreeMap<u64, Arc<Chunk>>,
     count: u64,
 }
 
-impl PageSet {
+impl SparsePageSet {
     /// How many pages are in the set.
     pub fn count(&self) -> u64 {
         self.count
@@ -266,7 +266,7 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), range()), 1..20),
             kept in proptest::collection::vec(range(), 0..3),
         ) {
-            let (mut set, mut numbers) = (PageSet::default(), BTreeSet::new());
+            let (mut set, mut numbers) = (SparsePageSet::default(), BTreeSet::new());
             for (put, range) in steps {
                 let pages = range.first()..range.end();
                 let (changed, expected) = if put {
@@ -299,17 +299,17 @@ mod tests {
 
     #[test]
     fn an_empty_set_keeps_no_memory() {
-        let mut set = PageSet::default();
+        let mut set = SparsePageSet::default();
         let all = PageRange::new(5, 3 * CHUNK_PAGES).unwrap();
         set.insert(all);
         set.remove(all);
         assert_eq!(set.chunks().count(), 0);
-        assert_eq!(set, PageSet::default());
+        assert_eq!(set, SparsePageSet::default());
     }
 
     #[test]
     fn a_set_with_a_bound_takes_more_pages_of_its_chunks_and_no_other_chunk() {
-        let mut set = PageSet::default();
+        let mut set = SparsePageSet::default();
         let range = |first, count| PageRange::new(first, count).unwrap();
         assert!(set.insert_within(range(CHUNK_PAGES - 1, 2), 2));
         assert!(set.insert_within(range(5, 7), 2));
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_last_page_numbers_fit() {
-        let mut set = PageSet::default();
+        let mut set = SparsePageSet::default();
         let last = PageRange::new(u64::MAX / 4096 - 1, 2).unwrap();
         assert_eq!(set.insert(last), 2);
         assert_eq!(set.runs().collect::<Vec<_>>(), [last]);

@@ -6,22 +6,23 @@
 //! - `VHOST_F_LOG_ALL` among the features: every write to guest memory. [`LogBitmap`] is how guest memory tells
 //!   of its writes, that of regions which are plugged in later too.
 //! - `VHOST_VRING_F_LOG` of a ring's addresses: what is written to its used ring, at an address of the front
-//!   end's choice. The ring tells of them itself, see [`crate::vhost_user::rings`].
+//!   end's choice. The ring tells of them itself, see [`Ring::log_used`](crate::virtqueue::ring::Ring::log_used).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use spec::PageRange;
 use spec::hint_map::word_masks;
 use vhost_user_backend::bitmap::{BitmapReplace, MemRegionBitmap, MmapLogReg};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 
-use crate::vhost_user::lent::refuse_unfit;
-use crate::vhost_user::sigbus::{Guard, Share};
+use crate::memory::lent_file::refuse_unfit;
+use crate::memory::sigbus::{Guard, Share};
 
 /// Bytes of a page in the log, whatever pages the host has (`VHOST_LOG_PAGE`).
 const PAGE: u64 = 4096;
@@ -36,7 +37,7 @@ pub struct DirtyLog {
 impl DirtyLog {
     /// Logs to `file` from now on, instead of any before.
     pub fn set_file(&self, file: LogFile) {
-        *self.file.write().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        *self.file.write() = Some(file);
     }
 
     /// Logs every write to guest memory from now on, or only those to used rings that ask for it.
@@ -47,7 +48,7 @@ impl DirtyLog {
     /// Closes the log file: the front end has gone.
     pub fn clear(&self) {
         self.log_every_write(false);
-        *self.file.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.file.write() = None;
     }
 
     /// Whether every write to guest memory is to be logged.
@@ -58,13 +59,13 @@ impl DirtyLog {
     /// Whether memory up to guest-physical `end` can be logged. Without a log file nothing is missed: the
     /// front end does not look.
     pub fn reaches(&self, end: u64) -> bool {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.read();
         file.as_ref().is_none_or(|file| file.reaches(end))
     }
 
     /// The `length` bytes at guest-physical `address` have been written.
     pub fn mark(&self, address: u64, length: u64) {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.read();
         if let Some(file) = file.as_ref() {
             file.mark(address, length);
         }
@@ -72,7 +73,7 @@ impl DirtyLog {
 
     /// Whether the front end has truncated the log.
     pub fn is_lost(&self) -> bool {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.read();
         file.as_ref().is_some_and(|file| file.guard.is_lost())
     }
 }
@@ -148,14 +149,14 @@ impl LogFile {
 /// What guest memory tells of its writes. One that belongs to no region yet tells nobody.
 #[derive(Clone, Debug, Default)]
 pub struct LogBitmap {
-    place: Arc<OnceLock<Place>>,
+    region: Arc<OnceLock<LoggedRegion>>,
     /// Where the part of the region starts that this speaks of.
     offset: u64,
 }
 
-/// Where a region lies, and the log that hears of its writes.
+/// A region of guest memory: where it lies, and the log that hears of its writes.
 #[derive(Debug)]
-struct Place {
+struct LoggedRegion {
     log: Arc<DirtyLog>,
     start: u64,
 }
@@ -164,7 +165,7 @@ impl LogBitmap {
     /// Tells `log` of writes from now on, as those of a region at guest-physical `start`. Only the first call
     /// counts: a region does not move.
     pub fn belongs_to(&self, log: &Arc<DirtyLog>, start: u64) {
-        self.place.get_or_init(|| Place {
+        self.region.get_or_init(|| LoggedRegion {
             log: Arc::clone(log),
             start,
         });
@@ -173,9 +174,10 @@ impl LogBitmap {
 
 impl Bitmap for LogBitmap {
     fn mark_dirty(&self, offset: usize, length: usize) {
-        if let Some(place) = self.place.get().filter(|at| at.log.logs_every_write()) {
-            let address = place.start.saturating_add(self.offset);
-            place
+        let region = self.region.get();
+        if let Some(region) = region.filter(|region| region.log.logs_every_write()) {
+            let address = region.start.saturating_add(self.offset);
+            region
                 .log
                 .mark(address.saturating_add(offset as u64), length as u64);
         }
@@ -188,7 +190,7 @@ impl Bitmap for LogBitmap {
 
     fn slice_at(&self, offset: usize) -> Self {
         Self {
-            place: Arc::clone(&self.place),
+            region: Arc::clone(&self.region),
             offset: self.offset.saturating_add(offset as u64),
         }
     }

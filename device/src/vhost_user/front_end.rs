@@ -20,17 +20,17 @@ use vhost_user_backend::Error::HandleRequest;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::GuestMemoryMmap;
 
+use crate::guest::config_channel::ConfigChannel;
+use crate::memory::guest_memory::Memory;
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::config_channel::ConfigChannel;
 use crate::vhost_user::relay::relay;
-use crate::vhost_user::rings::Memory;
 
 /// How often strangers may come first on the inner connection.
 const ATTEMPTS: usize = 16;
 
 /// Why a front end's connection ended, if it did not hang up.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub enum FrontEndError {
     /// The connection between relay and vhost-user crate cannot be made.
     #[error("cannot connect the relay: {0}")]
     Relay(#[source] io::Error),
@@ -49,18 +49,18 @@ pub enum SessionError {
 /// tells it of changes through.
 ///
 /// # Errors
-/// [`SessionError`] if it does not end by itself.
+/// [`FrontEndError`] if it does not end by itself.
 pub fn serve(
     front: &UnixStream,
     backend: &Arc<Backend>,
     channel: &ConfigChannel,
-) -> Result<(), SessionError> {
+) -> Result<(), FrontEndError> {
     let memory = Memory::new(GuestMemoryMmap::new());
     let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(backend), memory)
-        .map_err(SessionError::VhostUser)?;
-    let mut daemon = backend.meet(daemon).map_err(SessionError::Worker)?;
+        .map_err(FrontEndError::VhostUser)?;
+    let mut daemon = backend.attach(daemon).map_err(FrontEndError::Worker)?;
     let result = pass_messages(front, &mut daemon, backend, channel);
-    backend.part(daemon);
+    backend.detach(daemon);
     result
 }
 
@@ -70,20 +70,20 @@ fn pass_messages(
     daemon: &mut VhostUserDaemon<Arc<Backend>>,
     backend: &Backend,
     channel: &ConfigChannel,
-) -> Result<(), SessionError> {
-    let (mut listener, back) = inner_connection().map_err(SessionError::Relay)?;
+) -> Result<(), FrontEndError> {
+    let (mut listener, back) = inner_connection().map_err(FrontEndError::Relay)?;
     daemon
         .start(&mut listener)
-        .map_err(SessionError::VhostUser)?;
+        .map_err(FrontEndError::VhostUser)?;
     let relayed = relay(front, &back, backend, channel);
     // Both sides see the end, whichever was its cause. A side that has gone needs no telling.
     let _ = front.shutdown(Shutdown::Both);
     let _ = back.shutdown(Shutdown::Both);
     match (relayed, daemon.wait()) {
         (_, Err(error)) if !matches!(error, HandleRequest(Disconnected | PartialMessage)) => {
-            Err(SessionError::VhostUser(error))
+            Err(FrontEndError::VhostUser(error))
         }
-        (Err(error), _) if !is_hang_up(&error) => Err(SessionError::Connection(error)),
+        (Err(error), _) if !is_hang_up(&error) => Err(FrontEndError::Connection(error)),
         _ => Ok(()),
     }
 }

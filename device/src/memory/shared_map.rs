@@ -11,8 +11,8 @@ use spec::hint_map::{HintMap, HintMapError, Words, bytes_for};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use crate::vhost_user::lent::is_plain_memory;
-use crate::vhost_user::sigbus::{Guard, Share};
+use crate::memory::lent_file::is_plain_memory;
+use crate::memory::sigbus::{Guard, Share};
 
 /// Pages of the largest guest that a person can ask for hints: 16 TiB, for which a map takes 1 GiB at most. A front
 /// end can lend a file of any size.

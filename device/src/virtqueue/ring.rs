@@ -1,20 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A ring of the vhost-user-backend crate with what the crate's own rings do not have: kicks and interrupts that
 //! block nobody, whatever the front end does with its file descriptors, and a log of its used ring.
+//!
+//! A ring is *started* or stopped, and *enabled* or not, whatever the other. It *runs* while it is both.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use rustix::net::SendFlags;
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error as QueueError, QueueT};
+use vm_memory::GuestAddressSpace;
 
-use crate::vhost_user::dirty_log::DirtyLog;
-use crate::vhost_user::memory::Memory;
+use crate::memory::dirty_log::DirtyLog;
+use crate::memory::guest_memory::Memory;
+
+/// The longest queue that a front end may set up: Linux keeps one entry a hint block in flight.
+pub const MAX_QUEUE_SIZE: usize = 1024;
 
 /// A virtqueue of a front end.
 #[derive(Clone)]
@@ -50,9 +58,50 @@ const USED_ELEMENTS: u64 = 4;
 const USED_ELEMENT_BYTES: u64 = 8;
 
 impl Ring {
+    /// Whether the front end has started the ring.
+    pub fn is_started(&self) -> bool {
+        self.get_ref().get_queue().ready()
+    }
+
+    /// Whether the front end has started and enabled the ring.
+    pub fn runs(&self) -> bool {
+        let state = self.get_ref();
+        state.is_enabled() && state.get_queue().ready()
+    }
+
+    /// Whether the guest has not queued anything on the ring, neither for this device nor for one before it.
+    pub fn is_unused(&self, memory: &Memory) -> bool {
+        let state = self.get_ref();
+        let queue = state.get_queue();
+        let queued = queue.avail_idx(&*memory.memory(), Ordering::Acquire);
+        queue.next_avail() == 0 && queued.is_ok_and(|index| index.0 == 0)
+    }
+
+    /// The number of the next chain to be taken.
+    pub fn next_chain(&self) -> u16 {
+        self.get_ref().get_queue().next_avail()
+    }
+
+    /// Takes the ring for stopped, without a last look: its memory may be somebody else's. The crate waits for a new
+    /// kick only if there is none.
+    pub fn abandon(&self) {
+        self.set_queue_ready(false);
+        self.set_kick(None);
+    }
+
+    /// Does `last` with a ring that the front end is stopping. The crate has stopped it already, but not answered.
+    pub fn before_it_stops(&self, last: impl FnOnce()) {
+        // The crate takes the kick away only afterwards: a ring without one was not started.
+        if self.get_ref().get_kick().is_some() {
+            self.set_queue_ready(true);
+            last();
+            self.set_queue_ready(false);
+        }
+    }
+
     /// Logs what is written to the used ring as written at `address` from now on, or not apart from the rest.
     pub fn set_used_log(&self, log: &Arc<DirtyLog>, address: Option<u64>) {
-        self.ends().used_log = address.map(|address| UsedLog {
+        self.ends.lock().used_log = address.map(|address| UsedLog {
             log: Arc::clone(log),
             address,
         });
@@ -60,7 +109,7 @@ impl Ring {
 
     /// Element `slot` of the used ring, and its index, have been written.
     pub fn log_used(&self, slot: u16) {
-        let used_log = self.ends().used_log.clone();
+        let used_log = self.ends.lock().used_log.clone();
         if let Some(UsedLog { log, address }) = used_log {
             let element = USED_ELEMENTS + u64::from(slot) * USED_ELEMENT_BYTES;
             log.mark(address.saturating_add(element), USED_ELEMENT_BYTES);
@@ -70,7 +119,7 @@ impl Ring {
 
     /// Has the worker come back to the ring, after what else waits for it.
     pub fn kick_again(&self) {
-        let Some(kick) = self.ends().kick.clone() else {
+        let Some(kick) = self.ends.lock().kick.clone() else {
             return;
         };
         // A kick that has no room is one that the worker has not seen yet, and one that cannot be written to is no
@@ -92,11 +141,6 @@ impl Ring {
             queue.set_next_avail(queue.next_used());
         }
     }
-
-    fn ends(&self) -> MutexGuard<'_, Ends> {
-        // No field is ever half changed.
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<'a> VringStateGuard<'a, Memory> for Ring {
@@ -117,7 +161,7 @@ impl VringT<Memory> for Ring {
 
     /// Takes the guest's kick. Does not block if somebody else has taken it.
     fn read_kick(&self) -> io::Result<bool> {
-        let kick = self.ends().kick.clone();
+        let kick = self.ends.lock().kick.clone();
         let mut count = [0; 8];
         match kick.map(|kick| {
             let mut bytes = [IoSliceMut::new(&mut count)];
@@ -134,7 +178,7 @@ impl VringT<Memory> for Ring {
 
     /// Interrupts the guest.
     fn signal_used_queue(&self) -> io::Result<()> {
-        let Some(call) = self.ends().call.clone() else {
+        let Some(call) = self.ends.lock().call.clone() else {
             return Ok(());
         };
         let one = 1u64.to_ne_bytes();
@@ -159,12 +203,12 @@ impl VringT<Memory> for Ring {
         }
         // The crate waits for its own duplicate. Without another the ring is not kicked.
         let copy = file.as_ref().and_then(|file| file.try_clone().ok());
-        self.ends().kick = copy.map(|file| Arc::new(file.into()));
+        self.ends.lock().kick = copy.map(|file| Arc::new(file.into()));
         self.inner.set_kick(file);
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.ends().call = file.map(|file| Arc::new(file.into()));
+        self.ends.lock().call = file.map(|file| Arc::new(file.into()));
     }
 
     fn set_err(&self, _file: Option<File>) {

@@ -17,14 +17,14 @@
 use spec::PageRange;
 use spec::balloon::CommandId;
 
-use crate::balloon::page_set::{CHUNK_PAGES, CHUNK_WORDS, Chunk, PageSet, runs_of};
+use crate::balloon::sparse_page_set::{CHUNK_PAGES, CHUNK_WORDS, Chunk, SparsePageSet, runs_of};
 
 const MAGIC: [u8; 4] = *b"LBAL";
 const VERSION: u32 = 2;
 /// Bytes before the chunks.
 const HEADER_BYTES: usize = 40;
 /// The longest state.
-pub(super) const MAX_BYTES: usize = HEADER_BYTES + (8 << 20);
+pub const MAX_BYTES: usize = HEADER_BYTES + (8 << 20);
 /// Bytes of a chunk's bitmap.
 const BITMAP_BYTES: usize = CHUNK_WORDS * 8;
 /// The balloon counts pages with 32 bits.
@@ -47,7 +47,7 @@ pub struct DeviceState {
     /// The features that the guest has taken; 0 if that is not known.
     pub features: u64,
     /// The pages that are in the balloon, as far as that is known.
-    pub ballooned: PageSet,
+    pub ballooned: SparsePageSet,
 }
 
 /// Bytes that are not the state of a balloon, or not of this one.
@@ -165,7 +165,7 @@ impl DeviceState {
             poison_val: reader.u32()?,
             command_id: reader.command_id()?,
             features: 0,
-            ballooned: PageSet::default(),
+            ballooned: SparsePageSet::default(),
         })
     }
 
@@ -175,7 +175,7 @@ impl DeviceState {
         let command_id = reader.command_id()?;
         let chunks = reader.u32()?;
         let features = u64::from_le_bytes(reader.take()?);
-        let mut ballooned = PageSet::default();
+        let mut ballooned = SparsePageSet::default();
         let mut next = 0;
         for _ in 0..chunks {
             let number = reader.u32()?;
@@ -241,7 +241,7 @@ impl Reader<'_> {
     }
 
     /// Reads the pages of the chunk with `number` into `set`.
-    fn chunk(&mut self, number: u32, set: &mut PageSet) -> Result<(), StateError> {
+    fn chunk(&mut self, number: u32, set: &mut SparsePageSet) -> Result<(), StateError> {
         let wrong = || StateError::Pages(number);
         let start = u64::from(number) * CHUNK_PAGES;
         let runs = self.u32()?;
@@ -282,7 +282,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn state() -> DeviceState {
-        let mut ballooned = PageSet::default();
+        let mut ballooned = SparsePageSet::default();
         for (first, count) in [(3, 1), (CHUNK_PAGES - 2, 4), (5 * CHUNK_PAGES, CHUNK_PAGES)] {
             ballooned.insert(PageRange::new(first, count).unwrap());
         }
@@ -380,7 +380,7 @@ mod tests {
     fn scattered_pages_cost_a_bit_each_and_more_than_that_stay_behind() {
         let mut scattered = state();
         scattered.ballooned.clear();
-        let scatter = |set: &mut PageSet, chunk: u64| {
+        let scatter = |set: &mut SparsePageSet, chunk: u64| {
             for page in 0..1024 {
                 set.insert(PageRange::new(chunk * CHUNK_PAGES + page * 32, 1).unwrap());
             }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a connection may ask, and the answer.
+//! What the other end of a connection may ask, and the answer.
 //!
 //! Setting a hint map makes a connection the migrator's, until it says that hinting is over, or ends. There is one
 //! migrator at a time. All other requests are open to every connection.
@@ -10,15 +10,15 @@ use std::time::Duration;
 use spec::control::{ControlError, Header, Refusal, Reply, Request, VERSION};
 use spec::hint_map::HintMap;
 
-use super::page_map::Drawing;
-use super::{PATIENCE, people};
+use super::page_map::PageMapWriter;
+use super::{busy, people};
 use crate::balloon::Balloon;
-use crate::hints::shared_map::{self, SharedMap, SharedMapError};
+use crate::memory::shared_map::{self, SharedMap, SharedMapError};
 use crate::vhost_user::backend::Backend;
 
-/// Where one connection stands.
+/// The other end of one connection, and what it has asked.
 #[derive(Debug, Default)]
-pub(super) struct Session {
+pub(super) struct Peer {
     greeted: bool,
     /// It has set a hint map and not said yet that hinting is over.
     migrates: bool,
@@ -28,16 +28,16 @@ pub(super) struct Session {
 
 /// What follows a request.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Response {
     /// This reply.
     Reply(Box<Reply>),
     /// This refusal, and the end of the connection.
     Last(Refusal, PeerError),
-    /// A map, when it has been drawn.
-    Later(Drawing),
+    /// A page map, when it has been written.
+    PageMap(PageMapWriter),
 }
 
-impl From<Reply> for Answer {
+impl From<Reply> for Response {
     fn from(reply: Reply) -> Self {
         Self::Reply(Box::new(reply))
     }
@@ -54,7 +54,7 @@ pub(super) enum PeerError {
     Version,
 }
 
-impl Session {
+impl Peer {
     pub(super) fn migrates(&self) -> bool {
         self.migrates
     }
@@ -83,23 +83,23 @@ impl Session {
         (fds, fd): (usize, Option<OwnedFd>),
         backend: &Backend,
         another_migrates: bool,
-    ) -> Answer {
+    ) -> Response {
         let request = match Request::decode(header, payload) {
             Ok(request) => request,
-            Err(error) => return Answer::Last(Refusal::BadFrame, error.into()),
+            Err(error) => return Response::Last(Refusal::BadFrame, error.into()),
         };
         let expected = usize::from(matches!(request, Request::SetHintMap { .. }));
         if fds != expected {
-            return Answer::Last(Refusal::BadFrame, PeerError::FileDescriptors(fds));
+            return Response::Last(Refusal::BadFrame, PeerError::FileDescriptors(fds));
         }
         let hello = matches!(request, Request::Hello { version: VERSION });
         if !hello && (!self.greeted || matches!(request, Request::Hello { .. })) {
-            return Answer::Last(Refusal::Version, PeerError::Version);
+            return Response::Last(Refusal::Version, PeerError::Version);
         }
         if let Request::PageMap(set) = request {
-            return match Drawing::begin(set, backend) {
-                Ok(drawing) => Answer::Later(drawing),
-                Err(refusal) => Answer::from(Reply::Refused(refusal)),
+            return match PageMapWriter::begin(set, backend) {
+                Ok(writer) => Response::PageMap(writer),
+                Err(refusal) => Response::from(Reply::Refused(refusal)),
             };
         }
         let map = match (&request, fd) {
@@ -107,15 +107,16 @@ impl Session {
             (Request::SetHintMap { bytes }, Some(file)) => Some(shared_map::open(file, *bytes)),
             _ => None,
         };
-        let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
-            return Answer::from(Reply::Refused(Refusal::Busy));
+        let mut balloon = match busy::balloon(backend) {
+            Ok(balloon) => balloon,
+            Err(refusal) => return Response::from(Reply::Refused(refusal)),
         };
         let result = match request {
             Request::Hello { .. } => {
                 self.greeted = true;
                 Ok(Reply::Hello {
                     version: VERSION,
-                    features: balloon.features(),
+                    features: balloon.guest().features(),
                 })
             }
             Request::SetHintMap { .. }

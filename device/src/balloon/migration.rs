@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What migrates with the guest.
+//! What migrates with the guest, and how the balloon goes on from it.
 
-use super::{Balloon, FRONT_END_FEATURES};
-use crate::vhost_user::device_state::{DeviceState, StateError};
+use super::Balloon;
+use super::device_state::{DeviceState, StateError};
 
 impl Balloon {
     /// What migrates.
     pub fn save(&mut self) -> DeviceState {
+        self.notice_new_driver();
+        let config = self.guest.config.config();
         DeviceState {
-            num_pages: self.config.num_pages,
+            num_pages: config.num_pages,
             wanted: self.target.wanted(),
-            actual: self.config.actual,
-            poison_val: self.config.poison_val,
+            actual: config.actual,
+            poison_val: config.poison_val,
             command_id: self.hinting.command_id(),
-            features: self.features & !FRONT_END_FEATURES,
+            features: self.guest.own_features(),
             ballooned: self.ballooned().clone(),
         }
     }
@@ -24,7 +26,7 @@ impl Balloon {
     /// [`StateError::Features`] if the guest of the state has taken features that this device does not offer,
     /// or others than the front end has acknowledged for it.
     pub fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
-        let here = match self.features & !FRONT_END_FEATURES {
+        let here = match self.guest.own_features() {
             0 => state.features & self.offered_features(),
             acknowledged => acknowledged,
         };
@@ -34,17 +36,19 @@ impl Balloon {
                 here,
             });
         }
-        self.features |= state.features;
+        self.guest
+            .set_features(self.guest.features() | state.features);
         self.target.restore(state.wanted, state.num_pages);
-        self.config.num_pages = state.num_pages;
-        self.config.actual = state.actual;
-        self.config.poison_val = state.poison_val;
+        self.guest.config.set_target(state.num_pages);
+        self.guest
+            .config
+            .set_by_guest(state.actual, state.poison_val);
         self.hinting.restore(state.command_id);
-        self.ballooned = state.ballooned;
-        if self.memory.is_some() {
-            self.ballooned.keep_only(&self.regions);
+        self.inflate.restore(state.ballooned);
+        if self.guest.has_memory() {
+            self.inflate.keep_only(self.guest.regions());
         }
-        self.guest_to_be_told = true;
+        self.guest.config.tell_later();
         Ok(())
     }
 }
@@ -58,6 +62,8 @@ mod tests {
 
     use super::*;
     use crate::balloon::options::Options;
+    use crate::balloon::sparse_page_set::SparsePageSet;
+    use crate::guest::state::FRONT_END_FEATURES;
 
     const TAKEN: u64 = 1 << feature::VERSION_1 | 1 << feature::STATS_VQ;
 
@@ -68,7 +74,9 @@ mod tests {
     /// The state of a guest with `features` and two pages in its balloon.
     fn state(features: u64) -> DeviceState {
         let mut balloon = balloon();
-        balloon.ballooned.insert(PageRange::new(7, 2).unwrap());
+        let mut pages = SparsePageSet::default();
+        pages.insert(PageRange::new(7, 2).unwrap());
+        balloon.inflate.restore(pages);
         balloon.set_target(9);
         DeviceState {
             features,

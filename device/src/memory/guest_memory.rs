@@ -14,8 +14,11 @@ use vm_memory::{
     GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryLoadGuard, GuestMemoryMmap, GuestMemoryRegion,
 };
 
-use crate::vhost_user::dirty_log::{DirtyLog, LogBitmap};
-use crate::vhost_user::sigbus::{Guard, Share};
+use crate::memory::dirty_log::{DirtyLog, LogBitmap};
+use crate::memory::sigbus::{Guard, Share};
+
+/// The most regions that a front end may lend: what the vhost-user crate says.
+pub const MAX_REGIONS: usize = 509;
 
 /// Guest memory whose writes go to the vhost-user dirty log.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<LogBitmap>>;

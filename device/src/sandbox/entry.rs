@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Entering the sandbox.
+
+use std::sync::Arc;
+
+use super::mode::SandboxMode;
+use super::seccomp::{Filters, SeccompError};
+use super::{landlock, limits};
+
+/// A sandbox that cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The kernel takes no filter.
+    #[error("the sandbox cannot be entered (--sandbox off runs without it): {0}")]
+    Seccomp(#[from] SeccompError),
+    /// The kernel has Landlock and refuses the rules.
+    #[error("the sandbox cannot be entered (--sandbox off runs without it): Landlock: {0}")]
+    Landlock(#[from] ::landlock::RulesetError),
+}
+
+/// Restricts the process, which serves so many `devices` and has one thread yet, for good. The filters that come back narrow each later thread
+/// further; there are none if nothing is restricted.
+///
+/// # Errors
+/// [`SandboxError`]: the process is not to go on then, as its user relies on the restrictions.
+pub fn enter(mode: SandboxMode, devices: usize) -> Result<Option<Arc<Filters>>, SandboxError> {
+    if mode == SandboxMode::Off {
+        return Ok(None);
+    }
+    if mode == SandboxMode::Enforce {
+        limits::set(devices);
+        landlock::log(&landlock::restrict(&[])?);
+    }
+    let filters = Filters::new(mode)?;
+    filters.confine_process()?;
+    Ok(Some(Arc::new(filters)))
+}
