@@ -86,7 +86,12 @@ impl Activation {
     }
 
     /// The socket called `name` of the device called `device`. An only device's needs not say whose it is.
-    pub fn take_for_device(&mut self, name: &str, device: &str, only: bool) -> Option<UnixListener> {
+    pub fn take_for_device(
+        &mut self,
+        name: &str,
+        device: &str,
+        only: bool,
+    ) -> Option<UnixListener> {
         self.take(&format!("{name}.{device}"))
             .or_else(|| only.then(|| self.take(name)).flatten())
     }
