@@ -210,6 +210,19 @@ fn a_guest_that_reports_80_tib_of_nothing_does_not_fill_the_devices_memory() {
 }
 
 #[test]
+fn the_map_of_a_guest_with_memory_at_64_tib_is_as_small_as_its_memory() {
+    const FAR: u64 = 64 << 40;
+    let memory = guest_memory(&[(0, 64 * MIB), (FAR, 4 * MIB)]);
+    let mut it = Ballooning::boot_with(&["--free-page-reporting"], USUAL | REPORTING, memory);
+    let mut reports = it.guest.queue(4);
+    reports.start(&mut it.guest.front_end, 0);
+    reports.send(&[Buffer::In(FREE, 4096), Buffer::In(FAR + MIB, 8192)]);
+    let (runs, regions) = it.person.page_map(PageSet::Reported);
+    assert_eq!(runs, [(FREE / 4096, 1), ((FAR + MIB) / 4096, 2)]);
+    assert_eq!(regions.len(), 2);
+}
+
+#[test]
 fn what_a_guest_has_reported_or_hinted_goes_with_it() {
     let (mut it, mut reports) = reporting(0);
     it.guest.hints.start(&mut it.guest.front_end, 0);

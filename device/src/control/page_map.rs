@@ -2,10 +2,11 @@
 //! A picture of guest memory as a file: what is hinted, in the balloon, or reported.
 //!
 //! It is written a piece at a time, so that the map of a very large guest does not hold up others, such as a migrator that
-//! closes its epoch. Stretches without a bit stay holes of the file. Stretches without guest memory are skipped.
+//! closes its epoch. Stretches without a bit stay holes of the file.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -14,14 +15,14 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use spec::PageRange;
 use spec::control::{PageSet, Refusal, Reply};
 use spec::hint_map::HintMap;
-use spec::page_map::{bitmap_offset, bytes_for, header, region};
+use spec::page_map::{Header, Region};
 
 use super::busy::PATIENCE;
 use crate::memory::shared_map::SharedMap;
 use crate::vhost_user::backend::Backend;
 
 /// Words of the bitmap that are written at a time: a page of the file.
-const CHUNK: usize = 512;
+const CHUNK: u64 = 512;
 /// Chunks of one piece of work: the bits of 32 GiB of guest memory.
 const PIECE: usize = 256;
 
@@ -30,8 +31,17 @@ const PIECE: usize = 256;
 pub(super) struct PageMapWriter {
     source: Source,
     file: MapFile,
-    /// What has not been written yet, as ranges of words.
-    left: Vec<std::ops::Range<usize>>,
+    /// What has not been written yet, the next at the end.
+    left: Vec<Stretch>,
+}
+
+/// Words that lie side by side in the map.
+#[derive(Clone, Debug)]
+struct Stretch {
+    /// Word `index` is about pages `64 * index ..`.
+    indices: Range<u64>,
+    /// Where in the file they begin.
+    offset: u64,
 }
 
 /// Where the bits come from.
@@ -47,8 +57,6 @@ enum Source {
 struct MapFile {
     file: File,
     bytes: u64,
-    /// Where the bitmap begins.
-    bitmap: u64,
 }
 
 impl PageMapWriter {
@@ -62,13 +70,8 @@ impl PageMapWriter {
         };
         let regions = balloon.regions().to_vec();
         drop(balloon);
-        let words =
-            |range: &PageRange| range.first() as usize / 64..range.end().div_ceil(64) as usize;
-        Ok(Self {
-            source,
-            file: MapFile::new(&regions).map_err(without_resources)?,
-            left: regions.iter().rev().map(words).collect(),
-        })
+        let (file, left) = MapFile::new(&regions).map_err(without_resources)?;
+        Ok(Self { source, file, left })
     }
 
     /// Writes a piece; the answer, when it was the last one.
@@ -76,23 +79,21 @@ impl PageMapWriter {
         let written = match &self.source {
             Source::Hinted(map) => self
                 .file
-                .write(&mut self.left, |index| map.load(index).pages()),
+                .write(&mut self.left, |index| map.load(index as usize).pages()),
             Source::Ballooned => {
                 let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
                     return Some(Err(Refusal::Busy));
                 };
                 balloon.notice_new_driver();
                 let set = balloon.ballooned();
-                self.file
-                    .write(&mut self.left, |index| set.word(index as u64))
+                self.file.write(&mut self.left, |index| set.word(index))
             }
             Source::Reported => {
                 let Some(balloon) = backend.balloon_within(PATIENCE) else {
                     return Some(Err(Refusal::Busy));
                 };
                 let set = balloon.reported();
-                self.file
-                    .write(&mut self.left, |index| set.word(index as u64))
+                self.file.write(&mut self.left, |index| set.word(index))
             }
         };
         if let Err(error) = written {
@@ -114,47 +115,44 @@ impl PageMapWriter {
 }
 
 impl MapFile {
-    /// A file for the map of `regions`, with everything but the bits.
-    fn new(regions: &[PageRange]) -> io::Result<Self> {
-        let pages = regions.last().map_or(0, |region| region.end());
-        let count = regions.len() as u64;
+    /// A file for the map of `regions`, with everything but the bits, which are to be written.
+    fn new(regions: &[PageRange]) -> io::Result<(Self, Vec<Stretch>)> {
+        let regions: Vec<_> = Region::lay_out(regions.iter().copied()).collect();
+        let header = Header::of(regions.iter().copied());
         let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
-        let bytes = bytes_for(pages, count).ok_or_else(too_large)?;
-        let bitmap = bitmap_offset(count).ok_or_else(too_large)?;
+        let bytes = header.map_bytes().ok_or_else(too_large)?;
+        let words = header.words_offset().ok_or_else(too_large)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("page-map", flags)?);
         file.set_len(bytes)?;
-        let mut head = header(pages, count).to_vec();
-        head.extend(regions.iter().flat_map(|&range| region(range)));
+        let mut head = header.to_bytes().to_vec();
+        head.extend(regions.iter().flat_map(|region| region.to_bytes()));
         file.write_all_at(&head, 0)?;
-        Ok(Self {
-            file,
-            bytes,
-            bitmap,
-        })
+        let stretch = |region: &Region| Stretch {
+            indices: region.indices(),
+            offset: words + region.first_word() * 8,
+        };
+        let left = regions.iter().rev().map(stretch).collect();
+        Ok((Self { file, bytes }, left))
     }
 
-    /// Writes a piece of what is `left`, from its end on: the bits are `words`, by index.
-    fn write(
-        &self,
-        left: &mut Vec<std::ops::Range<usize>>,
-        words: impl Fn(usize) -> u64,
-    ) -> io::Result<()> {
-        let mut chunk = Vec::with_capacity(CHUNK * 8);
+    /// Writes a piece of what is `left`: the bits are `words`, by index.
+    fn write(&self, left: &mut Vec<Stretch>, words: impl Fn(u64) -> u64) -> io::Result<()> {
+        let mut chunk = Vec::with_capacity(CHUNK as usize * 8);
         for _ in 0..PIECE {
-            let Some(range) = left.last_mut() else {
+            let Some(Stretch { indices, offset }) = left.last_mut() else {
                 break;
             };
-            let (first, next) = (range.start, range.end.min(range.start + CHUNK));
-            range.start = next;
-            if range.start == range.end {
+            let (first, next) = (indices.start, indices.end.min(indices.start + CHUNK));
+            let at = *offset;
+            (indices.start, *offset) = (next, at + (next - first) * 8);
+            if indices.is_empty() {
                 left.pop();
             }
             chunk.clear();
             chunk.extend((first..next).flat_map(|index| words(index).to_le_bytes()));
             if chunk.iter().any(|&byte| byte != 0) {
-                self.file
-                    .write_all_at(&chunk, self.bitmap + first as u64 * 8)?;
+                self.file.write_all_at(&chunk, at)?;
             }
         }
         Ok(())
@@ -184,11 +182,8 @@ mod tests {
     }
 
     /// Writes a whole map of `regions`, and says in how many pieces.
-    fn write(regions: &[PageRange], words: impl Fn(usize) -> u64) -> (File, u64, usize) {
-        let map = MapFile::new(regions).unwrap();
-        let range =
-            |range: &PageRange| range.first() as usize / 64..range.end().div_ceil(64) as usize;
-        let mut left = regions.iter().rev().map(range).collect();
+    fn write(regions: &[PageRange], words: impl Fn(u64) -> u64) -> (File, u64, usize) {
+        let (map, mut left) = MapFile::new(regions).unwrap();
         let mut pieces = 0;
         loop {
             map.write(&mut left, &words).unwrap();
@@ -201,9 +196,10 @@ mod tests {
 
     #[test]
     fn the_file_holds_regions_and_bits_and_nobody_can_change_it() {
-        let regions = [range(0, 70), range(100_000, 64 * 2000)];
-        let words = |index: usize| match index {
-            1 => 0b11,
+        // The second begins in the first one's last word, and ends with a part of one.
+        let regions = [range(0, 70), range(100, 20), range(100_000, 64 * 2000)];
+        let words = |index: u64| match index {
+            1 => 0b11 | 1 << (110 - 64),
             index if index == 100_000 / 64 => u64::MAX,
             _ => 0,
         };
@@ -213,8 +209,18 @@ mod tests {
         assert_eq!(content.len() as u64, bytes);
         let map = PageMap::parse(&content).unwrap();
         assert_eq!(map.regions().collect::<Vec<_>>(), regions);
-        for index in 0..map.pages().div_ceil(64) as usize {
-            assert_eq!(map.word(index), words(index), "word {index}");
+        for index in 0..4000 {
+            // The last region begins in the middle of a word.
+            let memory = if index == 100_000 / 64 {
+                u64::MAX << (100_000 % 64)
+            } else {
+                u64::MAX
+            };
+            assert_eq!(
+                map.word(index as usize),
+                words(index) & memory,
+                "word {index}"
+            );
         }
         assert!(file.write_all_at(&[0], 0).is_err());
         assert!(file.set_len(0).is_err());
@@ -224,13 +230,14 @@ mod tests {
     fn a_guest_high_up_in_the_address_space_costs_no_more_than_its_pages() {
         let high = range(1 << 36, 64);
         let asked = std::cell::Cell::new(0);
-        let (file, ..) = write(&[high], |_| {
+        let (file, bytes, _) = write(&[high], |_| {
             asked.set(asked.get() + 1);
             1
         });
         assert_eq!(asked.get(), 1);
-        use std::os::unix::fs::MetadataExt;
-        assert!(file.metadata().unwrap().blocks() * 512 <= 3 * 4096);
+        // The header, a region and a word.
+        assert_eq!(bytes, 32 + 24 + 8);
+        assert_eq!(file.metadata().unwrap().len(), bytes);
     }
 
     #[test]
@@ -238,18 +245,18 @@ mod tests {
         let (mut file, ..) = write(&[], |_| 1);
         let mut content = Vec::new();
         file.read_to_end(&mut content).unwrap();
-        assert_eq!(PageMap::parse(&content).unwrap().pages(), 0);
+        assert_eq!(PageMap::parse(&content).unwrap().regions().count(), 0);
     }
 
     #[test]
     fn the_map_of_a_large_guest_is_written_in_pieces() {
-        let words = PIECE * CHUNK * 3;
-        let (mut file, bytes, pieces) = write(&[range(0, words as u64 * 64)], |index| index as u64);
+        let words = PIECE as u64 * CHUNK * 3;
+        let (mut file, bytes, pieces) = write(&[range(0, words * 64)], |index| index);
         assert_eq!(pieces, 3);
         let mut content = Vec::new();
         file.read_to_end(&mut content).unwrap();
         assert_eq!(content.len() as u64, bytes);
         let map = PageMap::parse(&content).unwrap();
-        assert!((0..words).all(|index| map.word(index) == index as u64));
+        assert!((0..words).all(|index| map.word(index as usize) == index));
     }
 }

@@ -61,6 +61,9 @@ impl Person {
         File::from(fds.remove(0)).read_to_end(&mut content).unwrap();
         assert_eq!(content.len() as u64, bytes);
         let map = PageMap::parse(&content).unwrap();
+        // A bit a page, wherever memory lies, and the table of regions.
+        let pages: u64 = map.regions().map(|region| region.count()).sum();
+        assert!(bytes <= pages / 8 + 4096, "{bytes} bytes for {pages} pages");
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for page in map
             .regions()

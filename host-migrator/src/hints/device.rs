@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use spec::PAGE_SIZE;
 use spec::balloon::stat;
 use spec::control::{EpochReport, PageSet, Reply, Request};
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told};
+use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::MigrationBitmap;
 
@@ -167,10 +167,14 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+    fn given_up(
+        &mut self,
+        set: PageSet,
+        memory: &[PageRange],
+    ) -> Result<MigrationBitmap, HintError> {
         let request = Request::PageMap(set);
         match self.ask_aside(request)? {
-            (Reply::PageMap { bytes }, Some(file)) => given_up::read(file, bytes, pages),
+            (Reply::PageMap { bytes }, Some(file)) => given_up::read(file, bytes, memory),
             (other, _) => Err(HintError::unexpected(request, other)),
         }
     }

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use spec::PageRange;
 use spec::control::PageSet;
 use spec::hint_map::{HintPhase, Tellers, Told};
 use spec::trace::event::{Brought, Log};
@@ -113,11 +114,11 @@ impl<'a> Tracker<'a> {
         self.hints.lost.as_deref()
     }
 
-    /// The pages of `set`, as far as somebody knows.
-    pub(crate) fn given_up(&mut self, set: PageSet) -> MigrationBitmap {
+    /// The pages of `set` among those of `memory`, as far as somebody knows.
+    pub(crate) fn given_up(&mut self, set: PageSet, memory: &[PageRange]) -> MigrationBitmap {
         let pages = self.bitmap.pages();
         let known = self.hints.source.as_deref_mut().map(|source| {
-            source.given_up(set, pages).unwrap_or_else(|error| {
+            source.given_up(set, memory).unwrap_or_else(|error| {
                 log::warn!("the pages that were given up are not counted apart: {error}");
                 MigrationBitmap::new(pages)
             })

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where free page hints come from, as the engine sees it: epochs that are opened and closed, and a map of hinted pages.
 
+use spec::PageRange;
 use spec::control::{EpochReport, PageSet, Reply, Request};
 use spec::hint_map::{HintPhase, Tellers, Told};
 
@@ -75,14 +76,21 @@ pub trait HintSource: Send {
     /// `index` is about pages `64 * index ..`.
     fn take_all(&mut self, told: &mut dyn FnMut(usize, Told));
 
-    /// The pages of `set`, of a guest whose bitmap has `pages` bits: why holes of the memory files are holes. It is
-    /// asked for statistics, and to use these sources one by one, never as a reason of its own to leave a page out.
+    /// The pages of `set`, of a guest whose memory lies in `memory`, which rises: why holes of the memory files are
+    /// holes. It is asked for statistics, and to use these sources one by one, never as a reason of its own to leave a
+    /// page out.
     ///
     /// # Errors
     /// [`HintError`] if it cannot be had; such pages then count as never touched.
-    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+    fn given_up(
+        &mut self,
+        set: PageSet,
+        memory: &[PageRange],
+    ) -> Result<MigrationBitmap, HintError> {
         let _ = set;
-        Ok(MigrationBitmap::new(pages))
+        Ok(MigrationBitmap::new(
+            memory.last().map_or(0, |region| region.end()),
+        ))
     }
 
     /// The migration is over: the guest gets its pages back.

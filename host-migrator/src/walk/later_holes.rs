@@ -39,7 +39,7 @@ impl LaterHoles {
         trace: &Trace,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Self, RamError> {
-        let given_up = GivenUp::ask(tracker, sources);
+        let given_up = GivenUp::ask(tracker, ram, sources);
         trace.record(Event::HolesAsked);
         let pages = MigrationBitmap::new(ram.bitmap_pages());
         let mut budget = HoleBudget {

@@ -39,7 +39,7 @@ pub(crate) fn leave_out(
     }
     let all_are_used = used == [true; 3];
     // Those that are not used, too: what they gave up is not left out as a hole like others.
-    let given_up = GivenUp::ask(tracker, PageSources::ALL);
+    let given_up = GivenUp::ask(tracker, ram, PageSources::ALL);
     trace.record(Event::HolesAsked);
     let mut budget = HoleBudget {
         holes: MOST_HOLES,

@@ -20,6 +20,7 @@ pub struct SoftHints {
     /// Held while a hint is taken, and while the epoch is closed: the barrier.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
+    on_done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// In the balloon, and reported.
     given_up: Mutex<[Vec<PageRange>; 2]>,
     /// The device hangs up at the next close.
@@ -44,6 +45,7 @@ impl SoftHints {
             trace,
             gate: Mutex::default(),
             on_open: Mutex::default(),
+            on_done: Mutex::default(),
             given_up: Mutex::default(),
             fail_to_close: AtomicBool::default(),
             done: AtomicU64::default(),
@@ -52,6 +54,11 @@ impl SoftHints {
 
     pub fn on_open(&self, action: impl FnMut(u64) + Send + 'static) {
         *self.on_open.lock().unwrap() = Some(Box::new(action));
+    }
+
+    /// What is done when the guest is told to take its pages back.
+    pub fn on_done(&self, action: impl FnOnce() + Send + 'static) {
+        *self.on_done.lock().unwrap() = Some(Box::new(action));
     }
 
     /// The open epoch, 0 if none is.
@@ -159,9 +166,13 @@ impl HintSource for HintsForEngine {
         self.0.map.take_all(told);
     }
 
-    fn given_up(&mut self, set: PageSet, pages: u64) -> Result<MigrationBitmap, HintError> {
+    fn given_up(
+        &mut self,
+        set: PageSet,
+        memory: &[PageRange],
+    ) -> Result<MigrationBitmap, HintError> {
         let given_up = self.0.given_up.lock().unwrap();
-        let bitmap = MigrationBitmap::new(pages);
+        let bitmap = MigrationBitmap::new(memory.last().unwrap().end());
         let ranges = match set {
             PageSet::Ballooned => &given_up[0],
             PageSet::Reported => &given_up[1],
@@ -175,6 +186,9 @@ impl HintSource for HintsForEngine {
         let _gate = self.0.gate.lock().unwrap();
         self.0.map.end(HintPhase::Done);
         self.0.done.fetch_add(1, Ordering::AcqRel);
+        if let Some(action) = self.0.on_done.lock().unwrap().take() {
+            action();
+        }
         Ok(())
     }
 }

@@ -16,6 +16,9 @@ use super::args::DeviceArgs;
 /// How long an answer may take. Only a map of very much memory takes any time at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The largest map that is read: of 32 TiB of guest memory.
+const MOST_MAP_BYTES: u64 = 1 << 30;
+
 /// A device that has said hello.
 pub(super) struct Device {
     client: ControlClient,
@@ -80,8 +83,12 @@ impl Device {
         let (Reply::PageMap { bytes }, Some(file)) = (reply, file) else {
             return Err(HintError::unexpected(request, reply).into());
         };
+        if bytes > MOST_MAP_BYTES {
+            let text = format!("its page map has {bytes} bytes, more than {MOST_MAP_BYTES}");
+            return Err(HintError::Protocol(text).into());
+        }
         let mut map = Vec::new();
-        // No more than was announced, in case the file is something endless.
+        // No more than was announced.
         let read = File::from(file).take(bytes).read_to_end(&mut map);
         read.map_err(HintError::from)?;
         Ok(Some(map))

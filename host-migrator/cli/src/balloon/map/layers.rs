@@ -119,7 +119,7 @@ fn push(runs: &mut Vec<PageRange>, first: u64, count: u64) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use spec::page_map::{header, region};
+    use spec::page_map::{Header, Region};
 
     pub fn range(first: u64, count: u64) -> PageRange {
         PageRange::new(first, count).unwrap()
@@ -127,13 +127,18 @@ pub(super) mod tests {
 
     /// The bytes of a map of `regions` in which the pages of `runs` are set.
     pub fn map_bytes(regions: &[PageRange], runs: &[PageRange]) -> Vec<u8> {
-        let pages = regions.last().unwrap().end();
-        let mut words = vec![0u64; pages.div_ceil(64) as usize];
-        for (index, mask) in runs.iter().flat_map(|run| spec::hint_map::word_masks(*run)) {
-            words[index] |= mask;
+        let regions: Vec<_> = Region::lay_out(regions.iter().copied()).collect();
+        let header = Header::of(regions.iter().copied());
+        let mut words = vec![0u64; header.words as usize];
+        for region in &regions {
+            for (index, mask) in runs.iter().flat_map(|run| spec::hint_map::word_masks(*run)) {
+                if let Some(word) = region.word_for(index as u64) {
+                    words[word as usize] |= mask;
+                }
+            }
         }
-        let mut bytes = header(pages, regions.len() as u64).to_vec();
-        bytes.extend(regions.iter().flat_map(|range| region(*range)));
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend(regions.iter().flat_map(|region| region.to_bytes()));
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         bytes
     }

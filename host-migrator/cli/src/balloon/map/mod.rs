@@ -51,7 +51,10 @@ pub fn map(args: &MapArgs) -> Result<(), BalloonError> {
     let ballooned = device.page_map(PageSet::Ballooned)?;
     let hinted = hinted.as_deref().map(PageMap::parse).transpose()?;
     let ballooned = ballooned.as_deref().map(PageMap::parse).transpose()?;
-    let Some(memory) = ballooned.or(hinted).filter(|map| map.pages() > 0) else {
+    let Some(memory) = ballooned
+        .or(hinted)
+        .filter(|map| map.regions().next().is_some())
+    else {
         let text = "no VMM is connected to the balloon device: there is no guest memory to show";
         return Err(BalloonError::Guest(text.into()));
     };
