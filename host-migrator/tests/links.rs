@@ -110,7 +110,7 @@ fn a_link_of_32_kib_a_second_carries_a_guest() {
         rate: Some(32 << 10),
         ..Link::default()
     };
-    let ends = wire(link, link);
+    let ends = wire(link.clone(), link);
     assert_complete(migrate(&guest, guest.source(), impatient(), ends, |_| ()));
 }
 
@@ -121,7 +121,7 @@ fn a_link_of_10_ms_carries_a_guest_that_writes() {
         delay: Duration::from_millis(10),
         ..Link::default()
     };
-    let (here, there) = wire(link, link);
+    let (here, there) = wire(link.clone(), link);
     let ram = Arc::new(like(&guest.memory.ram));
     let outcome = migrate_over(guest.source(), rounds(4), here, there, ram);
     assert_exact(&guest, &outcome);
@@ -138,6 +138,58 @@ fn a_link_that_carries_nothing_for_8_s_in_a_round_costs_only_these() {
     let ram = Arc::new(like(&guest.memory.ram));
     let outcome = migrate_over(guest.source(), MigrationParams::default(), here, there, ram);
     assert_exact(&guest, &outcome);
+}
+
+#[test]
+fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
+    /// What is left for the stopped guest.
+    const LEFT: u64 = 4000;
+    const SLOW: u64 = 500_000;
+    let guest = Arc::new(guest(5000));
+    let theirs = Arc::clone(&guest);
+    // Written again in the first round, which no later one follows.
+    guest.hints.on_open(move |epoch| {
+        if epoch == 1 {
+            (0..LEFT).for_each(|pfn| theirs.write(pfn));
+        }
+    });
+    let link = Link {
+        rate: Some(40_000_000),
+        collapse: Some((Arc::clone(&guest.machine), SLOW)),
+        ..Link::default()
+    };
+    let params = MigrationParams {
+        max_rounds: Some(1),
+        early_harvests: 0,
+        // Every byte that arrives shows that the link lives.
+        peer_timeout: Duration::from_secs(100_000),
+        switchover_timeout: Some(Duration::from_secs(1)),
+        ..MigrationParams::default()
+    };
+    let machine = Arc::clone(&guest.machine);
+    let stopped = thread::spawn(move || {
+        let wait_while = |stopped| {
+            while machine.is_stopped() == stopped {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Instant::now()
+        };
+        let began = wait_while(false);
+        wait_while(true) - began
+    });
+    let ends = wire(link, Link::default());
+    let (sent, received) = migrate(&guest, guest.source(), params, ends, |_| ());
+    let error = sent.unwrap_err().to_string();
+    assert!(
+        error.contains("the switchover was not done in 1s"),
+        "{error}"
+    );
+    assert!(received.is_err());
+    assert!(!guest.machine.is_handed_over() && !guest.vcpu_log.is_running());
+    // The link would have taken 32 seconds.
+    let stopped = stopped.join().unwrap();
+    let needed = Duration::from_secs(LEFT * spec::PAGE_SIZE / SLOW);
+    assert!(stopped < needed / 2, "{stopped:?}");
 }
 
 /// A log that takes its time to be harvested.

@@ -4,12 +4,15 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::machine::SoftMachine;
+
 /// How a wire carries the bytes of one direction.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Link {
     /// Bytes a second; none: as fast as it goes.
     pub rate: Option<u64>,
@@ -17,6 +20,18 @@ pub struct Link {
     pub delay: Duration,
     /// After so many bytes nothing moves for so long.
     pub outage: Option<(usize, Duration)>,
+    /// While this machine is stopped, only so many bytes a second.
+    pub collapse: Option<(Arc<SoftMachine>, u64)>,
+}
+
+impl Link {
+    /// Bytes a second now.
+    fn rate(&self) -> Option<u64> {
+        match &self.collapse {
+            Some((machine, rate)) if machine.is_stopped() => Some(*rate),
+            _ => self.rate,
+        }
+    }
 }
 
 /// Bytes that are on the way at most.
@@ -43,12 +58,17 @@ fn carry(from: &UnixStream, to: &UnixStream, link: Link) {
 type OnTheWay = (Instant, Vec<u8>);
 
 fn put_in(mut from: UnixStream, link: Link, put: &SyncSender<OnTheWay>) {
-    // A slow wire carries small pieces.
-    let chunk = link.rate.map_or(CHUNK, |rate| (rate / 32).max(1) as usize);
-    let mut buffer = vec![0; chunk.min(CHUNK)];
+    let mut buffer = vec![0; CHUNK];
     let mut done = 0;
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if let Some(rate) = link.rate {
+    loop {
+        // A slow wire carries small pieces.
+        let piece = link
+            .rate()
+            .map_or(CHUNK, |rate| (rate / 32).max(1) as usize);
+        let Ok(count @ 1..) = from.read(&mut buffer[..piece.min(CHUNK)]) else {
+            return;
+        };
+        if let Some(rate) = link.rate() {
             thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
         }
         done += count;
