@@ -4,9 +4,13 @@
 
 mod software_guest;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::collections::VecDeque;
+use std::io::{Read, Write, copy};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,9 +19,11 @@ use host_migrator::{
     OwnershipRecord, ReceiveError,
 };
 use software_guest::Guest;
+use software_guest::link::{Link, wire};
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like, one};
 use spec::PAGE_SIZE;
+use spec::stream::{GREETING_BYTES, Greeting, SectionHeader, SectionKind, StreamHeader};
 
 /// Nobody waits so long for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(30);
@@ -76,6 +82,20 @@ impl Waiting {
     }
 }
 
+/// Carries the bytes between two streams, until either ends.
+fn relay(here: UnixStream, there: TcpStream) {
+    let (mut from, mut to) = (here.try_clone().unwrap(), there.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    let (mut from, mut to) = (there, here);
+    thread::spawn(move || {
+        let _ = copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}
+
 fn guest() -> Guest {
     let guest = Guest::new(Memory::new(70, 0));
     [1, 2, 3, 10, 63, 64]
@@ -106,6 +126,91 @@ fn a_crowd_that_says_nothing_does_not_lock_the_true_source_out() {
     destination.assert_untouched();
     destination.receives(&guest);
     drop(crowd);
+}
+
+#[test]
+fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let mut source = destination.stranger();
+    let mut greeting = [0; GREETING_BYTES];
+    source.read_exact(&mut greeting).unwrap();
+    let header = StreamHeader {
+        session: Greeting::from_bytes(&greeting).unwrap().session,
+        number: 0,
+        ram_bytes: guest.memory.ram.pages() * PAGE_SIZE,
+        regions: guest.memory.ram.regions().len() as u32,
+    };
+    source.write_all(&header.to_bytes()).unwrap();
+    // More than have a place. They came after it, and the first of them has to give way.
+    let mut crowd: Vec<_> = (0..150).map(|_| destination.stranger()).collect();
+    let _ = crowd[0].read_to_end(&mut Vec::new());
+    let mut sections = Vec::new();
+    let introduction = [
+        (SectionKind::Layout, guest.memory.ram.layout()),
+        (SectionKind::Description, b"of another machine".to_vec()),
+    ];
+    for (sequence, (kind, payload)) in (0..).zip(introduction) {
+        let header = SectionHeader {
+            kind,
+            sequence,
+            round: 1,
+            length: payload.len() as u64,
+            payload_crc: crc32fast::hash(&payload),
+        };
+        sections.extend(header.to_bytes());
+        sections.extend(payload);
+    }
+    source.write_all(&sections).unwrap();
+    let mut answer = Vec::new();
+    source.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("it needs another machine"), "{answer}");
+    drop(crowd);
+    destination.receives(&guest);
+}
+
+#[test]
+fn a_source_far_away_gets_through_while_strangers_flood() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let address = destination.address.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let (tell, floods) = channel();
+    let flood = {
+        let over = Arc::clone(&over);
+        thread::spawn(move || {
+            let mut crowd = VecDeque::new();
+            while !over.load(Ordering::Acquire) {
+                // Nobody listens any more when the guest has arrived.
+                let Ok(stranger) = Connection::connect(&address, FOR_EVER) else {
+                    continue;
+                };
+                crowd.push_back(stranger);
+                if crowd.len() == 200 {
+                    // Each has stayed for a while.
+                    crowd.pop_front();
+                    let _ = tell.send(());
+                }
+            }
+        })
+    };
+    floods.recv().unwrap();
+    // The greeting is on the way for 50 ms, and so is the answer: time for many strangers.
+    let far = Link {
+        delay: Duration::from_millis(50),
+        ..Link::default()
+    };
+    let (here, there) = wire(far.clone(), far);
+    relay(there, destination.stranger());
+    let connection = Connection::try_from(here).unwrap();
+    let migration = Migration::start(guest.source(), MigrationParams::default(), connection);
+    let (_, sent) = migration.unwrap().join();
+    over.store(true, Ordering::Release);
+    sent.unwrap();
+    assert!(destination.thread.join().unwrap().unwrap());
+    assert_eq!(guest.memory.wrong_pages(&destination.ram, None), []);
+    flood.join().unwrap();
 }
 
 #[test]

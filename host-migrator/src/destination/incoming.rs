@@ -48,7 +48,7 @@ impl Incoming {
         ram: &GuestRam,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
-        let mut source = Self::hear(channel, &Shape::of(ram))?;
+        let mut source = Self::hear(channel, &Shape::of(ram), &|| ())?;
         match source.judged_by(machine) {
             Ok(()) => Ok(source),
             Err(error) => {
@@ -89,11 +89,16 @@ impl Incoming {
         Receiver::new(self, ram, ownership, observer).receive(machine)
     }
 
-    pub(super) fn hear(channel: Connection, shape: &Shape) -> Result<Self, ReceiveError> {
+    /// Hears a connection out. `speaks` is called when it has sent a valid header.
+    pub(super) fn hear(
+        channel: Connection,
+        shape: &Shape,
+        speaks: &dyn Fn(),
+    ) -> Result<Self, ReceiveError> {
         let (reader, writer) = channel.split();
         let mut input = SectionReader::new(reader);
         let mut out = SectionWriter::new(writer);
-        match introduction(&mut input, &mut out, shape) {
+        match introduction(&mut input, &mut out, shape, speaks) {
             Ok((header, description)) => Ok(Self {
                 input,
                 out,
@@ -159,6 +164,7 @@ fn introduction(
     input: &mut SectionReader,
     out: &mut SectionWriter,
     shape: &Shape,
+    speaks: &dyn Fn(),
 ) -> Result<(StreamHeader, Vec<u8>), ReceiveError> {
     let mut session = [0; 8];
     getrandom(&mut session, GetRandomFlags::empty())
@@ -171,6 +177,7 @@ fn introduction(
     if header.session != session {
         return Err(ReceiveError::Session);
     }
+    speaks();
     let layout = input.header()?;
     if layout.kind != SectionKind::Layout {
         return Err(unexpected(layout.kind, "Layout").into());

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Waiting for the one source among strangers: each connection introduces itself in a thread of its own and has a short
-//! time for it; when there are too many, the oldest gives way.
+//! time for it.
+//!
+//! A flood of connections must not push the source out while it introduces itself. So there are two crowds with a bound
+//! of its own each. One that has not sent a valid header yet is *silent*. It keeps its place for a time in which any
+//! source gets its header here; after that it gives way where all places are taken. While all silent ones are younger,
+//! newcomers wait in the kernel's queue, which serves them in turn. One that has sent a valid header *speaks*, and gives
+//! way only to others that speak.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::incoming::{Incoming, Shape};
 use super::{ReceiveError, ReceiveError as Error};
@@ -15,8 +23,12 @@ use crate::wire::{Closer, Connection, Listener};
 
 /// How long a connection may take to introduce itself; no byte of it makes this longer.
 const INTRODUCTION: Duration = Duration::from_secs(5);
-/// The most connections that introduce themselves at a time.
-const MOST_STRANGERS: usize = 32;
+/// How long a silent connection keeps its place: its greeting goes there and its header comes back within that.
+const GRACE: Duration = Duration::from_secs(1);
+/// The most connections that are silent at a time.
+const MOST_SILENT: usize = 128;
+/// The most connections that speak at a time.
+const MOST_SPEAKING: usize = 32;
 /// How often it is looked whether one has ended, while there are any.
 const TICK: Duration = Duration::from_millis(10);
 /// The longest wait for a connection, while there are none.
@@ -26,10 +38,19 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 type Answer = (u64, Result<Incoming, Error>);
 
+/// A connection that has not introduced itself yet.
+struct Stranger {
+    number: u64,
+    came: Instant,
+    /// It has sent a valid header.
+    speaks: Arc<AtomicBool>,
+    connection: Closer,
+}
+
 /// The connections that have not introduced themselves yet, the oldest first.
 struct Strangers {
     next: u64,
-    waiting: VecDeque<(u64, Closer)>,
+    waiting: VecDeque<Stranger>,
     answer: Sender<Answer>,
     answers: Receiver<Answer>,
 }
@@ -50,6 +71,10 @@ pub(super) fn wait(
     loop {
         if let Some(source) = strangers.source(machine) {
             return Ok(source);
+        }
+        if !strangers.make_room() {
+            thread::sleep(TICK);
+            continue;
         }
         let patience = if strangers.waiting.is_empty() {
             IDLE
@@ -75,7 +100,7 @@ impl Strangers {
                 Ok(answer) => answer,
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
             };
-            self.waiting.retain(|(other, _)| *other != number);
+            self.waiting.retain(|stranger| stranger.number != number);
             let mut source = match answer {
                 Ok(source) => source,
                 Err(error) => {
@@ -94,23 +119,55 @@ impl Strangers {
         }
     }
 
-    fn admit(&mut self, connection: Connection, shape: &Shape) {
-        if self.waiting.len() >= MOST_STRANGERS
-            && let Some((_, oldest)) = self.waiting.pop_front()
-        {
-            oldest.close();
+    /// Sends the oldest away where there are too many. `false` if all of them are too young for that.
+    fn make_room(&mut self) -> bool {
+        if let (MOST_SPEAKING.., Some(oldest)) = self.crowd(true) {
+            self.send_away(oldest);
         }
+        match self.crowd(false) {
+            (MOST_SILENT.., Some(oldest)) if self.waiting[oldest].came.elapsed() < GRACE => false,
+            (MOST_SILENT.., Some(oldest)) => {
+                self.send_away(oldest);
+                true
+            }
+            _ => true,
+        }
+    }
+
+    /// How many speak, or are silent, and where the oldest of them is.
+    fn crowd(&self, speaks: bool) -> (usize, Option<usize>) {
+        let crowd = || {
+            (self.waiting.iter().enumerate())
+                .filter(|(_, stranger)| stranger.speaks.load(Ordering::Acquire) == speaks)
+        };
+        (crowd().count(), crowd().next().map(|(place, _)| place))
+    }
+
+    fn send_away(&mut self, place: usize) {
+        if let Some(stranger) = self.waiting.remove(place) {
+            stranger.connection.close();
+        }
+    }
+
+    fn admit(&mut self, connection: Connection, shape: &Shape) {
         connection
             .stop_flag()
             .set_deadline(INTRODUCTION, "the introduction");
         let (number, answer, shape) = (self.next, self.answer.clone(), shape.clone());
         self.next += 1;
-        self.waiting.push_back((number, connection.closer()));
+        let speaks = Arc::<AtomicBool>::default();
+        self.waiting.push_back(Stranger {
+            number,
+            came: Instant::now(),
+            speaks: Arc::clone(&speaks),
+            connection: connection.closer(),
+        });
         let spawned = thread::Builder::new()
             .name("introduction".into())
             .spawn(move || {
                 let stop = connection.stop_flag();
-                let heard = Incoming::hear(connection, &shape);
+                let speaking = || speaks.store(true, Ordering::Release);
+                let heard = Incoming::hear(connection, &shape, &speaking);
                 stop.clear_deadline();
                 // Nobody waits for it any more: another one was first.
                 let _ = answer.send((number, heard));
@@ -125,8 +182,8 @@ impl Strangers {
 
 impl Drop for Strangers {
     fn drop(&mut self) {
-        for (_, connection) in &self.waiting {
-            connection.close();
+        for stranger in &self.waiting {
+            stranger.connection.close();
         }
     }
 }
