@@ -3,14 +3,11 @@
 //!
 //! A guest of 64 GiB hints the first 1024 blocks of one size, which nobody has hinted since the migrator took the bits out.
 
-use std::fs::File;
 use std::hint::black_box;
-use std::os::unix::fs::FileExt;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use spec::PageRange;
-use spec::hint_map::{self, HintMap, bytes_for};
+use spec::hint_map::HintMap;
 use vhost_device_balloon::hints::sink::HintSink;
 use vhost_device_balloon::hints::state_machine::Hinting;
 use vhost_device_balloon::memory::shared_map::{self, SharedMap};
@@ -49,22 +46,10 @@ fn hint_ingest(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A map as a migrator hands it over: a sealed memory file.
+/// A map as a migrator hands it over.
 fn shared_hint_map() -> HintMap<SharedMap> {
-    let bytes = bytes_for(PAGES).expect("64 GiB have a map");
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = memfd_create("hint_ingest", flags).expect("a memory file");
-    ftruncate(&file, bytes).expect("room for the map");
-    fcntl_add_seals(&file, SealFlags::SHRINK).expect("a file that cannot shrink");
-    let file = File::from(file);
-    for (word, value) in [hint_map::MAGIC, hint_map::VERSION, PAGES]
-        .iter()
-        .enumerate()
-    {
-        file.write_all_at(&value.to_le_bytes(), word as u64 * 8)
-            .expect("a header");
-    }
-    shared_map::open(file.into(), bytes).expect("a hint map")
+    let (file, bytes) = spec_testing::memory_file::hint_map(PAGES);
+    shared_map::open(file, bytes).expect("a hint map")
 }
 
 criterion_group!(benches, hint_ingest);

@@ -11,8 +11,8 @@ use rig::agent::Agent;
 use rig::eventually;
 use rig::guest::{Daemon, Guest, USUAL};
 use rig::migrator::Migrator;
+use spec::agent::Ask;
 use spec::agent::proof::{Challenge, Key};
-use spec::agent::{Ask, MAX_FRAME};
 
 const KEY: [u8; 32] = [7; 32];
 /// Connections without a proof that the device has at most at a time.
@@ -99,17 +99,7 @@ fn only_the_proof_of_this_key_for_this_challenge_counts() {
         },
         &|_| overheard.to_frame().into(),
         // Its own words come back to it.
-        &|challenge| {
-            let mut frame = [0; MAX_FRAME];
-            let payload = &challenge.to_frame()[32..];
-            spec::agent::Frame {
-                kind: 0x85,
-                epoch: 0,
-                payload,
-            }
-            .encode(&mut frame)
-            .into()
-        },
+        &|challenge| spec_testing::agent::frame(0x85, 0, &challenge.to_frame()[32..]),
         // Much, and no proof.
         &|_| vec![b'x'; 80 << 10],
     ];

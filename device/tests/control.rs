@@ -199,8 +199,7 @@ fn a_migrator_that_hangs_up_or_sends_garbage_in_mid_epoch_is_as_good_as_done() {
         if epoch == 2 {
             migrator.send_raw(&[0xff; 100]);
         }
-        let map = migrator.map;
-        drop(migrator.stream);
+        let map = migrator.hang_up();
         assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, Command::DONE);
         rig::eventually("the map's end", || {
             (map.phase() == HintPhase::Done).then_some(())

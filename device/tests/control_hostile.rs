@@ -15,23 +15,12 @@ use rig::migrator::{Migrator, memfd};
 use rig::person::Person;
 use rig::queue::Buffer;
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
-use spec::control::{HEADER_BYTES, MAX_PAYLOAD, Refusal, Reply, Request, VERSION};
+use spec::control::{HEADER_BYTES, Refusal, Reply, Request, VERSION};
+use spec_testing::control::frame;
 use vhost_device_balloon::sockets;
 
 /// More than the device serves at a time.
 const MANY: usize = 40;
-
-fn frame(request: Request) -> Vec<u8> {
-    let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
-    let length = request.encode(1, &mut frame);
-    frame[..length].to_vec()
-}
-
-fn open_files(daemon: &Daemon) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", daemon.process.id()))
-        .unwrap()
-        .count()
-}
 
 /// A migrator in an open epoch of a guest that hints.
 fn migrating(daemon: &Daemon) -> (Guest, Migrator) {
@@ -46,7 +35,7 @@ fn migrating(daemon: &Daemon) -> (Guest, Migrator) {
 fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() {
     let daemon = Daemon::start(&[]);
     let (mut guest, mut migrator) = migrating(&daemon);
-    let before = open_files(&daemon);
+    let before = daemon.descriptors();
     let mut crowd = std::collections::VecDeque::new();
     for _ in 0..10_000 {
         crowd.push_back(UnixStream::connect(daemon.control()).unwrap());
@@ -55,13 +44,13 @@ fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() 
         }
     }
     let mut person = Person::connect(&daemon.control());
-    assert!(open_files(&daemon) <= before + MANY);
+    assert!(daemon.descriptors() <= before + MANY);
     guest.hints.send(&[Buffer::In(8 * MIB, 4096)]);
     person.hints(Request::HintState);
     assert_eq!(migrator.close(1).pages, 1);
     drop((crowd, person));
     rig::eventually("all of them gone", || {
-        (open_files(&daemon) <= before).then_some(())
+        (daemon.descriptors() <= before).then_some(())
     });
 }
 
@@ -73,7 +62,7 @@ fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
     let mut crowd: Vec<UnixStream> = Vec::new();
     for length in (1..HEADER_BYTES + 4).cycle().take(MANY) {
         let mut stream = UnixStream::connect(daemon.control()).unwrap();
-        let whole = frame(Request::Hello { version: VERSION });
+        let whole = frame(Request::Hello { version: VERSION }, 1);
         stream.write_all(&whole[..length]).unwrap();
         crowd.push(stream);
     }
@@ -91,7 +80,7 @@ fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
     let (_guest, mut migrator) = migrating(&daemon);
     let deaf = Person::connect(&daemon.control());
     deaf.stream.set_nonblocking(true).unwrap();
-    let many = frame(Request::Status).repeat(100);
+    let many = frame(Request::Status, 1).repeat(100);
     // Until both directions are full.
     let mut stuck = 0;
     while stuck < 1000 {
@@ -113,7 +102,7 @@ fn a_flood_without_end_takes_turns_with_everybody_else() {
     let mut flood = Person::connect(&daemon.control());
     let (ends, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     let sender = flood.stream.try_clone().unwrap();
-    let many = frame(Request::Status).repeat(64);
+    let many = frame(Request::Status, 1).repeat(64);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // More is always waiting to be read, so the device never finds this connection empty.
@@ -144,7 +133,7 @@ fn a_flood_without_end_takes_turns_with_everybody_else() {
 fn file_descriptors_with_every_request_are_closed_each_time() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator) = migrating(&daemon);
-    let before = open_files(&daemon);
+    let before = daemon.descriptors();
     let file = memfd(4096);
     for request in [
         Request::Hello { version: VERSION },
@@ -158,8 +147,8 @@ fn file_descriptors_with_every_request_are_closed_each_time() {
             for _ in 0..20 {
                 let stream = UnixStream::connect(daemon.control()).unwrap();
                 // Half a frame each: what came with it must not be kept while the rest is awaited.
-                sockets::send(&stream, &frame(request)[..8], &files).unwrap();
-                sockets::send(&stream, &frame(request)[8..], &files).unwrap();
+                sockets::send(&stream, &frame(request, 1)[..8], &files).unwrap();
+                sockets::send(&stream, &frame(request, 1)[8..], &files).unwrap();
             }
         }
     }
@@ -167,7 +156,7 @@ fn file_descriptors_with_every_request_are_closed_each_time() {
     person.hints(Request::HintState);
     drop(person);
     rig::eventually("all of them closed", || {
-        (open_files(&daemon) <= before).then_some(())
+        (daemon.descriptors() <= before).then_some(())
     });
     assert_eq!(migrator.close(1).epoch, 1);
 }
@@ -180,7 +169,7 @@ fn nothing_is_left_of_clients_that_come_and_go() {
     rig::eventually("the guest's release", || {
         (guest.config().free_page_hint_cmd_id == 1).then_some(())
     });
-    let before = open_files(&daemon);
+    let before = daemon.descriptors();
     for _ in 0..300 {
         let mut person = Person::connect(&daemon.control());
         person.hints(Request::HintStart);
@@ -188,7 +177,7 @@ fn nothing_is_left_of_clients_that_come_and_go() {
         person.hints(Request::HintStop);
     }
     rig::eventually("all of them gone", || {
-        (open_files(&daemon) <= before).then_some(())
+        (daemon.descriptors() <= before).then_some(())
     });
 }
 

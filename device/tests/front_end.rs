@@ -1,28 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What front ends do to the device: features, configuration, reset, suspend, dirty log, state.
+//! What front ends do to the device: features, configuration, reset, suspend, dirty log.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
 
-use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::process::Command as Process;
 
-use rig::guest::{Daemon, Guest, HINT, LOG_ALL, MIB, PAGES, POISON, STATS, USUAL};
-use rig::migrator::{Migrator, memfd};
+use rig::ballooning::DirtyLog;
+use rig::guest::{Daemon, Guest, HINT, LOG_ALL, MIB, PAGES, POISON, USUAL};
+use rig::migrator::Migrator;
 use rig::person::Person;
 use rig::queue::{Buffer, QUEUE_SIZE};
 use spec::balloon::Command;
 use spec::control::{Refusal, Reply, Request};
 use spec::hint_map::HintPhase;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
-};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserDirtyLogRegion};
-use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vm_memory::{Bytes, GuestAddress};
 
 const FREE: u64 = 8 * MIB;
 
@@ -301,27 +296,10 @@ fn the_dirty_log_has_the_used_ring_and_no_hinted_page() {
     let id = migrator.open(1);
     guest.start_round(id);
 
-    let bytes = PAGES / 8;
-    let file = std::fs::File::from(memfd(bytes));
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: bytes,
-        mmap_offset: 0,
-        mmap_handle: file.as_raw_fd(),
-    };
-    guest.front_end.set_features(USUAL | LOG_ALL).unwrap();
-    guest.front_end.set_log_base(0, Some(region)).unwrap();
+    let log = DirtyLog::start(&mut guest.front_end, USUAL, PAGES);
     guest.hints.send(&[Buffer::In(FREE, 4 << 20)]);
     assert_eq!(migrator.close(1).pages, 1024);
-
-    let log = MmapRegion::<()>::from_file(FileOffset::new(file, 0), bytes as usize).unwrap();
-    let mut dirty = Vec::new();
-    for page in 0..PAGES {
-        let byte: u8 = log.get_ref(page as usize / 8).unwrap().load();
-        if byte & (1 << (page % 8)) != 0 {
-            dirty.push(page);
-        }
-    }
-    assert_eq!(dirty, [guest.hints.used_page()]);
+    assert_eq!(log.pages(), [guest.hints.used_page()]);
 }
 
 #[test]
@@ -370,192 +348,4 @@ fn inflate_and_deflate_buffers_come_back() {
         queue.send(&[Buffer::Out(FREE, 1024)]);
         assert!(queue.call.read().is_ok(), "an interrupt");
     }
-}
-
-/// Moves the state from one suspended device to another. `damage` may change it on the way.
-fn transfer(
-    from: &mut Frontend,
-    to: &mut Frontend,
-    damage: impl FnOnce(&mut Vec<u8>),
-) -> Result<(), vhost::Error> {
-    let stopped = VhostTransferStatePhase::STOPPED;
-    let (mut reader, writer) = io::pipe().unwrap();
-    let writer = OwnedFd::from(writer);
-    from.set_device_state_fd(VhostTransferStateDirection::SAVE, stopped, writer)
-        .unwrap();
-    let mut state = Vec::new();
-    reader.read_to_end(&mut state).unwrap();
-    from.check_device_state().unwrap();
-    damage(&mut state);
-    let (reader, mut writer) = io::pipe().unwrap();
-    let reader = OwnedFd::from(reader);
-    to.set_device_state_fd(VhostTransferStateDirection::LOAD, stopped, reader)?;
-    writer.write_all(&state).unwrap();
-    drop(writer);
-    to.check_device_state()
-}
-
-#[test]
-fn a_device_that_migrated_says_done_and_never_repeats_an_id() {
-    let (source, destination) = (Daemon::start(&["--once"]), Daemon::start(&["--once"]));
-    let mut guest = Guest::boot(&source, USUAL, 3);
-    let mut migrator = Migrator::connect(&source.control());
-    let mut ids = vec![migrator.open(1)];
-    migrator.close(1);
-    ids.push(migrator.open(2));
-    let flags = VhostUserConfigFlags::WRITABLE;
-    guest
-        .front_end
-        .set_config(4, flags, &7u32.to_le_bytes())
-        .unwrap();
-    guest.hints.stop(&guest.front_end);
-
-    let mut arrived = Guest::negotiate(&destination, USUAL, 3);
-    transfer(&mut guest.front_end, &mut arrived.front_end, |_| ()).unwrap();
-    assert!(arrived.is_left_alone());
-    arrived.hints.start(&mut arrived.front_end, 0);
-    let config = arrived.wait_for_change();
-    assert_eq!(
-        (config.free_page_hint_cmd_id, config.actual),
-        (Command::DONE, 7)
-    );
-    let mut migrator = Migrator::connect(&destination.control());
-    let id = migrator.open(1);
-    assert!(!ids.contains(&id) && id == ids[1].next());
-}
-
-#[test]
-fn a_damaged_state_and_a_running_device_are_refused() {
-    let daemons = [0; 2].map(|_| Daemon::start(&["--once"]));
-    let mut source = Guest::negotiate(&daemons[0], USUAL, 3);
-    let mut destination = Guest::negotiate(&daemons[1], USUAL, 3);
-    let (from, to) = (&mut source.front_end, &mut destination.front_end);
-    assert!(transfer(from, to, |state| state[0] ^= 1).is_err());
-    assert!(transfer(from, to, |state| state[4] = 9).is_err());
-    assert!(transfer(from, to, Vec::clear).is_err());
-    assert!(transfer(from, to, |state| state.push(0)).is_err());
-    assert!(transfer(from, to, |_| ()).is_ok());
-    destination.hints.start(&mut destination.front_end, 0);
-    assert!(transfer(&mut source.front_end, &mut destination.front_end, |_| ()).is_err());
-}
-
-#[test]
-fn the_device_outlives_its_front_end_and_its_ids_go_on() {
-    let mut daemon = Daemon::start(&[]);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let mut last = None;
-    for epoch in 1..=3 {
-        let mut guest = Guest::boot(&daemon, USUAL, 3);
-        let id = migrator.open(epoch);
-        assert!(last.is_none_or(|last: spec::balloon::CommandId| last.next() == id));
-        last = Some(id);
-        assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, id.get());
-        guest.start_round(id);
-        guest.hints.send(&[Buffer::In(FREE + epoch * MIB, 4096)]);
-        drop(guest);
-        rig::eventually("the end of the round", || {
-            (migrator.status().features == 0).then_some(())
-        });
-        assert_eq!(migrator.open_refused(9), Refusal::NotNegotiated);
-        let report = migrator.close(epoch);
-        assert_eq!((report.hints, report.phase), (1, HintPhase::Closed));
-    }
-    assert!(daemon.lives());
-}
-
-#[test]
-fn front_ends_leave_nothing_open_in_the_device() {
-    let daemon = Daemon::start(&[]);
-    let count = |what: &str| {
-        let folder = format!("/proc/{}/{what}", daemon.process.id());
-        spec_testing::seen_of_process(|| Ok(std::fs::read_dir(folder)?.count()))
-    };
-    let mut before = None;
-    for _ in 0..20 {
-        drop(Guest::boot(&daemon, USUAL, 3));
-        // One that is connected has all that its predecessors left, too.
-        let _next = Guest::boot(&daemon, USUAL, 3);
-        let now = (count("fd"), count("task"));
-        assert_eq!(
-            *before.get_or_insert(now),
-            now,
-            "file descriptors and threads"
-        );
-    }
-}
-
-#[test]
-fn what_the_guest_wrote_outlives_the_front_end_but_not_a_reset() {
-    let daemon = Daemon::start(&[]);
-    let mut guest = Guest::boot(&daemon, USUAL | POISON, 3);
-    let flags = VhostUserConfigFlags::WRITABLE;
-    guest.front_end.set_config(12, flags, &[0xaa; 4]).unwrap();
-    drop(guest);
-    let mut guest = Guest::boot(&daemon, USUAL | POISON, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    assert_eq!(migrator.open_refused(1), Refusal::Poison);
-    guest.front_end.reset_device().unwrap();
-    assert_eq!(guest.config().poison_val, 0);
-}
-
-#[test]
-fn front_ends_that_send_garbage_are_hung_up_on_and_the_next_is_served() {
-    let mut daemon = Daemon::start(&[]);
-    let huge = [1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
-    for garbage in [&[0xff; 64][..], &huge, &[0; 12], b"GET / HTTP/1.1\r\n\r\n"] {
-        let mut stream = daemon.connect();
-        stream.set_read_timeout(Some(rig::PATIENCE)).unwrap();
-        stream.write_all(garbage).unwrap();
-        // A hang-up may be a reset, as not all was read; waiting for ever would be a timeout.
-        let mut rest = Vec::new();
-        if let Err(error) = stream.read_to_end(&mut rest) {
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        }
-    }
-    Guest::boot(&daemon, USUAL | STATS, 3);
-    assert!(daemon.lives());
-}
-
-#[test]
-fn a_daemon_for_one_front_end_ends_with_it_in_success() {
-    let mut daemon = Daemon::start(&["--once"]);
-    drop(Guest::boot(&daemon, USUAL, 3));
-    let status = rig::eventually("the daemon's end", || daemon.process.try_wait().unwrap());
-    assert!(status.success());
-    assert_eq!(
-        std::fs::read_dir(&daemon.folder).unwrap().count(),
-        0,
-        "sockets left behind"
-    );
-}
-
-#[test]
-fn a_front_end_may_hand_its_socket_down() {
-    let (front, back) = UnixStream::pair().unwrap();
-    rustix::io::fcntl_setfd(&back, rustix::io::FdFlags::empty()).unwrap();
-    let mut process = Process::new(env!("CARGO_BIN_EXE_vhost-device-balloon"))
-        .args(["--fd", &back.as_raw_fd().to_string()])
-        .spawn()
-        .unwrap();
-    drop(back);
-    drop(Guest::negotiate_over(front, USUAL, 3));
-    let status = rig::eventually("the daemon's end", || process.try_wait().unwrap());
-    assert!(status.success());
-}
-
-#[test]
-fn capabilities_are_printed_and_a_bad_file_descriptor_fails_early() {
-    let program = env!("CARGO_BIN_EXE_vhost-device-balloon");
-    let output = Process::new(program)
-        .arg("--print-capabilities")
-        .output()
-        .unwrap();
-    assert!(output.status.success());
-    assert_eq!(output.stdout, b"{\"type\":\"balloon\",\"features\":[]}\n");
-    let output = Process::new(program)
-        .args(["--fd", "777"])
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("777"));
 }

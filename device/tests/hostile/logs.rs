@@ -41,8 +41,7 @@ fn harvest_of(log: &File, count: usize) -> Vec<u64> {
 fn marked(log: &File) -> Vec<u64> {
     let mut bytes = [0; LOG_BYTES as usize];
     log.read_exact_at(&mut bytes, 0).unwrap();
-    let page = |page: &u64| bytes[(page / 8) as usize] >> (page % 8) & 1 == 1;
-    (0..LOG_BYTES * 8).filter(page).collect()
+    spec_testing::bits::set_in(&bytes)
 }
 
 fn hint(machine: &Machine) {

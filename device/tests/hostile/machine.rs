@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use spec_testing::bytes::{longs, words};
+use spec_testing::virtqueue::{Descriptor, Virtqueue};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+
+pub use spec_testing::virtqueue::{INDIRECT, NEXT, WRITE, descriptor_bytes};
 
 use crate::raw::{
     Raw, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE,
-    SET_VRING_KICK, SET_VRING_NUM, longs, words,
+    SET_VRING_KICK, SET_VRING_NUM,
 };
-use crate::rig::eventually;
 use crate::rig::guest::{Daemon, MIB};
 
 /// Where the front end has guest memory, it says.
@@ -21,19 +23,13 @@ pub const USER: u64 = 0x7000_0000_0000;
 /// Bytes of guest memory, from guest-physical 0.
 pub const MEMORY: u64 = 16 * MIB;
 pub const RING_SIZE: u16 = 64;
-/// Guest memory of one ring: descriptors, available ring, used ring, buffers.
+/// Guest memory of one ring: descriptors, available ring, used ring and buffers, a part each.
 const RING_BYTES: u64 = 0x10000;
-const AVAILABLE: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const BUFFERS: u64 = 0xc000;
+const PART: u64 = 0x4000;
 
 pub const INFLATE: u32 = 0;
 pub const STATISTICS: u32 = 2;
 pub const HINTS: u32 = 3;
-
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
 
 /// A file that can be truncated, unlike those of honest front ends.
 pub fn memory_file(bytes: u64) -> File {
@@ -77,7 +73,7 @@ pub fn addresses(ring: u32, flags: u32, parts: [u64; 3], log: u64) -> Vec<u8> {
 pub struct Machine {
     pub raw: Raw,
     pub file: File,
-    memory: MmapRegion,
+    memory: GuestMemoryMmap,
     kicks: Vec<OwnedFd>,
     pub calls: Vec<OwnedFd>,
 }
@@ -90,9 +86,10 @@ impl Machine {
         let lent = table(&[[0, MEMORY, USER, 0]]);
         assert_eq!(raw.order(SET_MEM_TABLE, &lent, &[copy(&file)]), Some(0));
         let mapped = FileOffset::new(file.try_clone().unwrap(), 0);
+        let region = (GuestAddress(0), MEMORY as usize, Some(mapped));
         Self {
             raw,
-            memory: MmapRegion::from_file(mapped, MEMORY as usize).unwrap(),
+            memory: GuestMemoryMmap::from_ranges_with_files([region]).unwrap(),
             file,
             kicks: (0..5).map(|_| event()).collect(),
             calls: (0..5).map(|_| event()).collect(),
@@ -130,18 +127,18 @@ impl Machine {
 
     /// The user addresses of a ring's descriptors, available and used ring.
     pub fn parts(ring: u32) -> [u64; 3] {
-        let base = USER + u64::from(ring) * RING_BYTES;
-        [base, base + AVAILABLE, base + USED]
+        let ring = queue(ring);
+        [ring.descriptors, ring.available, ring.used].map(|part| USER + part)
     }
 
     /// Where the used ring lies in guest memory.
     pub fn used_ring(ring: u32) -> u64 {
-        u64::from(ring) * RING_BYTES + USED
+        queue(ring).used
     }
 
     /// Where the guest may put the ring's buffers.
     pub fn buffers(ring: u32) -> u64 {
-        u64::from(ring) * RING_BYTES + BUFFERS
+        queue(ring).used + PART
     }
 
     pub fn start(&mut self, ring: u32) {
@@ -181,37 +178,30 @@ impl Machine {
     }
 
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        let memory = self.memory.as_volatile_slice();
-        memory.write_slice(bytes, address as usize).unwrap();
+        let address = GuestAddress(address);
+        self.memory.write_slice(bytes, address).unwrap();
     }
 
     pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        let memory = self.memory.as_volatile_slice();
-        memory.read_slice(&mut bytes, address as usize).unwrap();
+        let address = GuestAddress(address);
+        self.memory.read_slice(&mut bytes, address).unwrap();
         bytes
     }
 
     /// Writes descriptor `index` of a ring.
-    pub fn describe(&self, ring: u32, index: u16, descriptor: (u64, u32, u16, u16)) {
-        let at = u64::from(ring) * RING_BYTES + u64::from(index) * 16;
-        self.write(at, &descriptor_bytes(descriptor));
+    pub fn describe(&self, ring: u32, index: u16, descriptor: Descriptor) {
+        queue(ring).describe(&self.memory, index, descriptor);
     }
 
     /// Offers the chain at `head`.
     pub fn offer(&self, ring: u32, head: u16) {
-        let index = self.available(ring);
-        let base = u64::from(ring) * RING_BYTES + AVAILABLE;
-        let slot = base + 4 + u64::from(index % RING_SIZE) * 2;
-        self.write(slot, &head.to_le_bytes());
-        self.claim(ring, index.wrapping_add(1));
+        queue(ring).offer(&self.memory, self.available(ring), head);
     }
 
     /// Claims that so many chains were offered.
     pub fn claim(&self, ring: u32, index: u16) {
-        let at = u64::from(ring) * RING_BYTES + AVAILABLE + 2;
-        let memory = self.memory.as_volatile_slice();
-        memory.store(index, at as usize, Ordering::SeqCst).unwrap();
+        queue(ring).set_available(&self.memory, index);
     }
 
     pub fn kick(&self, ring: u32) {
@@ -219,20 +209,15 @@ impl Machine {
     }
 
     pub fn available(&self, ring: u32) -> u16 {
-        self.index(u64::from(ring) * RING_BYTES + AVAILABLE)
+        queue(ring).available_count(&self.memory)
     }
 
     pub fn used(&self, ring: u32) -> u16 {
-        self.index(u64::from(ring) * RING_BYTES + USED)
-    }
-
-    fn index(&self, part: u64) -> u16 {
-        let memory = self.memory.as_volatile_slice();
-        memory.load(part as usize + 2, Ordering::SeqCst).unwrap()
+        queue(ring).used_count(&self.memory)
     }
 
     /// Offers one descriptor, and waits until it is used.
-    pub fn send(&self, ring: u32, descriptor: (u64, u32, u16, u16)) {
+    pub fn send(&self, ring: u32, descriptor: Descriptor) {
         let head = self.available(ring) % RING_SIZE;
         self.describe(ring, head, descriptor);
         self.offer(ring, head);
@@ -241,9 +226,7 @@ impl Machine {
     }
 
     pub fn wait_until_used(&self, ring: u32) {
-        eventually("all chains used", || {
-            (self.used(ring) == self.available(ring)).then_some(())
-        });
+        queue(ring).wait_until_used(&self.memory, self.available(ring));
     }
 
     /// Asks the device something that it answers after all that came before.
@@ -252,8 +235,7 @@ impl Machine {
     }
 }
 
-/// Address, length, flags and next as a descriptor.
-pub fn descriptor_bytes((address, length, flags, next): (u64, u32, u16, u16)) -> Vec<u8> {
-    let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;
-    longs(&[address, rest])
+/// Where a ring lies in guest memory.
+fn queue(ring: u32) -> Virtqueue {
+    Virtqueue::new(RING_SIZE, u64::from(ring) * RING_BYTES, PART)
 }

@@ -5,10 +5,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use spec_testing::process::{open_files, threads};
+use spec_testing::vhost_user::message;
 use vhost_device_balloon::sockets;
 
 use crate::rig::guest::{Daemon, USUAL};
 use crate::rig::{PATIENCE, eventually};
+
+pub use spec_testing::bytes::{longs, words};
 
 // Headers and numbers are written down again here, from the specification, not taken from the device: a mistake in
 // its reading of them shall show.
@@ -86,10 +90,7 @@ impl Raw {
         payload: &[u8],
         fds: &[OwnedFd],
     ) -> std::io::Result<()> {
-        let header = [request, flags, payload.len() as u32];
-        let header = header.iter().flat_map(|word| word.to_le_bytes());
-        let bytes: Vec<u8> = header.chain(payload.iter().copied()).collect();
-        sockets::send(&self.0, &bytes, fds)
+        sockets::send(&self.0, &message(request, flags, payload), fds)
     }
 
     /// Sends bytes that need not be a message.
@@ -141,29 +142,16 @@ impl Raw {
     }
 }
 
-/// Little-endian words, one after the other.
-pub fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-pub fn longs(longs: &[u64]) -> Vec<u8> {
-    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
-}
-
 /// What the daemon process has open: file descriptors, mappings, threads.
 pub fn open_in(daemon: &Daemon) -> [usize; 3] {
-    let process = format!("/proc/{}", daemon.process.id());
-    let count = |folder: &str| {
-        let entries = || std::fs::read_dir(format!("{process}/{folder}"));
-        spec_testing::seen_of_process(|| Ok(entries()?.count()))
-    };
-    let maps = || std::fs::read_to_string(format!("{process}/maps"));
+    let process = daemon.process.id();
+    let maps = || std::fs::read_to_string(format!("/proc/{process}/maps"));
     let maps = spec_testing::seen_of_process(maps);
     [
-        count("fd"),
+        open_files(process),
         // Those of files: what the allocator maps is its own affair.
         maps.lines().filter(|line| line.contains("memfd:")).count(),
-        count("task"),
+        threads(process),
     ]
 }
 

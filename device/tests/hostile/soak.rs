@@ -12,20 +12,20 @@ use crate::raw::*;
 use crate::rig::guest::{Daemon, Guest, LOG_ALL, MIB, USUAL};
 use crate::rig::migrator::Migrator;
 
-/// A small generator with a long period (SplitMix64).
-struct Random(u64);
+/// What a front end might say, at random.
+struct Random(spec::stamp::Random);
 
 impl Random {
+    fn new(seed: u64) -> Self {
+        Self(spec::stamp::Random::new(seed))
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next()
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.0.below(bound)
     }
 
     fn one_in(&mut self, bound: u64) -> bool {
@@ -136,7 +136,7 @@ fn random_messages_neither_end_the_daemon_nor_fill_it() {
     let mut daemon = Daemon::start(&[]);
     let idle = idle(&daemon);
     let mut migrator = Migrator::connect(&daemon.control());
-    let mut random = Random(20_261_121);
+    let mut random = Random::new(20_261_121);
     let end = Instant::now() + Duration::from_secs(4);
     let (mut connections, mut messages) = (0u32, 0u32);
     while Instant::now() < end {

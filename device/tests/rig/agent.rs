@@ -5,11 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use spec::PageRange;
 use spec::agent::proof::{Challenge, Key};
-use spec::agent::{
-    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, Settings, Totals, VERSION, map,
-};
+use spec::agent::{Answer, Ask, Deframer, Frame, Settings, Totals, VERSION};
+use spec_testing::agent::{frame, map_frame};
 
 use super::guest::Daemon;
 use super::{PATIENCE, eventually};
@@ -100,13 +98,7 @@ impl Agent {
     }
 
     pub fn say(&mut self, kind: u16, epoch: u64, payload: &[u8]) {
-        let frame = Frame {
-            kind,
-            epoch,
-            payload,
-        };
-        let mut bytes = [0; MAX_FRAME];
-        self.send(frame.encode(&mut bytes));
+        self.send(&frame(kind, epoch, payload));
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -115,10 +107,7 @@ impl Agent {
 
     /// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.
     pub fn map(&mut self, epoch: u64, first: u64, count: u64, words: &[u64]) {
-        let mut payload = [0; MAX_FRAME_PAYLOAD];
-        let range = PageRange::new(first, count).unwrap();
-        let length = map::encode(range, words, &mut payload);
-        self.say(Answer::MAP, epoch, &payload[..length]);
+        self.send(&map_frame(epoch, first, count, words));
     }
 
     pub fn end(&mut self, epoch: u64) {

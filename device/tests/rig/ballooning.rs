@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 use spec::control::{BalloonStatus, Reply, Request, Statistics};
-use vhost::VhostBackend;
-use vhost::VhostUserDirtyLogRegion;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
+use spec_testing::bits;
+use vhost::vhost_user::Frontend;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::guest::{Daemon, Guest, HIGH, LOG_ALL, LOW, MIB, guest_memory};
 use super::migrator::memfd;
@@ -101,6 +103,19 @@ impl Ballooning {
 
     /// Starts dirty logging of `pages` pages from address 0.
     pub fn log(&mut self, pages: u64) -> DirtyLog {
+        DirtyLog::start(&mut self.guest.front_end, self.features, pages)
+    }
+}
+
+/// The front end's end of the dirty log.
+pub struct DirtyLog {
+    file: File,
+    bytes: u64,
+}
+
+impl DirtyLog {
+    /// Has a device with `features` log the first `pages` pages.
+    pub fn start(front_end: &mut Frontend, features: u64, pages: u64) -> Self {
         let bytes = pages.div_ceil(8);
         let file = File::from(memfd(bytes));
         let region = VhostUserDirtyLogRegion {
@@ -108,27 +123,16 @@ impl Ballooning {
             mmap_offset: 0,
             mmap_handle: file.as_raw_fd(),
         };
-        let front_end = &mut self.guest.front_end;
-        front_end.set_features(self.features | LOG_ALL).unwrap();
+        front_end.set_features(features | LOG_ALL).unwrap();
         front_end.set_log_base(0, Some(region)).unwrap();
-        let map = MmapRegion::from_file(FileOffset::new(file, 0), bytes as usize).unwrap();
-        DirtyLog { map, pages }
+        Self { file, bytes }
     }
-}
 
-/// The front end's end of the dirty log.
-pub struct DirtyLog {
-    map: MmapRegion,
-    pages: u64,
-}
-
-impl DirtyLog {
+    /// The pages that are dirty.
     pub fn pages(&self) -> Vec<u64> {
-        let is_dirty = |page: &u64| {
-            let byte: u8 = self.map.get_ref(*page as usize / 8).unwrap().load();
-            byte & (1 << (page % 8)) != 0
-        };
-        (0..self.pages).filter(is_dirty).collect()
+        let mut bytes = vec![0; self.bytes as usize];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        bits::set_in(&bytes)
     }
 }
 

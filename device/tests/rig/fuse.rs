@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use spec_testing::bytes::{longs, words};
+
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const OPEN: u32 = 14;
@@ -129,12 +131,4 @@ fn entry() -> Vec<u8> {
     let attributes = longs(&[2, BYTES, BYTES / 512, 0, 0, 0]);
     let rest = words(&[0, 0, 0, libc::S_IFREG | 0o666, 1, 0, 0, 0, 4096, 0]);
     [node, attributes, rest].concat()
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn longs(longs: &[u64]) -> Vec<u8> {
-    longs.iter().flat_map(|long| long.to_le_bytes()).collect()
 }

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use spec::PageRange;
-use spec::control::{HEADER_BYTES, Header, HintState, MAX_PAYLOAD, PageSet, Refusal, Reply};
-use spec::control::{Request, VERSION};
+use spec::control::{HEADER_BYTES, Header, HintState, PageSet, Refusal, Reply, Request};
 use spec::page_map::PageMap;
+use spec_testing::bits;
+use spec_testing::control::frame;
 use vhost_device_balloon::sockets;
 
 use super::PATIENCE;
@@ -22,8 +23,7 @@ pub struct Person(Migrator);
 impl Person {
     pub fn connect(control: &Path) -> Self {
         let mut connection = Migrator::connect_only(control);
-        let hello = connection.ask(Request::Hello { version: VERSION });
-        assert!(matches!(hello, Reply::Hello { .. }), "{hello:?}");
+        connection.hello();
         Self(connection)
     }
 
@@ -43,9 +43,7 @@ impl Person {
 
     /// The pages of `set`, as runs of first page and count, and the regions they lie in.
     pub fn page_map(&mut self, set: PageSet) -> (Vec<(u64, u64)>, Vec<PageRange>) {
-        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
-        let length = Request::PageMap(set).encode(7, &mut frame);
-        sockets::send(&self.stream, &frame[..length], &[]).unwrap();
+        self.send_raw(&frame(Request::PageMap(set), 7));
         let (mut header, mut fds) = ([0; HEADER_BYTES], Vec::new());
         let deadline = Some(Instant::now() + PATIENCE);
         assert!(sockets::receive(&self.stream, &mut header, &mut fds, deadline).unwrap());
@@ -62,22 +60,13 @@ impl Person {
         assert_eq!(content.len() as u64, bytes);
         let map = PageMap::parse(&content).unwrap();
         // A bit a page, wherever memory lies, and the table of regions.
-        let pages: u64 = map.regions().map(|region| region.count()).sum();
-        assert!(bytes <= pages / 8 + 4096, "{bytes} bytes for {pages} pages");
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        for page in map
+        let count: u64 = map.regions().map(|region| region.count()).sum();
+        assert!(bytes <= count / 8 + 4096, "{bytes} bytes for {count} pages");
+        let is_set = |page: &u64| map.word((page / 64) as usize) >> (page % 64) & 1 == 1;
+        let pages = map
             .regions()
-            .flat_map(|region| region.first()..region.end())
-        {
-            if map.word((page / 64) as usize) >> (page % 64) & 1 == 0 {
-                continue;
-            }
-            match runs.last_mut() {
-                Some((first, count)) if *first + *count == page => *count += 1,
-                _ => runs.push((page, 1)),
-            }
-        }
-        (runs, map.regions().collect())
+            .flat_map(|region| region.first()..region.end());
+        (bits::runs(pages.filter(is_set)), map.regions().collect())
     }
 }
 

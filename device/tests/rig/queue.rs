@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A virtqueue from the driver's side, laid by hand into guest memory.
 
-use std::sync::atomic::{Ordering, fence};
-
+use spec_testing::virtqueue::{NEXT, Virtqueue, WRITE};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::eventually;
 use super::guest::Memory;
 
 pub const QUEUE_SIZE: u16 = 1024;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
 /// Bytes between the queue's parts, more than any part has.
 const PART: u64 = 0x8000;
 /// Bytes of guest memory that one queue takes, room for commands included.
@@ -32,7 +28,7 @@ pub enum Buffer {
 pub struct Queue {
     memory: Memory,
     index: usize,
-    base: u64,
+    ring: Virtqueue,
     next_descriptor: u16,
     available: u16,
     kick: EventFd,
@@ -45,7 +41,7 @@ impl Queue {
         Self {
             memory,
             index,
-            base,
+            ring: Virtqueue::new(QUEUE_SIZE, base, PART),
             next_descriptor: 0,
             available: 0,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -61,18 +57,15 @@ impl Queue {
 
     /// As [`Queue::start`], for a front end whose rings are enabled from the beginning.
     pub fn start_enabled(&self, front_end: &mut Frontend, next: u16) {
-        let host = |part: u64| {
-            let address = GuestAddress(self.base + part * PART);
-            self.memory.get_host_address(address).unwrap() as u64
-        };
+        let host = |address| self.memory.get_host_address(GuestAddress(address)).unwrap() as u64;
         front_end.set_vring_num(self.index, QUEUE_SIZE).unwrap();
         let addresses = VringConfigData {
             queue_max_size: QUEUE_SIZE,
             queue_size: QUEUE_SIZE,
             flags: 0,
-            desc_table_addr: host(0),
-            used_ring_addr: host(2),
-            avail_ring_addr: host(1),
+            desc_table_addr: host(self.ring.descriptors),
+            used_ring_addr: host(self.ring.used),
+            avail_ring_addr: host(self.ring.available),
             log_addr: None,
         };
         front_end.set_vring_addr(self.index, &addresses).unwrap();
@@ -93,7 +86,7 @@ impl Queue {
 
     /// Writes a command's bytes where no hint lies and returns its buffer.
     pub fn command(&self, bytes: &[u8]) -> Buffer {
-        let address = self.base + 3 * PART + u64::from(self.available) * 16;
+        let address = self.ring.used + PART + u64::from(self.available) * 16;
         self.memory
             .write_slice(bytes, GuestAddress(address))
             .unwrap();
@@ -122,40 +115,29 @@ impl Queue {
     }
 
     pub fn write_descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let at = GuestAddress(self.base + u64::from(index) * 16);
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&length.to_le_bytes());
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        self.memory.write_slice(&bytes, at).unwrap();
+        let descriptor = (address, length, flags, next);
+        self.ring.describe(&*self.memory, index, descriptor);
     }
 
     /// Makes the chain at `head` available without telling the device.
     pub fn add_head(&mut self, head: u16) {
-        let slot = self.base + PART + 4 + u64::from(self.available % QUEUE_SIZE) * 2;
-        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.ring.offer(&*self.memory, self.available, head);
         self.available = self.available.wrapping_add(1);
-        self.set_available(self.available);
     }
 
     /// Claims that `index` chains have been made available.
     pub fn set_available(&self, index: u16) {
-        fence(Ordering::SeqCst);
-        let at = GuestAddress(self.base + PART + 2);
-        self.memory.store(index, at, Ordering::Release).unwrap();
+        self.ring.set_available(&*self.memory, index);
     }
 
     /// Empties the used ring, as a driver does that sets the queue up anew.
     pub fn clear_used(&self) {
-        let at = GuestAddress(self.base + 2 * PART + 2);
-        self.memory.store(0u16, at, Ordering::Release).unwrap();
+        self.ring.clear_used(&*self.memory);
     }
 
     /// Asks for no interrupts.
     pub fn ask_for_no_interrupts(&self) {
-        let at = GuestAddress(self.base + PART);
-        self.memory.write_obj(1u16, at).unwrap();
+        self.ring.ask_for_no_interrupts(&*self.memory);
     }
 
     pub fn kick(&self) {
@@ -170,13 +152,12 @@ impl Queue {
     }
 
     pub fn used(&self) -> u16 {
-        let at = GuestAddress(self.base + 2 * PART + 2);
-        self.memory.load(at, Ordering::Acquire).unwrap()
+        self.ring.used_count(&*self.memory)
     }
 
     /// The used ring's first page, for the dirty log.
     pub fn used_page(&self) -> u64 {
-        (self.base + 2 * PART) / 4096
+        self.ring.used / 4096
     }
 
     pub fn available(&self) -> u16 {
@@ -185,12 +166,9 @@ impl Queue {
 
     /// Waits until the device has given back everything, and checks that it claims to have written nothing.
     pub fn wait_until_used(&self) {
-        eventually("all chains used", || {
-            (self.used() == self.available).then_some(())
-        });
+        self.ring.wait_until_used(&*self.memory, self.available);
         for slot in 0..self.used().min(QUEUE_SIZE) {
-            let at = self.base + 2 * PART + 4 + u64::from(slot) * 8 + 4;
-            let written: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
+            let (_, written) = self.ring.used_chain(&*self.memory, slot);
             assert_eq!(written, 0, "used length of slot {slot}");
         }
     }

@@ -10,11 +10,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use host_migrator::GuestRam;
-use spec::agent::{
-    Answer, Ask, Deframer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, MAX_MAP_PAGES, Settings, Totals,
-    VERSION, map,
-};
-use spec::{PAGE_SIZE, PageRange};
+use spec::PAGE_SIZE;
+use spec::agent::{Answer, Ask, Deframer, MAX_MAP_PAGES, Settings, Totals, VERSION};
+use spec_testing::agent::{frame, map_frame};
 
 /// How long the thread waits for a question, or for room on the socket, before it looks at its orders.
 const TURN: Duration = Duration::from_millis(20);
@@ -296,21 +294,9 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-fn frame(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
-    let frame = Frame {
-        kind,
-        epoch,
-        payload,
-    };
-    frame.encode(&mut [0; MAX_FRAME]).to_vec()
-}
-
 /// Of the `count` pages from `first` on, those of each 64 are free whose bits are set in `word`.
 fn map_of(epoch: u64, first: u64, count: u64, word: u64) -> Vec<u8> {
     let count = count.min(u64::from(MAX_MAP_PAGES));
-    let range = PageRange::new(first, count).expect("a range that can be written");
     let words = vec![word; count.div_ceil(64) as usize];
-    let mut payload = [0; MAX_FRAME_PAYLOAD];
-    let length = map::encode(range, &words, &mut payload);
-    frame(Answer::MAP, epoch, &payload[..length])
+    map_frame(epoch, first, count, &words)
 }

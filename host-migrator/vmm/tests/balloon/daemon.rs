@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The back end's process, and the migrator's end of its control socket.
 
-use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use clap::Parser;
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use spec::balloon::CommandId;
-use spec::control::{
-    BalloonStatus, EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Request, VERSION,
-};
-use spec::hint_map;
-use vhost_device_balloon::{Args, sockets};
-
-use crate::rig::{PATIENCE, eventually};
+use spec::control::{BalloonStatus, Reply, Request};
+use spec_testing::control::Client;
+use spec_testing::memory_file::hint_map;
+use vhost_device_balloon::Args;
 
 /// Tells this program to be the daemon, and where.
 const FOLDER: &str = "BALLOON_DAEMON_FOLDER";
@@ -101,79 +94,41 @@ fn process_of_the_daemon() {
 }
 
 /// A migrator that opens and closes epochs.
-pub struct Migrator {
-    stream: UnixStream,
-    sequence: u32,
-}
+pub struct Migrator(Client);
 
 impl Migrator {
     /// Connects and hands a map for `pages` pages over.
     pub fn connect(daemon: &Daemon, pages: u64) -> Self {
-        let path = daemon.folder.path().join("control");
-        let stream = eventually("the control socket", || UnixStream::connect(&path).ok());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut migrator = Self {
-            stream,
-            sequence: 0,
-        };
-        migrator.ask(Request::Hello { version: VERSION }, &[]);
-        let bytes = hint_map::bytes_for(pages).unwrap();
-        let map = map_file(bytes, pages);
-        let taken = migrator.ask(Request::SetHintMap { bytes }, &[map]);
-        assert_eq!(taken, Reply::Ok);
-        migrator
-    }
-
-    pub fn open(&mut self, epoch: u64) -> CommandId {
-        match self.ask(Request::Open { epoch }, &[]) {
-            Reply::Opened { command_id } => command_id,
-            other => panic!("epoch {epoch} is not open: {other:?}"),
-        }
-    }
-
-    pub fn close(&mut self, epoch: u64) -> EpochReport {
-        match self.ask(Request::Close { epoch }, &[]) {
-            Reply::Closed(report) => report,
-            other => panic!("epoch {epoch} is not closed: {other:?}"),
-        }
+        let mut client = Client::connect(&daemon.folder.path().join("control"));
+        client.hello();
+        let (file, bytes) = hint_map(pages);
+        client.give_map(file, bytes);
+        Self(client)
     }
 
     pub fn balloon(&mut self) -> BalloonStatus {
-        match self.ask(Request::BalloonStatus, &[]) {
+        match self.ask(Request::BalloonStatus) {
             Reply::BalloonStatus(status) => status,
             other => panic!("no status of the balloon: {other:?}"),
         }
     }
 
     pub fn set_target(&mut self, pages: u32) {
-        let reply = self.ask(Request::SetTarget { pages }, &[]);
+        let reply = self.ask(Request::SetTarget { pages });
         assert_eq!(reply, Reply::Ok);
-    }
-
-    fn ask(&mut self, request: Request, fds: &[OwnedFd]) -> Reply {
-        self.sequence += 1;
-        let mut frame = [0; HEADER_BYTES + MAX_PAYLOAD];
-        let length = request.encode(self.sequence, &mut frame);
-        sockets::send(&self.stream, &frame[..length], fds).unwrap();
-        let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header).unwrap();
-        let header = Header::from_bytes(&header).unwrap();
-        let mut payload = vec![0; header.length as usize];
-        self.stream.read_exact(&mut payload).unwrap();
-        Reply::decode(&header, &payload).unwrap()
     }
 }
 
-fn map_file(bytes: u64, pages: u64) -> OwnedFd {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = rustix::fs::memfd_create("hint-map", flags).unwrap();
-    rustix::fs::ftruncate(&file, bytes).unwrap();
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
-    for (word, value) in [hint_map::MAGIC, hint_map::VERSION, pages]
-        .iter()
-        .enumerate()
-    {
-        rustix::io::pwrite(&file, &value.to_le_bytes(), word as u64 * 8).unwrap();
+impl Deref for Migrator {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
     }
-    file
+}
+
+impl DerefMut for Migrator {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0
+    }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Channel, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
+    Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
     Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source, SourceMachine, Trace,
     receive,
 };
@@ -167,9 +167,9 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
     let mut arriving = Arriving(Arc::clone(&destination.device));
     let into = Arc::clone(&destination_ram);
     let receiver = thread::spawn(move || {
-        let channel = Channel::try_from(there).unwrap();
+        let connection = Connection::try_from(there).unwrap();
         receive(
-            channel,
+            connection,
             &into,
             &mut arriving,
             &OwnershipRecord::there(),
@@ -190,7 +190,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
         max_rounds: Some(2),
         ..MigrationParams::default()
     };
-    let migration = Migration::start(from, params, Channel::try_from(here).unwrap()).unwrap();
+    let migration = Migration::start(from, params, Connection::try_from(here).unwrap()).unwrap();
     let (_, sent) = migration.join();
     let sent = sent.unwrap();
     receiver.join().unwrap().unwrap();

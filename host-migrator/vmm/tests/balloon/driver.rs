@@ -3,12 +3,12 @@
 //! that it can also do what a good driver would not.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use host_migrator::GuestRam;
 use reference_vmm::mmio::MmioDevice;
 use reference_vmm::virtio::VhostUserBalloon;
 use spec::balloon::{Config, feature};
+use spec_testing::virtqueue::{Virtqueue, WRITE};
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -29,7 +29,6 @@ pub const REPORTS: u32 = 4;
 pub const SIZE: u16 = 64;
 
 const QUEUES: usize = 5;
-const WRITE: u16 = 2;
 /// Room for what a buffer says.
 const MESSAGE_BYTES: u64 = 256;
 /// Queue `n` lies at `n + 1` times this; descriptors, rings and room for commands a part each.
@@ -91,7 +90,7 @@ impl Driver {
         self.memory()
             .write_slice(&zeros, GuestAddress(base))
             .unwrap();
-        self.place_queue(queue, SIZE, [base, base + PART, used_ring(queue)])
+        self.place_queue(queue, &self::queue(queue))
     }
 
     pub fn config(&self) -> Config {
@@ -170,8 +169,7 @@ impl Driver {
 
     /// What came back on `queue`.
     pub fn used_of(&self, queue: u32) -> u16 {
-        let at = GuestAddress(used_ring(queue) + 2);
-        self.memory().load(at, Ordering::Acquire).unwrap()
+        self::queue(queue).used_count(self.memory())
     }
 
     /// Waits until every buffer of the hint queue has come back.
@@ -181,21 +179,17 @@ impl Driver {
 
     /// Guest-physical address of the hint queue's used ring.
     pub fn used_ring(&self) -> u64 {
-        used_ring(HINTS)
+        queue(HINTS).used
     }
 
     /// Waits until every buffer has come back, and checks that each came once, in order, unwritten.
     pub fn wait_for_queue(&self, queue: u32) {
         let available = self.available[queue as usize];
-        eventually("all buffers used", || {
-            (self.used_of(queue) == available).then_some(())
-        });
+        let ring = self::queue(queue);
+        ring.wait_until_used(self.memory(), available);
         for number in available.saturating_sub(SIZE)..available {
-            let at = used_ring(queue) + 4 + u64::from(number % SIZE) * 8;
-            let id: u32 = self.memory().read_obj(GuestAddress(at)).unwrap();
-            let written: u32 = self.memory().read_obj(GuestAddress(at + 4)).unwrap();
             assert_eq!(
-                (id, written),
+                ring.used_chain(self.memory(), number),
                 (u32::from(number % SIZE), 0),
                 "buffer {number} of queue {queue}"
             );
@@ -233,19 +227,10 @@ impl Driver {
         let slot = available % SIZE;
         let in_flight = available.wrapping_sub(self.used_of(queue));
         assert!(in_flight < SIZE, "queue {queue} is full");
-        let mut descriptor = [0; 16];
-        descriptor[..8].copy_from_slice(&address.to_le_bytes());
-        descriptor[8..12].copy_from_slice(&bytes.to_le_bytes());
-        descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-        let (memory, base) = (self.memory(), base(queue));
-        let at = base + u64::from(slot) * 16;
-        memory.write_slice(&descriptor, GuestAddress(at)).unwrap();
-        let at = base + PART + 4 + u64::from(slot) * 2;
-        memory.write_obj(slot, GuestAddress(at)).unwrap();
-        let next = available.wrapping_add(1);
-        let at = GuestAddress(base + PART + 2);
-        memory.store(next, at, Ordering::Release).unwrap();
-        self.available[queue as usize] = next;
+        let ring = self::queue(queue);
+        ring.describe(self.memory(), slot, (address, bytes, flags, 0));
+        ring.offer(self.memory(), available, slot);
+        self.available[queue as usize] = available.wrapping_add(1);
     }
 
     fn memory(&self) -> &impl GuestMemoryBackend {
@@ -263,6 +248,7 @@ fn base(queue: u32) -> u64 {
     (u64::from(queue) + 1) * QUEUE_BYTES
 }
 
-fn used_ring(queue: u32) -> u64 {
-    base(queue) + 2 * PART
+/// A queue where the driver puts it.
+fn queue(queue: u32) -> Virtqueue {
+    Virtqueue::new(SIZE, base(queue), PART)
 }

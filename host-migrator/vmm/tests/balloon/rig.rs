@@ -11,7 +11,7 @@ use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 
 use crate::daemon::Daemon;
 use crate::driver::Driver;
-pub use crate::shared::{MIB, PATIENCE, eventually, machine};
+pub use crate::shared::{MIB, eventually, machine};
 
 /// Two regions with a hole between them.
 const REGIONS: [(u64, u64); 2] = [(0, 16 * MIB), (32 * MIB, 16 * MIB)];

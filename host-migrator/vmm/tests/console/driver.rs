@@ -3,16 +3,18 @@
 //! good driver would.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use reference_vmm::memory::MachineMemory;
 use reference_vmm::mmio::MmioDevice;
 use reference_vmm::virtio::console::VirtioConsole;
 use reference_vmm::virtio::console::control::PORT_NAME;
+use spec_testing::virtqueue::Virtqueue;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::rig::eventually;
 use crate::shared::registers::Registers;
+
+pub use spec_testing::virtqueue::{Descriptor, INDIRECT, NEXT, WRITE, descriptor_bytes};
 
 pub const RECEIVE: u32 = 0;
 pub const TRANSMIT: u32 = 1;
@@ -23,10 +25,6 @@ pub const SIZE: u16 = 8;
 
 /// VERSION_1, indirect descriptors, and ports with names.
 const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 1;
-
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
 
 /// Control events.
 const DEVICE_READY: u16 = 0;
@@ -40,9 +38,6 @@ const QUEUE_BYTES: u64 = 0x40000;
 const PART: u64 = 0x1000;
 /// Bytes of a buffer of which the driver says nothing else.
 pub const BUFFER: u64 = 0x1000;
-
-/// One descriptor: address, length, flags, next.
-pub type Descriptor = (u64, u32, u16, u16);
 
 /// A driver of a console.
 #[derive(Clone)]
@@ -93,7 +88,7 @@ impl Driver {
     pub fn set_queue_up(&self, queue: u32, base: u64) {
         let zeros = vec![0; QUEUE_BYTES as usize];
         self.put(base, &zeros);
-        self.place_queue(queue, SIZE, [base, base + PART, base + 2 * PART]);
+        self.place_queue(queue, &Virtqueue::new(SIZE, base, PART));
     }
 
     /// Says that the driver is up, and sets the port up that the device then tells of.
@@ -141,16 +136,12 @@ impl Driver {
     /// Waits until the device has given all buffers of `queue` back.
     pub fn wait_for(&self, queue: u32) {
         let available = self.available[queue as usize];
-        eventually("all buffers used", || {
-            (self.used(queue) == available).then_some(())
-        });
+        self::queue(queue).wait_until_used(self.memory.ram().memory(), available);
     }
 
     /// How many buffers of `queue` the device has given back.
     pub fn used(&self, queue: u32) -> u16 {
-        let at = GuestAddress(base(queue) + 2 * PART + 2);
-        let ram = self.memory.ram().memory();
-        ram.load(at, Ordering::Acquire).unwrap()
+        self::queue(queue).used_count(self.memory.ram().memory())
     }
 
     /// Makes the chain `descriptors` available, whose first one's place is this buffer's; the others come from the
@@ -160,32 +151,28 @@ impl Driver {
         let slot = available % SIZE;
         for (at, descriptor) in descriptors.iter().enumerate() {
             let index = if at == 0 { slot } else { SIZE - at as u16 };
-            self.put_descriptor(base(queue) + u64::from(index) * 16, descriptor);
+            let memory = self.memory.ram().memory();
+            self::queue(queue).describe(memory, index, *descriptor);
         }
         self.make_available(queue, slot);
     }
 
     /// Puts the chain that begins at `head` into the ring, whatever is there. Kicks.
     pub fn make_available(&mut self, queue: u32, head: u16) {
-        let available = self.available[queue as usize];
-        let entry = base(queue) + PART + 4 + u64::from(available % SIZE) * 2;
-        self.put(entry, &head.to_le_bytes());
-        self.set_available_index(queue, available.wrapping_add(1));
+        let available = &mut self.available[queue as usize];
+        self::queue(queue).offer(self.memory.ram().memory(), *available, head);
+        *available = available.wrapping_add(1);
+        self.notify(queue);
     }
 
     pub fn set_available_index(&mut self, queue: u32, index: u16) {
-        let at = GuestAddress(base(queue) + PART + 2);
-        let ram = self.memory.ram().memory();
-        ram.store(index, at, Ordering::Release).unwrap();
+        self::queue(queue).set_available(self.memory.ram().memory(), index);
         self.available[queue as usize] = index;
         self.notify(queue);
     }
 
-    pub fn put_descriptor(&self, at: u64, (address, bytes, flags, next): &Descriptor) {
-        self.put(at, &address.to_le_bytes());
-        self.put(at + 8, &bytes.to_le_bytes());
-        self.put(at + 12, &flags.to_le_bytes());
-        self.put(at + 14, &next.to_le_bytes());
+    pub fn put_descriptor(&self, at: u64, descriptor: &Descriptor) {
+        self.put(at, &descriptor_bytes(*descriptor));
     }
 
     /// Writes guest memory as a vCPU does: past the log of the VMM's own writes.
@@ -227,16 +214,11 @@ impl Driver {
     fn take_back(&mut self, queue: u32) -> Vec<u8> {
         let seen = self.seen[queue as usize];
         eventually("a buffer", || (self.used(queue) != seen).then_some(()));
-        let at = base(queue) + 2 * PART + 4 + u64::from(seen % SIZE) * 8;
-        let element = self.get(at, 8);
-        let word = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
-        assert_eq!(
-            word(0),
-            u32::from(seen % SIZE),
-            "buffers come back in order"
-        );
+        let memory = self.memory.ram().memory();
+        let (head, length) = self::queue(queue).used_chain(memory, seen);
+        assert_eq!(head, u32::from(seen % SIZE), "buffers come back in order");
         self.seen[queue as usize] = seen.wrapping_add(1);
-        self.get(buffer(queue, seen % SIZE), word(4) as usize)
+        self.get(buffer(queue, seen % SIZE), length as usize)
     }
 }
 
@@ -244,6 +226,11 @@ impl Registers for Driver {
     fn registers(&self) -> &dyn MmioDevice {
         &*self.device
     }
+}
+
+/// A queue where the driver puts it.
+fn queue(queue: u32) -> Virtqueue {
+    Virtqueue::new(SIZE, base(queue), PART)
 }
 
 /// Where a queue lies.

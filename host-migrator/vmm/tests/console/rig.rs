@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use crate::driver::Driver;
 use crate::shared::machine;
-pub use crate::shared::{MIB, PATIENCE, eventually};
+pub use crate::shared::{MIB, eventually};
+pub use spec_testing::PATIENCE;
 
 pub const MEMORY: u64 = 16 * MIB;
 const SLOT: MmioSlot = MmioSlot {

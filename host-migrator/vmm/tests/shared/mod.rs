@@ -4,7 +4,7 @@
 pub mod registers;
 
 use kvm_ioctls::{Kvm, VmFd};
-pub use spec_testing::{PATIENCE, eventually};
+pub use spec_testing::eventually;
 
 pub const MIB: u64 = 1 << 20;
 

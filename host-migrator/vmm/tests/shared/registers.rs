@@ -2,6 +2,7 @@
 //! The registers of a virtio-mmio device, as a driver uses them.
 
 use reference_vmm::mmio::MmioDevice;
+use spec_testing::virtqueue::Virtqueue;
 use virtio_bindings::virtio_mmio as reg;
 
 /// Something that reaches a virtio-mmio device.
@@ -49,19 +50,18 @@ pub trait Registers {
         assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 15, "does not run");
     }
 
-    /// Says where a queue of `size` descriptors lies: these, the available ring, the used ring. Returns whether it
-    /// was ready before.
-    fn place_queue(&self, queue: u32, size: u16, [descriptors, available, used]: [u64; 3]) -> bool {
+    /// Says where queue number `queue` lies. Returns whether it was ready before.
+    fn place_queue(&self, queue: u32, place: &Virtqueue) -> bool {
         self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
         let ready = self.read(reg::VIRTIO_MMIO_QUEUE_READY);
         for (offset, value) in [
-            (reg::VIRTIO_MMIO_QUEUE_NUM, u64::from(size)),
-            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, descriptors),
-            (reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, descriptors >> 32),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, available),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH, available >> 32),
-            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, used),
-            (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, used >> 32),
+            (reg::VIRTIO_MMIO_QUEUE_NUM, u64::from(place.size)),
+            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, place.descriptors),
+            (reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, place.descriptors >> 32),
+            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, place.available),
+            (reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH, place.available >> 32),
+            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, place.used),
+            (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, place.used >> 32),
             (reg::VIRTIO_MMIO_QUEUE_READY, 1),
         ] {
             self.write(offset, value as u32);

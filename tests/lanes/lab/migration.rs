@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Migrations from one host to another.
+
+use std::io::{BufRead, BufReader, Write};
+use std::num::NonZeroU32;
+use std::os::unix::net::UnixStream;
+
+use host_migrator::{MigrationReport, MigrationState, MigrationStatus};
+use lacuna::args::GuestKind;
+use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
+use lacuna::control::{self, Answer, HintMode, MigrateArguments};
+use lacuna::machine::MachineState;
+
+use super::PATIENCE;
+
+/// How a test migrates.
+#[derive(Clone, Debug)]
+pub struct Migration {
+    /// Which knowledge of free pages.
+    pub hints: HintMode,
+    /// Bytes a second.
+    pub max_bandwidth: Option<u64>,
+    /// Milliseconds.
+    pub downtime_limit: u64,
+    /// Rounds after which the guest is stopped, whatever is left.
+    pub max_rounds: Option<NonZeroU32>,
+    /// Clauses of the rule that are switched off. Only a program built for it takes any.
+    pub switched_off: Vec<&'static str>,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            hints: HintMode::On,
+            max_bandwidth: None,
+            downtime_limit: 300,
+            max_rounds: None,
+            switched_off: Vec::new(),
+        }
+    }
+}
+
+impl Migration {
+    /// Asks `source` to migrate to `uri`.
+    ///
+    /// # Panics
+    /// If it refuses.
+    pub fn begin(&self, source: &Host, uri: &str) {
+        self.try_to_begin(source, uri)
+            .expect("the machine begins to migrate");
+    }
+
+    /// Asks `source` to migrate to `uri`; says why if it refuses.
+    pub fn try_to_begin(&self, source: &Host, uri: &str) -> Result<(), String> {
+        let arguments = MigrateArguments {
+            max_bandwidth: self.max_bandwidth,
+            downtime_limit: self.downtime_limit,
+            max_rounds: self.max_rounds,
+            hints: self.hints,
+            ..MigrateArguments::to(uri.to_owned())
+        };
+        let command = control::Command::Migrate(arguments);
+        let mut command = serde_json::to_value(command).expect("a command is JSON");
+        if !self.switched_off.is_empty() {
+            // These tests are built without the switches, and so the type has no such field.
+            command["arguments"]["switched-off"] = self.switched_off.clone().into();
+        }
+        match exchange(source, &command) {
+            Answer::Return(_) => Ok(()),
+            Answer::Error { desc } => Err(desc),
+        }
+    }
+
+    /// Migrates from `source` to `destination` at `uri` and compares the memory of the two, which the
+    /// destination must hold. Returns the report and the verdict.
+    pub fn complete(
+        &self,
+        source: &mut Host,
+        destination: &mut Host,
+        uri: &str,
+    ) -> Result<(MigrationReport, Verdict), CompareError> {
+        self.begin(source, uri);
+        let ended = end_of_migration(source)?;
+        if ended.status != MigrationState::Completed {
+            return Err(CompareError::Migration(
+                ended.error_desc.unwrap_or_default(),
+            ));
+        }
+        destination.wait_until("the guest to arrive", PATIENCE, |status| {
+            Ok(status.machine == MachineState::Held)
+        })?;
+        let report = source.client()?.ask(&control::Command::QueryReport)?;
+        let verdict = ask_oracle(GuestKind::Bare, source, destination)?;
+        Ok((report, verdict))
+    }
+}
+
+/// Waits until the migration away from `source` is over.
+pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareError> {
+    let status = source.wait_until("the migration to end", PATIENCE, |status| {
+        Ok(status.migration.status.is_over())
+    })?;
+    Ok(status.migration)
+}
+
+/// Sends one line to the machine's control socket, and returns the answer.
+fn exchange(host: &Host, command: &serde_json::Value) -> Answer {
+    let stream = UnixStream::connect(&host.control).expect("the machine listens");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a time limit");
+    writeln!(&stream, "{command}").expect("the machine reads");
+    let mut answer = String::new();
+    BufReader::new(&stream)
+        .read_line(&mut answer)
+        .expect("the machine answers");
+    serde_json::from_str(&answer).expect("an answer")
+}

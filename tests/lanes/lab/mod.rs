@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the tests that start several parts share: the program under test, hosts with their guests, and
+//! migrations between them.
+
+mod guest;
+mod host;
+mod migration;
+mod program;
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ::lacuna::compare::{AgentPort, Host, Part, Verdict};
+use ::lacuna::trace::{TraceArgs, check_file};
+use spec::PageRange;
+use spec::trace::check::Verdict as RuleVerdict;
+use spec::trace::{Event, PageBits};
+use tempfile::TempDir;
+
+pub use guest::BareGuest;
+pub use host::{command, end_of, release_and_check, status, tell, whole_pass};
+pub use migration::{Migration, end_of_migration};
+pub use program::{lacuna, program, skipped_without_kvm, target_folder};
+
+/// Room for the longest migration of the lanes. The file is sparse.
+const TRACE_SLOTS: u64 = 1 << 21;
+/// How long anything may take: far more than it does, so that only a hang fails.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A folder of sockets and the hosts in it. All that they do is recorded in one trace, and when the lab is
+/// dropped the rule must allow it.
+#[derive(Debug)]
+pub struct Lab {
+    program: PathBuf,
+    folder: TempDir,
+    guest: BareGuest,
+    hosts: Cell<u16>,
+    trace_is_checked: Cell<bool>,
+}
+
+impl Lab {
+    /// A lab for `guest`.
+    pub fn new(guest: BareGuest) -> Self {
+        Self::of(program(), guest)
+    }
+
+    /// A lab for `guest` whose hosts run `program`.
+    pub fn of(program: PathBuf, guest: BareGuest) -> Self {
+        let lab = Self {
+            program,
+            folder: tempfile::tempdir().expect("a folder for sockets"),
+            guest,
+            hosts: Cell::new(0),
+            trace_is_checked: Cell::new(false),
+        };
+        host_migrator::Trace::create(&lab.trace(), TRACE_SLOTS).expect("a trace");
+        lab
+    }
+
+    /// The trace of all hosts.
+    pub fn trace(&self) -> PathBuf {
+        self.folder.path().join("trace")
+    }
+
+    /// What the rule says of all that happened so far, and the events around the one that breaks it. The lab
+    /// asks no more itself.
+    pub fn rule(&self) -> (RuleVerdict, String) {
+        self.trace_is_checked.set(true);
+        check_file(&self.trace()).expect("a trace")
+    }
+
+    /// Makes sure that no page arrived wrong. For those that did, it says what was done with them.
+    ///
+    /// # Panics
+    /// If one did.
+    pub fn assert_right(&self, verdict: &Verdict, what: impl std::fmt::Display) {
+        if verdict.pages_wrong == 0 {
+            return;
+        }
+        let trace = host_migrator::Trace::open(&self.trace(), 0).expect("a trace");
+        let (records, _) = trace.records();
+        for wrong in &verdict.examples {
+            println!("page {:#x} is wrong ({:?}):", wrong.pfn, wrong.why);
+            for (at, record) in records.iter().flatten().enumerate() {
+                if speaks_of(record.event, wrong.pfn) {
+                    println!("{at:8}  {record}");
+                }
+            }
+        }
+        panic!("{what}: {} pages are wrong", verdict.pages_wrong);
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts a host whose guest is at its steady work.
+    pub fn running(&self, name: &'static str) -> Host {
+        self.running_with(name, &[])
+    }
+
+    /// As [`Lab::running`], with more flags for its balloon device.
+    pub fn running_with(&self, name: &'static str, device: &[&str]) -> Host {
+        let mut host = self.start(name, self.guest.run_args(), device);
+        host.wait_until("the guest to be ready", PATIENCE, |status| {
+            Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
+        })
+        .expect("the guest comes up");
+        host
+    }
+
+    /// Starts a host that waits for a guest, and returns where it listens.
+    pub fn receiving(&self, name: &'static str, hold: bool) -> (Host, String) {
+        self.receiving_at(name, "tcp:127.0.0.1:0", hold)
+    }
+
+    /// As [`Lab::receiving`], at an address of the test's.
+    pub fn receiving_at(&self, name: &'static str, address: &str, hold: bool) -> (Host, String) {
+        let mut args = self.guest.machine_args();
+        if hold {
+            args.push("--hold".into());
+        }
+        self.awaiting(name, address, args)
+    }
+
+    /// As [`Lab::receiving`], on a machine with these flags instead of the guest's own.
+    pub fn receiving_on(&self, name: &'static str, machine: &[&str]) -> (Host, String) {
+        let machine = machine.iter().map(OsString::from).collect();
+        self.awaiting(name, "tcp:127.0.0.1:0", machine)
+    }
+
+    fn awaiting(
+        &self,
+        name: &'static str,
+        address: &str,
+        machine: Vec<OsString>,
+    ) -> (Host, String) {
+        let mut args: Vec<OsString> = vec!["receive".into(), address.into()];
+        args.extend(machine);
+        let mut host = self.start(name, args, &[]);
+        let status = host
+            .wait_until("the destination to listen", PATIENCE, |status| {
+                Ok(status.incoming.is_some())
+            })
+            .expect("the destination listens");
+        (host, status.incoming.unwrap_or_default())
+    }
+
+    /// Starts a balloon device in the place of the one that `host`, the lab's first, had.
+    pub fn start_device_again(&self, host: &mut Host) {
+        let vhost = host.control.with_file_name("source-vhost");
+        let args: [&OsStr; 10] = [
+            "balloon".as_ref(),
+            "device".as_ref(),
+            "--socket-path".as_ref(),
+            vhost.as_ref(),
+            "--control-socket".as_ref(),
+            host.balloon_control.as_ref(),
+            "--trace".as_ref(),
+            &self.trace().into_os_string(),
+            "--trace-host".as_ref(),
+            "0".as_ref(),
+        ];
+        host.device = Part::start("another-device", &self.program, self.folder(), args)
+            .expect("the device starts");
+    }
+
+    fn start(&self, name: &'static str, job: Vec<OsString>, device: &[&str]) -> Host {
+        let device_name: &'static str = format!("{name}-device").leak();
+        let trace = TraceArgs {
+            trace: Some(self.trace()),
+            trace_host: self.hosts.replace(self.hosts.get() + 1),
+        };
+        let names = (name, device_name);
+        let agent = AgentPort::Absent;
+        Host::start(
+            &self.program,
+            self.folder(),
+            names,
+            job,
+            device,
+            agent,
+            &trace,
+        )
+        .expect("the host starts")
+    }
+}
+
+/// Whether `event` is about page `pfn`, or about all pages.
+fn speaks_of(event: Event, pfn: u64) -> bool {
+    let in_bits = |bits: PageBits| bits.word == pfn / 64 && bits.mask & 1 << (pfn % 64) != 0;
+    let in_range = |range: PageRange| range.first() <= pfn && pfn < range.end();
+    match event {
+        Event::Claim(bits) | Event::Skip(bits) | Event::Copy(bits) | Event::Zero(bits) => {
+            in_bits(bits)
+        }
+        Event::Brought(brought) => in_bits(brought.pages),
+        Event::Hint(hint) => in_range(hint.pages),
+        Event::Memory(range)
+        | Event::Armed(range)
+        | Event::Hole(range)
+        | Event::ZeroSent(range)
+        | Event::DiscardSent(range)
+        | Event::GivenUp(range)
+        | Event::TakenBack(range)
+        | Event::Discarding(range)
+        | Event::NotDiscarded(range) => in_range(range),
+        Event::PagesSent(_) => false,
+        _ => true,
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.trace_is_checked.get() {
+            return;
+        }
+        let (verdict, around) = self.rule();
+        assert!(
+            matches!(verdict, RuleVerdict::Holds(_)),
+            "{around}{verdict}"
+        );
+        println!("{verdict}");
+    }
+}
