@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the programs of Lacuna listen on a path of the file system.
+//! How the programs of Lacuna listen on a path of the file system, and read a secret from one.
 //!
 //! All of them use [`listen`], so that all keep the same two promises:
 //!
@@ -9,19 +9,21 @@
 //!   moment more.
 //!
 //! The device and the migration engine must not depend on each other, and two programs that want the same path
-//! must agree on how a dead socket is replaced. So this lies beside the types that they agree on. The crate `spec`
-//! itself has no I/O.
+//! must agree on how a dead socket is replaced. The device and the guest's agent read the same key. So this lies beside
+//! the types that they agree on. The crate `spec` itself has no I/O.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`access`] | who may connect |
 //! | [`file`](mod@file) | the name of a socket in the file system |
 //! | `replace` | dead sockets give way |
+//! | [`secret`] | a file that is kept from others |
 #![forbid(unsafe_code)]
 
 pub mod access;
 pub mod file;
 mod replace;
+pub mod secret;
 
 use std::io;
 use std::os::fd::OwnedFd;
