@@ -5,9 +5,8 @@ use super::Balloon;
 use super::device_state::{DeviceState, StateError};
 
 impl Balloon {
-    /// What migrates.
-    pub fn save(&mut self) -> DeviceState {
-        self.notice_new_driver();
+    /// What migrates. The device is to be suspended.
+    pub fn save(&self) -> DeviceState {
         let config = self.guest.config.config();
         DeviceState {
             num_pages: config.num_pages,

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use spec::hint_map::{HintMap, Words, bytes_for};
 use spec::sync::AtomicU64;
 #[cfg(not(loom))]
 use vm_memory::VolatileMemory;
 use vm_memory::{FileOffset, MmapRegion};
+
+use crate::memory::sealed_file::sealed_file;
 
 /// A new hint map, and the file that the device maps, too.
 #[derive(Debug)]
@@ -26,11 +27,8 @@ impl MapFile {
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "too many pages");
         let bytes = bytes_for(pages).ok_or_else(too_large)?;
         let length = usize::try_from(bytes).map_err(|_| too_large())?;
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(memfd_create("hint-map", flags)?);
-        file.set_len(bytes)?;
         // Neither side can take the memory away under the other.
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let file = sealed_file("hint-map", bytes)?;
         let offset = FileOffset::new(file.try_clone()?, 0);
         let memory = MmapRegion::from_file(offset, length).map_err(io::Error::other)?;
         let map = HintMap::format(MapMemory(memory), pages).map_err(io::Error::other)?;

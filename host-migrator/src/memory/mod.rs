@@ -5,4 +5,5 @@ pub mod bitmap;
 pub(crate) mod holes;
 pub(crate) mod map_file;
 pub mod ram;
+pub mod sealed_file;
 pub mod zero;

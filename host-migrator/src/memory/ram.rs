@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::FallocateFlags;
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
@@ -15,6 +15,7 @@ use vm_memory::{
 };
 
 use crate::memory::holes::{self, HoleBudget};
+use crate::memory::sealed_file::sealed_file;
 
 /// The file system of huge pages, from `linux/magic.h`.
 const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
@@ -38,16 +39,10 @@ impl RamRegion {
     /// # Errors
     /// [`io::Error`] if the kernel refuses the file or its size.
     pub fn new(gpa: u64, len: u64) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(rustix::fs::memfd_create("guest-memory", flags)?);
-        file.set_len(len)?;
-        // Nor add a seal: a seal against writing would stop the process that fills the memory.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals)?;
         Ok(Self {
             gpa,
             len,
-            file,
+            file: sealed_file("guest-memory", len)?,
             offset: 0,
         })
     }
@@ -392,7 +387,7 @@ mod tests {
 
     /// Memory of `count` huge pages, or why there is none.
     fn huge_memory(count: u64) -> Result<(GuestRam, File), RamError> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
         let len = count * (2 << 20);
         let file = File::from(rustix::fs::memfd_create("huge", flags).map_err(io::Error::from)?);
         // Allocated now: a mapping is given without a page behind it, and then ends the process.

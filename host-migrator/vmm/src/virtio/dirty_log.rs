@@ -6,8 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use host_migrator::memory::sealed_file::sealed_file;
 use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
-use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::device::Device;
@@ -131,12 +131,8 @@ struct LogMemory {
 impl LogMemory {
     fn new(pages: u64) -> io::Result<Self> {
         let bytes = pages.div_ceil(8).next_multiple_of(spec::PAGE_SIZE);
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = File::from(rustix::fs::memfd_create("balloon-dirty-log", flags)?);
-        file.set_len(bytes)?;
         // A back end that could shrink the file would make our reads fault.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals)?;
+        let file = sealed_file("balloon-dirty-log", bytes)?;
         let size = usize::try_from(bytes).map_err(io::Error::other)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), size)
             .map_err(io::Error::other)?;
