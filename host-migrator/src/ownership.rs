@@ -9,8 +9,9 @@
 use std::fmt;
 use std::num::ParseIntError;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use spec::trace::Event;
 
@@ -131,7 +132,7 @@ impl OwnershipRecord {
 
     /// What it says now.
     pub fn get(&self) -> Ownership {
-        self.lock().says
+        self.0.lock().says
     }
 
     /// An operator says that the guest is this side's. Afterwards it may run here, and must never run at the other
@@ -140,7 +141,7 @@ impl OwnershipRecord {
     /// # Errors
     /// [`ClaimError`] if this side knows the owner.
     pub fn claim(&self, trace: &Trace) -> Result<(), ClaimError> {
-        let mut record = self.lock();
+        let mut record = self.0.lock();
         match record.says.owner {
             Owner::Here => Err(ClaimError::Here),
             Owner::There => Err(ClaimError::There),
@@ -155,7 +156,7 @@ impl OwnershipRecord {
 
     /// A migration with this session begins. Returns the guest's number.
     pub(crate) fn begin(&self, session: u64) -> u64 {
-        let mut record = self.lock();
+        let mut record = self.0.lock();
         record.says.session = Session(session);
         record.says.number
     }
@@ -167,7 +168,7 @@ impl OwnershipRecord {
             number,
             owner: Owner::There,
         };
-        *self.lock() = Record {
+        *self.0.lock() = Record {
             says,
             certain: true,
         };
@@ -190,13 +191,13 @@ impl OwnershipRecord {
 
     /// The destination has said that the guest runs there.
     pub(crate) fn given(&self) {
-        self.lock().certain = true;
+        self.0.lock().certain = true;
     }
 
     /// The source keeps its guest, as this destination knows for certain.
     pub(crate) fn declined(&self) {
         self.change(Owner::There, -1);
-        self.lock().certain = true;
+        self.0.lock().certain = true;
     }
 
     /// The source's word has come: the guest is this destination's.
@@ -206,7 +207,7 @@ impl OwnershipRecord {
 
     /// The migration is over. A side that does not know for certain says so from now on.
     pub(crate) fn settle(&self) -> Owner {
-        let mut record = self.lock();
+        let mut record = self.0.lock();
         if record.says.owner == Owner::There && !record.certain {
             record.says.owner = Owner::Undecided;
         }
@@ -214,15 +215,10 @@ impl OwnershipRecord {
     }
 
     fn change(&self, owner: Owner, by: i64) {
-        let mut record = self.lock();
+        let mut record = self.0.lock();
         record.says.owner = owner;
         record.says.number = record.says.number.saturating_add_signed(by);
         record.certain = false;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Record> {
-        // Every change is made of stores that cannot fail.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

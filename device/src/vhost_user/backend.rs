@@ -228,7 +228,7 @@ impl VhostUserBackend for Backend {
         _phase: VhostTransferStatePhase,
         pipe: File,
     ) -> io::Result<Option<File>> {
-        let mut balloon = self.balloon();
+        let balloon = self.balloon();
         if balloon.is_started() {
             return Err(io::Error::other("the device is not suspended"));
         }

@@ -2,8 +2,9 @@
 //! What other threads see of a migration and may do to it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use crate::report::stats::MigrationStatus;
 use crate::wire::StopFlag;
@@ -39,7 +40,7 @@ impl Progress {
 
     /// A copy of the status, with the time brought up to date.
     pub(crate) fn status(&self) -> MigrationStatus {
-        let mut status = self.lock().clone();
+        let mut status = self.status.lock().clone();
         if !status.status.is_over() {
             status.total_time = self.started.elapsed().as_millis() as u64;
         }
@@ -47,7 +48,7 @@ impl Progress {
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut MigrationStatus)) {
-        change(&mut self.lock());
+        change(&mut self.status.lock());
     }
 
     /// Asks the migration to stop. `false` if it is too late: the guest has been handed over, or the
@@ -73,10 +74,5 @@ impl Progress {
         self.fate
             .compare_exchange(RUNNING, fate, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, MigrationStatus> {
-        // Plain numbers: a thread that panicked has left nothing half done that matters.
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

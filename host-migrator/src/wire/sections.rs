@@ -2,9 +2,10 @@
 //! Sections of the migration stream on a channel: numbered, summed and counted.
 
 use std::io::{self, IoSlice};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals};
 
 use super::connection::WriteError;
@@ -84,22 +85,23 @@ impl SectionWriter {
 
     /// Bytes sent so far, heartbeats included.
     pub(crate) fn bytes(&self) -> u64 {
-        self.line().bytes
+        self.0.lock().bytes
     }
 
     /// How long the peer may take nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.line().out.set_patience(patience);
+        self.0.lock().out.set_patience(patience);
     }
 
     /// The round that the next sections belong to.
     pub(crate) fn set_round(&mut self, round: u32) {
-        self.line().round = round;
+        self.0.lock().round = round;
     }
 
     /// Sends bytes that are not in a section: a greeting or a stream header.
     pub(crate) fn start(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.line()
+        self.0
+            .lock()
             .send(&mut [IoSlice::new(bytes)])
             .map_err(|error| error.source)
     }
@@ -111,13 +113,13 @@ impl SectionWriter {
         parts: [&[u8]; N],
     ) -> io::Result<()> {
         let sum = sum(&parts);
-        let sent = self.line().section(kind, parts, sum);
+        let sent = self.0.lock().section(kind, parts, sum);
         sent.map_err(|error| error.source)
     }
 
     /// Sends the totals, with the bytes sent before them filled in.
     pub(crate) fn commit(&mut self, totals: Totals) -> io::Result<()> {
-        let mut line = self.line();
+        let mut line = self.0.lock();
         // The rest of a heartbeat is sent before the totals.
         let bytes = line.bytes + line.owed.len() as u64;
         let totals = Totals { bytes, ..totals }.to_bytes();
@@ -128,7 +130,7 @@ impl SectionWriter {
     /// Gives the guest up: the last section, after which no heartbeat follows. The error says how many of its bytes
     /// left this side.
     pub(crate) fn hand_over(&mut self) -> Result<(), WriteError> {
-        let mut line = self.line();
+        let mut line = self.0.lock();
         // The destination reads no more, and a socket that is closed with unread bytes takes back its last answer.
         line.quiet = true;
         line.section(SectionKind::HandOver, [], sum(&[]))
@@ -137,10 +139,8 @@ impl SectionWriter {
     /// Sends a heartbeat if nothing was sent for `interval`. Returns when to look again. Never waits: while another
     /// section is being sent, or the socket is full, the peer has something to read anyway.
     pub(super) fn beat(&self, interval: Duration) -> Duration {
-        let mut line = match self.0.try_lock() {
-            Ok(line) => line,
-            Err(TryLockError::Poisoned(error)) => error.into_inner(),
-            Err(TryLockError::WouldBlock) => return interval,
+        let Some(mut line) = self.0.try_lock() else {
+            return interval;
         };
         let since = line.last_sent.elapsed();
         if since < interval {
@@ -154,7 +154,7 @@ impl SectionWriter {
     pub(crate) fn abort(&mut self, reason: &str) {
         let limit = SectionKind::Abort.max_length() as usize;
         let reason = &reason.as_bytes()[..reason.len().min(limit)];
-        let mut line = self.line();
+        let mut line = self.0.lock();
         line.quiet = true;
         if !line.broken {
             // The connection may be why the migration is off.
@@ -164,14 +164,9 @@ impl SectionWriter {
 
     /// Nothing more is sent.
     pub(crate) fn finish(&mut self) {
-        let mut line = self.line();
+        let mut line = self.0.lock();
         line.quiet = true;
         line.out.finish();
-    }
-
-    fn line(&self) -> MutexGuard<'_, Line> {
-        // A thread that panicked has sent a section in part at worst, and then `broken` says so.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,9 +2,11 @@
 //! What ends the waits of a channel besides its peer: a stop from another thread, and a deadline that no byte extends.
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Shared by both directions of a channel, and by whoever may end its waits.
 #[derive(Clone, Debug, Default)]
@@ -36,29 +38,21 @@ impl StopFlag {
     /// done by then.
     pub(crate) fn set_deadline(&self, limit: Duration, what: &'static str) {
         let at = Instant::now().checked_add(limit);
-        *self.deadline() = at.map(|at| Deadline { at, limit, what });
+        *self.0.deadline.lock() = at.map(|at| Deadline { at, limit, what });
     }
 
     pub(crate) fn clear_deadline(&self) {
-        *self.deadline() = None;
+        *self.0.deadline.lock() = None;
     }
 
     /// An error if the deadline is over.
     pub(crate) fn check_deadline(&self) -> io::Result<()> {
-        match *self.deadline() {
+        match *self.0.deadline.lock() {
             Some(Deadline { at, limit, what }) if Instant::now() >= at => {
                 let text = format!("{what} was not done in {limit:?}");
                 Err(io::Error::new(ErrorKind::TimedOut, text))
             }
             _ => Ok(()),
         }
-    }
-
-    fn deadline(&self) -> MutexGuard<'_, Option<Deadline>> {
-        // It is stored in one piece.
-        self.0
-            .deadline
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }

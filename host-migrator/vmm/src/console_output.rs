@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io, thread};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::serial::Output;
 
@@ -49,7 +51,7 @@ impl ConsoleOutput {
 
     /// Takes `bytes`, or drops them if too many are waiting.
     pub(crate) fn push(&self, bytes: &[u8]) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if state.dropped > 0 || state.bytes.len() + bytes.len() > KEPT {
             state.dropped += bytes.len() as u64;
         } else {
@@ -63,13 +65,14 @@ impl ConsoleOutput {
     pub(crate) fn drain(&self, time: Duration) {
         let waits = |state: &mut State| state.writing || !state.bytes.is_empty();
         // Whether it was written in time is of no matter to anybody.
-        let _ = (self.0.changed).wait_timeout_while(self.0.lock(), time, waits);
+        let mut state = self.0.state.lock();
+        (self.0.changed).wait_while_for(&mut state, waits, time);
     }
 }
 
 impl Drop for ConsoleOutput {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
+        self.0.state.lock().closed = true;
         self.0.changed.notify_all();
     }
 }
@@ -78,9 +81,9 @@ impl Queue {
     /// Writes what comes until no more will.
     fn write_to(&self, mut output: Output) {
         loop {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             while state.bytes.is_empty() && state.dropped == 0 && !state.closed {
-                state = (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut state);
             }
             let mut bytes: Vec<u8> = std::mem::take(&mut state.bytes).into();
             let dropped = std::mem::take(&mut state.dropped);
@@ -97,13 +100,9 @@ impl Queue {
             if let Err(error) = output.write_all(&bytes).and_then(|()| output.flush()) {
                 log::debug!("console output is lost: {error}");
             }
-            self.lock().writing = false;
+            self.state.lock().writing = false;
             self.changed.notify_all();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,7 +131,7 @@ mod tests {
         for _ in 0..1024 {
             output.push(&line);
         }
-        assert!(output.0.lock().bytes.len() <= KEPT);
+        assert!(output.0.state.lock().bytes.len() <= KEPT);
         drop(output);
         let mut read = String::new();
         reader.read_to_string(&mut read).unwrap();

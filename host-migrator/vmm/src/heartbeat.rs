@@ -5,10 +5,11 @@
 //! the guest notices.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use spec::bare::{BOOT_INFO_GPA, BootInfo, HEARTBEAT_GPA, HEARTBEAT_MS};
 use spec::stamp::{PAGE_WORDS, Stamp};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -75,18 +76,15 @@ impl Drop for Heartbeat {
 impl Control {
     fn set(&self, beat: Beat) {
         // The lock is held during a stamp: with it comes the end of the last one.
-        *self.lock() = beat;
+        *self.beat.lock() = beat;
         self.changed.notify_all();
     }
 
     fn beat_until_ended(&self, memory: &OwnMemory) {
-        let mut beat = self.lock();
+        let mut beat = self.beat.lock();
         while *beat != Beat::Ended {
             if *beat == Beat::Paused {
-                beat = self
-                    .changed
-                    .wait(beat)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut beat);
                 continue;
             }
             if let Err(error) = stamp(memory) {
@@ -94,13 +92,8 @@ impl Control {
                 return;
             }
             let interval = Duration::from_millis(HEARTBEAT_MS);
-            let waited = self.changed.wait_timeout(beat, interval);
-            beat = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut beat, interval);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Beat> {
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
@@ -68,12 +69,12 @@ impl Console {
 
     /// The guest reads the register at `offset` from [`FIRST_PORT`].
     pub fn read(&self, offset: u8) -> u8 {
-        self.uart().read(offset)
+        self.uart.lock().read(offset)
     }
 
     /// The guest writes the register at `offset`. Output that cannot be written is dropped.
     pub fn write(&self, offset: u8, value: u8) {
-        if let Err(error) = self.uart().write(offset, value) {
+        if let Err(error) = self.uart.lock().write(offset, value) {
             log::debug!("serial console: {error}");
         }
     }
@@ -85,14 +86,14 @@ impl Console {
 
     /// Types `input` on the console; returns how many bytes there was room for.
     pub fn type_in(&self, input: &[u8]) -> usize {
-        let mut uart = self.uart();
+        let mut uart = self.uart.lock();
         let room = uart.fifo_capacity().min(input.len());
         uart.enqueue_raw_bytes(&input[..room]).unwrap_or(0)
     }
 
     /// The state, for a migration.
     pub fn save(&self) -> ConsoleState {
-        let state = self.uart().state();
+        let state = self.uart.lock().state();
         ConsoleState {
             registers: [
                 state.baud_divisor_low,
@@ -128,7 +129,7 @@ impl Console {
             scratch: r[8],
             in_buffer: state.input.clone(),
         };
-        let mut uart = self.uart();
+        let mut uart = self.uart.lock();
         let trigger = Interrupt(self.interrupt.try_clone().map_err(|e| refused(&e))?);
         // Made without an output first: a state that is refused must not take the output with it.
         let mut loaded = Serial::from_state(&registers, trigger, NoEvents, Switch(None))
@@ -136,11 +137,6 @@ impl Console {
         loaded.writer_mut().0 = uart.writer_mut().0.take();
         *uart = loaded;
         Ok(())
-    }
-
-    fn uart(&self) -> MutexGuard<'_, Serial<Interrupt, NoEvents, Switch>> {
-        // A writer that panicked leaves the registers as they are.
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

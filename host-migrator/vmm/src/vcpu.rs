@@ -7,12 +7,13 @@
 //! which interrupts the one that runs.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::signal::Killable;
 
 use crate::event::MachineEvent;
@@ -115,7 +116,7 @@ impl Vcpus {
 
     /// The vCPUs, of a machine that is paused. One that runs keeps its lock.
     pub fn lock_all(&self) -> impl Iterator<Item = MutexGuard<'_, VcpuFd>> {
-        self.vcpus.iter().map(|vcpu| lock(&vcpu.fd))
+        self.vcpus.iter().map(|vcpu| vcpu.fd.lock())
     }
 
     /// Lets them run. Harmless if they do.
@@ -154,7 +155,7 @@ impl Vcpus {
     /// # Errors
     /// [`VcpuError::Ended`] if the guest has switched itself off, reset itself or crashed.
     pub fn check_alive(&self) -> Result<(), VcpuError> {
-        if lock(&self.gate.state).ended {
+        if self.gate.state.lock().ended {
             Err(VcpuError::Ended)
         } else {
             Ok(())
@@ -217,23 +218,20 @@ enum Wanted {
 
 impl Gate {
     fn want(&self, wanted: Wanted) {
-        lock(&self.state).wanted = wanted;
+        self.state.lock().wanted = wanted;
         self.changed.notify_all();
     }
 
     /// Parks the calling thread until it is to run (true) or to quit (false).
     fn pass(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.may_run() {
             return true;
         }
         state.parked += 1;
         self.changed.notify_all();
         while !state.may_run() && state.wanted != Wanted::Quit {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         state.parked -= 1;
         state.may_run()
@@ -242,23 +240,20 @@ impl Gate {
     /// Sleeps for `duration`, or until the calling thread is to do something else than to run.
     fn sleep(&self, duration: Duration) {
         let end = Instant::now() + duration;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while state.may_run() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            let woken = self.changed.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, left);
         }
     }
 
     fn wait_parked(&self, count: usize) -> Result<(), VcpuError> {
-        let state = lock(&self.state);
-        let waited = self
-            .changed
-            .wait_timeout_while(state, PATIENCE, |state| state.parked < count);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
+        self.changed
+            .wait_while_for(&mut state, |state| state.parked < count, PATIENCE);
         match count - state.parked {
             0 => Ok(()),
             missing => Err(VcpuError::DidNotPark(missing)),
@@ -266,7 +261,7 @@ impl Gate {
     }
 
     fn end(&self) {
-        lock(&self.state).ended = true;
+        self.state.lock().ended = true;
         self.changed.notify_all();
     }
 }
@@ -299,7 +294,7 @@ impl Runner {
 
     /// Runs the guest until it is interrupted (`None`) or ends.
     fn run(&self) -> Option<MachineEvent> {
-        let mut fd = lock(&self.fd);
+        let mut fd = self.fd.lock();
         self.tell_of_pause(&fd);
         loop {
             match fd.run() {
@@ -358,11 +353,6 @@ impl Runner {
         let at = fd.get_regs().map_or(0, |regs| regs.rip);
         MachineEvent::Crashed(format!("vCPU {}: {what} at {at:#x}", self.index))
     }
-}
-
-/// Locks, also after a panic of another holder, which leaves nothing half done here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 /// The most connections at a time.
 pub(super) const MAX_PEERS: usize = 32;
@@ -46,7 +47,7 @@ impl Peers {
     /// If all others are busy, or the system has no more file descriptors.
     pub(super) fn let_in(&self, stream: &UnixStream) -> io::Result<u64> {
         let stream = stream.try_clone()?;
-        let mut open = self.open();
+        let mut open = self.0.lock();
         if open.peers.len() >= MAX_PEERS {
             let idle = (0..open.peers.len())
                 .filter(|&place| open.peers[place].standing != Standing::Busy)
@@ -82,16 +83,12 @@ impl Peers {
 
     /// Peer `id` has hung up.
     pub(super) fn has_gone(&self, id: u64) {
-        self.open().peers.retain(|peer| peer.id != id);
+        self.0.lock().peers.retain(|peer| peer.id != id);
     }
 
     fn set(&self, id: u64, standing: Standing) -> bool {
-        let mut open = self.open();
+        let mut open = self.0.lock();
         let peer = open.peers.iter_mut().find(|peer| peer.id == id);
         peer.map(|peer| peer.standing = standing).is_some()
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

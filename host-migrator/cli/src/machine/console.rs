@@ -2,8 +2,9 @@
 //! The guest's console: kept for people, and read for what the Linux test guest says of itself.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::GuestStatus;
@@ -57,7 +58,7 @@ impl<W: Write> Console<W> {
             .split_once(REPORT_PREFIX)
             .and_then(|(_, json)| serde_json::from_str::<Report>(json.trim()).ok());
         if let Some(report) = report {
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+            *self.report.lock() = Some(report);
         }
         self.line.clear();
     }
@@ -95,7 +96,7 @@ mod tests {
             console.write_all(&[*byte]).unwrap();
         }
         assert_eq!(console.out, text);
-        let report = report.lock().unwrap().clone().unwrap();
+        let report = report.lock().clone().unwrap();
         assert_eq!((report.status.checks, report.free_bytes), (7, 9));
         assert!(report.status.ready);
     }
@@ -109,6 +110,6 @@ mod tests {
         console
             .write_all(b"\nlacuna-guest: {broken\n\xff\xfe\n")
             .unwrap();
-        assert!(report.lock().unwrap().is_none());
+        assert!(report.lock().is_none());
     }
 }

@@ -19,9 +19,10 @@
 //!
 //! So no guest disappears in a process that ends with status 0, unless a `quit` said that the guest may end.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use host_migrator::Owner;
+use parking_lot::{Condvar, Mutex};
 
 use super::outgoing::{Away, Outgoing};
 use super::{MachineState, ProcessError};
@@ -100,12 +101,12 @@ impl Life {
     /// # Errors
     /// A sentence, if a `quit` was accepted before.
     pub(super) fn take_over(&self) -> Result<(), String> {
-        self.lock().take_over()
+        self.state.lock().take_over()
     }
 
     /// The source has given the guest up: it runs here, or is held.
     pub(super) fn arrived(&self, held: bool) {
-        self.lock().arrived(held);
+        self.state.lock().arrived(held);
     }
 
     /// The guest was held and runs now, if `run` can do that.
@@ -113,7 +114,7 @@ impl Life {
     /// # Errors
     /// A sentence, if no guest is held here, or that of `run`.
     pub(super) fn cont(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.stage == Stage::Undecided {
             return Err(DESTINATION_MAY_OWN.into());
         }
@@ -128,7 +129,7 @@ impl Life {
 
     /// The guest is kept, stopped, though its arrival failed with `why`: it is this side's, or nobody knows.
     pub(super) fn kept(&self, owner: Owner, why: &str) {
-        self.lock().kept(owner, why);
+        self.state.lock().kept(owner, why);
     }
 
     /// Lets the guest run on that a failed migration has left standing, if `run` can do that.
@@ -136,7 +137,7 @@ impl Life {
     /// # Errors
     /// A sentence, if it is not here for certain, or that of `run`.
     pub(super) fn resume(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-        let state = self.lock();
+        let state = self.state.lock();
         if !state.leaving && state.stage.is_here() && self.outgoing.away() == Away::Unconfirmed {
             return Err(SOURCE_MAY_OWN.into());
         }
@@ -152,7 +153,7 @@ impl Life {
         &self,
         take: impl FnOnce() -> Result<(), String>,
     ) -> Result<(), String> {
-        let state = self.lock();
+        let state = self.state.lock();
         match self.outgoing.away() {
             Away::Unconfirmed if !state.leaving && state.stage.is_here() => {
                 // Whatever `take` can do: it is here from now on.
@@ -177,7 +178,7 @@ impl Life {
         &self,
         take: impl FnOnce() -> Result<(), String>,
     ) -> Result<(), String> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match state.stage {
             Stage::Undecided if !state.leaving => {
                 // Whatever `take` can do: it is here from now on.
@@ -203,7 +204,7 @@ impl Life {
         &self,
         start: impl FnOnce() -> Result<(), String>,
     ) -> Result<(), String> {
-        let state = self.lock();
+        let state = self.state.lock();
         state.may_leave(self.outgoing.away())?;
         start()
     }
@@ -216,12 +217,12 @@ impl Life {
 
     /// The guest says that it is at its steady work.
     pub(super) fn guest_is_ready(&self) {
-        self.lock().ready = true;
+        self.state.lock().ready = true;
     }
 
     /// The guest has ended.
     pub(super) fn guest_ended(&self, why: &str) {
-        self.lock().ended(why);
+        self.state.lock().ended(why);
     }
 
     /// Accepts a `quit`; [`Life::end`] is to follow when the answer has left.
@@ -229,19 +230,19 @@ impl Life {
     /// # Errors
     /// What is at stake, if a guest would be lost and may not (`end_guest`), or is changing hands.
     pub(super) fn quit(&self, end_guest: bool) -> Result<(), String> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.quit(self.outgoing.away(), end_guest)
     }
 
     /// Whether the process loses a guest if it ends now.
     pub(super) fn has_guest(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         state.stake(self.outgoing.away()).is_some()
     }
 
     /// Ends the process, for the first reason that there is. After a `quit` was accepted, no failure is one.
     pub(super) fn end(&self, why: Ending) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.leaving && !matches!(why, Ending::Quit | Ending::Signal(_)) {
             return;
         }
@@ -251,34 +252,30 @@ impl Life {
 
     /// Waits until the process is to end.
     pub(super) fn wait(&self) -> Ending {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if let Some(ending) = state.ending.take() {
                 return ending;
             }
-            state = (self.ending.wait(state)).unwrap_or_else(PoisonError::into_inner);
+            self.ending.wait(&mut state);
         }
     }
 
     /// The state for people.
     pub(super) fn state(&self) -> MachineState {
-        let state = self.lock();
+        let state = self.state.lock();
         state.for_people(self.outgoing.away())
     }
 
     /// Where a guest is awaited.
     pub(super) fn incoming(&self) -> Option<String> {
-        self.lock().incoming.clone()
+        self.state.lock().incoming.clone()
     }
 
     /// Whether the guest is at its steady work, and why it has ended, if it has.
     pub(super) fn of_guest(&self) -> (bool, Option<String>) {
-        let state = self.lock();
+        let state = self.state.lock();
         (state.ready, state.failure.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

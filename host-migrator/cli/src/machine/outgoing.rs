@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The migration away from here: one at a time, and the last one remembered.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use host_migrator::{
     Connection, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationState,
     MigrationStatus, Source,
 };
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// What the last migration away from here did with the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Outgoing {
             .name("migration-end".into())
             .spawn(move || {
                 let (_, result) = handle.join();
-                let mut slot = ours.slot();
+                let mut slot = ours.slot.lock();
                 slot.running = false;
                 match result {
                     Ok(report) => slot.report = Some(Arc::new(report)),
@@ -93,7 +94,7 @@ impl Outgoing {
 
     /// Where it stands; the default if there was none.
     pub fn status(&self) -> MigrationStatus {
-        let slot = self.slot();
+        let slot = self.slot.lock();
         let Some(monitor) = &slot.monitor else {
             return MigrationStatus::default();
         };
@@ -113,7 +114,7 @@ impl Outgoing {
 
     /// The guest has ended, for the reason `why`: a migration of it that is under way ends, too.
     pub(super) fn guest_ended(&self, why: &str) {
-        let mut slot = self.slot();
+        let mut slot = self.slot.lock();
         if let Some(monitor) = slot.monitor.as_ref().filter(|_| slot.running)
             && monitor.cancel()
         {
@@ -123,7 +124,7 @@ impl Outgoing {
 
     /// Where the guest is because of it.
     pub(super) fn away(&self) -> Away {
-        let slot = self.slot();
+        let slot = self.slot.lock();
         let Some(monitor) = &slot.monitor else {
             return Away::No;
         };
@@ -139,7 +140,7 @@ impl Outgoing {
 
     /// An operator has decided that the guest is here after all.
     pub(super) fn take_back(&self) {
-        self.slot().taken_back = true;
+        self.slot.lock().taken_back = true;
     }
 
     /// Stops the running migration. After the return the guest runs on here, and the migration has put back all
@@ -148,7 +149,7 @@ impl Outgoing {
     /// # Errors
     /// A sentence, if none runs, it cannot be undone any more, or it does not stop in time.
     pub fn cancel(&self) -> Result<(), String> {
-        match &*self.slot() {
+        match &*self.slot.lock() {
             Slot {
                 monitor: Some(monitor),
                 running: true,
@@ -157,10 +158,9 @@ impl Outgoing {
             _ => return Err("no migration is under way".into()),
         };
         // One that cannot be cancelled is at its end, or was cancelled by another: it is over soon, too.
-        let slot = self
-            .ended
-            .wait_timeout_while(self.slot(), CANCEL_DELAY, |slot| slot.running);
-        let slot = slot.unwrap_or_else(PoisonError::into_inner).0;
+        let mut slot = self.slot.lock();
+        self.ended
+            .wait_while_for(&mut slot, |slot| slot.running, CANCEL_DELAY);
         let state = slot.monitor.as_ref().map(|monitor| monitor.status().status);
         match state {
             Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
@@ -186,13 +186,10 @@ impl Outgoing {
                 .as_ref()
                 .is_some_and(|m| m.status().status.is_over())
         };
-        let waited = self
-            .ended
-            .wait_timeout_while(self.slot(), REPORT_DELAY, |slot| slot.running && over(slot));
-        waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut slot = self.slot.lock();
+        let is_settling = |slot: &mut Slot| slot.running && over(slot);
+        self.ended
+            .wait_while_for(&mut slot, is_settling, REPORT_DELAY);
+        slot
     }
 }

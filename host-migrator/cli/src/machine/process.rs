@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use host_migrator::{
     DestinationMachine, GuestRam, HintSource, Incoming, MigrationParams, Owner, OwnershipRecord,
     PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source, SourceMachine, Trace,
 };
+use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
 use reference_vmm::{IoBus, Machine, MachineEvent};
 use serde_json::{Value, json};
@@ -129,7 +130,7 @@ impl Process {
     }
 
     fn accept_and_receive(&self) -> Result<(), ProcessError> {
-        let listener = self.listener().clone();
+        let listener = self.listener.lock().clone();
         let Some(listener) = listener else {
             return Ok(());
         };
@@ -146,7 +147,7 @@ impl Process {
 
     /// Nobody can connect any more to bring a guest, and nothing of the address is left.
     pub(super) fn stop_listening(&self) {
-        let listener = self.listener().take();
+        let listener = self.listener.lock().take();
         // One that is still waited at does not end with this process's last use of it.
         if let Some(Err(waited_at)) = listener.map(Arc::try_unwrap) {
             waited_at.remove_file();
@@ -166,10 +167,6 @@ impl Process {
     /// The machine.
     pub(super) fn machine(&self) -> &SharedMachine {
         &self.machine
-    }
-
-    fn listener(&self) -> MutexGuard<'_, Option<Arc<Listener>>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn happened(&self, event: MachineEvent) {
@@ -207,11 +204,7 @@ impl Process {
                 .bare_status()
                 .map(|status| GuestStatus { ready, ..status }),
             GuestKind::Linux => {
-                let report = self
-                    .report
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone();
+                let report = self.report.lock().clone();
                 report.map(|report| GuestStatus {
                     in_use_bytes: self.memory_bytes.saturating_sub(report.free_bytes),
                     ..report.status

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One machine for two owners: the migration stops, saves and resumes it, the process looks after it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+use parking_lot::{Mutex, MutexGuard};
 use reference_vmm::Machine;
 
 /// A machine behind a lock, which nobody holds for longer than one step of a migration takes.
@@ -18,7 +19,7 @@ impl SharedMachine {
 
     /// The machine, once nobody else uses it.
     pub fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,9 +7,11 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// Cuts a connection when an answer is overdue.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Deadline {
 
     /// An answer is due from now on, until the result is dropped.
     pub fn start(&self) -> Due {
-        self.shared.lock().due = Some(Instant::now() + self.limit);
+        self.shared.state.lock().due = Some(Instant::now() + self.limit);
         self.shared.changed.notify_one();
         Due {
             shared: Arc::clone(&self.shared),
@@ -70,19 +72,19 @@ impl Deadline {
 
     /// Whether the connection was cut because an answer was overdue.
     pub fn expired(&self) -> bool {
-        self.shared.lock().expired
+        self.shared.state.lock().expired
     }
 }
 
 impl Drop for Due {
     fn drop(&mut self) {
-        self.shared.lock().due = None;
+        self.shared.state.lock().due = None;
     }
 }
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        self.shared.lock().closing = true;
+        self.shared.state.lock().closing = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
             // The thread does not panic; there is nothing to do about it here if it did.
@@ -92,13 +94,8 @@ impl Drop for Deadline {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn watch(&self, connection: &UnixStream) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while !state.closing {
             let now = Instant::now();
             let wait = match state.due {
@@ -112,8 +109,7 @@ impl Shared {
                     continue;
                 }
             };
-            let woken = self.changed.wait_timeout(state, wait);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, wait);
         }
     }
 }

@@ -8,10 +8,11 @@
 use std::fs::File;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host_migrator::GuestRam;
+use parking_lot::Mutex;
 use spec::PageRange;
 use spec::balloon::{CONFIG_SIZE, Config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
@@ -83,7 +84,7 @@ impl Device {
 
     /// The guest reads.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.transport).read(offset, data);
+        self.transport.lock().read(offset, data);
     }
 
     /// The guest writes.
@@ -92,7 +93,7 @@ impl Device {
             STATUS | QUEUE_READY => self.write_control(offset, data),
             CONFIG.. => self.write_config(offset, data),
             _ => {
-                let effect = lock(&self.transport).write(offset, data);
+                let effect = self.transport.lock().write(offset, data);
                 // The usual way of a kick is KVM's ioeventfd; this is the way without.
                 if let Effect::Notify(index) = effect {
                     signal(&self.events[index].kick);
@@ -108,18 +109,18 @@ impl Device {
 
     /// The features that the guest's driver uses, and those that it is offered.
     pub fn features(&self) -> (u64, u64) {
-        let transport = lock(&self.transport);
+        let transport = self.transport.lock();
         (transport.accepted(), transport.offered())
     }
 
     /// Accesses of the guest that were ignored.
     pub fn ignored(&self) -> u64 {
-        lock(&self.transport).ignored()
+        self.transport.lock().ignored()
     }
 
     /// Why the back end is lost, while no other has taken its place.
     pub fn lost(&self) -> Option<String> {
-        lock(&self.lost).clone()
+        self.lost.lock().clone()
     }
 
     /// The back end's number: another one has another.
@@ -141,7 +142,7 @@ impl Device {
 
     /// The used rings of the queues that the driver has made ready.
     pub fn used_rings(&self) -> Vec<PageRange> {
-        let queues = lock(&self.transport).ready_queues();
+        let queues = self.transport.lock().ready_queues();
         let pages = queues
             .into_iter()
             .filter_map(|(_, queue)| queue.used_pages());
@@ -150,7 +151,7 @@ impl Device {
 
     /// Stops the rings. Those of a back end that is lost stand still.
     pub fn stop(&self) -> Result<(), VirtioError> {
-        let mut front_end = lock(&self.front_end);
+        let mut front_end = self.front_end.lock();
         if self.lost().is_none() {
             self.settle(front_end.suspend())?;
         }
@@ -165,7 +166,7 @@ impl Device {
         mut front_end: FrontEnd,
         connection: UnixStream,
     ) -> Result<(), VirtioError> {
-        let mut current = lock(&self.front_end);
+        let mut current = self.front_end.lock();
         let state = self.state_of_lost();
         let checked = state.check(&Fit {
             offered: front_end.offered(),
@@ -183,10 +184,10 @@ impl Device {
         }
         let config = front_end.read_config()?;
         *current = front_end;
-        *lock(&self.connection) = connection;
+        *self.connection.lock() = connection;
         self.back_ends.fetch_add(1, Ordering::AcqRel);
-        *lock(&self.lost) = None;
-        self.tell(lock(&self.transport).change_config(config));
+        *self.lost.lock() = None;
+        self.tell(self.transport.lock().change_config(config));
         Ok(())
     }
 
@@ -204,14 +205,14 @@ impl Device {
                 // also makes the guest look at its queues: one for a used buffer that was on its way when
                 // the source's state was saved is made good by it.
                 let config = front_end.read_config()?;
-                self.tell(lock(&self.transport).change_config(config));
+                self.tell(self.transport.lock().change_config(config));
             }
             Ok(())
         });
         if let Err(error) = resumed {
             log::error!("balloon: the guest runs on without it: {error}");
             if self.lost().is_none() {
-                self.tell(lock(&self.transport).need_reset());
+                self.tell(self.transport.lock().need_reset());
             }
         }
     }
@@ -230,7 +231,7 @@ impl Device {
             for ring in front_end.rings() {
                 bases[ring.index] = ring.base;
             }
-            let transport = lock(&self.transport);
+            let transport = self.transport.lock();
             Ok(VirtioState {
                 registers: *transport.registers(),
                 config: transport.config(),
@@ -243,7 +244,7 @@ impl Device {
 
     /// What is known of a device whose back end is lost.
     fn state_of_lost(&self) -> VirtioState {
-        let transport = lock(&self.transport);
+        let transport = self.transport.lock();
         VirtioState {
             registers: *transport.registers(),
             config: transport.config(),
@@ -260,7 +261,7 @@ impl Device {
                 return Err(VirtioError::InUse);
             }
             let checked = state.check(&Fit {
-                offered: lock(&self.transport).offered(),
+                offered: self.transport.lock().offered(),
                 queue_count: front_end.queue_count(),
                 device_state: front_end.has_device_state(),
                 ram: &self.ram,
@@ -271,7 +272,7 @@ impl Device {
             } else if checked.features.is_some() {
                 front_end.write_what_the_driver_wrote(&state.config)?;
             }
-            let mut transport = lock(&self.transport);
+            let mut transport = self.transport.lock();
             transport.load(state.registers);
             transport.update_config(0, &state.config);
             self.loaded.store(true, Ordering::Relaxed);
@@ -293,7 +294,7 @@ impl Device {
     pub fn refresh_config(&self) {
         let refreshed = self.converse(|front_end| {
             let config = front_end.read_config()?;
-            self.tell(lock(&self.transport).change_config(config));
+            self.tell(self.transport.lock().change_config(config));
             Ok(())
         });
         if let Err(error) = refreshed {
@@ -304,23 +305,23 @@ impl Device {
     /// The connection has ended.
     pub fn hung_up(&self) {
         // A conversation that broke over it names its cause itself, first.
-        let _turn = lock(&self.front_end);
+        let _turn = self.front_end.lock();
         self.lose("the connection was closed".into());
     }
 
     /// The VMM ends the connection, which is no loss to be reported.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        let mut lost = lock(&self.lost);
+        let mut lost = self.lost.lock();
         lost.get_or_insert_with(|| "the VMM has closed the device".into());
         drop(lost);
         // It fails only if the connection has ended already.
-        let _ = lock(&self.connection).shutdown(Shutdown::Both);
+        let _ = self.connection.lock().shutdown(Shutdown::Both);
     }
 
     fn write_control(&self, offset: u64, data: &[u8]) {
-        let mut front_end = lock(&self.front_end);
-        let effect = lock(&self.transport).write(offset, data);
+        let mut front_end = self.front_end.lock();
+        let effect = self.transport.lock().write(offset, data);
         if self.lost().is_some() {
             return;
         }
@@ -329,14 +330,14 @@ impl Device {
             Effect::Reset => self.reset(&mut front_end),
             Effect::Negotiate(features) => front_end
                 .negotiate(features)
-                .map(|()| lock(&self.transport).accept_features()),
+                .map(|()| self.transport.lock().accept_features()),
             Effect::Start => self.start(&mut front_end),
             Effect::StopQueue(index) => front_end.stop_queue(index),
         };
         if let Err(error) = self.settle(carried_out) {
             log::warn!("balloon: what the guest's driver asked for failed: {error}");
             if effect == Effect::Start && self.lost().is_none() {
-                self.tell(lock(&self.transport).need_reset());
+                self.tell(self.transport.lock().need_reset());
             }
         }
     }
@@ -349,12 +350,12 @@ impl Device {
         front_end.reset()?;
         // What the driver wrote is gone.
         let config = front_end.read_config()?;
-        lock(&self.transport).update_config(0, &config);
+        self.transport.lock().update_config(0, &config);
         Ok(())
     }
 
     fn start(&self, front_end: &mut FrontEnd) -> Result<(), VirtioError> {
-        let ready = lock(&self.transport).ready_queues();
+        let ready = self.transport.lock().ready_queues();
         let mut rings = Vec::new();
         for (index, queue) in ready {
             let checked = queue.check(&self.ram);
@@ -367,18 +368,18 @@ impl Device {
         }
         front_end.start(rings)?;
         // A change while the driver was coming up could not be told then.
-        self.tell(lock(&self.transport).must_interrupt());
+        self.tell(self.transport.lock().must_interrupt());
         Ok(())
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
-        let mut front_end = lock(&self.front_end);
-        let at = lock(&self.transport).config_write(offset, data.len());
+        let mut front_end = self.front_end.lock();
+        let at = self.transport.lock().config_write(offset, data.len());
         let Some(at) = at.filter(|_| self.lost().is_none()) else {
             return;
         };
         match self.settle(front_end.write_config(at, data)) {
-            Ok(()) => lock(&self.transport).update_config(at, data),
+            Ok(()) => self.transport.lock().update_config(at, data),
             Err(error) => log::warn!("balloon: a write to the configuration failed: {error}"),
         }
     }
@@ -387,7 +388,7 @@ impl Device {
         &self,
         talk: impl FnOnce(&mut FrontEnd) -> Result<T, VirtioError>,
     ) -> Result<T, VirtioError> {
-        let mut front_end = lock(&self.front_end);
+        let mut front_end = self.front_end.lock();
         self.check_alive()?;
         self.settle(talk(&mut front_end))
     }
@@ -403,12 +404,12 @@ impl Device {
     }
 
     fn lose(&self, reason: String) {
-        let mut lost = lock(&self.lost);
+        let mut lost = self.lost.lock();
         if lost.is_none() {
             log::error!("balloon: the back end is lost, the guest runs on without it: {reason}");
             *lost = Some(reason);
             // It fails only if the connection has ended already.
-            let _ = lock(&self.connection).shutdown(Shutdown::Both);
+            let _ = self.connection.lock().shutdown(Shutdown::Both);
         }
     }
 
@@ -417,11 +418,6 @@ impl Device {
             signal(&self.config_interrupt);
         }
     }
-}
-
-/// Locks, also after a panic of another holder: no lock here guards a change that could be left half done.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Signals `event`.

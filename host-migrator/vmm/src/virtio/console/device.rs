@@ -6,10 +6,11 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use host_migrator::GuestRam;
+use parking_lot::Mutex;
 use spec::balloon::CONFIG_SIZE;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
@@ -23,7 +24,7 @@ use super::port::{Port, QUEUES, Turn};
 use super::ring::DriverRing;
 use super::state::ConsoleState;
 use crate::memory::{MachineMemory, OwnMemory};
-use crate::virtio::device::{lock, signal};
+use crate::virtio::device::signal;
 use crate::virtio::new_event;
 use crate::virtio::queue::Ring;
 use crate::virtio::state::{Fit, VirtioState};
@@ -79,7 +80,7 @@ impl Device {
 
     /// The guest reads.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.transport).read(offset, data);
+        self.transport.lock().read(offset, data);
     }
 
     /// The guest writes.
@@ -88,10 +89,10 @@ impl Device {
             STATUS | QUEUE_READY => self.write_control(offset, data),
             CONFIG.. => {
                 // None of it is the driver's: this only counts.
-                let _ = lock(&self.transport).config_write(offset, data.len());
+                let _ = self.transport.lock().config_write(offset, data.len());
             }
             _ => {
-                let effect = lock(&self.transport).write(offset, data);
+                let effect = self.transport.lock().write(offset, data);
                 // The usual way of a kick is KVM's ioeventfd; this is the way without.
                 if let Effect::Notify(_) = effect {
                     signal(&self.kick);
@@ -102,21 +103,21 @@ impl Device {
 
     /// The features that the guest's driver uses, and those that it is offered.
     pub fn features(&self) -> (u64, u64) {
-        let transport = lock(&self.transport);
+        let transport = self.transport.lock();
         (transport.accepted(), transport.offered())
     }
 
     /// Accesses of the guest that were ignored, and buffers that could not be used.
     pub fn ignored(&self) -> u64 {
-        let bad_buffers = lock(&self.port).bad_buffers();
-        bad_buffers + lock(&self.transport).ignored()
+        let bad_buffers = self.port.lock().bad_buffers();
+        bad_buffers + self.transport.lock().ignored()
     }
 
     /// After the return guest memory is not touched.
     pub fn stop(&self) {
         // First, so that no further turn begins; then the end of the one that is under way is waited for.
         self.running.store(false, Ordering::SeqCst);
-        drop(lock(&self.port));
+        drop(self.port.lock());
     }
 
     /// Goes on.
@@ -132,14 +133,14 @@ impl Device {
 
     /// The state of a device that is stopped.
     pub fn save(&self) -> Result<ConsoleState, ConsoleError> {
-        let port = lock(&self.port);
+        let port = self.port.lock();
         if self.running.load(Ordering::SeqCst) {
             return Err(ConsoleError::NotStopped);
         }
         let (positions, state, taken) = port.positions();
         let mut bases = [0; MAX_QUEUES];
         bases[..QUEUES].copy_from_slice(&positions);
-        let transport = lock(&self.transport);
+        let transport = self.transport.lock();
         Ok(ConsoleState {
             virtio: VirtioState {
                 registers: *transport.registers(),
@@ -155,8 +156,8 @@ impl Device {
 
     /// Takes the state of another device.
     pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleError> {
-        let mut port = lock(&self.port);
-        let mut transport = lock(&self.transport);
+        let mut port = self.port.lock();
+        let mut transport = self.transport.lock();
         if port.in_use() || transport.registers().status != 0 {
             return Err(ConsoleError::InUse);
         }
@@ -175,7 +176,7 @@ impl Device {
 
     /// Moves what can be moved; `None` while the device is stopped.
     pub fn turn(&self) -> Option<Pending> {
-        let mut port = lock(&self.port);
+        let mut port = self.port.lock();
         if !self.running.load(Ordering::SeqCst) {
             return None;
         }
@@ -183,7 +184,7 @@ impl Device {
             log::warn!("agent port: the guest's queues make no sense: {error}");
             port.reset();
             Turn {
-                interrupt: lock(&self.transport).need_reset(),
+                interrupt: self.transport.lock().need_reset(),
                 ..Turn::default()
             }
         });
@@ -199,7 +200,7 @@ impl Device {
 
     /// Joins the port to `host`.
     pub fn join(&self, host: UnixStream) {
-        let mut port = lock(&self.port);
+        let mut port = self.port.lock();
         // The guest may have reset the device meanwhile.
         if port.wants_host() {
             port.join(host);
@@ -208,16 +209,16 @@ impl Device {
 
     /// What the port was joined to has gone.
     pub fn hang_up(&self) {
-        lock(&self.port).hang_up();
+        self.port.lock().hang_up();
     }
 
     fn write_control(&self, offset: u64, data: &[u8]) {
-        let mut port = lock(&self.port);
-        let effect = lock(&self.transport).write(offset, data);
+        let mut port = self.port.lock();
+        let effect = self.transport.lock().write(offset, data);
         match effect {
             Effect::None | Effect::Notify(_) => {}
             Effect::Reset => port.reset(),
-            Effect::Negotiate(_) => lock(&self.transport).accept_features(),
+            Effect::Negotiate(_) => self.transport.lock().accept_features(),
             Effect::Start => self.start(&mut port),
             Effect::StopQueue(index) => port.stop_queue(index),
         }
@@ -226,7 +227,7 @@ impl Device {
     }
 
     fn start(&self, port: &mut Port) {
-        let ready = lock(&self.transport).ready_queues();
+        let ready = self.transport.lock().ready_queues();
         let check = |(index, queue): (usize, crate::virtio::Queue)| {
             queue.check(&self.ram).map(|()| Ring {
                 index,
@@ -244,7 +245,7 @@ impl Device {
             });
         if let Err(error) = started {
             log::warn!("agent port: what the guest's driver asked for failed: {error}");
-            if lock(&self.transport).need_reset() {
+            if self.transport.lock().need_reset() {
                 signal(&self.interrupt);
             }
         }
