@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Refusal, Reply};
 
-use super::page_map::PageMapWriter;
+use super::page_map_writer::PageMapWriter;
 use super::peer::{Peer, Response};
 use crate::sockets;
 use crate::vhost_user::backend::Backend;

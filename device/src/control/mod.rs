@@ -8,11 +8,11 @@
 //! | `peer` | what the other end of a connection may ask, and the answer |
 //! | `busy` | waiting for a device that is busy |
 //! | `people` | the answers to people |
-//! | `page_map` | a picture of guest memory as a file |
+//! | `page_map_writer` | a picture of guest memory, written to a file |
 
 mod busy;
 mod connection;
-mod page_map;
+mod page_map_writer;
 mod peer;
 mod people;
 mod server;

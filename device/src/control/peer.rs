@@ -10,7 +10,7 @@ use std::time::Duration;
 use spec::control::{ControlError, Header, Refusal, Reply, Request, VERSION};
 use spec::hint_map::HintMap;
 
-use super::page_map::PageMapWriter;
+use super::page_map_writer::PageMapWriter;
 use super::{busy, people};
 use crate::balloon::Balloon;
 use crate::memory::shared_map::{self, SharedMap, SharedMapError};

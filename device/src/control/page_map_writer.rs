@@ -17,7 +17,7 @@ use spec::control::{PageSet, Refusal, Reply};
 use spec::hint_map::HintMap;
 use spec::page_map::{Header, Region};
 
-use super::busy::PATIENCE;
+use super::busy;
 use crate::memory::shared_map::SharedMap;
 use crate::vhost_user::backend::Backend;
 
@@ -62,7 +62,7 @@ struct MapFile {
 impl PageMapWriter {
     /// Begins the map of the pages of `set`.
     pub(super) fn begin(set: PageSet, backend: &Backend) -> Result<Self, Refusal> {
-        let balloon = backend.balloon_within(PATIENCE).ok_or(Refusal::Busy)?;
+        let balloon = busy::balloon(backend)?;
         let source = match set {
             PageSet::Hinted => Source::Hinted(balloon.hinted().ok_or(Refusal::NoMap)?),
             PageSet::Ballooned => Source::Ballooned,
@@ -81,16 +81,18 @@ impl PageMapWriter {
                 .file
                 .write(&mut self.left, |index| map.load(index as usize).pages()),
             Source::Ballooned => {
-                let Some(mut balloon) = backend.balloon_within(PATIENCE) else {
-                    return Some(Err(Refusal::Busy));
+                let mut balloon = match busy::balloon(backend) {
+                    Ok(balloon) => balloon,
+                    Err(refusal) => return Some(Err(refusal)),
                 };
                 balloon.notice_new_driver();
                 let set = balloon.ballooned();
                 self.file.write(&mut self.left, |index| set.word(index))
             }
             Source::Reported => {
-                let Some(balloon) = backend.balloon_within(PATIENCE) else {
-                    return Some(Err(Refusal::Busy));
+                let balloon = match busy::balloon(backend) {
+                    Ok(balloon) => balloon,
+                    Err(refusal) => return Some(Err(refusal)),
                 };
                 let set = balloon.reported();
                 self.file.write(&mut self.left, |index| set.word(index))
