@@ -214,9 +214,23 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
         assert!(agent > 0, "{facts}");
         assert_eq!((driver, both), (0, 0), "{facts}");
     }
+    assert_clock_is_right_at_once(&facts);
     assert!(number(&facts, "/guest-checks") > 0, "{facts}");
     assert_eq!(number(&facts, "/guest-wrong"), 0, "{facts}");
     assert_eq!(facts["guest-failure"], Value::Null);
+}
+
+/// The guest's own wall clock has lost nothing of the time that it stood still, by its first line after each arrival.
+fn assert_clock_is_right_at_once(facts: &Value) {
+    let behind: Vec<i64> =
+        serde_json::from_value(facts["clock-behind-ms"].clone()).expect("clocks");
+    let mut stood = 0;
+    for (hop, behind_now) in (0..).zip(&behind[1..]) {
+        stood += number(facts, &format!("/migrations/{hop}/held-ms"));
+        // How long a line is on its way through the console differs, but not by so much.
+        let lost = behind_now.abs_diff(behind[0]);
+        assert!(lost < stood / 2, "{lost} ms of {stood}: {facts}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Write, stdout};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The state of the work; printed as one line of JSON.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,7 @@ impl Report {
             failure,
         } = self;
         let free = free_bytes();
+        let realtime = realtime();
         // Our messages are plain ASCII, for which a string's debug form is a JSON string.
         let failure = failure
             .as_ref()
@@ -49,9 +51,15 @@ impl Report {
             stdout(),
             "lacuna-guest: {{\"ready\":{ready},\"free-bytes\":{free},\"full-passes\":{full_passes},\
              \"checks\":{checks},\"wrong\":{wrong},\"writes\":{writes},\"churned\":{churned},\
-             \"longest-gap\":{longest_gap},\"failure\":{failure}}}"
+             \"longest-gap\":{longest_gap},\"realtime\":{realtime},\"failure\":{failure}}}"
         );
     }
+}
+
+/// Nanoseconds since 1970 by the guest's wall clock; 0 before.
+fn realtime() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_nanos() as u64)
 }
 
 /// Memory that the kernel calls free; 0 if it does not say.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A Linux guest's agent on its way through two migrations, of which the first asks it alone and the second the driver
-//! as well; a person asks it before the first, between the two, and after the second. Says what it saw as one JSON
-//! object; the claims are the test's.
+//! as well; a person asks it before the first, between the two, and after the second. Where it arrives it is held for a
+//! while, and its wall clock is compared with the host's. Says what it saw as one JSON object; the claims are the
+//! test's.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use host_migrator::report::stats::MigrationReport;
 use host_migrator::report::trace::DEFAULT_SLOTS;
@@ -12,6 +13,7 @@ use host_migrator::{ControlClient, HintError, PageSource, Trace};
 use lacuna::args::GuestKind;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, MigrateArguments};
+use lacuna::machine::GuestStatus;
 use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::control::{Refusal, Reply, Request};
@@ -42,6 +44,9 @@ const SOURCES: [&[PageSource]; 2] = [
 ];
 /// Milliseconds. What the guest writes in such a time fits in, so that the migration ends on any machine.
 const DOWNTIME_LIMIT: u64 = 1000;
+/// How long the guest stands still where it has arrived, at least: far longer than a line takes on its way through the
+/// console, so that a clock which lost this time shows.
+const HELD: Duration = Duration::from_secs(5);
 /// The hosts, and the balloon devices beside them.
 const HOSTS: [(&str, &str); 3] = [
     ("first", "first-device"),
@@ -68,11 +73,12 @@ pub fn run() -> Result<Value, Failure> {
         Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
     })?;
     let mut told = vec![pages_of_agent(&host)?];
+    let mut clocks = vec![clock_behind(&mut host)?];
     let mut migrations = Vec::new();
     for (number, sources) in (1..).zip(SOURCES) {
         let mut destination = start(number, receive_job())?;
         migrations.push(migrate(&mut host, &mut destination, sources)?);
-        destination.client()?.tell(&Command::Cont)?;
+        clocks.push(clock_behind(&mut destination)?);
         told.push(pages_of_agent(&destination)?);
         host = destination;
     }
@@ -81,6 +87,7 @@ pub fn run() -> Result<Value, Failure> {
     Ok(json!({
         "rule": rule,
         "told": told,
+        "clock-behind-ms": clocks,
         "migrations": migrations,
         "guest-checks": guest.checks,
         "guest-wrong": guest.wrong,
@@ -88,7 +95,7 @@ pub fn run() -> Result<Value, Failure> {
     }))
 }
 
-/// Moves the guest and compares every page.
+/// Moves the guest, compares every page, and lets it run on.
 fn migrate(
     source: &mut Host,
     destination: &mut Host,
@@ -100,18 +107,32 @@ fn migrate(
         ..MigrateArguments::to(address_of(destination)?)
     }))?;
     wait_until_migrated(source, destination)?;
+    let arrived = Instant::now();
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
     let verdict = ask_oracle(GuestKind::Linux, source, destination)?;
+    thread::sleep(HELD.saturating_sub(arrived.elapsed()));
+    let held = arrived.elapsed();
+    destination.client()?.tell(&Command::Cont)?;
     let rounds = report.rounds.iter().map(|round| round.pages_by_source);
     Ok(json!({
         "rounds": rounds.collect::<Vec<_>>(),
         "wire-bytes": report.wire_bytes,
         "total-ms": report.total_ms,
         "downtime-ms": report.downtime_ms,
+        "held-ms": held.as_millis() as u64,
         "pages-compared": verdict.pages_compared,
         "pages-wrong": verdict.pages_wrong,
         "wrong": format!("{:?}", verdict.examples),
     }))
+}
+
+/// Milliseconds by which the guest's wall clock is behind the host's, by the first line that it has written at `host`.
+fn clock_behind(host: &mut Host) -> Result<i64, Failure> {
+    let behind = |guest: &GuestStatus| guest.clock_behind_ms;
+    let status = host.wait_until("a line of the guest", PATIENCE, |status| {
+        Ok(status.guest.as_ref().and_then(behind).is_some())
+    })?;
+    Ok(status.guest.as_ref().and_then(behind).unwrap_or_default())
 }
 
 /// Asks the guest at `host` for its free pages, as a person does, until its agent tells some. Returns how many.

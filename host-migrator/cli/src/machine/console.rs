@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -26,6 +27,20 @@ pub struct Report {
     pub status: GuestStatus,
     /// Memory that its kernel calls free: all other memory is in use.
     pub free_bytes: u64,
+    /// Nanoseconds since 1970, by its wall clock.
+    pub realtime: Option<u64>,
+}
+
+impl Report {
+    /// Compares its wall clock with this host's.
+    fn with_clock_compared(mut self) -> Self {
+        let here = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.status.clock_behind_ms = here.ok().zip(self.realtime).map(|(here, there)| {
+            let milliseconds = |nanoseconds: u128| (nanoseconds / 1_000_000) as i64;
+            milliseconds(here.as_nanos()) - milliseconds(there.into())
+        });
+        self
+    }
 }
 
 /// Passes the console on to `out` and reads the guest's reports from it.
@@ -58,7 +73,7 @@ impl<W: Write> Console<W> {
             .split_once(REPORT_PREFIX)
             .and_then(|(_, json)| serde_json::from_str::<Report>(json.trim()).ok());
         if let Some(report) = report {
-            *self.report.lock() = Some(report);
+            *self.report.lock() = Some(report.with_clock_compared());
         }
         self.line.clear();
     }
@@ -99,6 +114,25 @@ mod tests {
         let report = report.lock().clone().unwrap();
         assert_eq!((report.status.checks, report.free_bytes), (7, 9));
         assert!(report.status.ready);
+        assert_eq!(report.status.clock_behind_ms, None);
+    }
+
+    #[test]
+    fn a_guests_wall_clock_is_compared_with_the_hosts() {
+        let mut console = Console::new(io::sink());
+        let report = console.report();
+        let behind = |realtime: u64, console: &mut Console<io::Sink>| {
+            writeln!(console, "lacuna-guest: {{\"realtime\": {realtime}}}").unwrap();
+            let report = report.lock().clone().unwrap();
+            report.status.clock_behind_ms.unwrap()
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = now.as_nanos() as u64;
+        // It is compared after it was read, and a century is longer than any test.
+        let century = 100 * 365 * 24 * 3600 * 1000;
+        assert!((0..century).contains(&behind(now, &mut console)));
+        assert!(behind(now + 2 * century as u64 * 1_000_000, &mut console) < -century);
+        assert!(behind(u64::MAX, &mut console) < -century);
     }
 
     #[test]

@@ -235,6 +235,7 @@ impl Process {
             hinted_pages: word(StatusWord::HintedPages),
             early_releases: word(StatusWord::EarlyReleases),
             dones: word(StatusWord::Dones),
+            clock_behind_ms: None,
             failure: None,
         })
     }

@@ -65,6 +65,9 @@ pub struct GuestStatus {
     pub early_releases: u64,
     /// DONEs seen.
     pub dones: u64,
+    /// Of a Linux guest: milliseconds by which its wall clock was behind this host's when its last line had arrived.
+    /// The line's way is in it.
+    pub clock_behind_ms: Option<i64>,
     /// Why the guest cannot go on.
     pub failure: Option<String>,
 }
