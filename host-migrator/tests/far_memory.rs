@@ -38,9 +38,15 @@ fn memory_at_64_tib_is_migrated_with_hints_in_little_memory() {
         }
         theirs.hints.finish();
     });
-    let outcome = migrate(guest.source(), MigrationParams::default());
+    let params = MigrationParams {
+        map_rounds: true,
+        ..MigrationParams::default()
+    };
+    let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.report().totals.pages_hinted, free.count());
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    let maps = outcome.report().maps.as_ref().unwrap();
+    assert_eq!(maps.rows[0].sum().skipped, free.count());
     let peak = peak_memory();
     assert!(peak < MOST, "{peak} bytes");
 }

@@ -7,6 +7,7 @@
 //! 1024 cells, however long the migration takes.
 
 use serde::{Deserialize, Serialize};
+use spec::PageRange;
 use spec::hint_map::word_masks;
 
 use crate::memory::bitmap::MigrationBitmap;
@@ -129,8 +130,26 @@ pub(crate) struct Recorder(Option<Recording>);
 #[derive(Debug)]
 struct Recording {
     maps: RoundMaps,
-    /// For each page the row that sent it last, counted from 1; 0 if none did, or that is told already.
-    sent_in: Box<[u8]>,
+    sent_in: SentIn,
+}
+
+/// For each page of memory the row that sent it last, counted from 1; 0 if none did, or that is told already.
+#[derive(Debug)]
+struct SentIn(Vec<(PageRange, Box<[u8]>)>);
+
+impl SentIn {
+    fn new(ram: &GuestRam) -> Self {
+        let region =
+            |region: &PageRange| (*region, vec![0; region.count() as usize].into_boxed_slice());
+        Self(ram.regions().iter().map(region).collect())
+    }
+
+    /// Of `page`, if it is memory.
+    fn row(&mut self, page: u64) -> Option<&mut u8> {
+        let below = self.0.partition_point(|(region, _)| region.end() <= page);
+        let (region, rows) = self.0.get_mut(below)?;
+        rows.get_mut(page.checked_sub(region.first())? as usize)
+    }
 }
 
 impl Recorder {
@@ -160,7 +179,7 @@ impl Recorder {
         };
         Self(Some(Recording {
             maps,
-            sent_in: vec![0; pages as usize].into_boxed_slice(),
+            sent_in: SentIn::new(ram),
         }))
     }
 
@@ -190,7 +209,9 @@ impl Recorder {
         fates.sent += count(bits);
         fates.resent += count(bits & there);
         for page in pages_of(index, bits) {
-            recording.sent_in[page] = row;
+            if let Some(sent_in) = recording.sent_in.row(page) {
+                *sent_in = row;
+            }
         }
     }
 
@@ -238,7 +259,7 @@ impl Recording {
     /// Tells the rows that sent the pages `bits` of word `index` last.
     fn sent_in_vain(&mut self, index: usize, bits: u64) {
         for page in pages_of(index, bits) {
-            let row = std::mem::take(&mut self.sent_in[page]);
+            let row = self.sent_in.row(page).map_or(0, std::mem::take);
             if let Some(row) = usize::from(row).checked_sub(1) {
                 self.fates_in(row, index).in_vain += 1;
             }
@@ -251,17 +272,17 @@ fn count(bits: u64) -> u64 {
 }
 
 /// The numbers of the pages `bits` of word `index`.
-fn pages_of(index: usize, mut bits: u64) -> impl Iterator<Item = usize> {
+fn pages_of(index: usize, mut bits: u64) -> impl Iterator<Item = u64> {
     std::iter::from_fn(move || {
-        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        let first = (bits != 0).then(|| u64::from(bits.trailing_zeros()))?;
         bits &= bits - 1;
-        Some(index * WORD_PAGES as usize + first)
+        Some(index as u64 * WORD_PAGES + first)
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use spec::{PAGE_SIZE, PageRange};
+    use spec::PAGE_SIZE;
 
     use super::*;
     use crate::memory::ram::RamRegion;
