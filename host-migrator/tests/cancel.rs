@@ -72,6 +72,7 @@ fn assert_cancels(guest: &Arc<Guest>, handle: MigrationHandle) {
         seed: 3,
         hints: true,
         pause: 0,
+        first_page: 0,
     };
     let workload = Workload::start(guest, behaviour);
     let steps = workload.steps();

@@ -8,15 +8,22 @@ mod software_guest;
 
 use std::sync::Arc;
 
-use host_migrator::{Clause, MigrationParams};
+use host_migrator::{Clause, MigrationParams, Source};
+use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, WrongPage, one};
 use software_guest::{Guest, migrate, rounds};
+use spec::PageRange;
 use spec::trace::check::{self, Verdict};
 
 /// Enough for an early harvest before the last pages are sent.
 const PAGES: u64 = 2048;
 /// The page that the hostile guests free, hint and use again.
 const VICTIM: u64 = PAGES - 70;
+/// A harvest in the middle of each round, after most of its pages: epochs 1 and 2 are the first round's, epoch 3 is the
+/// second round's first.
+const SYNC_PAGES: u64 = 1500;
+/// A page that the second round sends before that harvest.
+const EARLY_VICTIM: u64 = 5;
 
 /// A guest whose pages all hold something, but for the victim, which it has freed.
 fn guest() -> Arc<Guest> {
@@ -30,13 +37,16 @@ fn guest() -> Arc<Guest> {
 /// the trace shows broken.
 fn wrong_pages(
     guest: &Guest,
+    source: Source,
     switched_off: Option<Clause>,
+    sync_pages: Option<u64>,
 ) -> (Vec<WrongPage>, Option<check::Clause>) {
     let params = MigrationParams {
         switched_off: switched_off.into_iter().collect(),
+        sync_pages,
         ..rounds(2)
     };
-    let outcome = migrate(guest.source(), params);
+    let outcome = migrate(source, params);
     outcome.report();
     assert!(outcome.destination.runs);
     let broken = match &outcome.verdict {
@@ -48,20 +58,45 @@ fn wrong_pages(
 
 /// Runs `guest`, made anew each time, with the rule and without `clause`.
 fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
-    assert_eq!(wrong_pages(&guest(), None), (vec![], None));
+    let try_with = |switched_off| {
+        let guest = guest();
+        wrong_pages(&guest, guest.source(), switched_off, None)
+    };
+    assert_lost_without(clause, VICTIM, try_with);
+}
+
+/// As [`assert_needed`], for a clause about harvests in the middle of a round.
+fn assert_needed_in_mid_round(clause: Clause, guest: impl Fn() -> (Arc<Guest>, Source)) {
+    let try_with = |switched_off| {
+        let (guest, source) = guest();
+        wrong_pages(&guest, source, switched_off, Some(SYNC_PAGES))
+    };
+    assert_lost_without(clause, EARLY_VICTIM, try_with);
+}
+
+/// `try_with` loses nothing with the rule, and the page `victim` without `clause`.
+fn assert_lost_without(
+    clause: Clause,
+    victim: u64,
+    try_with: impl Fn(Option<Clause>) -> (Vec<WrongPage>, Option<check::Clause>),
+) {
+    assert_eq!(try_with(None), (vec![], None));
     let lost = WrongPage {
-        pfn: VICTIM,
+        pfn: victim,
         in_use: true,
     };
     let broken = match clause {
         Clause::ArmFirst => check::Clause::ArmFirst,
-        Clause::ForgetOldHints | Clause::CloseBeforeHarvest => check::Clause::CloseBeforeHarvest,
+        Clause::ForgetOldHints | Clause::CloseBeforeHarvest | Clause::ForgetHoles => {
+            check::Clause::CloseBeforeHarvest
+        }
         Clause::NoHintAfterPause => check::Clause::NoHintAfterPause,
         Clause::KeepEarly | Clause::MergeOwnWrites => check::Clause::HarvestEverything,
+        Clause::FlushTables => check::Clause::ClaimBeforeCopy,
         other => unreachable!("{other} has no switch"),
     };
     assert_eq!(
-        wrong_pages(&guest(), Some(clause)),
+        try_with(Some(clause)),
         (vec![lost], Some(broken)),
         "without {clause}"
     );
@@ -129,5 +164,51 @@ fn own_writes_that_are_not_merged_are_lost() {
             theirs.hints.finish();
         });
         guest
+    });
+}
+
+/// A guest whose pages are all pending in the second round, and what happens to the early victim when that begins.
+fn writes_all_in_the_first_round(
+    guest: &Arc<Guest>,
+    but: std::ops::Range<u64>,
+    then: impl Fn(&Guest) + Send + 'static,
+) {
+    let theirs = Arc::clone(guest);
+    guest.hints.on_open(move |epoch| {
+        match epoch {
+            2 => (0..PAGES)
+                .filter(|pfn| !but.contains(pfn))
+                .for_each(|pfn| theirs.write(pfn)),
+            3 => then(&theirs),
+            _ => {}
+        }
+        theirs.hints.finish();
+    });
+}
+
+#[test]
+fn a_discard_that_waits_in_its_table_during_a_harvest_loses_a_write() {
+    assert_needed_in_mid_round(Clause::FlushTables, || {
+        let guest = guest();
+        writes_all_in_the_first_round(&guest, 0..0, |guest| {
+            guest.hints.hint(one(EARLY_VICTIM));
+            guest.write(EARLY_VICTIM);
+        });
+        let source = guest.source();
+        (guest, source)
+    });
+}
+
+#[test]
+fn a_hole_that_outlives_a_harvest_loses_a_write() {
+    assert_needed_in_mid_round(Clause::ForgetHoles, || {
+        let guest = guest();
+        let taken = PageRange::new(0, 128).unwrap();
+        writes_all_in_the_first_round(&guest, taken.first()..taken.end(), |guest| {
+            guest.write(EARLY_VICTIM);
+        });
+        let mut source = guest.source();
+        source.logs.push(Box::new(Balloon::new(&guest, taken)));
+        (guest, source)
     });
 }

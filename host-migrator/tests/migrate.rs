@@ -140,6 +140,7 @@ fn a_guest_that_writes_frees_hints_and_reuses_while_it_is_migrated_loses_nothing
             seed,
             hints: seed % 4 != 0,
             pause: seed % 3 * 20,
+            first_page: 0,
         };
         let workload = Workload::start(&guest, behaviour);
         let params = MigrationParams {
@@ -237,6 +238,7 @@ fn hints_of_a_device_that_fails_to_close_are_not_used_again() {
                 seed: 5,
                 hints: false,
                 pause: 10,
+                first_page: 0,
             },
         );
         let outcome = migrate(guest.source(), params);
@@ -268,6 +270,7 @@ fn a_guest_can_move_on_from_its_destination() {
             seed: 77,
             hints: true,
             pause: 5,
+            first_page: 0,
         },
     );
     let params = rounds(4);

@@ -160,13 +160,16 @@ pub struct RoundStats {
     pub ms: f64,
     /// Of these, held back for hints.
     pub held_back_ms: f64,
-    /// Pages that the harvest at its end brought: they are to be sent again. Each counts once, however many logs have
-    /// it. 0 in the last round, in which nobody writes.
+    /// Pages that its harvests brought, the one at its end and those in the middle: they are to be sent again. Each counts
+    /// once a harvest, however many logs have it. 0 in the last round, in which nobody writes.
     pub dirty_harvested: u64,
     /// Pages that were written in this round before they were copied, as far as early harvests have found them:
     /// they need not be sent again for it.
     #[serde(default)]
     pub pages_written_before_copy: u64,
+    /// Harvests in the middle of it, each of which opened another epoch.
+    #[serde(default)]
+    pub syncs: u64,
 }
 
 /// The steps of the downtime, in milliseconds.

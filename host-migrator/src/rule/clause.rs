@@ -10,13 +10,15 @@ use std::collections::BTreeSet;
 pub use spec::clause::Clause;
 
 /// Those that have a switch here.
-pub const SWITCHES: [Clause; 6] = [
+pub const SWITCHES: [Clause; 8] = [
     Clause::ArmFirst,
     Clause::KeepEarly,
     Clause::ForgetOldHints,
     Clause::CloseBeforeHarvest,
     Clause::NoHintAfterPause,
     Clause::MergeOwnWrites,
+    Clause::FlushTables,
+    Clause::ForgetHoles,
 ];
 
 /// A name that is not of one of [`SWITCHES`].

@@ -14,13 +14,6 @@
 //!
 //! So hints mean what they mean without it, whichever order they come in (`spec/free-page-hinting.md`).
 
-use spec::trace::Event;
-
-use super::tracker::harvest_log;
-use crate::memory::bitmap::MigrationBitmap;
-use crate::report::trace::Trace;
-use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
-
 /// Sending fewer pages than this is faster than arming them again.
 const FEWEST_PAGES: u64 = 1024;
 /// An early harvest reads the log of all memory. Between two of them at least one page is sent for every so many pages of
@@ -30,67 +23,45 @@ const MEMORY_FOR_EACH: u64 = 1024;
 /// a fault for every page that it goes on writing.
 const MOST_FOR_EACH: u64 = 8;
 
-/// The vCPUs' logs, while a round is being sent.
-pub(crate) struct EarlyHarvest<'t> {
-    logs: &'t mut [Box<dyn DirtyLog>],
-    pages: &'t MigrationBitmap,
-    trace: &'t Trace,
+/// When a round harvests early.
+#[derive(Clone, Copy, Debug)]
+pub struct EarlyPlan {
     /// How many harvests a round shall have; 0: none.
     wanted: u64,
     /// Pages that were to be sent when the round began.
     pending: u64,
+    /// Pages of the bitmap.
+    pages: u64,
     /// Pages that had been sent at the last one.
     sent: u64,
 }
 
-impl<'t> EarlyHarvest<'t> {
-    /// For a round of `pending` pages, which shall have about `wanted` of them. They add to `pages`.
-    pub(crate) fn new(
-        logs: &'t mut [Box<dyn DirtyLog>],
-        pages: &'t MigrationBitmap,
-        trace: &'t Trace,
-        wanted: u32,
-        pending: u64,
-    ) -> Self {
+impl EarlyPlan {
+    /// For a round with `pending` pages to be sent, of a guest whose bitmap has `pages` bits. It shall have about `wanted`
+    /// early harvests.
+    pub fn new(wanted: u32, pending: u64, pages: u64) -> Self {
         Self {
-            logs,
-            pages,
-            trace,
             wanted: wanted.into(),
             pending,
+            pages,
             sent: 0,
         }
     }
 
-    /// Harvests, if it is time to: `sent` pages have been sent in this round, and about `free` of those that
-    /// were pending will never be.
-    ///
-    /// # Errors
-    /// That of a log: bits may be lost.
-    pub(crate) fn when_due(
-        &mut self,
-        sent: u64,
-        free: impl FnOnce() -> u64,
-    ) -> Result<(), DirtyLogError> {
+    /// Whether it is time for one ([`Epoch::harvest_early`](super::Epoch::harvest_early)): `sent` pages have been sent in
+    /// this round, and about `free` of those that were pending will never be.
+    pub fn is_due(&mut self, sent: u64, free: impl FnOnce() -> u64) -> bool {
         let since = sent - self.sent;
-        let fewest = FEWEST_PAGES.max(self.pages.pages() / MEMORY_FOR_EACH);
+        let fewest = FEWEST_PAGES.max(self.pages / MEMORY_FOR_EACH);
         if self.wanted == 0 || since < fewest {
-            return Ok(());
+            return false;
         }
         let expected = self.pending.saturating_sub(free());
         let apart = expected.max(self.pending / MOST_FOR_EACH) / self.wanted;
-        if since < apart {
-            return Ok(());
+        let due = since >= apart;
+        if due {
+            self.sent = sent;
         }
-        self.sent = sent;
-        self.trace.record(Event::EarlyBegin);
-        for (index, log) in self.logs.iter_mut().enumerate() {
-            // The other writers are few, and what they say has a use of its own at the end of the round.
-            if log.source() == LogSource::Kvm {
-                harvest_log(index, log.as_mut(), self.pages, self.trace)?;
-            }
-        }
-        self.trace.record(Event::EarlyEnd);
-        Ok(())
+        due
     }
 }

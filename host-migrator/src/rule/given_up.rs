@@ -6,9 +6,8 @@
 
 use spec::control::PageSet;
 
-use super::tracker::Tracker;
+use super::Tracker;
 use crate::memory::bitmap::MigrationBitmap;
-use crate::memory::ram::GuestRam;
 use crate::report::page_source::{PageSource, PageSources, Reason};
 
 /// The pages that the guest has put into the balloon, and those that it has reported.
@@ -20,9 +19,9 @@ pub(crate) struct GivenUp {
 
 impl GivenUp {
     /// Asks the device, if there is one, for what `sources` are to be counted for.
-    pub(crate) fn ask(tracker: &mut Tracker<'_>, ram: &GuestRam, sources: PageSources) -> Self {
+    pub(crate) fn ask(tracker: &mut Tracker<'_>, sources: PageSources) -> Self {
         let mut ask = |source, set| match sources.contains(source) {
-            true => tracker.given_up(set, ram.regions()),
+            true => tracker.given_up(set),
             false => MigrationBitmap::new(tracker.bitmap().pages()),
         };
         Self {

@@ -5,7 +5,6 @@
 //! in which guest, device and migrator come to do their steps, the destination has the last write.
 
 use std::collections::BTreeSet;
-use std::sync::Arc as StdArc;
 
 use loom::model::Builder;
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +14,8 @@ use spec::PageRange;
 use spec::control::EpochReport;
 use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words};
 
-use super::tracker::{Pass, TooLate, Tracker};
+use super::{Flush, Pass, Tracker};
 use crate::memory::bitmap::MigrationBitmap;
-use crate::memory::ram::{GuestRam, RamRegion};
-use crate::report::round_map::Recorder;
 use crate::report::trace::Trace;
 use crate::rule::clause::{Clause, Clauses};
 use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
@@ -145,25 +142,31 @@ impl DirtyLog for Log {
     }
 }
 
-/// Memory that says how many pages there are; nobody reads or writes it.
-fn ram() -> GuestRam {
-    let region = RamRegion::new(0, PAGES * spec::PAGE_SIZE).unwrap();
-    GuestRam::map(vec![region]).unwrap()
-}
-
 /// Claims, skips what is hinted, copies the rest: the sender's way of a page.
 fn send(pass: &Pass<'_>, memory: &Memory, destination: &mut u64) {
-    let claimed = pass.bitmap().claim(0);
-    let hinted = pass.hints(0, claimed).pages();
-    if hinted & PAGE != 0 {
+    let claimed = pass.claim(0, u64::MAX);
+    if claimed.hinted.pages() & PAGE != 0 {
         *destination = 0;
-    } else if claimed & PAGE != 0 {
+    } else if claimed.rest & PAGE != 0 {
         *destination = memory.page.load(Ordering::Acquire);
+    }
+    pass.copied(0, &claimed, 0);
+}
+
+/// A sender that sends at once.
+struct NothingGathered;
+
+impl Flush for NothingGathered {
+    type Error = DirtyLogError;
+
+    fn flush(&mut self, _pass: &Pass<'_>) -> Result<(), DirtyLogError> {
+        Ok(())
     }
 }
 
-/// Migrates in two rounds and the last, while the guest hints its page and writes it.
-fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
+/// Migrates in two rounds and the last, while the guest hints its page and writes it. The second epoch is opened by
+/// a harvest in the middle of a round.
+fn migrate(switched_off: &BTreeSet<Clause>) {
     let memory = Arc::new(Memory {
         page: AtomicU64::new(1),
         dirty: AtomicU64::new(0),
@@ -181,23 +184,23 @@ fn migrate(ram: &GuestRam, switched_off: &BTreeSet<Clause>) {
     let trace = Trace::default();
     let clauses = Clauses::without(switched_off);
     let hints: &mut dyn HintSource = &mut hints;
-    let mut tracker =
-        Tracker::arm(ram, &mut logs, Some(hints), Tellers::ALL, clauses, &trace).unwrap();
-    let (sent, late) = (MigrationBitmap::new(PAGES), MigrationBitmap::new(PAGES));
+    let pages = [PageRange::new(0, PAGES).unwrap()];
+    let mut tracker = Tracker::arm_with(
+        &pages,
+        &mut logs,
+        Some(hints),
+        Tellers::ALL,
+        clauses,
+        &trace,
+    )
+    .unwrap();
     let mut destination = 0;
-    for _ in 0..2 {
-        let mut epoch = tracker.open();
-        // Without early harvests, which this model does not cover.
-        let (pass, _early) = epoch.pass(0, 0);
-        send(&pass, &memory, &mut destination);
-        epoch.close();
-        let notes = TooLate {
-            sent: &sent,
-            late: &late,
-            maps: &mut Recorder::default(),
-        };
-        tracker.harvest(notes).unwrap();
-    }
+    // Without early harvests, which this model does not cover.
+    let epoch = tracker.open();
+    send(&epoch.pass(), &memory, &mut destination);
+    let (epoch, _) = epoch.sync(&mut NothingGathered).unwrap();
+    send(&epoch.pass(), &memory, &mut destination);
+    epoch.end(&mut NothingGathered).unwrap();
     tracker.before_pause();
     guest.join().unwrap();
     tracker.last_harvest().unwrap();
@@ -212,8 +215,8 @@ fn every_interleaving(model: impl Fn() + Sync + Send + 'static) {
 }
 
 fn every_migration(switched_off: impl IntoIterator<Item = Clause>) {
-    let (ram, switched_off) = (StdArc::new(ram()), switched_off.into_iter().collect());
-    every_interleaving(move || migrate(&ram, &switched_off));
+    let switched_off = switched_off.into_iter().collect();
+    every_interleaving(move || migrate(&switched_off));
 }
 
 #[test]

@@ -5,64 +5,106 @@
 //! nothing can be harvested before the epoch is closed. A harvest is one call, so no epoch can open before the harvest is
 //! complete. The compiler checks both.
 
-use std::time::Duration;
+use std::fmt;
+use std::ops::AddAssign;
 
 use spec::PageRange;
 use spec::control::PageSet;
-use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::hint_map::{Tellers, Told};
 use spec::trace::event::{Brought, Log};
 use spec::trace::{Event, PageBits};
 
+use super::delivered::Delivered;
+use super::given_up::GivenUp;
+use super::hint_life::HintLife;
+use super::known_holes::KnownHoles;
+use super::pass::Pass;
 use crate::memory::bitmap::MigrationBitmap;
-use crate::memory::ram::GuestRam;
-use crate::report::page_source::{PagesBySource, Reason};
-use crate::report::round_map::Recorder;
+use crate::report::page_source::{PageSources, PagesBySource};
 use crate::report::trace::Trace;
 use crate::rule::clause::{Clause, Clauses};
 use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
-use crate::vm::hint_source::{HintError, HintSource};
-
-use super::early_harvest::EarlyHarvest;
-
-/// A broken clause waits this long for hints that a test then sees go wrong.
-const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
+use crate::vm::hint_source::HintSource;
 
 /// The dirty logs, the hints and what they add up to: the pages still to be sent.
-pub(crate) struct Tracker<'a> {
+pub struct Tracker<'a> {
+    memory: Vec<PageRange>,
     bitmap: MigrationBitmap,
     /// Written in this round, found by an early harvest, and not copied since.
     early: MigrationBitmap,
+    delivered: Delivered,
+    holes: Option<KnownHoles>,
     logs: &'a mut [Box<dyn DirtyLog>],
-    hints: Hints<'a>,
+    hints: HintLife<'a>,
     clauses: Clauses,
     trace: &'a Trace,
 }
 
-/// Where hints are noted that came after their page had been sent.
-pub(crate) struct TooLate<'s> {
-    /// Pages that may be other than zero at the destination.
-    pub(crate) sent: &'s MigrationBitmap,
-    /// Of these, pages that are noted already.
-    pub(crate) late: &'s MigrationBitmap,
-    pub(crate) maps: &'s mut Recorder,
-}
-
 /// What a harvest brought.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Harvest {
+pub struct Harvest {
     /// Pages that are to be sent for it, and were not before it.
-    pub(crate) dirty: u64,
+    pub dirty: u64,
     /// Dirty bits that back ends have set: for what they wrote, and for what they discarded.
-    pub(crate) by_back_ends: u64,
+    pub by_back_ends: u64,
     /// Hints that came after their page had been sent.
-    pub(crate) too_late: PagesBySource,
+    pub too_late: PagesBySource,
+}
+
+impl AddAssign for Harvest {
+    fn add_assign(&mut self, other: Self) {
+        self.dirty += other.dirty;
+        self.by_back_ends += other.by_back_ends;
+        self.too_late += other.too_late;
+    }
+}
+
+impl fmt::Debug for Tracker<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker")
+            .field("pending", &self.bitmap.count())
+            .field("epochs", &self.hints.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a harvest wants of whoever sends pages.
+pub trait Flush {
+    /// Why pages cannot be sent.
+    type Error: From<DirtyLogError>;
+
+    /// Sends all that was claimed in `pass` (pages, zeros and discards), and returns when nothing that is sent later can
+    /// overtake it.
+    ///
+    /// # Errors
+    /// If it cannot be sent. The harvest is not made.
+    fn flush(&mut self, pass: &Pass<'_>) -> Result<(), Self::Error>;
+
+    /// Pages of word `index` were `told` to be free after they had been sent, for the first time since. For statistics.
+    fn too_late(&mut self, index: usize, told: Told) {
+        let _ = (index, told);
+    }
 }
 
 impl<'a> Tracker<'a> {
-    /// Starts all logs, so that every page is armed, and marks every page of memory as to be sent. Of `hints`
-    /// those of `tellers` are used.
-    pub(crate) fn arm(
-        ram: &GuestRam,
+    /// Starts all `logs`, so that every page is armed, and marks every page of `memory` as to be sent. Of `hints` those of
+    /// `tellers` are used. `trace` records what happens; [`Trace::default`] records nothing.
+    ///
+    /// # Errors
+    /// [`DirtyLogError`] if a log cannot be started.
+    pub fn arm(
+        memory: &[PageRange],
+        logs: &'a mut [Box<dyn DirtyLog>],
+        hints: Option<&'a mut dyn HintSource>,
+        tellers: Tellers,
+        trace: &'a Trace,
+    ) -> Result<Self, DirtyLogError> {
+        Self::arm_with(memory, logs, hints, tellers, Clauses::default(), trace)
+    }
+
+    /// As [`Tracker::arm`], with `clauses` that a test may have switched off.
+    pub(crate) fn arm_with(
+        memory: &[PageRange],
         logs: &'a mut [Box<dyn DirtyLog>],
         hints: Option<&'a mut dyn HintSource>,
         tellers: Tellers,
@@ -70,14 +112,18 @@ impl<'a> Tracker<'a> {
         trace: &'a Trace,
     ) -> Result<Self, DirtyLogError> {
         trace.record(Event::Begin(logs.len() as u64));
-        let bitmap = MigrationBitmap::new(ram.bitmap_pages());
-        for region in ram.regions() {
-            bitmap.insert(*region);
-            trace.record(Event::Memory(*region));
+        let pages = memory.iter().map(|range| range.end()).max().unwrap_or(0);
+        let bitmap = MigrationBitmap::new(pages);
+        for range in memory {
+            bitmap.insert(*range);
+            trace.record(Event::Memory(*range));
         }
         let mut tracker = Self {
-            hints: Hints::prepare(hints, tellers, bitmap.pages(), trace),
-            early: MigrationBitmap::new(bitmap.pages()),
+            memory: memory.to_vec(),
+            hints: HintLife::prepare(hints, tellers, pages, trace),
+            early: MigrationBitmap::new(pages),
+            delivered: Delivered::new(pages),
+            holes: None,
             bitmap,
             logs,
             clauses,
@@ -95,28 +141,29 @@ impl<'a> Tracker<'a> {
     }
 
     /// The pages to be sent.
-    pub(crate) fn bitmap(&self) -> &MigrationBitmap {
+    pub fn bitmap(&self) -> &MigrationBitmap {
         &self.bitmap
     }
 
     /// Epochs opened.
-    pub(crate) fn epochs(&self) -> u64 {
+    pub fn epochs(&self) -> u64 {
         self.hints.epoch
     }
 
     /// Whether hints are used.
-    pub(crate) fn uses_hints(&self) -> bool {
+    pub fn uses_hints(&self) -> bool {
         self.hints.are_used()
     }
 
     /// Why hints are not used any more.
-    pub(crate) fn hints_lost(&self) -> Option<&str> {
+    pub fn hints_lost(&self) -> Option<&str> {
         self.hints.lost.as_deref()
     }
 
-    /// The pages of `set` among those of `memory`, as far as somebody knows.
-    pub(crate) fn given_up(&mut self, set: PageSet, memory: &[PageRange]) -> MigrationBitmap {
+    /// The pages of `set`, as far as somebody knows.
+    pub(crate) fn given_up(&mut self, set: PageSet) -> MigrationBitmap {
         let pages = self.bitmap.pages();
+        let memory = &self.memory;
         let known = self.hints.source.as_deref_mut().map(|source| {
             source.given_up(set, memory).unwrap_or_else(|error| {
                 log::warn!("the pages that were given up are not counted apart: {error}");
@@ -127,7 +174,7 @@ impl<'a> Tracker<'a> {
     }
 
     /// Pages that the guest has said to be free, if it has.
-    pub(crate) fn free_pages(&mut self) -> Option<u64> {
+    pub fn free_pages(&mut self) -> Option<u64> {
         let asked = self.hints.are_used();
         let source = self.hints.source.as_deref_mut();
         source
@@ -136,28 +183,32 @@ impl<'a> Tracker<'a> {
     }
 
     /// Whether the guest was asked for hints in the last epoch, and has not answered.
-    pub(crate) fn guest_is_silent(&self) -> bool {
+    pub fn guest_is_silent(&self) -> bool {
         self.hints.silent
     }
 
-    /// Opens the next epoch. Until it is closed, nothing can be harvested.
-    pub(crate) fn open(&mut self) -> Epoch<'_, 'a> {
-        self.hints.open();
-        Epoch { tracker: self }
+    /// Has the pages that `find` names as holes of the memory files taken for zero until the next harvest, and counted
+    /// for one of `sources`. To be asked between two epochs.
+    ///
+    /// # Errors
+    /// That of `find`.
+    pub(crate) fn look_for_holes<E>(
+        &mut self,
+        sources: PageSources,
+        find: impl FnOnce(&mut dyn FnMut(PageRange)) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let given_up = GivenUp::ask(self, sources);
+        self.trace.record(Event::HolesAsked);
+        let holes = KnownHoles::new(self.bitmap.pages(), given_up);
+        find(&mut |hole| holes.insert(hole))?;
+        self.holes = Some(holes);
+        Ok(())
     }
 
-    /// Takes what all logs have into the bitmap. Hints for pages that the destination has are noted in `notes`.
-    pub(crate) fn harvest(&mut self, notes: TooLate<'_>) -> Result<Harvest, DirtyLogError> {
-        // A hint that is older than this harvest says nothing about a page that the harvest brings.
-        let too_late = if self.clauses.hold(Clause::ForgetOldHints) && !self.hints.is_open {
-            self.hints.forget(notes)
-        } else {
-            PagesBySource::default()
-        };
-        Ok(Harvest {
-            too_late,
-            ..self.harvest_logs(false)?
-        })
+    /// Opens the next epoch. Until it is closed, nothing can be harvested.
+    pub fn open(&mut self) -> Epoch<'_, 'a> {
+        self.hints.open();
+        Epoch { tracker: self }
     }
 
     /// To be called before the guest is paused: hints end here.
@@ -169,7 +220,11 @@ impl<'a> Tracker<'a> {
     }
 
     /// The last harvest, with vCPUs and devices stopped. No hint is taken after it.
-    pub(crate) fn last_harvest(&mut self) -> Result<Harvest, DirtyLogError> {
+    ///
+    /// # Errors
+    /// [`DirtyLogError`]: bits may be lost, and the migration must fail.
+    pub fn last_harvest(&mut self) -> Result<Harvest, DirtyLogError> {
+        self.forget_holes();
         let harvest = self.harvest_logs(true)?;
         if !self.clauses.hold(Clause::NoHintAfterPause) {
             self.hints.close();
@@ -178,15 +233,49 @@ impl<'a> Tracker<'a> {
     }
 
     /// What is left for the stopped guest: pages, and no hints.
-    pub(crate) fn rest(&self) -> Pass<'_> {
+    pub fn rest(&self) -> Pass<'_> {
         let broken = !self.clauses.hold(Clause::NoHintAfterPause);
+        Pass {
+            keep_early: true,
+            hints: self.hints.used().filter(|_| broken),
+            free_before: None,
+            ..self.pass()
+        }
+    }
+
+    fn pass(&self) -> Pass<'_> {
         Pass {
             bitmap: &self.bitmap,
             early: &self.early,
-            keep_early: true,
-            hints: self.hints.used().filter(|_| broken),
+            keep_early: self.clauses.hold(Clause::KeepEarly),
+            hints: self.hints.used(),
             tellers: self.hints.tellers,
-            free_before: None,
+            free_before: self.hints.free_before.as_ref(),
+            delivered: &self.delivered,
+            holes: self.holes.as_ref(),
+            trace: self.trace,
+        }
+    }
+
+    /// Takes what all logs have into the bitmap. What was learnt of a page before it does not outlive it.
+    fn harvest(&mut self, late: &mut dyn FnMut(usize, Told)) -> Result<Harvest, DirtyLogError> {
+        // A hint that is older than this harvest says nothing about a page that the harvest brings.
+        let too_late = if self.clauses.hold(Clause::ForgetOldHints) && !self.hints.is_open {
+            let pages = self.bitmap.pages();
+            self.hints.forget(&self.delivered, pages, late)
+        } else {
+            PagesBySource::default()
+        };
+        self.forget_holes();
+        Ok(Harvest {
+            too_late,
+            ..self.harvest_logs(false)?
+        })
+    }
+
+    fn forget_holes(&mut self) {
+        if self.clauses.hold(Clause::ForgetHoles) {
+            self.holes = None;
         }
     }
 
@@ -245,231 +334,65 @@ pub(crate) fn harvest_log(
 }
 
 /// An epoch that is open: hints may be used.
-pub(crate) struct Epoch<'t, 'a> {
+#[derive(Debug)]
+pub struct Epoch<'t, 'a> {
     tracker: &'t mut Tracker<'a>,
 }
 
 impl Epoch<'_, '_> {
-    /// The bitmap and the hints of this epoch; and about `wanted` harvests while its `pending` pages are sent.
-    pub(crate) fn pass(&mut self, wanted: u32, pending: u64) -> (Pass<'_>, EarlyHarvest<'_>) {
-        let tracker = &mut *self.tracker;
-        let pass = Pass {
-            bitmap: &tracker.bitmap,
-            early: &tracker.early,
-            keep_early: tracker.clauses.hold(Clause::KeepEarly),
-            hints: tracker.hints.used(),
-            tellers: tracker.hints.tellers,
-            free_before: tracker.hints.free_before.as_ref(),
-        };
-        let (logs, trace) = (&mut *tracker.logs, tracker.trace);
-        let early = EarlyHarvest::new(logs, &tracker.early, trace, wanted, pending);
-        (pass, early)
+    /// The pages that are pending now, with the hints of this epoch.
+    pub fn pass(&self) -> Pass<'_> {
+        self.tracker.pass()
     }
 
-    /// Closes it: a barrier, after which no hint of this epoch arrives.
-    pub(crate) fn close(self) {
-        if self.tracker.clauses.hold(Clause::CloseBeforeHarvest) {
-            self.tracker.hints.close();
-        }
-    }
-}
-
-/// One walk over the bitmap: what is to be sent, and what need not be.
-#[derive(Clone, Copy)]
-pub(crate) struct Pass<'a> {
-    bitmap: &'a MigrationBitmap,
-    early: &'a MigrationBitmap,
-    keep_early: bool,
-    hints: Option<&'a dyn HintSource>,
-    tellers: Tellers,
-    free_before: Option<&'a MigrationBitmap>,
-}
-
-impl Pass<'_> {
-    pub(crate) fn bitmap(&self) -> &MigrationBitmap {
-        self.bitmap
-    }
-
-    /// The pages `mask` of a word are about to be copied. Returns those that were written since the round began,
-    /// as far as that is known: with the copy they need not be sent again for it.
-    pub(crate) fn answer(&self, index: usize, mask: u64) -> u64 {
-        self.early.clear(index, mask)
-    }
-
-    /// The pages `mask` of a word are not sent, as they are hinted. That answers no write.
-    pub(crate) fn skipped(&self, index: usize, mask: u64) {
-        if !self.keep_early {
-            self.answer(index, mask);
-        }
-    }
-
-    /// Those of the pages `mask` of a word that are hinted to be free.
-    pub(crate) fn hints(&self, index: usize, mask: u64) -> Told {
-        let told = self.hints.map(|hints| hints.load(index));
-        told.unwrap_or_default().of(self.tellers, mask)
-    }
-
-    /// What was free in the epoch before, if there was one: likely to be free again.
-    pub(crate) fn free_before(&self) -> Option<&MigrationBitmap> {
-        self.free_before
-    }
-
-    /// Of the pages below this one nothing is unknown.
-    pub(crate) fn answered(&self) -> u64 {
-        let hints = self.hints.filter(|_| self.tellers.agent);
-        hints.map_or(0, HintSource::answered)
-    }
-
-    /// How many pages from word `index` on are to be sent, and need not be as they are hinted.
-    pub(crate) fn removed_from(&self, index: usize) -> u64 {
-        let words = self.bitmap.occupied_from(index);
-        words
-            .map(|index| (index, self.bitmap.load(index)))
-            .map(|(index, pending)| u64::from(self.hints(index, pending).pages().count_ones()))
-            .sum()
-    }
-
-    /// How far the guest is, and how many pages it has hinted.
-    pub(crate) fn guest(&self) -> (HintPhase, u64) {
-        self.hints.map_or((HintPhase::Closed, 0), |hints| {
-            (hints.phase(), hints.hinted_pages())
-        })
-    }
-}
-
-/// The hint source, dropped for the rest of the migration when it fails.
-struct Hints<'a> {
-    source: Option<&'a mut dyn HintSource>,
-    /// Whose hints are wanted.
-    tellers: Tellers,
-    epoch: u64,
-    is_open: bool,
-    /// The guest did not answer in the last epoch.
-    silent: bool,
-    /// What was hinted in the last epoch.
-    free_before: Option<MigrationBitmap>,
-    lost: Option<String>,
-    trace: &'a Trace,
-}
-
-impl<'a> Hints<'a> {
-    fn prepare(
-        source: Option<&'a mut dyn HintSource>,
-        tellers: Tellers,
-        pages: u64,
-        trace: &'a Trace,
-    ) -> Self {
-        let mut hints = Self {
-            source,
-            tellers,
-            epoch: 0,
-            is_open: false,
-            silent: false,
-            free_before: None,
-            lost: None,
-            trace,
-        };
-        if tellers.any() {
-            let result = hints
-                .source
-                .as_deref_mut()
-                .map(|source| source.prepare(pages, tellers));
-            hints.check(result);
-        }
-        hints
-    }
-
-    /// Whether anybody's hints are used.
-    fn are_used(&self) -> bool {
-        self.source.is_some() && self.tellers.any()
-    }
-
-    /// The source, if its hints are used.
-    fn used(&self) -> Option<&dyn HintSource> {
-        self.source.as_deref().filter(|_| self.tellers.any())
-    }
-
-    fn open(&mut self) {
-        if self.is_open || !self.tellers.any() {
-            return;
-        }
-        let epoch = self.epoch + 1;
-        let trace = self.trace;
-        let result = self.source.as_deref_mut().map(|source| {
-            trace.record(Event::Open(epoch));
-            source.open(epoch)
-        });
-        if self.check(result).is_some() {
-            self.epoch = epoch;
-            self.is_open = true;
-        }
-    }
-
-    fn close(&mut self) {
-        if !self.is_open {
-            return;
-        }
-        self.is_open = false;
-        let epoch = self.epoch;
-        let result = self.source.as_deref_mut().map(|source| source.close(epoch));
-        if let Some(report) = self.check(result) {
-            self.trace.record(Event::Closed(epoch));
-            self.silent = report.phase == HintPhase::Requested;
-            log::debug!("{report:?}");
-        }
-    }
-
-    /// Takes all hints out of the map. Returns how many of them came too late for their page, for the first time since
-    /// it was sent.
-    fn forget(&mut self, notes: TooLate<'_>) -> PagesBySource {
-        let TooLate { sent, late, maps } = notes;
-        let mut too_late = PagesBySource::default();
-        if !self.are_used() {
-            return too_late;
-        }
-        let Some(source) = self.source.as_deref_mut() else {
-            return too_late;
-        };
-        let free = (self.free_before).get_or_insert_with(|| MigrationBitmap::new(sent.pages()));
-        free.clear_all();
-        let tellers = self.tellers;
-        source.take_all(&mut |index, told| {
-            // A device may say more than the guest has.
-            if index >= sent.word_count() {
-                return;
-            }
-            let told = told.of(tellers, u64::MAX);
-            free.merge(index, told.pages());
-            let told = told.of(tellers, sent.load(index) & !late.load(index));
-            late.merge(index, told.pages());
-            for (teller, bits) in Reason::by_teller(told) {
-                too_late.add(teller, bits.count_ones().into());
-            }
-            maps.late(index, told.pages());
-        });
-        self.trace.record(Event::Forgotten);
-        too_late
-    }
-
-    /// For broken clauses: gives the guest time to hint, and to use hinted pages again.
-    fn wait_for_guest(&self) {
-        if self.are_used() {
-            std::thread::sleep(BROKEN_CLAUSE_WAIT);
-        }
-    }
-
-    /// A source that failed is not used again in this migration: nobody knows what its map holds.
-    fn check<T>(&mut self, result: Option<Result<T, HintError>>) -> Option<T> {
-        match result? {
-            Ok(value) => Some(value),
-            Err(error) => {
-                log::warn!("the migration goes on without free page hints: {error}");
-                self.lost = Some(error.to_string());
-                self.source = None;
-                self.is_open = false;
-                self.trace.record(Event::HintsLost);
-                None
+    /// Harvests the vCPUs' logs in the middle of a round, so that a page that was written before its copy need not be sent
+    /// again for it.
+    ///
+    /// # Errors
+    /// [`DirtyLogError`]: bits may be lost, and the migration must fail.
+    pub fn harvest_early(&mut self) -> Result<(), DirtyLogError> {
+        let Tracker {
+            logs, early, trace, ..
+        } = &mut *self.tracker;
+        trace.record(Event::EarlyBegin);
+        for (index, log) in logs.iter_mut().enumerate() {
+            // The other writers are few, and what they say has a use of its own at the end of the round.
+            if log.source() == LogSource::Kvm {
+                harvest_log(index, log.as_mut(), early, trace)?;
             }
         }
+        trace.record(Event::EarlyEnd);
+        Ok(())
+    }
+
+    /// A harvest at any moment, in the middle of a round too, and the next epoch.
+    ///
+    /// `sender` flushes. Then the epoch is closed, its hints are forgotten, what was known of holes is forgotten, and the
+    /// logs are harvested.
+    ///
+    /// # Errors
+    /// That of [`Flush::flush`], or of a log: bits may be lost, and the migration must fail.
+    pub fn sync<F: Flush>(self, sender: &mut F) -> Result<(Self, Harvest), F::Error> {
+        let (tracker, harvest) = self.end(sender)?;
+        tracker.hints.open();
+        Ok((Epoch { tracker }, harvest))
+    }
+}
+
+impl<'t, 'a> Epoch<'t, 'a> {
+    /// As [`Epoch::sync`], and no epoch is opened.
+    ///
+    /// # Errors
+    /// As [`Epoch::sync`].
+    pub fn end<F: Flush>(self, sender: &mut F) -> Result<(&'t mut Tracker<'a>, Harvest), F::Error> {
+        let Self { tracker } = self;
+        if tracker.clauses.hold(Clause::FlushTables) {
+            sender.flush(&tracker.pass())?;
+        }
+        if tracker.clauses.hold(Clause::CloseBeforeHarvest) {
+            tracker.hints.close();
+        }
+        let harvest = tracker.harvest(&mut |index, told| sender.too_late(index, told))?;
+        Ok((tracker, harvest))
     }
 }

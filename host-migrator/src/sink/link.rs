@@ -16,6 +16,8 @@ pub(crate) struct Link {
     pub(crate) stop: StopFlag,
     /// From the stream's header on.
     pub(crate) heartbeats: Option<Heartbeats>,
+    /// The runs of the section that is being sent.
+    pub(super) table: Vec<u8>,
 }
 
 impl Link {
@@ -27,6 +29,7 @@ impl Link {
             peer: SectionReader::new(reader),
             stop,
             heartbeats: None,
+            table: Vec::new(),
         }
     }
 

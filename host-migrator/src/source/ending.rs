@@ -4,7 +4,6 @@
 //! The record of ownership says whether the guest is still here. No step keeps another from being done, not even by a
 //! panic.
 
-use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use spec::trace::event::Outcome;
 use super::progress::Progress;
 use super::{MigrationError, Source};
 use crate::ownership::Owner;
-use crate::panics::text_of;
+use crate::panics::{attempt, text_of};
 use crate::report::stats::{MigrationReport, MigrationState};
-use crate::rule::tracker;
+use crate::rule::put_back;
 use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
 use crate::wire::SectionError;
@@ -56,7 +55,9 @@ pub(super) fn end(
         source.trace.record(Event::Resuming);
         stopped = attempt("let the guest run on", || source.machine.resume());
     }
-    put_back(source, params);
+    let hints = source.hints.as_deref_mut();
+    let hints = hints.filter(|_| params.sources.tellers().any());
+    put_back(&mut source.logs, hints, &source.trace);
     let outcome = outcome(&result, owner);
     source.trace.record(Event::End(outcome));
     let result = match result {
@@ -90,38 +91,6 @@ pub(super) fn end(
         };
     });
     result
-}
-
-/// Stops dirty logging and gives the guest its pages back.
-fn put_back(source: &mut Source, params: &MigrationParams) {
-    let trace = &source.trace;
-    for (index, log) in source.logs.iter_mut().enumerate() {
-        if attempt("stop a dirty log", || log.stop()).is_none() {
-            trace.record(Event::LogStopped(tracker::name(index, log.as_ref())));
-        }
-    }
-    let hints = source.hints.as_deref_mut();
-    if let Some(hints) = hints.filter(|_| params.sources.tellers().any()) {
-        match attempt("have the guest take its pages back", || hints.done()) {
-            None => trace.record(Event::Done),
-            // The device tells the guest by itself when the migrator's connection ends.
-            Some(_) => trace.record(Event::HintsLost),
-        }
-    }
-}
-
-/// Does one `step` of the end. Returns why it could not be done.
-fn attempt<E: Display>(
-    step: &'static str,
-    action: impl FnOnce() -> std::result::Result<(), E>,
-) -> Option<String> {
-    let why = match catch_unwind(AssertUnwindSafe(action)) {
-        Ok(Ok(())) => return None,
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => text_of(&*panic),
-    };
-    log::error!("after the migration: cannot {step}: {why}");
-    Some(why)
 }
 
 fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {

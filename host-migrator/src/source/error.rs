@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::memory::ram::RamError;
+use crate::sink::SinkError;
 use crate::vm::dirty_log::DirtyLogError;
 use crate::vm::machine::MachineError;
 use crate::wire::SectionError;
@@ -52,4 +53,13 @@ pub enum MigrationError {
          look there, then decide which side has the guest"
     )]
     HandedOverUnconfirmed(#[source] Box<MigrationError>),
+}
+
+impl From<SinkError> for MigrationError {
+    fn from(error: SinkError) -> Self {
+        match error {
+            SinkError::Io(error) => Self::Io(error),
+            SinkError::Peer(error) => Self::Destination(error),
+        }
+    }
 }

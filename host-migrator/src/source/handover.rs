@@ -15,7 +15,9 @@ use super::sender::{Sender, milliseconds};
 use crate::ownership::OwnershipRecord;
 use crate::report::stats::{DowntimeSteps, MigrationState, RoundStats};
 use crate::report::trace::Trace;
-use crate::rule::tracker::{Harvest, Tracker};
+use crate::rule::{Harvest, Tracker};
+use crate::sink::Sink;
+use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
 use crate::vm::machine::SourceMachine;
 use crate::wire::SectionError;
@@ -38,7 +40,7 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn switch_over(
     mut plan: Plan<'_>,
     tracker: &mut Tracker<'_>,
-    sender: &mut Sender<'_>,
+    sender: &mut Sender<'_, Link>,
 ) -> Result<(DowntimeSteps, RoundStats), MigrationError> {
     let (time, round) = (plan.time, plan.round);
     let Plan {
@@ -47,10 +49,10 @@ pub(crate) fn switch_over(
         progress,
         ..
     } = &mut plan;
-    sender.check()?;
+    sender.out.check()?;
     tracker.before_pause();
     // One deadline for all of it, which no byte of the destination's extends: the guest stands still.
-    sender.link.stop.set_deadline(time, "the switchover");
+    sender.out.sink.stop.set_deadline(time, "the switchover");
     enter(progress, MigrationState::PreSwitchover);
     let mut steps = DowntimeSteps::default();
     let mut clock = Clock(Instant::now());
@@ -60,7 +62,7 @@ pub(crate) fn switch_over(
     machine.stop_devices()?;
     trace.record(Event::DevicesStopped);
     steps.stop_devices = clock.step();
-    sender.link.stop.check_deadline()?;
+    sender.out.sink.stop.check_deadline()?;
     tracker.last_harvest()?;
     steps.last_harvest = clock.step();
 
@@ -68,7 +70,7 @@ pub(crate) fn switch_over(
     sender.walk_the_rest(&tracker.rest())?;
     sender.end_round()?;
     // Nobody writes any more: what the last harvest has brought is in the pages that were pending.
-    let last = sender.take_round(Harvest::default());
+    let last = sender.take_round(&mut Harvest::default());
     steps.ram = clock.step();
 
     enter(progress, MigrationState::Device);
@@ -76,13 +78,12 @@ pub(crate) fn switch_over(
     if state.len() as u64 > SectionKind::MachineState.max_length() {
         return Err(MigrationError::StateTooLarge(state.len()));
     }
-    let out = &mut sender.link.out;
-    out.section(SectionKind::MachineState, [&state])?;
+    sender.out.sink.state(&state)?;
     steps.state = clock.step();
     let totals = sender.stream_totals();
-    sender.link.out.commit(totals)?;
-    sender.round_received()?;
-    sender.link.peer.expect(SectionKind::Ready, "Ready")?;
+    sender.out.sink.commit(totals)?;
+    sender.out.round_received()?;
+    sender.out.sink.peer.expect(SectionKind::Ready, "Ready")?;
     steps.commit = clock.step();
 
     hand_over(plan, sender)?;
@@ -90,7 +91,7 @@ pub(crate) fn switch_over(
     Ok((steps, last))
 }
 
-fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_>) -> Result<(), MigrationError> {
+fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_, Link>) -> Result<(), MigrationError> {
     let Plan {
         machine,
         ownership,
@@ -100,15 +101,15 @@ fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_>) -> Result<(), MigrationErr
         ..
     } = plan;
     // A destination that has died since it was ready is noticed here, while the guest is still ours.
-    sender.check()?;
-    sender.link.stop.check_deadline()?;
+    sender.out.check()?;
+    sender.out.sink.stop.check_deadline()?;
     // Whichever is first, this or a cancel, wins.
     if !progress.commit() {
         return Err(MigrationError::Cancelled);
     }
     trace.record(Event::HandOver);
     ownership.give();
-    let sent = sender.link.out.hand_over();
+    let sent = sender.out.sink.out.hand_over();
     if let Err(error) = &sent
         && error.written == 0
     {
@@ -119,10 +120,10 @@ fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_>) -> Result<(), MigrationErr
     }
     machine.hand_over();
     // The guest is the destination's; only its word that it runs is missing.
-    sender.link.stop.clear_deadline();
-    sender.link.set_patience(params.peer_timeout);
+    sender.out.sink.stop.clear_deadline();
+    sender.out.sink.set_patience(params.peer_timeout);
     sent.map_err(|error| SectionError::Io(error.source))
-        .and_then(|()| sender.link.peer.expect(SectionKind::Running, "Running"))
+        .and_then(|()| sender.out.sink.peer.expect(SectionKind::Running, "Running"))
         .map_err(|error| MigrationError::HandedOverUnconfirmed(Box::new(error.into())))?;
     ownership.given();
     Ok(())

@@ -5,6 +5,7 @@ mod ending;
 mod error;
 mod estimate;
 mod handover;
+mod outgoing;
 mod pacing;
 pub mod params;
 mod precopy;

@@ -35,11 +35,14 @@ pub struct MigrationParams {
     /// written before it was copied is not sent again for it. Each look costs the guest a fault for every page
     /// that it goes on writing; 0 looks at the end of a round alone.
     pub early_harvests: u32,
+    /// Harvest the dirty logs in the middle of a round, too, whenever about so many pages have been sent, found to be zero
+    /// or skipped since the last harvest. None: at the end of a round alone.
+    pub sync_pages: Option<u64>,
     /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
     pub map_rounds: bool,
     /// Clauses of the rule that are broken on purpose: only in builds with `--cfg clause_switches`.
     #[cfg(clause_switches)]
-    pub switched_off: std::collections::BTreeSet<crate::Clause>,
+    pub switched_off: std::collections::BTreeSet<crate::rule::clause::Clause>,
 }
 
 /// The default number of early harvests in a round. If pages are written evenly over a round, `n` early harvests leave
@@ -62,6 +65,7 @@ impl Default for MigrationParams {
             peer_timeout: Duration::from_secs(30),
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
+            sync_pages: None,
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: std::collections::BTreeSet::new(),

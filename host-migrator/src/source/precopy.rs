@@ -4,33 +4,40 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, StreamHeader};
+use spec::{PAGE_SIZE, PageRange};
 
 use super::ending;
 use super::estimate::{Downtime, Estimate};
 use super::handover::{self, Plan};
+use super::outgoing::Outgoing;
 use super::pacing::Pacing;
 use super::progress::Progress;
-use super::sender::{Sender, milliseconds};
+use super::sender::{RoundPlan, Sender, milliseconds};
 use super::{MigrationError, Source};
+use crate::memory::holes::HoleBudget;
 use crate::memory::ram::GuestRam;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::report::page_source::{PageSource, PagesBySource};
 use crate::report::round_map::Recorder;
 use crate::report::stats::{MigrationReport, MigrationState, RoundStats};
 use crate::report::trace::Trace;
-use crate::rule::tracker::Tracker;
+use crate::rule::{EarlyPlan, Tracker};
+use crate::sink::Sink;
 use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
 use crate::vm::machine::SourceMachine;
 use crate::walk::hold_back::Outlook;
 use crate::walk::left_out::LeftOut;
-use crate::walk::untouched;
+use crate::walk::{Walk, untouched};
 use crate::wire::{Connection, SectionError};
 
 /// If back ends log at least this many pages, these are not only their rings: a balloon has discarded memory.
 const DISCARDS: u64 = 64;
+/// The most holes that a round looks for. Without a limit a guest could make the search last as long as it likes.
+const MOST_HOLES: u64 = 1 << 16;
+/// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
+const MOST_HOLE_BYTES: u64 = 256 << 20;
 
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest has been told to take
 /// its pages back, and unless it was handed over it runs.
@@ -76,7 +83,8 @@ fn run(
     let round_trip = greet(link, ram, machine.as_mut(), ownership)?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
-    let mut tracker = Tracker::arm(ram, logs, hints, tellers, params.clauses(), trace)?;
+    let mut tracker =
+        Tracker::arm_with(ram.regions(), logs, hints, tellers, params.clauses(), trace)?;
     let setup = progress.started().elapsed();
     // Asked for after arming: a page that is written from now on is in a log.
     let left_out = LeftOut::new(ram.bitmap_pages());
@@ -85,11 +93,12 @@ fn run(
     let untouched = untouched::leave_out(&mut tracker, ram, sources, &left_out, trace, &mut go_on)?;
     let pacing = Pacing::new(params.max_bandwidth);
     let estimate = Estimate::new(params.besides_memory, round_trip);
-    let mut sender = Sender::new(link, ram, progress, pacing, estimate, trace, left_out);
-    sender.find_zeros = params.sources.contains(PageSource::Zero);
+    let out = Outgoing::new(link, progress, pacing, estimate, trace);
+    let mut walk = Walk::new(ram, params.sources.contains(PageSource::Zero), left_out);
     if params.map_rounds {
-        sender.maps = Recorder::new(ram, tracker.bitmap());
+        walk.record_maps(Recorder::new(ram, tracker.bitmap()));
     }
+    let mut sender = Sender::new(out, walk, progress, trace);
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;
@@ -103,6 +112,7 @@ fn run(
     };
     let expected = rounds(
         untouched,
+        ram,
         &mut tracker,
         &mut sender,
         params,
@@ -125,10 +135,11 @@ fn run(
     report.downtime = steps;
     report.add_round(last);
     report.totals = sender.totals().clone();
-    report.wire_bytes = sender.link.out.bytes();
+    report.wire_bytes = sender.out.sink.bytes();
     report.hints = progress.status().hints;
-    report.maps = sender.maps.finish();
-    report.skipped = Some(Arc::new(sender.into_skipped()));
+    let (maps, left_out) = sender.walk.finish();
+    report.maps = maps;
+    report.skipped = Some(Arc::new(left_out.hinted()));
     progress.update(|status| {
         status.ram.transferred = report.wire_bytes;
         status.downtime = report.downtime_ms as u64;
@@ -166,10 +177,11 @@ fn greet(
 }
 
 /// Goes round until what is left fits the downtime limit. Returns the downtime to be expected then.
-fn rounds(
+fn rounds<S: Sink>(
     untouched: PagesBySource,
+    ram: &GuestRam,
     tracker: &mut Tracker<'_>,
-    sender: &mut Sender<'_>,
+    sender: &mut Sender<'_, S>,
     params: &MigrationParams,
     progress: &Progress,
     report: &mut MigrationReport,
@@ -183,38 +195,56 @@ fn rounds(
             sender.count_left_out(untouched);
         }
         if by_back_ends >= DISCARDS && params.sources.contains(PageSource::Zero) {
-            sender.look_for_holes(tracker, params.sources)?;
+            look_for_holes(tracker, ram, params, progress)?;
         }
         let began = Instant::now();
-        let outlook = Outlook {
-            pending,
-            pages_per_second: sender.pacing.pages_per_second(),
-            words: tracker.bitmap().word_count() as u64,
-            free,
-            silent: tracker.guest_is_silent(),
+        let plan = RoundPlan {
+            outlook: Outlook {
+                pending,
+                pages_per_second: sender.out.pacing.pages_per_second(),
+                words: tracker.bitmap().word_count() as u64,
+                free,
+                silent: tracker.guest_is_silent(),
+            },
+            early: EarlyPlan::new(params.early_harvests, pending, tracker.bitmap().pages()),
+            sync_pages: params.sync_pages,
         };
-        let mut epoch = tracker.open();
-        let (pass, mut early) = epoch.pass(params.early_harvests, pending);
-        sender.walk_while_it_runs(&pass, &mut early, outlook)?;
+        let epoch = sender.walk_while_it_runs(tracker.open(), plan)?;
         sender.end_round()?;
-        sender.round_received()?;
-        epoch.close();
+        sender.out.round_received()?;
         let harvesting = Instant::now();
-        let harvest = tracker.harvest(sender.for_harvest())?;
-        sender.estimate.harvested(harvesting.elapsed());
+        let (tracker, mut harvest) = epoch.end(sender)?;
+        sender.out.estimate.harvested(harvesting.elapsed());
+        let stats = sender.take_round(&mut harvest);
         by_back_ends = harvest.by_back_ends;
-        let stats = sender.take_round(harvest);
         pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);
         report.add_round(stats);
-        let expected = sender.expected_downtime(pending);
+        let expected = sender.out.expected_downtime(pending);
         let fits = expected.is_some_and(|expected| expected.fits(params.downtime_limit));
         if fits || params.max_rounds.is_some_and(|max| round >= max) {
             return Ok(expected.map_or(Duration::MAX, Downtime::sum));
         }
-        sender.check()?;
+        sender.out.check()?;
     }
     unreachable!("4 billion rounds take longer than the machine lives")
+}
+
+/// Has the round that has begun take holes for the zeros that they are. What is not found within bounds is looked at as
+/// other pages are.
+fn look_for_holes(
+    tracker: &mut Tracker<'_>,
+    ram: &GuestRam,
+    params: &MigrationParams,
+    progress: &Progress,
+) -> Result<(), MigrationError> {
+    let mut budget = HoleBudget {
+        holes: MOST_HOLES,
+        bytes: MOST_HOLE_BYTES,
+        go_on: &mut || !progress.is_cancelled(),
+    };
+    let find = |hole: &mut dyn FnMut(PageRange)| ram.find_holes(&mut budget, hole);
+    Ok(tracker.look_for_holes(params.sources, find)?)
 }
 
 fn report_round(

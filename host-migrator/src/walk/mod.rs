@@ -1,7 +1,412 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which pages go next, and as what.
+//! Which pages go next, and as what: hinted, a hole, zero, or content.
+//!
+//! [`Walk::step`] claims pending pages and gives the next piece of work. Nothing here sends anything or asks for the time,
+//! so that a migration, a test and a simulation drive the same walk.
 
+mod batch;
 pub mod hold_back;
-pub(crate) mod later_holes;
 pub(crate) mod left_out;
+mod run_list;
 pub(crate) mod untouched;
+mod word;
+
+use std::time::Duration;
+
+use spec::hint_map::Told;
+use spec::stream::Totals;
+use spec::{PAGE_SIZE, PageRange};
+
+use crate::memory::bitmap::runs_of_word;
+use crate::memory::ram::{GuestRam, RamError};
+use crate::report::page_source::Reason;
+use crate::report::round_map::{Recorder, RoundMaps};
+use crate::report::stats::RoundStats;
+use crate::rule::{Claimed, Pass};
+use batch::Batch;
+use hold_back::{HoldBack, Outlook, Seen};
+use left_out::LeftOut;
+use run_list::RunList;
+use word::Word;
+
+/// A walk over the pending pages of a round, and what the rounds before have done.
+pub(crate) struct Walk<'a> {
+    ram: &'a GuestRam,
+    /// Pages are looked at for zeros, and not sent like others.
+    find_zeros: bool,
+    order: Order,
+    /// Decides on waits for hints in this epoch; none: the guest stands still.
+    hold_back: Option<HoldBack>,
+    word: Option<Word>,
+    batch: Batch,
+    zero: RunList,
+    discard: RunList,
+    /// What the last step gave out. It is sent by now.
+    given: Option<Part>,
+    /// Pages whose latest content was not sent, and why.
+    left_out: LeftOut,
+    maps: Recorder,
+    round: RoundStats,
+    /// Pages that the destination was told to make zero, in all rounds: hinted ones, and others.
+    discarded: u64,
+    zeroed: u64,
+}
+
+/// What a step does next.
+#[derive(Debug)]
+pub(crate) enum Step<'w> {
+    /// This is to be sent before the next step.
+    Send(Work<'w>),
+    /// The next page is not known to be needed: wait a moment for hints.
+    Wait,
+    /// Nothing is to be sent yet. The walk goes on.
+    Look,
+    /// No word is left. What was gathered for sending is to be had by [`Walk::flush`].
+    End,
+}
+
+/// A piece of work for a sink.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work<'w> {
+    /// Runs of pages, and their content in the same order.
+    Pages(&'w [PageRange], &'w [u8]),
+    /// Pages that are zero, and are not at the destination.
+    Zero(&'w [PageRange]),
+    /// Hinted pages whose content the destination has.
+    Discard(&'w [PageRange]),
+}
+
+/// What the caller knows at a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Since the epoch was opened. It never falls.
+    pub(crate) now: Duration,
+    /// Pages a second that the connection takes.
+    pub(crate) pages_per_second: f64,
+    /// About the most bytes to be sent at once.
+    pub(crate) section_bytes: u64,
+    /// The most words of 64 pages to be claimed in this step.
+    pub(crate) words: u64,
+}
+
+/// Which words have been looked at.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// Pages that were not free in the epoch before, below this word.
+    Needed(usize),
+    /// All pages below this word.
+    All(usize),
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Pages,
+    Zero,
+    Discard,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk over `ram`, in which pages that are zero are found if `find_zeros`. `left_out` was left out before.
+    pub(crate) fn new(ram: &'a GuestRam, find_zeros: bool, left_out: LeftOut) -> Self {
+        Self {
+            ram,
+            find_zeros,
+            order: Order::All(0),
+            hold_back: None,
+            word: None,
+            batch: Batch::new(),
+            zero: RunList::default(),
+            discard: RunList::default(),
+            given: None,
+            left_out,
+            maps: Recorder::default(),
+            round: RoundStats::default(),
+            discarded: 0,
+            zeroed: 0,
+        }
+    }
+
+    /// Keeps a map of each round from now on.
+    pub(crate) fn record_maps(&mut self, maps: Recorder) {
+        self.maps = maps;
+    }
+
+    /// Begins round `round`, with `pending` pages to be sent.
+    pub(crate) fn begin_round(&mut self, round: u32, pending: u64) {
+        self.round = RoundStats {
+            round,
+            pending_before: pending,
+            ..RoundStats::default()
+        };
+        self.maps.begin(round);
+    }
+
+    /// Begins to walk, with the guest running: first over the pages that are needed. Those that were free in the epoch
+    /// before, and are pending because they were used for a while, go last. About `section_bytes` are sent at once.
+    pub(crate) fn begin(&mut self, outlook: Outlook, section_bytes: u64) {
+        self.order = Order::Needed(0);
+        self.batch.set_most(section_bytes / PAGE_SIZE);
+        self.epoch_opened(outlook);
+    }
+
+    /// Another epoch was opened in the middle of the walk.
+    pub(crate) fn epoch_opened(&mut self, outlook: Outlook) {
+        self.hold_back = Some(HoldBack::new(outlook));
+    }
+
+    /// Begins to walk, with the guest stopped: no hint is waited for.
+    pub(crate) fn begin_rest(&mut self) {
+        self.order = Order::All(0);
+        self.batch.set_most(u64::MAX);
+        self.hold_back = None;
+    }
+
+    /// The next piece of work in `pass`.
+    pub(crate) fn step(&mut self, pass: &Pass<'_>, moment: Moment) -> Result<Step<'_>, RamError> {
+        self.take_given();
+        for _ in 0..moment.words {
+            if !self.finish_word(pass)? {
+                return Ok(Step::Send(self.give(Part::Pages)));
+            }
+            if self.zero.is_full(moment.section_bytes) {
+                return Ok(Step::Send(self.give(Part::Zero)));
+            }
+            if self.discard.is_full(moment.section_bytes) {
+                return Ok(Step::Send(self.give(Part::Discard)));
+            }
+            let Some(next) = self.next(pass) else {
+                return Ok(Step::End);
+            };
+            if next.may_wait && self.is_to_wait(pass, next.index, moment) {
+                // What is known to be needed does not wait.
+                return Ok(match self.batch.pages() {
+                    0 => Step::Wait,
+                    _ => Step::Send(self.give(Part::Pages)),
+                });
+            }
+            self.claim(pass, next);
+        }
+        Ok(Step::Look)
+    }
+
+    /// What has been claimed and was not given out yet, piece by piece.
+    pub(crate) fn flush(&mut self, pass: &Pass<'_>) -> Result<Option<Work<'_>>, RamError> {
+        self.take_given();
+        let whole = self.finish_word(pass)?;
+        let part = if !whole || self.batch.pages() > 0 {
+            Part::Pages
+        } else if !self.zero.runs().is_empty() {
+            Part::Zero
+        } else if !self.discard.runs().is_empty() {
+            Part::Discard
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(self.give(part)))
+    }
+
+    /// The round so far.
+    pub(crate) fn round(&self) -> &RoundStats {
+        &self.round
+    }
+
+    /// As [`Walk::round`], to add what the walk does not know.
+    pub(crate) fn round_mut(&mut self) -> &mut RoundStats {
+        &mut self.round
+    }
+
+    /// Pages of the round that were copied and looked at.
+    pub(crate) fn pages_looked_at(&self) -> u64 {
+        let gathered = match self.given {
+            // They are counted as sent.
+            Some(Part::Pages) => 0,
+            _ => self.batch.pages(),
+        };
+        self.round.pages_sent + gathered + self.round.pages_zero
+    }
+
+    /// Pages of word `index` were `told` to be free after they had been sent.
+    pub(crate) fn note_late(&mut self, index: usize, told: Told) {
+        self.maps.late(index, told.pages());
+    }
+
+    /// What the destination is to compare with what it received in `rounds` with `pages_sent` pages of content; the bytes
+    /// are counted as they are sent.
+    pub(crate) fn stream_totals(&self, rounds: u32, pages_sent: u64) -> Totals {
+        Totals {
+            pages_sent,
+            pages_zero: self.zeroed,
+            pages_discarded: self.discarded,
+            rounds: rounds.into(),
+            bytes: 0,
+        }
+    }
+
+    /// The maps, if they were asked for, and the pages whose latest content was not sent because of a hint.
+    pub(crate) fn finish(mut self) -> (Option<RoundMaps>, LeftOut) {
+        (self.maps.finish(), self.left_out)
+    }
+
+    /// The next word, which is not claimed yet.
+    fn next(&mut self, pass: &Pass<'_>) -> Option<Next> {
+        if let Order::Needed(from) = self.order
+            && let Some(free) = pass.free_before()
+        {
+            let needed = |index: usize| {
+                let mask = !free.load(index);
+                let may_wait = false;
+                // A word whose pending pages were all free is left for later.
+                (pass.bitmap().load(index) & mask != 0).then_some(Next {
+                    index,
+                    mask,
+                    may_wait,
+                })
+            };
+            let next = pass.bitmap().occupied_from(from).find_map(needed);
+            if next.is_some() {
+                return next;
+            }
+        }
+        let from = match self.order {
+            Order::Needed(_) => 0,
+            Order::All(from) => from,
+        };
+        self.order = Order::All(from);
+        let index = pass.bitmap().occupied_from(from).next()?;
+        Some(Next {
+            index,
+            mask: u64::MAX,
+            may_wait: true,
+        })
+    }
+
+    /// Whether to wait for hints before the pages of word `index`, of which nothing is known unless the guest has told
+    /// all of its free pages there.
+    fn is_to_wait(&mut self, pass: &Pass<'_>, index: usize, moment: Moment) -> bool {
+        let Some(hold_back) = &mut self.hold_back else {
+            return false;
+        };
+        if pass.answered() / 64 > index as u64 {
+            hold_back.goes_on(moment.now);
+            return false;
+        }
+        let (phase, hinted) = pass.guest();
+        let seen = Seen {
+            now: moment.now,
+            phase,
+            hinted,
+            pages_per_second: moment.pages_per_second,
+        };
+        let skipped = self.round.pages_hinted;
+        hold_back.wait(seen, || skipped + pass.removed_from(index))
+    }
+
+    fn claim(&mut self, pass: &Pass<'_>, next: Next) {
+        let Next { index, mask, .. } = next;
+        match &mut self.order {
+            Order::Needed(from) | Order::All(from) => *from = index + 1,
+        }
+        let claimed = pass.claim(index, mask);
+        if claimed.pages == 0 {
+            return;
+        }
+        let back = &mut self.round.back_dirty_by_source;
+        self.left_out.forget(index, claimed.pages, back);
+        if claimed.hinted.pages() != 0 {
+            self.skip(index, &claimed);
+        }
+        if claimed.rest | claimed.holes != 0 {
+            self.round.pages_written_before_copy += count(claimed.written);
+            self.word = Some(Word::new(index, claimed));
+        }
+    }
+
+    /// Leaves out the hinted pages of a word; what the destination has of them becomes zero.
+    fn skip(&mut self, index: usize, claimed: &Claimed) {
+        let (hinted, stale) = (claimed.hinted.pages(), claimed.stale);
+        self.round.pages_hinted += count(hinted);
+        let pages = &mut self.round.pages_by_source;
+        self.left_out.note_hinted(index, claimed.hinted, pages);
+        self.maps.skipped(index, hinted, stale);
+        self.round.pages_discarded += count(stale);
+        self.discarded += count(stale);
+        for run in runs_of_word(index as u64 * 64, stale) {
+            self.discard.push(run, self.ram);
+        }
+    }
+
+    /// Copies what is left of the word that was claimed last. False if that is more than can be sent at once.
+    fn finish_word(&mut self, pass: &Pass<'_>) -> Result<bool, RamError> {
+        let Some(word) = &mut self.word else {
+            return Ok(true);
+        };
+        if !word.copy(self.ram, &mut self.batch, self.find_zeros)? {
+            return Ok(false);
+        }
+        let Word {
+            index,
+            claimed,
+            zero,
+            ..
+        } = *word;
+        self.word = None;
+        let copied = pass.copied(index, &claimed, zero);
+        let all_zero = zero | claimed.holes;
+        self.round.pages_resent += count(copied.resent);
+        self.maps.sent(index, claimed.rest & !zero, copied.resent);
+        self.maps.zero(index, all_zero);
+        self.round.pages_zero += count(all_zero);
+        self.note_zeros(pass, index, zero, claimed.holes);
+        // The destination's memory starts as zero: only what it has got need be made so.
+        self.zeroed += count(copied.stale);
+        for run in runs_of_word(index as u64 * 64, copied.stale) {
+            self.zero.push(run, self.ram);
+        }
+        Ok(true)
+    }
+
+    /// Counts pages of a word that were found to be zero, and those that were holes, for what made them so.
+    fn note_zeros(&mut self, pass: &Pass<'_>, index: usize, found: u64, holes: u64) {
+        let why = pass.reasons(index, holes);
+        for (reason, bits) in why.into_iter().chain([(Reason::Zero, found)]) {
+            let pages = self.left_out.note(index, bits, reason);
+            self.round.pages_by_source.add(reason, pages);
+        }
+    }
+
+    fn give(&mut self, part: Part) -> Work<'_> {
+        self.given = Some(part);
+        match part {
+            Part::Pages => {
+                self.round.pages_sent += self.batch.pages();
+                let (runs, content) = self.batch.content();
+                Work::Pages(runs, content)
+            }
+            Part::Zero => Work::Zero(self.zero.runs()),
+            Part::Discard => Work::Discard(self.discard.runs()),
+        }
+    }
+
+    /// Takes out what the last step gave.
+    fn take_given(&mut self) {
+        match self.given.take() {
+            Some(Part::Pages) => self.batch.clear(),
+            Some(Part::Zero) => self.zero.clear(),
+            Some(Part::Discard) => self.discard.clear(),
+            None => {}
+        }
+    }
+}
+
+/// A word that is to be claimed next.
+struct Next {
+    index: usize,
+    /// The pages of it.
+    mask: u64,
+    /// Nothing is known of these pages: they may wait for hints.
+    may_wait: bool,
+}
+
+fn count(bits: u64) -> u64 {
+    u64::from(bits.count_ones())
+}

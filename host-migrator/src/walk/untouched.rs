@@ -15,8 +15,7 @@ use crate::memory::ram::GuestRam;
 use crate::memory::ram::RamError;
 use crate::report::page_source::{PageSource, PageSources, PagesBySource};
 use crate::report::trace::Trace;
-use crate::rule::given_up::GivenUp;
-use crate::rule::tracker::Tracker;
+use crate::rule::{GivenUp, Tracker};
 
 /// The most holes that are looked for: two seconds of work, during which the guest runs.
 const MOST_HOLES: u64 = 1 << 20;
@@ -39,7 +38,7 @@ pub(crate) fn leave_out(
     }
     let all_are_used = used == [true; 3];
     // Those that are not used, too: what they gave up is not left out as a hole like others.
-    let given_up = GivenUp::ask(tracker, ram, PageSources::ALL);
+    let given_up = GivenUp::ask(tracker, PageSources::ALL);
     trace.record(Event::HolesAsked);
     let mut budget = HoleBudget {
         holes: MOST_HOLES,

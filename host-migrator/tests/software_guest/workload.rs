@@ -26,6 +26,8 @@ pub struct Behaviour {
     pub hints: bool,
     /// Microseconds of sleep after each step: how fast it dirties memory.
     pub pause: u64,
+    /// It leaves the pages below this one alone.
+    pub first_page: u64,
 }
 
 impl Workload {
@@ -63,7 +65,8 @@ impl Workload {
 
 fn run(guest: &Guest, behaviour: Behaviour, stop: &AtomicBool, steps: &AtomicU64) {
     let mut random = Random::new(behaviour.seed);
-    let pages: Vec<u64> = guest.memory.pages().collect();
+    let pages = guest.memory.pages();
+    let pages: Vec<u64> = pages.filter(|pfn| *pfn >= behaviour.first_page).collect();
     let mut hinting = (0, 0);
     while !stop.load(Ordering::Acquire) && guest.machine.run_point() {
         steps.fetch_add(1, Ordering::AcqRel);

@@ -1,60 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The pages that the next section brings, without those that are zero.
+//! Copies of the pages that are sent next, without those that are zero.
 
-use std::io;
-
-use spec::stream::{MAX_SECTION_PAGES, PagesPrefix, SectionKind, run_to_bytes};
+use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
 
-use super::link::Link;
 use crate::memory::bitmap::runs_of_word;
 use crate::memory::ram::{GuestRam, RamError};
 use crate::memory::zero::is_zero;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// The pages of the next section.
+/// Copies of pages.
 ///
 /// They are copied out of guest memory first, into a buffer that stays in the cache: the guest goes on
 /// writing, and the zero test, the checksum and the bytes on the wire must be of the same content.
-pub(crate) struct Batch {
+pub(super) struct Batch {
     bytes: Vec<u8>,
     pages: usize,
-    /// Pages of a section.
+    /// The most pages that it takes.
     most: u64,
     runs: Vec<PageRange>,
-    table: Vec<u8>,
 }
 
 impl Batch {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             bytes: vec![0; MAX_SECTION_PAGES as usize * PAGE],
             pages: 0,
             most: MAX_SECTION_PAGES,
             runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
-            table: Vec::new(),
         }
     }
 
     /// Pages that are in it.
-    pub(crate) fn pages(&self) -> u64 {
+    pub(super) fn pages(&self) -> u64 {
         self.pages as u64
     }
 
-    /// Sets how many pages a section has, from 1 to [`MAX_SECTION_PAGES`]. It is empty.
-    pub(crate) fn set_most(&mut self, pages: u64) {
+    /// Sets how many pages it takes, from 1 to [`MAX_SECTION_PAGES`]. It is empty.
+    pub(super) fn set_most(&mut self, pages: u64) {
         self.most = pages.clamp(1, MAX_SECTION_PAGES);
     }
 
     /// Pages that still fit.
-    pub(crate) fn space(&self) -> u64 {
+    pub(super) fn space(&self) -> u64 {
         self.most.saturating_sub(self.pages())
     }
 
     /// Adds the pages of `range`. With `find_zeros` those that are zero are not added, but returned, as bits
     /// from its first page. The range fits, and has at most 64 pages.
-    pub(crate) fn fill(
+    pub(super) fn fill(
         &mut self,
         ram: &GuestRam,
         range: PageRange,
@@ -83,21 +78,14 @@ impl Batch {
         Ok(zero)
     }
 
-    /// Sends them; it is empty then.
-    pub(crate) fn send(&mut self, link: &mut Link) -> io::Result<()> {
-        let prefix = PagesPrefix {
-            runs: self.runs.len() as u32,
-            pages: self.pages as u32,
-        };
-        self.table.clear();
-        self.table.extend(prefix.to_bytes());
-        for run in &self.runs {
-            self.table.extend(run_to_bytes(*run));
-        }
-        let pages = &self.bytes[..self.pages * PAGE];
-        link.out.section(SectionKind::Pages, [&self.table, pages])?;
+    /// The runs of its pages, and their content in the same order.
+    pub(super) fn content(&self) -> (&[PageRange], &[u8]) {
+        (&self.runs, &self.bytes[..self.pages * PAGE])
+    }
+
+    /// Takes all pages out.
+    pub(super) fn clear(&mut self) {
         self.pages = 0;
         self.runs.clear();
-        Ok(())
     }
 }

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The life of the hints in a migration: asked for, used while the epoch is open, closed, forgotten, or lost with the
+//! source that gave them.
+
+use std::time::Duration;
+
+use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::trace::Event;
+
+use super::delivered::Delivered;
+use crate::memory::bitmap::MigrationBitmap;
+use crate::report::page_source::{PagesBySource, Reason};
+use crate::report::trace::Trace;
+use crate::vm::hint_source::{HintError, HintSource};
+
+/// A broken clause waits this long for hints that a test then sees go wrong.
+const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
+
+/// The hint source, dropped for the rest of the migration when it fails.
+pub(super) struct HintLife<'a> {
+    pub(super) source: Option<&'a mut dyn HintSource>,
+    /// Whose hints are wanted.
+    pub(super) tellers: Tellers,
+    pub(super) epoch: u64,
+    pub(super) is_open: bool,
+    /// The guest did not answer in the last epoch.
+    pub(super) silent: bool,
+    /// What was hinted in the last epoch.
+    pub(super) free_before: Option<MigrationBitmap>,
+    pub(super) lost: Option<String>,
+    trace: &'a Trace,
+}
+
+impl<'a> HintLife<'a> {
+    pub(super) fn prepare(
+        source: Option<&'a mut dyn HintSource>,
+        tellers: Tellers,
+        pages: u64,
+        trace: &'a Trace,
+    ) -> Self {
+        let mut hints = Self {
+            source,
+            tellers,
+            epoch: 0,
+            is_open: false,
+            silent: false,
+            free_before: None,
+            lost: None,
+            trace,
+        };
+        if tellers.any() {
+            let result = hints
+                .source
+                .as_deref_mut()
+                .map(|source| source.prepare(pages, tellers));
+            hints.check(result);
+        }
+        hints
+    }
+
+    /// Whether anybody's hints are used.
+    pub(super) fn are_used(&self) -> bool {
+        self.source.is_some() && self.tellers.any()
+    }
+
+    /// The source, if its hints are used.
+    pub(super) fn used(&self) -> Option<&dyn HintSource> {
+        self.source.as_deref().filter(|_| self.tellers.any())
+    }
+
+    pub(super) fn open(&mut self) {
+        if self.is_open || !self.tellers.any() {
+            return;
+        }
+        let epoch = self.epoch + 1;
+        let trace = self.trace;
+        let result = self.source.as_deref_mut().map(|source| {
+            trace.record(Event::Open(epoch));
+            source.open(epoch)
+        });
+        if self.check(result).is_some() {
+            self.epoch = epoch;
+            self.is_open = true;
+        }
+    }
+
+    pub(super) fn close(&mut self) {
+        if !self.is_open {
+            return;
+        }
+        self.is_open = false;
+        let epoch = self.epoch;
+        let result = self.source.as_deref_mut().map(|source| source.close(epoch));
+        if let Some(report) = self.check(result) {
+            self.trace.record(Event::Closed(epoch));
+            self.silent = report.phase == HintPhase::Requested;
+            log::debug!("{report:?}");
+        }
+    }
+
+    /// Takes all hints out of the map. Calls `late` with those that came after their page had been `delivered`, for the
+    /// first time since. Returns how many these are.
+    pub(super) fn forget(
+        &mut self,
+        delivered: &Delivered,
+        pages: u64,
+        late: &mut dyn FnMut(usize, Told),
+    ) -> PagesBySource {
+        let mut too_late = PagesBySource::default();
+        if !self.are_used() {
+            return too_late;
+        }
+        let Some(source) = self.source.as_deref_mut() else {
+            return too_late;
+        };
+        let free = (self.free_before).get_or_insert_with(|| MigrationBitmap::new(pages));
+        free.clear_all();
+        let tellers = self.tellers;
+        source.take_all(&mut |index, told| {
+            // A device may say more than the guest has.
+            if index >= free.word_count() {
+                return;
+            }
+            let told = told.of(tellers, u64::MAX);
+            free.merge(index, told.pages());
+            let told = delivered.too_late(index, told);
+            if told.pages() == 0 {
+                return;
+            }
+            for (teller, bits) in Reason::by_teller(told) {
+                too_late.add(teller, bits.count_ones().into());
+            }
+            late(index, told);
+        });
+        self.trace.record(Event::Forgotten);
+        too_late
+    }
+
+    /// For broken clauses: gives the guest time to hint, and to use hinted pages again.
+    pub(super) fn wait_for_guest(&self) {
+        if self.are_used() {
+            std::thread::sleep(BROKEN_CLAUSE_WAIT);
+        }
+    }
+
+    /// A source that failed is not used again in this migration: nobody knows what its map holds.
+    fn check<T>(&mut self, result: Option<Result<T, HintError>>) -> Option<T> {
+        match result? {
+            Ok(value) => Some(value),
+            Err(error) => {
+                log::warn!("the migration goes on without free page hints: {error}");
+                self.lost = Some(error.to_string());
+                self.source = None;
+                self.is_open = false;
+                self.trace.record(Event::HintsLost);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What an open epoch says about pages: which are pending, and which of these need not be sent.
+
+use std::fmt;
+
+use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::trace::{Event, PageBits};
+
+use super::delivered::Delivered;
+use super::known_holes::KnownHoles;
+use crate::memory::bitmap::MigrationBitmap;
+use crate::report::page_source::Reason;
+use crate::report::trace::Trace;
+use crate::vm::hint_source::HintSource;
+
+/// A view of the pages that are pending in the open epoch, or with the guest stopped.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    pub(super) bitmap: &'a MigrationBitmap,
+    pub(super) early: &'a MigrationBitmap,
+    pub(super) keep_early: bool,
+    pub(super) hints: Option<&'a dyn HintSource>,
+    pub(super) tellers: Tellers,
+    pub(super) free_before: Option<&'a MigrationBitmap>,
+    pub(super) delivered: &'a Delivered,
+    pub(super) holes: Option<&'a KnownHoles>,
+    pub(super) trace: &'a Trace,
+}
+
+/// Pages of one 64-page word that were pending and are not any more. Each set is bits of that word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// All of them.
+    pub pages: u64,
+    /// Those that the guest has said to be free: they are not sent.
+    pub hinted: Told,
+    /// Of the hinted pages, those whose content the destination has: it must make them zero.
+    pub stale: u64,
+    /// Those that read as zero, as they are holes of their memory file.
+    pub holes: u64,
+    /// The others: they are to be copied, and sent or found to be zero. Whoever has done it says so by [`Pass::copied`].
+    pub rest: u64,
+    /// Of [`Claimed::rest`], those that were written in this round, as far as early harvests have found them. The copy
+    /// has these writes.
+    pub written: u64,
+}
+
+impl fmt::Debug for Pass<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pass")
+            .field("pending", &self.bitmap.count())
+            .field("guest", &self.guest())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// The pages to be sent.
+    pub fn bitmap(&self) -> &'a MigrationBitmap {
+        self.bitmap
+    }
+
+    /// Takes the pending pages `mask` of word `index` out of the bitmap, and says what is known of them. Claim before
+    /// copy, always: a write after the claim is in a log.
+    pub fn claim(&self, index: usize, mask: u64) -> Claimed {
+        let pages = match mask {
+            u64::MAX => self.bitmap.claim(index),
+            _ => self.bitmap.clear(index, mask),
+        };
+        if pages == 0 {
+            return Claimed::default();
+        }
+        self.record(index, pages, Event::Claim);
+        let hinted = self.hints(index, pages);
+        let free = hinted.pages();
+        let mut stale = 0;
+        if free != 0 {
+            // A skip answers no write that was found early: nobody knows whether the hint or the write was first.
+            if !self.keep_early {
+                self.early.clear(index, free);
+            }
+            self.record(index, free, Event::Skip);
+            stale = self.delivered.zero(index, free);
+        }
+        let others = pages & !free;
+        self.record(index, others, Event::Copy);
+        // A copy does: it is made after the page was armed again.
+        let written = self.early.clear(index, others);
+        let holes = self
+            .holes
+            .map_or(0, |known| known.of(index, others & !written));
+        self.record(index, holes, Event::HoleTaken);
+        Claimed {
+            pages,
+            hinted,
+            stale,
+            holes,
+            rest: others & !holes,
+            written,
+        }
+    }
+
+    /// Word `index` was `claimed`, and of [`Claimed::rest`] the pages `zero` were found to be zero. The others are sent to
+    /// the destination before any page is claimed again.
+    pub fn copied(&self, index: usize, claimed: &Claimed, zero: u64) -> Copied {
+        let all_zero = zero | claimed.holes;
+        self.record(index, all_zero, Event::Zero);
+        Copied {
+            resent: self.delivered.send(index, claimed.rest & !zero),
+            stale: self.delivered.zero(index, all_zero),
+        }
+    }
+
+    /// Why `holes`, some of [`Claimed::holes`], are holes: the sources to be counted for them.
+    pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
+        match self.holes {
+            Some(known) => known.reasons(index, holes),
+            None => [
+                (Reason::Hole, 0),
+                (Reason::Balloon, 0),
+                (Reason::Reported, 0),
+            ],
+        }
+    }
+
+    /// What was free in the epoch before, if there was one: likely to be free again.
+    pub fn free_before(&self) -> Option<&'a MigrationBitmap> {
+        self.free_before
+    }
+
+    /// Of the pages below this one nothing is unknown.
+    pub(crate) fn answered(&self) -> u64 {
+        let hints = self.hints.filter(|_| self.tellers.agent);
+        hints.map_or(0, HintSource::answered)
+    }
+
+    /// How many pages from word `index` on are to be sent, and need not be as they are hinted.
+    pub(crate) fn removed_from(&self, index: usize) -> u64 {
+        let words = self.bitmap.occupied_from(index);
+        words
+            .map(|index| (index, self.bitmap.load(index)))
+            .map(|(index, pending)| u64::from(self.hints(index, pending).pages().count_ones()))
+            .sum()
+    }
+
+    /// How far the guest is, and how many pages it has hinted.
+    pub fn guest(&self) -> (HintPhase, u64) {
+        self.hints.map_or((HintPhase::Closed, 0), |hints| {
+            (hints.phase(), hints.hinted_pages())
+        })
+    }
+
+    /// Those of the pages `mask` of a word that are hinted to be free.
+    fn hints(&self, index: usize, mask: u64) -> Told {
+        let told = self.hints.map(|hints| hints.load(index));
+        told.unwrap_or_default().of(self.tellers, mask)
+    }
+
+    /// Records what happens to the pages `mask` of a word, if there are any.
+    fn record(&self, index: usize, mask: u64, event: fn(PageBits) -> Event) {
+        if mask != 0 {
+            let word = index as u64;
+            self.trace.record(event(PageBits { word, mask }));
+        }
+    }
+}
+
+/// What [`Pass::copied`] knows of the destination. Each set is bits of the word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Pages with content whose older content the destination has.
+    pub resent: u64,
+    /// Zero pages whose older content the destination has: it must make them zero.
+    pub stale: u64,
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The way out: work goes into the sink at the bandwidth limit, and how long that took is measured.
+
+use std::time::{Duration, Instant};
+
+use spec::trace::Event;
+
+use super::MigrationError;
+use super::estimate::{Downtime, Estimate};
+use super::pacing::Pacing;
+use super::progress::Progress;
+use crate::report::trace::Trace;
+use crate::sink::Sink;
+use crate::walk::Work;
+
+/// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
+pub(crate) const NAP: Duration = Duration::from_millis(1);
+
+/// A sink, and what was measured of it.
+pub(crate) struct Outgoing<'a, S> {
+    pub(crate) sink: &'a mut S,
+    progress: &'a Progress,
+    trace: &'a Trace,
+    pub(crate) pacing: Pacing,
+    pub(crate) estimate: Estimate,
+    /// The bandwidth limit is kept to: the guest runs.
+    pub(crate) keeps_pace: bool,
+    /// Bytes sent that have had their time at the limit.
+    paced: u64,
+    /// Time in this walk that was not spent on looking for pages and at them.
+    pub(crate) elsewhere: Duration,
+    /// When the last sections of the round began to be sent, and the bytes sent before.
+    last_sections: (Instant, u64),
+}
+
+impl<'a, S: Sink> Outgoing<'a, S> {
+    pub(crate) fn new(
+        sink: &'a mut S,
+        progress: &'a Progress,
+        pacing: Pacing,
+        estimate: Estimate,
+        trace: &'a Trace,
+    ) -> Self {
+        Self {
+            paced: sink.bytes(),
+            sink,
+            progress,
+            trace,
+            pacing,
+            estimate,
+            keeps_pace: true,
+            elsewhere: Duration::ZERO,
+            last_sections: (Instant::now(), 0),
+        }
+    }
+
+    /// Has the sink take `work`.
+    pub(crate) fn send(&mut self, work: Work<'_>) -> Result<(), MigrationError> {
+        self.check()?;
+        let began = Instant::now();
+        match work {
+            Work::Pages(runs, content) => {
+                let before = self.sink.bytes();
+                self.sink.pages(runs, content)?;
+                let pages = runs.iter().map(|run| run.count()).sum();
+                self.trace.record(Event::PagesSent(pages));
+                self.pacing
+                    .sent(self.sink.bytes() - before, began.elapsed());
+            }
+            Work::Zero(runs) => {
+                self.sink.zero(runs)?;
+                let sent = |run| self.trace.record(Event::ZeroSent(run));
+                runs.iter().copied().for_each(sent);
+            }
+            Work::Discard(runs) => {
+                self.sink.discard(runs)?;
+                let sent = |run| self.trace.record(Event::DiscardSent(run));
+                runs.iter().copied().for_each(sent);
+            }
+        }
+        self.elsewhere += began.elapsed();
+        Ok(())
+    }
+
+    /// The last sections of the round follow.
+    pub(crate) fn begin_last_sections(&mut self) {
+        self.last_sections = (Instant::now(), self.sink.bytes());
+    }
+
+    /// Waits until the round is in the destination's memory. What socket buffers still hold would
+    /// otherwise be waited for while the guest is stopped, and make the connection look faster than it is.
+    pub(crate) fn round_received(&mut self) -> Result<(), MigrationError> {
+        let began = Instant::now();
+        self.sink.barrier()?;
+        let waited = began.elapsed();
+        self.pacing.sent(0, waited);
+        let (sent_at, before) = self.last_sections;
+        let way = sent_at.elapsed().saturating_sub(self.estimate.round_trip());
+        self.pacing.tried(self.sink.bytes() - before, way);
+        self.estimate.answered(waited);
+        // The last sections went without it, to see how fast they go.
+        self.keep_pace()
+    }
+
+    /// How long the guest would be stopped with `pending` pages to be sent.
+    pub(crate) fn expected_downtime(&self, pending: u64) -> Option<Downtime> {
+        self.estimate.downtime(pending, &self.pacing)
+    }
+
+    /// An error if the migration was cancelled, or the destination has given up.
+    pub(crate) fn check(&mut self) -> Result<(), MigrationError> {
+        if self.progress.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        Ok(self.sink.check()?)
+    }
+
+    /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
+    pub(crate) fn keep_pace(&mut self) -> Result<(), MigrationError> {
+        let bytes = self.sink.bytes();
+        let new = bytes - std::mem::replace(&mut self.paced, bytes);
+        if !self.keeps_pace {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let pause = self.pacing.pause(now, new).unwrap_or_default();
+        let end = now + pause;
+        self.elsewhere += pause;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.check()?;
+            std::thread::sleep(left.min(NAP * 10));
+        }
+    }
+}

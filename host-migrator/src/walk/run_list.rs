@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs of pages that have no content: zero pages, discards.
+
+use spec::PageRange;
+use spec::stream::{MAX_SECTION_RUNS, RUN_BYTES};
+
+use crate::memory::ram::GuestRam;
+
+/// About the most pages of a list. The destination makes them zero at once, and reads nothing meanwhile.
+const MOST_PAGES: u64 = 1 << 18;
+
+/// Runs in the order in which they came.
+#[derive(Default)]
+pub(super) struct RunList {
+    pages: u64,
+    runs: Vec<PageRange>,
+}
+
+impl RunList {
+    /// Adds `run`, joined to the last one where they touch inside a region.
+    pub(super) fn push(&mut self, run: PageRange, ram: &GuestRam) {
+        for piece in ram.pieces(run) {
+            self.pages += piece.count();
+            let last = self
+                .runs
+                .last_mut()
+                .filter(|last| last.end() == piece.first() && !ram.begins_region(piece.first()));
+            let joined = last.and_then(|last| {
+                let joined = PageRange::new(last.first(), last.count() + piece.count())?;
+                *last = joined;
+                Some(joined)
+            });
+            if joined.is_none() {
+                self.runs.push(piece);
+            }
+        }
+    }
+
+    /// No room for the runs of another word, where about `most_bytes` of the list are sent at once.
+    pub(super) fn is_full(&self, most_bytes: u64) -> bool {
+        // A run that may still grow does not count yet.
+        let closed = self.runs.len().saturating_sub(1);
+        closed + 65 > MAX_SECTION_RUNS
+            || (closed * RUN_BYTES) as u64 >= most_bytes
+            || self.pages >= MOST_PAGES
+    }
+
+    /// The runs.
+    pub(super) fn runs(&self) -> &[PageRange] {
+        &self.runs
+    }
+
+    /// Takes all runs out.
+    pub(super) fn clear(&mut self) {
+        self.pages = 0;
+        self.runs.clear();
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Harvests in the middle of a round, at any moment of it, lose no write.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::env;
+use std::sync::Arc;
+
+use host_migrator::{MigrationParams, PageSource, PageSources};
+use software_guest::balloon::Balloon;
+use software_guest::memory::Memory;
+use software_guest::workload::{Behaviour, Workload};
+use software_guest::{Guest, migrate, rounds};
+use spec::PageRange;
+use spec::stamp::Random;
+
+/// How many migrations; `LACUNA_SYNC_RUNS` sets another number.
+const RUNS: u64 = 300;
+/// Pages of the guest, in two regions.
+const LOW: u64 = 700;
+const HIGH: u64 = 200;
+/// What the balloon takes.
+const TAKEN: u64 = 100;
+
+fn runs() -> u64 {
+    let runs = env::var("LACUNA_SYNC_RUNS").ok();
+    runs.map_or(RUNS, |runs| runs.parse().expect("a number of runs"))
+}
+
+/// Two thirds of memory hold something, a half of which is free again.
+fn guest(random: &mut Random) -> Arc<Guest> {
+    let guest = Guest::new(Memory::new(LOW, HIGH));
+    for pfn in guest.memory.pages() {
+        match random.below(3) {
+            0 => {}
+            1 => guest.write(pfn),
+            _ => {
+                guest.write(pfn);
+                guest.memory.free(pfn);
+            }
+        }
+    }
+    Arc::new(guest)
+}
+
+/// Sources without any one of them, or all.
+fn some_sources(random: &mut Random) -> PageSources {
+    let sources = PageSource::ALL;
+    let left_out = random.below(2 * sources.len() as u64) as usize;
+    match sources.get(left_out) {
+        Some(source) => PageSources::ALL.without(*source),
+        None => PageSources::ALL,
+    }
+}
+
+#[test]
+fn harvests_at_any_moment_of_a_round_lose_no_write() {
+    let (mut syncs, mut hinted, mut zero) = (0, 0, 0);
+    for seed in 0..runs() {
+        let mut random = Random::new(seed);
+        let guest = guest(&mut random);
+        // In every second case a balloon takes memory at the first harvest, and the guest leaves it alone.
+        let has_balloon = random.below(2) == 0;
+        let behaviour = Behaviour {
+            seed,
+            hints: random.below(8) != 0,
+            pause: random.below(20),
+            first_page: if has_balloon { TAKEN } else { 0 },
+        };
+        let mut source = guest.source();
+        if has_balloon {
+            let taken = PageRange::new(0, TAKEN).unwrap();
+            source.logs.push(Box::new(Balloon::new(&guest, taken)));
+        }
+        let params = MigrationParams {
+            sync_pages: Some(1 + random.below(LOW + HIGH)),
+            early_harvests: random.below(2) as u32 * 8,
+            sources: some_sources(&mut random),
+            ..rounds(1 + random.below(4) as u32)
+        };
+        let workload = Workload::start(&guest, behaviour);
+        let outcome = migrate(source, params.clone());
+        workload.stop();
+        let report = outcome.report();
+        assert_eq!(
+            outcome.wrong_pages(&guest.memory),
+            [],
+            "seed {seed}, {params:?}"
+        );
+        syncs += report.totals.syncs;
+        hinted += report.totals.pages_hinted;
+        zero += report.totals.pages_zero;
+    }
+    println!(
+        "{} migrations with {syncs} harvests in the middle of a round, {hinted} pages hinted, {zero} zero",
+        runs()
+    );
+    assert!(syncs > runs() && hinted > 0 && zero > 0);
+}
