@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a round costs besides its pages: logs, maps and bitmaps of guests from 1 GiB to 12 TiB of which one page in
+//! 10 000 is dirty.
+//!
+//! Guest memory is never touched, so it takes none of the host's. KVM's log is part of it where the kernel gives memory
+//! slots of that size; the time without it is printed, too.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use host_migrator::rule::{Flush, Pass, Tellers, Told, Tracker};
+use host_migrator::{DirtyLog, DirtyLogError, HintError, HintSource, Trace};
+use kvm_ioctls::Kvm;
+use reference_vmm::MemoryOptions;
+use reference_vmm::dirty_log::KvmDirtyLog;
+use reference_vmm::memory::MachineMemory;
+use reference_vmm::own_writes::OwnWritesLog;
+use reference_vmm::slots::MemorySlots;
+use spec::control::EpochReport;
+use spec::hint_map::{HintMap, HintPhase, Words, bytes_for};
+use spec::stamp::Random;
+use spec::{PAGE_SIZE, PageRange};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+const GIB: u64 = 1 << 30;
+const SIZES: [u64; 4] = [GIB, 16 * GIB, 256 * GIB, 12 << 40];
+/// One page in so many is dirty, and one hinted.
+const SPARSE: u64 = 10_000;
+const ROUNDS: usize = 9;
+
+fn main() {
+    println!("memory     KVM's log  dirty pages  round ms  stop ms  ms a TiB (round and stop)");
+    for bytes in SIZES {
+        for with_kvm in [false, true] {
+            measure(bytes, with_kvm);
+        }
+    }
+}
+
+fn measure(bytes: u64, with_kvm: bool) {
+    let memory = MachineMemory::new(bytes, MemoryOptions::default()).expect("guest memory");
+    let mut logs: Vec<Box<dyn DirtyLog>> =
+        vec![Box::new(OwnWritesLog::new(Arc::clone(memory.own())))];
+    let size = format!("{:>6} GiB", bytes / GIB);
+    if with_kvm {
+        match kvm_log(&memory) {
+            Ok(log) => logs.push(Box::new(log)),
+            Err(why) => return println!("{size} with       skipped: {why}"),
+        }
+    }
+    let ram = memory.ram();
+    let mut hints = Hints::new(ram.bitmap_pages());
+    let map = Arc::clone(&hints.0);
+    let trace = Trace::default();
+    let hints: &mut dyn HintSource = &mut hints;
+    let mut tracker =
+        Tracker::arm(ram.regions(), &mut logs, Some(hints), Tellers::ALL, &trace).expect("armed");
+    // The first round sends all of memory; the others are measured.
+    tracker.bitmap().clear_all();
+    let mut random = Random::new(bytes);
+    let dirty = ram.pages() / SPARSE;
+    let (mut rounds, mut stops) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        make_dirty(&memory, &map, &mut random, dirty);
+        let began = Instant::now();
+        let epoch = tracker.open();
+        claim_all(&epoch.pass());
+        epoch.end(&mut NothingGathered).expect("harvested");
+        rounds.push(began.elapsed());
+
+        make_dirty(&memory, &map, &mut random, dirty);
+        let began = Instant::now();
+        tracker.last_harvest().expect("harvested");
+        claim_all(&tracker.rest());
+        stops.push(began.elapsed());
+    }
+    let (round, stop) = (median(rounds), median(stops));
+    let tebibytes = bytes as f64 / (1_u64 << 40) as f64;
+    println!(
+        "{size} {:<9}  {dirty:>11}  {:>8.3}  {:>7.3}  {:>8.3}",
+        if with_kvm { "with" } else { "without" },
+        ms(round),
+        ms(stop),
+        (ms(round) + ms(stop)) / tebibytes
+    );
+}
+
+fn kvm_log(memory: &MachineMemory) -> Result<KvmDirtyLog, String> {
+    let kvm = Kvm::new().map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
+    let vm = kvm.create_vm().map_err(|error| error.to_string())?;
+    let slots = MemorySlots::register(Arc::new(vm), Arc::clone(memory.ram()));
+    let slots = slots.map_err(|error| format!("KVM gives no memory slots: {error}"))?;
+    Ok(KvmDirtyLog::new(Arc::new(slots)))
+}
+
+/// Marks pages as written in the VMM's own log, and hints as many.
+fn make_dirty(memory: &MachineMemory, map: &HintMap<OwnWords>, random: &mut Random, pages: u64) {
+    for region in memory.own().iter() {
+        let count = pages * region.len() / (memory.ram().pages() * PAGE_SIZE);
+        for _ in 0..count {
+            let offset = random.below(region.len() / PAGE_SIZE) * PAGE_SIZE;
+            (**region).bitmap().mark_dirty(offset as usize, 1);
+            map.insert(PageRange::new(offset / PAGE_SIZE, 1).expect("one page"));
+        }
+    }
+}
+
+fn claim_all(pass: &Pass<'_>) {
+    for index in pass.bitmap().occupied() {
+        let claimed = pass.claim(index, u64::MAX);
+        pass.copied(index, &claimed, 0);
+    }
+}
+
+struct NothingGathered;
+
+impl Flush for NothingGathered {
+    type Error = DirtyLogError;
+
+    fn flush(&mut self, _pass: &Pass<'_>) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+}
+
+struct OwnWords(Box<[AtomicU64]>);
+
+impl Words for OwnWords {
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.0.get(index)
+    }
+}
+
+/// A device that is always asked, and whose guest hints whatever [`make_dirty`] says.
+struct Hints(Arc<HintMap<OwnWords>>);
+
+impl Hints {
+    fn new(pages: u64) -> Self {
+        let words = bytes_for(pages).expect("a map of that size") / 8;
+        let words = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self(Arc::new(
+            HintMap::format(OwnWords(words), pages).expect("a map"),
+        ))
+    }
+}
+
+impl HintSource for Hints {
+    fn prepare(&mut self, _pages: u64, _tellers: Tellers) -> Result<(), HintError> {
+        Ok(())
+    }
+
+    fn open(&mut self, epoch: u64) -> Result<(), HintError> {
+        self.0.begin(epoch, HintPhase::Running);
+        Ok(())
+    }
+
+    fn load(&self, index: usize) -> Told {
+        self.0.load(index)
+    }
+
+    fn phase(&self) -> HintPhase {
+        self.0.phase()
+    }
+
+    fn hinted_pages(&self) -> u64 {
+        self.0.hinted_pages()
+    }
+
+    fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError> {
+        self.0.end(HintPhase::Closed);
+        Ok(EpochReport {
+            epoch,
+            ..EpochReport::default()
+        })
+    }
+
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+        self.0.take_all(told);
+    }
+
+    fn done(&mut self) -> Result<(), HintError> {
+        Ok(())
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
