@@ -11,7 +11,7 @@ use spec::PageRange;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use crate::virtqueue::ring::MAX_QUEUE_SIZE;
+use crate::virtqueue::budget::DescriptorBudget;
 
 /// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
 /// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
@@ -19,29 +19,16 @@ const MAX_PFNS: usize = 1 << 16;
 /// The most page numbers in one turn of the device's lock; the rest of the queue waits for the next turn. So a migrator
 /// that closes an epoch does not wait for a full queue of pages that are not neighbours.
 const TURN_PFNS: usize = 1 << 13;
-/// The most descriptors that one pass walks, even if chains share them.
-const MAX_DESCRIPTORS: u32 = MAX_QUEUE_SIZE as u32;
 /// Bytes that are read from guest memory at once.
 const CHUNK: usize = 4096;
 
 /// The page numbers of one pass over a queue.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PfnBatch {
     pfns: Vec<u32>,
-    descriptors_left: u32,
+    descriptors: DescriptorBudget,
     bad_buffers: u64,
     incomplete: bool,
-}
-
-impl Default for PfnBatch {
-    fn default() -> Self {
-        Self {
-            pfns: Vec::new(),
-            descriptors_left: MAX_DESCRIPTORS,
-            bad_buffers: 0,
-            incomplete: false,
-        }
-    }
 }
 
 impl PfnBatch {
@@ -55,11 +42,7 @@ impl PfnBatch {
         let mut stream = PfnStream::default();
         let mut has_end = false;
         // Reading goes through the chain, so this cannot be a `for`.
-        while let Some(left) = self.descriptors_left.checked_sub(1) {
-            let Some(descriptor) = chain.next() else {
-                break;
-            };
-            self.descriptors_left = left;
+        while let Some(descriptor) = self.descriptors.next_of(&mut chain) {
             has_end = !descriptor.has_next();
             if descriptor.is_write_only() {
                 self.bad_buffers += 1;

@@ -15,42 +15,26 @@ use crate::balloon::discard::Discarder;
 use crate::balloon::sparse_page_set::SparsePageSet;
 use crate::guest::Guest;
 use crate::trace::Trace;
+use crate::virtqueue::budget::DescriptorBudget;
 use crate::virtqueue::buffers::{self, Chain};
-use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 
 /// Chunks of memory whose reported pages are remembered: those of 8 TiB, in 256 MiB. A front end can lend a file
 /// of any size, so without a bound its guest could fill the process's memory.
 const MAX_CHUNKS: usize = 1 << 16;
 
 /// The reports of one pass over the queue.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct ReportBatch {
     ranges: Vec<PageRange>,
-    /// Descriptors that may still be walked: a pass is bounded even if chains share them.
-    descriptors_left: usize,
+    descriptors: DescriptorBudget,
     bad_buffers: u64,
     out_of_range: u64,
-}
-
-impl Default for ReportBatch {
-    fn default() -> Self {
-        Self {
-            ranges: Vec::new(),
-            descriptors_left: MAX_QUEUE_SIZE,
-            bad_buffers: 0,
-            out_of_range: 0,
-        }
-    }
 }
 
 impl ReportBatch {
     fn chain(&mut self, mut chain: impl Iterator<Item = Descriptor>) {
         let mut has_end = false;
-        while let Some(left) = self.descriptors_left.checked_sub(1) {
-            let Some(descriptor) = chain.next() else {
-                break;
-            };
-            self.descriptors_left = left;
+        while let Some(descriptor) = self.descriptors.next_of(&mut chain) {
             has_end = !descriptor.has_next();
             let (address, length) = (descriptor.addr().0, u64::from(descriptor.len()));
             if !descriptor.is_write_only() {

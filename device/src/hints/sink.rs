@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestMemory};
 
 use crate::hints::state_machine::{Hinting, Rejection};
 use crate::trace::Trace;
+use crate::virtqueue::budget::DescriptorBudget;
 
 /// Takes what one pass over the hint queue finds.
 #[derive(Debug)]
@@ -23,15 +24,14 @@ pub struct HintSink<'a, W> {
     hinting: &'a mut Hinting,
     map: Option<&'a HintMap<W>>,
     memory: &'a [PageRange],
-    descriptors: u32,
+    descriptors: DescriptorBudget,
     trace: Option<&'a Trace>,
 }
 
 impl<'a, W: Words> HintSink<'a, W> {
     /// A sink for the hints of a guest whose memory is `memory`.
     ///
-    /// It walks at most `descriptors` descriptors: a pass is bounded even if chains share them, which
-    /// no honest driver does.
+    /// It walks at most `descriptors` descriptors.
     pub fn new(
         hinting: &'a mut Hinting,
         map: Option<&'a HintMap<W>>,
@@ -42,7 +42,7 @@ impl<'a, W: Words> HintSink<'a, W> {
             hinting,
             map,
             memory,
-            descriptors,
+            descriptors: DescriptorBudget::new(descriptors),
             trace: None,
         }
     }
@@ -66,7 +66,7 @@ impl<'a, W: Words> HintSink<'a, W> {
         let mut hints_have_begun = false;
         let mut has_end = false;
         // The command reads guest memory through the chain, so this cannot be a `for`.
-        while let Some(descriptor) = self.next_descriptor(&mut chain) {
+        while let Some(descriptor) = self.descriptors.next_of(&mut chain) {
             has_end = !descriptor.has_next();
             if descriptor.is_write_only() {
                 if !std::mem::replace(&mut hints_have_begun, true) {
@@ -124,17 +124,6 @@ impl<'a, W: Words> HintSink<'a, W> {
         } else {
             self.hinting.hinted(added, inside < range.count());
         }
-    }
-
-    fn next_descriptor(
-        &mut self,
-        chain: &mut impl Iterator<Item = Descriptor>,
-    ) -> Option<Descriptor> {
-        // To look past the end of a chain costs nothing: a full ring of single hints is taken whole.
-        let left = self.descriptors.checked_sub(1)?;
-        let descriptor = chain.next()?;
-        self.descriptors = left;
-        Some(descriptor)
     }
 
     fn command(&mut self, command: &CommandBuffer) {

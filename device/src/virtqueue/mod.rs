@@ -5,8 +5,10 @@
 //! |---|---|
 //! | [`ring`] | a virtqueue, which the front end starts, enables and stops |
 //! | [`buffers`] | taking buffers from a virtqueue and giving them back |
+//! | [`budget`] | how much of a virtqueue one pass may walk |
 //! | [`position`] | how far a virtqueue has been read, to know a new driver's from it |
 
+pub mod budget;
 pub mod buffers;
 pub mod position;
 pub mod ring;
