@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`program`] | the process: its devices, their end, the sandbox |
-//! | [`run`](mod@run) | one device in a process that is not this program's |
+//! | [`embedded`] | one device in a process that is not this program's |
 //! | [`device`] | one device: sockets and threads |
 //! | [`front_ends`] | its front ends, one after the other |
 //! | [`error`] | what can go wrong, and what happens to a device |
@@ -15,15 +15,15 @@
 //! | [`service_manager`] | sockets from systemd, and word to it |
 
 pub mod device;
+pub mod embedded;
 pub mod error;
 pub mod front_ends;
 mod inherited;
 pub mod logging;
 pub mod program;
-pub mod run;
 pub mod service_manager;
 pub mod signals;
 pub mod ticker;
 
+pub use embedded::run;
 pub use error::DaemonError;
-pub use run::run;
