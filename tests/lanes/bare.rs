@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
+    BareGuest, Lab, Migration, PATIENCE, end_of_migration, ends, hinted, lacuna, release_and_check,
     skipped_without_kvm, status, whole_pass,
 };
 use host_migrator::report::stats::{MigrationReport, MigrationState};
@@ -13,36 +13,22 @@ use lacuna::control::{Command, HintMode};
 use lacuna::machine::MachineState;
 
 /// One migration with everything compared. Returns the report.
-fn migrate(
-    guest: BareGuest,
-    migration: &Migration,
-) -> host_migrator::report::stats::MigrationReport {
+fn migrate(guest: BareGuest, migration: &Migration) -> MigrationReport {
     let lab = Lab::new(guest);
     let mut source = lab.running("source");
-    let (mut destination, uri) = lab.receiving("destination", true);
-    let (report, verdict) = migration
-        .complete(&mut source, &mut destination, &uri)
-        .expect("the migration completes");
-    println!(
-        "compared {} pages: {} wrong, {} given up; {} bytes on the wire, {:.1} ms",
-        verdict.pages_compared,
-        verdict.pages_wrong,
-        verdict.pages_given_up,
-        report.wire_bytes,
-        report.total_ms
-    );
-    assert!(verdict.pages_compared >= (256 << 20) / 4096);
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    release_and_check(&mut destination);
-    report
+    let moved = lab.move_whole(migration, &mut source, "destination");
+    assert!(moved.pages_compared >= (256 << 20) / 4096);
+    moved.report
 }
 
-fn hinted(report: &host_migrator::report::stats::MigrationReport) -> u64 {
-    report.rounds.iter().map(|round| round.pages_hinted).sum()
-}
-
-fn resent(report: &host_migrator::report::stats::MigrationReport) -> u64 {
+/// The pages that were sent once more.
+fn resent(report: &MigrationReport) -> u64 {
     report.rounds.iter().map(|round| round.pages_resent).sum()
+}
+
+/// The pages that were sent.
+fn sent(report: &MigrationReport) -> u64 {
+    report.rounds.iter().map(|round| round.pages_sent).sum()
 }
 
 #[test]
@@ -155,22 +141,15 @@ fn a_guest_that_answers_badly_costs_no_more_than_a_migration_without_hints() {
                 ..Default::default()
             },
         );
-        let pages = |report: &host_migrator::report::stats::MigrationReport| {
-            report
-                .rounds
-                .iter()
-                .map(|round| round.pages_sent)
-                .sum::<u64>()
-        };
         // The guest's status page and the VMM's heartbeat page go on changing; a guest that hints writes its rings, too.
         assert!(
-            pages(&with) < pages(&holes) + 64,
+            sent(&with) < sent(&holes) + 64,
             "{answer}: {} against {}",
-            pages(&with),
-            pages(&holes)
+            sent(&with),
+            sent(&holes)
         );
         match answer {
-            "silent" => assert!(hinted(&with) == 0 && pages(&with) + 64 > pages(&holes)),
+            "silent" => assert!(hinted(&with) == 0 && sent(&with) + 64 > sent(&holes)),
             "flood" => assert!(hinted(&with) > 0),
             _ => {}
         }
@@ -184,19 +163,11 @@ fn hints_work_again_on_the_second_hop() {
     }
     let lab = Lab::new(BareGuest::default());
     let mut a = lab.running("a");
-    let (mut b, to_b) = lab.receiving("b", true);
-    let migration = Migration::default();
-    let (first, verdict) = migration.complete(&mut a, &mut b, &to_b).unwrap();
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    release_and_check(&mut b);
-    let (mut c, to_c) = lab.receiving("c", true);
-    let (second, verdict) = migration.complete(&mut b, &mut c, &to_c).unwrap();
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    release_and_check(&mut c);
-    assert!(
-        hinted(&first) > 0 && hinted(&second) > 0,
-        "{first:?}\n{second:?}"
-    );
+    let mut b = lab.move_whole(&Migration::default(), &mut a, "b");
+    let c = lab.move_whole(&Migration::default(), &mut b.destination, "c");
+    for report in [&b.report, &c.report] {
+        assert!(hinted(report) > 0, "{report:?}");
+    }
 }
 
 #[test]
@@ -336,8 +307,7 @@ fn the_error_of_the_expected_downtime_over_50_migrations() {
             ..Default::default()
         };
         migration.begin(&source, &uri);
-        let ended = end_of_migration(&mut source).unwrap();
-        assert_eq!(ended.status, MigrationState::Completed, "{ended:?}");
+        ends(&mut source, MigrationState::Completed);
         destination
             .wait_until("the guest to arrive", PATIENCE, |status| {
                 Ok(status.machine == MachineState::Running)

@@ -2,19 +2,16 @@
 //! A connection that is cut, or stalls for longer than a peer is waited for, at every step of the stream: `lacuna status`
 //! on both sides says who has the guest, and it goes on there, whole.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::Owner;
 use lacuna::compare::Host;
 use lacuna::control::{Client, ClientError, Command, QuitArguments};
 use lacuna::machine::{MachineState, Status};
-use spec::stream::{
-    GREETING_BYTES, SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind,
-};
+use spec::stream::{SECTION_HEADER_BYTES, SectionKind};
 
+use crate::lab::wire::{Fault, faulty};
 use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, end_of_migration, skipped_without_kvm, status, tell,
     whole_pass,
@@ -22,14 +19,6 @@ use crate::lab::{
 
 /// Longer than a silent peer is waited for.
 const LONG: Duration = Duration::from_secs(33);
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// The connection is cut after so many bytes of the section.
-    Cut(usize),
-    /// Nothing passes in either direction for so long.
-    Stall(Duration),
-}
 
 /// Every step of the stream, by its first section of this kind.
 const STEPS: [SectionKind; 11] = [
@@ -45,81 +34,6 @@ const STEPS: [SectionKind; 11] = [
     SectionKind::HandOver,
     SectionKind::Running,
 ];
-
-/// A wire to `destination` that has `fault` at the first section of `kind`. Returns where it begins.
-fn faulty(destination: &str, kind: SectionKind, fault: Fault) -> String {
-    let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!("tcp:{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        let (near, _) = listener.accept().unwrap();
-        let far = TcpStream::connect(address).unwrap();
-        let forth = carry(&near, &far, STREAM_HEADER_BYTES, kind, fault);
-        let back = carry(&far, &near, GREETING_BYTES, kind, fault);
-        forth.join().unwrap();
-        back.join().unwrap();
-    });
-    uri
-}
-
-/// Carries what begins with `start` bytes and goes on in sections.
-fn carry(
-    from: &TcpStream,
-    to: &TcpStream,
-    start: usize,
-    kind: SectionKind,
-    fault: Fault,
-) -> JoinHandle<()> {
-    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-    thread::spawn(move || {
-        let ended = carry_sections(&mut from, &mut to, start, kind, fault);
-        // What was sent before the end arrives before the end.
-        let how = if ended.is_some() {
-            Shutdown::Both
-        } else {
-            Shutdown::Write
-        };
-        let _ = to.shutdown(how);
-        let _ = from.shutdown(Shutdown::Read);
-    })
-}
-
-/// `Some` if it was cut.
-fn carry_sections(
-    from: &mut TcpStream,
-    to: &mut TcpStream,
-    start: usize,
-    kind: SectionKind,
-    fault: Fault,
-) -> Option<()> {
-    let mut bytes = vec![0; start];
-    let mut hit = false;
-    loop {
-        if from.read_exact(&mut bytes).is_err() || to.write_all(&bytes).is_err() {
-            return None;
-        }
-        let mut header = [0; SECTION_HEADER_BYTES];
-        if from.read_exact(&mut header).is_err() {
-            return None;
-        }
-        let section = SectionHeader::from_bytes(&header).expect("a section");
-        if section.kind == kind && !hit {
-            hit = true;
-            match fault {
-                Fault::Cut(after) => {
-                    let _ = to.write_all(&header[..after]);
-                    let _ = from.shutdown(Shutdown::Both);
-                    return Some(());
-                }
-                Fault::Stall(time) => thread::sleep(time),
-            }
-        }
-        if to.write_all(&header).is_err() {
-            return None;
-        }
-        bytes.resize(section.length as usize, 0);
-    }
-}
 
 fn guest() -> BareGuest {
     BareGuest {
@@ -151,6 +65,7 @@ fn settled(destination: &mut Host) -> Option<Status> {
     }
 }
 
+/// Why `host` refuses `command`.
 fn refused(host: &Host, command: &Command) -> String {
     let mut client = host.client().expect("the machine answers");
     match client.tell(command) {
@@ -159,6 +74,13 @@ fn refused(host: &Host, command: &Command) -> String {
     }
 }
 
+/// Gives up the guest that `host` holds.
+fn end_guest(host: &Host) {
+    let even_so = QuitArguments { end_guest: true };
+    tell(host, &Command::Quit(Some(even_so)));
+}
+
+/// The guest runs on `host`, and all its memory is right.
 fn goes_on(host: &mut Host, place: &str) {
     if status(host).machine == MachineState::Held {
         tell(host, &Command::Cont);
@@ -191,11 +113,7 @@ fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
                 let why = refused(&destination, &Command::Cont);
                 assert!(why.contains("--destination-owns"), "{why}");
                 assert_ne!(refused(&destination, &Command::Quit(None)), "");
-                let end_guest = true;
-                tell(
-                    &destination,
-                    &Command::Quit(Some(QuitArguments { end_guest })),
-                );
+                end_guest(&destination);
             }
             let why = refused(&source, &Command::SourceOwns);
             assert!(why.contains("nothing to decide"), "{why}");
@@ -211,11 +129,7 @@ fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
             let why = refused(&source, &Command::Resume);
             assert!(why.contains("--source-owns"), "{why}");
             if for_source {
-                let end_guest = true;
-                tell(
-                    &destination,
-                    &Command::Quit(Some(QuitArguments { end_guest })),
-                );
+                end_guest(&destination);
                 tell(&source, &Command::SourceOwns);
                 goes_on(&mut source, &place);
             } else {

@@ -2,20 +2,19 @@
 //! Migrations that fail or are cancelled: the source's guest runs on, has its memory back, and the next
 //! migration is exact.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, end_of_migration, lacuna, release_and_check,
-    skipped_without_kvm, status, tell, whole_pass,
-};
 use host_migrator::report::stats::MigrationState;
 use lacuna::compare::Host;
 use lacuna::control::Command;
 use lacuna::machine::MachineState;
+
+use crate::lab::wire::{Stuck, cut_after};
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, ends, lacuna, skipped_without_kvm, status, tell,
+    until_round, whole_pass,
+};
 
 /// The guest runs on at the source: it checks all its memory, and was told DONE as often as it was asked.
 fn runs_on(source: &mut Host) {
@@ -33,12 +32,7 @@ fn runs_on(source: &mut Host) {
 
 /// A migration after all that went wrong finds every page.
 fn next_migration_is_exact(lab: &Lab, source: &mut Host) {
-    let (mut destination, uri) = lab.receiving("last", true);
-    let (_, verdict) = Migration::default()
-        .complete(source, &mut destination, &uri)
-        .unwrap();
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    release_and_check(&mut destination);
+    lab.move_whole(&Migration::default(), source, "last");
 }
 
 /// Slow enough to be caught in the middle.
@@ -60,16 +54,9 @@ fn cancel_gives_the_guest_back_in_every_round() {
     for (name, round) in [("first", 1), ("second", 2)] {
         let (_destination, uri) = lab.receiving(name, true);
         slow().begin(&source, &uri);
-        source
-            .wait_until("the round", PATIENCE, |status| {
-                Ok(status.migration.round >= round || status.migration.status.is_over())
-            })
-            .unwrap();
+        until_round(&mut source, round);
         tell(&source, &Command::MigrateCancel);
-        assert_eq!(
-            end_of_migration(&mut source).unwrap().status,
-            MigrationState::Cancelled
-        );
+        ends(&mut source, MigrationState::Cancelled);
         runs_on(&mut source);
     }
     next_migration_is_exact(&lab, &mut source);
@@ -85,51 +72,13 @@ fn a_destination_that_is_killed_costs_nothing_but_the_migration() {
     for (name, round) in [("early", 0), ("first", 1), ("second", 2)] {
         let (mut destination, uri) = lab.receiving(name, true);
         slow().begin(&source, &uri);
-        source
-            .wait_until("the round", PATIENCE, |status| {
-                Ok(status.migration.round >= round || status.migration.status.is_over())
-            })
-            .unwrap();
+        until_round(&mut source, round);
         destination.machine.kill();
-        let ended = end_of_migration(&mut source).unwrap();
-        assert_eq!(ended.status, MigrationState::Failed, "{ended:?}");
+        let ended = ends(&mut source, MigrationState::Failed);
         assert!(ended.error_desc.is_some());
         runs_on(&mut source);
     }
     next_migration_is_exact(&lab, &mut source);
-}
-
-/// Passes on the first `limit` bytes from the source to `destination`, then cuts the connection.
-fn cutting_proxy(destination: &str, limit: usize) -> String {
-    let address = destination
-        .strip_prefix("tcp:")
-        .expect("a TCP address")
-        .to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!("tcp:{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        let (mut near, _) = listener.accept().unwrap();
-        let mut far = TcpStream::connect(address).unwrap();
-        let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
-        let mut left = limit;
-        let mut buffer = vec![0; 64 << 10];
-        while left > 0 {
-            let wanted = left.min(buffer.len());
-            match near.read(&mut buffer[..wanted]) {
-                Ok(0) | Err(_) => break,
-                Ok(read) => {
-                    left -= read;
-                    if far.write_all(&buffer[..read]).is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        let _ = near.shutdown(std::net::Shutdown::Both);
-        let _ = far.shutdown(std::net::Shutdown::Both);
-    });
-    uri
 }
 
 #[test]
@@ -150,9 +99,8 @@ fn a_connection_that_breaks_anywhere_leaves_the_guest_at_the_source() {
         ("late", 30 << 20),
     ] {
         let (_destination, uri) = lab.receiving(name, true);
-        Migration::default().begin(&source, &cutting_proxy(&uri, limit));
-        let ended = end_of_migration(&mut source).unwrap();
-        assert_eq!(ended.status, MigrationState::Failed, "{name}: {ended:?}");
+        Migration::default().begin(&source, &cut_after(&uri, limit));
+        ends(&mut source, MigrationState::Failed);
         runs_on(&mut source);
     }
     next_migration_is_exact(&lab, &mut source);
@@ -166,33 +114,14 @@ fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
     let lab = Lab::new(BareGuest::default());
     let mut source = lab.running("source");
     let (_destination, uri) = lab.receiving("destination", true);
-    let address = uri.strip_prefix("tcp:").unwrap().to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let stuck = format!("tcp:{}", listener.local_addr().unwrap());
-    let (over, is_over) = mpsc::channel::<()>();
-    let hold = thread::spawn(move || {
-        // The greeting and the answer to the layout come through; then nothing is read any more.
-        let (mut near, _) = listener.accept().unwrap();
-        let mut far = TcpStream::connect(address).unwrap();
-        let (mut back_from, mut back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
-        let mut head = vec![0; 4096];
-        let read = near.read(&mut head).unwrap();
-        far.write_all(&head[..read]).unwrap();
-        // Both connections stay until the other end of the channel is dropped.
-        let _ = is_over.recv();
-    });
-    Migration::default().begin(&source, &stuck);
+    let stuck = Stuck::new(&uri);
+    Migration::default().begin(&source, &stuck.uri);
     thread::sleep(Duration::from_secs(1));
     assert_eq!(status(&source).machine, MachineState::Running);
     tell(&source, &Command::MigrateCancel);
-    assert_eq!(
-        end_of_migration(&mut source).unwrap().status,
-        MigrationState::Cancelled
-    );
+    ends(&mut source, MigrationState::Cancelled);
     runs_on(&mut source);
-    drop(over);
-    hold.join().unwrap();
+    stuck.end();
 }
 
 #[test]
@@ -208,8 +137,7 @@ fn a_destination_with_another_layout_refuses() {
     });
     let (_destination, uri) = other.receiving("other", true);
     Migration::default().begin(&source, &uri);
-    let ended = end_of_migration(&mut source).unwrap();
-    assert_eq!(ended.status, MigrationState::Failed);
+    let ended = ends(&mut source, MigrationState::Failed);
     let error = ended.error_desc.unwrap_or_default();
     assert!(
         error.contains("memory") || error.contains("layout"),
@@ -237,13 +165,8 @@ fn a_machine_whose_device_has_died_migrates_without_it() {
     let mut source = lab.running("source");
     source.device.kill();
     balloon_is_lost(&mut source, true);
-    let (mut destination, uri) = lab.receiving("destination", true);
-    let (report, verdict) = Migration::default()
-        .complete(&mut source, &mut destination, &uri)
-        .unwrap();
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    assert_eq!(report.totals.pages_hinted, 0);
-    release_and_check(&mut destination);
+    let moved = lab.move_whole(&Migration::default(), &mut source, "destination");
+    assert_eq!(moved.report.totals.pages_hinted, 0);
 }
 
 #[test]
@@ -257,13 +180,8 @@ fn a_device_that_was_started_again_on_the_same_paths_takes_over_and_hints() {
     balloon_is_lost(&mut source, true);
     lab.start_device_again(&mut source);
     balloon_is_lost(&mut source, false);
-    let (mut destination, uri) = lab.receiving("destination", true);
-    let (report, verdict) = Migration::default()
-        .complete(&mut source, &mut destination, &uri)
-        .unwrap();
-    assert_eq!(verdict.pages_wrong, 0, "{:?}", verdict.examples);
-    assert!(report.totals.pages_hinted > 0, "{report:?}");
-    release_and_check(&mut destination);
+    let moved = lab.move_whole(&Migration::default(), &mut source, "destination");
+    assert!(moved.report.totals.pages_hinted > 0, "{:?}", moved.report);
 }
 
 #[test]

@@ -15,8 +15,8 @@ use spec::bare::IMAGE_GPA;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, command, end_of, end_of_migration, lacuna, program,
-    release_and_check, skipped_without_kvm, status, tell, whole_pass,
+    BareGuest, Lab, Migration, command, end_of, end_of_migration, ends, lacuna, program,
+    release_and_check, skipped_without_kvm, status, tell, until_round, whole_pass,
 };
 
 /// Slow enough to be caught in the first round, whatever else this machine does.
@@ -38,19 +38,23 @@ fn small_guest() -> Lab {
 
 /// Waits until memory is on its way.
 fn in_first_round(source: &mut Host) {
-    source
-        .wait_until("the first round", PATIENCE, |status| {
-            Ok(status.migration.round >= 1)
-        })
-        .unwrap();
+    until_round(source, 1);
     assert!(!status(source).migration.status.is_over());
+}
+
+/// A source in the first round of a migration to a receiver that is to `hold` the guest.
+fn in_mid_migration(lab: &Lab, hold: bool) -> (Host, Host) {
+    let mut source = lab.running("source");
+    let (receiver, uri) = lab.receiving("receiver", hold);
+    slow().begin(&source, &uri);
+    in_first_round(&mut source);
+    (source, receiver)
 }
 
 /// Migrates without looking at the memory.
 fn migrate(source: &mut Host, uri: &str) {
     Migration::default().begin(source, uri);
-    let ended = end_of_migration(source).unwrap();
-    assert_eq!(ended.status, MigrationState::Completed, "{ended:?}");
+    ends(source, MigrationState::Completed);
 }
 
 fn signal(host: &Host, signal: Signal) {
@@ -81,14 +85,10 @@ fn quit_ends_a_receiver_in_mid_migration_and_the_guest_runs_on_at_its_source() {
         return;
     }
     let lab = small_guest();
-    let mut source = lab.running("source");
-    let (mut receiver, uri) = lab.receiving("receiver", false);
-    slow().begin(&source, &uri);
-    in_first_round(&mut source);
+    let (mut source, mut receiver) = in_mid_migration(&lab, false);
     command(&receiver, &["quit"]).unwrap();
     assert_eq!(end_of(&mut receiver), Some(0));
-    let ended = end_of_migration(&mut source).unwrap();
-    assert_eq!(ended.status, MigrationState::Failed, "{ended:?}");
+    ends(&mut source, MigrationState::Failed);
     assert_eq!(status(&source).machine, MachineState::Running);
     assert_eq!(whole_pass(&mut source).wrong, 0);
 }
@@ -198,10 +198,7 @@ fn clients_that_say_nothing_do_not_lock_cancel_out() {
         return;
     }
     let lab = small_guest();
-    let mut source = lab.running("source");
-    let (_receiver, uri) = lab.receiving("receiver", true);
-    slow().begin(&source, &uri);
-    in_first_round(&mut source);
+    let (mut source, _receiver) = in_mid_migration(&lab, true);
     let idle: Vec<_> = (0..100)
         .map(|_| UnixStream::connect(&source.control).unwrap())
         .collect();
@@ -241,17 +238,13 @@ fn a_guest_that_ends_in_mid_migration_ends_it_at_once_and_says_why() {
         return;
     }
     let lab = small_guest();
-    let mut source = lab.running("source");
-    let (_receiver, uri) = lab.receiving("receiver", false);
-    slow().begin(&source, &uri);
-    in_first_round(&mut source);
+    let (mut source, _receiver) = in_mid_migration(&lab, false);
     // Its program is gone: it crashes with the next instruction.
     let (ram, _) = memory_of(&source).unwrap();
     let image = PageRange::new(IMAGE_GPA / PAGE_SIZE, 256).unwrap();
     ram.write(image, &vec![0xff; image.bytes() as usize])
         .unwrap();
-    let ended = end_of_migration(&mut source).unwrap();
-    assert_eq!(ended.status, MigrationState::Failed);
+    let ended = ends(&mut source, MigrationState::Failed);
     let why = ended.error_desc.unwrap();
     assert!(why.contains("the guest has ended"), "{why}");
     // Not after all of it was sent in vain.
@@ -302,10 +295,7 @@ fn a_report_is_there_as_soon_as_the_migration_is_over() {
         let (mut next, uri) = lab.receiving(name, false);
         Migration::default().begin(&host, &uri);
         let mut client = host.client().unwrap();
-        host.wait_until("the end", PATIENCE, |status| {
-            Ok(status.migration.status.is_over())
-        })
-        .unwrap();
+        end_of_migration(&mut host).unwrap();
         let _: serde_json::Value = client.ask(&Command::QueryReport).unwrap();
         tell(&host, &Command::Quit(None));
         assert_eq!(whole_pass(&mut next).wrong, 0);

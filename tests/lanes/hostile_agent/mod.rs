@@ -8,13 +8,13 @@ mod liar;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use host_migrator::report::stats::{MigrationReport, MigrationState};
+use host_migrator::report::stats::MigrationState;
 use lacuna::compare::{Host, memory_of};
 use lacuna::control::Command;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, end_of_migration, release_and_check, skipped_without_kvm,
+    BareGuest, Lab, Migration, PATIENCE, ends, hinted, release_and_check, skipped_without_kvm,
     tell, whole_pass,
 };
 use liar::{Liar, Lie};
@@ -62,10 +62,6 @@ fn private_kb(host: &Host) -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1))
         .and_then(|number| number.parse().ok())
         .expect("the kernel says what a process takes")
-}
-
-fn hinted(report: &MigrationReport) -> u64 {
-    report.rounds.iter().map(|round| round.pages_hinted).sum()
 }
 
 #[test]
@@ -117,23 +113,13 @@ fn after_a_liar_the_same_device_serves_an_honest_guest_exactly() {
             })
             .unwrap();
         tell(&source, &Command::MigrateCancel);
-        let ended = end_of_migration(&mut source).unwrap();
-        assert_eq!(
-            ended.status,
-            MigrationState::Cancelled,
-            "{lie:?}: {ended:?}"
-        );
+        ends(&mut source, MigrationState::Cancelled);
         drop((liar, lost));
         // The guest has lost nothing by it that it would miss here.
         assert_eq!(whole_pass(&mut source).wrong, 0, "{lie:?}");
 
-        let (mut destination, uri) = lab.receiving("destination", true);
-        let (report, verdict) = Migration::default()
-            .complete(&mut source, &mut destination, &uri)
-            .unwrap();
-        assert!(hinted(&report) > 0, "{lie:?}: {report:?}");
-        assert_eq!(verdict.pages_wrong, 0, "{lie:?}: {:?}", verdict.examples);
-        release_and_check(&mut destination);
+        let moved = lab.move_whole(&Migration::default(), &mut source, "destination");
+        assert!(hinted(&moved.report) > 0, "{lie:?}: {:?}", moved.report);
     }
 }
 

@@ -33,6 +33,19 @@ pub fn command(host: &Host, job: &[&str]) -> Result<(), String> {
     }
 }
 
+/// Waits until the migration away from `source` is in this round, or over.
+///
+/// # Panics
+/// If it never is.
+pub fn until_round(source: &mut Host, round: u32) {
+    source
+        .wait_until("the round", PATIENCE, |status| {
+            let migration = &status.migration;
+            Ok(migration.round >= round || migration.status.is_over())
+        })
+        .expect("the migration goes on");
+}
+
 /// Sends a command that must be carried out.
 pub fn tell(host: &Host, command: &control::Command) {
     host.client()

@@ -103,6 +103,21 @@ pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareErr
     Ok(status.migration)
 }
 
+/// Waits until the migration away from `source` has ended in this way.
+///
+/// # Panics
+/// If it ends in another.
+pub fn ends(source: &mut Host, how: MigrationState) -> MigrationStatus {
+    let ended = end_of_migration(source).expect("the machine says how it ended");
+    assert_eq!(ended.status, how, "{ended:?}");
+    ended
+}
+
+/// The pages that were left out because the guest had hinted them.
+pub fn hinted(report: &MigrationReport) -> u64 {
+    report.rounds.iter().map(|round| round.pages_hinted).sum()
+}
+
 /// Sends one line to the machine's control socket, and returns the answer.
 fn exchange(host: &Host, command: &serde_json::Value) -> Answer {
     let stream = UnixStream::connect(&host.control).expect("the machine listens");

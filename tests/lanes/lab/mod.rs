@@ -6,6 +6,7 @@ mod guest;
 mod host;
 mod migration;
 mod program;
+pub mod wire;
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
@@ -14,14 +15,15 @@ use std::time::Duration;
 
 use ::lacuna::compare::{AgentPort, Host, Part, Verdict};
 use ::lacuna::trace::{TraceArgs, check_file};
+use host_migrator::report::stats::MigrationReport;
 use spec::PageRange;
 use spec::trace::check::Verdict as RuleVerdict;
 use spec::trace::{Event, PageBits};
 use tempfile::TempDir;
 
 pub use guest::BareGuest;
-pub use host::{command, end_of, release_and_check, status, tell, whole_pass};
-pub use migration::{Migration, end_of_migration};
+pub use host::{command, end_of, release_and_check, status, tell, until_round, whole_pass};
+pub use migration::{Migration, end_of_migration, ends, hinted};
 pub use program::{lacuna, program, skipped_without_kvm, target_folder};
 
 /// Room for the longest migration of the lanes. The file is sparse.
@@ -90,6 +92,38 @@ impl Lab {
             }
         }
         panic!("{what}: {} pages are wrong", verdict.pages_wrong);
+    }
+
+    /// Migrates from `source` to a new host, `name`. Its memory must be right when the guest arrives, and after the guest has
+    /// run on there.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn move_whole(
+        &self,
+        migration: &Migration,
+        source: &mut Host,
+        name: &'static str,
+    ) -> Moved {
+        let (mut destination, uri) = self.receiving(name, true);
+        let (report, verdict) = migration
+            .complete(source, &mut destination, &uri)
+            .expect("the migration completes");
+        println!(
+            "compared {} pages: {} wrong, {} given up; {} bytes on the wire, {:.1} ms",
+            verdict.pages_compared,
+            verdict.pages_wrong,
+            verdict.pages_given_up,
+            report.wire_bytes,
+            report.total_ms
+        );
+        self.assert_right(&verdict, format_args!("{name}: {report:?}"));
+        release_and_check(&mut destination);
+        Moved {
+            destination,
+            report,
+            pages_compared: verdict.pages_compared,
+        }
     }
 
     /// The folder.
@@ -187,6 +221,16 @@ impl Lab {
         )
         .expect("the host starts")
     }
+}
+
+/// A guest that has arrived whole.
+pub struct Moved {
+    /// Where it runs now.
+    pub destination: Host,
+    /// What its source says of the migration.
+    pub report: MigrationReport,
+    /// How many pages were right.
+    pub pages_compared: u64,
 }
 
 /// Whether `event` is about page `pfn`, or about all pages.
