@@ -21,7 +21,7 @@ use spec::balloon::CommandId;
 use spec::control::{
     EpochReport, HEADER_BYTES, Header, MAX_PAYLOAD, PageSet, Refusal, Reply, Request, VERSION,
 };
-use spec::hint_map::{Tellers, Told};
+use spec::hint_map::{HintBits, Tellers};
 
 /// What a device says to a request; nothing: it stays silent.
 type Answer = fn(Request) -> Option<Reply>;
@@ -164,7 +164,7 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     file.write_at(&[6], 4096 + 16 * 8 + 8).unwrap();
     // Both words share the first bit of the summary, which follows.
     file.write_at(&[1], 4096 + 2 * 16 * 8).unwrap();
-    let told = Told {
+    let told = HintBits {
         driver: 2,
         agent: 6,
     };
@@ -173,7 +173,7 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     let mut taken = Vec::new();
     hints.take_all(&mut |index, told| taken.push((index, told)));
     assert_eq!(taken, [(1, told)]);
-    assert_eq!(hints.load(1), Told::default());
+    assert_eq!(hints.load(1), HintBits::default());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use spec::balloon::stat;
 use spec::control::{EpochReport, PageSet, Reply, Request};
-use spec::hint_map::{HintMap, HintPhase, Tellers, Told};
+use spec::hint_map::{HintBits, HintMap, HintPhase, Tellers};
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::MigrationBitmap;
@@ -124,7 +124,7 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn load(&self, index: usize) -> Told {
+    fn load(&self, index: usize) -> HintBits {
         let told = self.map.as_ref().map(|map| map.load(index));
         told.unwrap_or_default()
     }
@@ -161,7 +161,7 @@ impl HintSource for DeviceHints {
         }
     }
 
-    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits)) {
         if let Some(map) = &self.map {
             map.take_all(told);
         }

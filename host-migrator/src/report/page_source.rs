@@ -7,7 +7,7 @@ use std::ops::AddAssign;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use spec::hint_map::{Tellers, Told};
+use spec::hint_map::{HintBits, Tellers};
 
 /// A source of knowledge that a page need not be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -166,7 +166,7 @@ pub struct PagesBySource {
     pub driver: u64,
     /// Named by the agent alone.
     pub agent: u64,
-    /// Told by both.
+    /// HintBits by both.
     pub both: u64,
     /// Holes that nobody has given back: never touched.
     pub holes: u64,
@@ -251,8 +251,8 @@ impl Reason {
     pub(crate) const HINTED: [Self; 3] = [Self::Driver, Self::Agent, Self::Both];
 
     /// The pages of `told`, by who told them.
-    pub(crate) fn by_teller(told: Told) -> [(Self, u64); 3] {
-        let Told { driver, agent } = told;
+    pub(crate) fn by_teller(told: HintBits) -> [(Self, u64); 3] {
+        let HintBits { driver, agent } = told;
         [
             (Self::Driver, driver & !agent),
             (Self::Agent, agent & !driver),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the destination has: which of its pages may be other than zero.
 
-use spec::hint_map::{Tellers, Told};
+use spec::hint_map::{HintBits, Tellers};
 
 use crate::memory::bitmap::MigrationBitmap;
 
@@ -42,7 +42,7 @@ impl Delivered {
 
     /// Of the pages that were `told` to be free, those whose content the destination has, and that are not counted for
     /// it yet. They are from now on.
-    pub(super) fn too_late(&self, index: usize, told: Told) -> Told {
+    pub(super) fn too_late(&self, index: usize, told: HintBits) -> HintBits {
         let new = self.content.load(index) & !self.late.load(index);
         let told = told.of(Tellers::ALL, new);
         self.late.merge(index, told.pages());

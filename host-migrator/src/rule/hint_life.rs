@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::hint_map::{HintBits, HintPhase, Tellers};
 use spec::trace::Event;
 
 use super::delivered::Delivered;
@@ -104,7 +104,7 @@ impl<'a> HintLife<'a> {
         &mut self,
         delivered: &Delivered,
         pages: u64,
-        late: &mut dyn FnMut(usize, Told),
+        late: &mut dyn FnMut(usize, HintBits),
     ) -> PagesBySource {
         let mut too_late = PagesBySource::default();
         if !self.are_used() {

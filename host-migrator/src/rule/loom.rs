@@ -12,7 +12,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use spec::PageRange;
 use spec::control::EpochReport;
-use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words};
+use spec::hint_map::{HintBits, HintMap, HintPhase, Tellers, Words};
 
 use super::{Flush, Pass, Tracker};
 use crate::memory::bitmap::MigrationBitmap;
@@ -76,7 +76,7 @@ impl HintSource for Hints {
         Ok(())
     }
 
-    fn load(&self, index: usize) -> Told {
+    fn load(&self, index: usize) -> HintBits {
         self.0.map.load(index)
     }
 
@@ -96,7 +96,7 @@ impl HintSource for Hints {
         })
     }
 
-    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits)) {
         self.0.map.take_all(told);
     }
 

@@ -28,5 +28,5 @@ pub use early_harvest::EarlyPlan;
 pub(crate) use given_up::GivenUp;
 pub use pass::{Claimed, Copied, Pass};
 pub use put_back::put_back;
-pub use spec::hint_map::{HintPhase, Tellers, Told};
+pub use spec::hint_map::{HintBits, HintPhase, Tellers};
 pub use tracker::{Epoch, Flush, Harvest, Tracker};

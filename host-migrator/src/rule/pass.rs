@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::hint_map::{HintBits, HintPhase, Tellers};
 use spec::trace::{Event, PageBits};
 
 use super::delivered::Delivered;
@@ -33,7 +33,7 @@ pub struct Claimed {
     /// All of them.
     pub pages: u64,
     /// Those that the guest has said to be free: they are not sent.
-    pub hinted: Told,
+    pub hinted: HintBits,
     /// Of the hinted pages, those whose content the destination has: it must make them zero.
     pub stale: u64,
     /// Those that read as zero, as they are holes of their memory file.
@@ -151,7 +151,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Those of the pages `mask` of a word that are hinted to be free.
-    fn hints(&self, index: usize, mask: u64) -> Told {
+    fn hints(&self, index: usize, mask: u64) -> HintBits {
         let told = self.hints.map(|hints| hints.load(index));
         told.unwrap_or_default().of(self.tellers, mask)
     }

@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 
 use spec::PageRange;
 use spec::control::PageSet;
-use spec::hint_map::{Tellers, Told};
+use spec::hint_map::{HintBits, Tellers};
 use spec::trace::event::{Brought, Log};
 use spec::trace::{Event, PageBits};
 
@@ -81,7 +81,7 @@ pub trait Flush {
     fn flush(&mut self, pass: &Pass<'_>) -> Result<(), Self::Error>;
 
     /// Pages of word `index` were `told` to be free after they had been sent, for the first time since. For statistics.
-    fn too_late(&mut self, index: usize, told: Told) {
+    fn too_late(&mut self, index: usize, told: HintBits) {
         let _ = (index, told);
     }
 }
@@ -258,7 +258,7 @@ impl<'a> Tracker<'a> {
     }
 
     /// Takes what all logs have into the bitmap. What was learnt of a page before it does not outlive it.
-    fn harvest(&mut self, late: &mut dyn FnMut(usize, Told)) -> Result<Harvest, DirtyLogError> {
+    fn harvest(&mut self, late: &mut dyn FnMut(usize, HintBits)) -> Result<Harvest, DirtyLogError> {
         // A hint that is older than this harvest says nothing about a page that the harvest brings.
         let too_late = if self.clauses.hold(Clause::ForgetOldHints) && !self.hints.is_open {
             let pages = self.bitmap.pages();

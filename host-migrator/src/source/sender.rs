@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
-use spec::hint_map::Told;
+use spec::hint_map::HintBits;
 use spec::stream::{MAX_SECTION_PAGES, Totals};
 use spec::trace::Event;
 
@@ -286,7 +286,7 @@ impl<S: Sink> Flush for Sender<'_, S> {
         self.send_gathered(pass)
     }
 
-    fn too_late(&mut self, index: usize, told: Told) {
+    fn too_late(&mut self, index: usize, told: HintBits) {
         self.walk.note_late(index, told);
     }
 }

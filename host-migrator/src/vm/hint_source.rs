@@ -3,7 +3,7 @@
 
 use spec::PageRange;
 use spec::control::{EpochReport, PageSet, Reply, Request};
-use spec::hint_map::{HintPhase, Tellers, Told};
+use spec::hint_map::{HintBits, HintPhase, Tellers};
 
 use crate::memory::bitmap::MigrationBitmap;
 
@@ -47,7 +47,7 @@ pub trait HintSource: Send {
     fn open(&mut self, epoch: u64) -> Result<(), HintError>;
 
     /// The hints so far for pages `64 * index ..`.
-    fn load(&self, index: usize) -> Told;
+    fn load(&self, index: usize) -> HintBits;
 
     /// How far the guest is.
     fn phase(&self) -> HintPhase;
@@ -74,7 +74,7 @@ pub trait HintSource: Send {
 
     /// Takes all hints out of the map, between two epochs. Calls `told` with the index of each word that has any: word
     /// `index` is about pages `64 * index ..`.
-    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told));
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits));
 
     /// The pages of `set`, of a guest whose memory lies in `memory`, which rises: why holes of the memory files are
     /// holes. It is asked for statistics, and to use these sources one by one, never as a reason of its own to leave a

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which pages were left out, and why: three bits a page.
 
-use spec::hint_map::Told;
+use spec::hint_map::HintBits;
 
 use crate::memory::bitmap::MigrationBitmap;
 use crate::report::page_source::{PagesBySource, Reason};
@@ -33,7 +33,7 @@ impl LeftOut {
     }
 
     /// As [`LeftOut::note`], for pages that were `told` to be free.
-    pub(crate) fn note_hinted(&self, index: usize, told: Told, pages: &mut PagesBySource) {
+    pub(crate) fn note_hinted(&self, index: usize, told: HintBits, pages: &mut PagesBySource) {
         for (reason, bits) in Reason::by_teller(told) {
             pages.add(reason, self.note(index, bits, reason));
         }
@@ -93,7 +93,7 @@ mod tests {
         }
         left_out.note_hinted(
             2,
-            Told {
+            HintBits {
                 driver: 0b110,
                 agent: 0b011,
             },

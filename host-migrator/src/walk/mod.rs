@@ -13,7 +13,7 @@ mod word;
 
 use std::time::Duration;
 
-use spec::hint_map::Told;
+use spec::hint_map::HintBits;
 use spec::stream::Totals;
 use spec::{PAGE_SIZE, PageRange};
 
@@ -226,7 +226,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Pages of word `index` were `told` to be free after they had been sent.
-    pub(crate) fn note_late(&mut self, index: usize, told: Told) {
+    pub(crate) fn note_late(&mut self, index: usize, told: HintBits) {
         self.maps.late(index, told.pages());
     }
 

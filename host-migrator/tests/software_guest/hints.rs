@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use host_migrator::{HintError, HintSource, MigrationBitmap, Trace};
 use spec::PageRange;
 use spec::control::{EpochReport, PageSet};
-use spec::hint_map::{HintMap, HintPhase, Tellers, Told, Words, bytes_for};
+use spec::hint_map::{HintBits, HintMap, HintPhase, Tellers, Words, bytes_for};
 use spec::trace::Event;
 use spec::trace::event::Hinted;
 
@@ -130,7 +130,7 @@ impl HintSource for HintsForEngine {
         Ok(())
     }
 
-    fn load(&self, index: usize) -> Told {
+    fn load(&self, index: usize) -> HintBits {
         self.0.map.load(index)
     }
 
@@ -162,7 +162,7 @@ impl HintSource for HintsForEngine {
         Ok(report)
     }
 
-    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits)) {
         self.0.map.take_all(told);
     }
 

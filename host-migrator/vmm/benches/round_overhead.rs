@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use host_migrator::rule::{Flush, Pass, Tellers, Told, Tracker};
+use host_migrator::rule::{Flush, HintBits, Pass, Tellers, Tracker};
 use host_migrator::{DirtyLog, DirtyLogError, HintError, HintSource, Trace};
 use kvm_ioctls::Kvm;
 use reference_vmm::MemoryOptions;
@@ -155,7 +155,7 @@ impl HintSource for Hints {
         Ok(())
     }
 
-    fn load(&self, index: usize) -> Told {
+    fn load(&self, index: usize) -> HintBits {
         self.0.load(index)
     }
 
@@ -175,7 +175,7 @@ impl HintSource for Hints {
         })
     }
 
-    fn take_all(&mut self, told: &mut dyn FnMut(usize, Told)) {
+    fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits)) {
         self.0.take_all(told);
     }
 

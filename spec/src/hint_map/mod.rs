@@ -23,7 +23,7 @@ mod tellers;
 
 use crate::PageRange;
 use crate::sync::{AtomicU64, Ordering};
-pub use tellers::{Tellers, Told};
+pub use tellers::{HintBits, Tellers};
 
 /// Bytes before the bitmap.
 pub const HEADER_BYTES: usize = 4096;
@@ -317,23 +317,23 @@ impl<W: Words> HintMap<W> {
     }
 
     /// Migrator: who has told which of the pages `64 * index ..`; nothing past the end.
-    pub fn load(&self, index: usize) -> Told {
+    pub fn load(&self, index: usize) -> HintBits {
         if index >= self.bitmap_words() {
-            return Told::default();
+            return HintBits::default();
         }
-        Told {
+        HintBits {
             driver: self.load_at(self.driver_plane() + index),
             agent: self.load_at(self.agent_plane() + index),
         }
     }
 
     /// Migrator: takes the hints for pages `64 * index ..` out of the map. Only while no epoch is open.
-    pub fn take(&self, index: usize) -> Told {
+    pub fn take(&self, index: usize) -> HintBits {
         if index >= self.bitmap_words() {
-            return Told::default();
+            return HintBits::default();
         }
         let take = |word| self.at(word).swap(0, Ordering::AcqRel);
-        Told {
+        HintBits {
             driver: take(self.driver_plane() + index),
             agent: take(self.agent_plane() + index),
         }
@@ -341,7 +341,7 @@ impl<W: Words> HintMap<W> {
 
     /// Migrator: takes all hints out of the map; calls `told` for each word that has any. Only while no epoch is open.
     /// Costs what was hinted, not what the guest has.
-    pub fn take_all(&self, mut told: impl FnMut(usize, Told)) {
+    pub fn take_all(&self, mut told: impl FnMut(usize, HintBits)) {
         for at in 0..summary_words(self.pages) as usize {
             // A plain load first: a swap makes the file's page real.
             let summary = self.at(self.summary() + at);
@@ -480,7 +480,7 @@ mod tests {
         assert_eq!(map.insert(PageRange::new(64, 64).unwrap()), 32);
         assert_eq!((map.hinted_pages(), map.agent_only_pages()), (128, 32));
         let (low, high) = (u64::from(u32::MAX), u64::MAX << 32);
-        let told = |driver, agent| Told { driver, agent };
+        let told = |driver, agent| HintBits { driver, agent };
         assert_eq!(map.load(0), told(u64::MAX, high));
         assert_eq!(map.load(1), told(u64::MAX, low));
         let agent_alone = Tellers {
@@ -489,8 +489,8 @@ mod tests {
         };
         assert_eq!(map.load(1).of(agent_alone, 0xff), told(0, 0xff));
         assert_eq!(map.take(1).pages(), u64::MAX);
-        assert_eq!(map.load(1), Told::default());
-        assert_eq!(map.load(4), Told::default());
+        assert_eq!(map.load(1), HintBits::default());
+        assert_eq!(map.load(4), HintBits::default());
         map.set_answered(96);
         map.begin(2, HintPhase::Requested);
         assert_eq!((map.answered(), map.agent_only_pages()), (0, 0));
@@ -531,7 +531,7 @@ mod tests {
                 let range = PageRange::new(first, count).unwrap();
                 if by_agent { map.insert_of_agent(range); } else { map.insert(range); }
             }
-            let told = |map: &HintMap<&[AtomicU64]>| -> Vec<(usize, Told)> {
+            let told = |map: &HintMap<&[AtomicU64]>| -> Vec<(usize, HintBits)> {
                 (0..map.bitmap_words()).map(|index| (index, map.load(index))).filter(|(_, told)| told.pages() != 0).collect()
             };
             let expected = told(&map);

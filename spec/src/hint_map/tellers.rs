@@ -25,14 +25,14 @@ impl Tellers {
 
 /// The free pages of a word, by who has told them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct HintBits {
     /// The driver.
     pub driver: u64,
     /// The agent.
     pub agent: u64,
 }
 
-impl Told {
+impl HintBits {
     /// By anybody.
     pub const fn pages(self) -> u64 {
         self.driver | self.agent
