@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The small jobs: what a person types to look after a machine that runs elsewhere.
+//! The small jobs: commands to a machine that runs in another process, and `generate`.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,19 +17,19 @@ use crate::control::{Client, ClientError, Command, MigrateArguments, QuitArgumen
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
 
-/// How often a migration is looked at while its progress is shown.
+/// How often the state of a migration is polled while its progress is shown.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The exit status of a command that did not wait for what it began, as shells have it for Ctrl-C.
+/// The exit status of a command that a signal ended, as shells use it for Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
 /// A job that could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// The machine refused, or is not there.
+    /// The machine refused or does not answer.
     #[error(transparent)]
     Control(#[from] ClientError),
-    /// The migration ended otherwise than completed.
+    /// The migration did not complete.
     #[error("the migration ended as {state}: {why}")]
     Migration {
         /// How it ended.
@@ -87,10 +87,10 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     ))
 }
 
-/// Ctrl-C ends this command, not the migration: says so.
+/// On Ctrl-C, says that only this command ends and the migration goes on.
 fn say_what_goes_on(control: &Path) -> Result<(), JobError> {
     let failed = |source| JobError::Io {
-        what: "cannot hear signals",
+        what: "cannot wait for signals",
         source,
     };
     let signals = EndSignals::register().map_err(failed)?;
@@ -98,7 +98,7 @@ fn say_what_goes_on(control: &Path) -> Result<(), JobError> {
     let thread = thread::Builder::new().name("signals".into());
     let spawned = thread.spawn(move || {
         let name = signals.wait();
-        // Nothing is left to be done if standard error is closed.
+        // Nothing can be done if standard error is closed.
         let _ = writeln!(
             io::stderr(),
             "\nlacuna: {name} has ended this command, not the migration: it goes on. \
@@ -158,7 +158,8 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
         "owner      {owner}; session {session}, hand-over {number}"
     ));
     if status.machine == MachineState::Undecided {
-        let what = "look at the other side, then `lacuna cont` or `lacuna resume` says what to do";
+        let what =
+            "look at the other side, then see `lacuna cont --help` and `lacuna resume --help`";
         lines.push(format!("           {what}"));
     }
     if let Some(lost) = &status.balloon_lost {
@@ -211,7 +212,7 @@ pub fn quit(args: &QuitArgs) -> Result<(), JobError> {
     Ok(client.wait_for_end(END)?)
 }
 
-/// `lacuna cancel` and `cont`: one command, no answer.
+/// `lacuna cancel`, `cont` and `resume`: one command whose answer has no value.
 ///
 /// # Errors
 /// [`JobError`] if the machine refuses or does not answer.
@@ -242,7 +243,7 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
                 ProgramName::VhostDeviceBalloon => vhost_device_balloon::Args::command(),
             };
             let name = command.get_name().to_owned();
-            // Into memory first: the generator panics if nobody reads standard output any more.
+            // Into memory first: the generator panics if standard output is closed.
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut command, name, &mut script);
             let result = io::stdout().write_all(&script);
@@ -254,7 +255,7 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
     }
 }
 
-/// A state's name as it stands in JSON.
+/// A state's name as in JSON.
 fn name_of(state: impl serde::Serialize) -> String {
     match serde_json::to_value(state) {
         Ok(serde_json::Value::String(name)) => name,

@@ -22,10 +22,10 @@ use clap::Parser;
 
 use args::{Cli, Job};
 
-/// Set for processes that another of this program starts: they end when it does, however it ends.
+/// Set in the environment of processes that this program starts from itself. They end when their parent ends.
 pub(crate) const ENDS_WITH_PARENT: &str = "LACUNA_ENDS_WITH_PARENT";
 
-/// Reads the command line and does the job; an error ends up on standard error in one sentence.
+/// Reads the command line and does the job. An error goes to standard error as one sentence.
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     if std::env::var_os(ENDS_WITH_PARENT).is_some() {
@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to be done if standard error is closed.
+            // Nothing can be done if standard error is closed.
             let _ = writeln!(std::io::stderr(), "lacuna: {error}");
             ExitCode::FAILURE
         }

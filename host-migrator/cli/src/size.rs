@@ -6,18 +6,18 @@ use std::str::FromStr;
 
 use spec::PAGE_SIZE;
 
-/// A number of bytes, or of bytes a second. Units are powers of 1024: `K`, `M`, `G`, `T`, with or without
-/// `iB` behind. A number of less than a page needs a unit, if only `B`.
+/// A number of bytes, or of bytes a second. The units `K`, `M`, `G` and `T` are powers of 1024 and may be followed
+/// by `B` or `iB`. A number below the size of a page needs a unit, at least `B`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// Text that is not taken for a size.
+/// Why a text is not taken as a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// Text that is no size.
-    #[error("'{0}' is no size: write a whole number and K, M, G or T, as in 512M")]
+    /// The text is not a size.
+    #[error("'{0}' is not a size: write a whole number and K, M, G or T, such as 512M")]
     NoSize(String),
-    /// So few bytes that a unit must have been forgotten.
+    /// So few bytes that the unit was probably forgotten.
     #[error("'{0}' means {0} bytes, less than a page of memory: did you mean {0}M?")]
     FewBytes(u64),
 }
@@ -49,7 +49,7 @@ impl FromStr for Size {
 }
 
 impl fmt::Display for Size {
-    /// Three digits or so, with a binary unit: `1.50 GiB`.
+    /// About three digits and a binary unit: `1.50 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, shift) = UNITS
             .into_iter()

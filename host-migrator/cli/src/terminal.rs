@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What standard output can show.
+//! What the terminal at standard output can show: its width, and colours.
 
 use std::io::{self, IsTerminal};
 
 use crate::nested;
 
-/// Columns where nobody says how many there are.
+/// Columns if the terminal does not say how many it has.
 const USUAL_WIDTH: u16 = 80;
-/// A terminal that claims to be narrower than this does not know.
+/// A terminal that reports fewer columns does not know its width.
 const NARROWEST: u16 = 24;
 
-/// Its columns.
+/// Its width in columns.
 pub fn width() -> usize {
     let columns = rustix::termios::tcgetwinsize(io::stdout())
         .ok()
@@ -19,8 +19,8 @@ pub fn width() -> usize {
     usize::from(columns.unwrap_or(USUAL_WIDTH))
 }
 
-/// Whether people see colours there and want them (<https://no-color.org>). The serial line of an emulated machine
-/// is a terminal that passes everything on to who knows what.
+/// Whether standard output is a terminal and `NO_COLOR` is not set (<https://no-color.org>). The serial line of an
+/// emulated machine does not count as a terminal: its output may end up anywhere.
 pub fn has_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !nested::inside()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `lacuna trace`: what the parts of a migration did, in one order, and whether the rule allows it.
+//! `lacuna trace`: makes, shows and checks the record of what all parts of a migration did, in one order.
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -11,22 +11,22 @@ use serde_json::{Value, json};
 use spec::trace::check::{Breach, Summary, Verdict, check};
 use spec::trace::{Reader, Record, TraceError};
 
-/// Events that are shown on either side of the one that breaks the rule.
+/// How many events are shown before and after the one that breaks the rule.
 const AROUND: usize = 12;
 
-/// Where a process records what it does.
+/// Where a process records its trace.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TraceArgs {
-    /// Record what this process does in this file, made by `lacuna trace create`
+    /// Record what this process does in this trace, made by `lacuna trace create`
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// In the trace, the number that a machine and its balloon device share, and no other machine has
+    /// Number of this host in the trace: the same for a machine and its balloon device, different for other machines
     #[arg(long, value_name = "N", default_value_t = 0, requires = "trace")]
     pub trace_host: u16,
 }
 
 impl TraceArgs {
-    /// The same, as arguments of a command line.
+    /// These flags as arguments of a command line.
     pub fn to_args(&self) -> Vec<OsString> {
         let host = self.trace_host.to_string();
         self.trace.as_ref().map_or_else(Vec::new, |path| {
@@ -35,7 +35,7 @@ impl TraceArgs {
         })
     }
 
-    /// Opens the trace; the one that records nothing if none was asked for.
+    /// Opens the trace; without a file, a trace that records nothing.
     ///
     /// # Errors
     /// The path and the error if it cannot be opened.
@@ -55,7 +55,7 @@ pub enum TraceJob {
     Create {
         /// The file; must not exist
         file: PathBuf,
-        /// Records that it has room for
+        /// Number of records that the trace has room for
         #[arg(long, value_name = "N", default_value_t = DEFAULT_SLOTS)]
         slots: u64,
     },
@@ -63,11 +63,11 @@ pub enum TraceJob {
     Show {
         /// The trace
         file: PathBuf,
-        /// Print one JSON object a record
+        /// Print one JSON object for each record
         #[arg(long)]
         json: bool,
     },
-    /// Hold it against the rule, and name the first event that breaks it
+    /// Check it against the rule, and name the first event that breaks the rule
     Check {
         /// The trace
         file: PathBuf,
@@ -77,7 +77,7 @@ pub enum TraceJob {
     },
 }
 
-/// A job that could not be done, or a trace that the rule does not allow.
+/// A job that could not be done, or a trace that breaks the rule.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceJobError {
     /// The file.
@@ -101,10 +101,10 @@ pub enum TraceJobError {
     /// Standard output.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
-    /// It was checked.
-    #[error("the trace does not keep the rule")]
+    /// The trace breaks the rule.
+    #[error("the trace breaks the rule")]
     Broken,
-    /// It was checked as far as it goes.
+    /// The trace is incomplete, so it proves nothing.
     #[error("the trace is incomplete: make one with more slots")]
     Incomplete,
 }
@@ -112,7 +112,7 @@ pub enum TraceJobError {
 /// Does `job`.
 ///
 /// # Errors
-/// [`TraceJobError`]; a trace that is broken or incomplete is one.
+/// [`TraceJobError`], also for a trace that breaks the rule or is incomplete.
 pub fn run(job: &TraceJob) -> Result<(), TraceJobError> {
     let mut out = BufWriter::new(io::stdout().lock());
     match job {
@@ -144,7 +144,7 @@ pub fn run(job: &TraceJob) -> Result<(), TraceJobError> {
     }
 }
 
-/// Holds the trace at `path` against the rule. With the verdict come the events around the one that breaks it.
+/// Checks the trace at `path`. Returns with the verdict the events around the one that breaks the rule.
 ///
 /// # Errors
 /// [`TraceJobError`] if there is no trace.
@@ -199,7 +199,10 @@ fn show(
     }
     match record {
         Some(record) => writeln!(out, "{index:>8}  {record}"),
-        None => writeln!(out, "{index:>8}  (missing: who took this slot died)"),
+        None => writeln!(
+            out,
+            "{index:>8}  (missing: the process that took this slot has died)"
+        ),
     }
 }
 

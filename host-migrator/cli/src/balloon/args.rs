@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use crate::args::socket_path;
+use crate::args::values::socket_path;
 use crate::size::Size;
 
 /// `lacuna balloon`
@@ -22,15 +22,15 @@ pub struct BalloonArgs {
 pub enum BalloonJob {
     /// Run the device: a vhost-user back end (the program vhost-device-balloon)
     Device(Box<vhost_device_balloon::Args>),
-    /// Set how much memory the guest is to give up
+    /// Set the balloon's target: how much memory the guest gives up
     Target(TargetArgs),
     /// Show the guest's memory statistics
     Stats(StatsArgs),
     /// Show the balloon: target, size, guest memory, features, counters
     Status(DeviceArgs),
-    /// Have the guest say which memory is free, without a migration
+    /// Ask the guest which memory is free, without a migration
     Hints(HintsArgs),
-    /// Show free memory and the balloon's as numbers and as a picture of the address space
+    /// Show free and ballooned memory, as numbers and as a picture of the address space
     Map(MapArgs),
 }
 
@@ -49,16 +49,16 @@ pub struct DeviceArgs {
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("goal").required(true))]
 pub struct TargetArgs {
-    /// Memory that the guest is to have given up: the size of the balloon
+    /// Size of the balloon: the memory that the guest gives up
     #[arg(value_name = "SIZE", group = "goal")]
     pub balloon: Option<Size>,
-    /// Memory that the guest is to be left with, as in QEMU's `balloon` command
+    /// Memory that the guest keeps, as in QEMU's `balloon` command
     #[arg(long, value_name = "SIZE", group = "goal")]
     pub guest_memory: Option<Size>,
-    /// Wait until the guest is there
+    /// Wait until the balloon has reached the target
     #[arg(long)]
     pub wait: bool,
-    /// With --wait: give up after this time; without it, never
+    /// With --wait: give up after this time; default: never
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
     pub timeout: Option<Duration>,
     /// Which device.
@@ -69,10 +69,10 @@ pub struct TargetArgs {
 /// `lacuna balloon stats`
 #[derive(Clone, Debug, Args)]
 pub struct StatsArgs {
-    /// From now on, have the device ask the guest this often (0: no more), as in 2s or 500ms
+    /// Ask the guest for statistics this often from now on, such as 2s or 500ms; 0 stops asking
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub interval: Option<Duration>,
-    /// Go on, and show them each time they come
+    /// Keep running and show every new set of statistics
     #[arg(long)]
     pub watch: bool,
     /// Which device.
@@ -88,25 +88,25 @@ pub struct HintsArgs {
     pub job: HintsJob,
 }
 
-/// A round of hints for a person.
+/// What to do with a round of hints that a person asks for.
 #[derive(Clone, Debug, Subcommand)]
 pub enum HintsJob {
-    /// Ask the guest for its free pages, wait for all of them, and let it have them back
+    /// Ask the guest for its free pages, wait until it has hinted them all, and give them back
     Start(StartArgs),
-    /// End a round that was started with --detach: the guest has its free pages back
+    /// End a round that was started with --detach, and give the guest its free pages back
     Stop(DeviceArgs),
-    /// Show how far the guest is, and for whom it hints
+    /// Show what the guest has hinted so far, and whether a migration or a person asked
     Status(DeviceArgs),
 }
 
 /// `lacuna balloon hints start`
 #[derive(Clone, Debug, Args)]
 pub struct StartArgs {
-    /// Do not wait. The guest holds its free pages back until `hints stop`, or until the device's --hint-round-limit (a
-    /// minute, if nothing else is said) is over
+    /// Do not wait. The guest does not use its hinted pages until `hints stop`, or until the device's
+    /// --hint-round-limit (default: one minute) has passed
     #[arg(long)]
     pub detach: bool,
-    /// End the round after this time, finished or not
+    /// End the round after this time, even if the guest has not finished
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s", conflicts_with = "detach")]
     pub timeout: Duration,
     /// Which device.
@@ -123,7 +123,7 @@ pub struct MapArgs {
     /// Write the picture to this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Columns of the picture on the terminal; without it as many as there are, or 80
+    /// Columns of the picture on the terminal; default: the terminal's width, or 80
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(24..))]
     pub width: Option<u16>,
     /// Which device.
@@ -149,7 +149,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .and_then(|(number, unit)| number.checked_mul(unit))
         .map(Duration::from_millis)
         .ok_or_else(|| {
-            format!("'{text}' is no time: write a whole number and ms, s, m or h, as in 2s")
+            format!("'{text}' is not a time: write a whole number and ms, s, m or h, such as 2s")
         })
 }
 

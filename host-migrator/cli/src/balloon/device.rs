@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The connection to a balloon device, and the sentences for what it refuses.
+//! The connection to a balloon device, and the error messages for its refusals.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,7 +13,7 @@ use spec::control::{BalloonStatus, HintState, PageSet, Refusal, Reply, Request, 
 use super::BalloonError;
 use super::args::DeviceArgs;
 
-/// How long an answer may take. Only a map of very much memory takes any time at all.
+/// How long an answer may take. Only the map of a very large guest takes a noticeable time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The largest map that is read: of 32 TiB of guest memory.
@@ -64,7 +64,7 @@ impl Device {
         }
     }
 
-    /// Starts, stops or looks at a round of hints.
+    /// Starts, stops or shows a round of hints.
     pub(super) fn hints(&mut self, request: Request) -> Result<HintState, BalloonError> {
         match self.ask(request)? {
             Reply::HintState(state) => Ok(state),
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    /// Asks, and says more of a refusal than the device does where its status tells more.
+    /// Asks, and explains a refusal by the device's status where that says more than the refusal.
     fn ask(&mut self, request: Request) -> Result<Reply, BalloonError> {
         match self.client.ask(request, None) {
             Ok(reply) => Ok(reply),
@@ -120,7 +120,7 @@ impl Device {
                 why_not(&status, feature::FREE_PAGE_HINT, "free page hinting")
             }
             (Refusal::Migrating, _) => {
-                "a migration is using the guest's hints; they are its own until it is over".into()
+                "a migration is using the guest's hints: try again after it".into()
             }
             (Refusal::RoundOpen, _) => format!(
                 "the guest has been asked already: see `lacuna balloon hints status`, \
@@ -133,7 +133,7 @@ impl Device {
     }
 }
 
-/// Why the guest does not have the feature with number `bit`, which people call `name`.
+/// Why feature number `bit`, called `name`, cannot be used with this guest.
 pub(super) fn why_not(status: &BalloonStatus, bit: u32, name: &str) -> String {
     if !status.connected {
         "no VMM is connected to the balloon device".into()

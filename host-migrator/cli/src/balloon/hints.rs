@@ -14,7 +14,7 @@ use super::device::Device;
 use super::{BalloonError, print};
 use crate::size::Size;
 
-/// How often to look at a round while waiting for it.
+/// How often the state of a round is polled.
 const POLL: Duration = Duration::from_millis(20);
 
 pub(super) fn start(args: &StartArgs) -> Result<(), BalloonError> {
@@ -37,7 +37,7 @@ pub(super) fn status(args: &DeviceArgs) -> Result<(), BalloonError> {
     show(args.json, &state)
 }
 
-/// Has the guest hint, waits until it has no more, and lets it have its pages back.
+/// Asks the guest for hints, waits until it has hinted all its free pages, and gives them back.
 pub(super) fn whole_round(
     device: &mut Device,
     timeout: Duration,
@@ -48,16 +48,15 @@ pub(super) fn whole_round(
         let state = device.hints(Request::HintState)?;
         match (state.holder, state.ended, state.phase) {
             (HintHolder::Migrator, ..) | (_, RoundEnd::Migrator, _) => {
-                let text = "a migration came in between and has ended the round";
+                let text = "a migration has ended the round";
                 return Err(BalloonError::Guest(text.into()));
             }
             (_, RoundEnd::Reset, _) => {
-                let text = "the guest was reset, or its VMM has gone";
+                let text = "the guest was reset, or its VMM disconnected";
                 return Err(BalloonError::Guest(text.into()));
             }
             (_, RoundEnd::Expired, _) => {
-                let text =
-                    "the device has ended the round: it lasted longer than its --hint-round-limit";
+                let text = "the device has ended the round: it lasted longer than the device's --hint-round-limit";
                 return Err(BalloonError::Guest(text.into()));
             }
             (_, RoundEnd::Stopped, _) => return Ok(state),
@@ -109,11 +108,9 @@ fn sentence(state: &HintState) -> String {
     };
     let ended = match state.ended {
         RoundEnd::None | RoundEnd::Stopped => "",
-        RoundEnd::Migrator => "; a migration has ended the last round of a person",
-        RoundEnd::Reset => "; the guest was reset during the last round of a person",
-        RoundEnd::Expired => {
-            "; the device has ended the last round of a person, as its time was over"
-        }
+        RoundEnd::Migrator => "; a migration ended the last round for a person",
+        RoundEnd::Reset => "; the guest was reset during the last round for a person",
+        RoundEnd::Expired => "; the device ended the last round for a person at its time limit",
     };
     let agent = match state.agent_pages {
         0 => String::new(),
@@ -127,7 +124,7 @@ fn sentence(state: &HintState) -> String {
     );
     for (count, what) in [
         (state.stale, "came too late"),
-        (state.rejected, "made no sense"),
+        (state.rejected, "were invalid"),
     ] {
         if count > 0 {
             text += &format!(", {count} {what}");
@@ -166,7 +163,7 @@ mod tests {
         assert_eq!(
             sentence(&state),
             "done, for a migration: 1.00 MiB free in 2 hint(s); \
-             a migration has ended the last round of a person, 1 came too late"
+             a migration ended the last round for a person, 1 came too late"
         );
         assert_eq!(as_json(&state)["ended"], "migrator");
         assert_eq!(

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `lacuna balloon`: what a person asks of a balloon device.
+//! `lacuna balloon`: commands to a balloon device.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`args`] | the flags |
-//! | `device` | the connection, and why it does not come about |
-//! | `target`, `stats`, `status`, `hints` | a job each |
+//! | `device` | the connection, and its errors |
+//! | `target`, `stats`, `status`, `hints` | one job each |
 //! | [`map`] | numbers and pictures of guest memory |
 
 pub mod args;
@@ -29,31 +29,31 @@ use args::{BalloonJob, HintsJob};
 #[derive(Debug, thiserror::Error)]
 pub enum BalloonError {
     /// Nobody listens.
-    #[error("no balloon device answers at {}, which is to be its --control-socket: {source}", path.display())]
+    #[error("no balloon device answers at {}, which should be its --control-socket: {source}", path.display())]
     Connect {
         /// The control socket.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// The device failed, or refused for a reason that says all.
+    /// The device failed, or refused and said why.
     #[error(transparent)]
     Device(#[from] HintError),
     /// The guest cannot do it.
     #[error("{0}")]
     Guest(String),
     /// The guest did not do it in time.
-    #[error("not there after {:.1} s: {state}", .after.as_secs_f64())]
+    #[error("not finished after {:.1} s: {state}", .after.as_secs_f64())]
     Timeout {
-        /// How long it was waited.
+        /// How long the job waited.
         after: Duration,
         /// How far it has come.
         state: String,
     },
-    /// The device's map makes no sense.
+    /// The device's map is invalid.
     #[error("the balloon device's map cannot be read: {0}")]
     Map(#[from] PageMapError),
-    /// The daemon itself.
+    /// The daemon of `lacuna balloon device` failed.
     #[error("{0}")]
     Daemon(Box<dyn std::error::Error>),
     /// Files or standard output.

@@ -15,7 +15,7 @@ use crate::size::Size;
 
 /// How much longer than the interval the guest may take for its first statistics.
 const GRACE: Duration = Duration::from_secs(10);
-/// Statistics that came this close to each other are the same: their age comes in milliseconds.
+/// Statistics whose times differ by less are the same ones: their age has a resolution of milliseconds.
 const SAME: Duration = Duration::from_millis(10);
 
 pub(super) fn stats(args: &StatsArgs) -> Result<(), BalloonError> {
@@ -26,16 +26,16 @@ pub(super) fn stats(args: &StatsArgs) -> Result<(), BalloonError> {
     let milliseconds = device.status()?.statistics_interval_ms;
     let interval = Duration::from_millis(milliseconds);
     if args.watch && interval.is_zero() {
-        let text = "the guest is not asked for statistics: give --interval, as in --interval 2s";
+        let text = "the guest is not asked for statistics: give --interval, such as --interval 2s";
         return Err(BalloonError::Guest(text.into()));
     }
     if args.interval == Some(Duration::ZERO) {
         let json = json!({ "stats-interval-ms": milliseconds });
-        return print(args.device.json, &json, "the guest is asked no more");
+        return print(args.device.json, &json, "the guest is no longer asked");
     }
     let started = Instant::now();
     let mut shown = false;
-    // Who sets an interval wants to see what comes of it.
+    // With a new interval, only statistics from now on are shown.
     let mut last = args.interval.and_then(|_| started.checked_sub(SAME));
     loop {
         let newest = device.statistics()?.and_then(|statistics| {
@@ -61,7 +61,7 @@ pub(super) fn stats(args: &StatsArgs) -> Result<(), BalloonError> {
     }
 }
 
-/// The reason why no statistics will come, once that is known.
+/// The error if it is clear that no statistics will come.
 fn give_up(device: &mut Device, interval: Duration, started: Instant) -> Result<(), BalloonError> {
     let status = device.status()?;
     if status.negotiated & (1 << feature::STATS_VQ) == 0 {
@@ -102,7 +102,7 @@ fn as_text(statistics: &Statistics) -> String {
     let mut lines = vec![format!("{:.1} s old", statistics.age_ms() as f64 / 1000.0)];
     lines.extend(statistics.values().iter().map(|&(tag, value)| {
         let shown = match (value, is_memory(tag)) {
-            // What QEMU and the Linux driver say where there is nothing to say.
+            // The value that QEMU and the Linux driver give for an unknown statistic.
             (u64::MAX, _) => "-".into(),
             (_, true) => Size(value).to_string(),
             (_, false) => value.to_string(),
@@ -116,7 +116,7 @@ fn name(tag: u16) -> String {
     stat::name(tag).map_or_else(|| format!("tag-{tag}"), Into::into)
 }
 
-/// Whether the value of `tag` is bytes, and not a count of something.
+/// Whether the value of `tag` is a number of bytes.
 fn is_memory(tag: u16) -> bool {
     stat::name(tag).is_some()
         && !matches!(

@@ -59,11 +59,11 @@ fn as_text(status: &BalloonStatus) -> String {
     let pages = |pages: u64| Size(pages * PAGE_SIZE);
     let guest = match (status.connected, status.negotiated, status.running) {
         (false, ..) => "no VMM is connected".into(),
-        (true, 0, _) => "a VMM is connected, the guest's driver is not up".into(),
-        (true, _, false) => "the guest does not run".into(),
+        (true, 0, _) => "a VMM is connected; the guest's driver is not up".into(),
+        (true, _, false) => "the guest is stopped".into(),
         (true, _, true) => {
             let memory = pages(status.memory_pages);
-            format!("runs, {memory} in {} region(s)", status.regions)
+            format!("running, {memory} in {} region(s)", status.regions)
         }
     };
     let asked = if status.wanted_pages > status.target_pages {
@@ -94,7 +94,7 @@ fn as_text(status: &BalloonStatus) -> String {
         format!("guest       {guest}"),
         format!("target      {}{asked}", pages(status.target_pages)),
         format!(
-            "balloon     {}, {} of it seen by the device",
+            "balloon     {}, the device has seen {} of it",
             pages(status.actual_pages),
             pages(status.ballooned_pages)
         ),
@@ -115,7 +115,7 @@ fn as_text(status: &BalloonStatus) -> String {
     let bad = [
         (status.failed_discards, "failed call(s)"),
         (status.out_of_range, "page(s) or range(s) outside memory"),
-        (status.bad_buffers, "buffer(s) that make no sense"),
+        (status.bad_buffers, "invalid buffer(s)"),
     ];
     let bad: Vec<String> = bad
         .iter()
@@ -157,7 +157,7 @@ mod tests {
         status.target_pages = 1 << 18;
         status.wanted_pages = 1 << 19;
         let text = as_text(&status);
-        assert!(text.contains("runs, 1.00 GiB in 2 region(s)"), "{text}");
+        assert!(text.contains("running, 1.00 GiB in 2 region(s)"), "{text}");
         assert!(
             text.contains("1.00 GiB (set to 2.00 GiB: more than"),
             "{text}"

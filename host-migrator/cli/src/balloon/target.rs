@@ -15,14 +15,14 @@ use super::device::Device;
 use super::{BalloonError, print};
 use crate::size::Size;
 
-/// How often to look at the balloon while waiting for it.
+/// How often the balloon's size is polled.
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) fn target(args: &TargetArgs) -> Result<(), BalloonError> {
     let mut device = Device::connect(&args.device)?;
     let bytes = match (args.balloon, args.guest_memory) {
         (Some(few @ Size(1..PAGE_SIZE)), _) => {
-            let text = format!("{few} is less than a page of memory: a balloon holds whole pages");
+            let text = format!("{few} is less than one page: a balloon holds whole pages");
             return Err(BalloonError::Guest(text));
         }
         (Some(balloon), _) => balloon.0,
@@ -32,7 +32,7 @@ pub(super) fn target(args: &TargetArgs) -> Result<(), BalloonError> {
     let pages = u32::try_from(bytes >> PAGE_SHIFT).map_err(|_| {
         let most = Size(u64::from(u32::MAX) * PAGE_SIZE);
         BalloonError::Guest(format!(
-            "a balloon holds {most} at most, not {}",
+            "a balloon holds at most {most}, not {}",
             Size(bytes)
         ))
     })?;
@@ -63,7 +63,7 @@ pub(super) fn target(args: &TargetArgs) -> Result<(), BalloonError> {
 fn given_up(rest: u64, status: &BalloonStatus) -> Result<u64, BalloonError> {
     let memory = status.memory_pages * PAGE_SIZE;
     if !status.connected {
-        let text = "no VMM is connected to the balloon device, so what the guest has is not known";
+        let text = "no VMM is connected to the balloon device, so the size of the guest's memory is not known";
         return Err(BalloonError::Guest(text.into()));
     }
     memory.checked_sub(rest).ok_or_else(|| {
@@ -72,7 +72,7 @@ fn given_up(rest: u64, status: &BalloonStatus) -> Result<u64, BalloonError> {
     })
 }
 
-/// What a person should know of a target that has been set.
+/// Warnings about a target that has been set.
 fn notes(status: &BalloonStatus) -> Vec<String> {
     let mut notes = Vec::new();
     if status.connected && status.wanted_pages > status.target_pages {
@@ -82,7 +82,9 @@ fn notes(status: &BalloonStatus) -> Vec<String> {
         ));
     }
     if status.negotiated == 0 {
-        notes.push("the guest's balloon driver is not up: it is asked when it comes".into());
+        notes.push(
+            "the guest's balloon driver is not up: it gets the target when it comes up".into(),
+        );
     }
     notes
 }

@@ -11,10 +11,10 @@ use crate::nested::{self, Lane, Line, Settings};
 
 /// How long a comparison may take in an emulated machine.
 const TIMEOUT: Duration = Duration::from_secs(1800);
-/// What the outer machine needs beside the two guests: its kernel, its ramdisk, our processes.
+/// Memory of the outer machine besides that of the two guests: its kernel, its ramdisk, our processes.
 const OVERHEAD_BYTES: u64 = 1 << 30;
 
-/// What a line of a picture starts with on its way out of the lane.
+/// Marks the lines of a picture that the outer machine writes to its console.
 const PICTURE: &str = "lacuna-picture: ";
 
 /// Whether this machine cannot run the guest itself.
@@ -48,14 +48,14 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
         let mut stderr = io::stderr();
         let _ = writeln!(
             stderr,
-            "this machine cannot run the guest itself: a QEMU machine with an emulated SVM processor does"
+            "this machine cannot run the guest itself: it runs in QEMU, on an emulated processor with SVM"
         );
     }
     let mut lane = Lane::prepare(&program, settings)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut picture = String::new();
     let status = lane.run(&arguments, |line| {
-        // Nobody is left to read it if a stream is closed.
+        // If the stream is closed, nobody reads it.
         let _ = match line {
             Line::Output(text) => match text.strip_prefix(PICTURE) {
                 Some(line) => writeln!(picture, "{line}").map_err(io::Error::other),
@@ -74,10 +74,10 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     }
 }
 
-/// Inside the lane: has the picture `svg` written outside, where it was asked for.
+/// Inside the lane: sends the picture `svg` out, to be written to the requested file.
 ///
 /// # Errors
-/// [`CompareError::Io`] if the way out is closed.
+/// [`CompareError::Io`] if standard output is closed.
 pub fn send_picture(svg: &str) -> Result<(), CompareError> {
     svg.lines()
         .try_for_each(|line| print_line(&format!("{PICTURE}{line}")))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `lacuna compare`: what are free page hints worth on this guest?
+//! `lacuna compare`: what do free page hints save on this guest?
 //!
 //! Source, destination and a balloon device for each are processes of their own. The guest fills memory,
 //! frees most of it and keeps writing the rest; it is migrated in each mode; every page is compared and the
@@ -42,7 +42,7 @@ pub enum CompareError {
         source: io::Error,
     },
     /// A process ended before its time.
-    #[error("the {name} ended with {status}; its last words:\n{said}")]
+    #[error("the {name} ended with {status}; the end of its log:\n{said}")]
     Died {
         /// Which.
         name: &'static str,
@@ -67,7 +67,7 @@ pub enum CompareError {
     #[error("the migration failed: {0}")]
     Migration(String),
     /// The agent is a program for Linux.
-    #[error("the bare guest runs no agent: choose other --sources, or --guest linux")]
+    #[error("the bare guest has no agent: choose other --sources, or --guest linux")]
     NoAgent,
     /// The memory could not be compared.
     #[error(transparent)]
@@ -76,7 +76,7 @@ pub enum CompareError {
     #[error(transparent)]
     Trace(#[from] TraceJobError),
     /// The trace of a run shows that the rule was broken, or is incomplete.
-    #[error("the trace of a run does not show that the rule was kept: {0}")]
+    #[error("the trace of a run does not prove that the rule was kept: {0}")]
     Rule(String),
     /// The nested lane, where the guest cannot run here directly.
     #[error(transparent)]
@@ -95,7 +95,7 @@ pub enum CompareError {
         /// Why it failed.
         source: io::Error,
     },
-    /// It ran, and memory was lost.
+    /// A run lost memory.
     #[error("{wrong} of {runs} runs lost memory: this is a bug")]
     Lost {
         /// Runs with wrong pages.
@@ -118,7 +118,7 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     let mut records = Vec::with_capacity(plans.len());
     for (number, plan) in (1..).zip(&plans) {
         if nested::inside() {
-            // The serial line of an emulated machine is no place for a moving bar.
+            // On the serial line of an emulated machine a progress bar would only fill the log.
             eprintln!("run {number} of {}: {plan}", plans.len());
         }
         progress.set_message(plan.to_string());
@@ -166,12 +166,12 @@ fn headline(args: &CompareArgs) -> String {
         _ => format!("{} fragmented, ", workload.fragment),
     };
     format!(
-        "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second written again",
+        "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second rewritten",
         args.guest.kind, args.guest.memory, workload.in_use, workload.freed, workload.dirty_rate
     )
 }
 
-/// On a terminal people see what is going on; a file or a program gets results only.
+/// A bar on a terminal; nothing where standard error is a file or a program reads the results.
 fn progress_bar(runs: usize, json: bool) -> ProgressBar {
     if json || nested::inside() || !io::stderr().is_terminal() {
         return ProgressBar::hidden();

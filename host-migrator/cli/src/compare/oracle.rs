@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The oracle: is the destination's memory right?
 //!
-//! After the hand-over the source's memory is still there, frozen. A page of the destination is right if
-//! it equals the source's, or if it was skipped as free, reads as zero, and, where the guest can be asked
-//! (the bare guest keeps a table of page states), the guest does not use it. Everything else is wrong.
+//! After the hand-over the source still has the guest's memory, unchanged. A page of the destination is right if
+//! it equals the source's page. It is also right if it was skipped as free, reads as zero, and the guest does not
+//! use it; the bare guest keeps a table of page states, so only there is the last condition checked. Every other
+//! page is wrong.
 
 use host_migrator::{GuestRam, MigrationBitmap, RamError};
 use spec::bare::{PageState, STATUS_MAGIC, StatusWord};
@@ -22,7 +23,7 @@ pub struct Verdict {
     pub pages_compared: u64,
     /// Pages that are wrong.
     pub pages_wrong: u64,
-    /// Pages that differ from the source and may: skipped as free, and zero.
+    /// Pages that may differ from the source: they were skipped as free and are zero.
     pub pages_given_up: u64,
     /// The first wrong pages.
     pub examples: Vec<WrongPage>,
@@ -48,7 +49,7 @@ pub enum Wrong {
     NotZero,
 }
 
-/// The oracle could not do its work.
+/// The memory could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum OracleError {
     /// The two sides have different memory.
@@ -109,7 +110,7 @@ pub fn compare(
     Ok(verdict)
 }
 
-/// What is wrong with a page that differs from the source's, if anything.
+/// What is wrong with a page that differs from the source's; `None` if it may differ.
 fn judge(theirs: &[u8], skipped: bool, used: impl FnOnce() -> bool) -> Option<Wrong> {
     if !skipped {
         Some(Wrong::Differs)
@@ -168,8 +169,8 @@ impl PageStates {
         })
     }
 
-    /// Whether the guest uses page `pfn`, which has `content`. A page that was taken out of the free ones, and still
-    /// holds what it was freed with, is not used yet: to use it is to write it.
+    /// Whether the guest uses page `pfn`, which has `content`. An allocated page that still has the content with which
+    /// it was freed is not in use yet: the guest has not written to it.
     pub fn uses(&self, pfn: u64, content: &[u8]) -> bool {
         match self.state(pfn) {
             Some(PageState::InUse | PageState::Busy) => true,
@@ -203,8 +204,8 @@ impl PageStates {
         usize::try_from(index).ok()
     }
 
-    /// The state of page `pfn`; `None` for a page that the guest's allocator does not manage, or an
-    /// unknown state: such a page counts like any other.
+    /// The state of page `pfn`; `None` if the guest's allocator does not manage the page, or if its state is unknown.
+    /// Such a page is compared like any other.
     fn state(&self, pfn: u64) -> Option<PageState> {
         let state = self.states.get(self.index(pfn)?)?;
         [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The processes of a comparison: two balloon devices, the source and the destination, each on its own.
+//! The processes of a comparison: source, destination, and a balloon device for each.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,9 +15,9 @@ use crate::control::{self, Client};
 use crate::machine::Status;
 use crate::trace::TraceArgs;
 
-/// How long a process may take until its socket is there.
+/// How long a process may take to make its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a state is looked at while waiting for it.
+/// How often a state is polled.
 const POLL: Duration = Duration::from_millis(10);
 
 /// This program, started again for another job. Ends when dropped.
@@ -47,7 +47,7 @@ impl Part {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(File::create(&log)?);
-            // Its own process group: a Ctrl-C at the terminal ends this process first, and it the others.
+            // Its own process group: Ctrl-C at the terminal ends this process first, and this process ends the others.
             command.process_group(0).env(crate::ENDS_WITH_PARENT, "1");
             command.spawn()
         };
@@ -75,10 +75,10 @@ impl Part {
         Ok(())
     }
 
-    /// Looks whether the process still runs.
+    /// Checks that the process still runs.
     ///
     /// # Errors
-    /// [`CompareError::Died`] with the last lines of what it said.
+    /// [`CompareError::Died`] with the last lines of its log.
     pub fn still_alive(&mut self) -> Result<(), CompareError> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
@@ -108,7 +108,7 @@ impl Part {
 
     fn last_words(&self) -> String {
         let mut text = String::new();
-        // No log is no words.
+        // Without a log there is nothing to quote.
         let _ = File::open(&self.log).and_then(|mut log| log.read_to_string(&mut text));
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(5)..].join("\n")
@@ -121,13 +121,13 @@ impl Drop for Part {
     }
 }
 
-/// Whether a guest has a port for its agent, which is joined to the balloon device.
+/// Whether the guest has a virtio-console port for its agent, connected to the balloon device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AgentPort {
     /// No.
     #[default]
     Absent,
-    /// Yes. Source and destination must agree.
+    /// Yes. Source and destination must have the same value.
     Present,
 }
 
@@ -148,8 +148,8 @@ pub struct Host {
 
 impl Host {
     /// Starts a balloon device with the flags `device` and, when it is up, the machine that `job` describes.
-    /// `names` are what the two are called in messages and files; both record in `trace`, if there is one, and
-    /// are joined by the port of the guest's `agent`, if it has one.
+    /// `names` are the names of device and machine in messages and files. Both record in `trace`, if there is one.
+    /// If the guest has an `agent`, its port is connected to the device.
     ///
     /// # Errors
     /// [`CompareError`] if one of them does not come up.
@@ -215,7 +215,7 @@ impl Host {
         Ok(Client::connect(&self.control)?)
     }
 
-    /// Asks for the machine's status until `ready` says that it is what is waited for.
+    /// Polls the machine's status until `ready` returns a value.
     ///
     /// # Errors
     /// [`CompareError`] if the process ends, `ready` fails, or `timeout` passes.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What one run of a comparison measured: the JSON object a run, and the table and chart of all of them.
+//! What the runs of a comparison measured: a JSON object for each run, and a table and a chart of all.
 
 use std::fmt::Write;
 
@@ -18,7 +18,7 @@ pub struct Record {
     pub memory_bytes: u64,
     /// Memory that the guest uses when the migration starts, its own kernel and tables included.
     pub in_use_bytes: u64,
-    /// What was known of free pages.
+    /// The mode: which free pages were known.
     pub hints: HintMode,
     /// The sources of free pages that were used.
     pub sources: PageSources,
@@ -32,11 +32,11 @@ pub struct Record {
     pub wire_bytes: u64,
     /// From the request to the guest running at the destination.
     pub total_ms: f64,
-    /// How long the guest stood still.
+    /// Downtime: how long the guest was stopped.
     pub downtime_ms: f64,
-    /// What was expected of it when the guest was stopped.
+    /// The downtime that was expected when the guest was stopped.
     pub expected_downtime_ms: f64,
-    /// Rounds, the last one with the guest stopped included.
+    /// Rounds, including the last one, with the guest stopped.
     pub rounds: u64,
     /// Pages sent with their content, each sending counted.
     pub pages_sent: u64,
@@ -44,46 +44,46 @@ pub struct Record {
     pub pages_zero: u64,
     /// Pages left out because of a hint.
     pub pages_hinted: u64,
-    /// Pages left out, each leaving-out counted, by the source that made it so.
+    /// Pages left out by each source. A page that is left out twice counts twice.
     pub pages_by_source: PagesBySource,
     /// Pages that were hinted only after they had been sent.
     pub pages_hinted_too_late: u64,
     /// The same, by who hinted.
     pub pages_hinted_too_late_by_source: PagesBySource,
-    /// Pages left out that the guest then wrote again, so that they had to be sent or left out anew; by why they had
-    /// been left out.
+    /// Pages that were left out and that the guest then wrote, so that they were to be sent again; by the source for
+    /// which they were left out.
     pub pages_back_dirty_by_source: PagesBySource,
-    /// Pages sent more than once because the guest wrote them again: repeats.
+    /// Pages sent again because the guest wrote them. Every repetition counts.
     pub pages_resent: u64,
-    /// Pages written in a round before they were copied, which therefore need not go again.
+    /// Pages that the guest wrote in a round before the round copied them, so that they need not be sent again.
     pub pages_written_before_copy: u64,
     /// Pages of memory that were compared after the migration: all.
     pub pages_compared: u64,
     /// Pages that were wrong. Anything but 0 is a bug.
     pub pages_wrong: u64,
-    /// Pages that differ and may: free, and zero at the destination.
+    /// Pages that may differ: free, and zero at the destination.
     pub pages_given_up: u64,
     /// Stamps that the guest checked at the destination.
     pub guest_checks: u64,
     /// Stamps that were wrong there.
     pub guest_wrong: u64,
-    /// Events of the run's trace, which the rule allows; none if no trace was checked.
+    /// How many events the checker found to keep the rule; `None` if no trace was checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_events: Option<u64>,
     /// Hinted pages of each round.
     pub pages_hinted_by_round: Vec<u64>,
-    /// Where in memory that was; kept for the pictures.
+    /// Where in memory each round did what, for the pictures.
     #[serde(skip)]
     pub maps: Option<RoundMaps>,
 }
 
 impl Record {
-    /// Bytes on the wire for each byte in use: 1.0 would be perfect for a guest that writes nothing.
+    /// Bytes on the wire for each byte in use. 1.0 is the least for a guest that writes nothing.
     pub fn wire_per_in_use(&self) -> f64 {
         self.wire_bytes as f64 / self.in_use_bytes.max(1) as f64
     }
 
-    /// Nothing was lost.
+    /// Whether no page and no stamp was wrong.
     pub fn is_exact(&self) -> bool {
         self.pages_wrong == 0 && self.guest_wrong == 0 && self.pages_compared > 0
     }
@@ -103,7 +103,7 @@ const HEADINGS: [&str; 11] = [
     "wrong/compared",
 ];
 
-/// The records as a table, a line each.
+/// The records as a table with a line for each.
 pub fn table(records: &[Record]) -> String {
     aligned(&HEADINGS, records.iter().map(cells))
 }
@@ -116,8 +116,8 @@ const SOURCE_HEADINGS: [&str; 5] = [
     "came back dirty",
 ];
 
-/// What each source was worth in each mode, as a table: the medians of the mode's runs. Sources that brought nothing
-/// are left out.
+/// A table of what each source saved in each mode: medians of the mode's runs. Sources that saved nothing are left
+/// out.
 pub fn sources(records: &[Record]) -> String {
     let mut rows = Vec::new();
     for mode in modes(records) {
@@ -150,7 +150,7 @@ pub fn sources(records: &[Record]) -> String {
     aligned(&SOURCE_HEADINGS, rows.into_iter())
 }
 
-/// Lines whose columns stand under one another.
+/// Lines with aligned columns.
 fn aligned(headings: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     let mut rows = vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
     rows.extend(lines);
@@ -200,7 +200,7 @@ fn cells(record: &Record) -> Vec<String> {
 /// Columns of the longest bar.
 const BAR_WIDTH: usize = 48;
 
-/// Bars of the median bytes and times of each mode, in a terminal's characters.
+/// Bars for the median bytes and times of each mode, for a terminal.
 pub fn chart(records: &[Record]) -> String {
     let modes = modes(records);
     let mut text = String::new();
@@ -248,7 +248,7 @@ pub fn chart(records: &[Record]) -> String {
     text
 }
 
-/// The modes of `records`, in the order in which they come.
+/// The modes of `records`, in order of first appearance.
 fn modes(records: &[Record]) -> Vec<HintMode> {
     records.iter().fold(Vec::new(), |mut modes, record| {
         if !modes.contains(&record.hints) {
@@ -258,7 +258,7 @@ fn modes(records: &[Record]) -> Vec<HintMode> {
     })
 }
 
-/// A bar of `eighths` eighths of a column; at least a sliver, so that a small value is seen to be there.
+/// A bar of `eighths` eighths of a column, and at least one, so that a small value is visible.
 fn bar(eighths: usize) -> String {
     const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = eighths.max(1);
@@ -280,7 +280,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 pub(super) mod tests {
     use super::*;
 
-    /// A run of a bare guest that brought these bytes on the wire.
+    /// A run of a bare guest with `wire_bytes` on the wire.
     pub fn record(hints: HintMode, wire_bytes: u64) -> Record {
         serde_json::from_value(serde_json::json!({
             "guest": "bare", "memory_bytes": 2u64 << 30, "in_use_bytes": 1 << 28, "hints": hints,

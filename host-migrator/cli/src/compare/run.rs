@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One run: start the parts, let the guest work, migrate it, and hold the result against the truth.
+//! One run: start the parts, let the guest work, migrate it, and check the result.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -35,7 +35,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the guest works before it is migrated.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// What one run is to do.
+/// The plan of one run.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
     /// This program.
@@ -56,7 +56,7 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// All runs that `args` asks for.
+    /// The plans of all runs that `args` asks for.
     ///
     /// # Errors
     /// [`CompareError`] if this program or the guest's kernel cannot be found.
@@ -97,7 +97,7 @@ impl RunPlan {
         Ok(plans)
     }
 
-    /// A new trace in `folder`, if traces are checked.
+    /// Makes a new trace in `folder`, if traces are checked.
     fn new_trace(&self, folder: &Path) -> Result<TraceArgs, CompareError> {
         let mut args = TraceArgs::default();
         if self.check_trace {
@@ -113,7 +113,7 @@ impl RunPlan {
         Ok(args)
     }
 
-    /// The guest has a port for its agent if any mode asks it: all modes migrate the same guest.
+    /// The guest has a port for its agent if any mode asks the agent, because all modes migrate the same guest.
     fn agent_port(&self) -> AgentPort {
         if self.sources.contains(PageSource::Agent) {
             AgentPort::Present
@@ -184,7 +184,7 @@ impl fmt::Display for RunPlan {
 /// Carries `plan` out.
 ///
 /// # Errors
-/// [`CompareError`] if a part fails; wrong pages are no error here but figures of the record.
+/// [`CompareError`] if a part fails. Wrong pages are not an error here: the record counts them.
 pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, CompareError> {
     let folder = tempfile::Builder::new()
         .prefix("lacuna-")
@@ -275,7 +275,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })
 }
 
-/// Holds what all parts have recorded against the rule. Returns how many events there were.
+/// Checks the trace of all parts against the rule. Returns the number of events.
 fn check_trace(path: &Path) -> Result<u64, CompareError> {
     let (verdict, around) = trace::check_file(path)?;
     match verdict {
@@ -284,7 +284,7 @@ fn check_trace(path: &Path) -> Result<u64, CompareError> {
     }
 }
 
-/// Compares the memory of the two machines, which stand still.
+/// Compares the memory of the two machines, whose guests are stopped.
 ///
 /// # Errors
 /// [`CompareError`] if their memory cannot be read.
@@ -307,8 +307,8 @@ pub fn ask_oracle(
     )?)
 }
 
-/// Maps the guest memory of `host`, whose guest may run. With it come the pages whose latest content the last
-/// migration away from there did not send because of a hint.
+/// Maps the guest memory of `host`, whose guest may run. Returns with it the pages whose latest content the last
+/// migration away from `host` did not send because of a hint.
 ///
 /// # Errors
 /// [`CompareError`] if it cannot be mapped.
@@ -355,7 +355,7 @@ fn check_at_destination(
     let arrived: crate::machine::Status = client.ask(&Command::Status)?;
     let first = passes(arrived.guest.as_ref());
     client.tell(&Command::Cont)?;
-    // The pass that was under way when the guest was stopped does not count: two later there is a whole one.
+    // The pass that was under way when the guest was stopped does not count. After two more passes one was whole.
     let status =
         destination.wait_until("the guest to check its memory", CHECK_TIMEOUT, |status| {
             let guest = status.guest.as_ref();

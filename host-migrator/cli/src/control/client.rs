@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The side that asks.
+//! The client of a control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,11 +12,11 @@ use serde::de::DeserializeOwned;
 
 use super::{Answer, Command};
 
-/// How long an answer may take. Most commands are answered at once, whatever the migration is doing; `cancel` when
-/// the guest is out of it.
+/// How long an answer may take. Most commands are answered at once, whatever the migration is doing; `cancel` is
+/// answered when the guest is out of the migration.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a machine may have a socket that does not listen yet.
+/// How long the socket of a starting machine may exist before the machine listens.
 const STARTING: Duration = Duration::from_millis(200);
 
 /// A command that was not carried out.
@@ -38,7 +38,7 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
-    /// The answer is not what this version understands.
+    /// This version does not understand the answer.
     #[error("the machine's answer makes no sense: {0}")]
     Answer(#[from] serde_json::Error),
     /// The machine refused.
@@ -46,7 +46,7 @@ pub enum ClientError {
     Refused(String),
 }
 
-/// Connects to `path`. A socket has its name a moment before it listens.
+/// Connects to `path`. The file of a socket exists a moment before the socket listens.
 fn reach(path: &Path) -> io::Result<UnixStream> {
     let end = Instant::now() + STARTING;
     loop {
@@ -107,7 +107,7 @@ impl Client {
         }
     }
 
-    /// Sends `command`, whose answer has nothing to say.
+    /// Sends `command` and drops the answer's value.
     ///
     /// # Errors
     /// As [`Client::ask`].
@@ -118,7 +118,7 @@ impl Client {
     /// Waits until the machine's process has ended, for at most `time`.
     ///
     /// # Errors
-    /// [`ClientError::Io`] if it goes on.
+    /// [`ClientError::Io`] if it still runs after that.
     pub fn wait_for_end(mut self, time: Duration) -> Result<(), ClientError> {
         let mut wait = || {
             self.stream.get_ref().set_read_timeout(Some(time))?;

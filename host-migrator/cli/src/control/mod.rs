@@ -37,14 +37,14 @@ pub enum Command {
     QueryMemory,
     /// Let a machine that was received with `--hold` run.
     Cont,
-    /// Let a guest run on that a failed migration has left standing. Harmless if it runs.
+    /// Let a guest run on that a failed migration has left stopped. Does nothing if the guest runs.
     Resume,
-    /// The operator knows that the guest is this source's, whose hand-over was not confirmed: let it run on here.
+    /// The operator decides that the guest, whose hand-over was not confirmed, belongs to this source: let it run here.
     SourceOwns,
-    /// The operator knows that the guest is this destination's, which has not heard the hand-over: let it run here.
+    /// The operator decides that the guest belongs to this destination, which got no hand-over: let it run here.
     DestinationOwns,
-    /// End the process. Refused while its guest would be lost with it, unless the arguments say that it may. The
-    /// process ends after the answer; the connection lasts until it has.
+    /// End the process. Refused if its guest would be lost and the arguments do not allow that. The answer comes before
+    /// the process ends; the connection closes when it has ended.
     Quit(Option<QuitArguments>),
 }
 
@@ -57,32 +57,32 @@ pub struct QuitArguments {
     pub end_guest: bool,
 }
 
-/// How to migrate; what is left out has the default.
+/// How to migrate. Fields that are left out have defaults.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MigrateArguments {
     /// `tcp:HOST:PORT` or `unix:PATH`.
     pub uri: String,
-    /// Bytes a second; absent: as fast as the link goes.
+    /// Greatest bandwidth in bytes a second; default: all that the link has.
     #[serde(default)]
     pub max_bandwidth: Option<u64>,
-    /// Milliseconds the guest may stand still.
+    /// Greatest downtime in milliseconds.
     #[serde(default = "default_downtime_limit")]
     pub downtime_limit: u64,
-    /// Milliseconds that the switchover may take before the guest runs on here; absent: by what is expected.
+    /// Greatest time of the switchover in milliseconds, before the guest runs on here; default: from the expected downtime.
     #[serde(default)]
     pub switchover_timeout: Option<u64>,
-    /// How often a round looks into the vCPUs' dirty log before its end, about.
+    /// How many times, about, a round harvests the vCPUs' dirty log before it ends.
     #[serde(default = "default_early_harvests")]
     pub early_harvests: u32,
-    /// Rounds after which the guest is stopped, however much is left; absent: not before the downtime limit can be
-    /// kept.
+    /// Rounds after which the guest is stopped, however much is left; default: it is stopped only when the downtime
+    /// limit can be kept.
     #[serde(default)]
     pub max_rounds: Option<NonZeroU32>,
-    /// Which pages need not be sent.
+    /// Which knowledge of pages that need not be sent is used.
     #[serde(default)]
     pub hints: HintMode,
-    /// Of these, the sources that are used; absent: all.
+    /// The sources that are used, of those that `hints` allows; default: all.
     #[serde(default)]
     pub sources: PageSources,
     /// Keep maps of the rounds for the report.
@@ -123,21 +123,21 @@ const fn default_early_harvests() -> u32 {
     EARLY_HARVESTS
 }
 
-/// Which knowledge of free pages a migration uses.
+/// What a migration may use to find pages that need not be sent.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum HintMode {
-    /// None: what a migration without this project does. Zero pages are found by looking at them.
+    /// Only zero pages, found by reading every page: what a migration without this project does
     Off,
-    /// Besides, holes of the memory file: pages that were never touched, or given back to the host.
+    /// Also holes of the memory file: pages that were never touched, or were given back to the host
     Holes,
-    /// Besides, what the guest tells.
+    /// Also what the guest says: free page hints
     #[default]
     On,
 }
 
 impl HintMode {
-    /// Those of the `chosen` sources that this mode uses. Zero pages are found in the mode `off` whatever is chosen.
+    /// Those of the `chosen` sources that this mode uses. Mode `off` always finds zero pages.
     pub fn sources(self, chosen: PageSources) -> PageSources {
         match self {
             Self::Off => [PageSource::Zero].into_iter().collect(),
@@ -161,9 +161,9 @@ impl std::fmt::Display for HintMode {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// It was done; the value depends on the command.
+    /// The command was done; the value depends on the command.
     Return(serde_json::Value),
-    /// It was not done.
+    /// The command was not done.
     Error {
         /// Why, in a sentence for people.
         desc: String,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The connections of a control socket: a bounded number, of which idle ones give way to new ones.
+//! The connections of a control socket. Their number is bounded, and a new one takes the place of an idle one.
 
 use std::io;
 use std::net::Shutdown;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 /// The most connections at a time.
 pub(super) const MAX_PEERS: usize = 32;
 
-/// Who is connected.
+/// The open connections.
 #[derive(Debug, Default)]
 pub(super) struct Peers(Mutex<Open>);
 
@@ -28,10 +28,10 @@ struct Peer {
     standing: Standing,
 }
 
-/// Who gives way first is the least.
+/// What a connection is doing. The least connection is closed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
-    /// It has given no command, since it came.
+    /// It has given no command since it came at this time.
     New(Instant),
     /// Its last command was answered then.
     Idle(Instant),

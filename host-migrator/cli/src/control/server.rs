@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The side that answers: one thread a connection, none of which can hold up another.
+//! The server of a control socket: one thread for each connection, so that none holds up another.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,12 +13,12 @@ use spec_sockets::{Access, SocketFile};
 use super::peers::Peers;
 use super::{Answer, Command};
 
-/// The longest line that is read; no command is near it.
+/// The longest line that is read. Commands are much shorter.
 const MAX_LINE: u64 = 64 << 10;
 /// How long a client may leave its answer unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What carries commands out.
+/// Carries commands out.
 pub trait Handler: Send + Sync + 'static {
     /// Carries `command` out. Must not wait for a migration's peer.
     ///
@@ -26,27 +26,27 @@ pub trait Handler: Send + Sync + 'static {
     /// A sentence that says why not.
     fn handle(&self, command: Command) -> Result<serde_json::Value, String>;
 
-    /// A `quit` was carried out, and its answer has left: now the process may end.
+    /// Called when a `quit` was carried out and its answer was sent: now the process may end.
     fn quit_was_answered(&self);
 }
 
-/// A control socket that is being served. Its file goes when this is dropped.
+/// A control socket that is being served. Dropping this removes the socket's file.
 #[derive(Debug)]
 pub struct Served(SocketFile);
 
 impl Drop for Served {
     fn drop(&mut self) {
         if let Err(error) = self.0.remove() {
-            log::warn!("{} stays: {error}", self.0.path().display());
+            log::warn!("cannot remove {}: {error}", self.0.path().display());
         }
     }
 }
 
-/// Listens at `path` for those whom `access` lets connect, and answers in threads of its own. A socket left there by
-/// a dead process is replaced, nothing else is.
+/// Listens at `path` for clients that `access` lets connect, and answers in threads of its own. A socket that a dead
+/// process left at `path` is replaced; any other file is not.
 ///
 /// # Errors
-/// If the socket cannot be made, or something else lies at `path`.
+/// If the socket cannot be made, or another file is at `path`.
 pub fn serve(path: &Path, access: Access, handler: Arc<dyn Handler>) -> io::Result<Served> {
     let (listener, file) = spec_sockets::listen(path, access)?;
     let served = Served(file);
@@ -83,8 +83,8 @@ fn admit(stream: UnixStream, peers: &Arc<Peers>, handler: &Arc<dyn Handler>) -> 
     spawned.map(|_| ())
 }
 
-/// Answers line by line until the peer hangs up. A line that is no command gets an error and nothing else
-/// happens; one without an end gets the connection closed.
+/// Answers line by line until the peer hangs up. The answer to an unknown command is an error. A line that is too long
+/// closes the connection.
 fn converse(stream: UnixStream, peer: u64, peers: &Peers, handler: &dyn Handler) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine of a process that receives a guest, as the engine sees it: what the process must know of the
-//! arrival, it hears here, before the source does.
+//! The machine that the engine receives a guest into. It tells the process about each step of the arrival before the
+//! engine tells the source.
 
 use host_migrator::{DestinationMachine, MachineError};
 
@@ -15,7 +15,7 @@ impl DestinationMachine for Arriving<'_> {
         self.0.machine().clone().judge(description)
     }
 
-    /// When this returns, the source is told that it may give the guest up.
+    /// After this returns, the engine tells the source that it may give the guest up.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         let Self(process) = self;
         process.life().take_over().map_err(|reason| MachineError {
@@ -25,10 +25,10 @@ impl DestinationMachine for Arriving<'_> {
         process.machine().clone().load(state)
     }
 
-    /// When this returns, the source is told that the guest runs.
+    /// After this returns, the engine tells the source that the guest runs.
     fn run(&mut self) -> Result<(), MachineError> {
         let Self(process) = self;
-        // Nobody else may connect to a machine that has its guest, and wait there for nothing.
+        // The machine has its guest: another source would connect and wait for nothing.
         process.stop_listening();
         process.machine().clone().run()?;
         process.life().arrived(process.machine().lock().is_held());

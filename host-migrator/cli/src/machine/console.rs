@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's console: kept for people, and read for what the Linux test guest says of itself.
+//! The guest's console: passed on for people, and read for the reports of the Linux test guest.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use super::GuestStatus;
 
 /// What the Linux test guest's reports start with; a JSON object follows.
 const REPORT_PREFIX: &str = "lacuna-guest: ";
-/// A line longer than this is passed on but not read: the guest may write what it likes.
+/// A longer line is passed on but not read for reports, because the guest may write anything.
 const MAX_LINE: usize = 4096;
 
-/// What was last read from a console; shared with those who ask for the machine's status.
+/// The last report on a console; shared with the threads that answer `status`.
 pub type LastReport = Arc<Mutex<Option<Report>>>;
 
-/// What the Linux test guest says of itself.
+/// A report of the Linux test guest.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct Report {
-    /// What it says as every guest does.
+    /// What every guest reports.
     #[serde(flatten)]
     pub status: GuestStatus,
-    /// Memory that its kernel calls free: all other memory is in use.
+    /// Memory that its kernel reports as free. All other memory is in use.
     pub free_bytes: u64,
     /// Nanoseconds since 1970, by its wall clock.
     pub realtime: Option<u64>,
@@ -61,14 +61,14 @@ impl<W: Write> Console<W> {
         }
     }
 
-    /// Where the guest's last report is found.
+    /// The guest's last report.
     pub fn report(&self) -> LastReport {
         Arc::clone(&self.report)
     }
 
     fn end_of_line(&mut self) {
         let line = String::from_utf8_lossy(&self.line);
-        // The kernel may write in the middle of a line: such a report is no JSON and is left out.
+        // The kernel may write into the middle of a line. Such a report is not valid JSON and is dropped.
         let report = line
             .split_once(REPORT_PREFIX)
             .and_then(|(_, json)| serde_json::from_str::<Report>(json.trim()).ok());
@@ -81,7 +81,7 @@ impl<W: Write> Console<W> {
 
 impl<W: Write> Write for Console<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // First: nobody may be reading what is passed on.
+        // The reports first: passing the bytes on may block or fail.
         for byte in bytes {
             if *byte == b'\n' {
                 self.end_of_line();

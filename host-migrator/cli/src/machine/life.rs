@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The life of a machine in its process: where its guest is, and what may be done because of it.
+//! The life of a machine in its process: where its guest is, and which commands are allowed therefore.
 //!
 //! ```text
 //! receive: Awaited ──load──> TakingOver ──run──> Here ──> Ended
@@ -8,16 +8,16 @@
 //! ```
 //! | | migrate, cont | quit | quit that may end the guest | SIGTERM |
 //! |---|---|---|---|---|
-//! | `Awaited`: no guest has come, or all of one | refused | ends | ends | ends, 0 |
+//! | `Awaited`: no guest has come, or only a part of one | refused | ends | ends | ends, 0 |
 //! | `TakingOver`: the source may have given the guest up | refused | refused | refused | ends, 1 |
-//! | `Here`: the guest runs, or is held | done | refused | ends | ends, 1 |
+//! | `Here`: the guest runs or is held | done | refused | ends | ends, 1 |
 //! | `Here`, and a migration is under way | refused | refused | refused | ends, 1 |
 //! | `Here`, handed over, the destination did not confirm | refused | refused | ends | ends, 1 |
-//! | `Undecided`: the link died before the source's word came | refused | refused | ends | ends, 1 |
+//! | `Undecided`: the link died before the hand-over came | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over | refused | ends | ends | ends, 0 |
-//! | `Ended`: the guest has switched itself off, or crashed | refused | ends | ends | ends, 0 |
+//! | `Ended`: the guest has powered off or crashed | refused | ends | ends | ends, 0 |
 //!
-//! So no guest disappears in a process that ends with status 0, unless a `quit` said that the guest may end.
+//! So a process that ends with status 0 never takes a guest with it, unless a `quit` allowed that.
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ use parking_lot::{Condvar, Mutex};
 use super::outgoing::{Away, Outgoing};
 use super::{MachineState, ProcessError};
 
-/// Where the guest is, as this process knows.
+/// Where the guest is, as far as this process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// A guest is awaited, or its memory is arriving. The source owns it.
     Awaited,
     /// All of the guest has arrived, and the source may give it up at any moment.
     TakingOver,
-    /// All of the guest has arrived, and nobody knows whether the source has given it up.
+    /// All of the guest has arrived, and it is not known whether the source has given it up.
     Undecided,
     /// The guest is here, unless a migration has taken it away ([`Away`]).
     Here { held: bool },
@@ -60,14 +60,14 @@ pub(super) enum Ending {
 pub(super) struct Life {
     state: Mutex<State>,
     ending: Condvar,
-    /// Asked while `state` is locked, so that no migration begins between the question and what follows from it.
+    /// Asked while `state` is locked, so that no migration begins between the answer and the step that depends on it.
     outgoing: Arc<Outgoing>,
 }
 
 #[derive(Debug)]
 struct State {
     stage: Stage,
-    /// A `quit` was accepted: no guest is taken over or sent any more.
+    /// A `quit` was accepted: from now on no guest is taken over or sent.
     leaving: bool,
     ending: Option<Ending>,
     ready: bool,
@@ -96,7 +96,7 @@ impl Life {
         }
     }
 
-    /// To be asked before the source is told that it may give the guest up: from then on `quit` is refused.
+    /// Called before the source is told that it may give the guest up. From then on `quit` is refused.
     ///
     /// # Errors
     /// A sentence, if a `quit` was accepted before.
@@ -104,12 +104,12 @@ impl Life {
         self.state.lock().take_over()
     }
 
-    /// The source has given the guest up: it runs here, or is held.
+    /// The source has given the guest up: the guest runs here, or is held.
     pub(super) fn arrived(&self, held: bool) {
         self.state.lock().arrived(held);
     }
 
-    /// The guest was held and runs now, if `run` can do that.
+    /// Lets a held guest run, by calling `run`.
     ///
     /// # Errors
     /// A sentence, if no guest is held here, or that of `run`.
@@ -127,15 +127,15 @@ impl Life {
         Ok(())
     }
 
-    /// The guest is kept, stopped, though its arrival failed with `why`: it is this side's, or nobody knows.
+    /// Keeps the stopped guest although its arrival failed with `why`: it belongs to this side, or the owner is not known.
     pub(super) fn kept(&self, owner: Owner, why: &str) {
         self.state.lock().kept(owner, why);
     }
 
-    /// Lets the guest run on that a failed migration has left standing, if `run` can do that.
+    /// Lets the guest run on that a failed migration has left stopped, by calling `run`.
     ///
     /// # Errors
-    /// A sentence, if it is not here for certain, or that of `run`.
+    /// A sentence, if it is not certain that the guest is here, or that of `run`.
     pub(super) fn resume(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         let state = self.state.lock();
         if !state.leaving && state.stage.is_here() && self.outgoing.away() == Away::Unconfirmed {
@@ -145,7 +145,7 @@ impl Life {
         run()
     }
 
-    /// An operator says that the guest, whose hand-over was not confirmed, is here. `take` lets it run on.
+    /// An operator decides that the guest, whose hand-over was not confirmed, is here. `take` lets it run on.
     ///
     /// # Errors
     /// A sentence, if this side knows who has the guest, or that of `take`.
@@ -161,16 +161,16 @@ impl Life {
                 self.outgoing.take_back();
                 taken
             }
-            Away::UnderWay => Err("the migration is still under way: say `lacuna cancel`".into()),
+            Away::UnderWay => Err("the migration is still under way: use `lacuna cancel`".into()),
             Away::HandedOver => Err(
-                "the destination has said that the guest runs there: here it would run a second time".into(),
+                "the destination has said that the guest runs there: it must not run here, too"
+                    .into(),
             ),
             _ => Err(NOTHING_TO_DECIDE.into()),
         }
     }
 
-    /// An operator says that the guest, which nobody has handed over as far as this destination knows, is here. `take`
-    /// lets it run.
+    /// An operator decides that the guest, for which this destination got no hand-over, is here. `take` lets it run.
     ///
     /// # Errors
     /// A sentence, if this side knows who has the guest, or that of `take`.
@@ -196,10 +196,10 @@ impl Life {
         }
     }
 
-    /// Runs `start`, if the guest is here to be migrated. Nothing else of the machine's life happens meanwhile.
+    /// Calls `start`, if the guest is here to be migrated. The machine's state does not change meanwhile.
     ///
     /// # Errors
-    /// A sentence, if it is not, or that of `start`.
+    /// A sentence, if the guest is not here, or that of `start`.
     pub(super) fn send_away(
         &self,
         start: impl FnOnce() -> Result<(), String>,
@@ -215,7 +215,7 @@ impl Life {
         self.send_away(|| Ok(()))
     }
 
-    /// The guest says that it is at its steady work.
+    /// The guest has announced that its steady work has begun.
     pub(super) fn guest_is_ready(&self) {
         self.state.lock().ready = true;
     }
@@ -225,10 +225,10 @@ impl Life {
         self.state.lock().ended(why);
     }
 
-    /// Accepts a `quit`; [`Life::end`] is to follow when the answer has left.
+    /// Accepts a `quit`; [`Life::end`] must follow when the answer has been sent.
     ///
     /// # Errors
-    /// What is at stake, if a guest would be lost and may not (`end_guest`), or is changing hands.
+    /// A sentence, if a guest would be lost and `end_guest` does not allow that, or if the guest is changing hands.
     pub(super) fn quit(&self, end_guest: bool) -> Result<(), String> {
         let mut state = self.state.lock();
         state.quit(self.outgoing.away(), end_guest)
@@ -240,7 +240,7 @@ impl Life {
         state.stake(self.outgoing.away()).is_some()
     }
 
-    /// Ends the process, for the first reason that there is. After a `quit` was accepted, no failure is one.
+    /// Ends the process. Only the first reason counts, and after an accepted `quit` a failure is no reason.
     pub(super) fn end(&self, why: Ending) {
         let mut state = self.state.lock();
         if state.leaving && !matches!(why, Ending::Quit | Ending::Signal(_)) {
@@ -261,7 +261,7 @@ impl Life {
         }
     }
 
-    /// The state for people.
+    /// The state as `lacuna status` shows it.
     pub(super) fn state(&self) -> MachineState {
         let state = self.state.lock();
         state.for_people(self.outgoing.away())
@@ -272,7 +272,7 @@ impl Life {
         self.state.lock().incoming.clone()
     }
 
-    /// Whether the guest is at its steady work, and why it has ended, if it has.
+    /// Whether the guest's steady work has begun, and why the guest has ended, if it has.
     pub(super) fn of_guest(&self) -> (bool, Option<String>) {
         let state = self.state.lock();
         (state.ready, state.failure.clone())
@@ -349,7 +349,7 @@ impl State {
         }
     }
 
-    /// The guest that is lost if the process ends now.
+    /// The guest that would be lost if the process ended now.
     fn stake(&self, away: Away) -> Option<Stake> {
         match (self.stage, away) {
             (Stage::Awaited | Stage::Ended, _) | (_, Away::HandedOver) => None,
@@ -376,7 +376,7 @@ impl State {
             }
             (Stage::Ended, Away::No) => format!(
                 "there is no guest here to migrate: it has ended ({})",
-                self.failure.as_deref().unwrap_or("it does not say why")
+                self.failure.as_deref().unwrap_or("no reason given")
             ),
         };
         Err(why)
@@ -385,16 +385,16 @@ impl State {
 
 const SOURCE_MAY_OWN: &str = "the guest was handed over, and the destination did not confirm that it runs. Look there \
      with `lacuna status`: if the guest runs there, or is kept there, run it there (`lacuna cont --destination-owns`). \
-     Only if that machine has ended, or you have ended it, say `lacuna resume --source-owns` here: a guest that runs in two \
+     Only if that machine has ended, or you have ended it, use `lacuna resume --source-owns` here: a guest that runs in two \
      places destroys its disks";
 const DESTINATION_MAY_OWN: &str = "all of the guest is here, but the link died before the source's last word. Look there \
      with `lacuna status`: if the guest runs there, end this machine (`lacuna quit --end-guest`). Only if that machine \
-     shows `undecided`, or has ended, say `lacuna cont --destination-owns` here: a guest that runs in two places destroys \
+     shows `undecided`, or has ended, use `lacuna cont --destination-owns` here: a guest that runs in two places destroys \
      its disks";
 const NOTHING_TO_DECIDE: &str =
     "there is nothing to decide: this side knows who has the guest, and `lacuna status` shows it";
 
-/// A guest that would be lost.
+/// The situation of a guest that would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stake {
     Arriving,
@@ -405,7 +405,7 @@ enum Stake {
 }
 
 impl Stake {
-    /// The guest is changing hands, or may do so at any moment: nobody may end it now.
+    /// Whether the guest is changing hands, or may do so at any moment, so that it must not be ended now.
     fn moves(self) -> bool {
         matches!(self, Self::Arriving | Self::Leaving)
     }
@@ -419,7 +419,7 @@ impl Stake {
                 "the guest was handed over, but the destination did not confirm that it runs: this may be its only copy"
             }
             Self::Undecided => {
-                "all of the guest is here, and whether the source has given it up is not known: this may be its only copy"
+                "all of the guest is here, and it is not known whether the source has given it up: this may be its only copy"
             }
         }
     }
@@ -427,13 +427,13 @@ impl Stake {
     fn advice(self) -> &'static str {
         match self {
             Self::Arriving => "try again when `lacuna status` shows it running or held",
-            Self::Guest => "to end both, say `lacuna quit --end-guest`",
-            Self::Leaving => "say `lacuna cancel` first, or wait for the end of the migration",
+            Self::Guest => "to end both, use `lacuna quit --end-guest`",
+            Self::Leaving => "use `lacuna cancel` first, or wait for the end of the migration",
             Self::Unconfirmed => {
-                "look at the destination first; to give this copy up, say `lacuna quit --end-guest`"
+                "look at the destination first; to give this copy up, use `lacuna quit --end-guest`"
             }
             Self::Undecided => {
-                "look at the source first; to give this copy up, say `lacuna quit --end-guest`"
+                "look at the source first; to give this copy up, use `lacuna quit --end-guest`"
             }
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process with a machine in it: `lacuna run` and `lacuna receive`.
+//! The process of a machine: `lacuna run` and `lacuna receive`.
 //!
-//! The two differ only in where the guest comes from. After that, both show the guest's state and can migrate it on.
+//! They differ only in where the guest comes from. Then both show its state and can migrate it.
 
 mod arriving;
 mod console;
@@ -52,7 +52,7 @@ pub enum ProcessError {
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
     /// The thread that receives the guest has panicked.
-    #[error("the guest did not arrive: the thread that receives it has failed")]
+    #[error("the guest did not arrive: the thread that receives it has panicked")]
     ReceiverDied,
     /// A signal ended the process, and its guest.
     #[error("{0} has ended this machine and its guest")]
@@ -111,7 +111,7 @@ fn live(process: &Arc<Process>, args: &MachineArgs) -> Result<(), ProcessError> 
     let control = &args.control;
     let access = Access::new(args.control_mode, args.control_group);
     let ended = hear_signals(process)
-        .map_err(io_error("hear signals for", control))
+        .map_err(io_error("wait for signals for", control))
         .and_then(|()| {
             let handler: Arc<dyn control::Handler> = process.clone();
             let served =
@@ -131,7 +131,7 @@ fn live(process: &Arc<Process>, args: &MachineArgs) -> Result<(), ProcessError> 
     }
 }
 
-/// The first SIGTERM or SIGINT ends the process in order, the second at once.
+/// The first SIGTERM or SIGINT ends the process cleanly, the second at once.
 fn hear_signals(process: &Arc<Process>) -> io::Result<()> {
     let signals = EndSignals::register()?;
     let process = Arc::clone(process);
@@ -151,7 +151,7 @@ fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {
     }
 }
 
-/// What the process keeps of what it gives the machine.
+/// The machine, and what the process keeps to look after it.
 struct Parts {
     trace: Trace,
     report: LastReport,
@@ -231,8 +231,8 @@ fn bare_workload(args: &WorkloadArgs) -> BareWorkload {
     }
 }
 
-/// A serial console, no firmware but our tables, no waiting for what is not there, and the workload for our
-/// first process.
+/// Kernel arguments: a serial console, no firmware except our tables, and no waiting for missing devices. The workload
+/// for the first process follows them.
 const LINUX_ARGUMENTS: &str =
     "console=ttyS0 quiet panic=-1 reboot=k pci=off no_timer_check tsc=reliable mitigations=off";
 
@@ -240,10 +240,10 @@ fn linux_command_line(workload: &WorkloadArgs) -> String {
     format!("{LINUX_ARGUMENTS} {}", guest_parameters(workload))
 }
 
-/// The workload as arguments of the Linux guest's kernel, where its first process reads them, and those that are
-/// the kernel's own.
+/// The arguments of the Linux guest's kernel: the workload, which the guest's first process reads from them, and
+/// arguments of the kernel itself.
 pub fn guest_parameters(workload: &WorkloadArgs) -> String {
-    // Pages that are freed and taken again in a second: the Linux guest does both once a second.
+    // The Linux guest frees and allocates its churned pages once a second.
     let churn = workload.churn.saturating_mul(spec::PAGE_SIZE);
     let parameters = format!(
         "lacuna.in_use={} lacuna.freed={} lacuna.fragment={} lacuna.dirty_rate={} lacuna.churn={churn} \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The migration away from here: one at a time, and the last one remembered.
+//! The migration away from here. There is one at a time, and the last one's result is kept.
 
 use std::sync::Arc;
 use std::thread;
@@ -32,9 +32,9 @@ pub struct Outgoing {
     ended: Condvar,
 }
 
-/// A migration that says it is over has its report in no more than this.
+/// How long the report of a migration may take after its state says that it is over.
 const REPORT_DELAY: Duration = Duration::from_secs(5);
-/// A migration that was cancelled is over in no more than this: less than a client waits for an answer.
+/// How long a cancelled migration may take to end. Less than a client waits for an answer.
 const CANCEL_DELAY: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ struct Slot {
 }
 
 impl Outgoing {
-    /// Starts a migration. Its end is waited for in a thread of its own.
+    /// Starts a migration, and a thread that waits for its end.
     ///
     /// # Errors
     /// A sentence, if one is under way already or no thread can be started.
@@ -92,7 +92,7 @@ impl Outgoing {
             .map_err(|error| format!("cannot wait for the migration: {error}"))
     }
 
-    /// Where it stands; the default if there was none.
+    /// The state of the running or last migration; the default if there was none.
     pub fn status(&self) -> MigrationStatus {
         let slot = self.slot.lock();
         let Some(monitor) = &slot.monitor else {
@@ -112,7 +112,7 @@ impl Outgoing {
         status
     }
 
-    /// The guest has ended, for the reason `why`: a migration of it that is under way ends, too.
+    /// Called when the guest has ended for the reason `why`. A migration that is under way ends, too.
     pub(super) fn guest_ended(&self, why: &str) {
         let mut slot = self.slot.lock();
         if let Some(monitor) = slot.monitor.as_ref().filter(|_| slot.running)
@@ -122,7 +122,7 @@ impl Outgoing {
         }
     }
 
-    /// Where the guest is because of it.
+    /// Where the last migration has left the guest.
     pub(super) fn away(&self) -> Away {
         let slot = self.slot.lock();
         let Some(monitor) = &slot.monitor else {
@@ -130,7 +130,7 @@ impl Outgoing {
         };
         match monitor.status().status {
             MigrationState::Completed => Away::HandedOver,
-            // It says so a moment before it has put everything back.
+            // The state says so a moment before the migration has put everything back.
             MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
             MigrationState::HandedOverUnconfirmed if !slot.taken_back => Away::Unconfirmed,
             state if state.is_over() => Away::No,
@@ -143,11 +143,11 @@ impl Outgoing {
         self.slot.lock().taken_back = true;
     }
 
-    /// Stops the running migration. After the return the guest runs on here, and the migration has put back all
+    /// Cancels the running migration. When this returns, the guest runs on here, and the migration has put back all
     /// that it took.
     ///
     /// # Errors
-    /// A sentence, if none runs, it cannot be undone any more, or it does not stop in time.
+    /// A sentence, if no migration is running, the guest is already handed over, or the migration does not stop in time.
     pub fn cancel(&self) -> Result<(), String> {
         match &*self.slot.lock() {
             Slot {
@@ -164,7 +164,7 @@ impl Outgoing {
         let state = slot.monitor.as_ref().map(|monitor| monitor.status().status);
         match state {
             Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
-                Err("the guest has been handed over: it cannot be cancelled any more".into())
+                Err("the guest has been handed over: the migration can no longer be cancelled".into())
             }
             _ if slot.running => Err(
                 "the migration has not stopped yet: `lacuna status` shows when it has, and where the guest is".into(),
@@ -178,8 +178,8 @@ impl Outgoing {
         self.settled().report.clone()
     }
 
-    /// The slot, with the report of a migration that says it is over: its state is seen a moment before its
-    /// thread has ended.
+    /// The slot. If the state says that the migration is over, waits for its report: the state changes a moment before
+    /// the migration's thread ends.
     fn settled(&self) -> MutexGuard<'_, Slot> {
         let over = |slot: &Slot| {
             slot.monitor

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The life of a machine in its process, and what it answers on the control socket.
+//! The process of a machine: it receives the guest, follows the guest's events, and answers on the control socket.
 
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
@@ -33,16 +33,16 @@ use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
 /// How long the destination may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the console may take for what the guest has said last.
+/// How long the console may take to write the guest's last output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A machine, its migrations, and what its guest has said.
+/// A machine, its migrations, and its guest's last report.
 #[derive(Debug)]
 pub struct Process {
     machine: SharedMachine,
     ram: Arc<GuestRam>,
     bus: Arc<IoBus>,
-    /// Open for as long as the process lives, so that others can open them by number.
+    /// The memory files. They stay open so that other processes can open them by number.
     files: Vec<RamRegion>,
     guest: GuestKind,
     memory_bytes: u64,
@@ -53,17 +53,17 @@ pub struct Process {
     outgoing: Arc<Outgoing>,
     ownership: OwnershipRecord,
     life: Life,
-    /// How long the guest that arrived here took to be loaded.
+    /// How long it took to load the guest that arrived here.
     load: OnceLock<Duration>,
     /// Where a guest is awaited, until it has arrived or the process ends.
     listener: Mutex<Option<Arc<Listener>>>,
 }
 
 impl Process {
-    /// Looks after `machine` from now on. Its guest is here, or is awaited at `listener`.
+    /// A process for `machine`, whose guest is here or is awaited at `listener`.
     ///
     /// # Errors
-    /// [`ProcessError`] if its memory files or a thread cannot be had.
+    /// [`ProcessError`] if its memory files cannot be opened or a thread cannot be started.
     pub(super) fn new(
         machine: Machine,
         args: &MachineArgs,
@@ -112,8 +112,8 @@ impl Process {
         Ok(process)
     }
 
-    /// Waits for a guest, and runs it or holds it. If it stays with its source, the process ends; if it may be here, it
-    /// is kept.
+    /// Waits for a guest, and runs or holds it. If the arrival fails and the source keeps the guest, the process ends.
+    /// If the guest may belong to this side, the process keeps it.
     pub(super) fn receive(&self) {
         let _noticed = ReceiverDied(&self.life);
         let Err(error) = self.accept_and_receive() else {
@@ -136,16 +136,16 @@ impl Process {
         };
         let mut machine = Arriving(self);
         let source = Incoming::wait(&listener, &self.ram, &mut machine)?;
-        // The only one that is left can be closed when the guest arrives.
+        // `self.listener` is then the only owner, so it can be closed when the guest arrives.
         drop(listener);
         let observer = &mut |status: &ReceiveStatus| log::trace!("{status:?}");
         let report = source.receive(&self.ram, &mut machine, &self.ownership, observer)?;
-        // It arrives once.
+        // A guest arrives only once.
         let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
         Ok(())
     }
 
-    /// Nobody can connect any more to bring a guest, and nothing of the address is left.
+    /// Stops listening for a guest, and removes the socket's file.
     pub(super) fn stop_listening(&self) {
         let listener = self.listener.lock().take();
         // One that is still waited at does not end with this process's last use of it.
@@ -154,7 +154,7 @@ impl Process {
         }
     }
 
-    /// Waits a moment until what the guest has said last was written: the process ends.
+    /// Waits a moment for the guest's last output to be written, before the process ends.
     pub(super) fn drain_console(&self) {
         self.bus.console().drain(LAST_WORDS);
     }
@@ -173,18 +173,20 @@ impl Process {
         log::info!("guest: {event:?}");
         let failure = match event {
             MachineEvent::Announced(Event::Ready) => return self.life.guest_is_ready(),
-            MachineEvent::Announced(Event::Failed) => "it gave up; its console says why".to_owned(),
-            MachineEvent::PoweredOff => "it switched itself off".to_owned(),
+            MachineEvent::Announced(Event::Failed) => {
+                "it has given up; its console says why".to_owned()
+            }
+            MachineEvent::PoweredOff => "it powered off".to_owned(),
             MachineEvent::Reset => "it reset itself".to_owned(),
             MachineEvent::Crashed(why) => why,
         };
-        // In this order: no migration begins in between.
+        // In this order, so that no migration begins in between.
         self.life.guest_ended(&failure);
         self.outgoing.guest_ended(&failure);
     }
 
     fn status(&self) -> Status {
-        // In this order: a migration that is over has left the machine in the state that is shown.
+        // In this order, so that the state shown is not older than the end of the migration shown.
         let migration = self.outgoing.status();
         Status {
             machine: self.life.state(),
@@ -196,7 +198,7 @@ impl Process {
         }
     }
 
-    /// What the guest says of itself, if it is here and up.
+    /// The guest's report, if the guest is here and up.
     fn guest_status(&self) -> Option<GuestStatus> {
         let (ready, failure) = self.life.of_guest();
         let said = match self.guest {
@@ -223,7 +225,7 @@ impl Process {
     fn bare_status(&self) -> Option<GuestStatus> {
         let status = reference_vmm::GuestStatus::read(&self.ram).ok().flatten()?;
         let word = |which| status.word(which);
-        // Everything below the first page that the guest's allocator manages is its program and its tables.
+        // The guest's program and tables are below the first page that its allocator manages.
         let pages = word(StatusWord::InUse).saturating_add(word(StatusWord::FirstPage));
         Some(GuestStatus {
             ready: false,
@@ -244,7 +246,7 @@ impl Process {
         self.life.check_guest_is_here()?;
         let mut params = params(arguments)?;
         if let Some(load) = self.load.get() {
-            // It takes about as long again at the next host.
+            // The next host takes about as long.
             params.besides_memory = STOP_AND_SAVE + *load;
         }
         let address: Address = arguments.uri.parse().map_err(text)?;
@@ -252,7 +254,7 @@ impl Process {
             Some(path) if needs_the_device(params.sources) => match DeviceHints::connect(path) {
                 Ok(hints) => Some(Box::new(hints)),
                 Err(error) => {
-                    log::warn!("the migration goes without free page hints: {error}");
+                    log::warn!("migrating without free page hints: {error}");
                     None
                 }
             },
@@ -347,7 +349,7 @@ impl Handler for Process {
     }
 }
 
-/// Ends the process if the thread that receives the guest panics: nobody else would notice.
+/// Ends the process if the thread that receives the guest panics. Otherwise the process would wait for ever.
 struct ReceiverDied<'a>(&'a Life);
 
 impl Drop for ReceiverDied<'_> {
@@ -361,7 +363,7 @@ impl Drop for ReceiverDied<'_> {
 fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
     if let Some(slow) = arguments.max_bandwidth.filter(|&bytes| bytes < PAGE_SIZE) {
         return Err(format!(
-            "a max-bandwidth of {slow} bytes a second is less than a page: leave it out to send as fast as the link goes"
+            "a max-bandwidth of {slow} bytes a second is less than one page: leave it out to use all that the link has"
         ));
     }
     Ok(MigrationParams {
@@ -382,7 +384,7 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
     })
 }
 
-/// Whether anything but looking at pages is wanted: the device has the guest's hints, and knows why holes are holes.
+/// Whether a source other than zero pages is used. The device has the guest's hints, and knows which holes it made.
 fn needs_the_device(sources: PageSources) -> bool {
     sources.without(PageSource::Zero) != PageSources::NONE
 }

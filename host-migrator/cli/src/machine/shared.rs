@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One machine for two owners: the migration stops, saves and resumes it, the process looks after it.
+//! A machine with two owners: the migration, which stops, saves and resumes it, and the process around it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use host_migrator::{DestinationMachine, MachineError, SourceMachine};
 use parking_lot::{Mutex, MutexGuard};
 use reference_vmm::Machine;
 
-/// A machine behind a lock, which nobody holds for longer than one step of a migration takes.
+/// A machine behind a lock. No owner holds the lock for longer than one step of a migration.
 #[derive(Clone, Debug)]
 pub struct SharedMachine(Arc<Mutex<Machine>>);
 
@@ -17,7 +17,7 @@ impl SharedMachine {
         Self(Arc::new(Mutex::new(machine)))
     }
 
-    /// The machine, once nobody else uses it.
+    /// Locks the machine.
     pub fn lock(&self) -> MutexGuard<'_, Machine> {
         self.0.lock()
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a machine says of itself over the control socket.
+//! The answers of a machine to status commands on the control socket.
 
 use host_migrator::Ownership;
 use host_migrator::report::stats::MigrationStatus;
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Where the machine is in its life.
     pub machine: MachineState,
-    /// Who has the guest, as this side knows.
+    /// Who owns the guest, as far as this side knows.
     pub ownership: Ownership,
-    /// What the guest says of itself; absent until it is up.
+    /// The guest's report; absent until the guest is up.
     pub guest: Option<GuestStatus>,
-    /// Where a migration is awaited.
+    /// The address where a guest is awaited.
     pub incoming: Option<String>,
-    /// Why the balloon device is lost, while no other has taken its place.
+    /// Why the balloon device is lost, until another has taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_lost: Option<String>,
     /// The outgoing migration, running or last.
@@ -36,14 +36,14 @@ pub enum MachineState {
     Running,
     /// The guest has been handed over, and the destination has said that it runs there.
     HandedOver,
-    /// All of the guest is here and stands still: the link died in the hand-over, and an operator decides which side
-    /// has it.
+    /// All of the guest is here, stopped. The link died in the hand-over, and an operator must decide which side owns
+    /// the guest.
     Undecided,
     /// The guest has ended (shut down, or failed to arrive).
     Ended,
 }
 
-/// What a guest says of itself: the bare guest on its status page, the Linux guest on its console.
+/// A guest's report: from the bare guest's status page, or from the Linux guest's console.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct GuestStatus {
@@ -61,9 +61,9 @@ pub struct GuestStatus {
     pub hint_rounds: u64,
     /// Pages hinted.
     pub hinted_pages: u64,
-    /// Hinted pages taken back before DONE.
+    /// Hinted pages that the guest reused before DONE.
     pub early_releases: u64,
-    /// DONEs seen.
+    /// How often the guest saw DONE.
     pub dones: u64,
     /// Of a Linux guest: milliseconds by which its wall clock was behind this host's when its last line had arrived.
     /// The line's way is in it.

@@ -12,8 +12,8 @@ const TRAILER: &str = "TRAILER!!!";
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_755;
 
-/// An archive that is being written, with the folders its files need. Every file is executable: nobody
-/// but the guest's root will see it.
+/// An archive that is being written, with the folders that its files need. Every file is executable: only the guest's
+/// root uses them.
 #[derive(Debug)]
 pub struct Archive<W> {
     out: W,
@@ -31,7 +31,7 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    /// Adds the folder `path` and those it lies in, each once. A leading slash means nothing.
+    /// Adds the folder `path` and its parents, each once. A leading slash is ignored.
     ///
     /// # Errors
     /// Those of the output.
@@ -47,7 +47,7 @@ impl<W: Write> Archive<W> {
         self.entry(path, FOLDER, &[])
     }
 
-    /// Adds the file `path` and the folders it lies in.
+    /// Adds the file `path` and its parent folders.
     ///
     /// # Errors
     /// Those of the output, and `FileTooLarge` for data of 4 GiB and more.

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Kernels and modules as distributions ship them are compressed; the programs that made them undo it.
+//! Distributions compress kernels and modules. They are decompressed by the programs that compressed them.
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
-/// What a file made by `gzip` begins with.
+/// The first bytes of a `gzip` file.
 pub const GZIP: &[u8] = b"\x1f\x8b";
 
-/// What a compressed file begins with, and the program that decompresses it.
+/// The first bytes of a compressed file, and the program that decompresses it.
 const FORMS: [(&[u8], &str); 3] = [
     (b"\xfd7zXZ\0", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (GZIP, "gzip"),
 ];
 
-/// `data` decompressed by the form that its first bytes show; data of no known form is returned as it is.
+/// Decompresses `data` in the format that its first bytes show. Data in an unknown format is returned unchanged.
 ///
 /// # Errors
 /// If the program is missing or finds the data damaged.
@@ -32,7 +32,7 @@ pub fn decompress(data: Vec<u8>) -> io::Result<Vec<u8>> {
         .map_err(|error| io::Error::new(error.kind(), format!("running {program}: {error}")))?;
     let mut input = child.stdin.take().expect("stdin is piped");
     let feeder = thread::spawn(move || {
-        // A program that stops early tells why by its exit status.
+        // The exit status of a program that stops early says why.
         let _ = input.write_all(&data);
     });
     let output = child.wait_with_output()?;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a program needs in order to run: its segments, without its debug information, and the shared
-//! libraries that it names.
+//! What a program needs to run: its segments without debug information, and its shared libraries.
 
 use std::fs;
 use std::io;
@@ -20,8 +19,8 @@ mod header {
 const SEGMENT_FILE_OFFSET: usize = 0x08;
 const SEGMENT_FILE_BYTES: usize = 0x20;
 
-/// The program at `path`, cut behind its last segment: debug information, which can be ten times the
-/// program, lies after it. A file that is no 64-bit ELF file comes back as it is.
+/// The program at `path`, cut after its last segment: what follows is debug information, which can be ten times as
+/// large as the program. A file that is not 64-bit ELF is returned unchanged.
 ///
 /// # Errors
 /// Those of reading the file.
@@ -31,7 +30,7 @@ pub fn program(path: &Path) -> io::Result<Vec<u8>> {
         && end < file.len()
     {
         file.truncate(end);
-        // There are no sections any more.
+        // The sections were cut off.
         file[header::SECTIONS_OFFSET..][..8].fill(0);
         file[header::SECTION_COUNT..header::END].fill(0);
     }
@@ -100,7 +99,7 @@ mod tests {
         let path = folder.path().join("cut");
         fs::write(&path, cut).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        // A process that another test starts at the same moment has the file open for writing until it begins.
+        // A process that another test forks at this moment has the file open for writing until its exec.
         let output = loop {
             match Command::new(&path).arg("--list").output() {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}

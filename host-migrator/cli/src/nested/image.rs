@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The initial ramdisks: of the Linux guest, and of the outer machine around it.
+//! The initial ramdisks of the Linux guest and of the outer machine around it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,9 +15,9 @@ use super::kernel::{Kernel, MODULE_LIST};
 pub const GUEST_KERNEL: &str = "/guest/vmlinux";
 /// The Linux guest's initial ramdisk in the outer machine.
 pub const GUEST_INITRD: &str = "/guest/initrd";
-/// The drivers of a Linux guest with PCI in the outer machine.
+/// The initial ramdisk of a Linux guest with PCI, in the outer machine.
 pub const PCI_GUEST_INITRD: &str = "/guest/pci-initrd";
-/// What runs in the outer machine, and the folder of the programs.
+/// The script that runs in the outer machine, and the folder of its programs.
 const JOB: &str = "/job";
 const COMMAND: &str = "/bin/lacuna";
 const BUSYBOX: &str = "/bin/busybox";
@@ -46,9 +46,8 @@ pub fn pci_guest_initrd(kernel: &Kernel) -> io::Result<Vec<u8>> {
     archive.finish()
 }
 
-/// Writes the outer machine's initial ramdisk, all but the job: the programs with their libraries, the
-/// outer modules, and the Linux guest. It is not compressed: the emulated processor copies faster than
-/// it decompresses.
+/// Writes the outer machine's initial ramdisk without the job: the programs and their libraries, the outer modules,
+/// and the Linux guest. It is not compressed, because the emulated processor copies faster than it decompresses.
 ///
 /// # Errors
 /// Those of reading the parts and of `out`.
@@ -80,7 +79,7 @@ pub fn outer_initrd<W: Write>(
     archive.finish()
 }
 
-/// Appends files to an initial ramdisk: each a path in it, and where its content is.
+/// Appends files to an initial ramdisk. Each is a path in the ramdisk, and the file with its content.
 ///
 /// # Errors
 /// Those of reading them and of `out`.

@@ -20,18 +20,18 @@ use super::decompress::{GZIP, decompress};
 use super::modules::{Module, Modules};
 use super::packages::{self, PackageError};
 
-/// Names the folder to keep kernels in, instead of the user's cache folder.
+/// The environment variable that names the folder for kernels, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";
 /// Changes with the layout of a kernel's folder, and with the modules in it.
 const LAYOUT: &str = "kernels-5";
 
-/// The file in a folder of modules that names them in load order, one a line.
+/// The file in a folder of modules that lists them in load order, one on each line.
 pub const MODULE_LIST: &str = "list";
 /// Drivers of the outer machine: KVM, and netem, with which a bench delays packets.
 const OUTER_DRIVERS: &[&str] = &["kvm_amd", "sch_netem"];
-/// Drivers of the Linux guest. Those of the console bring the agent's port.
+/// Drivers of the Linux guest. The agent's port needs those of the console.
 const GUEST_DRIVERS: &[&str] = &["virtio_mmio", "virtio_console", "virtio_balloon"];
-/// Drivers of a Linux guest whose virtio devices are on PCI, with a disk and another way to the agent's port.
+/// Drivers of a Linux guest whose virtio devices are on PCI, with a disk and another transport for the agent.
 const PCI_GUEST_DRIVERS: &[&str] = &[
     "virtio_pci",
     "virtio_console",
@@ -48,17 +48,17 @@ pub enum KernelError {
     Cache {
         /// The folder.
         path: PathBuf,
-        /// What happened to it.
+        /// Why it cannot be used.
         source: io::Error,
     },
     /// There is neither `LACUNA_CACHE` nor a home folder.
-    #[error("there is no folder to keep a kernel in: set {CACHE_VARIABLE}")]
+    #[error("there is no folder for kernels: set {CACHE_VARIABLE}")]
     NoCache,
     /// The kernel could not be fetched.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// The package is not what it was expected to be.
-    #[error("the kernel package {package} is of no use: {reason}")]
+    /// The package lacks what is needed.
+    #[error("the kernel package {package} cannot be used: {reason}")]
     Unusable {
         /// The package.
         package: String,
@@ -74,7 +74,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel in the cache, or else Debian's current one, which takes a download of some 70 MB.
+    /// The kernel in the cache, or else Debian's current one, a download of some 70 MB.
     ///
     /// # Errors
     /// [`KernelError`], in one sentence that says what to do.
@@ -107,8 +107,8 @@ impl Kernel {
         self.folder.join("pci-guest")
     }
 
-    /// Keeps `data` beside the kernel, under `name`, and returns its path. What was there is replaced in
-    /// one step, so that a process that is reading it does not see a mixture.
+    /// Writes `data` to the file `name` beside the kernel, and returns its path. An existing file is replaced
+    /// atomically, because another process may be reading it.
     ///
     /// # Errors
     /// [`KernelError::Cache`].
@@ -138,10 +138,10 @@ impl Kernel {
                 package: package.name.clone(),
                 reason: error.to_string(),
             })?;
-        // Last, and in one step: a folder with this name is complete.
+        // Last, and atomically: a folder with this name is complete.
         let folder = cache.join(&package.name);
         match fs::rename(&kernel.folder, &folder) {
-            // Somebody else was faster.
+            // Another process was faster.
             Err(_) if folder.is_dir() => {}
             result => result.map_err(cache_error)?,
         }
@@ -199,7 +199,7 @@ pub fn cache_folder() -> Result<PathBuf, KernelError> {
         .ok_or(KernelError::NoCache)
 }
 
-/// The kernel in `cache` with the last name: the package names hold the version.
+/// The kernel in `cache` with the greatest name, because the package's name holds the version.
 fn newest(cache: &Path) -> io::Result<Option<PathBuf>> {
     let mut kernels = Vec::new();
     for entry in fs::read_dir(cache)? {
@@ -226,7 +226,7 @@ fn only_file(folder: &Path, prefix: &str) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("it has no {prefix}*")))
 }
 
-/// The compressed kernel inside a bzImage: the setup header says where it lies. (The kernel's
+/// The compressed kernel inside a bzImage. The setup header says where it is. (The kernel's
 /// Documentation/arch/x86/boot.rst, `payload_offset`)
 fn payload(mut image: Vec<u8>) -> io::Result<Vec<u8>> {
     const SETUP_SECTORS: usize = 0x1f1;
@@ -243,7 +243,7 @@ fn payload(mut image: Vec<u8>) -> io::Result<Vec<u8>> {
         if image.get(MAGIC..MAGIC + 4)? != b"HdrS" {
             return None;
         }
-        // 0 stands for 4, for old boot loaders' sake; the boot sector itself is not counted.
+        // For old boot loaders, 0 means 4. The boot sector itself is not counted.
         let sectors = match image[SETUP_SECTORS] {
             0 => 4,
             sectors => usize::from(sectors),
@@ -251,11 +251,11 @@ fn payload(mut image: Vec<u8>) -> io::Result<Vec<u8>> {
         let start = (sectors + 1) * SECTOR + number(PAYLOAD_OFFSET)?;
         let end = start.checked_add(number(PAYLOAD_BYTES)?)?;
         let payload = image.get(start..end)?;
-        // All forms but gzip, which has it anyway, are followed by the decompressed size.
+        // The decompressed size follows the data in every format except gzip, which contains it.
         let size = if payload.starts_with(GZIP) { 0 } else { 4 };
         Some(start..end.checked_sub(size)?)
     };
-    let range = range().ok_or_else(|| io::Error::other("its kernel is no bzImage"))?;
+    let range = range().ok_or_else(|| io::Error::other("its kernel is not a bzImage"))?;
     image.truncate(range.end);
     image.drain(..range.start.min(range.end));
     Ok(image)

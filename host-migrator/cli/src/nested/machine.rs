@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The outer machine: QEMU emulates a processor with SVM, and its serial lines carry what the job says.
+//! The outer machine: QEMU emulates a processor with SVM, and its serial lines carry the job's output.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
@@ -14,22 +14,22 @@ use thiserror::Error;
 
 /// SVM with nested paging, on the oldest processor that has both and that QEMU knows well.
 const CPU: &str = "EPYC,+svm,+npt";
-/// One: with two, on two threads of QEMU 7.2, a guest whose pages are write-protected again and again by the
-/// dirty log ends in a triple fault within minutes (four of four churning guests; none with QEMU 11.1). With one
-/// it does not.
+/// One processor. With two, on two threads of QEMU 7.2, a guest whose pages the dirty log write-protects again and
+/// again ended in a triple fault within minutes (four of four churning guests; none with QEMU 11.1). With one it did
+/// not.
 const PROCESSORS: &str = "1";
-/// No console output but errors; stop instead of rebooting; no mitigations, which only slow the emulation.
+/// Only errors on the console; stop instead of rebooting; no mitigations, which would only slow the emulation.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 mitigations=off";
-/// What the outer machine's first process says when the job has ended.
+/// What the outer machine's first process writes when the job has ended.
 const EXIT_MARK: &str = "lacuna-nested: exit ";
-/// QEMU says this of each feature of the processor model that it does not emulate; none is needed.
+/// QEMU's warning for each feature of the processor model that it does not emulate. None of them is needed.
 const FEATURE_WARNING: &str = "warning: TCG doesn't support requested feature";
-/// Lines of the console that go into an error: enough for the stack of a panic and its reason above it.
+/// Lines of the console that an error quotes: enough for a panic's reason and stack.
 const TAIL_LINES: usize = 100;
-/// How long QEMU may take to end once its output has.
+/// How long QEMU may take to end after the end of its output.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the outer machine is made of.
+/// The size of the outer machine, and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Its memory, in bytes.
@@ -53,13 +53,13 @@ pub enum MachineError {
     /// QEMU did not start.
     #[error("starting QEMU: {0}")]
     Start(#[source] io::Error),
-    /// It ended, and the job did not.
+    /// The machine ended before the job.
     #[error("the outer machine stopped before the command ended; its console says:\n{console}")]
     Stopped {
         /// The end of the kernel's messages.
         console: String,
     },
-    /// The time was over.
+    /// The job took too long.
     #[error("the nested lane took more than {} s; its console says:\n{console}", timeout.as_secs())]
     Timeout {
         /// The time.
@@ -74,7 +74,7 @@ pub enum MachineError {
 pub struct Machine<'a> {
     /// `qemu-system-x86_64`.
     pub qemu: &'a Path,
-    /// `setpriv`, which ties QEMU's life to ours.
+    /// `setpriv`, by which QEMU ends when this process ends.
     pub setpriv: &'a Path,
     /// The kernel, an ELF file: QEMU starts it by its PVH entry.
     pub kernel: &'a Path,
@@ -162,7 +162,7 @@ impl Machine<'_> {
     fn console_tail(&self) -> String {
         let mut console = &self.console;
         let mut text = Vec::new();
-        // What could be read before an error is worth showing.
+        // On an error, shows what was read so far.
         let _ = console
             .rewind()
             .and_then(|()| console.read_to_end(&mut text));
@@ -172,11 +172,11 @@ impl Machine<'_> {
     }
 }
 
-/// A QEMU that does not outlive its owner.
+/// A QEMU process that ends when this is dropped.
 struct Qemu(Child);
 
 impl Qemu {
-    /// Waits until it ends by itself, but no longer than `timeout`.
+    /// Waits until it ends by itself, for at most `timeout`.
     fn wait(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while let Ok(None) = self.0.try_wait()
@@ -227,7 +227,7 @@ fn exit_status(line: &str) -> Option<i32> {
     line.strip_prefix(EXIT_MARK)?.parse().ok()
 }
 
-/// A path by which a child process can open `file`, even one without a name.
+/// A path by which a child process can open `file`, even if the file has no name.
 fn path_of(file: &File) -> String {
     format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd())
 }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! [`Lane::prepare`] gathers the parts, [`Lane::run`] boots the outer machine for one command line.
-//! [`guest_files`] hands out the same Linux guest for machines that run it directly, [`pci_guest_files`] its kernel
-//! and drivers for other VMMs.
+//! [`guest_files`] returns the same Linux guest for machines that run it directly, and [`pci_guest_files`] returns its
+//! kernel and drivers for other VMMs.
 
 pub mod cpio;
 mod decompress;
@@ -57,12 +57,12 @@ pub enum NestedError {
     Package(#[from] PackageError),
 }
 
-/// Whether this process runs in the outer machine of a lane already.
+/// Whether this process runs in the outer machine of a lane.
 pub fn inside() -> bool {
     env::var_os(NESTED_VARIABLE).is_some()
 }
 
-/// Whether there is a KVM that this user may use. It runs the bare guest, even without VMX and SVM.
+/// Whether this user may use KVM here. KVM runs the bare guest even without VMX and SVM.
 pub fn kvm_usable() -> bool {
     OpenOptions::new()
         .read(true)
@@ -71,8 +71,8 @@ pub fn kvm_usable() -> bool {
         .is_ok()
 }
 
-/// Whether KVM runs a stock Linux guest: it is usable, and the processor has VMX or SVM. (Without them,
-/// KVM interprets instructions, and knows too few of them for a kernel.)
+/// Whether KVM runs a stock Linux guest: this user may use it, and the processor has VMX or SVM. Without them KVM
+/// interprets instructions, and does not know all that a kernel uses.
 pub fn kvm_runs_linux() -> bool {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     has_virtualization(&cpu) && kvm_usable()
@@ -97,8 +97,8 @@ pub struct GuestFiles {
     pub initrd: PathBuf,
 }
 
-/// The Linux guest's files: in the outer machine those that came with it, elsewhere from the cache, which
-/// is filled first if it must be.
+/// The Linux guest's files: in the outer machine those in its ramdisk, elsewhere those in the cache, which is filled
+/// first if it is empty.
 ///
 /// # Errors
 /// [`NestedError`], in one sentence that says what to do.
@@ -117,9 +117,9 @@ pub fn guest_files() -> Result<GuestFiles, NestedError> {
     })
 }
 
-/// What boots a Linux guest whose virtio devices are on PCI: the same kernel, and an initial ramdisk that holds
-/// the drivers only, in the folder `modules` with their load order in the file `list`. A first process is to be
-/// appended; that of [`guest_files`] may be put in front.
+/// What boots a Linux guest whose virtio devices are on PCI: the same kernel, and an initial ramdisk with the drivers
+/// only. They are in the folder `modules`, and the file `list` has their load order. The caller appends a first
+/// process; the ramdisk of [`guest_files`] may be put in front.
 ///
 /// # Errors
 /// As of [`guest_files`].
@@ -138,7 +138,7 @@ pub fn pci_guest_files() -> Result<GuestFiles, NestedError> {
     })
 }
 
-/// Whether this machine can run a nested lane; fetches the kernel if it must.
+/// Whether this machine can run a nested lane. Fetches the kernel if the cache has none.
 ///
 /// # Errors
 /// [`NestedError`], in one sentence that says what to install.
@@ -146,11 +146,11 @@ pub fn available() -> Result<(), NestedError> {
     Parts::gather().map(drop)
 }
 
-/// What the lane takes from this machine.
+/// What the lane uses of this machine.
 #[derive(Debug)]
 struct Parts {
     qemu: PathBuf,
-    /// Ties QEMU's life to ours.
+    /// `setpriv`, by which QEMU ends when this process ends.
     setpriv: PathBuf,
     busybox: PathBuf,
     kernel: Kernel,
@@ -172,8 +172,7 @@ impl Parts {
 pub struct Lane {
     settings: Settings,
     parts: Parts,
-    /// The outer machine's initial ramdisk, a file without a name: nothing is left behind however this
-    /// process ends.
+    /// The outer machine's initial ramdisk. The file has no name, so it disappears however this process ends.
     initrd: File,
     /// Its bytes without a job.
     initrd_bytes: u64,
@@ -202,7 +201,7 @@ impl Lane {
         })
     }
 
-    /// Puts more files into the outer machine: each a path there, and where its content is here.
+    /// Puts more files into the outer machine. Each is a path there, and the file here with its content.
     ///
     /// # Errors
     /// [`NestedError::Image`] if one cannot be read.
@@ -213,8 +212,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Boots the outer machine, runs `lacuna ARGUMENTS` in it, passes on every line that it writes, and
-    /// returns its exit status.
+    /// Boots the outer machine and runs `lacuna ARGUMENTS` in it. Passes on every line that it writes, and returns its
+    /// exit status.
     ///
     /// # Errors
     /// [`NestedError`] if there is no exit status.
@@ -234,7 +233,7 @@ impl Lane {
         Ok(machine.run(&self.settings, on_line)?)
     }
 
-    /// Puts a job behind the initial ramdisk, in place of the one before.
+    /// Appends a job to the initial ramdisk, in place of the one before.
     fn write_job(&self, arguments: &[impl AsRef<str>]) -> io::Result<()> {
         let mut environment = vec![(NESTED_VARIABLE, "1".to_owned())];
         for name in PASSED_VARIABLES {
@@ -244,7 +243,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The initial ramdisk without a job, to write behind it.
+    /// The initial ramdisk's file, positioned where a job is appended.
     fn end_of_parts(&self) -> io::Result<&File> {
         self.initrd.set_len(self.initrd_bytes)?;
         let mut end = &self.initrd;

@@ -46,8 +46,8 @@ impl Modules {
         Ok(Self { files })
     }
 
-    /// The modules `names` and all they depend on, each after those it depends on. A name that is no
-    /// module is left out: such a driver is built into the kernel, or what needs it will say so.
+    /// The modules `names` and their dependencies, each after those it depends on. A name without a module is left
+    /// out: such a driver is built into the kernel, or what needs the driver will report that it is missing.
     ///
     /// # Errors
     /// Those of reading and decompressing the files.
@@ -95,7 +95,7 @@ fn dependencies(object: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Module names use `-` and `_` alike.
+/// `name` with `_` for `-`, which are the same in module names.
 fn underscored(name: &str) -> String {
     name.replace('-', "_")
 }

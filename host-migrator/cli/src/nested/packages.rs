@@ -9,16 +9,16 @@ use std::process::Command;
 
 use thiserror::Error;
 
-/// Names of Debian's kernel packages begin with it.
+/// The beginning of the names of Debian's kernel packages.
 pub const KERNEL_PREFIX: &str = "linux-image-";
 /// The package that depends on the current generic kernel. The "cloud" kernel has no KVM.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 
-/// Why something is missing; the message says what to install.
+/// A program or package is missing; the message says what to install.
 #[derive(Debug, Error)]
 pub enum PackageError {
     /// A program is not there.
-    #[error("{program} is missing: install Debian's package {package}, or its like")]
+    #[error("{program} is missing: install Debian's package {package} or its equivalent")]
     Program {
         /// Its name.
         program: &'static str,
@@ -33,7 +33,7 @@ pub enum PackageError {
     Kernel {
         /// What was run.
         command: String,
-        /// Its last words.
+        /// The last line of its error output.
         reason: String,
     },
 }
@@ -67,7 +67,7 @@ pub fn program(program: &'static str, package: &'static str) -> Result<PathBuf, 
 pub fn unpack_kernel(folder: &Path) -> Result<KernelPackage, PackageError> {
     let (name, file) = match download_kernel(folder) {
         Ok(downloaded) => downloaded,
-        // No lists, or old ones that name a package that the mirror has no more.
+        // There are no lists, or old ones with a package that the mirror no longer has.
         Err(_) => {
             run(apt_get().arg("update"))?;
             download_kernel(folder)?
@@ -89,17 +89,17 @@ fn download_kernel(folder: &Path) -> Result<(String, PathBuf), PackageError> {
     let mut depends = Command::new("apt-cache");
     depends.args(["depends", KERNEL_PACKAGE]);
     let text = run(&mut depends)?;
-    let name = kernel_in(&text).ok_or_else(|| failure(&depends, "it names no kernel"))?;
+    let name = kernel_in(&text).ok_or_else(|| failure(&depends, "it lists no kernel"))?;
     let mut download = apt_get();
     download.arg("download").arg(name).current_dir(folder);
     run(&mut download)?;
     let file = deb_file(folder)
         .map_err(|error| failure(&download, error))?
-        .ok_or_else(|| failure(&download, "there is no file"))?;
+        .ok_or_else(|| failure(&download, "it left no file"))?;
     Ok((name.to_owned(), file))
 }
 
-/// An apt-get that does not wait for ever for a mirror.
+/// `apt-get`, with a time limit for a mirror that does not answer.
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.args([
@@ -130,7 +130,7 @@ fn deb_file(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Runs a command to its end; what it printed, if it succeeds.
+/// Runs a command to its end. Returns what it printed, if it succeeds.
 fn run(command: &mut Command) -> Result<String, PackageError> {
     let output = command.output().map_err(|error| failure(command, error))?;
     if output.status.success() {
@@ -169,7 +169,7 @@ mod tests {
         let error = program("no-such-program", "a-package").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "no-such-program is missing: install Debian's package a-package, or its like"
+            "no-such-program is missing: install Debian's package a-package or its equivalent"
         );
     }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command, run on a device.
+//! Runs `lacuna balloon` on a device.
 
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::rig::guest::Daemon;
 
-/// How a command ended and what it said.
+/// How a command ended, and its output.
 #[derive(Debug)]
 pub struct Said {
     pub success: bool,
@@ -14,20 +14,20 @@ pub struct Said {
 }
 
 impl Said {
-    /// What it printed as JSON.
+    /// Its output as JSON.
     pub fn json(&self) -> serde_json::Value {
         assert!(self.success, "{self:?}");
         serde_json::from_str(&self.output).unwrap()
     }
 
-    /// What it complained of.
+    /// Its error message.
     pub fn complaint(&self) -> &str {
         assert!(!self.success, "{self:?}");
         self.errors.strip_prefix("lacuna: ").unwrap().trim_end()
     }
 }
 
-/// A command on its way.
+/// A command that is running.
 pub struct Running(Child);
 
 impl Running {
@@ -61,7 +61,7 @@ pub fn start(daemon: &Daemon, args: &[&str]) -> Running {
     Running(child)
 }
 
-/// Runs it to its end.
+/// Runs such a command to its end.
 pub fn run(daemon: &Daemon, args: &[&str]) -> Said {
     start(daemon, args).wait()
 }

@@ -16,7 +16,7 @@ pub fn answers(guest: &mut Guest) {
     guest.hints.send(&[Buffer::In(40 * MIB, 4096)]);
 }
 
-/// It has no more.
+/// The guest has no more free pages.
 pub fn finishes(guest: &mut Guest) {
     let stop = guest.hints.command(&Command::STOP.to_le_bytes());
     guest.hints.send(&[stop]);
@@ -74,7 +74,10 @@ fn a_guest_that_never_answers_gets_its_pages_back_after_the_time() {
     let daemon = device();
     let mut guest = Guest::boot(&daemon, USUAL, 3);
     let said = run(&daemon, &["hints", "start", "--timeout", "50ms"]);
-    assert!(said.complaint().starts_with("not there after"), "{said:?}");
+    assert!(
+        said.complaint().starts_with("not finished after"),
+        "{said:?}"
+    );
     guest.wait_for_change();
     assert_eq!(guest.config().free_page_hint_cmd_id, Command::DONE);
 }
@@ -88,7 +91,7 @@ fn a_migration_is_not_disturbed_and_ends_a_round_of_a_person() {
     let mut migrator = Migrator::connect(&daemon.control());
     let said = round.wait();
     assert!(
-        said.complaint().contains("a migration came in between"),
+        said.complaint().contains("a migration has ended the round"),
         "{said:?}"
     );
     migrator.open(1);

@@ -32,7 +32,7 @@ fn free_pages_and_the_balloons_are_counted_and_drawn() {
     assert_eq!(json["balloon"]["pages"], 0);
     assert_eq!(json["regions"][1]["start"], 32 * MIB);
     let drawn = std::fs::read_to_string(&svg).unwrap();
-    assert!(drawn.contains("16.0 MiB of no memory"), "the hole");
+    assert!(drawn.contains("16.0 MiB without memory"), "the hole");
     assert!(drawn.contains("free: 1.00 MiB<"));
 
     // The second half of what was hinted goes into the balloon.
@@ -63,7 +63,7 @@ fn free_pages_and_the_balloons_are_counted_and_drawn() {
             4,
             "    0x800000  \u{2588}\u{2588}\u{2588}\u{2588}BBBB........",
         ),
-        (8, "              (16.0 MiB of no memory)"),
+        (8, "              (16.0 MiB without memory)"),
         (9, "   0x2000000  ................"),
         (13, "   0x2800000  \u{2591}..............."),
         (16, "   0x2e00000  ................"),

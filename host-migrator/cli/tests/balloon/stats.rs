@@ -58,7 +58,7 @@ fn an_interval_makes_the_device_ask_and_the_command_wait_for_the_answer() {
         300
     );
     let off = run(&daemon, &["stats", "--interval", "0"]);
-    assert_eq!(off.output, "the guest is asked no more\n");
+    assert_eq!(off.output, "the guest is no longer asked\n");
     assert_eq!(
         run(&daemon, &["status", "--json"]).json()["stats-interval-ms"],
         0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `lacuna balloon status`, and what is said where there is nothing to ask.
+//! `lacuna balloon status`, and the error if no device listens.
 
 use std::process::Command;
 
@@ -32,7 +32,7 @@ fn a_status_follows_the_guest() {
     let features = &up["features"]["negotiated"];
     assert_eq!(*features, serde_json::json!(["stats", "free-page-hint"]));
     let text = run(&daemon, &["status"]).output;
-    assert!(text.contains("runs, 32.0 MiB in 2 region(s)"), "{text}");
+    assert!(text.contains("running, 32.0 MiB in 2 region(s)"), "{text}");
     assert!(text.contains("page-poison (not taken)"), "{text}");
 }
 

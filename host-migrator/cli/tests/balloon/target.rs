@@ -59,7 +59,7 @@ fn a_target_that_the_guest_cannot_reach_is_said_to_be_one() {
     let daemon = device();
     let early = run(&daemon, &["target", "64M"]);
     assert!(
-        early.success && early.errors.contains("it is asked when it comes"),
+        early.success && early.errors.contains("it gets the target when it comes up"),
         "{early:?}"
     );
     let said = run(&daemon, &["target", "--guest-memory", "1M"]);

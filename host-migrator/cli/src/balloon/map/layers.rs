@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The pages of each kind: hinted to be free, in the balloon, or neither.
 //!
-//! A page that is in the balloon counts as that only: that it was free when it was hinted is no news.
+//! A page in the balloon counts only as ballooned, even if it was hinted before.
 
 use spec::PageRange;
 use spec::page_map::PageMap;
 
-/// Guest memory and what is known of it.
+/// Guest memory, and which of its pages are free or in the balloon.
 #[derive(Clone, Debug)]
 pub struct Layers<'a> {
     regions: Vec<PageRange>,
@@ -14,7 +14,7 @@ pub struct Layers<'a> {
     ballooned: Option<PageMap<'a>>,
 }
 
-/// How many pages of a stretch are of which kind.
+/// Counts of the pages of each kind in a range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// All of its pages.
@@ -26,7 +26,7 @@ pub struct Share {
 }
 
 impl<'a> Layers<'a> {
-    /// What the maps say of memory in `regions`, which rise.
+    /// What the maps say about memory in `regions`, which are in rising order.
     pub fn new(
         regions: Vec<PageRange>,
         hinted: Option<PageMap<'a>>,
@@ -39,7 +39,7 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Guest memory, rising.
+    /// The regions of guest memory, in rising order.
     pub fn regions(&self) -> &[PageRange] {
         &self.regions
     }
@@ -49,7 +49,7 @@ impl<'a> Layers<'a> {
         self.regions.iter().map(|region| region.count()).sum()
     }
 
-    /// The runs of free pages, if the guest was asked for any.
+    /// The runs of free pages, if the guest was asked for hints.
     pub fn free(&self) -> Option<Vec<PageRange>> {
         self.hinted
             .map(|_| self.runs(|index| self.free_word(index)))
@@ -61,7 +61,7 @@ impl<'a> Layers<'a> {
             .map(|_| self.runs(|index| self.ballooned_word(index)))
     }
 
-    /// What of `range`, which lies in guest memory, is of which kind.
+    /// Counts the pages of each kind in `range`, which lies in guest memory.
     pub fn share(&self, range: PageRange) -> Share {
         let mut share = Share {
             pages: range.count(),
@@ -83,7 +83,7 @@ impl<'a> Layers<'a> {
         self.ballooned.map_or(0, |map| map.word(index))
     }
 
-    /// The longest runs of set pages. They go on over the border of regions without a hole between them.
+    /// The maximal runs of set pages. A run crosses the border of two regions that touch.
     fn runs(&self, word: impl Fn(usize) -> u64) -> Vec<PageRange> {
         let mut runs: Vec<PageRange> = Vec::new();
         for (index, mask) in self
@@ -95,7 +95,7 @@ impl<'a> Layers<'a> {
             while bits != 0 {
                 let first = bits.trailing_zeros();
                 let count = (bits >> first).trailing_ones();
-                // All ones up to the run's end, without a shift by 64.
+                // All ones up to the run's end. A shift by 64 would overflow.
                 bits &= !(u64::MAX >> (64 - first - count));
                 let first = index as u64 * 64 + u64::from(first);
                 push(&mut runs, first, count.into());
@@ -143,7 +143,7 @@ pub(super) mod tests {
         bytes
     }
 
-    /// Layers of small maps, for a test's moment.
+    /// Calls a test with the layers of small maps.
     pub fn with_layers<T>(
         regions: &[PageRange],
         hinted: &[PageRange],

@@ -3,8 +3,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`layers`] | the pages of each kind, for every moment of drawing and counting |
-//! | [`numbers`] | how many, how long their runs are |
+//! | [`layers`] | the pages of each kind, to be counted and drawn |
+//! | [`numbers`] | how many pages there are, and how long their runs are |
 //! | [`picture`] | the address space cut into cells of equal size |
 //! | [`terminal`], [`svg`] | the picture, drawn |
 
@@ -33,7 +33,7 @@ use picture::Picture;
 const HINT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Cells of the picture in an SVG file.
 const SVG_ROW: usize = 128;
-/// The most cells that pictures have.
+/// The most cells that an SVG picture has.
 const SVG_CELLS: usize = SVG_ROW * 64;
 /// The most rows that regions take on the terminal.
 const TERMINAL_ROWS: usize = 20;
@@ -112,7 +112,7 @@ fn as_json(layers: &Layers) -> serde_json::Value {
     json
 }
 
-/// The numbers of each kind of pages that are known.
+/// The numbers of each kind of pages whose map is known.
 fn named(layers: &Layers) -> impl Iterator<Item = (&'static str, Numbers)> {
     [("free", layers.free()), ("balloon", layers.ballooned())]
         .into_iter()

@@ -11,7 +11,7 @@ use crate::size::Size;
 /// Columns of the longest bar.
 const BAR: u64 = 32;
 
-/// What there is to say of a set of pages.
+/// The numbers of a set of pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// Pages.
@@ -20,7 +20,7 @@ pub struct Numbers {
     pub runs: u64,
     /// The first of the longest runs.
     pub longest: Option<PageRange>,
-    /// By the power of two below or at a run's length: how many runs, and how many pages they have.
+    /// For each power of two: runs at least this long and shorter than the next, and their pages.
     pub by_length: Vec<(u64, u64)>,
 }
 
@@ -47,7 +47,7 @@ impl Numbers {
         numbers
     }
 
-    /// For programs.
+    /// The numbers as JSON.
     pub fn to_json(&self) -> serde_json::Value {
         let by_length: Vec<_> = self
             .powers()
@@ -66,7 +66,7 @@ impl Numbers {
         })
     }
 
-    /// For people: a line with the sums, and a bar for each length, as long as its part of the pages.
+    /// The numbers as text: a line with the sums, and for each length a bar in proportion to its pages.
     pub fn to_text(&self, name: &str) -> String {
         let mut text = format!(
             "{name:<8}{} in {} page(s), {} run(s)",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The address space cut into cells of equal size, in rows; holes between regions stand between rows.
+//! The address space cut into cells of equal size, in rows. Holes between regions are rows of their own.
 
 use spec::PageRange;
 
@@ -10,21 +10,21 @@ use super::layers::{Layers, Share};
 pub struct Picture {
     /// Pages of a cell: a power of two.
     pub cell_pages: u64,
-    /// From the lowest address up.
+    /// The rows, from the lowest address up.
     pub rows: Vec<Row>,
 }
 
 /// One line of a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
-    /// Guest memory, one region's only.
+    /// Guest memory of a single region.
     Memory {
-        /// The page with which it begins.
+        /// The first page.
         first: u64,
-        /// What is in it; the last row of a region may be shorter than the others.
+        /// The cells. The last row of a region may be shorter than the others.
         cells: Vec<Share>,
     },
-    /// Addresses that are no guest memory.
+    /// Addresses without guest memory.
     Hole(PageRange),
 }
 
@@ -56,7 +56,7 @@ impl Picture {
     }
 }
 
-/// `range` in pieces of `size` pages; the last may be smaller.
+/// Splits `range` into pieces of `size` pages; the last may be smaller.
 fn pieces(range: PageRange, size: u64) -> impl Iterator<Item = PageRange> {
     (0..range.count().div_ceil(size)).filter_map(move |index| {
         let first = range.first() + index * size;

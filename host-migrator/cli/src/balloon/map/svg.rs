@@ -9,10 +9,10 @@ use super::layers::{Layers, Share};
 use super::picture::{Picture, Row};
 use crate::size::Size;
 
-/// Points of a cell.
+/// Width and height of a cell, in points.
 const CELL: usize = 7;
 const LINE: usize = 12;
-/// Points left of the cells, for addresses, and around everything.
+/// Margins in points: left of the cells, for addresses, and around the picture.
 const MARGIN: usize = 110;
 const EDGE: usize = 16;
 
@@ -22,7 +22,7 @@ const IN_USE: Colour = [0x4a, 0x4e, 0x57];
 const FREE: Colour = [0x3f, 0xb9, 0x50];
 const BALLOONED: Colour = [0x38, 0x8b, 0xfd];
 
-/// Draws `picture`, which is of `layers`.
+/// Draws `picture`, which was made from `layers`.
 pub fn draw(layers: &Layers<'_>, picture: &Picture) -> String {
     let cells = |row: &Row| match row {
         Row::Memory { cells, .. } => cells.len(),
@@ -59,7 +59,7 @@ pub fn draw(layers: &Layers<'_>, picture: &Picture) -> String {
                 let _ = writeln!(
                     svg,
                     "<text x=\"{x}\" y=\"{baseline}\" fill=\"#8c959f\" font-style=\"italic\">\
-                     {size} of no memory</text>"
+                     {size} without memory</text>"
                 );
             }
         }
@@ -168,7 +168,7 @@ mod tests {
             "{}",
             cells[1]
         );
-        assert!(svg.contains("32.0 KiB of no memory"));
+        assert!(svg.contains("32.0 KiB without memory"));
         assert!(svg.contains("free: 16.0 KiB<"));
         assert!(svg.contains(">0x10000<"));
         assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());

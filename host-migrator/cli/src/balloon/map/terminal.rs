@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The picture in a terminal's characters: half blocks in colours, or shades where there are none.
+//! The picture for a terminal: half blocks in colours, or shades without colours.
 
 use std::fmt::Write;
 
@@ -9,9 +9,9 @@ use super::layers::Share;
 use super::picture::{Picture, Row};
 use crate::size::Size;
 
-/// Columns of the address in front of a row, with the space behind it.
+/// Columns of a row's address and the space after it.
 const MARGIN: usize = 14;
-/// Shades of green and blue, from few pages of a cell to all, in the palette of 256 colours.
+/// Shades of green and blue in the palette of 256 colours, from few pages of a cell to all of them.
 const FREE: [u8; 4] = [22, 28, 34, 40];
 const BALLOONED: [u8; 4] = [18, 19, 20, 27];
 const IN_USE: u8 = 238;
@@ -30,7 +30,11 @@ pub fn draw(picture: &Picture, colour: bool) -> String {
         let _ = match row {
             Row::Hole(hole) => {
                 let gap = "";
-                writeln!(text, "{gap:>MARGIN$}({} of no memory)", Size(hole.bytes()))
+                writeln!(
+                    text,
+                    "{gap:>MARGIN$}({} without memory)",
+                    Size(hole.bytes())
+                )
             }
             Row::Memory { first, cells } => {
                 let line = if colour {
@@ -70,8 +74,8 @@ pub fn draw(picture: &Picture, colour: bool) -> String {
     text
 }
 
-/// Two cells a column: the left as foreground, the right as background of a left half block. Colours are named
-/// where they change.
+/// Two cells in each column: the left one is the foreground of a left half block, the right one its background. An
+/// escape sequence is written only where a colour changes.
 fn coloured(cells: &[Share]) -> String {
     let mut text = String::new();
     let mut before = None;
@@ -108,8 +112,8 @@ fn shaded(cells: &[Share]) -> String {
         .collect()
 }
 
-/// What most of a cell's pages are that are not in use, and how much of the cell they are, as a shade: less than
-/// a half, less than three quarters, less than all, all.
+/// The commoner kind among a cell's pages that are not in use. Its shade says how much of the cell these pages are:
+/// less than a half, less than three quarters, less than all, all.
 enum Kind {
     InUse,
     Free(usize),
@@ -159,7 +163,7 @@ mod tests {
         let expected = "\
 \u{20}        0x0  .\u{2588}\u{2593}\u{2592}\u{2591}.\u{2588}\u{2588}
 \u{20}    0x20000  Bb
-\u{20}             (96.0 KiB of no memory)
+\u{20}             (96.0 KiB without memory)
 \u{20}    0x40000  B.
 \u{20}             . in use  \u{2591}\u{2592}\u{2593}\u{2588} free  bB in the balloon  (a character is 16.0 KiB)
 ";

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Pictures of migrations: a row for each round, and in it guest memory from the lowest address to the highest, with
-//! what became of it in that round.
+//! Pictures of migrations: each round is a row. It shows guest memory from the lowest address to the highest, and
+//! what the round did with it.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`svg`] | a file, for every mode that was compared |
-//! | [`terminal`] | a line of characters a round, for the mode with hints |
+//! | [`svg`] | a file with every mode that was compared |
+//! | [`terminal`] | a line of characters for each round of the mode with hints |
 //!
-//! `host-migrator/cli/doc/compare.svg` is one: a stock Linux guest, `lacuna compare --guest linux --memory 512M --in-use 64M
-//! --freed 256M --dirty-rate 2M --hints off,on --picture compare.svg`.
+//! Example: `host-migrator/cli/doc/compare.svg`, a stock Linux guest, made by `lacuna compare --guest linux
+//! --memory 512M --in-use 64M --freed 256M --dirty-rate 2M --hints off,on --picture compare.svg`.
 
 pub mod svg;
 pub mod terminal;
@@ -20,14 +20,14 @@ use spec::PAGE_SIZE;
 use crate::compare::Record;
 use crate::size::Size;
 
-/// What may have become of a page in a round.
+/// What a round did with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Sent for the first time.
     Sent,
     /// Sent again: the guest had written it since.
     Again,
-    /// Sent, for the first time or again, and hinted to be free too late.
+    /// Sent, for the first time or again, although a hint that came later says that it was free.
     Vain,
     /// Not sent because of a hint.
     Skipped,
@@ -61,14 +61,14 @@ impl Fate {
     }
 }
 
-/// How many pages of a stretch of memory met each of [`Fate::ALL`]: every page is counted once.
+/// How many pages of a range met each of [`Fate::ALL`]: every page is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Column([u64; 6]);
 
 impl Column {
     fn new(fates: Fates, memory: u64) -> Self {
         let vain = fates.in_vain;
-        // A page may have been both; which ones were is not known.
+        // A page may have been both. It is not recorded which pages were.
         let again = fates.resent.min(fates.sent - vain.min(fates.sent));
         let sent = fates.sent.saturating_sub(vain + again);
         let empty = fates.zero + fates.holes;
@@ -95,12 +95,12 @@ impl Column {
     }
 }
 
-/// Cells that make a column where there is room for so many columns.
+/// How many cells form a column if there is room for `columns` columns.
 fn cells_a_column(maps: &RoundMaps, columns: usize) -> usize {
     maps.memory.len().div_ceil(columns.max(1)).max(1)
 }
 
-/// `row` in columns of so many cells each.
+/// `row` in columns of `cells` cells each.
 fn columns(maps: &RoundMaps, row: &RoundMap, cells: usize) -> Vec<Column> {
     let fates = row.cells.chunks(cells);
     let memory = maps.memory.chunks(cells);
@@ -118,7 +118,7 @@ fn whole(maps: &RoundMaps, row: &RoundMap) -> Column {
     Column::new(row.sum(), maps.memory.iter().sum())
 }
 
-/// Bytes of a column of so many cells.
+/// Bytes of a column of `cells` cells.
 fn column_bytes(maps: &RoundMaps, cells: usize) -> u64 {
     maps.cell_pages * PAGE_SIZE * cells as u64
 }
@@ -136,7 +136,7 @@ fn first_runs(records: &[Record]) -> Vec<(&Record, &RoundMaps)> {
     runs
 }
 
-/// A row's rounds, as people call them. The guest stands still in the last one.
+/// A row's name: its rounds. In the last round the guest is stopped.
 fn label(row: &RoundMap, is_last: bool) -> String {
     match (row.first_round, row.last_round) {
         (_, last) if is_last && row.first_round == last => format!("{last}, stopped"),
@@ -157,7 +157,7 @@ mod tests {
     use crate::compare::record;
     use crate::control::HintMode;
 
-    /// Two rounds of a guest with 4 cells of 64 pages, the third of which is no memory.
+    /// Two rounds of a guest with 4 cells of 64 pages. There is no memory at the third cell.
     pub fn maps() -> RoundMaps {
         let cell = |sent, zero, skipped, holes, resent, in_vain| Fates {
             sent,

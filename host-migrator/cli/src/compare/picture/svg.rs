@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The pictures of all modes in one SVG file, dark where its reader likes it dark.
+//! The pictures of all modes in one SVG file, which has a dark mode.
 //!
-//! A row is a round. A column of it is a stretch of guest-physical memory, filled from the bottom with what became of
-//! its pages; whatever happened to a single page of it is drawn at least a line high.
+//! A row is a round. A column of a row is a range of guest-physical memory, filled from the bottom by what the round
+//! did with its pages. Even a single page is drawn at least one line high.
 
 use std::fmt::Write;
 
@@ -21,15 +21,15 @@ const EDGE: usize = 20;
 /// Where rows begin, and how wide they are.
 const LEFT: usize = 112;
 const ROW_WIDTH: usize = 768;
-/// How high a row is, and from one to the next.
+/// Height of a row, and distance from one row to the next.
 const ROW_HEIGHT: u64 = 26;
 const PITCH: usize = 32;
-/// What stands above the first mode, and above and below the rows of each.
+/// Space above the first mode, and above and below the rows of each mode.
 const TITLE: usize = 84;
 const HEADING: usize = 34;
 const AXIS: usize = 30;
 
-/// Colours that people who see few can tell apart (Okabe and Ito), on light and on dark.
+/// Colours that colour-blind people can tell apart (Okabe and Ito), on light and on dark.
 const STYLE: &str = "\
 svg{color-scheme:light dark;background:#fff}\
 text{fill:#1f2328;font:11px system-ui,sans-serif}\
@@ -75,7 +75,7 @@ fn title(svg: &mut String, runs: &[(&Record, &RoundMaps)]) {
     });
     let _ = writeln!(
         svg,
-        "<text class=\"title\" x=\"{EDGE}\" y=\"{}\">What became of guest memory, round by round</text>\n\
+        "<text class=\"title\" x=\"{EDGE}\" y=\"{}\">What each round did with guest memory</text>\n\
          <text class=\"dim\" x=\"{EDGE}\" y=\"{}\">{}</text>",
         EDGE + 10,
         EDGE + 30,
@@ -101,7 +101,7 @@ fn mode(svg: &mut String, record: &Record, maps: &RoundMaps, top: usize) {
         svg,
         "<text class=\"mode\" x=\"{EDGE}\" y=\"{baseline}\">hints {}</text>\
          <text class=\"dim\" x=\"{LEFT}\" y=\"{baseline}\">{} on the wire, {:.2} times what is in use; \
-         {:.0} ms, of which the guest stood still for {:.1} ms</text>\
+         {:.0} ms, of which the guest was stopped for {:.1} ms</text>\
          <text class=\"dim\" x=\"{}\" y=\"{baseline}\">sent</text>",
         record.hints,
         Size(record.wire_bytes),
@@ -119,7 +119,7 @@ fn mode(svg: &mut String, record: &Record, maps: &RoundMaps, top: usize) {
     axis(svg, maps, y - (PITCH - ROW_HEIGHT as usize));
 }
 
-/// A row of columns between its name and what was sent.
+/// A row: its name, its columns, and how much was sent.
 fn round(svg: &mut String, maps: &RoundMaps, row: &RoundMap, name: &str, y: usize) {
     let columns = columns(maps, row, cells_a_column(maps, COLUMNS));
     let all = whole(maps, row);
@@ -151,7 +151,7 @@ fn round(svg: &mut String, maps: &RoundMaps, row: &RoundMap, name: &str, y: usiz
     svg.push_str("</g>\n");
 }
 
-/// Lines of a column for each of [`Fate::ALL`].
+/// How many lines of a column each of [`Fate::ALL`] takes.
 type Levels = [u64; Fate::ALL.len()];
 
 /// Fills a column of [`ROW_HEIGHT`] lines; one without memory stays empty.
@@ -164,7 +164,7 @@ fn levels(column: &Column) -> Levels {
     if memory == 0 {
         return levels;
     }
-    // What rounding has left over, or taken too much, is the largest's.
+    // The largest part takes the error of rounding.
     if let Some(largest) = (0..levels.len()).max_by_key(|fate| levels[*fate]) {
         let others = levels.iter().sum::<u64>() - levels[largest];
         levels[largest] = ROW_HEIGHT - others;
@@ -172,7 +172,7 @@ fn levels(column: &Column) -> Levels {
     levels
 }
 
-/// The parts of all columns that are of `fate`, neighbours of the same height in one rectangle.
+/// The parts of all columns with `fate`. Neighbours of the same height are one rectangle.
 fn path(levels: &[Levels], fate: Fate) -> String {
     let extent = |column: &Levels| {
         let below: u64 = column[..fate as usize].iter().sum();

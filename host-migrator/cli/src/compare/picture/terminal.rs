@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The picture in a terminal's characters: a line a round, in colours or, where there are none, in letters.
+//! The picture for a terminal: a line for each round, in colours, or in letters without colours.
 
 use std::fmt::Write;
 
@@ -14,12 +14,12 @@ use crate::size::Size;
 const LABEL: usize = 12;
 /// Columns for what was sent.
 const SENT: usize = 11;
-/// More rounds than these are cut short in the middle.
+/// Most lines of a picture. Of more rounds, those in the middle are left out.
 const MAX_LINES: usize = 16;
 /// Rounds at the end that are always shown.
 const LAST_LINES: usize = 3;
 
-/// The rounds of the first run with hints, or of the last mode, in lines of `width` columns; nothing without maps.
+/// The rounds of the first run with hints, or of the last mode, in lines of `width` columns. Empty without maps.
 pub fn draw(records: &[Record], width: usize, colour: bool) -> String {
     let runs = first_runs(records);
     let with_hints = runs.iter().find(|(run, _)| run.hints == HintMode::On);
@@ -31,7 +31,7 @@ pub fn draw(records: &[Record], width: usize, colour: bool) -> String {
     // Writing to a String does not fail.
     let _ = writeln!(
         text,
-        "hints {}: guest memory round by round, {} a character, and what was sent of it",
+        "hints {}: guest memory in each round, {} per character, and how much was sent",
         record.hints,
         Size(column_bytes(maps, cells))
     );
@@ -88,7 +88,7 @@ fn legend(rows: &[RoundMap], colour: bool) -> String {
     text
 }
 
-/// A character a column. Colours are named where they change.
+/// One character for each column. An escape sequence is written only where the colour changes.
 fn paint(columns: Vec<Column>, colour: bool) -> String {
     let mut text = String::new();
     let mut before = None;
@@ -114,8 +114,8 @@ fn paint(columns: Vec<Column>, colour: bool) -> String {
     text
 }
 
-/// What there is to be seen of a column, and whether that is half of it or more; none if it is no memory. Work that
-/// was done goes before pages of which there was nothing to be done.
+/// The fate that a column shows, and whether half of the column's pages or more have it; `None` for a column without
+/// memory. Pages that the round handled go before pages that it had nothing to do with.
 fn shown(column: &Column) -> Option<(Fate, bool)> {
     let memory = column.memory();
     let works = Fate::ALL.into_iter().filter(|fate| *fate != Fate::Rest);
@@ -126,7 +126,7 @@ fn shown(column: &Column) -> Option<(Fate, bool)> {
     (memory > 0).then(|| (fate, column.pages(fate) * 2 >= memory))
 }
 
-/// A letter for a column of which this is a part, and one for a column of which it is half or more.
+/// The letter for a column that has less than half of its pages with `fate`, and the letter for half or more.
 fn letters(fate: Fate) -> (char, char) {
     match fate {
         Fate::Sent => ('s', 'S'),
@@ -138,7 +138,7 @@ fn letters(fate: Fate) -> (char, char) {
     }
 }
 
-/// The same in the palette of 256 colours.
+/// The same as a colour of the palette of 256 colours.
 fn shade(fate: Fate, most: bool) -> u8 {
     let (few, many) = match fate {
         Fate::Sent => (25, 33),

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Flags of a machine and its guest: `lacuna run` and `lacuna receive`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use host_migrator::wire::Address;
+use rustix::fs::{Gid, Mode};
+use spec_sockets::access;
+
+use super::values::socket_path;
+use crate::size::Size;
+use crate::trace::TraceArgs;
+
+/// `lacuna run`
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// What its guest does.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+    /// Linux guest: the kernel (bzImage or ELF)
+    #[arg(long, value_name = "FILE", required_if_eq("guest", "linux"))]
+    pub kernel: Option<PathBuf>,
+    /// Linux guest: the initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+}
+
+/// `lacuna receive`
+#[derive(Clone, Debug, Args)]
+pub struct ReceiveArgs {
+    /// Where to listen: tcp:HOST:PORT or unix:PATH. All addresses of HOST are used; `[::]` means all addresses of this
+    /// machine; with port 0 the kernel chooses the port
+    pub address: Address,
+    /// Octal permission bits of the file unix:PATH: who may send a guest [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    pub socket_mode: Option<Mode>,
+    /// Group of the file unix:PATH, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    pub socket_group: Option<Gid>,
+    /// The machine to receive into.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Keep the guest stopped after it has arrived, until `lacuna cont`
+    #[arg(long)]
+    pub hold: bool,
+}
+
+/// A machine: its guest, its balloon device, its sockets and its console.
+#[derive(Clone, Debug, Args)]
+pub struct MachineArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// vhost-user socket of the balloon device; without this flag the guest has no balloon
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub balloon: Option<PathBuf>,
+    /// Control socket of the balloon device, to ask for hints
+    #[arg(long, value_name = "SOCKET", requires = "balloon", value_parser = socket_path())]
+    pub balloon_control: Option<PathBuf>,
+    /// Agent socket of the balloon device. The guest gets a virtio-console port, org.lacuna.agent.0, which is connected
+    /// to this socket and which the agent of a Linux guest uses
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub agent_socket: Option<PathBuf>,
+    /// Control socket of this machine: where it takes commands (status, migrate, cancel and others)
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+    /// Octal permission bits of the control socket: who may give commands [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = access::mode)]
+    pub control_mode: Option<Mode>,
+    /// Group of the control socket, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    pub control_group: Option<Gid>,
+    /// File for the guest's console output; without this flag it goes to standard error. The guest never waits for a
+    /// slow reader: of the output that nobody has read yet, only the last MiB is kept
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+    /// Where the machine records its trace.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// The guest and its size. Source and destination must be given the same values.
+#[derive(Clone, Debug, Args)]
+pub struct GuestArgs {
+    /// The guest to run
+    #[arg(id = "guest", long, value_name = "GUEST", value_enum, default_value_t)]
+    pub kind: GuestKind,
+    /// Guest memory, in bytes or with the unit K, M, G or T (as every SIZE here)
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    pub memory: Size,
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub vcpus: u8,
+}
+
+/// What the guest is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum GuestKind {
+    /// A bare-metal guest that is part of this program: it starts in milliseconds and checks all its memory.
+    #[default]
+    Bare,
+    /// A stock Debian Linux kernel with its own virtio_balloon driver.
+    Linux,
+}
+
+/// What the guest does with its memory.
+#[derive(Clone, Debug, Args)]
+pub struct WorkloadArgs {
+    /// Memory that stays in use
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub in_use: Size,
+    /// Memory that is written once and then freed
+    #[arg(long, value_name = "SIZE", default_value = "1536M")]
+    pub freed: Size,
+    /// Linux guest: memory that is written and of which every second page is then freed, so that free memory is in
+    /// pieces of one page
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub fragment: Size,
+    /// Bytes a second that the guest writes to memory in use
+    #[arg(long, value_name = "SIZE", default_value = "20M")]
+    pub dirty_rate: Size,
+    /// Pages a second that the guest frees and allocates again
+    #[arg(long, value_name = "PAGES", default_value_t = 256)]
+    pub churn: u64,
+    /// Seed of the guest's random choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// When the bare guest reuses pages that it has hinted
+    #[arg(long, value_enum, default_value_t)]
+    pub hold: Hold,
+    /// How the bare guest answers requests for hints
+    #[arg(long, value_enum, default_value_t)]
+    pub answer: Answering,
+    /// More kernel arguments for a Linux guest. For example, with init_on_alloc=0 its balloon driver hints memory
+    /// without first writing zeros to it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub append: String,
+}
+
+/// See [`spec::bare::HoldPolicy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Hold {
+    /// After the device has said that hinting is over
+    #[default]
+    UntilDone,
+    /// As soon as it needs a page, without telling the device
+    Early,
+}
+
+/// See [`spec::bare::AnswerPolicy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Answering {
+    /// At once, as a good driver does
+    #[default]
+    Prompt,
+    /// Never
+    Silent,
+    /// 5 seconds after it was asked
+    Late,
+    /// At once, but it hints only 10 MB of memory a second
+    Slow,
+    /// At once, and then it hints the same pages again for ever
+    Flood,
+}

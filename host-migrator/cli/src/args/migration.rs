@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Flags of a migration: `lacuna send` and `lacuna compare`.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use host_migrator::wire::Address;
+use host_migrator::{EARLY_HARVESTS, PageSource};
+
+use super::machine::{GuestArgs, WorkloadArgs};
+use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
+use crate::control::{HintMode, MigrateArguments};
+use crate::size::Size;
+
+/// `lacuna send`
+#[derive(Clone, Debug, Args)]
+pub struct SendArgs {
+    /// Where to: tcp:HOST:PORT or unix:PATH
+    pub address: Address,
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+    /// How to migrate.
+    #[command(flatten)]
+    pub migration: MigrationArgs,
+    /// What may be used to find pages that need not be sent
+    #[arg(long, value_enum, default_value_t)]
+    pub hints: HintMode,
+    /// Sources to use, of those that --hints allows
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,agent,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
+    pub sources: Vec<PageSource>,
+    /// Start the migration and do not wait for its end
+    #[arg(long)]
+    pub detach: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Test builds: a clause of the rule to switch off (may be repeated)
+    #[cfg(clause_switches)]
+    #[arg(long, value_name = "CLAUSE")]
+    pub switch_off: Vec<String>,
+}
+
+/// `lacuna compare`
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// What the guest does.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+    /// How to migrate.
+    #[command(flatten)]
+    pub migration: MigrationArgs,
+    /// The modes to compare
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "off,holes,on"
+    )]
+    pub hints: Vec<HintMode>,
+    /// Sources that mode `on` uses; mode `holes` uses those of them that do not ask the guest
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
+    pub sources: Vec<PageSource>,
+    /// Runs of each mode; run N uses the seed plus N
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Record a trace of every part, and check it against the rule after each run
+    #[arg(long)]
+    pub check_trace: bool,
+    /// Transport of the migration stream
+    #[arg(long, value_enum, default_value_t)]
+    pub transport: Transport,
+    /// Write a picture (SVG) of each mode's first run: which pages of the guest each round sent, sent in vain, or
+    /// skipped
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
+    /// Print one JSON object for each run instead of the table and the picture
+    #[arg(long)]
+    pub json: bool,
+    /// Test builds: a clause of the rule to switch off (may be repeated)
+    #[cfg(clause_switches)]
+    #[arg(long, value_name = "CLAUSE")]
+    pub switch_off: Vec<String>,
+}
+
+/// The transport of a comparison's migrations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// TCP over the loopback device
+    #[default]
+    Tcp,
+    /// A unix socket
+    Unix,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug, Args)]
+pub struct MigrationArgs {
+    /// Greatest downtime, in milliseconds: how long the guest may be stopped at the end
+    #[arg(long, value_name = "MS", default_value = "300", value_parser = milliseconds)]
+    pub downtime_limit: Duration,
+    /// Greatest time of the switchover, in milliseconds. If it takes longer, the migration fails and the guest runs on
+    /// at the source. Default: five seconds more than twice the expected downtime or than the downtime limit, whichever
+    /// is more
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    pub switchover_timeout: Option<Duration>,
+    /// Greatest bandwidth, in bytes a second; without this flag the migration uses all that the link has
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    pub max_bandwidth: Option<Size>,
+    /// How many times a round harvests the dirty log before the round ends. A page that the guest wrote before the round
+    /// copied it is then not sent again for that write. Each harvest costs the guest one fault for every page that it
+    /// writes again. With 0 the log is harvested only between rounds
+    #[arg(long, value_name = "N", default_value_t = EARLY_HARVESTS)]
+    pub early_harvests: u32,
+    /// Stop the guest after N rounds, even if the downtime limit is then exceeded. This ends the migration of a guest
+    /// that writes faster than the link sends. Without this flag rounds go on until the downtime limit can be kept
+    #[arg(long, value_name = "N")]
+    pub max_rounds: Option<NonZeroU32>,
+}
+
+impl MigrationArgs {
+    /// The arguments of the command for a migration to `uri` with these flags, and defaults for the rest.
+    #[must_use]
+    pub fn to(&self, uri: String) -> MigrateArguments {
+        MigrateArguments {
+            max_bandwidth: self.max_bandwidth.map(|size| size.0),
+            downtime_limit: self.downtime_limit.as_millis() as u64,
+            switchover_timeout: self.switchover_timeout.map(|time| time.as_millis() as u64),
+            early_harvests: self.early_harvests,
+            max_rounds: self.max_rounds,
+            ..MigrateArguments::to(uri)
+        }
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line: every flag of every job.
+
+mod generate;
+mod machine;
+mod migration;
+pub(crate) mod values;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::generate::{GenerateArgs, Generated, ProgramName};
+pub use self::machine::{
+    Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
+};
+pub use self::migration::{CompareArgs, MigrationArgs, SendArgs, Transport};
+use self::values::socket_path;
+use crate::balloon::args::BalloonArgs;
+use crate::trace::TraceJob;
+
+const MORE: &str = "\
+A SIZE is a whole number of bytes, or a whole number with the unit K, M, G or T (powers of 1024), such as 512M.
+
+Environment:
+  RUST_LOG      log level on standard error: error, warn (default), info or debug
+  LACUNA_CACHE  folder where downloaded kernels for Linux guests are kept
+                [default: lacuna in $XDG_CACHE_HOME or ~/.cache]
+
+Exit status:
+  0  the job was done
+  1  the job failed, or `compare` found a wrong page; standard error says why
+  2  the command line is wrong";
+
+/// Live migration that never sends memory the guest does not use.
+///
+/// `lacuna compare` migrates a real guest with and without free page hints, checks every page at the
+/// destination, and shows what the hints saved. The other jobs are its parts: `run` starts a guest,
+/// `receive` waits for one, `balloon device` collects hints, and `send`, `status` and `cancel` control a
+/// migration. `balloon` also controls a balloon device that is already running.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lacuna",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_long_help = MORE
+)]
+pub struct Cli {
+    /// The job.
+    #[command(subcommand)]
+    pub job: Job,
+}
+
+/// One job each.
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Migrate a real guest with and without hints and show the difference
+    Compare(CompareArgs),
+    /// Run a guest that can be migrated away
+    Run(RunArgs),
+    /// Wait for a guest, and run it when it has arrived
+    Receive(ReceiveArgs),
+    /// Migrate a running guest
+    Send(SendArgs),
+    /// Show what a machine and its migration are doing
+    Status(StatusArgs),
+    /// Cancel a migration: the guest runs on where it is
+    Cancel(ControlArgs),
+    /// Let a received guest run: one held by --hold, or one whose hand-over was lost
+    Cont(ContArgs),
+    /// Let a stopped guest run on at the source: after a migration, or after a lost hand-over
+    Resume(ResumeArgs),
+    /// End a machine; with --end-guest its guest, too
+    Quit(QuitArgs),
+    /// Run the balloon device, set its target, show the guest's memory
+    Balloon(BalloonArgs),
+    /// Make, show or check a trace of what each part of a migration did
+    Trace(TraceJobArgs),
+    /// Write manual pages or shell completions
+    Generate(GenerateArgs),
+}
+
+/// `lacuna status`
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A job whose only argument is the machine.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+}
+
+/// `lacuna cont`
+#[derive(Clone, Debug, Args)]
+pub struct ContArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// Decide that the guest belongs to this destination. For a hand-over during which the link died, when `status` of
+    /// this destination shows `undecided`. First make sure that the source shows `undecided`, too, or has ended:
+    /// otherwise the guest runs in two places and destroys its disks
+    #[arg(long)]
+    pub destination_owns: bool,
+}
+
+/// `lacuna resume`
+#[derive(Clone, Debug, Args)]
+pub struct ResumeArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// Decide that the guest belongs to this source. For a hand-over during which the link died, when `status` of this
+    /// source shows `undecided`. First make sure that the destination has ended, or end it: otherwise the guest runs in
+    /// two places and destroys its disks. It is not enough that the guest does not run there now, because the hand-over
+    /// may still be on its way
+    #[arg(long)]
+    pub source_owns: bool,
+}
+
+/// `lacuna quit`
+#[derive(Clone, Debug, Args)]
+pub struct QuitArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+    /// End the guest, too. Without this flag a machine that has a guest refuses to end
+    #[arg(long)]
+    pub end_guest: bool,
+}
+
+/// `lacuna trace`
+#[derive(Clone, Debug, Args)]
+pub struct TraceJobArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub job: TraceJob,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
