@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Walk through the model of the rule, have its stories told, or let all states of a larger one be looked at.
+//! Explore the model of the rule, print its stories, or check all states of a larger setup.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use stateright::Model;
 
 /// The rule of free page hinting as an executable model.
 ///
-/// Without a command it serves Stateright's explorer, in which a migration can be walked through step by step.
+/// Without a command it serves Stateright's explorer, which shows a migration step by step.
 #[derive(Debug, Parser)]
 #[command(name = "explore")]
 struct Options {
@@ -26,17 +26,17 @@ struct Options {
 enum Command {
     /// Serve the explorer on localhost
     Serve(Serve),
-    /// Tell how a page is lost without each clause, and in what others do
+    /// Print how a page is lost without each clause, and in other hypervisors
     Stories {
-        /// Only this clause, as in close-before-harvest
+        /// Only this clause, such as close-before-harvest
         clause: Option<Clause>,
     },
-    /// Tell the stories in a document anew
+    /// Write the stories in a document again
     Retell {
         /// The document
         file: PathBuf,
     },
-    /// Look at all states of a migration under the whole rule
+    /// Check all states of a migration under the whole rule
     Check(Box<Bounds>),
 }
 
@@ -45,7 +45,7 @@ struct Serve {
     /// Port on localhost
     #[arg(long, default_value_t = 3000)]
     port: u16,
-    /// Switch a clause off: the explorer then shows how that goes wrong
+    /// Switch a clause off, to see how a migration then goes wrong
     #[arg(long, value_name = "CLAUSE")]
     without: Option<Clause>,
 }
@@ -67,13 +67,13 @@ struct Bounds {
     /// Early harvests
     #[arg(long, default_value_t = 0)]
     early: u8,
-    /// Times that a migration fails
+    /// How often a migration can fail
     #[arg(long, default_value_t = 0)]
     failures: u8,
-    /// Times that the device dies
+    /// How often the device can die
     #[arg(long, default_value_t = 0)]
     deaths: u8,
-    /// Times that the migrator does not wait for the device
+    /// How often the migrator can stop waiting for the device
     #[arg(long, default_value_t = 0)]
     impatience: u8,
     /// Channels to the destination
@@ -154,7 +154,7 @@ fn serve(options: &Serve) -> io::Result<()> {
         },
     };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-    // The explorer panics where it cannot listen.
+    // The explorer panics if it cannot listen, so try that first.
     drop(TcpListener::bind(address)?);
     println!("http://{address}/");
     migration.checker().serve(address);
@@ -210,7 +210,7 @@ fn check(setup: Setup) -> io::Result<()> {
     }
 }
 
-/// The most memory that this process has had.
+/// The peak memory of this process.
 fn peak_memory() -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status

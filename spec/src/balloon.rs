@@ -8,7 +8,7 @@ use crate::wire;
 /// Feature bits (bit numbers), virtio 1.2 section 5.5.3. Bit 6 is not offered: what was HINT_WAIT_ON_ACK in patches for
 /// Linux is DEVICE_INIT_REPORTED in those for the specification (virtio-spec#244).
 pub mod feature {
-    /// The guest tells before it uses pages from the balloon again.
+    /// The guest tells the device before it reuses pages of the balloon.
     pub const MUST_TELL_HOST: u32 = 0;
     /// There is a statistics queue.
     pub const STATS_VQ: u32 = 1;
@@ -36,15 +36,15 @@ pub mod stat {
     pub const SWAP_OUT: u16 = 1;
     /// Page faults that needed I/O.
     pub const MAJOR_FAULTS: u16 = 2;
-    /// Page faults that did not.
+    /// Page faults that needed no I/O.
     pub const MINOR_FAULTS: u16 = 3;
-    /// Memory that is not used for anything.
+    /// Memory that is not in use.
     pub const FREE_MEMORY: u16 = 4;
     /// All memory that the guest has.
     pub const TOTAL_MEMORY: u16 = 5;
-    /// What new programs could have without swapping.
+    /// Memory that is available to new programs without swapping.
     pub const AVAILABLE_MEMORY: u16 = 6;
-    /// What can be taken back from caches without I/O.
+    /// Memory of caches that can be reclaimed without I/O.
     pub const DISK_CACHES: u16 = 7;
     /// Huge pages that were allocated.
     pub const HUGETLB_ALLOCATIONS: u16 = 8;
@@ -54,13 +54,13 @@ pub mod stat {
     pub const OOM_KILLS: u16 = 10;
     /// Allocations that had to wait for memory.
     pub const ALLOCATION_STALLS: u16 = 11;
-    /// Memory that the guest's background reclaim looked at.
+    /// Memory that background reclaim scanned.
     pub const ASYNC_SCANS: u16 = 12;
-    /// Memory that allocations looked at themselves.
+    /// Memory that allocations scanned themselves.
     pub const DIRECT_SCANS: u16 = 13;
-    /// Memory that the guest's background reclaim took back.
+    /// Memory that background reclaim freed.
     pub const ASYNC_RECLAIMS: u16 = 14;
-    /// Memory that allocations took back themselves.
+    /// Memory that allocations freed themselves.
     pub const DIRECT_RECLAIMS: u16 = 15;
 
     /// The names by rising tag, as the Linux headers give them.
@@ -107,7 +107,7 @@ pub struct Config {
     pub num_pages: u32,
     /// Pages (4 KiB) the guest says are in the balloon; at offset 4, written by the guest.
     pub actual: u32,
-    /// What free page hinting is to do, see [`Command`]; at offset 8.
+    /// The command of free page hinting, see [`Command`]; at offset 8.
     pub free_page_hint_cmd_id: u32,
     /// What the guest fills free pages with; at offset 12, written by the guest.
     pub poison_val: u32,
@@ -154,7 +154,7 @@ impl CommandId {
     /// The lowest id of a device; the same number that QEMU starts from, so that logs look familiar.
     pub const FIRST: Self = Self(0x8000_0000);
 
-    /// An id that depends on `seed`, where two devices, one after the other, are not to begin with the same.
+    /// An id that depends on `seed`, so that two devices, one after the other, begin with different ids.
     pub const fn spread(seed: u32) -> Self {
         Self(Self::FIRST.0 | seed)
     }
@@ -168,7 +168,7 @@ impl CommandId {
         }
     }
 
-    /// The id after this one. After `u32::MAX` it goes on at [`CommandId::FIRST`], past the reserved
+    /// The id after this one. After `u32::MAX` comes [`CommandId::FIRST`], which skips the reserved
     /// numbers.
     pub const fn next(self) -> Self {
         if self.0 == u32::MAX {
@@ -184,14 +184,14 @@ impl CommandId {
     }
 }
 
-/// What `free_page_hint_cmd_id`, or a 4-byte buffer on the hint queue, says.
+/// The value of `free_page_hint_cmd_id`, or of a 4-byte buffer on the hint queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Stop hinting, keep the hinted pages (virtio 1.2: `VIRTIO_BALLOON_CMD_ID_STOP`).
     Stop,
-    /// Hinting is over, take all hinted pages back (`VIRTIO_BALLOON_CMD_ID_DONE`).
+    /// Hinting is over, the guest may use all hinted pages again (`VIRTIO_BALLOON_CMD_ID_DONE`).
     Done,
-    /// Start (or: this is) the round with this id.
+    /// From the device: start the round with this id. From the guest: this is the round with this id.
     Start(CommandId),
 }
 
@@ -238,11 +238,11 @@ pub enum QueueRole {
 /// How queues get their numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueNumbering {
-    /// Queues without their feature get no number and those after them move up: what Linux and QEMU
-    /// do, against the letter of the specification.
+    /// A queue whose feature is missing has no number, and the queues after it move up. Linux and QEMU do this, against
+    /// the letter of the specification.
     #[default]
     Dense,
-    /// 0 to 4 whatever the features: the specification's numbers.
+    /// The numbers 0 to 4, whatever the features: what the specification says.
     Fixed,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine of the bare-metal guest: what it finds at start and how it talks to the VMM.
+//! The machine of the bare-metal guest: its state at the start, and how guest and VMM communicate.
 //!
 //! The guest runs in 64-bit mode at privilege level 3 with paging on, I/O privilege level 3 and no
 //! interrupts (some software KVMs run only that natively). All guest-physical memory, and the device
@@ -25,13 +25,13 @@ pub const HEARTBEAT_GPA: u64 = 0x9000;
 pub const HEARTBEAT_MS: u64 = 10;
 /// Where the image is loaded; it is linked for this address.
 pub const IMAGE_GPA: u64 = 0x20_0000;
-/// Bytes of stack a vCPU.
+/// Bytes of each vCPU's stack.
 pub const STACK_BYTES: u64 = 64 << 10;
 /// The virtio-mmio device.
 pub const MMIO_GPA: u64 = 0xd000_0000;
 /// Bytes of the virtio-mmio window.
 pub const MMIO_BYTES: u64 = 0x1000;
-/// Guest memory ends here at the latest, and goes on at 4 GiB: the gap holds the devices.
+/// Low memory ends here at the latest and goes on at 4 GiB. The devices are in the gap.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where guest memory goes on above the gap.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
@@ -40,7 +40,7 @@ pub const MAX_VCPUS: u64 = 16;
 
 /// `out` of a byte: the serial console (an 8250's data register).
 pub const PORT_CONSOLE: u16 = 0x3f8;
-/// `out` of a u32: the vCPU sleeps that many microseconds (the VMM may cut it short to pause it).
+/// `out` of a u32: the vCPU sleeps that many microseconds (less if the VMM pauses it).
 pub const PORT_SLEEP: u16 = 0x510;
 /// `out` of a u32: an [`Event`].
 pub const PORT_EVENT: u16 = 0x514;
@@ -55,15 +55,15 @@ pub enum Event {
     Failed = 2,
 }
 
-/// When the guest gives a hinted page back to its own allocator.
+/// When the guest returns a hinted page to its own allocator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u64)]
 pub enum HoldPolicy {
-    /// When it is told DONE: what a guest without memory pressure does.
+    /// At DONE, like a guest without memory pressure.
     #[default]
     UntilDone = 0,
-    /// At once when it needs a page, without telling anyone and without waiting for the device to use
-    /// the hint: what a guest under memory pressure may do (virtio 1.2, 5.5.6.5).
+    /// As soon as it needs a page, without telling the device or waiting for it to take the hint. A guest under memory
+    /// pressure may do this (virtio 1.2, 5.5.6.5).
     Early = 1,
 }
 
@@ -74,13 +74,13 @@ pub enum AnswerPolicy {
     /// As a good driver does.
     #[default]
     Prompt = 0,
-    /// Never: as if it had no driver.
+    /// Never, like a guest without a driver.
     Silent = 1,
     /// As a good driver does, but only [`LATE_MS`] after it was asked.
     Late = 2,
     /// At [`SLOW_BYTES_PER_SECOND`].
     Slow = 3,
-    /// As a good driver does, and then the same pages again without end.
+    /// As a good driver does, and then it hints the same pages again for ever.
     Flood = 4,
 }
 
@@ -97,7 +97,7 @@ impl AnswerPolicy {
     }
 }
 
-/// How long a guest with [`AnswerPolicy::Late`] thinks.
+/// How long a guest with [`AnswerPolicy::Late`] waits before it answers.
 pub const LATE_MS: u64 = 5000;
 /// How much memory a guest with [`AnswerPolicy::Slow`] hints a second.
 pub const SLOW_BYTES_PER_SECOND: u64 = 10_000_000;
@@ -123,7 +123,7 @@ pub struct BootInfo {
     pub freed_bytes: u64,
     /// Bytes a second that the workload writes to pages in use.
     pub dirty_rate: u64,
-    /// Pages a second that the workload frees and takes again.
+    /// Pages a second that the workload frees and allocates again.
     pub churn_rate: u64,
     /// A [`HoldPolicy`].
     pub hold: u64,
@@ -132,7 +132,7 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
-    /// Words of the structure, magic included.
+    /// Words of the structure, including the magic word.
     pub const WORDS: usize = 13;
     /// The first word.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNABI");
@@ -190,7 +190,7 @@ pub enum StatusWord {
     VersionTable = 2,
     /// The first managed page frame number of the low region (the tables count from it).
     FirstPage = 3,
-    /// Managed pages. They count on over the gap below 4 GiB as if it were not there.
+    /// Number of managed pages. The count ignores the gap below 4 GiB.
     Pages = 4,
     /// Pages in use now.
     InUse = 5,
@@ -204,9 +204,9 @@ pub enum StatusWord {
     HintRounds = 9,
     /// Pages hinted.
     HintedPages = 10,
-    /// Pages taken back before DONE.
+    /// Hinted pages that the guest reused before DONE.
     EarlyReleases = 11,
-    /// DONEs seen.
+    /// How often the guest saw DONE.
     Dones = 12,
     /// Heartbeat pages that were wrong when read.
     WrongHeartbeats = 13,
@@ -227,20 +227,20 @@ impl StatusWord {
 /// The first status word of a guest that is up.
 pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"LACUNAST");
 
-/// What a managed page is to the bare guest: one byte of its state table.
+/// The state of a managed page: one byte of the bare guest's state table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum PageState {
-    /// Free: its content is of no use to the guest.
+    /// Free: the guest does not need its content.
     Free = 0,
-    /// Free, and hinted: held back until DONE (or released early).
+    /// Free and hinted: not used until DONE (or released early).
     Held = 1,
     /// In use: stamped with its own address and the version in the version table.
     InUse = 2,
     /// In use, and a vCPU is reading or writing it.
     Busy = 3,
-    /// No longer free, and a vCPU is about to write it for the first time, or is writing it. Until it is stamped, its
-    /// version is that of its last stamp: it is not written yet if it still holds that.
+    /// Allocated, and a vCPU is about to write it for the first time or is writing it. Until it is stamped, the version
+    /// table has the version of its last stamp. If the page still holds that stamp, it was not written yet.
     Taken = 4,
 }
 

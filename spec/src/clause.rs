@@ -4,13 +4,13 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// Defines [`Clause`] with what it is called.
+/// Defines [`Clause`] with numbers, names and descriptions.
 macro_rules! clauses {
     ($( $(#[$doc:meta])* $number:literal $clause:ident $name:literal $words:literal, )*) => {
-        /// What a system must do, and what it can leave out to show why it must.
+        /// A clause of the rule, which the model and test builds can switch off to show why it is needed.
         ///
-        /// The numbers are those of `spec/free-page-hinting.md`; a clause that says two things is two here. The
-        /// ones without a number are not about hints, but no hinted migration is safe without them.
+        /// The numbers are those of `spec/free-page-hinting.md`. A clause that has several parts there is several here.
+        /// Clauses without a number are not about hints, but no migration with hints is safe without them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Clause {
@@ -18,10 +18,10 @@ macro_rules! clauses {
         }
 
         impl Clause {
-            /// All of them.
+            /// All clauses.
             pub const ALL: &[Self] = &[$( Self::$clause ),*];
 
-            /// Its number in `spec/free-page-hinting.md`, if it is of the one rule.
+            /// Its number in `spec/free-page-hinting.md`; `None` if it is not a clause of the rule there.
             pub const fn number(self) -> Option<u8> {
                 let number = match self {
                     $( Self::$clause => $number, )*
@@ -57,21 +57,21 @@ clauses! {
     1 ArmBeforeCopy "arm-before-copy" "arm a page before it is sent",
     /// 2: a hint clears no dirty bit.
     2 KeepLog "keep-log" "a hint clears no dirty bit",
-    /// 2: a hint answers no write that an early harvest has found.
-    2 KeepEarly "keep-early" "a hint answers no write that was found early",
+    /// 2: a hint does not take a page out of the early pages.
+    2 KeepEarly "keep-early" "a hint takes no page out of the early pages",
     /// 2: a hint discards no memory.
     2 KeepMemory "keep-memory" "a hint discards no memory",
     /// 3: an epoch is closed before a harvest.
     3 CloseBeforeHarvest "close-before-harvest" "close before harvest",
-    /// 3: what the map holds is forgotten between two epochs.
+    /// 3: the map is cleared between two epochs.
     3 ForgetOldHints "forget-old-hints" "forget the hints of an epoch before the next",
     /// 3: hints that carry an old id are dropped.
     3 CheckCommandId "check-command-id" "drop hints that carry an old id",
-    /// 3, where hints come in frames that carry their epoch: it is the one in which the pages were looked at.
-    3 TagWhenLookedAt "tag-when-looked-at" "a frame carries the epoch in which its pages were looked at",
+    /// 3, where hints come in frames that carry an epoch: it is the epoch in which the page flags were read.
+    3 TagWhenLookedAt "tag-when-looked-at" "a frame carries the epoch in which its page flags were read",
     /// 3: a harvest has cleared what it read before the next epoch opens.
     3 CompleteHarvest "complete-harvest" "complete the harvest before the next epoch",
-    /// 3: what is known of holes is forgotten before a harvest.
+    /// 3: the known holes are forgotten before a harvest.
     3 ForgetHoles "forget-holes" "forget the holes before a harvest",
     /// 4: the log of a vhost-user back end is harvested, too.
     4 MergeBackEnd "merge-back-end" "harvest the back ends' logs",
@@ -81,10 +81,10 @@ clauses! {
     4 LogDiscards "log-discards" "log what is discarded",
     /// 5: no hint is taken once the guest is paused.
     5 NoHintAfterPause "no-hint-after-pause" "no hint after the pause",
-    /// 5: in the end the guest is told to take its pages back.
-    5 SayDone "say-done" "tell the guest DONE in the end",
-    /// 5: in the end logging stops.
-    5 StopLogging "stop-logging" "stop logging in the end",
+    /// 5: at the end the guest is told DONE.
+    5 SayDone "say-done" "tell the guest DONE at the end",
+    /// 5: at the end logging stops.
+    5 StopLogging "stop-logging" "stop logging at the end",
     /// 6: a retry starts from "all dirty".
     6 StartFromAllDirty "start-from-all-dirty" "a retry starts from all dirty",
     /// 6: a guest that was paused for a migration that failed runs on.
@@ -93,29 +93,29 @@ clauses! {
     7 DiscardAtDestination "discard-at-destination" "a hinted page reads as zero at the destination",
     /// 8: a range that covers a part of a page covers nothing of it.
     8 RoundInward "round-inward" "round inward",
-    /// No id is used twice, not even by a device that was started anew.
+    /// No id is used twice, not even by a restarted device.
     0 FreshIds "fresh-ids" "no id is used twice",
-    /// A device that starts tells the guest to take its pages back: they were hinted to one that is gone.
-    0 SayDoneAtStart "say-done-at-start" "a device that starts says DONE",
+    /// A restarted device tells the guest DONE, because the pages were hinted to its predecessor.
+    0 SayDoneAtStart "say-done-at-start" "a restarted device says DONE",
     /// The sender claims a page first and copies it then.
     0 ClaimBeforeCopy "claim-before-copy" "claim before copy",
-    /// Records that wait in a table leave before a harvest brings pages back.
+    /// Records that wait in a table are sent before a harvest brings pages back.
     0 FlushTables "flush-tables" "flush the tables before a harvest",
     /// All channels have delivered before a harvest brings pages back.
     0 DrainChannels "drain-channels" "drain the channels before a harvest",
     /// A back end has logged all its writes before the last harvest.
     0 DrainBackEnds "drain-back-ends" "drain the back ends before the last harvest",
-    /// From the first byte of the hand-over on the source never runs the guest again.
+    /// After the first byte of the hand-over the source never runs the guest again.
     0 TwoPhaseHandOver "two-phase-hand-over" "hand over in two phases",
-    /// Where the link died in the hand-over and neither side can know who has the guest, an operator can decide.
-    0 OperatorDecides "operator-decides" "where neither side can know, an operator can decide",
+    /// If the link died in the hand-over and neither side can know who owns the guest, an operator can decide.
+    0 OperatorDecides "operator-decides" "an operator can decide when neither side can know",
     /// A destination that was ready keeps the guest, stopped, when the link dies.
     0 KeepHeld "keep-held" "a destination that was ready keeps the guest when the link dies",
-    /// An operator decides for one side when the other cannot run the guest any more, and not before.
+    /// An operator decides for one side only when the other can no longer run the guest.
     0 LookFirst "look-first" "an operator decides for one side only if the other cannot run the guest",
 }
 
-/// A name that is no clause's.
+/// The name is not that of a clause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownClause;
 

@@ -4,21 +4,21 @@
 //! Wire types, layouts and the arithmetic of page ranges: `no_std`, no allocation, no I/O, so that a
 //! guest without an operating system, a device and a migrator all read the same definition.
 //!
-//! | module | who meets there |
+//! | module | used by, and for what |
 //! |---|---|
 //! | [`page`] | everybody: page numbers and ranges, rounding inward |
 //! | [`balloon`] | guest driver and device: the virtio-balloon types that `virtio-bindings` lacks |
 //! | [`hint_map`] | device and migrator: the shared bitmap of hinted pages |
 //! | [`agent`] | guest agent and device: maps of free pages, at the grain of one page |
 //! | [`control`] | device, migrator and people: epochs of hints; target, statistics, maps |
-//! | [`page_map`] | device and people: a picture of guest memory |
+//! | [`page_map`] | device and people: a map of guest memory |
 //! | [`stream`] | source and destination: the migration stream |
-//! | [`clause`] | the model and test builds: the clauses of the rule, each of which they can switch off |
-//! | [`trace`] | everybody, in tests: what was done, in one order, held against the rule |
+//! | [`clause`] | the model and test builds: the clauses of the rule, each with a switch |
+//! | [`trace`] | everybody, in tests: a record of what was done, in one order, checked against the rule |
 //! | [`bare`] | the bare-metal guest and the machine that runs it |
-//! | [`stamp`] | guest workloads and the checks on them: what a page in use contains |
+//! | [`stamp`] | guest workloads and their checks: what a page in use contains |
 //!
-//! The documents beside this crate (`spec/*.md`) say why.
+//! The documents beside this crate (`spec/*.md`) give the reasons.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest pages: numbers, ranges, and rounding that never covers a page in part.
+//! Guest pages: numbers, ranges, and rounding inward to whole pages.
 
-/// Bytes of a guest page. The migration bitmap, the hint map and KVM's dirty log all count in it.
+/// Bytes of a guest page: the unit of the migration bitmap, the hint map and KVM's dirty log.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
@@ -69,7 +69,7 @@ impl PageRange {
         self.count << PAGE_SHIFT
     }
 
-    /// The pages that both ranges hold.
+    /// The pages that are in both ranges.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let first = self.first.max(other.first);
         let end = self.end().min(other.end());

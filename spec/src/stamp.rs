@@ -7,7 +7,7 @@ use crate::PAGE_SIZE;
 /// 64-bit words of a page.
 pub const PAGE_WORDS: usize = (PAGE_SIZE / 8) as usize;
 
-/// The stamp of a page: where it is and the how-manieth write this is.
+/// The stamp of a page: its address, and the number of the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The page's address, as its owner names it (guest-physical in the bare guest, virtual in a

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in the document are those that the model tells.
+//! The stories in the document are the model's.
 
 use spec_model::{Clause, document};
 

@@ -7,10 +7,9 @@ use spec_model::setup::Clearing;
 use spec_model::{Action, Migration, Rule, Setup, State};
 use stateright::Model;
 
-/// Walks over all states, depth first; calls `end` for each that has none after it. Whether no path comes back
-/// to where it was.
+/// Visits all states, depth first, and calls `end` for each without a next state. Returns whether no path is a circle.
 fn walk(model: &Migration, mut end: impl FnMut(&State)) -> bool {
-    // Each state on the current path with what may still follow; `true` for states that are done with.
+    // The states on the current path with the actions left to try; below, `true` marks finished states.
     let mut path: Vec<(State, Vec<Action>)> = Vec::new();
     let mut done: HashMap<State, bool> = HashMap::new();
     let actions = |state: &State| {
@@ -91,7 +90,7 @@ fn every_run_ends() {
     for setup in setups {
         let mut ends = 0;
         let finite = walk(&whole(setup), |_| ends += 1);
-        assert!(finite, "a run of {setup:?} goes in a circle");
+        assert!(finite, "a path of {setup:?} is a circle");
         assert!(ends > 0);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! With the whole rule no page is lost, whoever takes part and in whatever order: all states are looked at.
+//! With the whole rule no property is broken in any state, in any setup of the catalogue.
 
 use spec_model::{Migration, Rule, catalogue};
 

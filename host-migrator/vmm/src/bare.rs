@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Starts the bare-metal guest: what [`spec::bare`] promises it to find.
+//! Starts the bare-metal guest in the state that [`spec::bare`] specifies.
 //!
 //! The guest starts in 64-bit mode at privilege level 3, with all memory and the device window mapped one to
-//! one. It has no interrupt descriptor table: an exception ends it.
+//! one. It has no interrupt descriptor table, so an exception ends it.
 
 use std::io::Cursor;
 
@@ -22,7 +22,7 @@ use vm_memory::{
 
 use crate::long_mode::{LongMode, entry};
 
-/// What the guest is to do.
+/// The guest's workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BareWorkload {
     /// The seed of all random choices.
@@ -33,9 +33,9 @@ pub struct BareWorkload {
     pub freed_bytes: u64,
     /// Bytes a second that are written to pages in use.
     pub dirty_rate: u64,
-    /// Pages a second that are freed and taken again.
+    /// Pages a second that are freed and allocated again.
     pub churn_rate: u64,
-    /// When a hinted page is used again.
+    /// When a hinted page is reused.
     pub hold: HoldPolicy,
     /// How a request for hints is answered.
     pub answer: AnswerPolicy,
@@ -44,7 +44,7 @@ pub struct BareWorkload {
 /// A bare guest that cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BareError {
-    /// The image is no program for this machine.
+    /// The image is not a program for this machine.
     #[error("the bare guest's image cannot be loaded: {0}")]
     Image(String),
     /// Guest memory could not be written.
@@ -53,7 +53,7 @@ pub enum BareError {
     /// The image, the stacks or the page tables do not fit.
     #[error("the bare guest needs {0}")]
     DoesNotFit(&'static str),
-    /// None, or too many.
+    /// No vCPU, or too many.
     #[error("the bare guest has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u64),
 }
@@ -65,10 +65,10 @@ pub struct BareEntry {
     stacks: u64,
 }
 
-/// Puts the program `image` and all it needs into `memory`.
+/// Puts the program `image`, its tables and its boot information into `memory`.
 ///
 /// # Errors
-/// [`BareError`]; `memory` may then be written in part.
+/// [`BareError`]; a part of `memory` may then be written.
 pub fn load<M: GuestMemoryBackend>(
     memory: &M,
     image: &[u8],
@@ -115,7 +115,7 @@ pub fn load<M: GuestMemoryBackend>(
     })
 }
 
-/// Bytes of the region that starts at `gpa`; 0 if none does.
+/// Bytes of the region that starts at `gpa`; 0 if there is none.
 fn bytes_of_region<M: GuestMemoryBackend>(memory: &M, gpa: u64) -> u64 {
     memory
         .find_region(GuestAddress(gpa))
@@ -123,7 +123,7 @@ fn bytes_of_region<M: GuestMemoryBackend>(memory: &M, gpa: u64) -> u64 {
         .map_or(0, |region| region.len())
 }
 
-/// Where the program's memory ends, with that which is not in the file but starts as zeros.
+/// Where the program's memory ends, including its zero-initialised part, which is not in the file.
 fn image_end(image: &[u8]) -> Result<u64, BareError> {
     let cut_off = || BareError::Image("its program headers are cut off".into());
     let header: Elf64_Ehdr = read_at(image, 0).ok_or_else(cut_off)?;
@@ -156,18 +156,18 @@ fn read_at<T: ByteValued>(image: &[u8], at: u64) -> Option<T> {
 }
 
 const GDT: u64 = 0x1000;
-/// The task state. No vCPU changes its privilege level, so that only its map of ports matters: a software KVM
-/// asks the map even where the I/O privilege level would do.
+/// The task state segment. No vCPU changes its privilege level, so only the I/O permission bitmap matters: a software
+/// KVM checks the bitmap even if the I/O privilege level would suffice.
 const TASK_STATE: u64 = 0x2000;
-/// Where the task state has the offset of its map of ports, and where that map lies: one bit a port, 0 where it
-/// may be used, and a byte of ones behind it.
+/// Where the task state segment has the offset of its I/O permission bitmap, and where the bitmap is: one bit for each
+/// port, 0 if the port may be used, and a byte of ones at the end.
 const PORT_MAP_FIELD: u64 = 0x66;
 const PORT_MAP: u16 = 0x68;
 const PORT_MAP_BYTES: u16 = 8192;
 const TASK_STATE_LIMIT: u32 = PORT_MAP as u32 + PORT_MAP_BYTES as u32;
 const PAGE_TABLES: u64 = 0x1_0000;
 
-/// Null, 64-bit code and flat data, both for privilege level 3; then the task state's two words.
+/// Null, 64-bit code and flat data, both for privilege level 3; then the two words of the task state segment.
 const DESCRIPTORS: [u64; 5] = [
     0,
     0x00af_fb00_0000_ffff,
@@ -233,7 +233,7 @@ const CR0_CACHES_OFF: u64 = 1 << 29 | 1 << 30;
 const CR4: u64 = 1 << 9 | 1 << 10;
 /// System calls, no-execute.
 const EFER: u64 = 1 << 0 | 1 << 11;
-/// The segment type of a busy task state.
+/// The segment type of a busy task state segment.
 const SEGMENT_BUSY_TASK: u8 = 0b1011;
 
 impl BareEntry {
@@ -249,7 +249,7 @@ impl BareEntry {
         }
     }
 
-    /// The special registers, from those that KVM gave at reset.
+    /// The special registers, based on those that KVM sets at reset.
     pub fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
         let mut sregs = LongMode {
             gdt: GDT,

@@ -51,12 +51,11 @@ pub enum BootError {
     Kvm(#[from] kvm_ioctls::Error),
 }
 
-/// Puts `guest` into `memory`, and each of the `vcpus` into the state in which it starts; they may see `supported` as
-/// CPUID. A Linux guest is told
-/// where its virtio-mmio `devices` are.
+/// Puts `guest` into `memory`, and each of the `vcpus` into its initial state, with a CPUID from `supported`. A Linux
+/// guest is told where its virtio-mmio `devices` are.
 ///
 /// # Errors
-/// [`BootError`]; the machine is then of no use.
+/// [`BootError`]; the machine then cannot be used.
 pub fn boot(
     supported: &CpuId,
     memory: &OwnMemory,
@@ -93,7 +92,7 @@ fn boot_bare(
     let count = vcpus.count() as u64;
     let entry = bare::load(memory, image, workload, count, tsc_khz)?;
     for (number, vcpu) in (0..).zip(vcpus.lock_all()) {
-        // Nobody will start the second one and those after it: they start at once.
+        // The bare guest does not start the other vCPUs by itself, so all start at once.
         vcpu.set_mp_state(kvm_mp_state {
             mp_state: KVM_MP_STATE_RUNNABLE,
         })?;
@@ -120,7 +119,7 @@ fn boot_linux(
     for (number, vcpu) in vcpus.lock_all().enumerate() {
         set_msrs(&vcpu)?;
         connect_interrupt_lines(&vcpu)?;
-        // The others wait for the first one to start them.
+        // The other vCPUs wait until the first one starts them.
         if number == 0 {
             vcpu.set_sregs(&entry.sregs(vcpu.get_sregs()?))?;
             vcpu.set_regs(&entry.regs())?;
@@ -129,7 +128,7 @@ fn boot_linux(
     Ok(GuestKind::Linux)
 }
 
-/// What firmware would have set: fast string operations, and memory cached unless said otherwise.
+/// Registers that firmware would set: fast string operations, and write-back caching by default.
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), BootError> {
     const IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRINGS: u64 = 1 << 0;
@@ -145,12 +144,12 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), BootError> {
         entry(IA32_MTRR_DEF_TYPE, ENABLED_WRITE_BACK),
     ])
     .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
-    // A processor without one of them has nothing to be set.
+    // A processor without one of these registers needs no value in it.
     vcpu.set_msrs(&msrs)?;
     Ok(())
 }
 
-/// The local APIC's lines as firmware leaves them: 0 takes the old interrupt controller's, 1 is the NMI.
+/// The local APIC's lines as firmware leaves them: line 0 takes interrupts of the old controller, line 1 is the NMI.
 fn connect_interrupt_lines(vcpu: &VcpuFd) -> Result<(), BootError> {
     const LINE_0: usize = 0x350;
     const LINE_1: usize = 0x360;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The console's output. A thread of its own writes it, so that no vCPU waits for a reader that has stopped reading.
+//! The console's output. A thread of its own writes it, so that no vCPU waits for a reader that does not read.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::serial::Output;
 /// At most this many bytes of output wait for a reader; further output is dropped.
 const KEPT: usize = 1 << 20;
 
-/// Takes output at any time and at once.
+/// Takes output without blocking.
 #[derive(Debug)]
 pub(crate) struct ConsoleOutput(Arc<Queue>);
 
@@ -27,19 +27,19 @@ struct Queue {
 #[derive(Default)]
 struct State {
     bytes: VecDeque<u8>,
-    /// Bytes dropped since the last that were kept.
+    /// Bytes dropped since the last output that was kept.
     dropped: u64,
-    /// The thread has taken bytes and is writing them.
+    /// Whether the thread has taken bytes and is writing them.
     writing: bool,
-    /// No more will come.
+    /// Whether the output is closed.
     closed: bool,
 }
 
 impl ConsoleOutput {
-    /// Writes to `output` from now on.
+    /// Starts a thread that writes to `output`.
     ///
     /// # Errors
-    /// The system's, if it has no thread for it.
+    /// The system's, if the thread cannot be started.
     pub(crate) fn new(output: Output) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let theirs = Arc::clone(&queue);
@@ -61,7 +61,7 @@ impl ConsoleOutput {
         self.0.changed.notify_all();
     }
 
-    /// Waits until all output was written, for at most `time`.
+    /// Waits until all output is written, for at most `time`.
     pub(crate) fn drain(&self, time: Duration) {
         let waits = |state: &mut State| state.writing || !state.bytes.is_empty();
         // Whether it was written in time is of no matter to anybody.
@@ -78,7 +78,7 @@ impl Drop for ConsoleOutput {
 }
 
 impl Queue {
-    /// Writes what comes until no more will.
+    /// Writes output until it is closed.
     fn write_to(&self, mut output: Output) {
         loop {
             let mut state = self.state.lock();
@@ -126,7 +126,7 @@ mod tests {
     fn output_that_nobody_reads_is_bounded_and_what_is_lost_is_said() {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = ConsoleOutput::new(Box::new(writer)).unwrap();
-        // More than the pipe and the queue take together.
+        // More than the pipe and the queue can hold together.
         let line = [b'x'; 4096];
         for _ in 0..1024 {
             output.push(&line);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! KVM's dirty log of what the vCPUs wrote.
+//! KVM's dirty log: the pages that the vCPUs wrote.
 
 use std::io;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use spec::trace::Event;
 
 use crate::slots::MemorySlots;
 
-/// Words (of 64 pages) that are cleared at a time: KVM makes vCPUs that fault wait for the whole call.
-/// 1 GiB of memory takes four of them.
+/// How many words (of 64 pages) one call clears. vCPUs that fault wait for the whole call. 1 GiB of memory takes four
+/// calls.
 const CHUNK_WORDS: usize = 1024;
 
-/// KVM's log of what the vCPUs wrote.
+/// KVM's log of the vCPUs' writes.
 #[derive(Debug)]
 pub struct KvmDirtyLog {
     slots: Arc<MemorySlots>,
-    /// One slot's log; reused.
+    /// A buffer for the log of one slot.
     buffer: Vec<u64>,
     trace: Trace,
 }
 
 impl KvmDirtyLog {
-    /// The log of these slots. It does not run before [`DirtyLog::start`].
+    /// The log of `slots`. It is off until [`DirtyLog::start`].
     pub fn new(slots: Arc<MemorySlots>) -> Self {
         let words = |pages: &spec::PageRange| pages.count().div_ceil(64) as usize;
         let longest = slots.pages().iter().map(words).max().unwrap_or(0);
@@ -35,7 +35,7 @@ impl KvmDirtyLog {
         }
     }
 
-    /// The same, recording in `trace` which pages are armed.
+    /// This log, which records in `trace` the pages that it arms.
     pub fn recorded(self, trace: &Trace) -> Self {
         Self {
             trace: trace.clone(),
@@ -65,8 +65,8 @@ impl KvmDirtyLog {
             let clear = &bits[start..end];
             let at = (base + start) as u64;
             self.slots.clear_dirty_log(slot, at * 64, clear)?;
-            // Only now, with the pages protected again: a sender that saw the bits before could copy a page,
-            // and a write between the copy and the clearing would be lost with the bit.
+            // Only now, when the pages are protected again. If a sender saw the bits earlier, it could copy a page, and
+            // clearing the bit would lose a write after that copy.
             taken += merge(into, first + at * 64, clear);
         }
         Ok(taken)
@@ -83,8 +83,8 @@ impl DirtyLog for KvmDirtyLog {
         slots
             .set_logging(true)
             .map_err(|e| failed(LogSource::Kvm, "be started", e))?;
-        // Every bit is set now (INITIALLY_SET), and no page protected before its bit is cleared. Bits that
-        // are clear already, of a log that ran before, belong to pages that are protected.
+        // Every bit is set now (INITIALLY_SET), and a page is protected only when its bit is cleared. Bits of an
+        // earlier log that are clear already belong to protected pages.
         let all = [u64::MAX; CHUNK_WORDS];
         for (slot, pages) in (0..).zip(slots.pages()) {
             let words = pages.count().div_ceil(64) as usize;
@@ -119,7 +119,7 @@ impl DirtyLog for KvmDirtyLog {
     }
 }
 
-/// ORs `words`, whose bit 0 is page `first`, into `bitmap`. Returns how many bits were set in them.
+/// ORs `words`, whose bit 0 is page `first`, into `bitmap`. Returns how many bits of `words` are set.
 pub(crate) fn merge(bitmap: &MigrationBitmap, first: u64, words: &[u64]) -> u64 {
     let shift = first % 64;
     let mut set = 0;

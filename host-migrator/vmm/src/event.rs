@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a machine tells its owner.
+//! Events of a machine, for its owner.
 
 use spec::bare::Event;
 
-/// What happens to a guest.
+/// An event of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// It announces something.
+    /// The guest announces something.
     Announced(Event),
-    /// It switched itself off: it never runs again.
+    /// The guest has powered off. It never runs again.
     PoweredOff,
-    /// It wants to be reset; this machine does not reset, and never runs again.
+    /// The guest has reset the machine. This machine cannot reset; the guest never runs again.
     Reset,
-    /// It cannot go on, for the reason given: it never runs again.
+    /// The guest has crashed, for the given reason. It never runs again.
     Crashed(String),
 }

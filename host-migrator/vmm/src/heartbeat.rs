@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The VMM's own writes to the bare guest's memory: a stamped page, every few milliseconds.
+//! The VMM's own writes to the bare guest's memory: it stamps a page every few milliseconds.
 //!
-//! A migration that forgets the VMM's own writes brings an old version of the page to the destination, which
-//! the guest notices.
+//! If a migration misses the VMM's own writes, the destination gets an old version of the page, which the guest notices.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::OwnMemory;
 
-/// The thread that stamps the page. It is paused at first.
+/// The thread that stamps the page. It starts paused.
 #[derive(Debug)]
 pub struct Heartbeat {
     control: Arc<Control>,
@@ -41,7 +40,7 @@ impl Heartbeat {
     /// Starts the thread for the guest in `memory`.
     ///
     /// # Errors
-    /// The system's, if it has no thread.
+    /// The system's, if the thread cannot be started.
     pub fn new(memory: Arc<OwnMemory>) -> io::Result<Self> {
         let control = Arc::new(Control::default());
         let shared = Arc::clone(&control);
@@ -54,12 +53,12 @@ impl Heartbeat {
         })
     }
 
-    /// Goes on, from the version that is in the page.
+    /// Goes on from the version in the page.
     pub fn run(&self) {
         self.control.set(Beat::Running);
     }
 
-    /// Stops. After the return nothing is written.
+    /// Pauses. After the return the thread writes nothing.
     pub fn pause(&self) {
         self.control.set(Beat::Paused);
     }

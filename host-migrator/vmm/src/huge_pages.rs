@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Puts the memory of a guest that has arrived on huge pages again.
+//! Gives a guest that has arrived its huge pages again.
 //!
-//! What arrives is written through the memory file, 4 KiB at a time, and such a write takes small pages from the kernel
-//! whatever the mapping asked for. So a guest would lose its huge pages at each hop. Blocks that have arrived whole are
-//! put together while the guest runs; others stay as they are, or they would take memory that nobody uses.
+//! Arriving pages are written through the memory file, and for such a write the kernel allocates small pages, whatever
+//! the mapping asked for. So a guest would lose its huge pages at each migration. While the guest runs, blocks that
+//! arrived whole are made huge pages. Other blocks stay as they are, because a huge page would take memory for pages that
+//! nobody uses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +20,10 @@ use crate::advice;
 const BLOCK: u64 = 512;
 /// The pause after each block, as a multiple of the time that the block took.
 const PAUSE: u32 = 3;
-/// What the kernel allows for memory files.
+/// The kernel's setting for huge pages of memory files.
 const ALLOWED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// A thread that puts memory together. It ends by itself, or when this is dropped.
+/// The thread that makes huge pages. It ends by itself, or when this is dropped.
 #[derive(Debug)]
 pub struct HugePages {
     stop: Arc<AtomicBool>,
@@ -30,7 +31,7 @@ pub struct HugePages {
 }
 
 impl HugePages {
-    /// Starts it for `ram`. It does nothing where the host allows memory files no huge pages.
+    /// Starts the thread for `ram`. Does nothing if the host allows no huge pages for memory files.
     pub fn restore(ram: &Arc<GuestRam>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (ram, told) = (Arc::clone(ram), Arc::clone(&stop));
@@ -50,12 +51,12 @@ impl HugePages {
         }
     }
 
-    /// Ends it soon.
+    /// Tells the thread to end soon.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
     }
 
-    /// Waits for its end. Returns how many huge pages it has made.
+    /// Waits for the thread's end. Returns how many huge pages it has made.
     pub fn join(mut self) -> u64 {
         self.thread
             .take()
@@ -68,13 +69,13 @@ impl Drop for HugePages {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {
-            // It has nothing to say any more, and a panic in it took nothing from the guest.
+            // A panic in the thread did not harm the guest.
             let _ = thread.join();
         }
     }
 }
 
-/// Whether the host's administrator lets memory files have huge pages.
+/// Whether the host allows huge pages for memory files.
 fn are_allowed() -> bool {
     let setting = std::fs::read_to_string(ALLOWED).unwrap_or_default();
     ["[always]", "[within_size]", "[advise]"]
@@ -110,16 +111,16 @@ fn put_together(ram: &GuestRam, stop: &AtomicBool) -> u64 {
         let began = Instant::now();
         match advice::collapse(ram, block) {
             Ok(()) => made += 1,
-            // No huge page is to be had now, or the mapping is not aligned for one.
+            // There is no free huge page, or the mapping is not aligned.
             Err(error) => log::debug!("block {:#x}: {error}", block.first() * PAGE_SIZE),
         }
         thread::sleep(began.elapsed() * PAUSE);
     }
-    log::debug!("{made} huge pages after the arrival");
+    log::debug!("made {made} huge pages after the arrival");
     made
 }
 
-/// The blocks of a huge page that lie whole in `region`.
+/// The blocks of 2 MiB that lie wholly in `region`.
 fn blocks_of(region: &PageRange) -> impl Iterator<Item = PageRange> + use<> {
     let (first, end) = (region.first().next_multiple_of(BLOCK), region.end());
     (first..end)
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
     use crate::memory::{MachineMemory, MemoryOptions};
 
-    /// Lets memory files that ask for them have huge pages while it lives.
+    /// Allows huge pages for memory files that ask for them, until it is dropped.
     struct Allowed(String);
 
     impl Allowed {
@@ -177,7 +178,7 @@ mod tests {
             Ok(allowed) => allowed,
             Err(error) => {
                 spec_testing::skipped(format_args!(
-                    "this user cannot let memory files have huge pages ({error})"
+                    "this user cannot allow huge pages for memory files ({error})"
                 ));
                 return;
             }
@@ -194,7 +195,7 @@ mod tests {
         assert_eq!(huge_bytes(ram), 0);
         let made = HugePages::restore(ram).join();
         if made == 0 {
-            spec_testing::skipped("this kernel has no huge page to spare, or puts none together");
+            spec_testing::skipped("this kernel has no free huge page, or cannot collapse pages");
             return;
         }
         let mut got = vec![0; content.len()];

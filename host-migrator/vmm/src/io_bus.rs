@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the guest's accesses to ports and device memory go.
+//! Passes the guest's accesses to ports and device memory to the devices.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,20 +13,20 @@ use crate::linux::layout;
 use crate::mmio::MmioDevice;
 use crate::serial::{self, Console};
 
-/// What a write to a port asks of the vCPU that made it.
+/// What the vCPU must do after its write to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// To sleep.
+    /// Sleep.
     Sleep(Duration),
-    /// To pass on what the guest announces.
+    /// Pass on the guest's announcement.
     Announce(Event),
-    /// To end: the guest switches the machine off.
+    /// End, because the guest powers the machine off.
     PowerOff,
-    /// To end: the guest resets the machine.
+    /// End, because the guest resets the machine.
     Reset,
 }
 
-/// The devices of a machine. Accesses to nothing read as all ones, have no effect, and are counted.
+/// The devices of a machine. Accesses outside all devices read as all ones, have no effect, and are counted.
 pub struct IoBus {
     console: Console,
     devices: Vec<(Range<u64>, Arc<dyn MmioDevice>)>,
@@ -48,12 +48,12 @@ impl IoBus {
         &self.console
     }
 
-    /// Accesses to nothing so far.
+    /// Accesses outside all devices so far.
     pub fn unclaimed(&self) -> u64 {
         self.unclaimed.load(Ordering::Relaxed)
     }
 
-    /// The guest writes `data` to `port`; a repeated write comes as one.
+    /// The guest writes `data` to `port`. A repeated write is a single call.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
         match port {
             PORT_SLEEP => {
@@ -78,7 +78,7 @@ impl IoBus {
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         match (port, console_register(port)) {
-            // The sleep status, and a keyboard controller that takes the command to reset at any time.
+            // The sleep status, and a keyboard controller that is always ready for the reset command.
             (layout::SLEEP_STATUS_PORT | layout::RESET_PORT, _) => data.fill(0),
             (_, Some(register)) => data.fill_with(|| self.console.read(register)),
             (_, None) => self.count(),
@@ -138,10 +138,10 @@ impl fmt::Debug for IoBus {
     }
 }
 
-/// Where firmware and kernels write how far they got; Linux writes to it to wait a moment.
+/// The port for POST codes. Linux also writes to it for a short delay.
 const POST_CODE_PORT: u16 = 0x80;
 
-/// The console's register behind `port`.
+/// The console's register at `port`.
 fn console_register(port: u16) -> Option<u8> {
     let register = port.checked_sub(serial::FIRST_PORT)?;
     (register < serial::PORTS).then_some(register as u8)

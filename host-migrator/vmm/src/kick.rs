@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Gets a vCPU out of the guest: with KVM's `immediate_exit`, and with a signal if the vCPU is in the guest already.
+//! Makes a vCPU leave the guest: by KVM's `immediate_exit`, and by a signal if the vCPU is in the guest already.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -15,7 +15,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-/// The number of the signal that a vCPU's thread is to be sent. Its handler does nothing: it only interrupts.
+/// The number of the signal for vCPU threads. Its handler does nothing; the signal only interrupts KVM_RUN.
 ///
 /// # Errors
 /// The system's, if the handler cannot be set.
@@ -27,10 +27,10 @@ pub fn kick_signal() -> io::Result<c_int> {
     Ok(SIGRTMIN())
 }
 
-/// The flag `immediate_exit` of a vCPU, which KVM_RUN looks at before it enters the guest: it then only
-/// completes the access that the guest was in, and fails with EINTR.
+/// The flag `immediate_exit` of a vCPU. KVM_RUN reads it before it enters the guest. If it is set, KVM_RUN only completes
+/// the access that the guest was in, and fails with EINTR.
 ///
-/// `kvm-ioctls` lets only the vCPU's own thread at it; this is a second mapping, for the other threads.
+/// With `kvm-ioctls` only the vCPU's own thread can set the flag. This is a second mapping for the other threads.
 #[derive(Debug)]
 pub struct ImmediateExit {
     run: NonNull<c_void>,
@@ -54,7 +54,7 @@ impl ImmediateExit {
         // SAFETY: `vcpu` keeps the descriptor open during this call.
         let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, at an address that the kernel chooses, takes nothing from anybody.
+        // SAFETY: a new mapping at an address that the kernel chooses does not affect other mappings.
         let run =
             unsafe { rustix::mm::mmap(null_mut(), len, protection, MapFlags::SHARED, fd, 0) }?;
         let run = NonNull::new(run).ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -76,7 +76,7 @@ impl ImmediateExit {
 impl Drop for ImmediateExit {
     fn drop(&mut self) {
         // SAFETY: the mapping was made in `of` with this length, and nothing refers to it after this.
-        // There is nothing to be done about a failure.
+        // A failure cannot be handled.
         let _ = unsafe { rustix::mm::munmap(self.run.as_ptr(), self.len) };
     }
 }

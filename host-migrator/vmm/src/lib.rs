@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A small KVM virtual machine monitor that owns the guest being migrated.
 //!
-//! [`Machine`] is the whole: it boots a guest, or waits for one that migrates to it. It gives the engine
+//! [`Machine`] is the whole machine: it boots a guest, or waits for one that migrates to it. It gives the engine
 //! (`host-migrator`) its memory, its dirty logs, and a way to stop, save and load it. Its parts:
 //!
 //! | modules | what |
 //! |---|---|
-//! | [`memory`], [`slots`], [`dirty_log`] | guest memory, as KVM sees it, and who wrote it |
-//! | [`vcpu`], [`kick`] | the vCPUs' threads, and how they are stopped |
+//! | [`memory`], [`slots`], [`dirty_log`] | guest memory, KVM's memory slots, and KVM's dirty log |
+//! | [`vcpu`], [`kick`] | the vCPU threads, and how they are stopped |
 //! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
-//! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes what the console says |
+//! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes the console's output |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
 //! | [`state`], [`xsave`] | what a migration carries besides memory |
 //! | [`description`] | what a guest needs of its machine, compared before its memory is sent |

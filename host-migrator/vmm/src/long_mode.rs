@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 64-bit mode from the first instruction on: flat segments, and paging by tables that are in memory already.
+//! 64-bit mode from the first instruction on: flat segments, and paging by tables in guest memory.
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 
-/// What a vCPU that starts in 64-bit mode finds in memory.
+/// The tables in memory for a vCPU that starts in 64-bit mode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LongMode {
     /// Guest-physical address of the descriptor table.
     pub(crate) gdt: u64,
-    /// The bytes that the descriptor table has.
+    /// Bytes of the descriptor table.
     pub(crate) gdt_bytes: usize,
-    /// Selects 64-bit code. Its two low bits are the privilege level, as those of `data`.
+    /// The selector of 64-bit code. Its two low bits are the privilege level, like those of `data`.
     pub(crate) code: u16,
-    /// Selects flat data.
+    /// The selector of flat data.
     pub(crate) data: u16,
     /// Guest-physical address of the page table of level 4.
     pub(crate) page_tables: u64,
@@ -28,7 +28,7 @@ const SEGMENT_CODE: u8 = 0b1011;
 const SEGMENT_DATA: u8 = 0b0011;
 
 impl LongMode {
-    /// The special registers, from those that KVM gave at reset.
+    /// The special registers, based on those that KVM sets at reset.
     pub(crate) fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
         let mut sregs = reset;
         sregs.cs = flat_segment(self.code, SEGMENT_CODE, true);
@@ -45,7 +45,7 @@ impl LongMode {
     }
 }
 
-/// What the processor makes of a flat segment's descriptor.
+/// A flat segment as the processor has it after loading its descriptor.
 fn flat_segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
@@ -67,7 +67,7 @@ pub(crate) mod entry {
     pub(crate) const PRESENT: u64 = 1 << 0;
     pub(crate) const WRITABLE: u64 = 1 << 1;
     pub(crate) const USER: u64 = 1 << 2;
-    /// In a table of level 2: no further table, but a page of [`LARGE_PAGE_BYTES`].
+    /// In a table of level 2: the entry maps a page of [`LARGE_PAGE_BYTES`].
     pub(crate) const LARGE: u64 = 1 << 7;
 
     pub(crate) const LARGE_PAGE_BYTES: u64 = 2 << 20;

@@ -12,15 +12,15 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use crate::advice;
 use crate::own_writes::OwnWrites;
 
-/// Guest memory as the VMM itself writes it: every write sets the page's bit.
+/// Guest memory for the VMM's own writes. Every write sets the page's bit in a log.
 pub type OwnMemory = GuestMemoryMmap<OwnWrites>;
 
-/// How memory is made.
+/// How guest memory is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// Ask the kernel for huge pages. It may not have any.
+    /// Ask the kernel for huge pages. There may be none.
     pub huge_pages: bool,
-    /// Take all memory from the host at once, instead of page by page when it is first touched.
+    /// Allocate all memory at once, instead of each page when it is first touched.
     pub prefault: bool,
 }
 
@@ -33,11 +33,13 @@ impl Default for MemoryOptions {
     }
 }
 
-/// Memory that cannot be made.
+/// The memory cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// No memory, or not a whole number of pages.
-    #[error("{0} bytes is not a size of guest memory: it must be a multiple of 4096, and not 0")]
+    #[error(
+        "guest memory of {0} bytes is not possible: the size must be a multiple of 4096 and not 0"
+    )]
     Size(u64),
     /// The kernel refused a memory file.
     #[error("cannot make a memory file: {0}")]
@@ -53,7 +55,7 @@ pub enum MemoryError {
     OwnMapping(#[from] vm_memory::mmap::FromRangesError),
 }
 
-/// The memory of one machine: from 0 to [`LOW_MEMORY_END`], the rest from [`HIGH_MEMORY_START`].
+/// The memory of a machine: from 0 to [`LOW_MEMORY_END`], and the rest from [`HIGH_MEMORY_START`] on.
 #[derive(Debug)]
 pub struct MachineMemory {
     ram: Arc<GuestRam>,
@@ -66,7 +68,7 @@ impl MachineMemory {
     /// Makes `bytes` of zero memory.
     ///
     /// # Errors
-    /// [`MemoryError`] for an impossible size, or what the kernel refuses.
+    /// [`MemoryError`] for an impossible size, or if the kernel refuses.
     pub fn new(bytes: u64, options: MemoryOptions) -> Result<Self, MemoryError> {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::Size(bytes));
@@ -81,16 +83,16 @@ impl MachineMemory {
         Self::map(files, options)
     }
 
-    /// Maps memory files that are there already.
+    /// Maps existing memory files.
     ///
     /// # Errors
-    /// [`MemoryError`] for files that do not fit their regions, or what the kernel refuses.
+    /// [`MemoryError`] for files that do not fit their regions, or if the kernel refuses.
     pub fn map(files: Vec<RamRegion>, options: MemoryOptions) -> Result<Self, MemoryError> {
         let ram = GuestRam::map(duplicate(&files).map_err(MemoryError::File)?)?;
         if options.huge_pages
             && let Err(error) = advice::huge_pages(&ram)
         {
-            log::info!("guest memory without huge pages: {error}");
+            log::info!("guest memory has no huge pages: {error}");
         }
         if options.prefault {
             advice::populate(&ram).map_err(MemoryError::Prefault)?;
@@ -110,7 +112,7 @@ impl MachineMemory {
         })
     }
 
-    /// How it was made.
+    /// How the memory was made.
     pub fn options(&self) -> MemoryOptions {
         self.options
     }
@@ -125,7 +127,7 @@ impl MachineMemory {
         &self.own
     }
 
-    /// The memory files, for others who map the memory.
+    /// The memory files, for other processes to map.
     ///
     /// # Errors
     /// [`io::Error`] if a file cannot be duplicated.

@@ -3,7 +3,7 @@
 
 /// A device with registers in guest-physical memory.
 ///
-/// Both calls come from vCPU threads, with whatever offset and length the guest chose.
+/// Both calls come from vCPU threads. The guest chooses offset and length.
 pub trait MmioDevice: Send + Sync {
     /// The guest reads `data.len()` bytes at `offset` of the device's window.
     fn read(&self, offset: u64, data: &mut [u8]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The dirty log of what this process writes into guest memory.
+//! The dirty log of this process's own writes to guest memory.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap}
 use crate::dirty_log::merge;
 use crate::memory::OwnMemory;
 
-/// The pages of a region that this process has written since the last harvest: a log that always runs. A harvest costs
-/// what was written, not what the region has.
+/// The pages of a region that this process has written since the last harvest. The log always runs. The cost of a harvest
+/// depends on the number of written pages, not on the size of the region.
 #[derive(Debug)]
 pub struct OwnWrites(MigrationBitmap);
 
@@ -52,7 +52,7 @@ impl NewBitmap for OwnWrites {
     }
 }
 
-/// The log of what this process wrote into guest memory through [`OwnMemory`]. It always runs.
+/// The log of this process's writes to guest memory through [`OwnMemory`]. It always runs.
 #[derive(Debug)]
 pub struct OwnWritesLog {
     memory: Arc<OwnMemory>,
@@ -74,7 +74,7 @@ impl DirtyLog for OwnWritesLog {
         for region in self.memory.iter() {
             let written = written_in(region);
             for index in written.occupied() {
-                // Not a store: who clears a bit must have seen the write that set it.
+                // Not a plain store: whoever clears a bit must see the write that set it.
                 written.claim(index);
             }
         }

@@ -21,7 +21,7 @@ pub const PORTS: u16 = 8;
 /// Its interrupt.
 pub const GSI: u32 = crate::linux::layout::SERIAL_GSI;
 
-/// Where the guest's output goes. It may block: it is written in a thread of its own, and no vCPU waits for it.
+/// Where the guest's output goes. It may block: a thread of its own writes it, and no vCPU waits for it.
 pub type Output = Box<dyn Write + Send>;
 
 /// The serial console of a machine.
@@ -31,7 +31,7 @@ pub struct Console {
     interrupt: EventFd,
 }
 
-/// What a migration carries of the console: the registers, and input that the guest has not read.
+/// The state of the console for a migration: the registers, and input that the guest has not read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
     /// Baud divisor low, high, interrupt enable, interrupt identification, line control, line status, modem
@@ -40,7 +40,7 @@ pub struct ConsoleState {
     input: Vec<u8>,
 }
 
-/// A state that no console can have.
+/// The state is impossible.
 #[derive(Debug, thiserror::Error)]
 #[error("the serial console's state is refused: {0}")]
 pub struct ConsoleStateError(String);
@@ -49,7 +49,7 @@ impl Console {
     /// A console that writes to `output`.
     ///
     /// # Errors
-    /// The system's, if it has no eventfd for the interrupt or no thread for the output.
+    /// The system's, if there is no eventfd for the interrupt or no thread for the output.
     pub fn new(output: Output) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let trigger = Interrupt(interrupt.try_clone()?);
@@ -62,7 +62,7 @@ impl Console {
         })
     }
 
-    /// The event that is to be turned into interrupt [`GSI`].
+    /// The event that raises interrupt [`GSI`].
     pub fn interrupt(&self) -> &EventFd {
         &self.interrupt
     }
@@ -79,12 +79,12 @@ impl Console {
         }
     }
 
-    /// Waits until what the guest has said was written, for at most `time`.
+    /// Waits until the guest's output is written, for at most `time`.
     pub fn drain(&self, time: Duration) {
         self.output.drain(time);
     }
 
-    /// Types `input` on the console; returns how many bytes there was room for.
+    /// Types `input` on the console. Returns how many bytes there was room for.
     pub fn type_in(&self, input: &[u8]) -> usize {
         let mut uart = self.uart.lock();
         let room = uart.fifo_capacity().min(input.len());
@@ -110,10 +110,10 @@ impl Console {
         }
     }
 
-    /// Takes the state of another console.
+    /// Loads the state of another console.
     ///
     /// # Errors
-    /// [`ConsoleStateError`] if no console can be in it.
+    /// [`ConsoleStateError`] if the state is impossible.
     pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleStateError> {
         let refused = |error: &dyn fmt::Display| ConsoleStateError(error.to_string());
         let r = state.registers;
@@ -131,7 +131,7 @@ impl Console {
         };
         let mut uart = self.uart.lock();
         let trigger = Interrupt(self.interrupt.try_clone().map_err(|e| refused(&e))?);
-        // Made without an output first: a state that is refused must not take the output with it.
+        // Made without the output first, so that the output is not lost if the state is refused.
         let mut loaded = Serial::from_state(&registers, trigger, NoEvents, Switch(None))
             .map_err(|e| refused(&e))?;
         loaded.writer_mut().0 = uart.writer_mut().0.take();
@@ -146,7 +146,7 @@ impl fmt::Debug for Console {
     }
 }
 
-/// The output, if it is there.
+/// The output, if there is one.
 struct Switch(Option<Arc<ConsoleOutput>>);
 
 impl Write for Switch {

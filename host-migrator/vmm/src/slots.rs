@@ -30,8 +30,8 @@ mod number {
 /// The most pages of a slot: 4 TiB. KVM takes fewer than 2^31 pages.
 const MOST_PAGES: u64 = 1 << 30;
 
-/// The memory slots of a virtual machine: one for each region of its memory, or more where the region is too large for
-/// one. Dropping them takes the memory away from the machine.
+/// The memory slots of a virtual machine: one for each region of its memory, or several if the region is too large for
+/// one. Dropping this removes the memory from the machine.
 #[derive(Debug)]
 pub struct MemorySlots {
     vm: Arc<VmFd>,
@@ -40,11 +40,11 @@ pub struct MemorySlots {
 }
 
 impl MemorySlots {
-    /// Gives `ram` to `vm`, and has its dirty logs cleared by us (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) instead of
-    /// whenever they are read.
+    /// Gives `ram` to `vm`. Its dirty logs are cleared by a call of their own (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) and not
+    /// when they are read.
     ///
     /// # Errors
-    /// The kernel's; it is too old (before Linux 5.0) if the capability is refused.
+    /// The kernel's. A kernel before Linux 5.0 does not have the capability.
     pub fn register(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> io::Result<Self> {
         // INITIALLY_SET needs Linux 5.7; without it the kernel protects all pages when logging starts.
         let known = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
@@ -61,7 +61,7 @@ impl MemorySlots {
         Ok(slots)
     }
 
-    /// The pages of each slot, by the slots' numbers.
+    /// The pages of each slot, by slot number.
     pub fn pages(&self) -> &[PageRange] {
         &self.pages
     }
@@ -77,7 +77,7 @@ impl MemorySlots {
             .try_for_each(|(slot, pages)| self.set_region(slot, *pages, pages.bytes(), flags))
     }
 
-    /// Reads the dirty log of `slot` into `bitmap` (bit 0 is the slot's first page) and leaves it as it is.
+    /// Reads the dirty log of `slot` into `bitmap` (bit 0 is the slot's first page) without clearing it.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] for an unknown slot or a bitmap of fewer bits than pages, or the kernel's.
@@ -90,7 +90,7 @@ impl MemorySlots {
             ..Default::default()
         };
         log.__bindgen_anon_1.dirty_bitmap = bitmap.as_mut_ptr().cast();
-        // SAFETY: the kernel writes one bit a page of the slot, rounded up to words, and `bitmap` has them.
+        // SAFETY: the kernel writes one bit for each page of the slot, rounded up to words, and `bitmap` has that many.
         let result = unsafe { ioctl_with_ref(&*self.vm, KVM_GET_DIRTY_LOG(), &log) };
         done(result)
     }
@@ -99,8 +99,8 @@ impl MemorySlots {
     /// slot, and protects their pages: the next write to one sets its bit again.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for an unknown slot, pages past its end, or a `first` that is no multiple
-    /// of 64; or the kernel's.
+    /// [`io::ErrorKind::InvalidInput`] for an unknown slot, pages past its end, or a `first` that is not a multiple of 64;
+    /// or the kernel's.
     pub fn clear_dirty_log(&self, slot: u32, first: u64, bitmap: &[u64]) -> io::Result<()> {
         let pages = self.slot(slot)?.count();
         let bits = bitmap.len() as u64 * 64;
@@ -108,18 +108,18 @@ impl MemorySlots {
         if !first.is_multiple_of(64) || bits == 0 || bits > left.next_multiple_of(64) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // A multiple of 64, unless it is the slot's end: KVM takes no other.
+        // KVM requires a multiple of 64, except at the slot's end.
         let count = bits.min(left);
         let mut clear = kvm_clear_dirty_log {
             slot,
-            // At most [`MOST_PAGES`] a slot.
+            // A slot has at most [`MOST_PAGES`].
             num_pages: u32::try_from(count).map_err(io::Error::other)?,
             first_page: first,
             ..Default::default()
         };
         // The kernel only reads it.
         clear.__bindgen_anon_1.dirty_bitmap = bitmap.as_ptr().cast_mut().cast();
-        // SAFETY: the kernel reads `num_pages` bits, rounded up to words, and `bitmap` has them.
+        // SAFETY: the kernel reads `num_pages` bits, rounded up to words, and `bitmap` has that many.
         let result = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &clear) };
         done(result)
     }
@@ -131,7 +131,7 @@ impl MemorySlots {
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// Sets up a slot, or deletes it where `bytes` is 0.
+    /// Sets up a slot, or deletes it if `bytes` is 0.
     fn set_region(&self, slot: u32, pages: PageRange, bytes: u64, flags: u32) -> io::Result<()> {
         let gpa = pages.first() * PAGE_SIZE;
         let memory = self.ram.memory();
@@ -143,7 +143,7 @@ impl MemorySlots {
             memory_size: bytes,
             userspace_addr: host.map_err(io::Error::other)? as u64,
         };
-        // SAFETY: the region is mapped as long as `self.ram` lives, which is not before the slots are deleted.
+        // SAFETY: the region is mapped as long as `self.ram` lives, and the slots are deleted before it is dropped.
         let result = unsafe { self.vm.set_user_memory_region(region) };
         result.map_err(io::Error::from)
     }
@@ -159,7 +159,7 @@ impl Drop for MemorySlots {
     }
 }
 
-/// `regions` in pieces of at most `most` pages.
+/// Splits `regions` into pieces of at most `most` pages.
 fn split(regions: &[PageRange], most: u64) -> Vec<PageRange> {
     let pieces = regions.iter().flat_map(|region| {
         let firsts = (region.first()..region.end()).step_by(most as usize);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the bare guest says of itself in its memory.
+//! The bare guest's status page.
 
 use host_migrator::{GuestRam, RamError};
 use spec::bare::{STATUS_GPA, STATUS_MAGIC, StatusWord};
@@ -30,7 +30,7 @@ impl GuestStatus {
         Ok((status.word(StatusWord::Magic) == STATUS_MAGIC).then_some(status))
     }
 
-    /// One of them.
+    /// A status word.
     pub fn word(&self, word: StatusWord) -> u64 {
         self.words[word as usize]
     }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The vCPUs: a thread each, which runs the guest or is parked.
+//! The vCPUs. Each has a thread, which runs the guest or is parked.
 //!
-//! A thread parks only where KVM_RUN has failed with EINTR: KVM has then completed the port or memory access
-//! that the guest was in, so that the registers of a parked vCPU are whole and can be saved. To get there,
-//! [`Vcpus::pause`] first sets `immediate_exit`, which the next KVM_RUN looks at, and then sends a signal,
-//! which interrupts the one that runs.
+//! A thread parks only after KVM_RUN has failed with EINTR. Then KVM has completed the port or memory access that the
+//! guest was in, so the registers of a parked vCPU are consistent and can be saved. For that, [`Vcpus::pause`] first sets
+//! `immediate_exit`, which the next KVM_RUN reads, and then sends a signal, which interrupts a running KVM_RUN.
 
 use std::io;
 use std::sync::Arc;
@@ -20,11 +19,10 @@ use crate::event::MachineEvent;
 use crate::io_bus::{IoBus, Request};
 use crate::kick::{ImmediateExit, kick_signal};
 
-/// How long a vCPU may take to park. It only waits for a device that it talks to at the moment, and for the
-/// host to run it.
+/// How long a vCPU may take to park. It may have to wait for a device access to end, and for the host's scheduler.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// vCPUs that cannot be made, paused or run.
+/// The vCPUs cannot be made, paused or run.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
     /// KVM or the system refused something.
@@ -38,15 +36,15 @@ pub enum VcpuError {
         #[source]
         source: io::Error,
     },
-    /// Some vCPU did not park.
+    /// Some vCPUs did not park.
     #[error("{0} vCPUs did not stop in time; the guest runs on")]
     DidNotPark(usize),
-    /// The guest has switched itself off or crashed.
+    /// The guest has powered off or crashed.
     #[error("the guest has ended")]
     Ended,
 }
 
-/// The vCPUs of a machine. They are parked at first.
+/// The vCPUs of a machine. They start parked.
 #[derive(Debug)]
 pub struct Vcpus {
     gate: Arc<Gate>,
@@ -61,10 +59,10 @@ struct Vcpu {
 }
 
 impl Vcpus {
-    /// Makes `count` vCPUs of `vm`, each with its thread. `events` hears of what the guest announces.
+    /// Makes `count` vCPUs of `vm`, each with its thread. The guest's events go to `events`.
     ///
     /// # Errors
-    /// [`VcpuError::Io`] for what KVM or the system refuses.
+    /// [`VcpuError::Io`] if KVM or the system refuses something.
     pub fn new(
         vm: &VmFd,
         count: usize,
@@ -109,17 +107,17 @@ impl Vcpus {
         Ok(all)
     }
 
-    /// How many there are.
+    /// How many vCPUs there are.
     pub fn count(&self) -> usize {
         self.vcpus.len()
     }
 
-    /// The vCPUs, of a machine that is paused. One that runs keeps its lock.
+    /// Locks the vCPUs, which must be paused: a running vCPU holds its lock.
     pub fn lock_all(&self) -> impl Iterator<Item = MutexGuard<'_, VcpuFd>> {
         self.vcpus.iter().map(|vcpu| vcpu.fd.lock())
     }
 
-    /// Lets them run. Harmless if they do.
+    /// Runs the vCPUs. Does nothing if they run.
     ///
     /// # Errors
     /// [`VcpuError::Ended`] if the guest has ended.
@@ -132,13 +130,13 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Stops them: after the return none is in the guest, and no access of the guest is half done. Harmless
-    /// if they are stopped.
+    /// Stops the vCPUs. After the return none is in the guest, and no access of the guest is half done. Does nothing if
+    /// they are stopped.
     ///
     /// # Errors
-    /// [`VcpuError`] if one does not stop; all then run on.
+    /// [`VcpuError`] if a vCPU does not stop; then all run on.
     pub fn pause(&mut self) -> Result<(), VcpuError> {
-        // First of all, so that one that is woken from its sleep does not run on meanwhile.
+        // For all vCPUs first, so that a vCPU that wakes from its sleep meanwhile does not run on.
         for vcpu in &self.vcpus {
             vcpu.immediate_exit.set(true);
         }
@@ -153,7 +151,7 @@ impl Vcpus {
     }
 
     /// # Errors
-    /// [`VcpuError::Ended`] if the guest has switched itself off, reset itself or crashed.
+    /// [`VcpuError::Ended`] if the guest has powered off, reset itself or crashed.
     pub fn check_alive(&self) -> Result<(), VcpuError> {
         if self.gate.state.lock().ended {
             Err(VcpuError::Ended)
@@ -192,7 +190,7 @@ impl Drop for Vcpus {
     }
 }
 
-/// Where the threads wait, and what they wait for.
+/// The gate at which threads park, and what opens it.
 #[derive(Debug, Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -202,9 +200,9 @@ struct Gate {
 #[derive(Debug, Default)]
 struct GateState {
     wanted: Wanted,
-    /// Threads that wait at the gate.
+    /// How many threads are parked.
     parked: usize,
-    /// The guest has ended: no vCPU runs again.
+    /// Whether the guest has ended, so that no vCPU runs again.
     ended: bool,
 }
 
@@ -222,7 +220,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Parks the calling thread until it is to run (true) or to quit (false).
+    /// Parks the calling thread until it must run (true) or quit (false).
     fn pass(&self) -> bool {
         let mut state = self.state.lock();
         if state.may_run() {
@@ -237,7 +235,7 @@ impl Gate {
         state.may_run()
     }
 
-    /// Sleeps for `duration`, or until the calling thread is to do something else than to run.
+    /// Sleeps for `duration`, or until the calling thread must park or quit.
     fn sleep(&self, duration: Duration) {
         let end = Instant::now() + duration;
         let mut state = self.state.lock();
@@ -315,18 +313,18 @@ impl Runner {
                     return Some(self.crashed(&fd, &exit));
                 }
                 Err(error) if error.errno() == libc::EINTR => return None,
-                // A vCPU that waits to be started by another one has been woken.
+                // A vCPU that waits for another one to start it was woken.
                 Err(error) if error.errno() == libc::EAGAIN => {}
                 Err(error) => return Some(self.crashed(&fd, &format!("KVM_RUN failed: {error}"))),
             }
         }
     }
 
-    /// Sets the flag of the guest's paravirtual clock that says that it was stopped, so that its watchdogs do
-    /// not take the pause for a processor that hangs.
+    /// Sets the flag of the guest's paravirtual clock that says that the guest was stopped. Otherwise its watchdogs would
+    /// take the pause for a hanging processor.
     fn tell_of_pause(&self, fd: &VcpuFd) {
         if let Err(error) = fd.kvmclock_ctrl()
-            // A guest without such a clock, or a KVM without this call.
+            // The guest has no such clock, or KVM does not have this call.
             && !matches!(error.errno(), libc::EINVAL | libc::ENOTTY)
         {
             log::warn!(
@@ -366,7 +364,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const CODE: u64 = 0x1000;
-    /// Where the guest has its clock, the register that tells KVM, and the byte with the flags.
+    /// The address of the guest's clock, the register that tells KVM, and the offset of the flags.
     const CLOCK: u64 = 0x2000;
     const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
     const FLAGS: GuestAddress = GuestAddress(CLOCK + 29);
@@ -387,7 +385,7 @@ mod tests {
         let bus = Arc::new(IoBus::new(console, Vec::new()));
         let (events, _) = std::sync::mpsc::channel();
         let mut vcpus = Vcpus::new(&vm, 1, &bus, &events).unwrap();
-        // In real mode: jump to yourself.
+        // In real mode: a jump to itself.
         let memory = memory.ram().memory();
         memory
             .write_slice(&[0xeb, 0xfe], GuestAddress(CODE))

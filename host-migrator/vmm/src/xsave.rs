@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The extended processor state (XSAVE area) of a vCPU, whose size only the kernel knows.
+//! The extended processor state (XSAVE area) of a vCPU. Only the kernel knows its size.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +7,7 @@ use std::io;
 use kvm_bindings::{Xsave, kvm_xsave};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
-/// Words of the structure that every kernel has.
+/// Words of the fixed part, which every kernel has.
 const FIXED_WORDS: usize = size_of::<kvm_xsave>() / 4;
 
 /// Bytes of the XSAVE area of `vm`'s vCPUs.
@@ -23,8 +23,8 @@ pub fn read(vm: &VmFd, vcpu: &VcpuFd) -> io::Result<Vec<u32>> {
     let mut area = zeroed(vm)?;
     let extended = !area.as_slice().is_empty();
     if extended {
-        // SAFETY: the area has the size that this kernel gives for the machine, and nothing enables further
-        // features after the machine is made.
+        // SAFETY: the area has the size that this kernel gives for the machine, and no features are enabled after
+        // the machine is made.
         unsafe { vcpu.get_xsave2(&mut area) }?;
         let fixed = area.as_fam_struct_ref().xsave.region;
         return Ok(fixed.iter().chain(area.as_slice()).copied().collect());
@@ -35,13 +35,13 @@ pub fn read(vm: &VmFd, vcpu: &VcpuFd) -> io::Result<Vec<u32>> {
 /// Writes an XSAVE area.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] if the area has another size here, or the kernel's.
+/// [`io::ErrorKind::InvalidInput`] if the area has a different size here, or the kernel's.
 pub fn write(vm: &VmFd, vcpu: &VcpuFd, words: &[u32]) -> io::Result<()> {
     let mut area = zeroed(vm)?;
     let expected = FIXED_WORDS + area.as_slice().len();
     if words.len() != expected {
         let message = format!(
-            "an XSAVE area of {} bytes, this processor's has {}",
+            "an XSAVE area of {} bytes, but this processor's has {}",
             words.len() * 4,
             expected * 4
         );
@@ -58,7 +58,7 @@ pub fn write(vm: &VmFd, vcpu: &VcpuFd, words: &[u32]) -> io::Result<()> {
 }
 
 fn set_fixed(area: &mut Xsave, fixed: &kvm_xsave) {
-    // SAFETY: only the fixed part is written, not the length beside it that the rest depends on.
+    // SAFETY: only the fixed part is written, not the length on which the rest depends.
     unsafe { area.as_mut_fam_struct() }.xsave.region = fixed.region;
 }
 
@@ -67,7 +67,7 @@ fn zeroed(vm: &VmFd) -> io::Result<Xsave> {
     Xsave::new(extended_words(vm)).map_err(|error| io::Error::other(format!("{error:?}")))
 }
 
-/// Words of the area behind those that every kernel has.
+/// Words of the area after the fixed part.
 fn extended_words(vm: &VmFd) -> usize {
     let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
     (bytes / 4).saturating_sub(FIXED_WORDS)

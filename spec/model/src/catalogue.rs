@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Setups by name: what each clause is needed for, what others do, and the rule with all who can take part.
+//! Setups by name: the smallest one that goes wrong without each clause, what other hypervisors do, and the whole rule.
 
 use crate::properties::{
     LOGGING_STOPS, MEMORY_GIVEN_BACK, MIGRATION_ENDS, NO_PAGE_LOST, NO_STALE_PAGE, ONE_OWNER,
@@ -9,7 +9,7 @@ use crate::rule::{Clause, Rule};
 use crate::setup::{Clearing, Setup};
 use crate::state::Migration;
 
-/// The smallest guest that shows anything: one page, one round.
+/// The smallest setup: one page, one round.
 const TINY: Setup = Setup {
     pages: 1,
     moves: 4,
@@ -17,7 +17,7 @@ const TINY: Setup = Setup {
     ..Setup::SMALL
 };
 
-/// A guest that fills what it frees with zeros, and is not asked for hints.
+/// A guest that fills freed pages with zeros, and is not asked for hints.
 const ZEROED: Setup = Setup {
     init_on_free: true,
     hints: false,
@@ -25,12 +25,12 @@ const ZEROED: Setup = Setup {
     ..TINY
 };
 
-/// A migration with a name, and the property that it is asked about.
+/// A migration with a name, and the property to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// What it is.
     pub name: &'static str,
-    /// Who takes part, and what holds.
+    /// Who takes part, and which clauses hold.
     pub migration: Migration,
     /// The property.
     pub property: &'static str,
@@ -137,7 +137,7 @@ pub fn without(clause: Clause) -> Case {
     }
 }
 
-/// What others do, as far as it can be said with the switches here.
+/// What other hypervisors do, as far as the model's switches can express it.
 pub fn others() -> Vec<Case> {
     let case = |name, setup, off: &[_], property| Case {
         name,
@@ -147,7 +147,7 @@ pub fn others() -> Vec<Case> {
         },
         property,
     };
-    // A hint counts at once, and clears the page's bit in KVM's log where that was not done since it was read.
+    // A hint counts at once. It clears the page's bit in KVM's log if the bit was read and not cleared yet.
     let qemu = [
         Clause::ArmFirst,
         Clause::KeepLog,
@@ -188,7 +188,7 @@ pub fn others() -> Vec<Case> {
     ]
 }
 
-/// The whole rule, with everybody who can take part. Nothing is to be found.
+/// The whole rule, with everybody who can take part. No property may be broken.
 pub fn whole() -> Vec<(&'static str, Setup)> {
     let small = Setup::SMALL;
     vec![

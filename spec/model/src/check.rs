@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! All states of a migration, looked at one after the other.
+//! Visits all states of a migration.
 
 use std::collections::HashMap;
 use std::thread::available_parallelism;
@@ -9,25 +9,25 @@ use stateright::{Checker, Model};
 use crate::properties;
 use crate::state::{Migration, representative};
 
-/// What a look at all states has found.
+/// What a visit of all states has found.
 #[derive(Clone, Debug)]
 pub struct Exhausted {
-    /// Different states, up to the names of the pages.
+    /// Different states. States that differ only in the names of pages count as one.
     pub states: usize,
-    /// States on the longest path that was walked.
+    /// States on the longest path.
     pub depth: usize,
     /// Properties that some state breaks.
     pub broken: Vec<&'static str>,
-    /// The guest arrives on some path: the model can do what it is to do.
+    /// The guest arrives on some path: the model can complete a migration.
     pub arrives: bool,
 }
 
 impl Migration {
-    /// Looks at every state that can be reached.
+    /// Visits every state that can be reached.
     pub fn exhaust(self) -> Exhausted {
         let threads = available_parallelism().map_or(1, Into::into);
         let builder = self.checker().threads(threads);
-        // The half page of a ragged hint lies after the whole one: there the pages are not all alike.
+        // A ragged hint covers half of the next page, so the order of pages matters and they cannot be renamed.
         let builder = match self.setup.pages {
             _ if self.setup.ragged => builder,
             2 => builder.symmetry_fn(representative::<2>),

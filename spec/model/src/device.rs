@@ -21,7 +21,7 @@ pub enum Command {
 /// A buffer on the hint queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Message {
-    /// The guest's STOP, and what an empty entry of the queue holds.
+    /// The guest's STOP; also the value of an empty entry of the queue.
     #[default]
     Stop,
     /// The guest answers to this id.
@@ -30,7 +30,7 @@ pub enum Message {
     Hint(Page),
 }
 
-/// What the agent sends: pages that were free under an id.
+/// A frame of the agent: pages that were free, and an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {
     pub(crate) id: u8,
@@ -56,7 +56,7 @@ impl Queue {
         self.length += 1;
     }
 
-    /// The message that is taken next.
+    /// The message that the device takes next.
     pub fn first(&self) -> Option<Message> {
         self.messages().first().copied()
     }
@@ -94,11 +94,11 @@ pub enum Phase {
     Requested,
     /// The guest hints.
     Running,
-    /// The guest has said that it has no more.
+    /// The guest has hinted all it can.
     Finished,
 }
 
-/// The control socket between migrator and device, with the one message that can be under way on it.
+/// The control socket between migrator and device, with its message. There is one at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Control {
     /// Nothing is under way.
@@ -114,9 +114,9 @@ pub enum Control {
     Ok,
     /// The device refuses.
     Refused,
-    /// The migrator has hung up, and the device does not know yet.
+    /// The migrator has hung up, and the device has not noticed yet.
     HungUp,
-    /// The device has died, and the migrator does not know yet.
+    /// The device has died, and the migrator has not noticed yet.
     Dead,
     /// There is no connection.
     Down,
@@ -128,7 +128,7 @@ pub struct Device {
     pub(crate) queue: Queue,
     pub(crate) frame: Option<Frame>,
     pub(crate) command: Command,
-    /// The last id that was used.
+    /// The last id in use.
     pub(crate) id: u8,
     pub(crate) phase: Phase,
     /// The open epoch, 0 if none is.
@@ -136,7 +136,7 @@ pub struct Device {
     /// The hint map. The migrator reads it, too.
     pub(crate) map: PageSet,
     pub(crate) control: Control,
-    /// How often it can still die.
+    /// How often the device can still die.
     pub(crate) lives: u8,
 }
 
@@ -146,7 +146,7 @@ impl Device {
         if self.epoch == 0 { 0 } else { self.id }
     }
 
-    /// The device that the destination made of this one's state: its guest may hold pages.
+    /// The destination's device, restored from this one's state. The guest may still hold hinted pages.
     pub(crate) fn restored(&self, rule: crate::Rule) -> Self {
         let mut restored = *self;
         restored.end(if rule.holds(Clause::SayDone) {
@@ -185,7 +185,7 @@ impl Device {
     }
 }
 
-/// What a device does.
+/// A step of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceAction {
     /// Takes the next buffer from the hint queue.
@@ -194,11 +194,11 @@ pub enum DeviceAction {
     TakeFrame,
     /// Answers the migrator, or notices that it has hung up.
     Answer,
-    /// Dies, and is started anew.
+    /// Dies, and is restarted.
     Restart,
 }
 
-/// What the device may do next.
+/// The steps that the device may take next.
 pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     let device = &state.device;
     let mut push = |action| out.push(Action::Device(action));
@@ -211,7 +211,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if device.lives > 0 && state.source_runs && device.control != Control::Down {
         push(DeviceAction::Restart);
     }
-    // Rings are stopped with the guest.
+    // The rings are stopped while the guest is.
     if state.guest_runs() || !model.rule.holds(Clause::NoHintAfterPause) {
         if device.queue.first().is_some() {
             push(DeviceAction::TakeBuffer);
@@ -222,7 +222,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     }
 }
 
-/// What comes of it.
+/// Takes the step.
 pub(crate) fn step(model: &Migration, state: &mut State, action: DeviceAction) {
     match action {
         DeviceAction::TakeBuffer => {
@@ -287,14 +287,14 @@ fn take(model: &Migration, state: &mut State, message: Message) {
     }
 }
 
-/// A hint counts: sets the page's bit, and does the things that a hint must not do where they are allowed.
+/// A hint counts: sets the page's bit. With clauses switched off it also does what a hint must not do.
 fn hint(model: &Migration, state: &mut State, page: Page) {
     let fetched = state.logs.kvm.fetched.has(page);
     if !model.rule.holds(Clause::ArmedWhenAsked) && fetched {
         return;
     }
     state.device.map.insert(page);
-    // Who clears piece by piece does it once after each read.
+    // Where bits are cleared piece by piece, each is cleared once after it was read.
     let clears = model.setup.clearing == Clearing::AtOnce || fetched;
     if !model.rule.holds(Clause::KeepLog) && clears {
         state.logs.kvm.clear(PageSet::from_iter([page]));

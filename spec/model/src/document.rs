@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in `spec/free-page-hinting.md`: each between two comments, told anew by a command, and held
-//! against the model by a test.
+//! The stories in `spec/free-page-hinting.md`. Each is between two comments. A command writes them, and a test compares
+//! them with the model.
 
 use crate::catalogue;
 use crate::rule::Clause;
@@ -12,21 +12,21 @@ const END: &str = "<!-- end of story -->";
 /// What is wrong with a document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
-    /// A story is to be told of something that is no clause.
+    /// A comment names an unknown clause.
     #[error("no clause is called {0:?}")]
     Clause(String),
-    /// A story does not end.
+    /// A story has no end.
     #[error("the story of {0} has no {END}")]
     NoEnd(String),
-    /// The clause has no story.
+    /// The model finds no story without the clause.
     #[error("no story without {0}")]
     NoStory(Clause),
 }
 
-/// `text` with its stories told anew.
+/// `text` with its stories replaced by the model's.
 ///
 /// # Errors
-/// [`DocumentError`] if the comments in it are not as they should be.
+/// [`DocumentError`] if the comments in it are wrong.
 pub fn retell(text: &str) -> Result<String, DocumentError> {
     let mut retold = String::new();
     let mut rest = text;

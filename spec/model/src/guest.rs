@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest: what it does with its pages, its balloon driver and its agent.
 //!
-//! The driver is Linux's: a new command id makes it hold free pages and hint them, STOP ends the round, DONE
-//! gives the pages back, and under memory pressure it releases held pages without telling anybody.
+//! The driver behaves like Linux's. At a new command id it allocates free pages, hints them and holds them. STOP ends
+//! the round, and at DONE the driver releases the pages. Under memory pressure it releases held pages without telling
+//! the device.
 
 use crate::device::{Command, Frame, Message};
 use crate::pages::{Page, PageSet, PerPage, Renaming};
 use crate::rule::Clause;
 use crate::state::{Action, Migration, State};
 
-/// What the guest does with a page.
+/// The state of a page in the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Usage {
     /// It has content that must not be lost.
@@ -17,19 +18,19 @@ pub enum Usage {
     InUse,
     /// It is on the free list.
     Free,
-    /// The balloon driver has it, and has hinted it.
+    /// The balloon driver holds it and has hinted it.
     Held,
 }
 
-/// The guest. It does not know whether it is being migrated.
+/// The guest. It does not know that it is being migrated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Guest {
     pub(crate) usage: PerPage<Usage>,
-    /// What the guest left in each page; 0 is a page of zeros.
+    /// What the guest last wrote to each page; 0 is a page of zeros.
     pub(crate) content: PerPage<u8>,
-    /// How often each page was written: each write has a number of its own.
+    /// How often each page was written. Each write stores this number as the page's content.
     pub(crate) version: PerPage<u8>,
-    /// Moves that are left.
+    /// How many moves are left.
     pub(crate) moves: u8,
     pub(crate) driver: Driver,
     pub(crate) agent: Agent,
@@ -42,37 +43,37 @@ pub struct Driver {
     pub(crate) read: Command,
     /// The id of its last round.
     pub(crate) active: u8,
-    /// It is in a round.
+    /// Whether it is in a round.
     pub(crate) hinting: bool,
 }
 
 /// The agent that reads the page flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Agent {
-    /// The id under which it was asked; 0 if it was not, or has answered.
+    /// The id under which it was asked; 0 if it was not asked, or has answered.
     pub(crate) asked: u8,
     /// The last id under which it answered.
     pub(crate) answered: u8,
-    /// Pages that were free when it looked.
+    /// Pages that were free when the agent read their flags.
     pub(crate) seen: PageSet,
 }
 
-/// What a guest does.
+/// A step of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestAction {
     /// Writes a page that it uses.
     Write(Page),
     /// Frees a page.
     Free(Page),
-    /// Takes a free page into use and writes it.
+    /// Reuses a free page and writes it.
     Take(Page),
-    /// Takes a free page into use and relies on its being zero.
+    /// Reuses a free page and relies on its being zero.
     TakeZeroed(Page),
     /// The driver reads the command in the configuration space.
     ReadCommand,
-    /// The driver takes a free page and hints it.
+    /// The driver allocates a free page and hints it.
     Hint(Page),
-    /// The driver has no more to hint.
+    /// The driver has hinted all it can.
     EndRound,
     /// The driver gives a page back under memory pressure.
     Release(Page),
@@ -82,7 +83,7 @@ pub enum GuestAction {
     AgentHears,
     /// The agent reads the flags of a free page.
     AgentLooks(Page),
-    /// The agent sends what it has seen.
+    /// The agent sends the pages that were free.
     AgentSends,
 }
 
@@ -100,7 +101,7 @@ impl Guest {
         }
     }
 
-    /// Whether the page's content must not be lost.
+    /// Whether the guest uses the page, so that its content must not be lost.
     pub fn uses(&self, page: Page) -> bool {
         self.usage[page.index()] == Usage::InUse
     }
@@ -119,7 +120,7 @@ impl Guest {
     }
 }
 
-/// What the guest may do next.
+/// The steps that the guest may take next.
 pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if !state.guest_runs() {
         return;
@@ -134,7 +135,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
         push(GuestAction::EndRound);
     }
     if !state.source_runs {
-        // The oracle has compared by now. The guest gets its pages back, what else it does is its own affair.
+        // The memory was compared already. The guest only has to get its pages back.
         return;
     }
     if setup.agent {
@@ -184,7 +185,7 @@ impl GuestAction {
     }
 }
 
-/// What comes of it.
+/// Takes the step.
 pub(crate) fn step(model: &Migration, state: &mut State, action: GuestAction) {
     if action.is_move() {
         state.guest.moves -= 1;

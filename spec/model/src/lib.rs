@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The rule of free page hinting as an executable model.
 //!
-//! A guest with a few pages, a balloon device, a migrator and a destination do whatever they may do, in every
-//! order. [Stateright](https://docs.rs/stateright) walks all the orders and looks for one that breaks a
-//! [property](properties). Each clause of the rule has a [switch](rule); with one switched off the checker
-//! finds how a page gets lost, and [`story`] tells it in plain words.
+//! A guest with a few pages, a balloon device, a migrator and a destination take all the steps that they may take, in
+//! every order. [Stateright](https://docs.rs/stateright) visits every state and looks for one that breaks a
+//! [property](properties). Each clause of the rule has a [switch](rule). With a clause switched off the checker finds
+//! how a page gets lost, and [`story`] tells it in plain words.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -16,15 +16,15 @@
 //! | [`logs`] | dirty logs: KVM's, a back end's, the VMM's own |
 //! | [`host`] | the migrator |
 //! | [`network`] | channels to the destination, and the destination |
-//! | [`operator`] | who decides where neither side can know who has the guest |
-//! | [`state`] | all of them together, and the steps from state to state |
-//! | [`properties`] | what must never, and what must in the end, be so |
+//! | [`operator`] | the operator, who decides when neither side can know who owns the guest |
+//! | [`state`] | the state of all of them together, and the steps from state to state |
+//! | [`properties`] | what must always hold, and what must hold at the end |
 //! | [`story`] | a path to a broken property, in words |
-//! | [`check`] | a look at all states |
+//! | [`check`] | a visit of all states |
 //! | [`document`] | the stories in `spec/free-page-hinting.md` |
-//! | [`catalogue`] | setups and stories by name: each clause, and what others do |
+//! | [`catalogue`] | setups and stories by name: each clause, and what other hypervisors do |
 //!
-//! Why this is a crate of its own: users of `spec`'s types do not pay for the checker.
+//! This is a crate of its own so that users of `spec`'s types do not depend on the checker.
 
 pub mod catalogue;
 pub mod check;

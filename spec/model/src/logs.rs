@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Dirty logs: who wrote what since the log was last cleared.
+//! Dirty logs: the pages that each writer has written since its log was last cleared.
 
 use crate::pages::{Page, PageSet, Renaming};
 
@@ -12,14 +12,14 @@ pub struct Logs {
     pub(crate) kvm: Kvm,
     /// A vhost-user back end's log.
     pub(crate) back_end: PageSet,
-    /// What the back end has written and not logged yet.
+    /// Pages that the back end has written and not logged yet.
     pub(crate) unlogged: PageSet,
     /// The VMM's own writes.
     pub(crate) own: PageSet,
 }
 
 impl Logs {
-    /// Starts all of them. KVM says at first that every page is dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
+    /// Starts all logs. KVM's log first says that every page is dirty (`KVM_DIRTY_LOG_INITIALLY_SET`).
     pub(crate) fn start(&mut self, pages: u8) {
         *self = Self {
             on: true,
@@ -30,7 +30,7 @@ impl Logs {
         self.kvm.fetched = self.kvm.dirty;
     }
 
-    /// Stops all of them, and forgets what they hold.
+    /// Stops all logs and clears them.
     pub(crate) fn stop(&mut self) {
         *self = Self {
             unlogged: self.unlogged,
@@ -82,11 +82,11 @@ impl Logs {
     }
 }
 
-/// KVM's dirty log, with `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: reading leaves the bits, clearing takes them and
+/// KVM's dirty log, with `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`. Reading the log does not clear it. Clearing bits
 /// write-protects their pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Kvm {
-    /// The bits.
+    /// The dirty bits.
     pub(crate) dirty: PageSet,
     /// Pages that are write-protected: the next write sets their bit.
     pub(crate) armed: PageSet,
@@ -96,7 +96,7 @@ pub struct Kvm {
 
 impl Kvm {
     fn write(&mut self, page: Page) {
-        // A page that is not protected causes no fault, so its bit stays as it is.
+        // A write to a page that is not protected causes no fault, so the bit does not change.
         if self.armed.has(page) {
             self.armed.remove(page);
             self.dirty.insert(page);

@@ -1,46 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The channels to the destination, and the destination.
+//! The channels to the destination, and the destination itself.
 
 use crate::pages::{Page, PerPage, Renaming};
 use crate::rule::Clause;
 use crate::state::{Action, Migration, State};
 
-/// The most channels of the model.
+/// The greatest number of channels.
 pub const MAX_CHANNELS: usize = 2;
 
-/// A page under way.
+/// A record about a page, on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Record {
     pub(crate) page: Page,
-    /// 0 for a page of zeros, and for one that is discarded.
+    /// The content; 0 for a page of zeros and for a discard.
     pub(crate) content: u8,
 }
 
-/// From the source to the destination, after all pages.
+/// A message from the source to the destination, after all pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Forward {
-    /// Everything has been sent.
+    /// Everything was sent.
     Commit,
-    /// The guest is the destination's.
+    /// The guest belongs to the destination.
     HandOver,
 }
 
-/// From the destination to the source.
+/// A message from the destination to the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Backward {
-    /// All is here and loaded.
+    /// Everything has arrived and is loaded.
     Ready,
     /// The guest runs.
     Running,
 }
 
-/// What is under way between the two hosts.
+/// The messages on their way between the two hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Wire {
     pub(crate) channels: [Option<Record>; MAX_CHANNELS],
     pub(crate) forward: Option<Forward>,
     pub(crate) backward: Option<Backward>,
-    /// The connection is broken, and what is under way may be lost.
+    /// The connection is broken, and messages on their way may be lost.
     pub(crate) broken: bool,
 }
 
@@ -50,7 +50,7 @@ impl Wire {
     }
 }
 
-/// The destination: its memory is new, so it is zero.
+/// The destination. Its memory is new and therefore zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
     pub(crate) memory: PerPage<u8>,
@@ -60,7 +60,7 @@ pub struct Destination {
 /// What the destination has of the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Presence {
-    /// Some of its memory, at most.
+    /// At most a part of its memory.
     #[default]
     Receiving,
     /// All of it, stopped: it waits for the hand-over.
@@ -77,16 +77,16 @@ impl Destination {
     }
 }
 
-/// What happens on the way and at its end.
+/// A step of the network or of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NetworkAction {
-    /// The channel delivers what it carries.
+    /// A channel delivers its record.
     Deliver(u8),
-    /// The destination hears what the source says.
+    /// The destination receives the source's message.
     Hear,
-    /// The connection breaks while the guest is handed over.
+    /// The connection breaks during the hand-over.
     Break,
-    /// What was said when the connection broke does not arrive.
+    /// A message that was on its way when the connection broke is lost.
     Lose,
     /// The destination notices that the connection is broken, and forgets the guest.
     Forget,
@@ -108,7 +108,7 @@ pub(crate) fn renamed(state: &State, names: &Renaming) -> (Wire, Destination) {
     (wire, destination)
 }
 
-/// Sends `record`. A single channel delivers in order, so it may as well do so at once.
+/// Sends `record`. A single channel keeps the order, so it can deliver at once.
 pub(crate) fn send(model: &Migration, state: &mut State, channel: u8, record: Record) {
     if model.setup.channels == 1 {
         state.destination.memory[record.page.index()] = record.content;
@@ -124,7 +124,7 @@ pub(crate) fn take_over(model: &Migration, state: &mut State) {
     state.device = state.device.restored(model.rule);
 }
 
-/// What may happen next.
+/// The steps that may happen next.
 pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     let mut push = |action| out.push(Action::Network(action));
     for channel in 0..model.setup.channels {
@@ -147,7 +147,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     }
 }
 
-/// What comes of it.
+/// Takes the step.
 pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) {
     match action {
         NetworkAction::Deliver(channel) => {
@@ -164,7 +164,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) 
                 take_over(model, state);
                 state.wire.backward = Some(Backward::Running);
             }
-            // Nobody is there any more, or an operator was first.
+            // The destination has ended, or an operator has decided already.
             Some(Forward::HandOver) | None => {}
         },
         NetworkAction::Break => {

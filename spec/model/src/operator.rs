@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The operator: sees both hosts, and decides who has the guest where neither of them can know.
+//! The operator, who sees both hosts and decides who owns the guest when neither host can know.
 
 use crate::host::{Owner, Step};
 use crate::network::{self, Presence};
 use crate::rule::Clause;
 use crate::state::{Action, Migration, State};
 
-/// What an operator does after the link died in the hand-over.
+/// A step of an operator after the link died in the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperatorAction {
     /// Sees that the guest does not run at the destination, and ends the process there.
     EndDestination,
-    /// Says that the guest is the source's: it runs on there.
+    /// Decides for the source: the guest runs on there.
     ResumeSource,
-    /// Says that the guest is the destination's: it runs there.
+    /// Decides for the destination: the guest runs there.
     ContinueDestination,
-    /// Ends the source's process; or the source's host dies.
+    /// Ends the source's process, or the source's host dies.
     EndSource,
 }
 
-/// What an operator may do next.
+/// The steps that an operator may take next.
 pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if model.setup.failures == 0 {
         return;
@@ -48,7 +48,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     }
 }
 
-/// What comes of it.
+/// Takes the step.
 pub(crate) fn step(model: &Migration, state: &mut State, action: OperatorAction) {
     match action {
         OperatorAction::EndDestination => state.destination.presence = Presence::Ended,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The few pages that the guest of the model has, and sets of them.
+//! The few pages of the model's guest, and sets of them.
 
 use std::fmt;
 
 /// The most pages a guest of the model can have.
 pub const MAX_PAGES: usize = 4;
 
-/// Something for each page.
+/// A value for each page.
 pub type PerPage<T> = [T; MAX_PAGES];
 
 /// A page of the guest.
@@ -21,12 +21,12 @@ impl Page {
     /// The page that stories call C.
     pub const C: Self = Self(2);
 
-    /// Where the page is in a [`PerPage`].
+    /// The page's index in a [`PerPage`].
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// The page after this one in a guest of `pages` pages, the first one after the last.
+    /// The next page in a guest of `pages` pages; after the last page comes the first.
     pub(crate) const fn next(self, pages: u8) -> Self {
         Self((self.0 + 1) % pages)
     }
@@ -44,7 +44,7 @@ impl fmt::Debug for Page {
     }
 }
 
-/// A set of pages: a bitmap of the real system.
+/// A set of pages. It stands for a bitmap of the real system.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageSet(u8);
 
@@ -57,12 +57,12 @@ impl PageSet {
         Self((1 << pages) - 1)
     }
 
-    /// Whether `page` is in it.
+    /// Whether `page` is in the set.
     pub const fn has(self, page: Page) -> bool {
         self.0 & (1 << page.0) != 0
     }
 
-    /// Whether it has no page.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -90,7 +90,7 @@ impl PageSet {
         self.0 &= !other.0;
     }
 
-    /// Takes all pages out of it.
+    /// Empties the set and returns what it had.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::take(self)
     }
@@ -120,13 +120,12 @@ impl fmt::Debug for PageSet {
     }
 }
 
-/// Another order of the pages. No page differs from another but by its name, so states that differ by the
-/// names alone need be looked at once.
+/// A permutation of the pages. Pages differ only in their names, so of states that differ only in names one is visited.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Renaming(PerPage<u8>);
 
 impl Renaming {
-    /// All orders of `pages` pages, that they have first.
+    /// All permutations of `pages` pages, the identity first.
     pub(crate) fn all(pages: u8) -> Vec<Self> {
         let mut all = vec![[0, 1, 2, 3]];
         for last in 1..pages {

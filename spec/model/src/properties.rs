@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What must never be so, and what must be so in the end.
+//! What must always hold, and what must hold at the end.
 //!
-//! Stateright's `eventually` is right only where no two paths meet, and here they meet all the time. So
-//! liveness is asked as a question about single states: a state in which nobody can do anything more is an
-//! end, and every end must be a good one. Everything that can happen is counted, so no path goes in a circle
-//! (a test walks all states to see that), and every path leads to an end. What this says: nobody waits for
-//! ever for somebody else, however slow each one is. What it does not say: that a guest which writes faster
-//! than the link sends is ever migrated; the model's migrator pauses after a number of rounds.
+//! Stateright's `eventually` is only correct where no two paths lead to the same state, and here many do. So liveness
+//! is a property of single states: a state in which nobody can take another step is an end, and every end must be
+//! good. The number of steps is bounded, so no path is a circle (a test checks that), and every path leads to an end.
+//! This proves that nobody waits for ever for another, however slow each one is. It does not prove that a guest which
+//! writes faster than the link sends is ever migrated: the model's migrator pauses the guest after a number of rounds.
 
 use stateright::{Model, Property};
 
@@ -17,20 +16,20 @@ use crate::state::{Migration, State};
 
 /// At the hand-over every page that the guest uses has its content at the destination.
 pub const NO_PAGE_LOST: &str = "no page is lost";
-/// At the hand-over every page that the guest gave up is as at the source, or zero.
+/// At the hand-over every page that the guest gave up has the source's content or is zero.
 pub const NO_STALE_PAGE: &str = "no page is stale";
-/// While the source has the guest, each page that the guest uses has its content there.
+/// While the source owns the guest, every page that the guest uses has its content there.
 pub const SOURCE_COMPLETE: &str = "the source is complete";
 /// The guest never runs in two places, as long as operators look before they decide.
 pub const ONE_OWNER: &str = "one host runs the guest";
-/// When nobody can do anything more, operators included, the migration is over and the guest runs.
+/// When nobody, operators included, can take another step, the migration is over and the guest runs.
 pub const MIGRATION_ENDS: &str = "the migration ends";
-/// In the end the driver holds no page.
+/// At the end the driver holds no page.
 pub const MEMORY_GIVEN_BACK: &str = "the guest gets its memory back";
-/// In the end nobody logs any more.
+/// At the end nobody logs.
 pub const LOGGING_STOPS: &str = "logging stops";
 
-/// Not a claim but a check on the model: some path ends well.
+/// A check of the model itself: on some path a guest arrives.
 pub const A_GUEST_ARRIVES: &str = "a guest arrives";
 
 /// All properties.
@@ -61,7 +60,7 @@ pub(crate) fn all() -> Vec<Property<Migration>> {
     ]
 }
 
-/// A page that the destination's guest misses.
+/// A page that the guest uses and that has other content at the destination.
 pub(crate) fn lost(model: &Migration, state: &State) -> Option<Page> {
     first_page(model, |page| {
         let here = state.destination.memory[page.index()];
@@ -71,7 +70,7 @@ pub(crate) fn lost(model: &Migration, state: &State) -> Option<Page> {
     })
 }
 
-/// A page given up that shows at the destination what it has not at the source.
+/// A page that the guest gave up and that has, at the destination, neither the source's content nor zeros.
 pub(crate) fn stale(model: &Migration, state: &State) -> Option<Page> {
     first_page(model, |page| {
         let here = state.destination.memory[page.index()];
@@ -82,7 +81,7 @@ pub(crate) fn stale(model: &Migration, state: &State) -> Option<Page> {
     })
 }
 
-/// A page that the source's guest misses.
+/// A page that the guest uses and that has other content at the source.
 pub(crate) fn damaged(model: &Migration, state: &State) -> Option<Page> {
     first_page(model, |page| {
         let index = page.index();
@@ -96,10 +95,10 @@ fn first_page(model: &Migration, is_bad: impl Fn(Page) -> bool) -> Option<Page> 
         .find(|&page| is_bad(page))
 }
 
-/// Nobody can do anything more.
+/// Whether nobody can take another step.
 pub(crate) fn is_end(model: &Migration, state: &State) -> bool {
     let mut actions = Vec::new();
-    // The migrator can nearly always do something: that is cheaper to ask.
+    // The migrator first: it can nearly always take a step.
     host::actions(model, state, &mut actions);
     if actions.is_empty() {
         model.actions(state, &mut actions);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which clauses of the rule hold: each has a switch.
+//! The rule, each clause of which has a switch.
 
 pub use spec::clause::{Clause, UnknownClause};
 

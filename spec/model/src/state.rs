@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! All of them together, and the steps from state to state.
+//! The state of everything together, and the steps from state to state.
 
 use std::sync::LazyLock;
 
@@ -20,21 +20,21 @@ use crate::story;
 /// A migration to be checked: who takes part, and which clauses hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
-    /// Who takes part, and how much.
+    /// Who takes part, and how many steps each may take.
     pub setup: Setup,
     /// The clauses that hold.
     pub rule: Rule,
 }
 
-/// Everything at one moment.
+/// The state of everything at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct State {
     pub(crate) guest: Guest,
     /// The source's memory.
     pub(crate) memory: PerPage<u8>,
-    /// The guest runs at the source.
+    /// Whether the guest runs at the source.
     pub(crate) source_runs: bool,
-    /// Writes of the back end and of the VMM that are left.
+    /// How many writes of the back end and of the VMM are left.
     pub(crate) others: Others,
     pub(crate) logs: Logs,
     pub(crate) device: Device,
@@ -43,14 +43,14 @@ pub struct State {
     pub(crate) destination: Destination,
 }
 
-/// What those who write besides the guest may still do.
+/// How many writes the other writers have left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Others {
     pub(crate) back_end_writes: u8,
     pub(crate) own_writes: u8,
 }
 
-/// One step of somebody.
+/// A step of one participant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The guest's.
@@ -72,15 +72,15 @@ pub enum Action {
 }
 
 impl State {
-    /// What everybody can see of a migration that is over: the guest, its memory at both ends, and which pages
-    /// the destination was sent.
+    /// The visible result of a migration that is over: the guest, its memory on both sides, and which pages were sent to
+    /// the destination.
     pub fn outcome(&self) -> impl Ord + std::fmt::Debug + use<> {
         let Guest { usage, content, .. } = self.guest;
         let sent = self.host.sent;
         (usage, content, self.memory, self.destination, sent)
     }
 
-    /// Whether the guest runs, here or there.
+    /// Whether the guest runs, at the source or at the destination.
     pub(crate) fn guest_runs(&self) -> bool {
         self.source_runs || self.destination.runs()
     }
@@ -91,7 +91,7 @@ impl State {
         self.logs.written_by_guest(page);
     }
 
-    /// The page has `content` now, and the guest knows that.
+    /// Gives the page `content`, as the guest's own write does.
     pub(crate) fn store(&mut self, page: Page, content: u8) {
         self.guest.content[page.index()] = content;
         self.memory[page.index()] = content;
@@ -117,7 +117,7 @@ impl State {
     }
 }
 
-/// The same state under whichever names of its `PAGES` pages come first.
+/// The least of the states that differ from `state` only in the names of its `PAGES` pages.
 pub(crate) fn representative<const PAGES: u8>(state: &State) -> State {
     static RENAMINGS: LazyLock<[Vec<Renaming>; MAX_PAGES + 1]> =
         LazyLock::new(|| std::array::from_fn(|pages| Renaming::all(pages as u8)));

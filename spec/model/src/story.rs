@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A path to a broken property, told in plain words.
+//! A path to a broken property, as a story in plain words.
 
 use std::fmt;
 
@@ -14,25 +14,25 @@ use crate::pages::{Page, PageSet};
 use crate::properties;
 use crate::state::{Action, Migration, State};
 
-/// How a property gets broken, in the fewest steps.
+/// The shortest path to a broken property.
 #[derive(Clone, Debug)]
 pub struct Story {
     /// The property.
     pub property: &'static str,
-    /// What was done, in order.
+    /// The steps, in order.
     pub actions: Vec<Action>,
     sentences: Vec<String>,
     end: String,
 }
 
-/// What a check has found.
+/// What a search has found.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// Different states seen.
+    /// How many different states were visited.
     pub states: usize,
-    /// Steps of the longest of the paths.
+    /// Steps of the longest path.
     pub depth: usize,
-    /// The shortest path to a broken property; none if all states were seen and every property holds.
+    /// The shortest path to a broken property; `None` if all states were visited and every property holds.
     pub story: Option<Story>,
 }
 
@@ -51,7 +51,7 @@ impl Migration {
         findings
     }
 
-    /// Looks at the states that fewer than `steps` steps lead to.
+    /// Searches the states that can be reached in fewer than `steps` steps.
     fn look_within(self, property: &'static str, steps: Option<usize>) -> Findings {
         let mut builder = self
             .checker()
@@ -88,7 +88,7 @@ impl Story {
         }
     }
 
-    /// Whether `actions` happen in the story in this order, with whatever between them.
+    /// Whether `actions` happen in the story in this order. Other actions may come in between.
     pub fn tells(&self, actions: &[Action]) -> bool {
         let mut told = self.actions.iter();
         actions.iter().all(|action| told.any(|one| one == action))
@@ -133,25 +133,27 @@ fn of_guest(before: &State, action: GuestAction, after: &State) -> String {
         GuestAction::Free(page) => format!("The guest frees {page}."),
         GuestAction::Take(page) => {
             format!(
-                "The guest takes {page} again and writes version {}.",
+                "The guest reuses {page} and writes version {}.",
                 version(page)
             )
         }
         GuestAction::TakeZeroed(page) => {
-            format!("The guest takes {page} into use and relies on its being zero.")
+            format!("The guest reuses {page} and relies on its being zero.")
         }
         GuestAction::ReadCommand => match after.guest.driver.read {
             Command::Start(id) if before.guest.driver.active == id => {
-                format!("The driver reads id {id}, and has answered to it before.")
+                format!("The driver reads id {id}, which it has answered already.")
             }
             Command::Start(id) => format!("The driver reads id {id} and queues its answer."),
             Command::Stop => "The driver reads STOP.".into(),
             Command::Done => "The driver reads DONE and gives its pages back.".into(),
         },
-        GuestAction::Hint(page) => format!("The driver takes the free {page} and queues a hint."),
-        GuestAction::EndRound => "The driver queues STOP: it has no more.".into(),
+        GuestAction::Hint(page) => {
+            format!("The driver allocates the free {page} and queues a hint.")
+        }
+        GuestAction::EndRound => "The driver queues STOP: it has hinted all it can.".into(),
         GuestAction::Release(page) => {
-            format!("The driver releases {page} under memory pressure, and tells nobody.")
+            format!("The driver releases {page} under memory pressure, without telling the device.")
         }
         GuestAction::Report(page) => {
             format!("The guest reports {page}, and the device discards its memory.")
@@ -165,7 +167,7 @@ fn of_guest(before: &State, action: GuestAction, after: &State) -> String {
         GuestAction::AgentLooks(page) => format!("The agent sees that {page} is free."),
         GuestAction::AgentSends => {
             let id = after.device.frame.map_or(0, |frame| frame.id);
-            format!("The agent sends its map as that of id {id}.")
+            format!("The agent sends its map under id {id}.")
         }
     }
 }
@@ -205,7 +207,7 @@ fn of_device(before: &State, action: DeviceAction, after: &State) -> String {
                 after.device.id
             ),
             Control::Close(epoch) if after.device.control == Control::Ok => {
-                format!("The device takes what is queued, closes epoch {epoch} and publishes STOP.")
+                format!("The device empties the queue, closes epoch {epoch} and publishes STOP.")
             }
             Control::Done => "The device publishes DONE.".into(),
             Control::HungUp => {
@@ -213,7 +215,7 @@ fn of_device(before: &State, action: DeviceAction, after: &State) -> String {
             }
             _ => "The device refuses.".into(),
         },
-        DeviceAction::Restart => "The device dies and is started anew.".into(),
+        DeviceAction::Restart => "The device dies and is restarted.".into(),
     }
 }
 
@@ -226,7 +228,7 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
             "The migrator starts the dirty logs; no page is armed yet.".into()
         }
         HostAction::ClearLog => format!(
-            "The migrator clears what it has read in KVM's log: {}.",
+            "The migrator clears in KVM's log what it has read: {}.",
             pages(before.logs.kvm.fetched)
         ),
         HostAction::ClearLogOf(page) => format!("The migrator clears {page} in KVM's log."),
@@ -244,14 +246,18 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::Begin => "The migrator goes on sending.".into(),
         HostAction::HearDevice if before.device.control == Control::Refused => {
-            "The migrator hears a refusal and goes on without hints.".into()
+            "The migrator is refused, and goes on without hints.".into()
         }
         HostAction::HearDevice => match before.host.step {
-            Step::Opening => "The migrator hears that the epoch is open.".into(),
-            Step::Closing => "The migrator hears that the epoch is closed.".into(),
-            _ => "The migrator hears that the guest was told.".into(),
+            Step::Opening => "The device's answer reaches the migrator: the epoch is open.".into(),
+            Step::Closing => {
+                "The device's answer reaches the migrator: the epoch is closed.".into()
+            }
+            _ => "The device's answer reaches the migrator: the guest was told DONE.".into(),
         },
-        HostAction::GiveUpDevice => "The migrator gives the device up.".into(),
+        HostAction::GiveUpDevice => {
+            "The migrator stops waiting for the device and goes on without hints.".into()
+        }
         HostAction::Claim(page) if before.host.copied.has(page) => {
             format!("The migrator takes {page} out of the bitmap.")
         }
@@ -259,7 +265,7 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
             format!("The migrator claims {page}.")
         }
         HostAction::Claim(page) if before.host.holes.has(page) => {
-            format!("The migrator takes {page} for a hole, and does not look at it.")
+            format!("The migrator still takes {page} for a hole, and sends no content.")
         }
         HostAction::Claim(page) => {
             let discards = before.host.sent.has(page) && !after.host.sent.has(page);
@@ -284,12 +290,12 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::Flush => {
             let zero = pages(before.host.table);
-            format!("The migrator flushes its table: at the destination {zero} becomes zero.")
+            format!("The migrator flushes its table: {zero} becomes zero at the destination.")
         }
         HostAction::EndRound => format!("The migrator has sent the round{}.", closing(after)),
         HostAction::HarvestInBackground => {
             format!(
-                "The migrator wants to harvest in mid-round{}.",
+                "The migrator begins a harvest in mid-round{}.",
                 closing(after)
             )
         }
@@ -314,12 +320,14 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
             log_taken("the VMM's own log", before.logs.own, after.logs.own)
         }
         HostAction::Pause => "The migrator pauses the guest.".into(),
-        HostAction::Commit => "The migrator has sent all, and says so.".into(),
+        HostAction::Commit => "The migrator tells the destination that everything was sent.".into(),
         HostAction::HandOver if after.destination.runs() => {
             "The migrator gives the guest to the destination, which runs it.".into()
         }
         HostAction::HandOver => "The migrator gives the guest to the destination.".into(),
-        HostAction::HearRunning => "The migrator hears that the guest runs there.".into(),
+        HostAction::HearRunning => {
+            "The destination's answer reaches the migrator: the guest runs there.".into()
+        }
         HostAction::NoticeBreak if after.source_runs => {
             "The migrator notices that the connection is broken, and lets the guest run on.".into()
         }
@@ -345,11 +353,11 @@ fn closing(after: &State) -> String {
 fn log_taken(name: &str, before: PageSet, after: PageSet) -> String {
     if before == after && !before.is_empty() {
         format!(
-            "The migrator leaves {name} alone, which has {}.",
+            "The migrator does not harvest {name}, which has {}.",
             pages(before)
         )
     } else {
-        format!("The migrator takes {name}: {}.", pages(before))
+        format!("The migrator harvests {name}: {}.", pages(before))
     }
 }
 
@@ -367,7 +375,7 @@ fn of_network(before: &State, action: NetworkAction, after: &State) -> String {
             "The destination takes the guest over and runs it.".into()
         }
         NetworkAction::Hear if before.wire.forward == Some(Forward::HandOver) => {
-            "The hand-over arrives, and nobody waits for it.".into()
+            "The hand-over arrives too late and has no effect.".into()
         }
         NetworkAction::Hear => "The destination is ready.".into(),
         NetworkAction::Forget => {
@@ -386,17 +394,15 @@ fn of_operator(action: OperatorAction) -> &'static str {
         OperatorAction::EndDestination => {
             "An operator sees that the guest does not run at the destination, and ends the process there."
         }
-        OperatorAction::ResumeSource => {
-            "An operator says that the guest is the source's, and runs it there."
-        }
+        OperatorAction::ResumeSource => "An operator decides for the source, which runs the guest.",
         OperatorAction::ContinueDestination => {
-            "An operator says that the guest is the destination's, and runs it there."
+            "An operator decides for the destination, which runs the guest."
         }
         OperatorAction::EndSource => "The source's host dies.",
     }
 }
 
-/// What is wrong in the end.
+/// What is wrong at the end of the story.
 fn moral(model: &Migration, property: &'static str, last: &State) -> String {
     let content = |version: u8| match version {
         0 => "zeros".to_string(),
@@ -428,10 +434,10 @@ fn moral(model: &Migration, property: &'static str, last: &State) -> String {
         properties::MIGRATION_ENDS => Some(if last.host.step == Step::Over {
             "The migration is over, and the guest runs nowhere.".into()
         } else {
-            "Nobody can do anything more, and the migration is not over.".into()
+            "Nobody can take another step, and the migration is not over.".into()
         }),
         properties::MEMORY_GIVEN_BACK => {
-            Some("All is over, and the driver still holds pages that nobody will ask it to give back.".into())
+            Some("The migration is over, and the driver still holds pages: nobody will tell it DONE.".into())
         }
         properties::LOGGING_STOPS => Some("The migration is over, and logging goes on.".into()),
         _ => None,

@@ -3,12 +3,12 @@
 
 use rustix::fs::{Gid, Mode};
 
-/// The rights of a socket's file. To connect, one needs the right to write it.
+/// The rights of a socket's file. A client needs the right to write to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// Permission bits, exactly these under any umask.
     pub mode: Mode,
-    /// The group that it belongs to; none: that of the process, or of a folder that passes its own on.
+    /// The file's group; `None` means that of the process, or of the folder if the folder has the setgid bit.
     pub group: Option<Gid>,
 }
 
@@ -19,7 +19,7 @@ impl Access {
         group: None,
     };
 
-    /// What an operator asked for: by default only the owner may connect.
+    /// The rights that an operator asked for. By default only the owner may connect.
     #[must_use]
     pub fn new(mode: Option<Mode>, group: Option<Gid>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Default for Access {
     }
 }
 
-/// Reads permission bits: three octal digits, or fewer, perhaps after a 0.
+/// Reads permission bits: at most three octal digits, which may follow a 0.
 ///
 /// # Errors
 /// A sentence that says what to write.
@@ -44,7 +44,7 @@ pub fn mode(text: &str) -> Result<Mode, String> {
         .ok()
         .filter(|&bits| bits <= 0o777 && !text.starts_with('+'))
         .map(Mode::from_raw_mode)
-        .ok_or_else(|| format!("'{text}' is not a mode: write octal permission bits, as in 660"))
+        .ok_or_else(|| format!("'{text}' is not a mode: write octal permission bits, such as 660"))
 }
 
 /// Reads the name or the number of a group of this host.

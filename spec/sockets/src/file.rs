@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The name that a socket has in the file system.
+//! The file of a socket.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use rustix::process::geteuid;
 
 use crate::ListenError;
 
-/// A socket's file, known by its device and inode: another file that has taken its name is not taken for it.
+/// A socket's file. It is identified by device and inode, so another file with its name is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketFile {
     path: PathBuf,
@@ -22,14 +22,14 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file that a bind has just made, and a handle of it that no change of names affects.
+    /// The file that a bind has just made, and a handle that stays valid when the file is renamed.
     pub(crate) fn just_bound(path: &Path) -> Result<(Self, OwnedFd), ListenError> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle = openat(CWD, path, flags, Mode::empty())?;
         let found = fstat(&handle)?;
         let ours = kind(&found) == FileType::Socket && found.st_uid == geteuid().as_raw();
         if !ours {
-            // Somebody who may write the folder has exchanged it. Its rights are not ours to change.
+            // Somebody has replaced the file. Do not change the rights of the new one.
             return Err(ListenError::InUse);
         }
         let file = Self {
@@ -40,15 +40,15 @@ impl SocketFile {
         Ok((file, handle))
     }
 
-    /// Where it lies.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes it. A file of another socket that has its name now stays, and it is no error if it is gone.
+    /// Removes the file. The file of another socket with the same name stays. It is not an error if the file is gone.
     ///
     /// # Errors
-    /// Whatever hinders the removal.
+    /// If the file cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
         let removed = match lstat(&self.path) {
             Ok(found) if (found.st_dev, found.st_ino) == (self.device, self.inode) => {
@@ -64,7 +64,7 @@ impl SocketFile {
     }
 }
 
-/// What a file is.
+/// The kind of a file.
 pub(crate) fn kind(found: &Stat) -> FileType {
     FileType::from_raw_mode(found.st_mode)
 }
@@ -78,6 +78,6 @@ pub(crate) fn set_mode(file: &OwnedFd, mode: Mode) -> Result<(), Errno> {
     if Mode::from_raw_mode(fstat(file)?.st_mode) & Mode::from_raw_mode(0o777) == mode {
         return Ok(());
     }
-    // The kernel's own link to the open file: the name in the folder may be another's by now.
+    // By the kernel's link to the open file: its name may belong to another file by now.
     chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
 }

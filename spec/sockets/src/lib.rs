@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How the programs of Lacuna listen on a path of the file system, and read a secret from one.
 //!
-//! All of them use [`listen`], so that all keep the same two promises:
+//! All of them use [`listen`], which makes two promises:
 //!
-//! - **Nobody loses a file.** Only a socket on which no program listens any more is replaced. A living socket, a
-//!   plain file, a folder and a symbolic link stay as they are, and the caller gets an error that says so.
-//! - **Nobody connects who was not meant to.** The file has the rights of [`Access`] under any umask, and at no
-//!   moment more.
+//! - **No file is lost.** Only a dead socket, on which no program listens, is replaced. A living socket, a plain file, a
+//!   folder and a symbolic link stay as they are, and the caller gets an error that says so.
+//! - **Only permitted clients connect.** The file has the rights of [`Access`] under any umask, and never more than
+//!   these.
 //!
 //! The device and the migration engine must not depend on each other, and two programs that want the same path
 //! must agree on how a dead socket is replaced. The device and the guest's agent read the same key. So this lies beside
@@ -39,7 +39,7 @@ pub use file::SocketFile;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
-/// The longest path of a unix socket in bytes: `sun_path` has 108, the last of them 0.
+/// The longest path of a unix socket: `sun_path` has 108 bytes, the last of which is 0.
 const LONGEST_PATH: usize = 107;
 
 /// Why a path cannot be listened on.
@@ -48,11 +48,11 @@ pub enum ListenError {
     /// Another program listens there.
     #[error("another program listens there: end it, or choose another path")]
     InUse,
-    /// Something that is not a socket lies there.
-    #[error("there is {0}, which is left as it is: move it away, or choose another path")]
+    /// The path is a file that is not a socket.
+    #[error("there is {0}, which is not replaced: move it away, or choose another path")]
     Occupied(&'static str),
     /// The path does not fit into a socket's address.
-    #[error("the path has {0} bytes, and that of a unix socket may have {LONGEST_PATH}")]
+    #[error("the path has {0} bytes, and a unix socket's path has at most {LONGEST_PATH}")]
     TooLong(usize),
     /// The path contains a zero byte, or is empty.
     #[error("this cannot be a socket's path: it is empty, or contains a zero byte")]
@@ -67,10 +67,10 @@ pub enum ListenError {
         /// Why not.
         source: io::Error,
     },
-    /// Another program does not finish replacing the dead socket.
+    /// Another program holds the lock for replacing the dead socket.
     #[error("another program holds the lock {}: end it, or remove the file", .0.display())]
     Locked(PathBuf),
-    /// Anything else that hinders it.
+    /// Any other error.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -100,10 +100,10 @@ impl From<ListenError> for io::Error {
     }
 }
 
-/// Listens at `path` for those whom `access` lets connect. A dead socket there is replaced, anything else is not.
+/// Listens at `path` for clients that `access` lets connect. A dead socket there is replaced, any other file is not.
 ///
-/// The listener and the name of its file come apart: the file is to be removed before the listener is closed,
-/// as then no other program takes the socket for a dead one in between.
+/// Returns the listener and its file. Remove the file before the listener is closed: otherwise another program may
+/// take the socket for a dead one in between.
 ///
 /// # Errors
 /// [`ListenError`]; then nothing has changed at `path`.
@@ -115,8 +115,8 @@ pub fn listen(path: &Path, access: Access) -> Result<(UnixListener, SocketFile),
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // Linux gives the file the bits of the unbound socket, without those that the umask has. So it begins as
-    // its owner's alone; the rest is added once the group is right.
+    // Linux gives the file the bits of the unbound socket, without those of the umask. So only the owner may use it
+    // at first; the other bits are added when the group is right.
     fchmod(&socket, access.mode & Mode::RWXU)?;
     match bind(&socket, &address) {
         Err(Errno::ADDRINUSE) => replace::dead(path, &address, &socket)?,
@@ -126,7 +126,7 @@ pub fn listen(path: &Path, access: Access) -> Result<(UnixListener, SocketFile),
     match finish(&socket, &handle, access) {
         Ok(()) => Ok((UnixListener::from(socket), file)),
         Err(error) => {
-            // The first error is the one to tell.
+            // Report the first error.
             let _ = file.remove();
             Err(error)
         }

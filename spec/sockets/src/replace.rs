@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A dead socket gives way to a new one.
+//! Replaces a dead socket by a new one.
 //!
-//! To look whether a socket is dead, to remove it and to bind are three steps. Between them another program might
-//! do the same, and the later one would remove the socket of the earlier. So they are taken under a lock: a file
-//! beside the socket, which is removed in the end. (A lock on the folder would let anybody who may read the folder
-//! keep us out; to bind under another name and rename would hide the path from `ss`, `fuser` and systemd-tmpfiles.)
-//! A program that does not know the lock can still bind in between: then it wins, and loses nothing.
+//! This takes three steps: check that the socket is dead, remove it, and bind. If two programs did this at once, the
+//! later one could remove the socket of the earlier. So the steps are taken under a lock: a file beside the socket,
+//! which is removed at the end. (With a lock on the folder, anybody who may read the folder could block us. To bind
+//! another name and rename it would hide the path from `ss`, `fuser` and systemd-tmpfiles.) A program that does not
+//! know the lock can still bind in between; then it keeps its socket.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,11 @@ use rustix::net::{
 use crate::ListenError;
 use crate::file::kind;
 
-/// How long the lock is waited for. Whoever has it makes three system calls.
+/// How long to wait for the lock. Its holder makes three system calls.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is tried.
+/// How often to try the lock.
 const PAUSE: Duration = Duration::from_millis(2);
-/// What the lock's name has after that of the socket.
+/// What the lock's name adds to the socket's.
 const LOCK_SUFFIX: &str = ".lacuna-lock";
 
 /// Binds `socket` to `path`, where a file lies, if that is a dead socket.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Frames, and how a reader finds them in a stream that may begin or break anywhere.
+//! Frames, and how a reader finds them in a stream that may begin or end in the middle of one.
 
 use crate::wire;
 
@@ -20,13 +20,13 @@ pub struct Frame<'a> {
     pub kind: u16,
     /// The hint epoch that it belongs to, 0 for none.
     pub epoch: u64,
-    /// What it says.
+    /// The payload.
     pub payload: &'a [u8],
 }
 
 impl Frame<'_> {
-    /// Writes the frame into `bytes` and returns what it takes of them. The payload has at most
-    /// [`MAX_FRAME_PAYLOAD`] bytes; what it has more is cut off.
+    /// Writes the frame into `bytes` and returns the bytes of the frame. A payload of more than [`MAX_FRAME_PAYLOAD`] bytes
+    /// is cut off.
     pub fn encode<'b>(&self, bytes: &'b mut [u8; MAX_FRAME]) -> &'b [u8] {
         let length = self.payload.len().min(MAX_FRAME_PAYLOAD);
         let (header, rest) = bytes.split_at_mut(FRAME_HEADER_BYTES);
@@ -36,8 +36,8 @@ impl Frame<'_> {
     }
 }
 
-/// Seals the frame of kind `kind` whose payload is the first `length` bytes after the header already, and returns
-/// its bytes. Saves the copy that [`Frame::encode`] makes.
+/// Writes the header of a frame of kind `kind`, whose payload is already in the `length` bytes after the header, and
+/// returns the frame's bytes. This saves the copy that [`Frame::encode`] makes.
 ///
 /// # Panics
 /// If `length` is more than [`MAX_FRAME_PAYLOAD`].
@@ -59,13 +59,13 @@ pub(super) fn seal_header(header: &mut [u8], kind: u16, epoch: u64, payload: &[u
 
 /// Finds frames in a stream of bytes.
 ///
-/// Bytes that are no frame are passed over and counted: the rest of a frame whose beginning was lost, what a
-/// kernel printed on the line, a frame with a wrong checksum. It holds at most one frame.
+/// Bytes that are not part of a valid frame are skipped and counted: the rest of a truncated frame, kernel messages on a
+/// serial line, a frame with a wrong checksum. The deframer holds at most one frame.
 #[derive(Debug)]
 pub struct Deframer {
     bytes: [u8; MAX_FRAME],
     filled: usize,
-    /// Length of the frame at the start that was given out and is to be dropped.
+    /// Length of the frame at the start of the buffer that was returned and can be dropped.
     given: usize,
     passed_over: u64,
 }
@@ -82,31 +82,31 @@ impl Default for Deframer {
 }
 
 impl Deframer {
-    /// Where the next bytes are to be put; never empty after [`Deframer::next_frame`] returned `None`. Say
-    /// [`Deframer::filled`] then.
+    /// The buffer for the next bytes; never empty after [`Deframer::next_frame`] returned `None`. Call
+    /// [`Deframer::filled`] afterwards.
     pub fn space(&mut self) -> &mut [u8] {
         self.drop_given();
         &mut self.bytes[self.filled..]
     }
 
-    /// `count` bytes were put into [`Deframer::space`].
+    /// Takes note that `count` bytes were written to [`Deframer::space`].
     pub fn filled(&mut self, count: usize) {
         self.filled = (self.filled + count).min(MAX_FRAME);
     }
 
-    /// Bytes that were no part of any frame.
+    /// Bytes that were not part of a frame.
     pub fn passed_over(&self) -> u64 {
         self.passed_over
     }
 
-    /// Forgets the bytes of a frame that has not come to its end: its sender has gone.
+    /// Drops the bytes of an unfinished frame, whose sender has gone.
     pub fn restart(&mut self) {
         self.drop_given();
         self.passed_over += self.filled as u64;
         self.filled = 0;
     }
 
-    /// The next whole frame, if it has come.
+    /// The next whole frame, if it has arrived.
     pub fn next_frame(&mut self) -> Option<Frame<'_>> {
         self.drop_given();
         loop {
@@ -125,7 +125,7 @@ impl Deframer {
                 return None;
             }
             if crc32fast::hash(&self.bytes[FRAME_HEADER_BYTES..end]) != wire::u32_at(header, 20) {
-                // A frame may begin within the bytes that should have been this one's.
+                // The next frame may begin within the bytes that this header claims.
                 self.pass_over(1);
                 continue;
             }
@@ -139,7 +139,7 @@ impl Deframer {
         }
     }
 
-    /// Passes over bytes until the first ones could begin a frame.
+    /// Skips bytes until the first ones could begin a frame.
     fn pass_over_to_magic(&mut self) {
         let bytes = &self.bytes[..self.filled];
         let start = (0..bytes.len()).find(|&at| {
@@ -214,7 +214,7 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             let stream = [bad, bytes_of(3, 8, b"next")].concat();
-            // What the length field promises may have to come before the frame shows as none.
+            // A frame with a wrong length is only found to be invalid when all the bytes that it claims have arrived.
             let mut deframer = Deframer::default();
             let frames = found(&mut deframer, &stream, 5);
             assert_eq!(frames, [(3, 8, b"next".to_vec())], "byte {at}");

@@ -2,8 +2,8 @@
 //! The free pages of a range, as bits or as runs, whichever is smaller.
 //!
 //! `first u64, pages u32, encoding u32`, then for encoding 0 one bit a page, bit `p % 8` of byte `p / 8`, and for
-//! encoding 1 pairs of numbers (7 bits a byte, low ones first, the top bit says that more follow): pages to
-//! pass over, pages that are free.
+//! encoding 1 pairs of numbers (7 bits a byte, low ones first, the top bit says that more follow): pages in
+//! use, free pages.
 
 use crate::{PageRange, wire};
 
@@ -18,7 +18,7 @@ const RUNS: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError;
 
-/// Which pages of a range are free, as it came over the wire. Opened maps are sound: every run lies in the range.
+/// Which pages of a range are free, in wire format. The map was checked: every run lies in the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreeMap<'a> {
     range: PageRange,
@@ -50,12 +50,12 @@ impl<'a> FreeMap<'a> {
         if sound { Ok(map) } else { Err(MapError) }
     }
 
-    /// The pages that the map speaks of.
+    /// The range that the map covers.
     pub fn range(&self) -> PageRange {
         self.range
     }
 
-    /// The free pages, as runs that rise and do not touch.
+    /// The free pages, as runs in rising order that do not touch.
     pub fn runs(&self) -> impl Iterator<Item = PageRange> + use<'a> {
         let Self {
             range,
@@ -92,7 +92,7 @@ impl<'a> FreeMap<'a> {
             let Some((skip, free)) = next_in_runs(&mut bytes) else {
                 return false;
             };
-            // Only before the first run may nothing be passed over: runs do not touch.
+            // Runs do not touch, so only the first may begin without pages in use before it.
             if free == 0 || (skip == 0 && at != 0) {
                 return false;
             }
@@ -152,7 +152,7 @@ fn put_runs(pages: u64, words: &[u64], body: &mut [u8]) -> Option<usize> {
     (length < body.len()).then_some(length)
 }
 
-/// Word `index` of bits in bytes; what lies past the end is not set.
+/// Word `index` of the bits in `body`; bits past the end are not set.
 fn word_of(body: &[u8], index: usize) -> u64 {
     let rest = body.get(index * 8..).unwrap_or_default();
     let mut bytes = [0; 8];
@@ -161,7 +161,7 @@ fn word_of(body: &[u8], index: usize) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// From page `at`: how many bits are not set, and then how many are. `None` if no more is set.
+/// How many bits from page `at` on are not set, and how many after them are set. `None` if none is set.
 fn next_set(at: u64, pages: u64, word: impl Fn(usize) -> u64) -> Option<(u64, u64)> {
     let first = find(at, pages, &word)?;
     let end = find(first, pages, |index| !word(index)).unwrap_or(pages);
@@ -188,7 +188,7 @@ fn next_in_runs(bytes: &mut &[u8]) -> Option<(u64, u64)> {
     Some((take_number(bytes)?, take_number(bytes)?))
 }
 
-/// Writes `number`, at most [`MAX_MAP_PAGES`], and returns the bytes that it took; `None` if there is no room.
+/// Writes `number`, at most [`MAX_MAP_PAGES`], and returns how many bytes it took; `None` if there is no room.
 fn put_number(number: u64, bytes: &mut [u8]) -> Option<usize> {
     let mut left = number;
     for (index, byte) in bytes.iter_mut().enumerate() {
@@ -202,7 +202,7 @@ fn put_number(number: u64, bytes: &mut [u8]) -> Option<usize> {
     None
 }
 
-/// Takes a number of at most three bytes: 65536 needs no more.
+/// Reads a number of at most three bytes, which is enough for 65536.
 fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for index in 0..3 {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the device asks the agent, and what the agent answers.
+//! The requests of the device and the answers of the agent.
 
 use super::frame::{FRAME_HEADER_BYTES, Frame, seal_header};
 use super::map::FreeMap;
 use crate::wire;
 
-/// What the device asks.
+/// A request of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Who is there? To be answered with [`Answer::Hello`].
+    /// Asks who is there. The agent answers [`Answer::Hello`].
     Hello,
-    /// The pages that are free now, in the hint epoch `epoch`. An answer to an earlier question ends unfinished.
+    /// Asks for the pages that are free now, in the hint epoch `epoch`. Ends the answer to an earlier request.
     Map {
-        /// The epoch that every frame of the answer is to carry.
+        /// The epoch that every frame of the answer carries.
         epoch: u64,
-        /// A migration begins: the agent may do first what its user has allowed (drop caches, compact memory).
+        /// A migration begins: the agent may first drop caches or compact memory, if its user allows that.
         first: bool,
     },
     /// Nothing more is wanted.
@@ -26,10 +26,10 @@ impl Ask {
     const MAP: u16 = 2;
     const STOP: u16 = 3;
 
-    /// Bytes of a question's frame.
+    /// Bytes of a request's frame.
     pub const FRAME_BYTES: usize = FRAME_HEADER_BYTES + 4;
 
-    /// The frame that asks it.
+    /// The request as a frame.
     pub fn to_frame(self) -> [u8; Self::FRAME_BYTES] {
         let (kind, epoch, word) = match self {
             Self::Hello => (Self::HELLO, 0, 0),
@@ -46,7 +46,7 @@ impl Ask {
     /// Reads a frame.
     ///
     /// # Errors
-    /// [`MessageError`] for a frame that asks nothing.
+    /// [`MessageError`] for a frame that is not a request.
     pub fn read(frame: &Frame<'_>) -> Result<Self, MessageError> {
         let error = MessageError { kind: frame.kind };
         let payload: [u8; 4] = frame.payload.try_into().map_err(|_| error)?;
@@ -62,12 +62,12 @@ impl Ask {
     }
 }
 
-/// What the agent answers.
+/// An answer of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// To [`Ask::Hello`], and unasked when the agent starts.
+    /// The answer to [`Ask::Hello`]; also sent unasked when the agent starts.
     Hello(Settings),
-    /// Free pages of a part of memory, read after `epoch` had been asked for.
+    /// Free pages of a part of memory, read after the request for `epoch`.
     Map {
         /// The epoch.
         epoch: u64,
@@ -78,10 +78,10 @@ pub enum Answer<'a> {
     End {
         /// The epoch.
         epoch: u64,
-        /// What it took.
+        /// What the map cost.
         totals: Totals,
     },
-    /// The map of `epoch` cannot be had: the kernel refused to let its page flags be read.
+    /// There is no map for `epoch`, because the kernel refused access to its page flags.
     Failed {
         /// The epoch.
         epoch: u64,
@@ -103,7 +103,7 @@ impl<'a> Answer<'a> {
     /// Reads a frame and checks all of it.
     ///
     /// # Errors
-    /// [`MessageError`] for a frame that is no answer.
+    /// [`MessageError`] for a frame that is not an answer.
     pub fn read(frame: &Frame<'a>) -> Result<Self, MessageError> {
         let error = MessageError { kind: frame.kind };
         let (epoch, payload) = (frame.epoch, frame.payload);
@@ -125,7 +125,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// What the agent says of its kernel.
+/// What the agent says about its kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The agent's [`super::VERSION`].
@@ -134,21 +134,21 @@ pub struct Settings {
     pub page_size: u32,
     /// Pages from page frame 0 to the end of memory.
     pub pages: u64,
-    /// Which of [`Settings::POISON`] and the others hold.
+    /// Flags: [`Settings::POISON`] and the others.
     pub flags: u32,
 }
 
 impl Settings {
     /// Bytes of the payload: `version u32, page size u32, pages u64, flags u32, zero u32`.
     pub const BYTES: usize = 24;
-    /// Free pages hold a pattern that the kernel checks when it takes them again (`page_poison=1`): they must not
-    /// read as zero, so this guest's maps must not be used.
+    /// Free pages hold a pattern that the kernel checks when it allocates them (`page_poison=1`). They must not read as
+    /// zero, so this guest's maps must not be used.
     pub const POISON: u32 = 1 << 0;
-    /// The kernel zeroes pages when they are freed and relies on it (`init_on_free=1`): zero is what they read.
+    /// The kernel zeroes pages when they are freed, and relies on free pages being zero (`init_on_free=1`).
     pub const INIT_ON_FREE: u32 = 1 << 1;
-    /// The kernel zeroes pages when they are allocated, those that its balloon driver hints too.
+    /// The kernel zeroes pages when they are allocated, including those that its balloon driver hints.
     pub const INIT_ON_ALLOC: u32 = 1 << 2;
-    /// Whether one of these holds could not be found out: take it that [`Settings::POISON`] does.
+    /// The agent could not read one of these settings. Treat this like [`Settings::POISON`].
     pub const UNKNOWN: u32 = 1 << 3;
     /// The user lets the agent drop the page cache when a migration begins.
     pub const DROPS_CACHES: u32 = 1 << 4;
@@ -180,7 +180,7 @@ impl Settings {
     }
 }
 
-/// What one map of all memory took.
+/// What one map of all memory cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Pages whose flags were read.
@@ -191,9 +191,9 @@ pub struct Totals {
     pub frames: u64,
     /// Bytes of these frames.
     pub bytes: u64,
-    /// Microseconds from the question to the end.
+    /// Microseconds from the request to the end.
     pub elapsed_us: u64,
-    /// Microseconds of processor time, the kernel's part included.
+    /// Microseconds of processor time, including the kernel's.
     pub cpu_us: u64,
 }
 
@@ -231,7 +231,7 @@ impl Totals {
     }
 }
 
-/// A frame that says nothing, or nothing in this direction.
+/// A frame that is not a valid message in this direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageError {
     /// The frame's kind.
@@ -240,11 +240,7 @@ pub struct MessageError {
 
 impl core::fmt::Display for MessageError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(
-            f,
-            "an agent frame of kind {:#x} that makes no sense",
-            self.kind
-        )
+        write!(f, "an invalid agent frame of kind {:#x}", self.kind)
     }
 }
 

@@ -1,23 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The agent protocol: a guest that tells the device which of its pages are free, page by page.
+//! The agent protocol: an agent in the guest tells the device which of the guest's pages are free, page by page.
 //!
-//! The balloon driver hints blocks of 4 MiB, which it has to allocate. The agent reads the kernel's own page
-//! flags instead: it allocates nothing that it reports, and sees every free page. The device asks for a map
-//! when a hint epoch opens, the agent answers with [`Answer::Map`] frames and one [`Answer::End`], each tagged with
-//! the epoch.
-//! A map that was read in the epoch says no more and no less than a driver's hint: the page was free at some
-//! moment after the epoch had opened.
+//! The balloon driver hints blocks of 4 MiB, which it must allocate. The agent reads the kernel's page flags instead. It
+//! does not allocate the pages that it reports, and it sees every free page. The device asks for a map when a hint
+//! epoch opens. The agent answers with [`Answer::Map`] frames and one [`Answer::End`], each of which carries the epoch.
+//! A page in such a map means the same as a driver's hint: it was free at some moment after the epoch had opened.
 //!
-//! Frames go over whatever carries bytes (a virtio-console port, vsock, a serial line). None of these
-//! has messages, and some lose bytes when a side starts anew, so every frame is sealed with checksums and a
-//! reader finds the next one by itself, see [`Deframer`]. `agent-protocol.md` has the drawings.
+//! Frames travel over any byte stream (a virtio-console port, vsock, a serial line). None of these has messages, and
+//! some lose bytes when a side restarts. So every frame has checksums, and a reader finds the next frame by itself, see
+//! [`Deframer`]. `agent-protocol.md` has the drawings.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`frame`] | header, checksums, finding frames in bytes |
 //! | [`map`] | free pages of a range as bits or as runs, whichever is smaller |
-//! | [`message`] | what is asked and answered |
-//! | `proof` | how an agent shows that it is root's (feature `agent-proof`) |
+//! | [`message`] | requests and answers |
+//! | `proof` | how an agent proves that it is root's (feature `agent-proof`) |
 
 pub mod frame;
 pub mod map;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How an agent shows that it is root's, over a transport that any process of the guest can reach.
+//! How an agent proves that it is root's, over a transport that any process of the guest can open.
 //!
 //! Device and agent have the same secret [`Key`]. The device sends a [`Challenge`], random bytes that it uses once. The
 //! agent answers with a [`Proof`]: the HMAC-SHA-256, under the key, of the direction, the protocol's version and the
-//! challenge. So a proof is worth nothing on another connection, in the other direction or in another version.
+//! challenge. So a proof is useless on another connection, in the other direction or in another version.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -16,7 +16,7 @@ const CONTEXT: &[u8] = b"lacuna agent proof, agent to device";
 /// Bytes of a challenge and of a proof.
 const BYTES: usize = 32;
 
-/// The secret that only root reads, in the guest and on the host.
+/// The secret that only root can read, in the guest and on the host.
 #[derive(Clone)]
 pub struct Key(Hmac<Sha256>);
 
@@ -42,7 +42,7 @@ impl Key {
         Ok(Self(mac))
     }
 
-    /// The proof that whoever answers `challenge` has the key.
+    /// The answer to `challenge`, which proves possession of the key.
     pub fn prove(&self, challenge: &Challenge) -> Proof {
         Proof(self.mac_of(challenge).finalize().into_bytes().into())
     }
@@ -80,7 +80,7 @@ impl core::fmt::Display for KeyLengthError {
 
 impl core::error::Error for KeyLengthError {}
 
-/// What the device asks for proof of, before anything else.
+/// The device's challenge, its first frame on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge([u8; BYTES]);
 
@@ -90,17 +90,17 @@ impl Challenge {
     /// Bytes of its frame.
     pub const FRAME_BYTES: usize = FRAME_HEADER_BYTES + BYTES;
 
-    /// The challenge of these bytes, which must be random and used once.
+    /// A challenge of these bytes, which must be random and used only once.
     pub fn new(random: [u8; 32]) -> Self {
         Self(random)
     }
 
-    /// The frame that asks for a proof.
+    /// The challenge as a frame.
     pub fn to_frame(self) -> [u8; Self::FRAME_BYTES] {
         frame_of(Self::KIND, &self.0)
     }
 
-    /// The challenge in `frame`, if that is one.
+    /// The challenge in `frame`, if it is one.
     pub fn read(frame: &Frame<'_>) -> Option<Self> {
         payload_of(Self::KIND, frame).map(Self)
     }
@@ -116,12 +116,12 @@ impl Proof {
     /// Bytes of its frame.
     pub const FRAME_BYTES: usize = FRAME_HEADER_BYTES + BYTES;
 
-    /// The frame that answers.
+    /// The proof as a frame.
     pub fn to_frame(self) -> [u8; Self::FRAME_BYTES] {
         frame_of(Self::KIND, &self.0)
     }
 
-    /// The proof in `frame`, if that is one.
+    /// The proof in `frame`, if it is one.
     pub fn read(frame: &Frame<'_>) -> Option<Self> {
         payload_of(Self::KIND, frame).map(Self)
     }

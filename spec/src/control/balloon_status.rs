@@ -1,31 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The balloon as a person sees it.
+//! The state of the balloon, for people.
 
-/// What the balloon is to be, what it is, and what it has done since the device started.
+/// The balloon's target, its size, and counters since the device started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BalloonStatus {
     /// Feature bits that the device offers.
     pub offered: u64,
     /// Feature bits that guest and device agreed on; 0 before the driver is up.
     pub negotiated: u64,
-    /// A front end is connected.
+    /// Whether a front end is connected.
     pub connected: bool,
-    /// Its rings run.
+    /// Whether the rings run.
     pub running: bool,
     /// Pages (4 KiB) that were set as target.
     pub wanted_pages: u64,
-    /// Pages that the guest is asked to have in the balloon: no more than it has.
+    /// Pages that the guest is asked to put into the balloon: the target, but at most its memory.
     pub target_pages: u64,
     /// Pages that the guest says are in the balloon.
     pub actual_pages: u64,
-    /// Pages that the device knows to be in the balloon: inflated since the front end came, and not
-    /// deflated again.
+    /// Pages that the device saw go into the balloon since the front end connected, and not come out again.
     pub ballooned_pages: u64,
     /// Pages of guest memory, in all regions.
     pub memory_pages: u64,
     /// Regions of guest memory.
     pub regions: u64,
-    /// Milliseconds between two requests for statistics; 0: they are not asked for.
+    /// Milliseconds between two requests for statistics; 0: the device does not ask.
     pub statistics_interval_ms: u64,
     /// Pages inflated.
     pub inflated_pages: u64,
@@ -35,13 +34,13 @@ pub struct BalloonStatus {
     pub reported_pages: u64,
     /// Bytes given back to the host.
     pub discarded_bytes: u64,
-    /// Calls that took.
+    /// System calls that gave memory back.
     pub discards: u64,
     /// Such calls that failed.
     pub failed_discards: u64,
-    /// Pages and ranges that are not guest memory.
+    /// Pages and ranges outside guest memory.
     pub out_of_range: u64,
-    /// Buffers that made no sense.
+    /// Invalid buffers.
     pub bad_buffers: u64,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Frames: the header, what is wrong with bytes that are none, and the writing of a payload.
+//! Frames: the header, the errors of invalid frames, and the writing of a payload.
 
 use crate::wire;
 
@@ -17,7 +17,7 @@ pub const MAX_PAYLOAD: usize = 256;
 pub struct Header {
     /// What the payload is, see [`super::Request`] and [`super::Reply`].
     pub kind: u16,
-    /// Chosen by who asks, repeated in the reply.
+    /// Chosen by the client, repeated in the reply.
     pub sequence: u32,
     /// Bytes of payload.
     pub length: u32,
@@ -55,23 +55,23 @@ impl Header {
     }
 }
 
-/// A frame that makes no sense.
+/// A frame is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlError {
     /// Not the protocol's magic number.
     Magic(u32),
     /// A payload longer than [`MAX_PAYLOAD`].
     TooLong(u32),
-    /// A kind that does not exist, or not in this direction.
+    /// An unknown kind, or one of the other direction.
     Kind(u16),
-    /// A payload of another length than its kind has.
+    /// A payload with the wrong length for its kind.
     Length {
         /// The frame's kind.
         kind: u16,
         /// Its payload's length.
         length: usize,
     },
-    /// A field with a value that it cannot have.
+    /// A field with an invalid value.
     Value {
         /// The frame's kind.
         kind: u16,
@@ -83,16 +83,19 @@ impl core::fmt::Display for ControlError {
         match self {
             Self::Magic(found) => write!(f, "not a control frame: it starts with {found:#x}"),
             Self::TooLong(length) => {
-                write!(f, "a payload of {length} bytes, the most is {MAX_PAYLOAD}")
+                write!(
+                    f,
+                    "a payload of {length} bytes is longer than {MAX_PAYLOAD}"
+                )
             }
             Self::Kind(kind) => write!(f, "unknown frame kind {kind}"),
             Self::Length { kind, length } => {
                 write!(
                     f,
-                    "frame kind {kind} cannot have a payload of {length} bytes"
+                    "frame kind {kind} with a payload of {length} bytes, which is not its length"
                 )
             }
-            Self::Value { kind } => write!(f, "frame kind {kind} with an impossible value"),
+            Self::Value { kind } => write!(f, "frame kind {kind} with an invalid value"),
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hinting as a person sees it: how far the guest is, and for whom.
+//! The state of hinting, for people: how far the guest is, and for whom it hints.
 //!
 //! ```text
 //!        start            the guest answers           the guest has no more
@@ -16,7 +16,7 @@ use super::frame::{Body, ControlError};
 use crate::hint_map::HintPhase;
 use crate::wire;
 
-/// Who has the guest hint, or had it last.
+/// For whom the guest hints, or hinted last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum HintHolder {
@@ -29,43 +29,43 @@ pub enum HintHolder {
     Person = 2,
 }
 
-/// How the last round that a person started came to its end.
+/// How the last round for a person ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RoundEnd {
-    /// It has not, or there was none.
+    /// It has not ended, or there was none.
     #[default]
     None = 0,
     /// By [`super::Request::HintStop`].
     Stopped = 1,
-    /// A migrator came, which takes precedence.
+    /// By a migrator, which takes precedence.
     Migrator = 2,
     /// The guest was reset, or its VMM hung up.
     Reset = 3,
-    /// It has lasted longer than the device lets a round last.
+    /// By the device, because it lasted longer than the device's limit.
     Expired = 4,
 }
 
-/// Where hinting stands.
+/// The state of hinting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HintState {
     /// How far the guest is.
     pub phase: HintPhase,
-    /// For whom.
+    /// For whom it hints.
     pub holder: HintHolder,
-    /// How the last round of a person ended.
+    /// How the last round for a person ended.
     pub ended: RoundEnd,
     /// The configuration space's `free_page_hint_cmd_id`.
     pub command_id: u32,
-    /// Hint buffers taken in the open round, or in the last round of a person.
+    /// Hint buffers taken in the open round, or in the last round for a person.
     pub hints: u64,
     /// Pages newly set in the map in that round.
     pub pages: u64,
-    /// Those of them that the guest's agent told.
+    /// Those of them that the guest's agent reported.
     pub agent_pages: u64,
-    /// Buffers dropped in it for a wrong id, or because the guest was not in its round.
+    /// Buffers of that round dropped for a wrong id, or because the guest was not in a round.
     pub stale: u64,
-    /// Buffers of it of which nothing could be used.
+    /// Buffers of that round without a usable page.
     pub rejected: u64,
 }
 

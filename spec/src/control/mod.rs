@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The control protocol: what migrators and people ask of the balloon device, over a unix socket.
+//! The control protocol: the requests of migrators and people to the balloon device, over a unix socket.
 //!
 //! Every frame is a 16-byte header and at most [`MAX_PAYLOAD`] bytes of payload, all little-endian.
 //! Clients send requests; the device answers each with exactly one reply of the same sequence
 //! number. [`Request::SetHintMap`] and [`Reply::PageMap`] carry one file descriptor (SCM_RIGHTS).
 //! `control-protocol.md` has the drawings and the order of things.
 //!
-//! A migrator opens and closes epochs of hints into a map of its own. A person sets the balloon's
-//! target, looks at statistics and maps, and may have the guest hint while nobody migrates it.
+//! A migrator opens and closes epochs of hints into a map of its own. A person sets the balloon's target, reads
+//! statistics and maps, and may ask the guest for hints while it is not being migrated.
 
 mod balloon_status;
 mod frame;

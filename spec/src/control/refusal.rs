@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Refusal {
-    /// The first frame was no [`super::Request::Hello`], or of another version.
+    /// The first frame was not [`super::Request::Hello`], or had another version.
     Version = 1,
     /// The guest's driver has not negotiated free page hinting (or is not up yet).
     NotNegotiated = 2,
@@ -19,23 +19,23 @@ pub enum Refusal {
     Poison = 6,
     /// The frame could not be read.
     BadFrame = 7,
-    /// The rings do not run (device suspended, or being reset).
+    /// The rings do not run (the device is suspended or being reset).
     Stopped = 8,
-    /// The front end takes no configuration change messages: the guest cannot be asked.
+    /// The front end takes no configuration change messages, so the guest cannot be asked.
     Unreachable = 9,
-    /// The hints are a migrator's: another one, or, for a person, any.
+    /// A migrator, other than the client, uses the hints.
     Migrating = 10,
-    /// A person's round has been started already.
+    /// A round for a person is under way already.
     RoundOpen = 11,
-    /// No person's round has been started.
+    /// There is no round for a person.
     NoRound = 12,
-    /// Nothing has been hinted yet, or the map of the last round has gone with its migrator.
+    /// Nothing has been hinted yet, or the last map was a migrator's and is gone.
     NoMap = 13,
     /// The guest has sent no statistics.
     NoStatistics = 14,
     /// The device has no memory or file descriptor left for the answer.
     Resources = 15,
-    /// The device is busy for so long that it may never answer: it touches memory that its front end has lent.
+    /// The device has been busy for too long: an access to its front end's memory may never return.
     Busy = 16,
 }
 
@@ -83,7 +83,7 @@ impl core::fmt::Display for Refusal {
             Self::NoStatistics => "the guest has sent no statistics",
             Self::Resources => "the device has no memory or file descriptor left",
             Self::Busy => {
-                "the device does not come out of its front end's memory: it may be a file that never answers"
+                "the device is blocked in an access to its front end's memory, which may be a file that never answers"
             }
         })
     }

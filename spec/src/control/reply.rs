@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the device answers.
+//! The replies of the device.
 
 use super::balloon_status::BalloonStatus;
 use super::frame::{Body, ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, finish};
@@ -11,7 +11,7 @@ use crate::balloon::CommandId;
 use crate::hint_map::HintPhase;
 use crate::wire;
 
-/// What the device answers.
+/// A reply of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::large_enum_variant,
@@ -30,7 +30,7 @@ pub enum Reply {
     Ok,
     /// To [`super::Request::Open`].
     Opened {
-        /// The command id that the guest is asked for.
+        /// The command id under which the guest is asked.
         command_id: CommandId,
     },
     /// To [`super::Request::Close`].
@@ -43,12 +43,12 @@ pub enum Reply {
     BalloonStatus(BalloonStatus),
     /// To [`super::Request::HintStart`], [`super::Request::HintStop`] and [`super::Request::HintState`].
     HintState(HintState),
-    /// To [`super::Request::PageMap`]: the file descriptor that comes along is the map's.
+    /// To [`super::Request::PageMap`]. The map's file descriptor comes with it.
     PageMap {
         /// Bytes of the file.
         bytes: u64,
     },
-    /// Instead of any other.
+    /// Refuses any request.
     Refused(Refusal),
 }
 
@@ -128,7 +128,7 @@ impl Reply {
     /// Reads the payload of a frame whose header has been read.
     ///
     /// # Errors
-    /// [`ControlError`] if it is no reply.
+    /// [`ControlError`] if it is not a valid reply.
     pub fn decode(header: &Header, payload: &[u8]) -> Result<Self, ControlError> {
         let kind = header.kind;
         let length = match kind {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an epoch brought, and where the device stands.
+//! The results of an epoch, and the state of the device.
 
 use crate::hint_map::HintPhase;
 
-/// What one epoch brought.
+/// The results of an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EpochReport {
     /// The epoch's number.
@@ -18,11 +18,11 @@ pub struct EpochReport {
     pub agent_pages: u64,
     /// Buffers dropped for a wrong id, or because no round was running.
     pub stale: u64,
-    /// Buffers of which nothing could be used: outside memory, no whole page, zero length.
+    /// Buffers without a usable page: outside memory, without a whole page, or of length zero.
     pub rejected: u64,
 }
 
-/// Where the device stands: the state and the totals since it started.
+/// The state of the device, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStatus {
     /// Feature bits that guest and device agreed on; 0 before the driver is up.
@@ -51,7 +51,7 @@ pub struct DeviceStatus {
     pub partial: u64,
     /// Buffers of length 0.
     pub zero_length: u64,
-    /// Command buffers that are not 4 bytes, or hold an id nobody asked for.
+    /// Command buffers that are not 4 bytes long, or have an unknown id.
     pub bad_commands: u64,
     /// Descriptor chains that could not be walked to their end.
     pub broken_chains: u64,

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the device is asked.
+//! The requests to the device.
 
 use super::frame::{Body, ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, finish};
 use crate::wire;
 
-/// Which pages a [`Request::PageMap`] is to show.
+/// Which pages a [`Request::PageMap`] shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum PageSet {
-    /// Those that the guest has hinted to be free, in the last round or the one that runs.
+    /// Pages that the guest has hinted, in the running or the last round.
     Hinted = 1,
-    /// Those that are in the balloon.
+    /// Pages in the balloon.
     Ballooned = 2,
-    /// Those that went back to the host because the guest reported them. It does not say when it takes one
-    /// again, so this is no knowledge of free pages; it is why a page is a hole of the memory files.
+    /// Pages that went back to the host because the guest reported them. The guest does not say when it reuses one, so a
+    /// page in this set may be in use. The set says why a page is a hole of the memory files.
     Reported = 3,
 }
 
-/// What the device is asked: up to [`Request::Done`] by migrators, from [`Request::SetTarget`] on by people.
+/// A request: up to [`Request::Done`] from migrators, from [`Request::SetTarget`] on from people.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// First frame: the protocol version of who asks.
+    /// The first frame: the client's protocol version.
     Hello {
         /// [`super::VERSION`].
         version: u32,
@@ -37,17 +37,17 @@ pub enum Request {
         /// The epoch's number, from 1, rising.
         epoch: u64,
     },
-    /// Close `epoch`: take what the guest has queued already, stop, and answer. After the answer no
+    /// Close `epoch`: take the hints that the guest has queued, stop, and answer. After the answer no
     /// bit of the hint map is set until the next [`Request::Open`].
     Close {
         /// The epoch's number.
         epoch: u64,
     },
-    /// The migration is over, one way or the other: tell the guest to take its pages back.
+    /// The migration is over, in success or failure: tell the guest DONE.
     Done,
-    /// Where hinting stands, and its counters.
+    /// The state of hinting, and its counters.
     Status,
-    /// Ask the guest to have that many pages in the balloon.
+    /// Ask the guest to put this many pages into the balloon.
     SetTarget {
         /// 4 KiB pages.
         pages: u32,
@@ -61,13 +61,13 @@ pub enum Request {
     Statistics,
     /// The balloon's target, size and counters.
     BalloonStatus,
-    /// Have the guest hint for a person, into a map of the device's own.
+    /// Ask the guest for hints for a person, into a map of the device's own.
     HintStart,
-    /// End the round that a person has started: the guest takes its pages back.
+    /// End the round for a person, and tell the guest DONE.
     HintStop,
-    /// Where hinting stands, and for whom.
+    /// The state of hinting, and for whom the guest hints.
     HintState,
-    /// A picture of guest memory, see [`crate::page_map`].
+    /// A map of guest memory, see [`crate::page_map`].
     PageMap(PageSet),
 }
 
@@ -134,7 +134,7 @@ impl Request {
     /// Reads the payload of a frame whose header has been read.
     ///
     /// # Errors
-    /// [`ControlError`] if it is no request.
+    /// [`ControlError`] if it is not a valid request.
     pub fn decode(header: &Header, payload: &[u8]) -> Result<Self, ControlError> {
         let kind = header.kind;
         let length = match kind {

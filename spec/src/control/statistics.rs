@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's memory statistics on their way to a person: tags with values, as the guest sent them.
+//! The guest's memory statistics: tags and values as the guest sent them.
 
 use super::frame::{Body, ControlError, MAX_PAYLOAD};
 use crate::wire;
@@ -7,10 +7,10 @@ use crate::wire;
 const AGE_BYTES: usize = 8;
 const ENTRY_BYTES: usize = 10;
 
-/// The most tags that one reply has room for; the virtio specification of today has 16.
+/// The most tags that a reply has room for. Linux defines 16.
 pub const MAX_STATISTICS: usize = (MAX_PAYLOAD - AGE_BYTES) / ENTRY_BYTES;
 
-/// Values by tag, and how old they are. Tags that this build does not know come through as numbers.
+/// Values by tag, and their age. Unknown tags are kept as numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statistics {
     age_ms: u64,

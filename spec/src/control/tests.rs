@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What every frame must survive: a round trip, and being cut anywhere.
+//! Every frame survives a round trip, and is refused if it is cut anywhere.
 
 use std::vec::Vec;
 
@@ -121,7 +121,7 @@ fn every_reply_survives_a_round_trip_and_no_cut_one_passes_for_it() {
     }
 }
 
-/// Only statistics have a length of their own choice.
+/// Only statistics have a variable length.
 #[test]
 fn a_payload_of_another_length_is_an_error() {
     for request in REQUESTS {

@@ -1,139 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The shared map of hinted pages: written by the device, read by the migrator just before it sends.
 //!
-//! One memory file (memfd, sealed with `F_SEAL_SHRINK`), made by the migrator and handed to the device
-//! over the control socket:
+//! The map is a memory file (memfd, sealed with `F_SEAL_SHRINK`). The migrator makes it and passes it to the device over
+//! the control socket:
 //!
 //! ```text
 //! byte 0     magic "LACUNAHM"   8   version, little-endian   16  pages
 //!      24    epoch (0: closed)  32  phase (HintPhase)        40  pages hinted in this epoch
-//!      48    of these, pages that only the agent has named   56  the agent has told all below this page
-//!      64    who is not to be asked: 1 driver, 2 agent
-//!      4096  plane of the driver: one bit a 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
-//!      then  plane of the agent, alike
+//!      48    of these, pages that only the agent reported    56  the agent has reported all free pages below this one
+//!      64    who must not be asked: 1 driver, 2 agent
+//!      4096  plane of the driver: one bit for each 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
+//!      then  plane of the agent, in the same layout
 //!      then  summary: bit c % 64 of word c / 64 is set if words 64 * c .. of either plane may hold a hint
 //! ```
 //!
-//! All words are 64-bit atomics. A page is hinted if it is in either plane: who said so matters to
-//! statistics only. The migrator clears the planes between two epochs, while the device is closed; the
-//! device only ever sets bits, and only while an epoch is open. So every word has one writer at a time (within the
-//! device its lock sees to that), and may be read and written back.
+//! All words are 64-bit atomics. A page is hinted if its bit is set in either plane; which plane it is in matters to
+//! statistics only. The migrator clears the planes between two epochs. The device only sets bits, and only while an
+//! epoch is open. So every word has one writer at a time (within the device, the one that holds its lock), which may
+//! read a word and write it back without a locked instruction.
 
+mod layout;
+mod phase;
+mod planes;
 mod tellers;
+#[cfg(test)]
+mod tests;
 
-use crate::PageRange;
 use crate::sync::{AtomicU64, Ordering};
 pub use tellers::{HintBits, Tellers};
-
-/// Bytes before the bitmap.
-pub const HEADER_BYTES: usize = 4096;
-/// The first word: "LACUNAHM".
-pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNAHM");
-/// The layout's version.
-pub const VERSION: u64 = 3;
-
-const MAGIC_WORD: usize = 0;
-const VERSION_WORD: usize = 1;
-const PAGES_WORD: usize = 2;
-const EPOCH_WORD: usize = 3;
-const PHASE_WORD: usize = 4;
-const HINTED_WORD: usize = 5;
-const AGENT_ONLY_WORD: usize = 6;
-const ANSWERED_WORD: usize = 7;
-const NOT_ASKED_WORD: usize = 8;
-const PLANES_WORD: usize = HEADER_BYTES / 8;
-/// Words of a plane that share a bit of the summary.
-const CHUNK_WORDS: usize = 64;
-
-const NO_DRIVER: u64 = 1;
-const NO_AGENT: u64 = 2;
-
-/// Bytes of a map for `pages` pages, header included; `None` if that overflows.
-pub const fn bytes_for(pages: u64) -> Option<u64> {
-    let Some(planes) = pages.div_ceil(64).checked_mul(16) else {
-        return None;
-    };
-    let Some(bytes) = planes.checked_add(summary_words(pages) * 8) else {
-        return None;
-    };
-    bytes.checked_add(HEADER_BYTES as u64)
-}
-
-/// 64-bit words of the summary: a bit for 64 words of 64 pages.
-const fn summary_words(pages: u64) -> u64 {
-    pages.div_ceil(64 * CHUNK_WORDS as u64 * 64)
-}
-
-/// Memory seen as 64-bit atomic words: what a [`HintMap`] lies in.
-pub trait Words {
-    /// The word at `index`, or `None` past the end.
-    fn word(&self, index: usize) -> Option<&AtomicU64>;
-}
-
-impl Words for &[AtomicU64] {
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
-        self.get(index)
-    }
-}
-
-/// How far the guest is in the open epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum HintPhase {
-    /// No epoch is open; hints are dropped.
-    #[default]
-    Closed = 0,
-    /// The command id is published; the guest has not answered.
-    Requested = 1,
-    /// The guest answered with the id and is sending hints.
-    Running = 2,
-    /// The guest said that it has hinted all it can.
-    Finished = 3,
-    /// Hinting is over; the guest was told to take its pages back.
-    Done = 4,
-}
-
-impl HintPhase {
-    /// Reads a wire value.
-    pub const fn from_raw(raw: u64) -> Option<Self> {
-        Some(match raw {
-            0 => Self::Closed,
-            1 => Self::Requested,
-            2 => Self::Running,
-            3 => Self::Finished,
-            4 => Self::Done,
-            _ => return None,
-        })
-    }
-}
-
-/// A hint map in memory that is not laid out as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HintMapError {
-    /// The first word is not [`MAGIC`].
-    Magic(u64),
-    /// Another version than [`VERSION`].
-    Version(u64),
-    /// The memory is too small for the pages that its header claims.
-    TooSmall {
-        /// Pages the header claims.
-        pages: u64,
-    },
-}
-
-impl core::fmt::Display for HintMapError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Magic(found) => write!(f, "not a hint map: it starts with {found:#x}"),
-            Self::Version(found) => {
-                write!(f, "hint map version {found}, this build knows {VERSION}")
-            }
-            Self::TooSmall { pages } => write!(f, "hint map too small for its {pages} pages"),
-        }
-    }
-}
-
-impl core::error::Error for HintMapError {}
 
 /// A view of the shared map in `W`.
 #[derive(Debug)]
@@ -156,8 +50,8 @@ impl<W: Words> HintMap<W> {
         Ok(map)
     }
 
-    /// Opens a map that the other side has laid out. The page count is read once, here: a peer that
-    /// changes it later changes nothing.
+    /// Opens a map that the other side has laid out. The page count is read only here, so a peer cannot change it
+    /// later.
     ///
     /// # Errors
     /// [`HintMapError`] for memory that is not a map, or one that does not fit.
@@ -188,7 +82,7 @@ impl<W: Words> HintMap<W> {
         self.at(EPOCH_WORD).load(Ordering::Acquire)
     }
 
-    /// How far the guest is. A number that is none of the phases reads as closed.
+    /// How far the guest is. An unknown number reads as closed.
     pub fn phase(&self) -> HintPhase {
         HintPhase::from_raw(self.at(PHASE_WORD).load(Ordering::Acquire)).unwrap_or_default()
     }
@@ -198,23 +92,23 @@ impl<W: Words> HintMap<W> {
         self.at(HINTED_WORD).load(Ordering::Acquire)
     }
 
-    /// Of [`HintMap::hinted_pages`], those that the agent has named and the driver had not.
+    /// Those of [`HintMap::hinted_pages`] that the agent reported and the driver had not hinted.
     pub fn agent_only_pages(&self) -> u64 {
         self.at(AGENT_ONLY_WORD).load(Ordering::Acquire)
     }
 
-    /// The agent has told all free pages below this one. To be read before the words: those of such pages
-    /// are complete then.
+    /// The agent has reported all free pages below this one. Read it before the planes: then their words for these pages
+    /// are complete.
     pub fn answered(&self) -> u64 {
         self.at(ANSWERED_WORD).load(Ordering::Acquire)
     }
 
-    /// Device: the agent has told all free pages below `page`.
+    /// Device: the agent has reported all free pages below `page`.
     pub fn set_answered(&self, page: u64) {
         self.at(ANSWERED_WORD).store(page, Ordering::Release);
     }
 
-    /// Whose hints the migrator wants; all, unless it has said otherwise.
+    /// Whose hints the migrator wants; by default everybody's.
     pub fn asked(&self) -> Tellers {
         let not_asked = self.at(NOT_ASKED_WORD).load(Ordering::Acquire);
         Tellers {
@@ -223,7 +117,7 @@ impl<W: Words> HintMap<W> {
         }
     }
 
-    /// Migrator: only `tellers` are to be asked. Only while no epoch is open.
+    /// Migrator: asks only `tellers`. Only while no epoch is open.
     pub fn ask(&self, tellers: Tellers) {
         let driver = if tellers.driver { 0 } else { NO_DRIVER };
         let agent = if tellers.agent { 0 } else { NO_AGENT };
@@ -245,7 +139,7 @@ impl<W: Words> HintMap<W> {
         self.at(PHASE_WORD).store(phase as u64, Ordering::Release);
     }
 
-    /// Device: no epoch is open any more; `phase` says whether another may follow.
+    /// Device: the epoch is closed. `phase` says whether another may follow.
     pub fn end(&self, phase: HintPhase) {
         self.at(EPOCH_WORD).store(0, Ordering::Release);
         self.set_phase(phase);
@@ -363,7 +257,7 @@ impl<W: Words> HintMap<W> {
 
     /// Words of a plane.
     pub fn bitmap_words(&self) -> usize {
-        // `check_size` has shown that the memory, so an index into it, holds them all.
+        // No overflow: `check_size` has shown that the memory holds all words.
         self.pages.div_ceil(64) as usize
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who tells which pages.
+//! The sources of hints, and which pages each has hinted.
 
-/// Who can tell that a page is free.
+/// A choice of the sources of hints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tellers {
     /// The guest's balloon driver, in blocks.
@@ -11,24 +11,24 @@ pub struct Tellers {
 }
 
 impl Tellers {
-    /// Whoever is there.
+    /// All sources.
     pub const ALL: Self = Self {
         driver: true,
         agent: true,
     };
 
-    /// Whether anybody is meant.
+    /// Whether any source is chosen.
     pub const fn any(self) -> bool {
         self.driver || self.agent
     }
 }
 
-/// The free pages of a word, by who has told them.
+/// The hinted pages of a 64-page word, by source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HintBits {
     /// The driver.
     pub driver: u64,
-    /// The agent.
+    /// Reported by the agent.
     pub agent: u64,
 }
 
@@ -38,7 +38,7 @@ impl HintBits {
         self.driver | self.agent
     }
 
-    /// Those of `mask` that `tellers` have told.
+    /// Those of the pages in `mask` that `tellers` have hinted.
     pub const fn of(self, tellers: Tellers, mask: u64) -> Self {
         Self {
             driver: if tellers.driver {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a stream begins: each side's first bytes.
+//! The first bytes of each side of a stream.
 
 use super::{
     GREETING_BYTES, MAGIC, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError, VERSION, check_seal,
@@ -9,7 +9,7 @@ use crate::wire;
 /// The destination's first bytes: `magic, version u32, zero u32, session u64, zero u32, crc u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Greeting {
-    /// A number nobody can guess, new for each session.
+    /// A random number, new for each session.
     pub session: u64,
 }
 
@@ -27,7 +27,7 @@ impl Greeting {
     /// Reads a greeting.
     ///
     /// # Errors
-    /// [`StreamError`] if it is none, or of another version.
+    /// [`StreamError`] if the bytes are not a greeting, or have another version.
     pub fn from_bytes(bytes: &[u8; GREETING_BYTES]) -> Result<Self, StreamError> {
         check_start(bytes)?;
         Ok(Self {
@@ -69,7 +69,7 @@ impl StreamHeader {
     /// Reads a stream header.
     ///
     /// # Errors
-    /// [`StreamError`] if it is none, of another version, or has an impossible field.
+    /// [`StreamError`] if the bytes are not a stream header, have another version, or have an invalid field.
     pub fn from_bytes(bytes: &[u8; STREAM_HEADER_BYTES]) -> Result<Self, StreamError> {
         check_start(bytes)?;
         if u64::from(wire::u32_at(bytes, 12)) != crate::PAGE_SIZE {
@@ -88,8 +88,7 @@ impl StreamHeader {
     }
 }
 
-/// Magic and version come before the checksum, so that a stranger's bytes or another version get the
-/// error that helps.
+/// Checks magic and version before the checksum, so that the error for other protocols and other versions says so.
 fn check_start(bytes: &[u8]) -> Result<(), StreamError> {
     if bytes[..8] != MAGIC {
         return Err(StreamError::Magic);

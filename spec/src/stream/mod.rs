@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The migration stream: what source and destination send each other. `migration-stream.md` draws it.
+//! The migration stream between source and destination. `migration-stream.md` has the drawings.
 //!
 //! The destination speaks first ([`Greeting`]); the source answers with a [`StreamHeader`] that repeats
 //! the session number, so a recorded stream cannot be replayed. Then both sides send sections: a
@@ -8,9 +8,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `greeting` | how a stream begins |
-//! | `section` | what stands before every payload |
-//! | `payload` | what sections carry |
+//! | `greeting` | the first bytes of each side |
+//! | `section` | the header of every section |
+//! | `payload` | the payloads of sections |
 
 mod greeting;
 mod payload;
@@ -26,7 +26,7 @@ use crate::wire;
 
 /// The first eight bytes of [`Greeting`] and [`StreamHeader`].
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
-/// The stream's version. A reader takes no other.
+/// The stream's version. A reader accepts no other.
 pub const VERSION: u32 = 2;
 /// Bytes of a [`Greeting`].
 pub const GREETING_BYTES: usize = 32;
@@ -40,14 +40,14 @@ pub const RUN_BYTES: usize = 16;
 pub const MAX_SECTION_PAGES: u64 = 256;
 /// The most runs in one section's table.
 pub const MAX_SECTION_RUNS: usize = 4096;
-/// The most payload of a section that is not pages: a bound for what a reader allocates.
+/// The most payload of a section without pages. It bounds what a reader allocates.
 pub const MAX_PLAIN_PAYLOAD: u64 = 16 << 20;
 /// The most bytes of a machine's description ([`SectionKind::Description`]).
 pub const MAX_DESCRIPTION: u64 = 1 << 20;
 /// The most memory regions of a guest.
 pub const MAX_REGIONS: u32 = 512;
 
-/// Bytes that are no stream of this kind.
+/// The bytes are not a valid stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamError {
     /// Does not start with [`MAGIC`].
@@ -65,9 +65,9 @@ pub enum StreamError {
         /// Its payload's length.
         length: u64,
     },
-    /// A payload that its kind cannot have.
+    /// A payload that is invalid for its kind.
     Malformed(SectionKind),
-    /// A header field with an impossible value; names the field.
+    /// A header field with an invalid value; names the field.
     Field(&'static str),
 }
 
@@ -86,8 +86,8 @@ impl core::fmt::Display for StreamError {
             Self::TooLong { kind, length } => {
                 write!(f, "a {kind:?} section of {length} bytes is too long")
             }
-            Self::Malformed(kind) => write!(f, "the payload of a {kind:?} section makes no sense"),
-            Self::Field(name) => write!(f, "impossible value in header field {name}"),
+            Self::Malformed(kind) => write!(f, "the payload of a {kind:?} section is invalid"),
+            Self::Field(name) => write!(f, "invalid value in header field {name}"),
         }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What sections carry: runs of pages, and totals.
+//! The payloads of sections: runs of pages, and totals.
 
 use super::{MAX_SECTION_PAGES, RUN_BYTES, SectionKind, StreamError};
 use crate::{PageRange, wire};
@@ -82,10 +82,10 @@ impl PagesPrefix {
     }
 }
 
-/// What the source sent in all: the destination compares it with what it received.
+/// Totals of what the source sent. The destination compares them with what it received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Pages with content, each sending counted.
+    /// Pages sent with content. A page that was sent twice counts twice.
     pub pages_sent: u64,
     /// Pages in zero runs.
     pub pages_zero: u64,

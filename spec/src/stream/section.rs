@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What stands before every payload.
+//! The header before every payload.
 
 use super::{
     MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::wire;
 
-/// What a section is.
+/// The kind of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum SectionKind {
@@ -15,23 +15,23 @@ pub enum SectionKind {
     Layout = 1,
     /// Source: `runs u32, pages u32`, a table of runs, then the pages' bytes in the table's order.
     Pages = 2,
-    /// Source: runs of pages that are zero now and were not before.
+    /// Source: runs of pages that are zero now and were sent with content before.
     Zero = 3,
     /// Source: runs of pages that the guest gave up after they had been sent: they read as zero.
     Discard = 4,
     /// Source: a round has ended; empty. The header's round number is that round. The destination answers
     /// [`SectionKind::RoundReceived`].
     RoundEnd = 5,
-    /// Source: the state of vCPUs and devices, for the VMM to read.
+    /// Source: the state of vCPUs and devices, in the VMM's own format.
     MachineState = 6,
     /// Source: [`Totals`]. Nothing but [`SectionKind::HandOver`] or [`SectionKind::Abort`] follows.
     Commit = 7,
     /// Source: the source gives the guest up for good; the destination may run it. Empty.
     HandOver = 8,
-    /// Either side: the migration is off; the payload says why (UTF-8).
+    /// Either side: the migration is aborted; the payload says why (UTF-8).
     Abort = 9,
-    /// Either side: it is alive and has nothing else to send; empty. It may stand between any two sections, and
-    /// says nothing about a round.
+    /// Either side: the sender is alive and has nothing else to send; empty. It may come between any two sections. Its
+    /// round number has no meaning.
     Heartbeat = 10,
     /// Source: what the destination's machine must have for this guest, in the VMM's own format. Follows
     /// [`SectionKind::Layout`]; the destination compares it before it accepts.
@@ -50,7 +50,7 @@ impl SectionKind {
     /// Reads a wire value.
     ///
     /// # Errors
-    /// [`StreamError::Kind`] for a number that is no kind.
+    /// [`StreamError::Kind`] for an unknown number.
     pub const fn from_raw(raw: u16) -> Result<Self, StreamError> {
         Ok(match raw {
             1 => Self::Layout,
@@ -101,7 +101,7 @@ impl SectionKind {
 pub struct SectionHeader {
     /// What the payload is.
     pub kind: SectionKind,
-    /// Counts the sender's sections from 0: none lost, none twice, none in another order.
+    /// Counts the sender's sections from 0, so that a lost, repeated or reordered section is noticed.
     pub sequence: u32,
     /// The round that the section belongs to, from 1.
     pub round: u32,

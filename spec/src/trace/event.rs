@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be recorded, and the four words that it becomes.
+//! The events of a trace, and their encoding in four words.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ pub use super::payload::{Brought, Hinted, Log, Outcome, PageBits, Writer};
 use super::payload::{Fields, Payload};
 use crate::PageRange;
 
-/// Who recorded: the part, and the host that it belongs to.
+/// Who recorded an event: the part and its host.
 ///
 /// The parts of one host (a machine, its migrator, its balloon device) share a number, so that a checker
 /// knows whose hints they are.
@@ -54,10 +54,10 @@ impl fmt::Display for Actor {
     }
 }
 
-/// Defines [`Event`] and its way to and from a number and fields.
+/// Defines [`Event`], and its conversion to and from a number and fields.
 macro_rules! events {
     ($( $(#[$doc:meta])* $number:literal $text:literal $name:ident $(($field:ident: $payload:ty))?, )*) => {
-        /// Something that happened. *Before* and *after* say on which side of its effect it is recorded.
+        /// An event. *Before* and *after* say on which side of its effect it is recorded.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Event {
@@ -65,7 +65,7 @@ macro_rules! events {
         }
 
         impl Event {
-            /// What it is called.
+            /// Its name.
             pub const fn name(&self) -> &'static str {
                 match self {
                     $( Self::$name { .. } => $text, )*
@@ -106,7 +106,7 @@ macro_rules! events {
 }
 
 events! {
-    /// Migrator: a migration begins, with so many dirty logs. Nothing of an earlier one counts.
+    /// Migrator: a migration begins, with this many dirty logs. Earlier migrations no longer count.
     1 "migration begins, logs:" Begin(logs: u64),
     /// Migrator: these pages are guest memory, and to be sent.
     2 "memory" Memory(pages: PageRange),
@@ -114,9 +114,9 @@ events! {
     3 "armed" Armed(pages: PageRange),
     /// Migrator: the log runs, and every page is armed in it. After.
     4 "log started:" LogStarted(log: Log),
-    /// Migrator: now it asks which pages were never touched. Before.
+    /// Migrator: asks which pages are holes. Before.
     5 "asks for holes" HolesAsked,
-    /// Migrator: these pages were never touched, so they need not be sent.
+    /// Migrator: these pages are holes, so they need not be sent.
     6 "hole" Hole(pages: PageRange),
     /// Migrator: opens the epoch. Before it asks the device.
     7 "opens epoch" Open(epoch: u64),
@@ -128,14 +128,14 @@ events! {
     10 "has closed epoch" DeviceClosed(epoch: u64),
     /// Migrator: the device has confirmed that the epoch is closed. After.
     11 "epoch is closed:" Closed(epoch: u64),
-    /// Migrator: the hints of closed epochs are out of the map. After.
+    /// Migrator: has cleared the hints of closed epochs in the map. After.
     12 "hints are forgotten" Forgotten,
-    /// Migrator: the source of hints has failed; its map is not read any more. After it is put away.
+    /// Migrator: the source of hints has failed, and its map is no longer read. After the map was dropped.
     13 "hints are lost" HintsLost,
     /// Migrator: begins to harvest all logs; true for the last time. Before the first is read.
     14 "harvest begins, the last" HarvestBegin(last: bool),
-    /// Migrator: a harvest has brought these pages. After they are in the migration bitmap; those of an early
-    /// harvest, which are kept beside it, after they are known.
+    /// Migrator: a harvest has brought these pages. After they are in the migration bitmap or, for an early harvest, among
+    /// the early pages.
     15 "brought by" Brought(brought: Brought),
     /// Migrator: the log is read and cleared. After.
     16 "harvested" LogHarvested(log: Log),
@@ -149,7 +149,7 @@ events! {
     20 "copies" Copy(pages: PageBits),
     /// Migrator: these pages of the last copy are zero.
     21 "finds zero" Zero(pages: PageBits),
-    /// Migrator: so many pages that were copied have been sent. After.
+    /// Migrator: this many copied pages have been sent. After.
     22 "pages sent:" PagesSent(count: u64),
     /// Migrator: the destination has been told that these pages are zero. After.
     23 "sends as zero" ZeroSent(pages: PageRange),
@@ -157,17 +157,17 @@ events! {
     24 "sends as discarded" DiscardSent(pages: PageRange),
     /// Migrator: the round with this number has been sent. After.
     25 "round sent:" RoundSent(round: u64),
-    /// Migrator: the guest executes nothing any more. After.
+    /// Migrator: the guest is stopped. After.
     26 "guest is stopped" Paused,
-    /// Migrator: no device writes guest memory any more. After.
+    /// Migrator: devices no longer write to guest memory. After.
     27 "devices are stopped" DevicesStopped,
-    /// Migrator: gives the guest to the destination. Before the first byte of the word leaves.
+    /// Migrator: gives the guest to the destination. Before the first byte of the hand-over is sent.
     28 "hands over" HandOver,
-    /// Migrator: the word did not leave; the guest is still here. After.
+    /// Migrator: the hand-over was not sent; the guest is still here. After.
     29 "did not hand over" HandOverVoid,
     /// Migrator: lets the guest run on here, if it was stopped. Before.
     30 "resumes the guest" Resuming,
-    /// Migrator: the log does not run any more. After.
+    /// Migrator: the log is stopped. After.
     31 "log stopped:" LogStopped(log: Log),
     /// Migrator: the device has confirmed that hinting is over. After.
     32 "device was told DONE" Done,
@@ -175,27 +175,27 @@ events! {
     33 "migration ends" End(outcome: Outcome),
     /// Machine: runs its vCPUs. Before.
     34 "runs the guest" Run,
-    /// Machine: its vCPUs stand still. After.
+    /// Machine: its vCPUs are stopped. After.
     35 "stopped the guest" Stopped,
-    /// Machine: a guest that arrives is loaded, and is not ours yet. After.
+    /// Machine: has loaded an arriving guest, which it does not own yet. After.
     36 "has loaded a guest" Loaded,
-    /// Machine: the source's word has come, the guest is ours. Before it may run.
+    /// Machine: the hand-over has arrived, and the machine owns the guest. Before the guest may run.
     37 "takes the guest over" TakenOver,
     /// Device: the guest has given these pages up, by the inflate or the reporting queue. Before they are used.
     38 "guest gave up" GivenUp(pages: PageRange),
-    /// Device: the guest has taken these pages back. Before its buffer is returned.
+    /// Device: the guest has deflated these pages. Before its buffer is returned.
     39 "guest took back" TakenBack(pages: PageRange),
     /// Device: gives the memory of these pages back to the host. Before.
     40 "discards" Discarding(pages: PageRange),
-    /// Device: could not. After.
+    /// Device: could not give the memory back. After.
     41 "did not discard" NotDiscarded(pages: PageRange),
     /// Migrator: begins to harvest logs in the middle of a round and leaves the epoch open. Before the first is read.
     42 "early harvest begins" EarlyBegin,
-    /// Migrator: what it has brought is known and cleared. After.
+    /// Migrator: the early harvest is complete: its pages are read and cleared. After.
     43 "early harvest ends" EarlyEnd,
-    /// Migrator: takes these pages of the last copy for holes, without a look at them. Before they are recorded as zero.
+    /// Migrator: takes these pages of the last copy for holes without reading them. Before they are recorded as zero.
     44 "takes for holes" HoleTaken(pages: PageBits),
-    /// Migrator: an operator has decided that the guest is this host's. Before it may run.
+    /// Migrator: an operator has decided for this host. Before the guest may run.
     45 "operator decides for this host" Decided,
 }
 
@@ -219,7 +219,7 @@ impl Record {
         [head, fields.epoch, fields.first, fields.value]
     }
 
-    /// Reads the words of a slot; `None` if they are no record that this build knows.
+    /// Reads the words of a slot; `None` if this build does not know the record.
     pub(super) fn from_words([head, epoch, first, value]: [u64; SLOT_WORDS]) -> Option<Self> {
         let [number, role, low, high, ..] = head.to_le_bytes();
         let fields = Fields {

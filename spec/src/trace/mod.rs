@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The trace: what device, migrator and machine did, in one order.
 //!
-//! All processes of a test map one file. To record, a process takes a slot with one `fetch_add`, so there is one
-//! order over all processes. `spec/trace.md` says on which side of its effect each [`Event`] is recorded, and why the
-//! order then proves that the rule was kept.
+//! All processes of a test map one file. To record an event, a process takes a slot with one `fetch_add`, so there is
+//! one order for all processes. `spec/trace.md` says on which side of its effect each [`Event`] is recorded, and why
+//! the order then proves that the rule was kept.
 //!
 //! ```text
 //! byte 0     magic "LACUNATR"   8   version, little-endian   16  slots
@@ -13,10 +13,10 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`event`] | what can be recorded |
+//! | [`event`] | the events |
 //! | [`recorder`] | writing to the shared file |
 //! | [`reader`] | reading a file that is complete |
-//! | `check` | holding a trace against the rule (feature `trace-check`) |
+//! | `check` | checking a trace against the rule (feature `trace-check`) |
 
 #[cfg(any(test, feature = "trace-check"))]
 pub mod check;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an event says besides its name: pages, logs, numbers; and how that lies in a slot.
+//! The data of events (pages, logs, numbers), and its encoding in a slot.
 
 use core::fmt;
 
@@ -66,7 +66,7 @@ impl fmt::Display for Log {
     }
 }
 
-/// A word of what a log brought.
+/// Pages of one word that a log brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brought {
     /// The log.
@@ -83,7 +83,7 @@ pub enum Outcome {
     Completed = 1,
     /// The guest stays here.
     Failed = 2,
-    /// As failed, by an operator's wish.
+    /// Failed because an operator cancelled it.
     Cancelled = 3,
     /// The guest was handed over; the destination did not confirm.
     Unconfirmed = 4,

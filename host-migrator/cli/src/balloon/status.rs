@@ -168,7 +168,7 @@ mod tests {
         );
         assert!(!text.contains("refused"));
         status.bad_buffers = 3;
-        assert!(as_text(&status).contains("refused     3 buffer(s)"));
+        assert!(as_text(&status).contains("refused     3 invalid buffer(s)"));
         assert_eq!(
             as_json(&status)["features"]["negotiated"],
             json!(["free-page-hint"])

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What one host's CPUID promises and another's does not.
+//! What a guest's CPUID promises and a host does not have.
 //!
-//! KVM takes most feature bits that its host lacks (KVM_SET_CPUID2 succeeds): the guest would go on, and die later of
-//! an instruction that its processor no longer has.
+//! KVM accepts most feature bits that its host lacks (KVM_SET_CPUID2 succeeds). The guest would run on and crash later
+//! at an instruction that the new processor does not have.
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::words::{Leaf, Register, WORDS, Word};
+use super::features::WORDS;
+use super::register::{Leaf, Register, Word};
 
-/// Numbers of which the guest may have no more than the host: register, lowest bit, width, what it counts.
+/// Numbers that must not be greater in the guest than on the host: register, lowest bit, width, and meaning.
 const NUMBERS: [(Word, u32, u32, &str); 7] = [
     (
         Word::new(0x8000_0008, 0, Register::Eax),
@@ -59,7 +60,8 @@ const EXACT: [(u32, u32); 2] = [(0x1d, 1), (0x1e, 0)];
 const XSAVE: u32 = 0xd;
 const COMPONENTS: u32 = 63;
 
-/// Names what a guest that sees `guest` would miss on a host that supports `host`: nothing if the guest can run there.
+/// Names everything that a guest with the CPUID `guest` would miss on a host that supports `host`. The result is empty
+/// if the guest can run there.
 pub fn lacking(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut lacking = Vec::new();
     let (theirs, ours) = (vendor(guest), vendor(host));
@@ -94,7 +96,7 @@ pub fn lacking(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<Str
     lacking
 }
 
-/// Parts of the XSAVE area that both have, but elsewhere: what the guest has saved would be read as something else.
+/// Components of the XSAVE area that both have at different places: saved state would be misread.
 fn misplaced_components<'a>(
     guest: &'a [kvm_cpuid_entry2],
     host: &'a [kvm_cpuid_entry2],
@@ -127,7 +129,7 @@ fn registers(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> [u32; 4] 
 fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
     let [_, b, c, d] = registers(entries, 0, 0);
     let bytes = [b, d, c].map(u32::to_le_bytes).concat();
-    // It comes from the stream, and goes to a terminal.
+    // It comes from the stream and may be shown on a terminal.
     bytes.escape_ascii().to_string()
 }
 
@@ -167,7 +169,7 @@ mod tests {
                 "pku (CPUID 7.0:ECX bit 3)",
             ]
         );
-        // OSPKE follows CR4, and a host with more is no harm.
+        // OSPKE depends on CR4, and more features on the host do no harm.
         assert_eq!(lacking(&host, &guest), [""; 0]);
     }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest's CPUID instruction says: what this KVM supports and a migration can carry, and one core for each
-//! vCPU.
+//! The guest's CPUID: what this KVM supports and a migration can carry, with one core for each vCPU.
 
+mod features;
 mod lacking;
-mod words;
+mod register;
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 pub use lacking::lacking;
-use words::{Register, Word};
+use register::{Register, Word};
 
 /// Feature information; ECX bit 24: TSC deadline timer, bit 31: there is a hypervisor.
 const FEATURES: u32 = 1;
@@ -25,22 +25,22 @@ const LEVEL_CORE: u32 = 2;
 /// AMD's topology.
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
 
-/// Features that KVM may support and no guest gets, because their state does not migrate.
+/// Features that KVM may support and that no guest gets, because a migration does not carry their state.
 const HIDDEN: [(Word, u32); 6] = [
-    // VMX and SVM: the state of a guest's own guests (KVM_GET_NESTED_STATE) is not carried.
+    // VMX and SVM: the state of nested guests (KVM_GET_NESTED_STATE) is not carried.
     (Word::new(FEATURES, 0, Register::Ecx), 1 << 5),
     (Word::new(0x8000_0001, 0, Register::Ecx), 1 << 2),
     // SGX and its launch control: an enclave's memory is bound to its processor.
     (Word::new(7, 0, Register::Ebx), 1 << 2),
     (Word::new(7, 0, Register::Ecx), 1 << 30),
-    // Shadow stacks: their pointer is in no structure that is carried (KVM_REG_GUEST_SSP).
+    // Shadow stacks: no structure that is carried has their pointer (KVM_REG_GUEST_SSP).
     (Word::new(7, 0, Register::Ecx), 1 << 7),
     (Word::new(7, 1, Register::Edx), 1 << 18),
 ];
 /// Leaves that only describe hidden features: SGX, SVM, encrypted memory.
 const HIDDEN_LEAVES: [u32; 3] = [0x12, 0x8000_000a, 0x8000_001f];
 
-/// CPUID as all vCPUs of a machine may see it; [`for_vcpu`] makes it that of one.
+/// CPUID as all vCPUs of a machine may see it. [`for_vcpu`] makes the CPUID of one vCPU from it.
 ///
 /// # Errors
 /// KVM's.
@@ -59,8 +59,8 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     Ok(cpuid)
 }
 
-/// What a guest on `vcpu`, which has not run, sees if it is given `supported`. A software KVM cannot intercept the
-/// instruction: it says here what its guests really see, which is more than it calls supported.
+/// The CPUID that a guest on `vcpu`, which has not run, sees if it is given `supported`. A software KVM cannot intercept
+/// the instruction, so its guests see more than it reports as supported; this returns what they really see.
 ///
 /// # Errors
 /// KVM's.
@@ -69,7 +69,7 @@ pub fn seen_on(vcpu: &VcpuFd, supported: &CpuId) -> Result<CpuId, kvm_ioctls::Er
     vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)
 }
 
-/// Takes away what does not migrate.
+/// Removes features that do not migrate.
 fn hide(entries: &mut [kvm_cpuid_entry2]) {
     for entry in entries {
         for (word, bits) in HIDDEN {

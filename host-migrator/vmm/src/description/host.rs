@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a waiting machine and its host have, and what of a guest's needs is not among it.
+//! What a waiting machine and its host have, and which of a guest's needs they lack.
 
 use std::fmt::Display;
 
@@ -15,25 +15,25 @@ use crate::state::vcpu::{fit_tsc_frequency, read_msrs, set_cpuid};
 use crate::state::{GuestKind, StateError, refused, registers};
 use crate::xsave;
 
-/// What the machine that is to take a guest has.
+/// A machine that waits for a guest, and its host.
 #[derive(Debug)]
 pub struct Host<'a> {
-    /// The guest that it awaits.
+    /// The kind of guest that it awaits.
     pub guest: GuestKind,
     /// vCPUs.
     pub vcpus: usize,
-    /// Its devices, with all features that they offer.
+    /// Its devices, with all the features that they offer.
     pub devices: Vec<DeviceDescription>,
-    /// What guests here see as CPUID ([`cpuid::seen_on`]).
+    /// The CPUID that guests see here ([`cpuid::seen_on`]).
     pub cpuid: &'a [kvm_cpuid_entry2],
     /// The host.
     pub kvm: &'a Kvm,
-    /// Where the guest's vCPU is tried.
+    /// The machine on which the guest's vCPU is tried.
     pub trial: &'a Trial,
 }
 
-/// A machine made for nothing but trials: the one that waits must stay as it is. It is made in advance, for the source
-/// measures how long the answer to its description takes.
+/// A machine that is only for trials, because the waiting machine must not change. It is made in advance, because the
+/// source measures how long the answer to its description takes.
 #[derive(Debug)]
 pub struct Trial {
     vcpu: VcpuFd,
@@ -41,7 +41,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Tries vCPUs on `vm`, which has interrupt controllers and no vCPU.
+    /// A trial machine on `vm`, which has interrupt controllers and no vCPU.
     ///
     /// # Errors
     /// KVM's.
@@ -51,10 +51,10 @@ impl Trial {
     }
 }
 
-/// Bits of IA32_ARCH_CAPABILITIES that promise nothing a guest relies on: they say that the processor has a fault, or
-/// speak to hypervisors.
+/// Bits of IA32_ARCH_CAPABILITIES that a guest does not rely on: they say that the processor has a flaw, or are for
+/// hypervisors.
 const NO_PROMISE: u64 = 1 << 2 | 1 << 3 | 1 << 19;
-/// The others that have a name.
+/// The other bits that have a name.
 const PROMISES: [(u32, &str); 17] = [
     (0, "rdcl_no"),
     (1, "ibrs_all"),
@@ -76,7 +76,7 @@ const PROMISES: [(u32, &str); 17] = [
 ];
 
 impl Host<'_> {
-    /// Names all that the guest of `description` has and would miss here, or find otherwise.
+    /// Names everything that the guest of `description` has and that is missing or different here.
     ///
     /// # Errors
     /// [`StateError::Kvm`] if KVM cannot be asked.
@@ -110,7 +110,7 @@ impl Host<'_> {
     fn devices(&self, theirs: &[DeviceDescription]) -> Vec<String> {
         let mut found = Vec::new();
         for device in theirs {
-            // The name comes from the stream, and goes to a terminal.
+            // The name comes from the stream and may be shown on a terminal.
             let name = device.name.escape_debug();
             match self.devices.iter().find(|ours| ours.name == device.name) {
                 None => found.push(format!("{name}: there is one there, none here")),
@@ -165,7 +165,7 @@ impl Host<'_> {
             .collect())
     }
 
-    /// What a vCPU with the guest's CPUID cannot do here.
+    /// Names what a vCPU with the guest's CPUID cannot do here.
     fn try_vcpu(
         &self,
         description: &MachineDescription,

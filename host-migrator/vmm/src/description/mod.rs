@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest needs of its machine: sent before its memory, and compared by the machine that is to take it.
+//! What a guest needs of its machine. It is sent before the guest's memory, and the destination compares it with its machine.
 //!
 //! ```text
 //! byte 0   magic "LACUNAMD"   8   version, u32 little-endian   12  MachineDescription, in postcard's format
@@ -20,9 +20,9 @@ use crate::state::{Exact, GuestKind, StateError, VERSION as STATE_VERSION, refus
 use crate::xsave;
 
 const MAGIC: [u8; 8] = *b"LACUNAMD";
-/// The version of the format. A reader takes no other.
+/// The version of the format. A reader accepts no other.
 pub const VERSION: u32 = 1;
-/// What KVM must be able to do for the parts of a vCPU's state.
+/// KVM capabilities that the parts of a vCPU's state need.
 const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
     (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
@@ -31,7 +31,7 @@ const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
 ];
-/// The register that says which faults of processors this one does not have (IA32_ARCH_CAPABILITIES).
+/// IA32_ARCH_CAPABILITIES: which known flaws of processors this one does not have.
 const ARCH_CAPABILITIES: u32 = 0x10a;
 
 /// What a guest needs of its machine.
@@ -45,7 +45,7 @@ pub struct MachineDescription {
     pub vcpus: u32,
     /// The devices besides the console.
     pub devices: Vec<DeviceDescription>,
-    /// What vCPU 0 sees as CPUID. The others differ only in what numbers them.
+    /// The CPUID of vCPU 0. That of the others differs only in the fields with their numbers.
     pub cpuid: Vec<Exact<kvm_cpuid_entry2>>,
     /// Ticks of the time stamp counter in a millisecond.
     pub tsc_khz: u32,
@@ -62,35 +62,35 @@ pub struct MachineDescription {
 /// A device of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceDescription {
-    /// What it is, as in "balloon".
+    /// Its name, such as "balloon".
     pub name: String,
     /// The features that the guest's driver uses; none before it has come up.
     pub features: u64,
 }
 
-/// Bytes that describe no machine.
+/// The bytes are not a valid description.
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptionError {
     /// Not a description at all.
     #[error("this is not the description of a machine")]
     Magic,
-    /// Another version's.
-    #[error("the description has version {0}, this program knows version {VERSION}")]
+    /// A description of another version.
+    #[error("the description has version {0}; this program knows version {VERSION}")]
     Version(u32),
     /// Cut off, too long or damaged.
     #[error("the description is damaged: {0}")]
     Damaged(#[from] postcard::Error),
-    /// More than a description.
+    /// Bytes follow the description.
     #[error("{0} bytes follow the description")]
     Trailing(usize),
 }
 
 impl MachineDescription {
-    /// Describes the machine that `vcpu`, which is its first and does not run, belongs to. The devices are left to the
-    /// caller: what their drivers use may change while the guest runs.
+    /// Describes the machine of `vcpu`, which is its first vCPU and does not run. The caller adds the devices, because the
+    /// features that their drivers use may change while the guest runs.
     ///
     /// # Errors
-    /// [`StateError::Kvm`] for what KVM refuses.
+    /// [`StateError::Kvm`] if KVM refuses something.
     pub fn of(
         kvm: &Kvm,
         vm: &VmFd,
@@ -123,14 +123,14 @@ impl MachineDescription {
     /// The description as bytes.
     ///
     /// # Errors
-    /// [`DescriptionError::Damaged`] if it cannot be put in postcard's format, which nothing is known to cause.
+    /// [`DescriptionError::Damaged`] if it cannot be written in postcard's format. No known description causes this.
     pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptionError> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         Ok(postcard::to_extend(self, bytes)?)
     }
 
-    /// Reads what [`MachineDescription::to_bytes`] gave.
+    /// Reads the bytes of [`MachineDescription::to_bytes`].
     ///
     /// # Errors
     /// [`DescriptionError`] for anything else.
@@ -150,7 +150,7 @@ impl MachineDescription {
     }
 }
 
-/// The model-specific registers that a state of this KVM carries, if the vCPU has them.
+/// The model-specific registers that a state of this KVM carries. A vCPU need not have all of them.
 ///
 /// # Errors
 /// [`StateError::Kvm`].
@@ -161,12 +161,12 @@ pub fn carried_msrs(kvm: &Kvm) -> Result<Vec<u32>, StateError> {
     Ok(registers::carried(listed.as_slice()))
 }
 
-/// What differs, each named; a long list is cut.
+/// The differences, each with its name. A long list is cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences(pub Vec<String>);
 
 impl Differences {
-    /// How many are named at most.
+    /// How many differences are shown at most.
     pub const NAMED: usize = 16;
 }
 

@@ -17,7 +17,7 @@ use super::LinuxError;
 use super::layout;
 use crate::mmio::MmioSlot;
 
-/// The tables, to be written at [`layout::ACPI`]; the root pointer is at their start.
+/// The tables, for [`layout::ACPI`]. The root pointer is at their start.
 pub(super) fn tables(vcpus: u8, virtio_mmio: &[MmioSlot]) -> Result<Vec<u8>, LinuxError> {
     if virtio_mmio.len() > layout::VIRTIO_MMIO_MAX {
         return Err(LinuxError::TooManyDevices {
@@ -57,10 +57,10 @@ fn bytes(aml: &dyn Aml) -> Vec<u8> {
     out
 }
 
-/// Fixed hardware: none but the registers that reset the machine and switch it off.
+/// Fixed hardware: only the registers that reset the machine and power it off.
 fn fadt(dsdt: u64) -> FADTBuilder {
     /// Boot architecture: no VGA, no message-signalled interrupts, no PCIe power management, no clock in
-    /// CMOS. The guest must not probe for what is not there.
+    /// CMOS. The guest must not probe for missing hardware.
     const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
     let port = |address| {
         GAS::new(
@@ -87,7 +87,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
     fadt
 }
 
-/// Interrupt controllers: a local APIC a vCPU and one I/O APIC, as KVM emulates them.
+/// Interrupt controllers: a local APIC for each vCPU and one I/O APIC, as KVM emulates them.
 fn madt(vcpus: u8) -> MADT {
     let local = LocalInterruptController::Address(layout::LOCAL_APIC);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local);

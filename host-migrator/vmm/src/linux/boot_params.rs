@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The zero page: what the boot loader tells the kernel, with the memory map, the command line and the
-//! initial RAM disk.
+//! The zero page: the boot loader's parameters for the kernel, with the memory map, the command line and the initial RAM
+//! disk.
 
 use linux_loader::cmdline::Cmdline;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
@@ -12,11 +12,10 @@ use super::kernel::LoadedKernel;
 use super::layout::{ACPI, COMMAND_LINE, HIGH_MEMORY, HOLE, ZERO_PAGE};
 use super::{LinuxBoot, LinuxError};
 
-/// A boot loader that has no number of its own.
+/// A boot loader without a registered number.
 const LOADER_UNDEFINED: u8 = 0xff;
 
-/// Writes the command line, the initial RAM disk and the zero page that tells of them into `memory`,
-/// which has RAM from 0 to `low_end`.
+/// Writes the command line, the initial RAM disk and the zero page into `memory`, which has RAM from 0 to `low_end`.
 pub(super) fn write<M: GuestMemoryBackend>(
     memory: &M,
     low_end: u64,
@@ -64,7 +63,7 @@ fn write_command_line<M: GuestMemoryBackend>(
     Ok(load_cmdline(memory, GuestAddress(COMMAND_LINE), &line)?)
 }
 
-/// Address and length of an initial RAM disk of `bytes`: as high as the kernel takes it and memory goes.
+/// Address and length of an initial RAM disk of `bytes`: as high as kernel and memory allow.
 fn place_initrd(bytes: u64, low_end: u64, kernel: &LoadedKernel) -> Result<(u32, u32), LinuxError> {
     let to = low_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let does_not_fit = LinuxError::InitrdDoesNotFit {
@@ -87,7 +86,7 @@ const E820_RAM: u32 = 1;
 /// Type of memory that holds ACPI tables.
 const E820_ACPI: u32 = 3;
 
-/// The memory map: the regions of `memory` as RAM, but for the PC's hole, in which the ACPI tables lie.
+/// The memory map: the regions of `memory` as RAM, except for the PC's hole, which holds the ACPI tables.
 fn memory_map<M: GuestMemoryBackend>(memory: &M) -> Vec<boot_e820_entry> {
     let entry = |from: u64, to: u64, r#type| boot_e820_entry {
         addr: from,
@@ -162,7 +161,7 @@ mod tests {
             u64::from(header.ramdisk_image)
         };
         assert_eq!(address(512 * MIB), 512 * MIB - 4 * PAGE_SIZE);
-        // This kernel takes it below 2 GiB.
+        // This kernel accepts it below 2 GiB only.
         assert_eq!(address(6 * GIB), 2 * GIB - 4 * PAGE_SIZE);
     }
 

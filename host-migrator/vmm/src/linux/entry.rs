@@ -10,8 +10,7 @@ use super::LinuxError;
 use super::layout::{GDT, PAGE_TABLES, RESET_PORT, RESET_VALUE, RESET_VECTOR, ZERO_PAGE};
 use crate::long_mode::{LongMode, entry};
 
-/// How a loaded kernel is entered. The other vCPUs wait for the kernel to start them, which is how KVM
-/// creates them.
+/// How a loaded kernel is entered. The other vCPUs wait until the kernel starts them; KVM creates them in this state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinuxEntry {
     /// Guest-physical address of the first instruction.
@@ -29,7 +28,7 @@ impl LinuxEntry {
         }
     }
 
-    /// The first vCPU's special registers, from those that KVM gave it at reset.
+    /// The first vCPU's special registers, based on those that KVM sets at reset.
     pub fn sregs(&self, reset: kvm_sregs) -> kvm_sregs {
         LongMode {
             gdt: GDT,
@@ -57,8 +56,7 @@ const LEVEL_2_TABLES: u64 = 4;
 /// hardware-reduced machine without EFI this way, not by the reset register of the ACPI tables.
 const RESET_CODE: [u8; 5] = [0xb0, RESET_VALUE, 0xe6, RESET_PORT as u8, 0xf4];
 
-/// Writes the descriptor table and page tables that [`LinuxEntry::sregs`] points at, and the code that
-/// the guest leaves by when it restarts.
+/// Writes the descriptor table and page tables of [`LinuxEntry::sregs`], and the code at the reset vector.
 pub(super) fn write_tables<M: GuestMemoryBackend>(memory: &M) -> Result<(), LinuxError> {
     memory.write_slice(&little_endian(DESCRIPTORS), GuestAddress(GDT))?;
     memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Puts a kernel, as bzImage or as ELF, where it wants to be.
+//! Loads a kernel, a bzImage or an ELF file, into guest memory.
 
 use std::io::Cursor;
 
@@ -17,7 +17,7 @@ use super::layout::HIGH_MEMORY;
 pub(super) struct LoadedKernel {
     /// Guest-physical address of the first instruction, for a CPU in 64-bit mode.
     pub entry: u64,
-    /// End of the memory that the kernel takes before it reads the memory map.
+    /// End of the memory that the kernel uses before it reads the memory map.
     pub end: u64,
     /// Its setup header, for the zero page.
     pub header: setup_header,
@@ -36,7 +36,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
     }
 }
 
-/// Where the setup header lies in a bzImage.
+/// Offset of the setup header in a bzImage.
 const SETUP_HEADER: u64 = 0x1f1;
 /// "HdrS", the setup header's magic.
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
@@ -76,7 +76,7 @@ fn load_bzimage<M: GuestMemoryBackend>(
     })
 }
 
-/// The setup header of a bzImage that can be entered in 64-bit mode and is there in full.
+/// The setup header of a complete bzImage with a 64-bit entry point.
 fn parse_setup_header(image: &[u8]) -> Result<setup_header, LinuxError> {
     let len = image.len() as u64;
     let header: setup_header = read_header(image, SETUP_HEADER, "setup header")?;
@@ -109,7 +109,7 @@ fn parse_setup_header(image: &[u8]) -> Result<setup_header, LinuxError> {
     Ok(header)
 }
 
-/// Highest address of the initial RAM disk's last byte, for kernels that do not say.
+/// Highest address of the initial RAM disk's last byte, for kernels that do not specify it.
 const INITRD_ADDRESS_MAX: u32 = 0x7fff_ffff;
 /// Longest command line of an x86 kernel, without its terminating zero byte.
 const COMMAND_LINE_MAX: u32 = 2047;
@@ -132,7 +132,7 @@ fn load_elf<M: GuestMemoryBackend>(
     let entry = loaded.kernel_load.0;
     if entry >= end {
         return Err(LinuxError::KernelFormat(
-            "the ELF image's entry point lies outside it",
+            "the ELF image's entry point is outside it",
         ));
     }
     let header = setup_header {
@@ -147,7 +147,7 @@ fn load_elf<M: GuestMemoryBackend>(
     Ok(LoadedKernel { entry, end, header })
 }
 
-/// End of the memory that the segments of a whole x86-64 ELF image take.
+/// End of the memory that the segments of a complete x86-64 ELF image take.
 fn elf_end(image: &[u8]) -> Result<u64, LinuxError> {
     const CLASS: usize = 4;
     const CLASS_64: u8 = 2;

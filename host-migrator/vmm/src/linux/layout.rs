@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the boot protocol's structures lie in the first MiB of guest memory, and what the platform has
-//! at fixed addresses.
+//! Where the boot protocol's structures are in the first MiB of guest memory, and the platform's fixed addresses.
 //!
 //! ```text
 //! 0x0000_0500  global descriptor table
@@ -25,7 +24,7 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const HOLE: u64 = 0xa_0000;
 /// ACPI tables; in the range that systems search for the root pointer.
 pub const ACPI: u64 = 0xe_0000;
-/// Where kernels jump to, in real mode, to have the firmware restart the machine.
+/// Where kernels jump to, in real mode, to restart the machine.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the PC's hole; the kernel is loaded from here upwards.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
@@ -45,13 +44,13 @@ pub const SERIAL_GSI: u32 = 4;
 pub const RESET_PORT: u16 = 0x64;
 /// What is written to [`RESET_PORT`].
 pub const RESET_VALUE: u8 = 0xfe;
-/// The guest switches the machine off by writing [`POWER_OFF_VALUE`] to this I/O port.
+/// The guest powers the machine off by writing [`POWER_OFF_VALUE`] to this I/O port.
 pub const POWER_OFF_PORT: u16 = 0x604;
 /// What is written to [`POWER_OFF_PORT`]: the sleep type, and the bit that starts the transition.
 pub const POWER_OFF_VALUE: u8 = (POWER_OFF_SLEEP_TYPE << 2) | (1 << 5);
 /// The sleep type that the tables give for the state "soft off".
 pub const POWER_OFF_SLEEP_TYPE: u8 = 5;
-/// The I/O port of the sleep status, which reads as 0; what the guest writes to it has no effect.
+/// The I/O port of the sleep status, which reads as 0. Writes to it have no effect.
 pub const SLEEP_STATUS_PORT: u16 = POWER_OFF_PORT + 1;
 
 /// Bytes of registers of a virtio-mmio device.

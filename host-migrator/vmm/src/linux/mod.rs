@@ -2,9 +2,8 @@
 //! Boots a stock x86-64 Linux kernel by its 64-bit boot protocol.
 //!
 //! [`load`] puts the kernel, the initial RAM disk, the command line, the memory map and ACPI tables into
-//! guest memory; [`LinuxEntry`] says in which state the first vCPU starts. Stock kernels find their
-//! virtio-mmio devices in the ACPI tables: distributions build that driver as a module without its
-//! command line parameter.
+//! guest memory; [`LinuxEntry`] is the state in which the first vCPU starts. Stock kernels find their virtio-mmio
+//! devices in the ACPI tables, because distributions build that driver as a module without its command line parameter.
 //!
 //! Sources: the Linux kernel's `Documentation/arch/x86/boot.rst`, the ACPI specification 6.5.
 
@@ -48,7 +47,7 @@ pub enum LinuxError {
         #[source]
         source: linux_loader::cmdline::Error,
     },
-    /// The initial RAM disk does not fit between the kernel and the highest address the kernel takes it at.
+    /// The initial RAM disk does not fit between the kernel and the highest address that the kernel allows for it.
     #[error(
         "the initial RAM disk of {bytes} bytes does not fit between the kernel's end at {from:#x} and \
          {to:#x}: give the guest more memory"
@@ -63,7 +62,7 @@ pub enum LinuxError {
     },
     /// The kernel does not fit into the guest's memory below 4 GiB.
     #[error(
-        "the kernel needs memory up to {end:#x} and the guest has it up to {low_end:#x}: give the \
+        "the kernel needs memory up to {end:#x}, but the guest's ends at {low_end:#x}: give the \
          guest more memory"
     )]
     KernelDoesNotFit {
@@ -73,11 +72,11 @@ pub enum LinuxError {
         low_end: u64,
     },
     /// The kernel's file ends early.
-    #[error("the kernel is cut off: its {part} needs {needed} bytes and the file has {len}")]
+    #[error("the kernel is cut off: its {part} needs {needed} bytes, but the file has {len}")]
     KernelCutOff {
-        /// What is not there in full.
+        /// The part that is cut off.
         part: &'static str,
-        /// Bytes that the file must have at least.
+        /// Bytes that the file must have.
         needed: u64,
         /// Bytes that it has.
         len: u64,
@@ -103,20 +102,20 @@ pub enum LinuxError {
     MmioSlot(MmioSlot),
     /// More virtio-mmio devices than the ACPI tables have room for.
     #[error(
-        "{count} virtio-mmio devices, and there can be {} at most",
+        "{count} virtio-mmio devices are more than {}",
         layout::VIRTIO_MMIO_MAX
     )]
     TooManyDevices {
-        /// Devices there should be.
+        /// Devices of the guest.
         count: usize,
     },
 }
 
-/// Puts all that `boot` needs into `memory`, which holds RAM from 0 to at most 0xc000_0000 and, if there
-/// is more, from 4 GiB.
+/// Puts everything that `boot` needs into `memory`, which has RAM from 0 to at most 0xc000_0000 and, if there is more,
+/// from 4 GiB on.
 ///
 /// # Errors
-/// [`LinuxError`]; `memory` may then be written in part.
+/// [`LinuxError`]; a part of `memory` may then be written.
 pub fn load<M: GuestMemoryBackend>(
     memory: &M,
     boot: &LinuxBoot<'_>,
@@ -195,7 +194,7 @@ pub(crate) mod tests {
             (kernel::tests::ELF_ENTRY, layout::ZERO_PAGE)
         );
         assert_eq!((sregs.cs.l, sregs.cs.db, sregs.ds.db), (1, 0, 1));
-        // The descriptors say what the segment registers hold, and paging maps the entry one to one.
+        // The descriptors match the segment registers, and paging maps the entry one to one.
         let word = |at: u64| -> u64 { memory.read_obj(GuestAddress(at)).unwrap() };
         let code = word(sregs.gdt.base + u64::from(sregs.cs.selector));
         assert_eq!(code >> 53 & 1, 1, "the code descriptor is for 64-bit mode");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's clocks, which go on while it travels: the paravirtual clock, and the time stamp counter.
+//! The guest's clocks, which go on during the switchover: the paravirtual clock, and the time stamp counter.
 //!
-//! Both are read together with the host's wall clock. Where they are set again, the time that has passed since by the
-//! wall clock of that host is added. So a guest's wall clock is right at once, however long it was stopped. Hosts whose
-//! wall clocks differ pass the difference on, but time never goes backwards.
+//! Both are read together with the host's wall clock. The destination adds the time that has passed since then by its own
+//! wall clock. So the guest's wall clock is right at once, however long the guest was stopped. If the hosts' wall clocks
+//! differ, the guest gets the difference, but its time never goes backwards.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 /// The time stamp counter's register.
 const IA32_TSC: u32 = 0x10;
-/// How often a clock is read to find a reading that nothing interrupted.
+/// How often a clock is read, to find a reading that was not interrupted.
 const TRIES: usize = 5;
 
-/// What a clock of the guest said at a time of the host's wall clock.
+/// The value of a guest's clock at a time of the host's wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// Nanoseconds of the paravirtual clock, or ticks of the time stamp counter.
@@ -45,7 +45,7 @@ impl Reading {
         Ok(exact.unwrap_or(reading))
     }
 
-    /// Sets the paravirtual clock of `vm` to what it would say now.
+    /// Sets the paravirtual clock of `vm` to the value that it should have now.
     ///
     /// # Errors
     /// KVM's.
@@ -53,7 +53,7 @@ impl Reading {
         let flags = vm.check_extension_int(Cap::AdjustClock).cast_unsigned();
         let mut clock = kvm_clock_data::default();
         if flags & KVM_CLOCK_REALTIME != 0 {
-            // KVM adds what has passed since.
+            // KVM adds the time that has passed since.
             (clock.clock, clock.realtime) = (self.value, self.realtime);
             clock.flags = KVM_CLOCK_REALTIME;
         } else {
@@ -76,8 +76,8 @@ impl Reading {
         })
     }
 
-    /// Sets the time stamp counter of `vcpu`, which ticks at `khz`, to what it would say now. KVM takes counters of
-    /// several vCPUs that are set within a second of each other for the same one, so that they do not drift apart.
+    /// Sets the time stamp counter of `vcpu`, which ticks at `khz`, to the value that it should have now. KVM synchronises
+    /// the counters of vCPUs that are set within a second of each other.
     ///
     /// # Errors
     /// KVM's.
@@ -92,12 +92,11 @@ impl Reading {
     fn after(self, realtime: u64, khz: u64) -> u64 {
         let passed = realtime.saturating_sub(self.realtime);
         let ticks = u128::from(passed) * u128::from(khz) / 1_000_000;
-        // The time stamp counter is a counter of 64 bits: it goes round.
+        // The time stamp counter has 64 bits and wraps.
         self.value.wrapping_add(ticks as u64)
     }
 
-    /// Calls `read` between two looks at the wall clock, a few times, and takes the reading of which the time is
-    /// known best.
+    /// Calls `read` between two readings of the wall clock, a few times, and returns the one whose time is most exact.
     fn bracketed(
         mut read: impl FnMut() -> Result<u64, kvm_ioctls::Error>,
     ) -> Result<Self, kvm_ioctls::Error> {
@@ -148,7 +147,7 @@ mod tests {
         let later = 605_000_000_000;
         assert_eq!(reading.after(later, 2_500_000), 1000 + 600 * 2_500_000_000);
         assert_eq!(reading.after(later, 1_000_000), 1000 + 600_000_000_000);
-        // A destination whose wall clock is behind.
+        // A destination whose wall clock is slow.
         assert_eq!(reading.after(4_000_000_000, 2_500_000), 1000);
         let full = Reading {
             value: u64::MAX,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! KVM's structures in a serialized state.
+//! KVM's structures in the serialized state.
 
 use serde::de::value::BytesDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error};
 use serde::{Serialize, Serializer};
 
-/// A structure of KVM's that is read only from exactly as many bytes as it has: by themselves those types
-/// take any number, and fill up with zeros or cut off.
+/// A structure of KVM that is read only from exactly its own number of bytes. By themselves these types accept any
+/// number, and add zeros or cut bytes off.
 #[derive(Clone, Copy, Debug)]
 pub struct Exact<T>(pub T);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration carries of a machine besides its memory.
+//! The state of a machine besides its memory, for a migration.
 //!
 //! ```text
 //! byte 0   magic "LACUNAVM"   8   version, u32 little-endian   12  MachineState, in postcard's format
@@ -24,10 +24,10 @@ use crate::virtio::VirtioState;
 use crate::virtio::console::ConsoleState as PortState;
 
 const MAGIC: [u8; 8] = *b"LACUNAVM";
-/// The version of the format. A reader takes no other.
+/// The version of the format. A reader accepts no other.
 pub const VERSION: u32 = 4;
 
-/// Which kind of guest a machine runs: it decides what the VMM does besides.
+/// The kind of guest that a machine runs. It decides what else the VMM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuestKind {
     /// The bare-metal guest: the VMM stamps its heartbeat page.
@@ -62,14 +62,14 @@ pub struct MachineState {
     pub balloon: Option<VirtioState>,
     /// The agent's port, if it has one.
     pub agent_port: Option<PortState>,
-    /// The operator has not let the guest run yet: it does not run at the destination either.
+    /// The guest is held until an operator lets it run; this also holds at the destination.
     pub held: bool,
 }
 
-/// What a state must fit.
+/// The shape of a machine, which a state must fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
-    /// The guest that it awaits.
+    /// The kind of guest that it awaits.
     pub guest: GuestKind,
     /// The machine's memory.
     pub ram: &'a GuestRam,
@@ -81,37 +81,37 @@ pub struct Shape<'a> {
     pub agent_port: bool,
 }
 
-/// A state that cannot be saved or loaded.
+/// The state cannot be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Not a machine's state at all.
     #[error("this is not the state of a machine")]
     Magic,
-    /// Another version's.
-    #[error("the state has version {0}, this program knows version {VERSION}")]
+    /// A state of another version.
+    #[error("the state has version {0}; this program knows version {VERSION}")]
     Version(u32),
     /// Cut off, too long or damaged.
     #[error("the state is damaged: {0}")]
     Damaged(#[from] postcard::Error),
-    /// More than a state.
+    /// Bytes follow the state.
     #[error("{0} bytes follow the state")]
     Trailing(usize),
     /// The state of a machine with other memory.
     #[error("the state belongs to a machine with other memory")]
     Memory,
     /// The state of another kind of guest.
-    #[error("the state is that of a {found} guest, this machine awaits a {expected} one")]
+    #[error("the state is that of a {found} guest, but this machine awaits a {expected} one")]
     Guest {
         /// In the state.
         found: GuestKind,
         /// What the machine awaits.
         expected: GuestKind,
     },
-    /// A CPUID that promises what this host does not have.
-    #[error("the guest has {0}, and this host does not")]
+    /// A CPUID with features that this host does not have.
+    #[error("the guest has {0}, but this host does not")]
     Cpuid(String),
     /// The state of a machine with more vCPUs, or fewer.
-    #[error("the state has {found} vCPUs, this machine {expected}")]
+    #[error("the state has {found} vCPUs, but this machine has {expected}")]
     Vcpus {
         /// In the state.
         found: usize,
@@ -119,7 +119,7 @@ pub enum StateError {
         expected: usize,
     },
     /// A machine with a device and one without.
-    #[error("the state is that of a machine {with} {device}, and this one is not", with = if *.has { "with a" } else { "without a" })]
+    #[error("the state is that of a machine {with} {device}, but this machine is not", with = if *.has { "with a" } else { "without a" })]
     Device {
         /// Which device.
         device: &'static str,
@@ -135,7 +135,7 @@ pub enum StateError {
         #[source]
         source: std::io::Error,
     },
-    /// A model-specific register that cannot be written, with another value here.
+    /// A model-specific register that cannot be written and has another value here.
     #[error("{} cannot be set to {wanted:#x} here", registers::name(*.index))]
     Msr {
         /// Its number.
@@ -143,15 +143,17 @@ pub enum StateError {
         /// The value.
         wanted: u64,
     },
-    /// Another clock, which cannot be scaled.
-    #[error("the guest's time stamp counter runs at {wanted} kHz, here it would at {found}")]
+    /// A time stamp counter that has another frequency here and cannot be scaled.
+    #[error(
+        "the guest's time stamp counter runs at {wanted} kHz, but here it would run at {found} kHz"
+    )]
     TscFrequency {
         /// At the source.
         wanted: u32,
         /// Here.
         found: u32,
     },
-    /// The console's part.
+    /// The console's state.
     #[error(transparent)]
     Console(#[from] crate::serial::ConsoleStateError),
 }
@@ -160,14 +162,14 @@ impl MachineState {
     /// The state as bytes.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] if it cannot be put in postcard's format, which no state is known to cause.
+    /// [`StateError::Damaged`] if it cannot be written in postcard's format. No known state causes this.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         Ok(postcard::to_extend(self, bytes)?)
     }
 
-    /// Reads what [`MachineState::to_bytes`] gave.
+    /// Reads the bytes of [`MachineState::to_bytes`].
     ///
     /// # Errors
     /// [`StateError`] for anything else.
@@ -186,7 +188,7 @@ impl MachineState {
         }
     }
 
-    /// Checks that the state fits a machine of this shape.
+    /// Checks that the state fits a machine of `shape`.
     ///
     /// # Errors
     /// [`StateError`] names what does not fit.
@@ -222,7 +224,7 @@ impl MachineState {
     }
 }
 
-/// The regions of `ram` as a state names them.
+/// The regions of `ram` as they are in a state.
 pub fn regions(ram: &GuestRam) -> Vec<(u64, u64)> {
     let pair = |region: &spec::PageRange| (region.first(), region.count());
     ram.regions().iter().map(pair).collect()

@@ -28,7 +28,7 @@ pub struct PlatformState {
 }
 
 impl PlatformState {
-    /// Reads it from KVM; the vCPUs must be paused.
+    /// Reads the state from KVM. The vCPUs must be paused.
     ///
     /// # Errors
     /// [`StateError::Kvm`].
@@ -50,10 +50,10 @@ impl PlatformState {
         })
     }
 
-    /// Gives it to KVM.
+    /// Gives the state to KVM.
     ///
     /// # Errors
-    /// [`StateError::Kvm`] for what KVM refuses.
+    /// [`StateError::Kvm`] if KVM refuses something.
     pub fn load(&self, vm: &VmFd) -> Result<(), StateError> {
         for (chip, expected) in self.irqchips.iter().zip(IRQCHIPS) {
             let mut chip = chip.0;

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Registers that KVM keeps and its index list (KVM_GET_MSR_INDEX_LIST) leaves out or cannot carry: what becomes of each.
+//! Registers that KVM's index list (KVM_GET_MSR_INDEX_LIST) leaves out or that need special handling.
 //!
-//! Everything that the list does name is carried as a model-specific register, unless a row here says otherwise. A test
-//! looks for registers of the KVM at hand that hold a value and are in neither (`tests/machine/registers.rs`).
+//! Every register of the list is carried as a model-specific register, unless a row here says otherwise. A test looks for
+//! registers of the local KVM that have a value and are neither in the list nor here (`tests/machine/registers.rs`).
 
 use std::ops::RangeInclusive;
 
-/// What becomes of a register.
+/// How a register is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Carried as a model-specific register, if the vCPU has it.
     Msr,
-    /// Carried in another part of the vCPU's state, which this names.
+    /// Carried in the named other part of the vCPU's state.
     With(&'static str),
-    /// No guest has it: CPUID hides the feature. A guest that has it nevertheless is refused.
+    /// Not carried, because CPUID hides the feature. A guest that has it nevertheless is refused.
     Hidden,
-    /// Not carried, for this reason.
+    /// Not carried, for the given reason.
     NotState(&'static str),
 }
 
@@ -26,7 +26,7 @@ pub struct Row {
     pub msrs: &'static [RangeInclusive<u32>],
     /// What they are.
     pub what: &'static str,
-    /// What becomes of them.
+    /// How they are handled.
     pub fate: Fate,
 }
 
@@ -43,7 +43,7 @@ pub const TABLE: &[Row] = &[
         ],
         Fate::Msr,
     ),
-    // The number of banks can only be read: a host with another number is refused as one that cannot set it.
+    // The number of banks is read-only. A host with another number cannot set it, and so refuses the guest.
     row("number of machine check banks", &[0x179..=0x179], Fate::Msr),
     row(
         "machine check banks",
@@ -112,7 +112,7 @@ pub const TABLE: &[Row] = &[
     row(
         "commands",
         &[0x49..=0x49, 0x10b..=0x10b],
-        Fate::NotState("they do something and hold nothing"),
+        Fate::NotState("they trigger an action and hold no value"),
     ),
     row("VMX and its guests", &[0x480..=0x493], Fate::Hidden),
     row(
@@ -128,20 +128,20 @@ pub const TABLE: &[Row] = &[
     row("shadow stack pointer", &[], Fate::Hidden),
 ];
 
-/// Registers whose only effect is that KVM writes the wall clock time of the guest's start to where they point.
+/// Registers at whose write KVM stores the guest's start time at the given address, and which do nothing else.
 const WALL_CLOCK: [RangeInclusive<u32>; 2] = [0x11..=0x11, 0x4b56_4d00..=0x4b56_4d00];
 
 const fn row(what: &'static str, msrs: &'static [RangeInclusive<u32>], fate: Fate) -> Row {
     Row { msrs, what, fate }
 }
 
-/// The row of model-specific register `index`; `None` for one that only KVM's list can name.
+/// The row of model-specific register `index`, if there is one.
 pub fn row_of(index: u32) -> Option<&'static Row> {
     let has = |row: &&Row| row.msrs.iter().any(|range| range.contains(&index));
     TABLE.iter().find(has)
 }
 
-/// The registers to carry as model-specific ones, where KVM's list is `listed`. A vCPU need not have all of them.
+/// The model-specific registers to carry, if KVM's list is `listed`. A vCPU need not have all of them.
 pub fn carried(listed: &[u32]) -> Vec<u32> {
     let of_table = |row: &'static Row| row.msrs.iter().cloned().flatten();
     let mut indices: Vec<u32> = TABLE
@@ -155,7 +155,7 @@ pub fn carried(listed: &[u32]) -> Vec<u32> {
     indices
 }
 
-/// How a message names register `index`.
+/// The name of register `index` in messages.
 pub fn name(index: u32) -> String {
     match row_of(index) {
         Some(row) => format!("MSR {index:#x} ({})", row.what),

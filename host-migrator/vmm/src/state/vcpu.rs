@@ -15,18 +15,18 @@ use super::exact::Exact;
 use super::{StateError, refused};
 use crate::xsave;
 
-/// A timer of the local APIC that fires at a value of the time stamp counter, which must therefore be set first.
+/// A timer of the local APIC that fires at a value of the time stamp counter. So the counter must be set first.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
-/// How far two frequencies may differ before the guest's clock is off: what NTP can correct (500 ppm), halved.
+/// How much two frequencies may differ: half of what NTP can correct (500 ppm).
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// All that KVM keeps for a vCPU.
+/// Everything that KVM keeps for a vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     cpuid: Vec<Exact<kvm_cpuid_entry2>>,
     tsc_khz: u32,
     tsc: Reading,
-    /// If the vCPU has one. 0: it is not set.
+    /// The deadline timer, if the vCPU has one; 0 if it is not set.
     tsc_deadline: Option<u64>,
     mp_state: Exact<kvm_mp_state>,
     regs: Exact<kvm_regs>,
@@ -40,20 +40,20 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads it from KVM. `msr_indices` are the model-specific registers to carry
+    /// Reads the state from KVM. `msr_indices` are the model-specific registers to carry
     /// ([`registers::carried`](super::registers::carried)); those that this vCPU does not have are left out.
     ///
     /// # Errors
     /// [`StateError::Kvm`].
     pub fn save(vm: &VmFd, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<Self, StateError> {
-        // First: it delivers pending INIT and SIPI, which changes the rest.
+        // First, because it delivers a pending INIT or SIPI, which changes the rest.
         let mp_state = vcpu.get_mp_state().map_err(refused("run state"))?;
         let cpuid = vcpu
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("CPUID"))?;
         let area = xsave::read(vm, vcpu);
-        // Before the local APIC: a deadline that passes between the two is still set here and pending there, and
-        // interrupts twice. In the other order it would be neither, and a guest that waits for it never wakes.
+        // Before the local APIC. If the deadline passes between the two, it is set here and pending there, and interrupts
+        // twice. In the other order it would be lost, and a guest that waits for it would never wake.
         let tsc_deadline = read_msrs(vcpu, &[IA32_TSC_DEADLINE])?;
         Ok(Self {
             mp_state: Exact(mp_state),
@@ -68,15 +68,15 @@ impl VcpuState {
             debug_regs: Exact(vcpu.get_debug_regs().map_err(refused("debug registers"))?),
             lapic: Exact(vcpu.get_lapic().map_err(refused("local APIC"))?),
             msrs: read_msrs(vcpu, msr_indices)?,
-            // Last: reading the others may still change pending events.
+            // Last, because reading the others may change pending events.
             events: Exact(vcpu.get_vcpu_events().map_err(refused("events"))?),
         })
     }
 
-    /// Gives it to KVM, to a vCPU that has not run.
+    /// Gives the state to a vCPU that has not run.
     ///
     /// # Errors
-    /// [`StateError`] for what this processor or KVM cannot take.
+    /// [`StateError`] if processor or KVM cannot take it.
     pub fn load(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<(), StateError> {
         set_cpuid(vcpu, &self.cpuid())?;
         fit_tsc_frequency(vcpu, self.tsc_khz)?;
@@ -86,7 +86,7 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state.0)
             .map_err(refused("run state"))?;
         vcpu.set_regs(&self.regs.0).map_err(refused("registers"))?;
-        // Before the local APIC: they hold its base address.
+        // Before the local APIC, because they have its base address.
         vcpu.set_sregs(&self.sregs.0)
             .map_err(refused("special registers"))?;
         xsave::write(vm, vcpu, &self.xsave).map_err(|source| kvm_error("XSAVE area", source))?;
@@ -99,18 +99,18 @@ impl VcpuState {
         // After the counter, and the local APIC whose timer it sets.
         let deadline = self.tsc_deadline.map(|value| (IA32_TSC_DEADLINE, value));
         write_msrs(vcpu, deadline.as_slice())?;
-        // Last: setting the others may raise events.
+        // Last, because setting the others may raise events.
         vcpu.set_vcpu_events(&self.events.0)
             .map_err(refused("events"))
     }
 
-    /// What the guest's CPUID instruction says.
+    /// The guest's CPUID.
     pub fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
         self.cpuid.iter().map(|entry| entry.0).collect()
     }
 }
 
-/// Has the time stamp counter of `vcpu` tick at `wanted` kHz, or close enough to it.
+/// Sets the frequency of `vcpu`'s time stamp counter to `wanted` kHz, or close enough to it.
 ///
 /// # Errors
 /// [`StateError::TscFrequency`] if it cannot be scaled.
@@ -135,7 +135,7 @@ pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<(), Stat
     vcpu.set_cpuid2(&cpuid).map_err(refused("CPUID"))
 }
 
-/// The most registers of one call: the kernel takes fewer than `KVM_MAX_MSR_ENTRIES`.
+/// The most registers of one call. The kernel accepts fewer than `KVM_MAX_MSR_ENTRIES`.
 const MOST_MSRS: usize = KVM_MAX_MSR_ENTRIES - 1;
 
 /// Reads the model-specific registers `indices`; those that this vCPU does not have are left out.
@@ -160,14 +160,14 @@ pub fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Stat
                 .take(read)
                 .map(|msr| (msr.index, msr.data)),
         );
-        // KVM stops at one that this vCPU does not have.
+        // KVM stops at a register that this vCPU does not have.
         let stopped = usize::from(read < msrs.as_slice().len());
         left = &left[read + stopped..];
     }
     Ok(values)
 }
 
-/// Writes them. One that cannot be written is no harm if it has that value already.
+/// Writes the registers. It is not an error if a register cannot be written and has the value already.
 fn write_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
     let mut left = values;
     while !left.is_empty() {
@@ -236,7 +236,7 @@ mod tests {
         let values = read_msrs(&vcpu, &indices).unwrap();
         assert_eq!(values.len(), indices.len());
         write_msrs(&vcpu, &values).unwrap();
-        // One that this vCPU may lack, in the middle.
+        // In the middle, a register that this vCPU may lack.
         let lacking = [&indices[..300], &[TSC_AUX, 0xdead_beef], &indices[..300]].concat();
         assert!(read_msrs(&vcpu, &lacking).unwrap().len() >= 600);
     }

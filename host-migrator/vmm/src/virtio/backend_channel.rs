@@ -2,12 +2,11 @@
 //! The channel on which the back end sends requests (vhost-user SET_BACKEND_REQ_FD), and the watch on the
 //! main connection.
 //!
-//! A request is acknowledged at once, by a thread that waits for nothing else. The back end may send it while
-//! a request of ours is waiting for its answer, and may not answer that one before it has the
-//! acknowledgement; so what the request asks for is left to another thread.
+//! A thread acknowledges each request at once. The back end may send a request while one of ours waits for its answer,
+//! and it may not answer ours before it has the acknowledgement. So another thread does what the request asks for.
 //!
-//! The crate's own handler of this channel is not used: it keeps the back end's end of the channel open, so
-//! that it never sees it close, and its reads have no end.
+//! The handler in the crate `vhost` is not used: it keeps the back end's end of the channel open, so it never sees the
+//! channel close, and its reads have no time limit.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -20,24 +19,24 @@ use rustix::io::Errno;
 use vhost::vhost_user::message::{BackendReq, VhostUserHeaderFlag};
 
 const VERSION: u32 = 1;
-/// More payload than any request of a back end has.
+/// A limit for payloads. Requests of a back end have less.
 const MAX_PAYLOAD: u32 = 4096;
-/// How long a back end may take for the rest of a message, or to take an acknowledgement.
+/// How long a back end may take to send the rest of a message, or to accept an acknowledgement.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Serves `channel` until `connection`, a clone of the main connection, hangs up.
 ///
-/// The receiver yields once for one or several changes of the configuration; it ends with the connection.
+/// The receiver yields once for one or several changes of the configuration. It ends with the connection.
 ///
 /// # Errors
-/// The operating system's, if there can be no thread.
+/// The operating system's, if the thread cannot be started.
 pub fn serve(
     connection: UnixStream,
     channel: UnixStream,
 ) -> io::Result<(Receiver<()>, JoinHandle<()>)> {
     channel.set_read_timeout(Some(MESSAGE_LIMIT))?;
     channel.set_write_timeout(Some(MESSAGE_LIMIT))?;
-    // One place: changes that come while one is waiting to be read are seen by that read.
+    // Room for one: the next read also sees changes that come before it.
     let (changes, receiver) = sync_channel(1);
     let thread = thread::Builder::new()
         .name("vhost-channel".into())
@@ -99,10 +98,10 @@ fn serve_one(channel: &mut UnixStream, changes: &SyncSender<()>) -> io::Result<(
         channel.write_all(&reply)?;
     }
     if known {
-        // Full: a change that was not read yet is waiting already. Closed: the device is going.
+        // Full: a change is waiting to be read already. Closed: the device is ending.
         let _ = changes.try_send(());
     } else {
-        log::warn!("balloon: the back end sent request {request}, which is not known here");
+        log::warn!("balloon: the back end sent the unknown request {request}");
     }
     Ok(())
 }

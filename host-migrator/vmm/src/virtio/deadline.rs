@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An end to every wait for the back end.
+//! A time limit for every answer of the back end.
 //!
-//! A socket timeout would not do: the crate `vhost` repeats a receive that timed out. Only the end of the connection
-//! ends its wait. So a thread here shuts the connection down when an answer is overdue.
+//! A socket timeout is not enough, because the crate `vhost` repeats a receive that timed out. Only the end of the
+//! connection ends its wait. So a thread here shuts the connection down when an answer is overdue.
 
 use std::io;
 use std::net::Shutdown;
@@ -34,17 +34,17 @@ struct State {
     closing: bool,
 }
 
-/// While it lives, an answer is due.
+/// An answer is due while this lives.
 #[derive(Debug)]
 pub struct Due {
     shared: Arc<Shared>,
 }
 
 impl Deadline {
-    /// Watches `connection`, a clone of the one being used: each answer may take `limit`.
+    /// Watches `connection`, a clone of the one in use. Each answer may take `limit`.
     ///
     /// # Errors
-    /// The operating system's, if there can be no thread.
+    /// The operating system's, if the thread cannot be started.
     pub fn new(connection: UnixStream, limit: Duration) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -70,7 +70,7 @@ impl Deadline {
         }
     }
 
-    /// Whether the connection was cut because an answer was overdue.
+    /// Whether the connection was shut down because an answer was overdue.
     pub fn expired(&self) -> bool {
         self.shared.state.lock().expired
     }
@@ -87,7 +87,7 @@ impl Drop for Deadline {
         self.shared.state.lock().closing = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
-            // The thread does not panic; there is nothing to do about it here if it did.
+            // The thread does not panic, and a panic could not be handled here.
             let _ = thread.join();
         }
     }
@@ -104,7 +104,7 @@ impl Shared {
                 Some(_) => {
                     state.due = None;
                     state.expired = true;
-                    // It fails only if the connection has ended already.
+                    // Fails only if the connection has ended already.
                     let _ = connection.shutdown(Shutdown::Both);
                     continue;
                 }

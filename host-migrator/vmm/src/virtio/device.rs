@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The balloon device: the guest's accesses on one side, the conversation with the back end on the other.
+//! The balloon device: the guest's accesses on one side, the vhost-user connection to the back end on the other.
 //!
-//! Two locks, always taken in this order: the conversation, which may be held for as long as the back end takes
-//! to answer, and the registers, which are held for a moment. A vCPU that only reads registers never waits
-//! for the back end.
+//! There are two locks, always taken in this order: that of the front end, held for as long as the back end takes to
+//! answer, and that of the registers, held for a moment. A vCPU that only reads registers never waits for the back end.
 
 use std::fs::File;
 use std::net::Shutdown;
@@ -33,7 +32,7 @@ const BALLOON: DeviceType = DeviceType {
     driver_words: &[Config::ACTUAL, Config::POISON],
 };
 
-/// What the threads of a balloon share.
+/// The state that the threads of a balloon share.
 #[derive(Debug)]
 pub(super) struct Device {
     front_end: Mutex<FrontEnd>,
@@ -44,19 +43,19 @@ pub(super) struct Device {
     connection: Mutex<UnixStream>,
     /// Why the back end is lost, while no other has taken its place.
     lost: Mutex<Option<String>>,
-    /// The VMM ends the connection.
+    /// Whether the VMM is ending the connection.
     closing: AtomicBool,
-    /// The rings are to stand still.
+    /// Whether the rings are to be stopped.
     stopped: AtomicBool,
-    /// Back ends that there were.
+    /// How many back ends there were.
     back_ends: AtomicU64,
-    /// A state was loaded, and the guest has not run since.
+    /// Whether a state was loaded and the guest has not run since.
     loaded: AtomicBool,
 }
 
 impl Device {
-    /// A device after power-on, with the configuration space `config`. `connection` is a clone of the front
-    /// end's.
+    /// A device in its state after power-on, with the configuration space `config`. `connection` is a clone of the front
+    /// end's connection.
     pub fn new(
         front_end: FrontEnd,
         config: [u8; CONFIG_SIZE],
@@ -107,7 +106,7 @@ impl Device {
         &self.ram
     }
 
-    /// The features that the guest's driver uses, and those that it is offered.
+    /// The features that the guest's driver uses, and the features that it is offered.
     pub fn features(&self) -> (u64, u64) {
         let transport = self.transport.lock();
         (transport.accepted(), transport.offered())
@@ -123,19 +122,19 @@ impl Device {
         self.lost.lock().clone()
     }
 
-    /// The back end's number: another one has another.
+    /// The back end's number. Each back end has another one.
     pub fn back_end(&self) -> u64 {
         self.back_ends.load(Ordering::Acquire)
     }
 
     /// # Errors
-    /// [`VirtioError::Lost`] if the back end is.
+    /// [`VirtioError::Lost`] if the back end is lost.
     pub fn check_alive(&self) -> Result<(), VirtioError> {
         self.lost()
             .map_or(Ok(()), |reason| Err(VirtioError::Lost(reason)))
     }
 
-    /// Whether the VMM ends the connection.
+    /// Whether the VMM is ending the connection.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
@@ -149,7 +148,7 @@ impl Device {
         pages.collect()
     }
 
-    /// Stops the rings. Those of a back end that is lost stand still.
+    /// Stops the rings. Those of a lost back end are stopped already.
     pub fn stop(&self) -> Result<(), VirtioError> {
         let mut front_end = self.front_end.lock();
         if self.lost().is_none() {
@@ -159,8 +158,8 @@ impl Device {
         Ok(())
     }
 
-    /// Lets another back end, whose conversation has begun on `connection`, take the place of one that is lost. What the
-    /// lost one held is not known: each queue goes on at its used index.
+    /// Replaces a lost back end by another one, whose front end uses `connection`. The state of the lost one is not known, so
+    /// each queue goes on at its used index.
     pub fn replace_back_end(
         &self,
         mut front_end: FrontEnd,
@@ -191,19 +190,19 @@ impl Device {
         Ok(())
     }
 
-    /// Lets the rings run on. A balloon that cannot is no reason to hold the guest up: the guest is told.
+    /// Runs the rings again. If that fails, the guest runs on without the balloon and is told so.
     pub fn resume(&self) {
         self.stopped.store(false, Ordering::Release);
         if self.lost().is_some() {
-            // The next one begins at once.
+            // The next back end starts at once.
             return;
         }
         let resumed = self.converse(|front_end| {
             front_end.resume()?;
             if self.loaded.swap(false, Ordering::Relaxed) {
-                // The back end may want another thing of the guest than the one before did. The interrupt
-                // also makes the guest look at its queues: one for a used buffer that was on its way when
-                // the source's state was saved is made good by it.
+                // The back end's configuration may differ from the last one's. The interrupt also makes the
+                // guest check its queues, in case an interrupt for a used buffer was on its way when the source's
+                // state was saved.
                 let config = front_end.read_config()?;
                 self.tell(self.transport.lock().change_config(config));
             }
@@ -242,7 +241,7 @@ impl Device {
         })
     }
 
-    /// What is known of a device whose back end is lost.
+    /// The known state of a device whose back end is lost.
     fn state_of_lost(&self) -> VirtioState {
         let transport = self.transport.lock();
         VirtioState {
@@ -254,7 +253,7 @@ impl Device {
         }
     }
 
-    /// Takes the state of another device; [`Device::resume`] then lets it run.
+    /// Loads the state of another device. It runs after [`Device::resume`].
     pub fn load(&self, state: &VirtioState) -> Result<(), VirtioError> {
         self.converse(|front_end| {
             if front_end.in_use() {
@@ -280,17 +279,17 @@ impl Device {
         })
     }
 
-    /// Has the back end's writes logged.
+    /// Starts logging the back end's writes.
     pub fn start_logging(&self, log: &File, bytes: u64) -> Result<(), VirtioError> {
         self.converse(|front_end| front_end.start_logging(log, bytes))
     }
 
-    /// Ends the logging.
+    /// Stops logging.
     pub fn stop_logging(&self) -> Result<(), VirtioError> {
         self.converse(FrontEnd::stop_logging)
     }
 
-    /// The back end says that it changed the configuration: read it again and tell the guest.
+    /// Called when the back end has changed the configuration: reads it and tells the guest.
     pub fn refresh_config(&self) {
         let refreshed = self.converse(|front_end| {
             let config = front_end.read_config()?;
@@ -302,14 +301,14 @@ impl Device {
         }
     }
 
-    /// The connection has ended.
+    /// Called when the connection has ended.
     pub fn hung_up(&self) {
         // A conversation that broke over it names its cause itself, first.
         let _turn = self.front_end.lock();
         self.lose("the connection was closed".into());
     }
 
-    /// The VMM ends the connection, which is no loss to be reported.
+    /// Ends the connection. This is not reported as a loss.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
         let mut lost = self.lost.lock();
@@ -335,7 +334,7 @@ impl Device {
             Effect::StopQueue(index) => front_end.stop_queue(index),
         };
         if let Err(error) = self.settle(carried_out) {
-            log::warn!("balloon: what the guest's driver asked for failed: {error}");
+            log::warn!("balloon: a request of the guest's driver failed: {error}");
             if effect == Effect::Start && self.lost().is_none() {
                 self.tell(self.transport.lock().need_reset());
             }
@@ -343,12 +342,12 @@ impl Device {
     }
 
     fn reset(&self, front_end: &mut FrontEnd) -> Result<(), VirtioError> {
-        // A driver that only looks for the device resets one that nobody has used.
+        // A driver that probes the device resets it before it was used.
         if !front_end.in_use() {
             return Ok(());
         }
         front_end.reset()?;
-        // What the driver wrote is gone.
+        // The driver's writes are lost.
         let config = front_end.read_config()?;
         self.transport.lock().update_config(0, &config);
         Ok(())
@@ -393,7 +392,7 @@ impl Device {
         self.settle(talk(&mut front_end))
     }
 
-    /// Notes the loss of the back end if a conversation ended with it.
+    /// Records the loss of the back end, if `result` says so.
     fn settle<T>(&self, result: Result<T, VirtioError>) -> Result<T, VirtioError> {
         if let Err(error) = &result
             && error.loses_back_end()
@@ -422,6 +421,6 @@ impl Device {
 
 /// Signals `event`.
 pub(super) fn signal(event: &EventFd) {
-    // The one failure is a full counter: the other side has the event already.
+    // Fails only if the counter is full: then the other side has the event already.
     let _ = event.write(1);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The pipe through which a back end hands its own state over (vhost-user SET_DEVICE_STATE_FD).
+//! The pipe for a back end's own state (vhost-user SET_DEVICE_STATE_FD).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,10 +9,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
-/// The most state that a back end may have. A balloon that is full of scattered pages has a bit for each.
+/// The most state that a back end may have. A balloon's state may have a bit for every page of the guest.
 pub const MAX_BYTES: usize = 9 << 20;
 
-/// Reads a state to its end, which is the close of the other end.
+/// Reads a state until the other end is closed.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if nothing comes for `limit`, [`io::ErrorKind::InvalidData`] for more than
@@ -40,7 +40,7 @@ pub fn receive(mut from: File, limit: Duration) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if nothing is taken for `limit`, or the error of the pipe.
 pub fn send(mut to: File, state: &[u8], limit: Duration) -> io::Result<()> {
-    // So that a write of more than there is room for returns.
+    // So that a write returns when the pipe is full.
     let flags = rustix::fs::fcntl_getfl(&to)?;
     rustix::fs::fcntl_setfl(&to, flags | OFlags::NONBLOCK)?;
     let mut left = state;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The back end's dirty log: a memory file that it ORs bits into (vhost-user SET_LOG_BASE).
+//! The back end's dirty log: a memory file in which it sets bits (vhost-user SET_LOG_BASE).
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use super::device::Device;
 use super::error::VirtioError;
 
 const WORD_BYTES: usize = size_of::<u64>();
-/// The log is looked at in pieces of this size: a copy of one stays in the cache.
+/// The log is read in pieces of this size, a copy of which stays in the cache.
 const CHUNK_BYTES: usize = 4096;
 
 /// The log of one balloon's back end. Bit `p` of byte `p / 8` is page `p`, so that on this little-endian
@@ -24,7 +24,7 @@ pub(super) struct BackEndLog {
     device: Arc<Device>,
     pages: u64,
     memory: Option<LogMemory>,
-    /// The back end that writes the log, while it runs.
+    /// The number of the back end that writes the log, while the log runs.
     writer: Option<u64>,
 }
 
@@ -40,7 +40,7 @@ impl BackEndLog {
 }
 
 impl BackEndLog {
-    /// A back end that is lost may only be late, and write a used ring once more.
+    /// A lost back end may only be slow, and write to a used ring once more.
     fn used_rings_into(&self, bitmap: &MigrationBitmap) -> u64 {
         let rings = self.device.used_rings();
         rings.iter().for_each(|pages| bitmap.insert(*pages));
@@ -58,10 +58,10 @@ impl DirtyLog for BackEndLog {
         self.writer = Some(self.device.back_end());
         self.memory = None;
         if self.device.lost().is_some() {
-            // A migration without this device: what it has done so far is in the memory that is all to be sent.
+            // The back end is lost. Its writes so far are in memory, all of which is still to be sent.
             return Ok(());
         }
-        // A new file each time: a back end may still set bits in the old one.
+        // A new file each time, because a back end may still set bits in the old one.
         let memory = LogMemory::new(self.pages).map_err(|error| failed(action, error))?;
         self.device
             .start_logging(&memory.file, memory.bytes)
@@ -76,20 +76,19 @@ impl DirtyLog for BackEndLog {
             return Ok(0);
         };
         if self.device.back_end() != writer {
-            let why =
-                "another back end has taken the place of the one that was lost; migrate again";
+            let why = "another back end has replaced the one that was lost; migrate again";
             return Err(failed(action, io::Error::other(why)));
         }
         let Some(memory) = &self.memory else {
             return Ok(self.used_rings_into(bitmap));
         };
-        // A back end that died may have written pages that it did not log any more.
+        // A back end that died may have written to pages without logging them.
         self.device
             .check_alive()
             .map_err(|error| failed(action, io::Error::other(error)))?;
         let mut taken = 0;
         let mut chunk = [0; CHUNK_BYTES];
-        // Where there is no memory the log is not read: a look would make the file's pages real.
+        // Only for memory regions: reading elsewhere would allocate pages of the file.
         for region in self.device.ram().regions() {
             let words = region.first() as usize / 64..region.end().div_ceil(64) as usize;
             for first in words.clone().step_by(CHUNK_BYTES / WORD_BYTES) {
@@ -113,7 +112,7 @@ impl DirtyLog for BackEndLog {
             return Ok(());
         }
         match self.device.stop_logging() {
-            // A back end that is lost logs nothing, nor is there anyone to tell.
+            // A lost back end does not log and cannot be told.
             Ok(()) | Err(VirtioError::Lost(_)) => Ok(()),
             Err(error) => Err(failed("stop", io::Error::other(error))),
         }
@@ -143,20 +142,20 @@ impl LogMemory {
         })
     }
 
-    /// Copies the words from `first` on, as they are now.
+    /// Copies the words from `first` on.
     fn copy(&self, first: usize, words: &mut [u8]) -> io::Result<()> {
         let slice = self.mapping.get_slice(first * WORD_BYTES, words.len());
         slice.map_err(io::Error::other)?.copy_to(words);
         Ok(())
     }
 
-    /// Takes the bits of a word out. A bit that is set during the call is in the result or stays.
+    /// Clears a word and returns its bits. A bit that is set during the call is in the result or stays in the word.
     fn take(&self, index: usize) -> io::Result<u64> {
         let word: &AtomicU64 = self
             .mapping
             .get_atomic_ref(index * WORD_BYTES)
             .map_err(io::Error::other)?;
-        // A plain load first: most words are empty, and a swap would make the file's page real.
+        // A plain load first: most words are empty, and a swap would allocate a page of the file.
         if word.load(Ordering::Relaxed) == 0 {
             return Ok(0);
         }

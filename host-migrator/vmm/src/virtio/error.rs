@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can go wrong between the VMM and the balloon's back end.
+//! The errors between the VMM and the balloon's back end.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use super::queue::QueueError;
 use super::state::StateError;
 
-/// A balloon device that could not do what was asked.
+/// The balloon device could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum VirtioError {
-    /// The back end answered a request with something that it cannot mean.
-    #[error("the balloon back end's answer to {request} makes no sense")]
+    /// The back end's answer to a request is invalid.
+    #[error("the balloon back end's answer to {request} is invalid")]
     Answer {
         /// The vhost-user request.
         request: &'static str,
@@ -25,8 +25,8 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
-    /// The connection broke, or the back end answered nonsense. The device is lost.
-    #[error("the conversation with the balloon back end broke at {request}: {source}")]
+    /// The connection broke, or the back end broke the protocol. The device is lost.
+    #[error("the connection to the balloon back end failed at {request}: {source}")]
     Conversation {
         /// The vhost-user request.
         request: &'static str,
@@ -34,7 +34,7 @@ pub enum VirtioError {
         #[source]
         source: vhost::Error,
     },
-    /// A state is loaded into a device that a driver uses already.
+    /// A state cannot be loaded into a device that a driver uses already.
     #[error("a state can only be loaded into a balloon that no driver has set up")]
     InUse,
     /// The operating system refused something.
@@ -61,10 +61,10 @@ pub enum VirtioError {
     /// The back end was lost some time ago.
     #[error("the balloon back end is lost: {0}")]
     Lost(String),
-    /// The state is asked for while the rings may run.
+    /// The state cannot be saved while the rings may run.
     #[error("the balloon's state cannot be saved before its rings are stopped")]
     NotStopped,
-    /// The driver made a queue ready that cannot run.
+    /// A queue that the driver made ready cannot run.
     #[error("the driver's queue {index} cannot run: {source}")]
     Queue {
         /// Its number.
@@ -73,7 +73,7 @@ pub enum VirtioError {
         #[source]
         source: QueueError,
     },
-    /// The back end understood the request and refused it.
+    /// The back end refused the request.
     #[error("the balloon back end refused {request}")]
     Refused {
         /// The vhost-user request.
@@ -91,7 +91,7 @@ pub enum VirtioError {
 }
 
 impl VirtioError {
-    /// Whether the conversation cannot go on after this error.
+    /// Whether the connection cannot be used after this error.
     pub(super) fn loses_back_end(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The vhost-user conversation with the balloon's back end.
+//! The vhost-user front end: requests to the balloon's back end.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,7 +37,7 @@ pub struct QueueEvents {
     pub call: EventFd,
 }
 
-/// The front end's side of the connection, and what it must remember to set the rings up again.
+/// The front end's side of the connection, and the data needed to set the rings up again.
 pub struct FrontEnd {
     frontend: Frontend,
     deadline: Deadline,
@@ -53,11 +53,11 @@ pub struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// Takes possession of the back end and gives it the guest's memory. `channel` is the back end's end of
-    /// the channel on which it may send requests.
+    /// Becomes the owner of the back end and gives it the guest's memory. `channel` is the back end's end of the channel on
+    /// which it may send requests.
     ///
     /// # Errors
-    /// [`VirtioError`] if the back end lacks something that a balloon needs, or the conversation fails.
+    /// [`VirtioError`] if the back end lacks something that a balloon needs, or a request fails.
     pub fn new(
         connection: UnixStream,
         channel: UnixStream,
@@ -86,7 +86,7 @@ impl FrontEnd {
         Ok(front_end)
     }
 
-    /// The features that the back end offers, vhost-user's own included.
+    /// The features that the back end offers, including vhost-user's own.
     pub fn offered(&self) -> u64 {
         self.offered
     }
@@ -111,7 +111,7 @@ impl FrontEnd {
         self.negotiated.is_some()
     }
 
-    /// Whether the back end can hand its own state over.
+    /// Whether the back end can save and load its own state.
     pub fn has_device_state(&self) -> bool {
         self.protocol.contains(Protocol::DEVICE_STATE)
     }
@@ -138,7 +138,7 @@ impl FrontEnd {
         })
     }
 
-    /// Writes those fields of `config` that are the driver's: all that is known of a back end's state which cannot be had.
+    /// Writes the driver's fields of `config`. They are all that is known of a back end whose state could not be saved.
     pub fn write_what_the_driver_wrote(
         &mut self,
         config: &[u8; CONFIG_SIZE],
@@ -156,8 +156,8 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// The driver has set `rings` up: they run from now on, or from the next [`FrontEnd::resume`] if the
-    /// device is suspended.
+    /// The driver has set `rings` up. They run from now on, or from the next [`FrontEnd::resume`] if the device is
+    /// suspended.
     pub fn start(&mut self, rings: Vec<Ring>) -> Result<(), VirtioError> {
         self.rings = rings;
         if self.suspended {
@@ -178,7 +178,7 @@ impl FrontEnd {
         self.stop_ring(index).map(|_| ())
     }
 
-    /// Stops every ring and remembers where. After the return the back end touches no guest memory.
+    /// Stops every ring and keeps its position. After the return the back end does not access guest memory.
     pub fn suspend(&mut self) -> Result<(), VirtioError> {
         if !self.suspended {
             self.take_rings_down()?;
@@ -187,7 +187,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// Lets the rings run on where they were stopped.
+    /// Runs the rings again from where they were stopped.
     pub fn resume(&mut self) -> Result<(), VirtioError> {
         if self.suspended {
             self.suspended = false;
@@ -216,7 +216,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// Has the back end's writes to guest memory logged in `log`.
+    /// Makes the back end log its writes to guest memory in `log`.
     pub fn start_logging(&mut self, log: &File, bytes: u64) -> Result<(), VirtioError> {
         if self.offered & Virtio::LOG_ALL.bits() == 0 {
             return Err(VirtioError::Lacks("VHOST_F_LOG_ALL, a dirty log"));
@@ -238,7 +238,7 @@ impl FrontEnd {
         })
     }
 
-    /// Ends the logging.
+    /// Stops logging.
     pub fn stop_logging(&mut self) -> Result<(), VirtioError> {
         if !self.logging {
             return Ok(());
@@ -246,7 +246,7 @@ impl FrontEnd {
         self.set_logging(false, |_| Ok(()))
     }
 
-    /// Fetches the back end's own state; `None` if it has no way to give it.
+    /// Reads the back end's own state; `None` if the back end does not support that.
     pub fn save_device_state(&mut self) -> Result<Option<Vec<u8>>, VirtioError> {
         if !self.has_device_state() {
             return Ok(None);
@@ -315,7 +315,7 @@ impl FrontEnd {
             frontend.set_protocol_features(protocol)
         })?;
         if protocol.contains(Protocol::REPLY_ACK) {
-            // Every request is answered, so that its error is known when it happens.
+            // Ask for an answer to every request, so that errors are noticed at once.
             self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         if protocol.contains(Protocol::MQ) {
@@ -343,8 +343,8 @@ impl FrontEnd {
             .map(|_| ())
     }
 
-    /// Switches logging with the rings stopped: a running ring whose addresses are set again could lose the
-    /// used index that it is about to publish.
+    /// Switches logging while the rings are stopped. If the addresses of a running ring were set again, the ring could lose
+    /// the used index that it is about to publish.
     fn set_logging(
         &mut self,
         on: bool,
@@ -364,7 +364,7 @@ impl FrontEnd {
         }
         if running && let Err(error) = self.set_rings_up() {
             if switched.is_ok() {
-                // As it was: a log that nobody harvests would slow the back end down for good.
+                // Restore the old setting: a log that nobody harvests would slow the back end down for ever.
                 self.logging = before;
                 let features = self.negotiated;
                 features.map_or(Ok(()), |features| self.send_features(features))?;
@@ -435,11 +435,11 @@ impl FrontEnd {
         self.ask("SET_VRING_CALL", |f| f.set_vring_call(index, call))?;
         self.ask("SET_VRING_KICK", |f| f.set_vring_kick(index, kick))?;
         self.ask("SET_VRING_ENABLE", |f| f.set_vring_enable(index, true))?;
-        // A kick with nothing to do is harmless; one lost while the ring was stopped would not be.
+        // A kick may have been lost while the ring was stopped. A superfluous kick is harmless.
         kick.write(1).map_err(io_error("kick a queue"))
     }
 
-    /// Vhost-user names ring addresses by where this process has them mapped.
+    /// The address at which this process has `gpa` mapped: vhost-user uses such addresses for rings.
     fn host_address(&self, gpa: u64) -> Result<u64, VirtioError> {
         let address = self.ram.memory().get_host_address(GuestAddress(gpa));
         address

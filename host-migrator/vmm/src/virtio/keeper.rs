@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Keeps a balloon's back end: follows its channel while it lives, and looks for another when it is lost.
+//! Serves a balloon's back end while it lives, and connects to another when it is lost.
 
 use std::io;
 use std::net::Shutdown;
@@ -17,19 +17,19 @@ use super::device::Device;
 use super::error::{VirtioError, io_error};
 use super::front_end::{FrontEnd, QueueEvents};
 
-/// How often another back end is looked for.
+/// How often a connection to another back end is tried.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A conversation that has begun.
+/// A connected back end.
 #[derive(Debug)]
 pub struct Connection {
-    /// Our side of it.
+    /// Our side of the connection.
     pub front_end: FrontEnd,
-    /// What it says by itself.
+    /// The channel for the back end's own requests.
     pub served: Served,
 }
 
-/// What a back end says by itself.
+/// A back end's own requests.
 #[derive(Debug)]
 pub struct Served {
     connection: UnixStream,
@@ -38,10 +38,10 @@ pub struct Served {
 }
 
 impl Connection {
-    /// Takes possession of the back end at the other end of `connection`, and gives it the guest's memory.
+    /// Becomes the owner of the back end at the other end of `connection`, and gives it the guest's memory.
     ///
     /// # Errors
-    /// [`VirtioError`] if the back end lacks something, or the conversation fails.
+    /// [`VirtioError`] if the back end lacks something, or a request fails.
     pub fn open(
         connection: UnixStream,
         ram: &Arc<GuestRam>,
@@ -51,7 +51,7 @@ impl Connection {
         let clone = || connection.try_clone().map_err(io_error(action));
         let (ours, theirs) =
             UnixStream::pair().map_err(io_error("make a channel for the balloon back end"))?;
-        // Before the first request: the back end may wait for an acknowledgement before it answers one.
+        // Before the first request, because the back end may wait for an acknowledgement before it answers.
         let (changes, channel) = backend_channel::serve(clone()?, ours)
             .map_err(io_error("serve the balloon back end's channel"))?;
         let served = Served {
@@ -68,7 +68,7 @@ impl Served {
     /// Another handle of the connection.
     ///
     /// # Errors
-    /// [`VirtioError`] if the kernel has none.
+    /// [`VirtioError`] if the connection cannot be duplicated.
     pub fn connection(&self) -> Result<UnixStream, VirtioError> {
         let clone = self.connection.try_clone();
         clone.map_err(io_error("share the connection to the balloon back end"))
@@ -86,19 +86,19 @@ impl Drop for Served {
     }
 }
 
-/// The thread that keeps a back end. It ends with the device, which must be closed before.
+/// The thread that serves back ends. Close the device before this is dropped.
 #[derive(Debug)]
 pub struct Keeper {
-    /// Dropped to end it.
+    /// Dropping this ends the thread.
     alive: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// Follows `served` for `device`, and looks for another back end on `socket` when it has ended.
+    /// Serves `served` for `device`, and connects to another back end on `socket` when it has ended.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// If the thread cannot be started.
     pub fn start(
         device: &Arc<Device>,
         socket: &Path,
@@ -165,13 +165,13 @@ impl Search {
             };
             match self.take(stream) {
                 Ok(served) => {
-                    log::info!("balloon: another back end has taken the place of the lost one");
+                    log::info!("balloon: another back end has replaced the lost one");
                     return Some(served);
                 }
-                // Once for each reason: it is tried again and again.
+                // Log each reason only once, because this is tried again and again.
                 Err(error) if error.to_string() != told => {
                     told = error.to_string();
-                    log::warn!("balloon: a new back end does not fit: {told}");
+                    log::warn!("balloon: a new back end cannot be used: {told}");
                 }
                 Err(_) => {}
             }

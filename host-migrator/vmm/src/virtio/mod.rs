@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's virtio devices: a balloon, whose work a vhost-user back end does, and a [`console`], whose work
-//! this process does.
+//! The guest's virtio devices: a balloon, which a vhost-user back end implements, and a [`console`], which this process
+//! implements.
 //!
 //! The transport of both is version 2 of virtio-mmio (virtio 1.2, section 4.2), which is what Linux's `virtio_mmio`
 //! driver expects of a modern device:
@@ -14,13 +14,13 @@
 //!   those that the driver made ready.
 //! - It reads the configuration generation before and after each field, and repeats if it changed.
 //! - Its interrupt handler reads the interrupt status, acknowledges the bits it saw, reads the configuration
-//!   again for bit 1 and looks at every queue for bit 0. Bit 0 always reads as set here, because the balloon's
-//!   back end interrupts the guest through KVM, past this process; a look at a queue without used buffers is
+//!   again for bit 1 and checks every queue for bit 0. Bit 0 always reads as set here, because the balloon's
+//!   back end interrupts the guest through KVM without this process; checking a queue without used buffers is
 //!   harmless.
-//! - Before removal, suspend and reboot it writes 0 to the status, and expects that the device is silent after.
+//! - Before removal, suspend and reboot it writes 0 to the status, and expects the device to do nothing afterwards.
 //!
-//! Kicks go from the guest to the device by ioeventfd, interrupts come back by irqfd, edge triggered. Of the
-//! balloon this process takes part in set-up, in the configuration space, and in migration.
+//! Kicks go from the guest to the device by ioeventfd; interrupts come back by irqfd, edge triggered. For the balloon,
+//! this process handles set-up, the configuration space, and migration.
 
 mod backend_channel;
 pub mod console;
@@ -65,8 +65,8 @@ const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// A balloon on virtio-mmio.
 ///
-/// A back end that dies or does not answer in time is lost, and the guest runs on. Another one that listens on the same
-/// socket takes its place by itself. Until then a migration goes without it.
+/// If a back end dies or does not answer in time, it is lost, and the guest runs on. Another back end that listens on the
+/// same socket replaces it. Until then a migration goes on without the balloon.
 #[derive(Debug)]
 pub struct VhostUserBalloon {
     device: Arc<Device>,
@@ -78,7 +78,7 @@ impl VhostUserBalloon {
     /// registers the device's kicks and interrupts with `vm`, which has an interrupt controller already.
     ///
     /// # Errors
-    /// [`VirtioError`] if nobody comes to listen, the back end lacks a feature, or KVM refuses.
+    /// [`VirtioError`] if nobody listens in time, the back end lacks a feature, or KVM refuses.
     pub fn connect(
         socket: &Path,
         ram: &Arc<GuestRam>,
@@ -93,7 +93,7 @@ impl VhostUserBalloon {
         let config_interrupt = event()?;
         let mut first = Connection::open(connection, ram, &events)?;
         let config = first.front_end.read_config()?;
-        // After all that a back end may refuse: a machine without this balloon is as it was.
+        // Last, so that a back end's refusal leaves the machine unchanged.
         register(vm, slot, &events, &config_interrupt)?;
         let Connection { front_end, served } = first;
         let device = Arc::new(Device::new(
@@ -110,18 +110,18 @@ impl VhostUserBalloon {
         Ok(Arc::new(Self { device, keeper }))
     }
 
-    /// Stops the rings, of a guest whose vCPUs are stopped. After the return the back end touches no guest
-    /// memory. Harmless if they are stopped.
+    /// Stops the rings. The guest's vCPUs must be stopped. After the return the back end does not access guest memory. Does
+    /// nothing if the rings are stopped.
     ///
     /// # Errors
-    /// [`VirtioError`] if the back end refuses or is lost over it. The rings of one that was lost before stand still.
+    /// [`VirtioError`] if the back end refuses or is lost during the call. The rings of a back end lost before are stopped.
     pub fn stop(&self) -> Result<(), VirtioError> {
         self.device.stop()
     }
 
-    /// Lets stopped rings run on; after [`VhostUserBalloon::load`] the guest also gets a configuration change
-    /// interrupt, so the interrupt controllers must have their state by then. Harmless if they run. The guest
-    /// of a lost back end runs on without it, so there is no error.
+    /// Runs stopped rings again. After [`VhostUserBalloon::load`] the guest also gets a configuration change interrupt, so
+    /// the interrupt controllers must have their state by then. Does nothing if the rings run. If the back end is lost, the
+    /// guest runs on without it, so there is no error.
     pub fn resume(&self) {
         self.device.resume();
     }
@@ -129,14 +129,13 @@ impl VhostUserBalloon {
     /// The device's state, between [`VhostUserBalloon::stop`] and [`VhostUserBalloon::resume`].
     ///
     /// # Errors
-    /// [`VirtioError`] if the rings are not stopped or the back end does not give its state. Of one that is lost the
-    /// transport is saved, and its queues go on at their used indices.
+    /// [`VirtioError`] if the rings are not stopped or the back end does not give its state. If the back end is lost, only
+    /// the transport is saved, and the queues go on at their used indices.
     pub fn save(&self) -> Result<VirtioState, VirtioError> {
         self.device.save()
     }
 
-    /// Loads what [`VhostUserBalloon::save`] of another device gave; it runs from
-    /// [`VhostUserBalloon::resume`].
+    /// Loads the state from [`VhostUserBalloon::save`] of another device. It runs after [`VhostUserBalloon::resume`].
     ///
     /// # Errors
     /// [`VirtioError::State`] names what does not fit; other errors are the back end's.
@@ -149,17 +148,17 @@ impl VhostUserBalloon {
         Box::new(dirty_log::BackEndLog::new(Arc::clone(&self.device)))
     }
 
-    /// Why the back end is lost; `None` while it is not.
+    /// Why the back end is lost; `None` if it is not.
     pub fn lost(&self) -> Option<String> {
         self.device.lost()
     }
 
-    /// The features that the guest's driver uses, and those that it is offered.
+    /// The features that the guest's driver uses, and the features that it is offered.
     pub fn features(&self) -> (u64, u64) {
         self.device.features()
     }
 
-    /// Accesses of the guest that made no sense and were ignored.
+    /// Invalid accesses of the guest, which were ignored.
     pub fn ignored_accesses(&self) -> u64 {
         self.device.ignored()
     }
@@ -182,7 +181,7 @@ impl Drop for VhostUserBalloon {
     }
 }
 
-/// Connects to `socket`, and waits a moment for one who has not made it yet or does not listen yet.
+/// Connects to `socket`, and waits a moment for a back end that does not listen yet.
 fn reach(socket: &Path) -> io::Result<UnixStream> {
     let end = Instant::now() + START_LIMIT;
     loop {
@@ -217,12 +216,12 @@ fn event() -> Result<EventFd, VirtioError> {
     new_event().map_err(io_error("make an eventfd"))
 }
 
-/// An event that blocks nobody.
+/// A non-blocking eventfd.
 fn new_event() -> io::Result<EventFd> {
     EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
 }
 
-/// Has KVM turn the guest's writes to QUEUE_NOTIFY into kicks, and calls into interrupts.
+/// Makes KVM turn the guest's writes to QUEUE_NOTIFY into kicks, and calls into interrupts.
 fn register(
     vm: &VmFd,
     slot: MmioSlot,
@@ -239,7 +238,7 @@ fn register(
         .map_err(refused("register the configuration interrupt"))
 }
 
-/// Has KVM turn the guest's writes of `queue` to QUEUE_NOTIFY into `kick`.
+/// Makes KVM turn the guest's writes of `queue` to QUEUE_NOTIFY into `kick`.
 fn register_kick(
     vm: &VmFd,
     slot: MmioSlot,

@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-/// The most entries a queue may have, and what QUEUE_NUM_MAX says: what Linux needs to keep 4 GiB of
-/// hints in flight.
+/// The most entries of a queue (QUEUE_NUM_MAX). With this many Linux can have hints for 4 GiB in flight.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
-/// Where the used ring has its index: `flags le16, idx le16, ring` (virtio 1.2, section 2.7.8).
+/// Offset of the index in the used ring: `flags le16, idx le16, ring` (virtio 1.2, section 2.7.8).
 const USED_INDEX: u64 = 2;
 
 /// The registers of one queue.
@@ -30,18 +29,18 @@ pub struct Queue {
     pub used: u64,
 }
 
-/// A queue that no device can run.
+/// The queue cannot run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// Not a power of two, or too large.
     #[error("size {0} is not a power of two up to {MAX_QUEUE_SIZE}")]
     Size(u16),
     /// A part of it is not in guest memory, or not aligned.
-    #[error("its {part} at {address:#x} is unaligned or not inside guest memory")]
+    #[error("its {part} at {address:#x} is unaligned or outside guest memory")]
     Address {
         /// Which part.
         part: &'static str,
-        /// Where it should be.
+        /// Its address.
         address: u64,
     },
 }
@@ -71,8 +70,7 @@ impl Queue {
         Ok(())
     }
 
-    /// How many buffers have been used, as the used ring in guest memory says. A device that keeps the order and holds
-    /// no buffer goes on there.
+    /// The used index in guest memory. A device that keeps the order and holds no buffer can go on from there.
     ///
     /// # Errors
     /// [`QueueError`] if the used ring is not in guest memory.
@@ -101,7 +99,7 @@ pub struct Ring {
     pub index: usize,
     /// Its layout.
     pub queue: Queue,
-    /// The next available index that the back end is to take.
+    /// The next available index for the back end to take.
     pub base: u16,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration carries of a virtio device, and the checks on what arrives.
+//! The state of a virtio device for a migration, and the checks of an arriving state.
 
 use host_migrator::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -10,32 +10,32 @@ use super::device_state::MAX_BYTES;
 use super::queue::{QueueError, Ring};
 use super::transport::{MAX_QUEUES, Registers};
 
-/// The state of a device whose rings are stopped.
+/// The state of a device with stopped rings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioState {
     /// The transport.
     pub registers: Registers,
-    /// The configuration space as the guest saw it last.
+    /// The configuration space as the guest last saw it.
     pub config: [u8; CONFIG_SIZE],
     /// The next available index of each queue.
     pub bases: [u16; MAX_QUEUES],
     /// The back end's own state, in its own format, if it has one.
     pub back_end: Option<Vec<u8>>,
-    /// The back end was lost: `bases` say nothing, and each queue goes on at the used index in guest memory.
+    /// The back end was lost: `bases` are not valid, and each queue goes on at the used index in guest memory.
     pub back_end_lost: bool,
 }
 
-/// A state that this device cannot take.
+/// This device cannot take the state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// The back end's own state has nowhere to go, or is too large.
-    #[error("{bytes} bytes of the back end's own state, which this back end cannot take")]
+    /// This back end does not take the other's own state, or the state is too large.
+    #[error("this back end cannot take the {bytes} bytes of the other back end's own state")]
     BackEnd {
         /// Its size.
         bytes: usize,
     },
-    /// The driver uses features that this back end does not offer, or not those of a modern driver.
-    #[error("the guest uses the features {wanted:#x}, this device offers {offered:#x}")]
+    /// The driver uses features that this back end does not offer, or does not use the modern interface.
+    #[error("the guest uses the features {wanted:#x}, but this device offers {offered:#x}")]
     Features {
         /// What the driver negotiated.
         wanted: u64,
@@ -52,19 +52,19 @@ pub enum StateError {
         source: QueueError,
     },
     /// A queue that this back end does not have.
-    #[error("queue {index} is in use, this device has {count} queues")]
+    #[error("queue {index} is in use, but this device has {count} queues")]
     QueueCount {
         /// Its number.
         index: usize,
         /// Queues of the back end.
         count: usize,
     },
-    /// Status bits that do not exist, or not together.
+    /// Status bits that do not exist, or cannot be set together.
     #[error("the device status {0:#x} is impossible")]
     Status(u32),
 }
 
-/// What a state is checked against.
+/// What this device has; a state is checked against it.
 #[derive(Clone, Copy, Debug)]
 pub struct Fit<'a> {
     /// Features that the guest can be offered here.
@@ -77,17 +77,17 @@ pub struct Fit<'a> {
     pub ram: &'a GuestRam,
 }
 
-/// A state that has passed the checks: what to tell the back end.
+/// A checked state, for the back end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// The negotiated features, if the driver had come so far.
+    /// The negotiated features, if the driver had negotiated them.
     pub features: Option<u64>,
     /// The rings that run.
     pub rings: Vec<Ring>,
 }
 
 impl VirtioState {
-    /// Checks every field that came from elsewhere.
+    /// Checks every field.
     ///
     /// # Errors
     /// [`StateError`] names the first thing that does not fit.
@@ -129,8 +129,8 @@ impl VirtioState {
                     count: fit.queue_count,
                 });
             }
-            // The queues of a driver that is not up yet are checked when it is, and those of a device that
-            // needs a reset never run.
+            // The queues of a driver that is not up yet are checked later, and those of a device that needs a reset
+            // never run.
             if driver_ok && !has(status::VIRTIO_CONFIG_S_NEEDS_RESET) {
                 let wrong = |source| StateError::Queue { index, source };
                 queue.check(fit.ram).map_err(wrong)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The register file of virtio-mmio version 2 (virtio 1.2, section 4.2.2): what the guest reads and writes,
-//! and what follows from it. No I/O: the effects are for the device to carry out.
+//! The register file of virtio-mmio version 2 (virtio 1.2, section 4.2.2): the guest's reads and writes, and their
+//! effects. There is no I/O here: the device carries out the effects.
 
 use serde::{Deserialize, Serialize};
 use spec::balloon::{CONFIG_SIZE, QueueNumbering, feature};
@@ -10,13 +10,13 @@ use virtio_bindings::virtio_ring;
 
 use super::queue::{MAX_QUEUE_SIZE, Queue};
 
-/// Queues that the transport has registers for: those of the balloon, which has the most.
+/// How many queues the transport has registers for: as many as the balloon has, which has the most.
 pub const MAX_QUEUES: usize = QueueNumbering::MAX_QUEUES;
 
 /// "virt".
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
-/// "LACU": virtio leaves the vendor's number to the vendor.
+/// "LACU": the vendor chooses this number.
 const VENDOR: u32 = u32::from_le_bytes(*b"LACU");
 /// Status bits that belong to the driver.
 const DRIVER_STATUS: u32 = status::VIRTIO_CONFIG_S_ACKNOWLEDGE
@@ -24,14 +24,14 @@ const DRIVER_STATUS: u32 = status::VIRTIO_CONFIG_S_ACKNOWLEDGE
     | status::VIRTIO_CONFIG_S_DRIVER_OK
     | status::VIRTIO_CONFIG_S_FEATURES_OK
     | status::VIRTIO_CONFIG_S_FAILED;
-/// Features that a guest may see: the device type's own, and those of split queues. The others change the
-/// transport (queue reset, notification data, packed rings) or belong to vhost-user (bits 26 and 30).
+/// Features that a guest may see: those of the device type and of split queues. Other features change the transport (queue
+/// reset, notification data, packed rings) or belong to vhost-user (bits 26 and 30).
 const PASSED_ON: u64 = ((1 << 24) - 1)
     | (1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC)
     | (1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX)
     | (1 << feature::VERSION_1);
 
-/// What the guest can see and change, and a migration carries.
+/// The registers that the guest can see and change. A migration carries them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers {
     /// The device status field.
@@ -52,14 +52,14 @@ pub struct Registers {
     pub config_changed: bool,
 }
 
-/// What a write asks the device to do.
+/// What the device must do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing more.
     None,
-    /// Stop everything and forget the driver.
+    /// Stop all queues and forget the driver.
     Reset,
-    /// Offer these features to the back end; then [`Transport::accept_features`] if it takes them.
+    /// Offer these features to the back end, and call [`Transport::accept_features`] if it accepts them.
     Negotiate(u64),
     /// The driver is up: run the queues that are ready.
     Start,
@@ -69,12 +69,12 @@ pub enum Effect {
     Notify(usize),
 }
 
-/// What the registers show of the type of device behind them.
+/// The device type behind the registers.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceType {
-    /// The number that virtio gives the type.
+    /// The device id of the type.
     pub id: u32,
-    /// Where the 32-bit words of the configuration space lie that the driver may write.
+    /// Offsets of the 32-bit words of the configuration space that the driver may write.
     pub driver_words: &'static [usize],
 }
 
@@ -90,8 +90,8 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A device after power-on that could have `features` and has `queue_count` queues. Of the features the guest
-    /// is offered those that are the device's own.
+    /// A device in its state after power-on, with `queue_count` queues. Of `features`, the guest is offered those of the
+    /// device type and of split queues.
     pub fn new(
         device_type: DeviceType,
         features: u64,
@@ -113,7 +113,7 @@ impl Transport {
         self.offered
     }
 
-    /// The features that the driver uses; none before it has said so.
+    /// The features that the driver uses; 0 before it has negotiated them.
     pub fn accepted(&self) -> u64 {
         let negotiated = self.registers.status & status::VIRTIO_CONFIG_S_FEATURES_OK != 0;
         if negotiated {
@@ -123,12 +123,12 @@ impl Transport {
         }
     }
 
-    /// The registers as they are.
+    /// The registers.
     pub fn registers(&self) -> &Registers {
         &self.registers
     }
 
-    /// Puts the registers of another device here; the caller has checked them.
+    /// Loads the registers of another device, which the caller has checked.
     pub fn load(&mut self, registers: Registers) {
         self.registers = registers;
     }
@@ -138,7 +138,7 @@ impl Transport {
         self.config
     }
 
-    /// Accesses of the guest that made no sense and were ignored.
+    /// Invalid accesses of the guest, which were ignored.
     pub fn ignored(&self) -> u64 {
         self.ignored
     }
@@ -175,8 +175,8 @@ impl Transport {
         })
     }
 
-    /// Which bytes of the configuration space a write at `offset` of the device's window is about. `None`,
-    /// and counted, for anything but the words that belong to the driver.
+    /// The offset in the configuration space of a write at `offset` of the device's window. Writes outside the driver's
+    /// words are counted and return `None`.
     pub fn config_write(&mut self, offset: u64, len: usize) -> Option<usize> {
         let at = offset.checked_sub(u64::from(reg::VIRTIO_MMIO_CONFIG));
         let at = at.and_then(|at| usize::try_from(at).ok());
@@ -191,31 +191,31 @@ impl Transport {
         at
     }
 
-    /// Shows the guest bytes that it wrote itself.
+    /// Updates bytes that the guest wrote itself.
     pub fn update_config(&mut self, at: usize, data: &[u8]) {
         for (config, byte) in self.config.iter_mut().skip(at).zip(data) {
             *config = *byte;
         }
     }
 
-    /// Shows the guest a configuration space that the device changed. Returns whether it must be told.
+    /// Replaces the configuration space, which the device changed. Returns whether the guest must be told.
     pub fn change_config(&mut self, config: [u8; CONFIG_SIZE]) -> bool {
         self.config = config;
         self.announce()
     }
 
-    /// The back end took the features: the driver may go on.
+    /// The back end has accepted the features, so the driver may go on.
     pub fn accept_features(&mut self) {
         self.registers.status |= status::VIRTIO_CONFIG_S_FEATURES_OK;
     }
 
-    /// The device cannot go on. Returns whether the guest must be told.
+    /// Marks the device as failed: it needs a reset. Returns whether the guest must be told.
     pub fn need_reset(&mut self) -> bool {
         self.registers.status |= status::VIRTIO_CONFIG_S_NEEDS_RESET;
         self.announce()
     }
 
-    /// Whether a change that the guest was not yet told of is pending and the guest can be told.
+    /// Whether the guest can be told of a change that it does not know yet.
     pub fn must_interrupt(&self) -> bool {
         self.registers.config_changed && self.has(status::VIRTIO_CONFIG_S_DRIVER_OK)
     }
@@ -253,9 +253,8 @@ impl Transport {
                 self.selected().map_or(0, |_| u32::from(MAX_QUEUE_SIZE))
             }
             reg::VIRTIO_MMIO_QUEUE_READY => self.selected().map_or(0, |q| u32::from(q.ready)),
-            // The used buffer bit is always set: a back end raises these interrupts through KVM,
-            // past this process, so it cannot know. Linux then looks at every queue and finds
-            // nothing to do at worst.
+            // The used buffer bit is always set: a back end raises these interrupts through KVM, so this process does
+            // not know of them. At worst Linux checks every queue and finds nothing to do.
             reg::VIRTIO_MMIO_INTERRUPT_STATUS if registers.config_changed => {
                 reg::VIRTIO_MMIO_INT_VRING | reg::VIRTIO_MMIO_INT_CONFIG
             }
@@ -271,7 +270,7 @@ impl Transport {
         }
     }
 
-    /// `None` if the write makes no sense now.
+    /// `None` if the write is invalid now.
     fn write_register(&mut self, offset: u32, value: u32) -> Option<Effect> {
         match offset {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
@@ -359,7 +358,7 @@ impl Transport {
                 _ => None,
             };
         }
-        // A queue that the device may be using must not change under it.
+        // A queue that the device may be using must not change.
         if queue.ready || live {
             return None;
         }

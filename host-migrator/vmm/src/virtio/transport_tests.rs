@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The register file seen as a driver sees it.
+//! The register file as a driver uses it.
 
 use spec::balloon::Config;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the migrator may do next.
+//! The steps that the migrator may take next.
 
 use super::{HostAction, Step};
 use crate::device::Control;
@@ -9,14 +9,14 @@ use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Action, Migration, State};
 
-/// What the migrator may do next.
+/// The steps that the migrator may take next.
 pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     let (rule, setup, host) = (model.rule, &model.setup, &state.host);
     let mut push = |action| out.push(Action::Host(action));
     let piecewise = setup.clearing == Clearing::PageByPage;
     match host.step {
         Step::Idle => {
-            // A device that is still busy with the last connection takes no new one.
+            // A device that has not noticed the end of the last connection takes no new one.
             if state.device.control != Control::HungUp {
                 push(HostAction::StartLogging);
                 if !rule.holds(Clause::ArmFirst) && !piecewise {
@@ -85,7 +85,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             }
             let sent = host.pending.is_empty() && host.claimed.is_empty() && flushed;
             if sent && state.wire.is_drained() {
-                // The guest is stopped: where nothing fails, what is said until it runs makes no difference.
+                // The guest is stopped. If nothing can fail, the messages until it runs make no difference.
                 push(if setup.failures > 0 {
                     HostAction::Commit
                 } else {
@@ -154,20 +154,20 @@ fn push_sends(model: &Migration, state: &State, push: &mut impl FnMut(HostAction
     };
     let room = (0..model.setup.channels).any(|channel| free_channel(&channel));
     for page in claims.iter().filter(|&page| armed(page)) {
-        // A page that is skipped may need a record of its own.
+        // A skipped page may need a discard record.
         if room {
             push(HostAction::Claim(page));
         }
     }
 }
 
-/// Bits that were read are cleared before the next ones are read, or as pages are sent.
+/// A harvest may begin when the bits that were read last are cleared.
 fn may_harvest(model: &Migration, state: &State) -> bool {
     state.logs.on
         && (model.setup.clearing == Clearing::PageByPage || state.logs.kvm.fetched.is_empty())
 }
 
-/// A link that breaks, a cancel, a destination that gives up. While the device is asked it is noticed later.
+/// Whether the migration may fail or be cancelled in this step. While it waits for the device, it would only notice later.
 fn may_fail(step: Step) -> bool {
     !matches!(
         step,

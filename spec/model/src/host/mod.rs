@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The migrator: arms, opens epochs, claims and sends pages, harvests, pauses the guest, hands it over.
+//! The migrator. It arms pages, opens epochs, claims and sends pages, harvests, pauses the guest and hands it over.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `choices` | what it may do next |
-//! | `steps` | what comes of it |
+//! | `choices` | the steps that it may take next |
+//! | `steps` | the effect of each step |
 
 mod choices;
 mod steps;
@@ -14,7 +14,7 @@ pub(crate) use steps::step;
 
 use crate::pages::{Page, PageSet, Renaming};
 
-/// Where the migrator is.
+/// The migrator's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Step {
     /// Before a migration.
@@ -28,19 +28,19 @@ pub enum Step {
     Sending,
     /// Waits for the device to close the epoch.
     Closing,
-    /// Reads KVM's log next.
+    /// Next, reads KVM's log.
     Reading,
-    /// Clears in KVM's log what it has read next.
+    /// Next, clears in KVM's log what it has read.
     Clearing,
-    /// The same, of an early harvest.
+    /// Next, clears in KVM's log what an early harvest has read.
     ClearingEarly,
-    /// Takes the back end's log next.
+    /// Next, harvests the back end's log.
     TakingBackEnd,
-    /// Takes the VMM's own writes next.
+    /// Next, harvests the VMM's own writes.
     TakingOwn,
     /// The harvest is complete.
     Harvested,
-    /// Sends what is left, with the guest stopped.
+    /// Sends the remaining pages while the guest is stopped.
     Rest,
     /// Waits for the destination to be ready.
     Committed,
@@ -48,21 +48,21 @@ pub enum Step {
     HandedOver,
     /// The migration is over: logging stops, and the device is told.
     PuttingBack,
-    /// Waits for the device to have told the guest.
+    /// Waits until the device has told the guest DONE.
     Finishing,
     /// Nothing more is tried.
     Over,
 }
 
-/// Who has the guest, as far as the source knows.
+/// Who owns the guest, as far as the source knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Owner {
     /// The source.
     #[default]
     Source,
-    /// It was handed over, and the destination has not said that it runs.
+    /// The source has handed the guest over, and the destination has not confirmed that it runs.
     Unknown,
-    /// The destination, which said so.
+    /// The destination, which has confirmed it.
     Destination,
 }
 
@@ -72,41 +72,41 @@ pub struct Host {
     pub(crate) step: Step,
     /// Pages to be sent: the migration bitmap.
     pub(crate) pending: PageSet,
-    /// Claimed, and not copied yet.
+    /// Pages that were claimed and not copied yet.
     pub(crate) claimed: PageSet,
-    /// Copied before they were claimed, where that is allowed.
+    /// Pages that were copied before they were claimed, where a switch allows that.
     pub(crate) copied: PageSet,
-    /// Found by an early harvest of this round, and not copied since.
+    /// Pages that an early harvest of this round found and that were not copied since.
     pub(crate) early: PageSet,
-    /// Holes when the round began, as far as that still counts.
+    /// Pages that were holes when the round began, and are still taken for holes.
     pub(crate) holes: PageSet,
-    /// The next round asks for holes.
+    /// Whether the next round asks for holes.
     pub(crate) asks_for_holes: bool,
-    /// Pages whose record waits in the table: the destination is to make them zero.
+    /// Pages whose record waits in the table: they become zero at the destination.
     pub(crate) table: PageSet,
-    /// Pages that may be other than zero at the destination.
+    /// Pages whose content at the destination may not be zero.
     pub(crate) sent: PageSet,
     /// Pages whose hints count in this epoch.
     pub(crate) eligible: PageSet,
-    /// Epochs that were opened.
+    /// The number of the last epoch.
     pub(crate) epoch: u8,
-    /// An epoch is open.
+    /// Whether an epoch is open.
     pub(crate) open: bool,
-    /// The device failed to answer: no hints any more.
+    /// The device did not answer: there are no more hints.
     pub(crate) hints_lost: bool,
-    /// Rounds that have ended.
+    /// How many rounds have ended.
     pub(crate) round: u8,
-    /// Background harvests that are left.
+    /// How many background harvests are left.
     pub(crate) background: u8,
-    /// Early harvests that are left.
+    /// How many early harvests are left.
     pub(crate) early_harvests: u8,
     /// How often a migration can still fail.
     pub(crate) failures: u8,
-    /// How often it can still be impatient with the device.
+    /// How often it can still stop waiting for the device.
     pub(crate) impatience: u8,
-    /// Who has the guest, as far as the source knows.
+    /// Who owns the guest, as far as the source knows.
     pub(crate) owner: Owner,
-    /// The source's process has ended.
+    /// Whether the source's process has ended.
     pub(crate) ended: bool,
 }
 
@@ -130,22 +130,22 @@ impl Host {
     }
 }
 
-/// What the migrator does.
+/// A step of the migrator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostAction {
-    /// Starts all logs; where bits are cleared at once, every page is armed by it.
+    /// Starts all logs. Where bits are cleared at once, this arms every page.
     StartLogging,
     /// Clears what was read in KVM's log.
     ClearLog,
-    /// Clears one page of it.
+    /// Clears one page in KVM's log.
     ClearLogOf(Page),
     /// Begins a round, or goes on with one: opens an epoch.
     Begin,
-    /// Hears the device's answer.
+    /// Receives the device's answer.
     HearDevice,
-    /// Does not wait for the device any more, and does without hints.
+    /// Stops waiting for the device, and goes on without hints.
     GiveUpDevice,
-    /// Takes a page out of the bitmap, and looks whether it is hinted.
+    /// Takes a page out of the bitmap, and checks whether it is hinted.
     Claim(Page),
     /// Copies a page and sends it on a channel.
     Send(Page, u8),
@@ -165,13 +165,13 @@ pub enum HostAction {
     HarvestOwnWrites,
     /// Stops the guest and its devices.
     Pause,
-    /// Tells the destination that all has been sent.
+    /// Tells the destination that everything was sent.
     Commit,
     /// Gives the guest to the destination.
     HandOver,
-    /// Hears that the guest runs there.
+    /// Receives the confirmation that the guest runs there.
     HearRunning,
-    /// Learns that the connection broke while it handed the guest over.
+    /// Notices that the connection broke during the hand-over.
     NoticeBreak,
     /// Fails, or is cancelled.
     Fail,

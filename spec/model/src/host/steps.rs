@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What comes of what the migrator does.
+//! The effect of each step of the migrator.
 
 use super::{Host, HostAction, Owner, Step};
 use crate::device::Control;
@@ -9,7 +9,7 @@ use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Migration, State};
 
-/// What comes of it.
+/// Takes the step.
 pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
     let rule = model.rule;
     match action {
@@ -72,7 +72,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
                 state.device.map = PageSet::EMPTY;
             }
             host.pending.merge(state.logs.kvm.read());
-            // With the guest stopped nothing need be armed again.
+            // While the guest is stopped, no page needs to be armed again.
             let clears = model.setup.clearing == Clearing::AtOnce
                 && rule.holds(Clause::CompleteHarvest)
                 && state.source_runs
@@ -141,7 +141,7 @@ fn heard_running(state: &mut State) {
     state.host.step = Step::PuttingBack;
 }
 
-/// On to the other logs, where there is somebody who writes to them.
+/// Goes on with the logs of the other writers, if there are any.
 fn harvest_others(model: &Migration, state: &mut State) {
     if model.setup.back_end_writes > 0 || model.setup.reporting {
         state.host.step = Step::TakingBackEnd;
@@ -177,7 +177,7 @@ fn start_logging(model: &Migration, state: &mut State) {
     }
 }
 
-/// A new migration, to a destination that is new, with a map that is.
+/// Prepares a new migration, to a new destination and with a new hint map.
 fn prepare(model: &Migration, state: &mut State) {
     let is_retry = state.host.failures < model.setup.failures;
     if model.rule.holds(Clause::StartFromAllDirty) || !is_retry {
@@ -204,7 +204,7 @@ fn prepare(model: &Migration, state: &mut State) {
     }
 }
 
-/// Begins a round. With the rule whole, hints count for pages that are armed now.
+/// Begins a round. If every clause holds, hints count only for pages that are armed now.
 fn begin(model: &Migration, state: &mut State) {
     if state.host.step == Step::Idle {
         prepare(model, state);
@@ -256,7 +256,7 @@ fn hear_device(state: &mut State) {
     }
 }
 
-/// Goes on without hints: nobody knows what the map holds.
+/// Goes on without hints, because the map can no longer be trusted.
 fn do_without(state: &mut State) {
     let host = &mut state.host;
     host.hints_lost = true;
@@ -313,7 +313,7 @@ fn claim(model: &Migration, state: &mut State, page: Page) {
     }
 }
 
-/// The destination is to make `page` zero: the record leaves at once, or waits in the table.
+/// Makes `page` zero at the destination. The record is sent at once or waits in the table.
 fn make_zero(model: &Migration, state: &mut State, page: Page, channel: u8) {
     if model.setup.tables {
         state.host.table.insert(page);
@@ -337,7 +337,7 @@ fn copy(model: &Migration, state: &mut State, page: Page, channel: u8) {
     } else {
         host.sent.insert(page);
     }
-    // What is zero here and there need not be sent.
+    // A page that is zero on both sides need not be sent.
     if content == 0 && was_sent {
         make_zero(model, state, page, channel);
     } else if content != 0 {
@@ -349,7 +349,7 @@ fn put_back(model: &Migration, state: &mut State) {
     if model.rule.holds(Clause::StopLogging) {
         state.logs.stop();
     }
-    // A guest that was handed over is told by its new device.
+    // A guest that was handed over is told DONE by its new device.
     let tell = model.setup.hints
         && state.host.owner == Owner::Source
         && !state.host.hints_lost
@@ -363,7 +363,7 @@ fn put_back(model: &Migration, state: &mut State) {
     }
 }
 
-/// A migration that failed can be tried again.
+/// The state after a migration. One that failed can be tried again.
 fn after(host: &Host) -> Step {
     match host.owner {
         Owner::Source => Step::Idle,

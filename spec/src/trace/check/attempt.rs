@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One migration away from a host, from its begin to its end.
+//! One migration away from a host, from its beginning to its end.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -12,23 +12,23 @@ use crate::PageRange;
 use crate::trace::event::{Brought, Log, Outcome, Writer};
 use crate::trace::{Event, PageBits};
 
-/// What a migration has done so far, as its records say.
+/// What a migration has done so far, according to its records.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     logs: Vec<LogState>,
     memory: Pages,
-    /// Armed in KVM's log, where the machine says so chunk by chunk.
+    /// Pages armed in KVM's log, where the machine records that chunk by chunk.
     armed: Pages,
     holes_asked: bool,
     pub(super) hints: Hints,
     harvest: Option<Harvest>,
-    /// Brought by early harvests, and not copied since.
+    /// Pages that early harvests brought and that were not copied since.
     early: Pages,
     last_harvest_is_over: bool,
-    /// To be sent, as the migration bitmap should have it.
+    /// Pages to be sent, as the migration bitmap should have them.
     pending: Pages,
     pub(super) sending: Sending,
-    /// Discarded by the balloon, and not brought by its log since.
+    /// Pages that the balloon discarded and that its log has not brought since.
     discarded: Pages,
     stopped: Option<StoppedGuest>,
     handed_over: bool,
@@ -46,9 +46,9 @@ struct LogState {
 
 #[derive(Clone, Copy, Debug)]
 enum Harvest {
-    /// In the middle of a round.
+    /// An early harvest, in the middle of a round.
     Early,
-    /// Of all logs; the last one, with everything stopped?
+    /// A harvest of all logs; `last` if everything is stopped.
     Whole { last: bool },
 }
 
@@ -61,7 +61,7 @@ struct StoppedGuest {
 const MAX_LOGS: u64 = 256;
 
 impl Attempt {
-    /// A migration of a machine with so many logs.
+    /// A migration of a machine with `logs` logs.
     pub(super) fn new(logs: u64) -> Result<Self, Broken> {
         if logs > MAX_LOGS {
             return Err((Clause::Order, format!("no migration has {logs} logs")));
@@ -112,7 +112,7 @@ impl Attempt {
         }
     }
 
-    /// Events that cannot break anything by themselves.
+    /// Takes note of an event that cannot break the rule by itself.
     fn note(&mut self, event: Event) {
         match event {
             Event::Armed(range) => self.armed.insert_range(range),
@@ -149,7 +149,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// The balloon is about to give memory back.
+    /// The balloon device is about to give memory back.
     pub(super) fn discarding(&mut self, pages: PageRange) {
         let logged = |log: &LogState| log.writer == Some(Writer::BackEnd) && log.started;
         if self.logs.iter().any(logged) && !self.last_harvest_is_over {
@@ -157,7 +157,7 @@ impl Attempt {
         }
     }
 
-    /// It could not.
+    /// The balloon device could not give the memory back.
     pub(super) fn not_discarded(&mut self, pages: PageRange) {
         self.discarded.remove_range(pages);
     }
@@ -177,7 +177,7 @@ impl Attempt {
 
     fn memory(&mut self, range: PageRange) -> Result<(), Broken> {
         if range.end() > MAX_PAGES {
-            let why = "a trace speaks of no more than 4 TiB of guest memory";
+            let why = "a trace is about at most 4 TiB of guest memory";
             return Err((Clause::Order, why.into()));
         }
         self.memory.insert_range(range);
@@ -191,7 +191,7 @@ impl Attempt {
             started: true,
             ..LogState::default()
         };
-        // A machine that says nothing chunk by chunk says it all with this.
+        // A machine that does not record chunks has armed all pages now.
         if log.writer == Writer::Vcpus
             && !self.armed.is_empty()
             && let Some(page) = self.memory.first_outside(&self.armed)
@@ -225,10 +225,10 @@ impl Attempt {
     fn holes_asked(&mut self) -> Result<(), Broken> {
         self.holes_asked = true;
         if self.harvest.is_some() {
-            let why = "a harvest is under way, and what it clears may be a hole no more";
+            let why = "a harvest is under way, and a page that it clears may no longer be a hole";
             return Err((Clause::HarvestEverything, why.into()));
         }
-        self.all_logs_run("holes are looked for")
+        self.all_logs_run("the migrator asks for holes")
     }
 
     fn hole(&mut self, range: PageRange) -> Result<(), Broken> {
@@ -240,7 +240,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// A hole is believed until the next harvest: what that brings may have been one.
+    /// A page is taken for a hole until the next harvest, which may bring a write to it.
     fn hole_taken(&mut self, bits: PageBits) -> Result<(), Broken> {
         if !self.holes_asked {
             let why = "nobody has asked for holes since the last harvest";
@@ -262,7 +262,7 @@ impl Attempt {
     fn harvest_begin(&mut self, last: bool) -> Result<(), Broken> {
         self.hints.none_stands()?;
         if last && !self.stopped.is_some_and(|stopped| stopped.devices) {
-            let why = "guest and devices still run, and write";
+            let why = "guest and devices still run and may write";
             return Err((Clause::HarvestEverything, why.into()));
         }
         self.sending.all_is_sent("a harvest begins")?;
@@ -271,7 +271,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// An early harvest may be made while hints stand: it takes nothing into the migration bitmap.
+    /// An early harvest is allowed while an epoch is open, because it does not write to the migration bitmap.
     fn early_begin(&mut self) -> Result<(), Broken> {
         self.all_logs_run("an early harvest begins")?;
         if self.harvest.replace(Harvest::Early).is_some() {
@@ -322,7 +322,8 @@ impl Attempt {
         if let Some(page) = self.discarded.first()
             && last
         {
-            let why = format!("the balloon discarded page {page:#x}, and its log never said so");
+            let why =
+                format!("the balloon discarded page {page:#x}, and its log did not report that");
             return Err((Clause::HarvestEverything, why));
         }
         Ok(())
@@ -339,7 +340,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// A copy answers what an early harvest brought. (A skip does not.)
+    /// A copy takes a page out of the early pages. (A skip does not.)
     fn copy(&mut self, bits: PageBits) -> Result<(), Broken> {
         let bits = self.in_memory(bits);
         let early = bits.mask & self.early.word(bits.word);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory that a balloon device gives back to the host: only what the guest gave up by inflating or
-//! reporting, never what it hinted; and a migration that runs learns of it.
+//! Memory that a balloon device gives back to the host. It may discard only what the guest gave up by inflating or
+//! reporting, never what the guest hinted. A migration that is under way must log it.
 
 use alloc::format;
 

@@ -8,28 +8,28 @@ use super::{Broken, Clause};
 use crate::trace::PageBits;
 use crate::trace::event::Hinted;
 
-/// Hints, as migrator and device say.
+/// The hints, according to migrator and device.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
     epoch: Epoch,
-    /// In the open epoch, or the one whose hints still stand.
+    /// Pages hinted in the open epoch, or in the closed epoch whose hints are not forgotten yet.
     hinted: Pages,
     /// Epochs opened.
     pub(super) opened: u64,
-    /// Pages hinted, each time counted.
+    /// Pages hinted. A page that is hinted twice counts twice.
     pub(super) pages: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Epoch {
-    /// None is open, and no hint stands.
+    /// No epoch is open, and all hints are forgotten.
     #[default]
     None,
-    /// Open, and closed by the device if so.
+    /// Open; the device may have closed it already.
     Open { epoch: u64, closed_by_device: bool },
-    /// Closed; its hints are still in the map.
+    /// Closed, but its hints are still in the map.
     Standing(u64),
-    /// Hints are not used any more.
+    /// Hints are no longer used.
     Lost,
 }
 
@@ -72,7 +72,7 @@ impl Hints {
     pub(super) fn published(&self, published: u64) -> Result<(), Broken> {
         match self.epoch {
             Epoch::Open { epoch, .. } if epoch == published => Ok(()),
-            // A device that was given up on may be slow.
+            // The migrator has given the device up; the device may still be closing.
             Epoch::Lost => Ok(()),
             _ => {
                 let why = "the migrator has not opened this epoch, or has closed it";
@@ -126,7 +126,7 @@ impl Hints {
         Ok(())
     }
 
-    /// What a harvest brings is younger than every hint before it: none may be used after.
+    /// A harvest brings writes that may be later than every hint before it, so none of these may be used afterwards.
     pub(super) fn none_stands(&self) -> Result<(), Broken> {
         let why = match self.epoch {
             Epoch::None | Epoch::Lost => return Ok(()),
@@ -135,7 +135,7 @@ impl Hints {
             }
             Epoch::Standing(epoch) => {
                 format!(
-                    "the hints of epoch {epoch} are still in the map, and older than what this brings"
+                    "the hints of epoch {epoch} are still in the map, and may be older than a harvested write"
                 )
             }
         };

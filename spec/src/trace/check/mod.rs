@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Holding a trace against the rule.
+//! Checks a trace against the rule.
 //!
-//! The checker replays the events on its own picture of the migration bitmap, the hints and the
-//! destination's memory, which it makes from nothing but the records. The first event that the rule does not
-//! allow is named, with the clause. One trace is one guest: it may move over many hosts.
+//! The checker replays the events on its own copy of the migration bitmap, the hints and the destination's memory, which
+//! it makes only from the records. It names the first event that the rule does not allow, and the clause. A trace is
+//! about one guest, which may move over many hosts.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `attempt` | one migration away from a host |
 //! | `hints` | its epochs |
-//! | `sending` | what becomes of its pages |
+//! | `sending` | what it does with pages |
 //! | `owner` | who runs the guest |
 //! | `discards` | memory that a device gives back |
 //! | `pages` | sets of pages |
-//! | `verdict` | what is found |
+//! | `verdict` | the result |
 
 mod attempt;
 mod discards;
@@ -42,12 +42,12 @@ pub struct Checker {
     summary: Summary,
 }
 
-/// Holds the trace in `reader` against the rule.
+/// Checks the trace in `reader` against the rule.
 pub fn check(reader: &Reader<'_>) -> Verdict {
     check_records(reader.records(), reader.dropped())
 }
 
-/// As [`check`], for records in memory of which the last `dropped` are missing.
+/// As [`check`], for records in memory, the last `dropped` of which are missing.
 pub fn check_records(records: impl IntoIterator<Item = Option<Record>>, dropped: u64) -> Verdict {
     let mut checker = Checker::default();
     let mut missing = dropped;
@@ -72,7 +72,7 @@ pub fn check_records(records: impl IntoIterator<Item = Option<Record>>, dropped:
     }
 }
 
-/// What an event breaks, and how.
+/// Which clause an event breaks, and how.
 type Broken = (Clause, alloc::string::String);
 
 impl Checker {
@@ -85,7 +85,7 @@ impl Checker {
         match record.event {
             Event::Begin(logs) => {
                 if self.attempts.contains_key(&host) {
-                    return Err((Clause::Order, "the migration before has not ended".into()));
+                    return Err((Clause::Order, "the last migration has not ended".into()));
                 }
                 self.attempts.insert(host, Attempt::new(logs)?);
             }

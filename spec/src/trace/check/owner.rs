@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who runs the guest: never two, and never one that has given it away.
+//! Who runs the guest: never two hosts, and never a host that has given it away.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -7,17 +7,17 @@ use alloc::format;
 use super::{Broken, Clause};
 use crate::trace::Event;
 
-/// The hosts, as far as they have, give or take the guest.
+/// Which hosts have the guest, give it away or wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Owner {
     running: BTreeSet<u16>,
-    /// Loaded, and not theirs yet.
+    /// Hosts that have loaded the guest and do not own it yet.
     waiting: BTreeSet<u16>,
-    /// Gave the guest away: they never run it again.
+    /// Hosts that gave the guest away. They never run it again.
     former: BTreeSet<u16>,
-    /// Said that it hands over; the word has not been taken by anybody.
+    /// The host that hands the guest over, until another takes it.
     giving: Option<u16>,
-    /// An operator has decided for this host.
+    /// The host for which an operator has decided.
     chosen: Option<u16>,
 }
 
@@ -76,7 +76,7 @@ impl Owner {
         self.running.iter().copied().find(|other| *other != host)
     }
 
-    /// An operator says that the guest is this host's: nobody else runs it from now on.
+    /// An operator decides for `host`: no other host runs the guest from now on.
     fn decided(&mut self, host: u16) -> Result<(), Broken> {
         if let Some(other) = self.runs_elsewhere(host) {
             let why = format!("an operator decides for a host, and host {other} runs the guest");

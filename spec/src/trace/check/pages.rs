@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Sets of pages, a word for 64.
+//! Sets of pages, with one word for 64 pages.
 
 use alloc::vec::Vec;
 
@@ -7,10 +7,10 @@ use crate::PageRange;
 use crate::hint_map::word_masks;
 use crate::trace::PageBits;
 
-/// The largest guest that a trace may speak of: 4 TiB. A set of its pages has 128 MiB.
+/// The pages of the largest guest of a trace: 4 TiB. A set of them takes 128 MiB.
 pub(super) const MAX_PAGES: u64 = 1 << 30;
 
-/// Pages below [`MAX_PAGES`]; others are never in it.
+/// A set of pages below [`MAX_PAGES`]; others are ignored.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pages {
     words: Vec<u64>,
@@ -45,7 +45,7 @@ impl Pages {
         self.words.clear();
     }
 
-    /// Takes all pages out of `others` into this.
+    /// Moves all pages of `others` into this set.
     pub(super) fn take_all(&mut self, others: &mut Self) {
         for (word, mask) in (0..).zip(core::mem::take(&mut others.words)) {
             self.insert(PageBits { word, mask });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What becomes of claimed pages, and what the destination has of them.
+//! What is done with claimed pages, and what the destination has of them.
 
 use alloc::format;
 
@@ -8,30 +8,30 @@ use super::{Broken, Clause};
 use crate::PageRange;
 use crate::trace::PageBits;
 
-/// The sender and the destination's memory, as the sender says.
+/// The sender and the destination's memory, according to the sender.
 #[derive(Debug, Default)]
 pub(super) struct Sending {
-    /// Claimed, and neither skipped nor copied.
+    /// Pages that were claimed and not skipped or copied yet.
     in_hand: Pages,
-    /// Not zero at the destination.
+    /// Pages whose content at the destination is not zero.
     content: Pages,
-    /// Content there that must become zero.
+    /// Pages whose content there must become zero.
     stale: Pages,
     last_copy: Option<LastCopy>,
-    /// Pages copied and not sent.
+    /// Pages copied and not sent yet.
     unsent: u64,
-    /// Pages copied, each time counted.
+    /// Pages copied. A page that is copied twice counts twice.
     pub(super) copied: u64,
-    /// Pages skipped, each time counted.
+    /// Pages skipped. A page that is skipped twice counts twice.
     pub(super) skipped: u64,
 }
 
-/// A copied word, and what of it the destination had before.
+/// The copied pages of a word, and which of them the destination had before.
 #[derive(Clone, Copy, Debug)]
 struct LastCopy {
     bits: PageBits,
     had: u64,
-    /// Those that an early harvest had found written.
+    /// Those that an early harvest had brought.
     early: u64,
 }
 
@@ -48,7 +48,7 @@ impl Sending {
         Ok(())
     }
 
-    /// `bits` are copied; an early harvest has found `early` of them written.
+    /// `bits` are copied; an early harvest had brought `early` of them.
     pub(super) fn copy(&mut self, bits: PageBits, early: u64) -> Result<(), Broken> {
         self.take(bits)?;
         let under_way = bits.mask & self.stale.word(bits.word);
@@ -66,18 +66,18 @@ impl Sending {
         Ok(())
     }
 
-    /// Of the last copy, `bits` are taken for holes. That is wrong for a page that was written since holes were asked for.
+    /// The pages `bits` of the last copy are taken for holes. That is wrong for a page written after the search for holes.
     pub(super) fn hole_taken(&self, bits: PageBits) -> Result<(), Broken> {
         let written = bits.mask & self.last_copy(bits)?.early;
         if written != 0 {
             let page = first_page(bits.word, written);
-            let why = format!("page {page:#x} was written after holes were asked for");
+            let why = format!("page {page:#x} was written after the migrator asked for holes");
             return Err((Clause::HarvestEverything, why));
         }
         Ok(())
     }
 
-    /// Of the last copy, `bits` turned out to be zero.
+    /// The pages `bits` of the last copy are zero.
     pub(super) fn zero(&mut self, bits: PageBits) -> Result<(), Broken> {
         let PageBits { word, mask } = bits;
         let copy = self.last_copy(bits)?;
@@ -110,7 +110,7 @@ impl Sending {
         Ok(())
     }
 
-    /// Nothing is left of what was claimed.
+    /// Checks that every claimed page was sent or skipped.
     pub(super) fn all_is_sent(&self, when: &str) -> Result<(), Broken> {
         if let Some(page) = self.in_hand.first() {
             let why =
@@ -128,11 +128,11 @@ impl Sending {
         Ok(())
     }
 
-    /// The last copy, if it has all of `bits`.
+    /// The last copy, if it covers all of `bits`.
     fn last_copy(&self, bits: PageBits) -> Result<LastCopy, Broken> {
         let has = |copy: &LastCopy| copy.bits.word == bits.word && bits.mask & !copy.bits.mask == 0;
         self.last_copy.filter(has).ok_or_else(|| {
-            let why = "these pages are not those that were copied last";
+            let why = "these are not the pages that were copied last";
             (Clause::ClaimBeforeCopy, why.into())
         })
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is found.
+//! The result of a check.
 
 use alloc::string::String;
 use core::fmt;
@@ -8,7 +8,7 @@ use super::attempt::Attempt;
 use crate::trace::Record;
 use crate::trace::event::Outcome;
 
-/// What of the rule an event breaks. The numbers are those of `spec/free-page-hinting.md`.
+/// The part of the rule that an event breaks. The numbers are those of `spec/free-page-hinting.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Clause {
     /// 1: every page is armed before an epoch opens.
@@ -17,19 +17,19 @@ pub enum Clause {
     HintDiscardsNothing,
     /// 3: an epoch is closed before a harvest, and its hints end with it.
     CloseBeforeHarvest,
-    /// 4: a harvest takes from every log, and what it brings is sent.
+    /// 4: a harvest reads every log, and the pages that it brings are sent.
     HarvestEverything,
-    /// 5: no hint is used once the guest is stopped; in the end logs stop and the guest is told DONE.
+    /// 5: no hint is used once the guest is stopped; at the end logs stop and the guest is told DONE.
     NoHintAfterPause,
-    /// 6: a migration that fails leaves a guest that runs, and nothing missing for the next.
+    /// 6: after a migration that fails the guest runs, and the next migration sends everything.
     PutBack,
     /// 7: a hinted page reads as zero at the destination.
     ReadsAsZero,
-    /// A page is claimed before it is copied, and what is claimed is sent.
+    /// A page is claimed before it is copied, and every claimed page is sent.
     ClaimBeforeCopy,
-    /// One side owns the guest, and only it runs it.
+    /// One host owns the guest, and only the owner runs it.
     OneOwner,
-    /// Nothing of the rule: these events cannot follow each other.
+    /// Not a clause: these events cannot follow each other.
     Order,
 }
 
@@ -57,7 +57,7 @@ pub struct Breach {
     pub index: usize,
     /// The event.
     pub record: Record,
-    /// What it breaks.
+    /// The clause that it breaks.
     pub clause: Clause,
     /// How, in a sentence.
     pub why: String,
@@ -73,7 +73,7 @@ impl fmt::Display for Breach {
     }
 }
 
-/// What a trace held.
+/// Counts of a trace's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Events.
@@ -86,11 +86,11 @@ pub struct Summary {
     pub epochs: u64,
     /// Harvests.
     pub harvests: u64,
-    /// Pages hinted, each time counted.
+    /// Pages hinted. A page that is hinted twice counts twice.
     pub hinted: u64,
-    /// Pages skipped as hinted, each time counted.
+    /// Pages skipped as hinted. A page that is skipped twice counts twice.
     pub skipped: u64,
-    /// Pages copied, each time counted.
+    /// Pages copied. A page that is copied twice counts twice.
     pub copied: u64,
 }
 
@@ -106,14 +106,14 @@ impl Summary {
     }
 }
 
-/// What the checker says of a trace.
+/// The verdict on a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Every event is allowed.
     Holds(Summary),
-    /// One is not.
+    /// An event breaks the rule.
     Broken(Breach),
-    /// The records that are there are allowed, but some are missing, so the trace proves nothing.
+    /// No event breaks the rule, but records are missing, so the trace proves nothing.
     Incomplete {
         /// How many.
         missing: u64,
@@ -140,7 +140,7 @@ impl fmt::Display for Verdict {
             Self::Incomplete { missing } => {
                 write!(
                     f,
-                    "incomplete: {missing} records are missing, so nothing is shown"
+                    "incomplete: {missing} records are missing, so the trace proves nothing"
                 )
             }
         }

@@ -164,7 +164,7 @@ mod tests {
             record(HintMode::On, Some(maps())),
         ];
         let expected = "\
-hints on: guest memory round by round, 256 KiB a character, and what was sent of it
+hints on: guest memory in each round, 256 KiB per character, and how much was sent
          1  SF 0    256 KiB
 2, stopped  a. .   32.0 KiB
             Ss sent   Aa sent again   Vv sent in vain   Ff free, skipped

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What driver and device tell each other of the port on the control queues (virtio 1.2, section 5.3.6.2), and how
-//! far they have come. No I/O.
+//! The messages about the port on the control queues (virtio 1.2, section 5.3.6.2), and the state of driver and device.
+//! No I/O.
 
 use serde::{Deserialize, Serialize};
 
-/// The number of the only port. That it is 0 makes it no terminal: the device would have to say so.
+/// The number of the only port. Port 0 is not a console unless the device says so.
 const PORT: u32 = 0;
 /// The port's name, by which the agent finds it.
 pub const PORT_NAME: &str = "org.lacuna.agent.0";
@@ -12,19 +12,19 @@ pub const PORT_NAME: &str = "org.lacuna.agent.0";
 /// Bytes of a message without a name: `id u32, event u16, value u16`, little-endian.
 pub const MESSAGE_BYTES: usize = 8;
 
-/// The driver is up (value 1), or could not come up.
+/// The driver is up (value 1), or failed.
 const DEVICE_READY: u16 = 0;
 /// There is a port.
 const PORT_ADD: u16 = 1;
-/// The driver has set the port up (value 1), or could not.
+/// The driver has set the port up (value 1), or failed.
 const PORT_READY: u16 = 3;
 /// The sender's end of the port was opened (value 1) or closed.
 const PORT_OPEN: u16 = 6;
 /// The port's name follows.
 const NAME: u16 = 7;
 
-/// How far driver and device are. What the device has still to say follows from it, so that there is no queue of
-/// messages that could grow.
+/// The state of driver and device. The device's next message follows from it, so there is no queue of messages that could
+/// grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortState {
     /// The driver is up.
@@ -35,13 +35,13 @@ pub struct PortState {
     port_ready: bool,
     /// The driver was told the port's name.
     named: bool,
-    /// The driver was told last that the host's end is open.
+    /// The driver was last told that the host's end is open.
     host_open: bool,
     /// A program of the guest has the port open.
     guest_open: bool,
 }
 
-/// Something that the driver is to be told.
+/// A message to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// There is a port.
@@ -69,7 +69,7 @@ impl Message {
 }
 
 impl PortState {
-    /// The driver says something. What makes no sense is passed over.
+    /// Takes a message of the driver. Invalid messages are ignored.
     pub fn heard(&mut self, message: [u8; MESSAGE_BYTES]) {
         let [p0, p1, p2, p3, e0, e1, v0, v1] = message;
         let port = u32::from_le_bytes([p0, p1, p2, p3]);
@@ -82,7 +82,7 @@ impl PortState {
         }
     }
 
-    /// What the driver must be told next, if anything, now that the host's end is open or not.
+    /// The next message to the driver, if there is one; `host_open` says whether the host's end is open now.
     pub fn next_message(&self, host_open: bool) -> Option<Message> {
         if !self.device_ready {
             None
@@ -97,7 +97,7 @@ impl PortState {
         }
     }
 
-    /// The driver has been told.
+    /// Takes note that `message` was sent.
     pub fn told(&mut self, message: Message) {
         match message {
             Message::Add => self.added = true,
@@ -106,17 +106,17 @@ impl PortState {
         }
     }
 
-    /// Whether the driver has the port, so that it is worth to be joined to something.
+    /// Whether the driver has set the port up, so that it can be connected.
     pub fn is_ready(&self) -> bool {
         self.device_ready && self.port_ready
     }
 
-    /// Whether the driver still believes that the host's end is open.
+    /// Whether the driver was last told that the host's end is open.
     pub fn believed_open(&self) -> bool {
         self.host_open
     }
 
-    /// Whether a program of the guest has the port open: what comes before is thrown away by the driver.
+    /// Whether a program of the guest has the port open. Without one the driver drops what it receives.
     pub fn is_open(&self) -> bool {
         self.guest_open
     }
@@ -135,7 +135,7 @@ mod tests {
         bytes.concat().try_into().unwrap()
     }
 
-    /// Tells the driver all that there is to tell.
+    /// Sends the driver all messages that are due.
     fn tell_all(state: &mut PortState, host_open: bool) -> Vec<Message> {
         let next = || {
             let message = state.next_message(host_open)?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The console device: the guest's accesses, and the life of the port behind them.
 //!
-//! Two locks, always taken in this order: the port, which is held for a turn of bounded length, and the registers,
-//! which are held for a moment.
+//! There are two locks, always taken in this order: that of the port, held for a turn of bounded length, and that of the
+//! registers, held for a moment.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -41,7 +41,7 @@ const CONSOLE: DeviceType = DeviceType {
 /// Ports have names, and messages about them (VIRTIO_CONSOLE_F_MULTIPORT).
 const F_MULTIPORT: u32 = 1;
 const FEATURES: u64 = 1 << F_MULTIPORT | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_F_VERSION_1;
-/// Where `max_nr_ports` lies in the configuration space (virtio 1.2, section 5.3.4).
+/// Offset of `max_nr_ports` in the configuration space (virtio 1.2, section 5.3.4).
 const MAX_PORTS: usize = 4;
 
 /// What the vCPUs and the port's thread share.
@@ -50,19 +50,19 @@ pub struct Device {
     port: Mutex<Port>,
     transport: Mutex<Transport>,
     ram: Arc<GuestRam>,
-    /// Each write through it is logged.
+    /// Every write through it is logged.
     memory: Arc<OwnMemory>,
-    /// Whether guest memory may be touched.
+    /// Whether the device may access guest memory.
     running: AtomicBool,
-    /// A state was loaded, and the guest has not run since.
+    /// Whether a state was loaded and the guest has not run since.
     loaded: AtomicBool,
-    /// The guest has done something, or the thread is to look at something else.
+    /// Wakes the thread: the guest has done something, or the device's state has changed.
     pub kick: EventFd,
     pub interrupt: EventFd,
 }
 
 impl Device {
-    /// A device after power-on, which does not run yet.
+    /// A device in its state after power-on. It does not run yet.
     pub fn new(memory: &MachineMemory) -> io::Result<Self> {
         let mut config = [0; CONFIG_SIZE];
         config[MAX_PORTS] = 1;
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    /// The features that the guest's driver uses, and those that it is offered.
+    /// The features that the guest's driver uses, and the features that it is offered.
     pub fn features(&self) -> (u64, u64) {
         let transport = self.transport.lock();
         (transport.accepted(), transport.offered())
@@ -113,9 +113,9 @@ impl Device {
         bad_buffers + self.transport.lock().ignored()
     }
 
-    /// After the return guest memory is not touched.
+    /// Stops. After the return the device does not access guest memory.
     pub fn stop(&self) {
-        // First, so that no further turn begins; then the end of the one that is under way is waited for.
+        // First, so that no further turn begins. Then wait for the end of the current turn.
         self.running.store(false, Ordering::SeqCst);
         drop(self.port.lock());
     }
@@ -124,8 +124,7 @@ impl Device {
     pub fn resume(&self) {
         self.running.store(true, Ordering::SeqCst);
         if self.loaded.swap(false, Ordering::Relaxed) {
-            // The guest looks at its queues: an interrupt that was on its way when the source's state was saved is
-            // made good by it.
+            // Makes the guest check its queues, in case an interrupt was on its way when the source's state was saved.
             signal(&self.interrupt);
         }
         signal(&self.kick);
@@ -154,7 +153,7 @@ impl Device {
         })
     }
 
-    /// Takes the state of another device.
+    /// Loads the state of another device.
     pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleError> {
         let mut port = self.port.lock();
         let mut transport = self.transport.lock();
@@ -168,20 +167,20 @@ impl Device {
             ram: &self.ram,
         })?;
         port.start(running(&checked.rings)?, state.port, state.taken);
-        // The configuration space is this device's own, and the same in all.
+        // The configuration space is constant.
         transport.load(state.virtio.registers);
         self.loaded.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Moves what can be moved; `None` while the device is stopped.
+    /// Moves bytes that can be moved; `None` while the device is stopped.
     pub fn turn(&self) -> Option<Pending> {
         let mut port = self.port.lock();
         if !self.running.load(Ordering::SeqCst) {
             return None;
         }
         let turn = port.turn(&self.memory).unwrap_or_else(|error| {
-            log::warn!("agent port: the guest's queues make no sense: {error}");
+            log::warn!("agent port: the guest's queues are invalid: {error}");
             port.reset();
             Turn {
                 interrupt: self.transport.lock().need_reset(),
@@ -198,7 +197,7 @@ impl Device {
         })
     }
 
-    /// Joins the port to `host`.
+    /// Connects the port to `host`.
     pub fn join(&self, host: UnixStream) {
         let mut port = self.port.lock();
         // The guest may have reset the device meanwhile.
@@ -207,7 +206,7 @@ impl Device {
         }
     }
 
-    /// What the port was joined to has gone.
+    /// Disconnects the port from the host.
     pub fn hang_up(&self) {
         self.port.lock().hang_up();
     }
@@ -222,7 +221,7 @@ impl Device {
             Effect::Start => self.start(&mut port),
             Effect::StopQueue(index) => port.stop_queue(index),
         }
-        // The thread may wait for a connection that is no more.
+        // The thread may be waiting for the old connection.
         signal(&self.kick);
     }
 
@@ -252,13 +251,13 @@ impl Device {
     }
 }
 
-/// What is left after a turn.
+/// What is left to do after a turn.
 #[derive(Debug)]
 pub struct Pending {
     pub turn: Turn,
-    /// What the port is joined to.
+    /// The connection to the host.
     pub host: Option<Arc<UnixStream>>,
-    /// It should be joined to something.
+    /// Whether the port should be connected to the host.
     pub wants_host: bool,
 }
 

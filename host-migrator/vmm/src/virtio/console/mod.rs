@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A virtio console with one named port, for the guest's agent (virtio 1.2, section 5.3).
 //!
-//! The port is joined to a unix socket on which the balloon device listens. The guest never waits for the socket: the
-//! port is closed as long as nobody listens, and opens when somebody does.
+//! The port is connected to a unix socket on which the balloon device listens. The guest never waits for the socket: the
+//! port is closed while nobody listens, and opens when somebody does.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`control`] | messages about the port, and how far the driver is |
+//! | [`control`] | messages about the port, and the driver's state |
 //! | `port`, `ring` | moves bytes between queues and socket |
 //! | `device` | registers, and the life of the port |
 //! | `worker` | the thread, and the connection to the socket |
-//! | `state` | what a migration carries |
+//! | `state` | the state for a migration |
 //!
-//! What it writes to guest memory it writes through [`crate::memory::OwnMemory`], whose log
-//! ([`crate::own_writes::OwnWritesLog`]) is one of the migration's. A migration carries how far the driver is and where
-//! its queues stand, but not the connection: the driver is told that the host's end was closed, and that it is open
-//! again once the port is joined to the destination's socket. Bytes that were under way in the source's socket are lost;
-//! the protocol ([`spec::agent`]) finds its frames again.
+//! The console writes to guest memory only through [`crate::memory::OwnMemory`], whose log
+//! ([`crate::own_writes::OwnWritesLog`]) is one of the migration's dirty logs. A migration carries the driver's state and
+//! the positions of its queues, but not the connection. The driver is told that the host's end was closed, and that it is
+//! open again when the port is connected to the destination's socket. Bytes in the source's socket are lost; the
+//! protocol ([`spec::agent`]) finds the next frame.
 
 pub mod control;
 mod device;
@@ -40,10 +40,10 @@ use crate::mmio::{MmioDevice, MmioSlot};
 use device::Device;
 use worker::Worker;
 
-/// A console that could not do what was asked.
+/// The console could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
-    /// A state is loaded into a device that a driver uses already.
+    /// A state cannot be loaded into a device that a driver uses already.
     #[error("a state can only be loaded into a console that no driver has set up")]
     InUse,
     /// The operating system refused something.
@@ -64,10 +64,10 @@ pub enum ConsoleError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The state is asked for while the queues may run.
+    /// The state cannot be saved while the queues may run.
     #[error("the console's state cannot be saved before it is stopped")]
     NotStopped,
-    /// A queue that cannot run.
+    /// A queue cannot run.
     #[error("the console's queue cannot run: {0}")]
     Queue(#[from] virtio_queue::Error),
     /// The state of another device does not fit this one.
@@ -83,8 +83,8 @@ pub struct VirtioConsole {
 }
 
 impl VirtioConsole {
-    /// Makes a console for the guest in `memory`, whose port is joined to whoever listens on `socket`, now or later.
-    /// It runs from [`VirtioConsole::resume`]. Its kicks and interrupts are registered with `vm`, which has an
+    /// Makes a console for the guest in `memory`. Its port connects to `socket` as soon as somebody listens there. The
+    /// console runs after [`VirtioConsole::resume`]. Its kicks and interrupts are registered with `vm`, which has an
     /// interrupt controller already.
     ///
     /// # Errors
@@ -111,13 +111,13 @@ impl VirtioConsole {
         }))
     }
 
-    /// Stops the queues. After the return the console touches no guest memory. Harmless if they are stopped.
+    /// Stops the queues. After the return the console does not access guest memory. Does nothing if they are stopped.
     pub fn stop(&self) {
         self.device.stop();
     }
 
-    /// Lets the queues run; after [`VirtioConsole::load`] the guest is also interrupted, so the interrupt controllers
-    /// must have their state by then. Harmless if they run.
+    /// Runs the queues. After [`VirtioConsole::load`] the guest is also interrupted, so the interrupt controllers must have
+    /// their state by then. Does nothing if the queues run.
     pub fn resume(&self) {
         self.device.resume();
     }
@@ -130,20 +130,20 @@ impl VirtioConsole {
         self.device.save()
     }
 
-    /// Loads what [`VirtioConsole::save`] of another device gave; it runs from [`VirtioConsole::resume`].
+    /// Loads the state from [`VirtioConsole::save`] of another device. It runs after [`VirtioConsole::resume`].
     ///
     /// # Errors
-    /// [`ConsoleError::State`] names what does not fit, [`ConsoleError::InUse`] a driver that is there already.
+    /// [`ConsoleError::State`] names what does not fit; [`ConsoleError::InUse`] if a driver uses the device already.
     pub fn load(&self, state: &ConsoleState) -> Result<(), ConsoleError> {
         self.device.load(state)
     }
 
-    /// The features that the guest's driver uses, and those that it is offered.
+    /// The features that the guest's driver uses, and the features that it is offered.
     pub fn features(&self) -> (u64, u64) {
         self.device.features()
     }
 
-    /// Accesses of the guest that made no sense, and buffers that could not be used.
+    /// Invalid accesses of the guest, and buffers that could not be used.
     pub fn ignored_accesses(&self) -> u64 {
         self.device.ignored()
     }

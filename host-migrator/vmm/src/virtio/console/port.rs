@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The port: moves bytes between the guest's queues and the socket, a bounded number at a time.
 //!
-//! It keeps no bytes in between. The guest's bytes stay in its buffers until the socket takes them, and the host's bytes
-//! stay in the socket until the guest has a buffer for them. A side that does not read stops only the other side.
+//! The port stores no bytes. The guest's bytes stay in its buffers until the socket takes them, and the host's bytes stay
+//! in the socket until the guest has a buffer for them. A side that does not read blocks only the other side.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -24,11 +24,11 @@ const TRANSMIT: usize = 1;
 const CONTROL_RECEIVE: usize = 2;
 const CONTROL_TRANSMIT: usize = 3;
 
-/// Most chains of a queue that are taken in one turn.
+/// The most chains of a queue in one turn.
 const TURN_CHAINS: usize = 16;
-/// Most bytes that are taken from the guest in one turn.
+/// The most bytes from the guest in one turn.
 const TURN_BYTES: usize = 256 << 10;
-/// Bytes that are copied at a time.
+/// How many bytes are copied at a time.
 const PIECE: usize = 16 << 10;
 
 /// The port.
@@ -36,33 +36,33 @@ const PIECE: usize = 16 << 10;
 pub struct Port {
     rings: [Option<DriverRing>; QUEUES],
     state: PortState,
-    /// Bytes of the transmit queue's next chain that the host has had.
+    /// Bytes of the transmit queue's next chain that the host has received.
     taken: u32,
     host: Option<Arc<UnixStream>>,
     piece: Box<[u8; PIECE]>,
     bad_buffers: u64,
 }
 
-/// What a turn leaves to be done.
+/// What is left to do after a turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// Buffers were given back: the guest must be interrupted.
+    /// Buffers were returned, so the guest must be interrupted.
     pub interrupt: bool,
     /// There is more to do at once.
     pub again: bool,
-    /// The guest has room for what the host may say.
+    /// The guest has buffers for bytes from the host: wait until there are some.
     pub read: bool,
-    /// The guest has something to say that the host did not take.
+    /// The guest has bytes that the host did not accept: wait until it does.
     pub write: bool,
 }
 
-/// How a chain of the transmit queue fared.
+/// The result of sending a chain of the transmit queue.
 enum Sent {
-    /// All of it was taken.
+    /// All of it was sent.
     Whole,
-    /// The host takes no more now.
+    /// The host accepts no more now.
     Blocked,
-    /// That is enough for one turn.
+    /// The limit of this turn is reached.
     Enough,
 }
 
@@ -80,14 +80,14 @@ impl Default for Port {
 }
 
 impl Port {
-    /// Begins to serve a driver. Queues without a ring do not run.
+    /// Starts serving a driver. Queues without a ring do not run.
     pub fn start(&mut self, rings: [Option<DriverRing>; QUEUES], state: PortState, taken: u32) {
         self.rings = rings;
         self.state = state;
         self.taken = taken;
     }
 
-    /// Forgets the driver, or the one queue.
+    /// Stops a queue.
     pub fn stop_queue(&mut self, index: usize) {
         if let Some(ring) = self.rings.get_mut(index) {
             *ring = None;
@@ -105,7 +105,7 @@ impl Port {
         self.rings.iter().any(Option::is_some)
     }
 
-    /// Where the queues stand, and how far the driver is.
+    /// The queues' positions, the driver's state, and the bytes sent of the next chain.
     pub fn positions(&self) -> ([u16; QUEUES], PortState, u32) {
         let position = |ring: &Option<DriverRing>| ring.as_ref().map_or(0, DriverRing::position);
         (self.rings.each_ref().map(position), self.state, self.taken)
@@ -116,23 +116,23 @@ impl Port {
         self.bad_buffers
     }
 
-    /// Whether the host's end should be joined to something: the driver has the port, and knows that the connection
-    /// before has ended.
+    /// Whether the port should be connected to the host: the driver has set the port up, and knows that the last connection
+    /// has ended.
     pub fn wants_host(&self) -> bool {
         self.host.is_none() && self.state.is_ready() && !self.state.believed_open()
     }
 
-    /// The host's end is joined to `host`, which must not block.
+    /// Connects the port to `host`, which must be non-blocking.
     pub fn join(&mut self, host: UnixStream) {
         self.host = Some(Arc::new(host));
     }
 
-    /// What the host's end is joined to.
+    /// The connection to the host.
     pub fn host(&self) -> Option<Arc<UnixStream>> {
         self.host.clone()
     }
 
-    /// Ends the connection of the host's end: the driver will be told.
+    /// Ends the connection to the host. The driver will be told.
     pub fn hang_up(&mut self) {
         self.host = None;
     }
@@ -140,7 +140,7 @@ impl Port {
     /// Moves what can be moved, within bounds.
     ///
     /// # Errors
-    /// [`Error`] if a queue makes no sense; the driver must reset the device.
+    /// [`Error`] if a queue is invalid; then the driver must reset the device.
     pub fn turn(&mut self, memory: &OwnMemory) -> Result<Turn, Error> {
         let mut turn = Turn::default();
         self.hear(memory, &mut turn)?;
@@ -163,7 +163,7 @@ impl Port {
                     let was_open = self.state.is_open();
                     self.state.heard(message);
                     if was_open && !self.state.is_open() {
-                        // Who opens the port next has nothing to do with what was said before.
+                        // The next program that opens the port gets a new connection.
                         self.host = None;
                     }
                 }
@@ -176,7 +176,7 @@ impl Port {
         Ok(())
     }
 
-    /// Tells the driver what it must know.
+    /// Sends the driver the messages that are due.
     fn tell(&mut self, memory: &OwnMemory, turn: &mut Turn) -> Result<(), Error> {
         for _ in 0..TURN_CHAINS {
             let Some(message) = self.state.next_message(self.host.is_some()) else {
@@ -199,7 +199,7 @@ impl Port {
         Ok(())
     }
 
-    /// Takes what the guest says. Without a host it is gone.
+    /// Sends the guest's bytes to the host. Without a connection they are dropped.
     fn transmit(&mut self, memory: &OwnMemory, turn: &mut Turn) -> Result<(), Error> {
         let mut budget = TURN_BYTES;
         for _ in 0..TURN_CHAINS {
@@ -254,7 +254,7 @@ impl Port {
         Ok(())
     }
 
-    /// Brings the guest what the host says, as long as somebody there reads it.
+    /// Brings the host's bytes to the guest, while a program there has the port open.
     fn receive(&mut self, memory: &OwnMemory, turn: &mut Turn) -> Result<(), Error> {
         for _ in 0..TURN_CHAINS {
             let Some(host) = self.host.as_deref().filter(|_| self.state.is_open()) else {
@@ -305,18 +305,18 @@ fn next<'r, 'm>(
     Ok(chain.map(|chain| (ring, chain)))
 }
 
-/// What is to be read in a chain; `None` if it is not all in guest memory.
+/// A reader of the chain's readable part; `None` if it is not wholly in guest memory.
 fn reader<'m>(chain: Chain<'m>, memory: &'m OwnMemory) -> Option<Reader<'m, impl BitmapSlice>> {
     chain.reader(memory).ok()
 }
 
-/// How many bytes may be written to a chain; 0 if it is not all in guest memory.
+/// How many bytes may be written to a chain; 0 if it is not wholly in guest memory.
 fn room(chain: Chain<'_>, memory: &OwnMemory) -> usize {
     let writer = chain.writer(memory);
     writer.map_or(0, |writer| writer.available_bytes())
 }
 
-/// Writes all of `bytes` to a chain. Returns how many they are; `None` if there is no room.
+/// Writes all of `bytes` to a chain. Returns their number; `None` if there is no room.
 fn write(chain: Chain<'_>, memory: &OwnMemory, bytes: &[u8]) -> Option<u32> {
     let mut writer = chain.writer(memory).ok()?;
     if writer.available_bytes() < bytes.len() {
@@ -326,7 +326,7 @@ fn write(chain: Chain<'_>, memory: &OwnMemory, bytes: &[u8]) -> Option<u32> {
     u32::try_from(bytes.len()).ok()
 }
 
-/// Sends what is in `rest` to `host`, and counts it in `taken`.
+/// Sends the bytes in `rest` to `host`, and counts them in `taken`.
 fn send(
     rest: &mut impl Read,
     host: &UnixStream,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A queue of the console while its driver is up.
 //!
-//! A chain is given back before the next one is taken, so one number says where a queue stands.
+//! A chain is returned before the next one is taken, so one number is the queue's position.
 
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
@@ -13,14 +13,14 @@ use crate::virtio::queue::{MAX_QUEUE_SIZE, Ring};
 #[derive(Debug)]
 pub struct DriverRing(Queue);
 
-/// Buffers that the driver made available in one piece.
+/// A descriptor chain.
 pub type Chain<'m> = DescriptorChain<&'m OwnMemory>;
 
 impl DriverRing {
     /// A queue whose layout was checked ([`crate::virtio::Queue::check`]).
     ///
     /// # Errors
-    /// [`Error`] if it was not.
+    /// [`Error`] if the layout is invalid.
     pub fn new(ring: &Ring) -> Result<Self, Error> {
         let mut queue = Queue::new(MAX_QUEUE_SIZE)?;
         queue.try_set_size(ring.queue.size)?;
@@ -41,12 +41,12 @@ impl DriverRing {
         Ok(self.0.iter(memory)?.next())
     }
 
-    /// Leaves the chain that was taken for later.
+    /// Returns the taken chain to the available ring, for later.
     pub fn put_back(&mut self) {
         self.0.go_to_previous_position();
     }
 
-    /// Gives the chain that was taken back to the driver, with `written` bytes in it.
+    /// Gives the taken chain back to the driver, with `written` bytes in it.
     ///
     /// # Errors
     /// [`Error`] if the driver's ring makes no sense. The queue cannot go on.

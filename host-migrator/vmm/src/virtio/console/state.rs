@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration carries of the console.
+//! The console's state for a migration.
 
 use serde::{Deserialize, Serialize};
 
 use super::control::PortState;
 use crate::virtio::VirtioState;
 
-/// The state of a console that is stopped.
+/// The state of a stopped console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
-    /// Transport and queues; nothing of a back end's.
+    /// Transport and queues. The fields about a back end are not used.
     pub virtio: VirtioState,
-    /// How far the driver is.
+    /// The driver's state.
     pub port: PortState,
-    /// Bytes of the transmit queue's next chain that the host has had.
+    /// Bytes of the transmit queue's next chain that the host has received.
     pub taken: u32,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The port's thread: waits for guest and host, and keeps the port joined to the host's socket.
+//! The port's thread. It waits for guest and host, and keeps the port connected to the host's socket.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,14 +17,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::device::{Device, Pending};
 use crate::virtio::device::signal;
 
-/// The pause between two connections. It limits what a guest that opens and closes its port again and again costs the host.
+/// The pause between two connections. It limits the cost of a guest that keeps opening and closing its port.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// What an event is about.
+/// The sources of events.
 const KICK: u64 = 0;
 const HOST: u64 = 1;
 
-/// A thread that ends when it is dropped.
+/// The thread. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Worker {
     device: Arc<Device>,
@@ -33,10 +33,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Serves the port of `device`, and joins it to whoever listens on `socket`.
+    /// Serves the port of `device`, and connects it to `socket` when somebody listens there.
     ///
     /// # Errors
-    /// The system's, if it has no thread.
+    /// The system's, if the thread cannot be started.
     pub fn start(device: &Arc<Device>, socket: PathBuf) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
         let epoll = Epoll::new()?;
@@ -75,9 +75,9 @@ struct Work {
     device: Arc<Device>,
     ending: Arc<AtomicBool>,
     socket: PathBuf,
-    /// When the socket may be tried next.
+    /// The earliest time of the next attempt to connect.
     connect_at: Instant,
-    /// Nobody listened the last time.
+    /// Whether the last attempt failed.
     missed: bool,
 }
 
@@ -98,17 +98,17 @@ impl Work {
                 _ => None,
             };
             if let Err(error) = self.wait(pending, timeout) {
-                log::error!("agent port: it stands still: {error}");
+                log::error!("agent port: it has stopped: {error}");
                 return;
             }
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits for the next event.
     fn wait(&self, pending: Option<Pending>, timeout: Option<Duration>) -> io::Result<()> {
         let turn = pending.as_ref().map(|pending| pending.turn);
         let host = pending.and_then(|pending| pending.host);
-        // A stopped device does not listen to the host: one that hangs up would not let it rest.
+        // A stopped device does not wait for the host: one that has hung up would wake it all the time.
         let host = turn.zip(host);
         if let Some((turn, host)) = &host {
             let mut wanted = EventSet::empty();
@@ -134,7 +134,7 @@ impl Work {
         if events[..count].iter().any(has_gone) {
             self.device.hang_up();
         }
-        // It fails if there was no kick.
+        // Fails if there was no kick.
         let _ = self.device.kick.read();
         Ok(())
     }
@@ -143,14 +143,14 @@ impl Work {
         match reach(&self.socket) {
             Ok(host) => {
                 self.missed = false;
-                log::info!("agent port: joined to {}", self.socket.display());
+                log::info!("agent port: connected to {}", self.socket.display());
                 self.device.join(host);
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.missed, true) {
                     let socket = self.socket.display();
                     log::warn!(
-                        "agent port: {socket}: {error}; the guest runs on, it is tried again"
+                        "agent port: cannot connect to {socket}: {error}; the guest runs on, and the port keeps trying"
                     );
                 }
             }
@@ -158,7 +158,7 @@ impl Work {
     }
 }
 
-/// Connects to `path` without ever waiting for the one who listens there. The connection does not block either.
+/// Connects to `path` without blocking. The connection does not block either.
 fn reach(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -166,7 +166,7 @@ fn reach(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// `timeout` in the terms of epoll, rounded up; -1 is for ever.
+/// `timeout` in milliseconds for epoll, rounded up; -1 is for ever.
 fn milliseconds(timeout: Option<Duration>) -> i32 {
     timeout.map_or(-1, |timeout| {
         i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
