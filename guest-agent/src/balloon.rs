@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The balloon device as a source of free page hints (virtio 1.2, section 5.5.6.5).
 //!
-//! The host asks for hints with a command id in the configuration space. The driver answers with a round:
-//! the id, one buffer a run of free pages, and STOP, all on the hint queue. The host may end the round
-//! early; with DONE it says that the guest can have the hinted pages back.
+//! The host asks for hints with a command id in the configuration space. The driver answers with a round on the hint
+//! queue: the id, one buffer for each run of free pages, and STOP. The host may end the round early. DONE means that the
+//! guest may use the hinted pages again.
 
 use core::fmt;
 
@@ -14,47 +14,47 @@ use crate::dma::DmaRegion;
 use crate::mmio::{INTERRUPT_CONFIG, MAGIC, Register, Registers, VERSION, status};
 use crate::queue::{MAX_SIZE, Queue, QueueError, QueueLayout};
 
-/// The most pages of one hint: 4 MiB, the size that Linux gives, so that no device is surprised.
+/// The most pages of one hint: 4 MiB, as in Linux, so that every device can handle it.
 pub const MAX_HINT_PAGES: u64 = 1024;
 
-/// Descriptors of a queue that is set up, as the device expects, and never used.
+/// Descriptors of a queue that the device requires and the driver does not use.
 const IDLE_QUEUE_SIZE: u16 = 4;
 /// The virtio device id of a balloon.
 const DEVICE_ID: u32 = 5;
-/// After that many hints the device is notified even if more follow.
+/// After this many hints the device is notified even if more follow.
 const HINTS_A_NOTIFICATION: u32 = 32;
 
-/// Why there is no balloon to give hints to. A guest without one is none the worse.
+/// Why there is no balloon for hints. A guest can run without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeError {
     /// There is no virtio-mmio device at the address.
     NoDevice,
     /// The device has another version of virtio-mmio.
     Version(u32),
-    /// The device is something else; this is its id.
+    /// The device is not a balloon; this is its id.
     NotABalloon(u32),
-    /// The device does not offer hinting, or not by virtio 1.0 or later; these are its features.
+    /// The device does not offer hinting, or is older than virtio 1.0; these are its features.
     NoHinting(u64),
     /// The device did not accept a subset of the features that it offered.
     FeaturesRefused,
-    /// The device lacks a queue that it must have; this is its number.
+    /// The device lacks a required queue; this is its number.
     NoQueue(u32),
-    /// The rings do not fit: [`Balloon::MEMORY_BYTES`] are enough for every device.
+    /// The memory is too small for the rings: [`Balloon::MEMORY_BYTES`] are enough for every device.
     NoMemory,
 }
 
-/// Why a step of a round was not taken.
+/// Why a step of a round failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoundError {
-    /// The device has not used the buffers it was given. Try again later.
+    /// The device has not used its buffers yet. Try again later.
     Full,
     /// More than [`MAX_HINT_PAGES`] at once, or an address that does not fit 64 bits.
     Range,
-    /// There is a round already.
+    /// A round is open already.
     Open,
-    /// There is no round.
+    /// No round is open.
     NotOpen,
-    /// The device broke the rules of its queue: it is not to be used any more.
+    /// The device broke the rules of its queue. It must not be used again.
     Broken,
 }
 
@@ -66,9 +66,9 @@ pub struct Balloon<R: Registers> {
     hints: Queue,
     hint_queue: u32,
     round_open: bool,
-    /// What [`Balloon::poll`] told last; nothing yet.
+    /// The last result of [`Balloon::poll`].
     command: Option<Command>,
-    /// Buffers that the device has not been notified of.
+    /// Buffers of which the device was not notified yet.
     unannounced: u32,
 }
 
@@ -86,14 +86,14 @@ impl<R: Registers> Balloon<R> {
 
     /// Sets up the device behind `registers`, with its rings in `memory`, which is zero.
     ///
-    /// `poison` is what the guest fills its free pages with, if it does: the feature is taken with it. A
-    /// host gives no hinting to a guest whose poison value is not 0, for it could not restore it.
+    /// `poison` is the value with which the guest fills its free pages, if it does. The driver then negotiates the feature,
+    /// too. A host does not ask a guest for hints whose poison value is not 0, because it could not restore the value.
     ///
-    /// The driver leaves the other features alone: it never inflates the balloon, and its queues are
-    /// numbered densely, as [`QueueNumbering::Dense`] says.
+    /// The driver uses no other features: it never inflates the balloon, and its queues are numbered densely
+    /// ([`QueueNumbering::Dense`]).
     ///
     /// # Errors
-    /// [`ProbeError`]; the device is then marked as given up, if it is one.
+    /// [`ProbeError`]. If there is a device, its status then has FAILED set.
     pub fn new(
         mut registers: R,
         memory: DmaRegion,
@@ -124,8 +124,8 @@ impl<R: Registers> Balloon<R> {
         self.features
     }
 
-    /// What the host wants now, if that is new. Call it often, in a round as well: at [`Command::Stop`]
-    /// and at another id the round is to be ended at once.
+    /// The host's command, if it has changed. Call this often, during a round, too: at [`Command::Stop`] and at another id
+    /// the round must be ended at once.
     pub fn poll(&mut self) -> Option<Command> {
         self.announce();
         let changed = self.registers.read(Register::InterruptStatus) & INTERRUPT_CONFIG != 0;
@@ -134,7 +134,7 @@ impl<R: Registers> Balloon<R> {
             self.registers
                 .write(Register::InterruptAck, INTERRUPT_CONFIG);
         }
-        // The device need not interrupt for what was there before the driver.
+        // The device need not interrupt for a command from before the driver's start.
         if self.command.is_some() && !changed {
             return None;
         }
@@ -148,8 +148,7 @@ impl<R: Registers> Balloon<R> {
 
     /// Starts to answer the request with this id.
     ///
-    /// Only pages that are free from now on may be hinted: what was found free before the host asked may
-    /// have been in use in between.
+    /// Hint only pages that are free now or later: a page that was free before the host asked may have been in use since.
     ///
     /// # Errors
     /// [`RoundError::Open`], [`RoundError::Full`], [`RoundError::Broken`].
@@ -163,8 +162,8 @@ impl<R: Registers> Balloon<R> {
         Ok(())
     }
 
-    /// Tells the host that the pages are free. Their content is lost from here on, but they need not be
-    /// kept: a page that the guest takes and writes again is the guest's.
+    /// Tells the host that the pages are free. Their content is lost from now on. The guest need not hold them back: a page
+    /// that the guest reuses and writes is safe.
     ///
     /// # Errors
     /// [`RoundError`]; the range was then not hinted.
@@ -184,7 +183,7 @@ impl<R: Registers> Balloon<R> {
         Ok(pushed?)
     }
 
-    /// Says that the round is over, because nothing is left to hint or because the host wants no more.
+    /// Ends the round, because everything was hinted or the host wants no more.
     ///
     /// # Errors
     /// [`RoundError::NotOpen`], [`RoundError::Full`] (the round is then still open),
@@ -200,7 +199,7 @@ impl<R: Registers> Balloon<R> {
         Ok(())
     }
 
-    /// Notifies the device of what it was not notified of.
+    /// Notifies the device of its new buffers.
     fn announce(&mut self) {
         if self.unannounced > 0 && self.hints.wants_notification() {
             self.registers.write(Register::QueueNotify, self.hint_queue);
@@ -210,7 +209,7 @@ impl<R: Registers> Balloon<R> {
 }
 
 impl<R: Registers> Drop for Balloon<R> {
-    /// Resets the device: it leaves the rings alone from then on.
+    /// Resets the device. After that it does not access the rings.
     fn drop(&mut self) {
         self.registers.write(Register::Status, 0);
     }
@@ -231,7 +230,7 @@ fn identify<R: Registers>(registers: &R) -> Result<(), ProbeError> {
     }
 }
 
-/// From "there is a driver" to "the driver is set up": features, queues, poison value.
+/// Sets the device up: features, queues, poison value.
 fn set_up<R: Registers>(
     registers: &mut R,
     memory: DmaRegion,
@@ -271,7 +270,7 @@ fn negotiate<R: Registers>(registers: &mut R, poison: bool) -> Result<u64, Probe
     Ok(features)
 }
 
-/// Sets up every queue that the features bring; gives back the hint queue and its number.
+/// Sets up every queue of the negotiated features. Returns the hint queue and its number.
 fn set_up_queues<R: Registers>(
     registers: &mut R,
     mut memory: DmaRegion,
@@ -299,11 +298,11 @@ fn set_up_queues<R: Registers>(
             hints = Some((number, queue));
         }
     }
-    // `negotiate` insists on the feature that brings the queue.
+    // `negotiate` has required the queue's feature.
     hints.ok_or(ProbeError::NoHinting(features))
 }
 
-/// Tells the device where the selected queue lies.
+/// Tells the device the addresses of the selected queue.
 fn enable_queue<R: Registers>(registers: &mut R, layout: QueueLayout, address: u64) {
     let parts = [
         (
@@ -363,7 +362,7 @@ impl fmt::Display for RoundError {
             Self::Range => "the range cannot be hinted in one buffer",
             Self::Open => "a round is open already",
             Self::NotOpen => "no round is open",
-            Self::Broken => "the device returned a buffer that it does not have",
+            Self::Broken => "the device returned a buffer that it did not have",
         })
     }
 }

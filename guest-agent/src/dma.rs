@@ -5,7 +5,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
-/// A piece of memory shared with a device: where the guest sees it, and where the device does.
+/// Memory shared with a device, with its addresses for the guest and for the device.
 ///
 /// Every access is atomic, because the device accesses it at the same time.
 #[derive(Debug)]
@@ -15,15 +15,15 @@ pub struct DmaRegion {
     bytes: usize,
 }
 
-// SAFETY: the region belongs to this value (and the device) alone, on whichever processor it is used.
+// SAFETY: only this value (and the device) uses the region, on any processor.
 unsafe impl Send for DmaRegion {}
 
 impl DmaRegion {
-    /// `bytes` of memory that the guest sees at `base` and the device at `address`.
+    /// `bytes` of memory at `base` for the guest and at `address` for the device.
     ///
     /// # Safety
-    /// The memory is mapped for reading and writing and used by nobody but this value and the device for
-    /// as long as either may access it. `base` and `address` are multiples of 16.
+    /// The memory is mapped for reading and writing, and only this value and the device use it for as long as either may
+    /// access it. `base` and `address` are multiples of 16.
     pub const unsafe fn new(base: NonNull<u8>, address: u64, bytes: usize) -> Self {
         Self {
             base,
@@ -32,17 +32,17 @@ impl DmaRegion {
         }
     }
 
-    /// Where the device sees it.
+    /// Its address for the device.
     pub const fn address(&self) -> u64 {
         self.address
     }
 
-    /// How long it is.
+    /// Its length in bytes.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Splits off the first `bytes`, rounded up to a multiple of 16; `None` if there are not so many.
+    /// Splits off the first `bytes`, rounded up to a multiple of 16; `None` if the region is shorter.
     pub fn split(self, bytes: usize) -> Option<(Self, Self)> {
         let bytes = bytes.checked_next_multiple_of(16)?;
         let rest = self.bytes.checked_sub(bytes)?;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest side of free page hinting: a `no_std` virtio-balloon driver for virtio-mmio.
 //!
-//! For guests without an operating system, or with one of their own. The driver allocates nothing, needs
-//! no interrupt and never waits: the caller polls, and decides which pages it hints and when it takes
-//! them back.
+//! It is for guests without an operating system, or with one of their own. The driver does not allocate, needs no
+//! interrupt and never waits: the caller polls, and decides which pages to hint and when to use them again.
 //!
 //! ```no_run
 //! use lacuna_balloon_driver::{Balloon, DmaRegion, Mmio};

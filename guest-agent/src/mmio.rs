@@ -21,15 +21,15 @@ pub enum Register {
     Version = 0x04,
     /// The kind of device; 0 for none.
     DeviceId = 0x08,
-    /// 32 of the features that the device offers.
+    /// 32 bits of the features that the device offers.
     DeviceFeatures = 0x10,
     /// Which 32.
     DeviceFeaturesSelect = 0x14,
-    /// 32 of the features that the driver takes.
+    /// 32 bits of the features that the driver accepts.
     DriverFeatures = 0x20,
     /// Which 32.
     DriverFeaturesSelect = 0x24,
-    /// The queue that the queue registers are about.
+    /// The queue to which the queue registers apply.
     QueueSelect = 0x30,
     /// The most descriptors the queue may have; 0 if there is no such queue.
     QueueSizeMax = 0x34,
@@ -37,13 +37,13 @@ pub enum Register {
     QueueSize = 0x38,
     /// 1: the device may use the queue.
     QueueReady = 0x44,
-    /// Writing a queue's number tells the device that there are new buffers in it.
+    /// Writing a queue's number notifies the device of new buffers in the queue.
     QueueNotify = 0x50,
     /// Why the device interrupts, see [`INTERRUPT_CONFIG`].
     InterruptStatus = 0x60,
     /// Clears bits of [`Register::InterruptStatus`].
     InterruptAck = 0x64,
-    /// How far the driver has come, see [`status`]; writing 0 resets the device.
+    /// The driver's progress, see [`status`]. Writing 0 resets the device.
     Status = 0x70,
     /// Address of the descriptor table, low half.
     QueueDescriptorsLow = 0x80,
@@ -74,7 +74,7 @@ pub mod status {
     pub const DRIVER_OK: u32 = 4;
     /// The features are agreed on.
     pub const FEATURES_OK: u32 = 8;
-    /// The guest has given up on the device.
+    /// The guest has given the device up.
     pub const FAILED: u32 = 128;
 }
 
@@ -96,7 +96,7 @@ pub struct Mmio {
     base: NonNull<u32>,
 }
 
-// SAFETY: the window belongs to this value alone, on whichever processor it is used.
+// SAFETY: only this value uses the window, on any processor.
 unsafe impl Send for Mmio {}
 
 impl Mmio {

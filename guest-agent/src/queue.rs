@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a split virtqueue (virtio 1.2, section 2.7) whose buffers have one descriptor
-//! each.
+//! The driver's side of a split virtqueue (virtio 1.2, section 2.7) with one descriptor for each buffer.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -16,25 +15,25 @@ const NO_INTERRUPT: u16 = 1;
 /// Used ring flag: the device wants no notification.
 const NO_NOTIFY: u16 = 1;
 
-/// Why a buffer cannot be queued, or why the queue is of no more use.
+/// Why a buffer cannot be queued, or why the queue cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// Every descriptor is with the device. [`Queue::reap`] gets back those that it has used.
+    /// The device has every descriptor. [`Queue::reap`] gets back those that it has used.
     Full,
-    /// The device returned a buffer that it does not have.
+    /// The device returned a buffer that it did not have.
     Broken,
 }
 
-/// Where the parts of a queue lie in its memory: descriptors, available ring, used ring, and a word a
-/// descriptor for [`Queue::push_word`].
+/// Where the parts of a queue are in its memory: descriptors, available ring, used ring, and a word for each descriptor
+/// for [`Queue::push_word`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLayout {
     size: u16,
 }
 
 impl QueueLayout {
-    /// The layout of the largest queue that a device which allows `max` descriptors and a driver which
-    /// wants `wanted` can have; `None` if the device has no such queue.
+    /// The layout of the largest queue with at most `max` descriptors, which the device allows, and at most `wanted`. `None`
+    /// if the device has no such queue.
     pub const fn new(max: u32, wanted: u16) -> Option<Self> {
         let mut size = if wanted < MAX_SIZE { wanted } else { MAX_SIZE };
         if max < size as u32 {
@@ -74,19 +73,19 @@ impl QueueLayout {
     }
 }
 
-/// A queue that the device may use.
+/// A queue shared with the device.
 #[derive(Debug)]
 pub struct Queue {
     memory: DmaRegion,
     layout: QueueLayout,
-    /// A stack of the descriptors that the device does not have; the first `free_count` are valid.
+    /// A stack of free descriptors; the first `free_count` entries are valid.
     free: [u16; MAX_SIZE as usize],
     free_count: u16,
-    /// One bit a descriptor: the device has it.
+    /// One bit for each descriptor: whether the device has it.
     in_flight: [u64; MAX_SIZE as usize / 64],
-    /// Buffers made available since the start; the ring's index is this modulo its size.
+    /// How many buffers were made available since the start. The index in the ring is this modulo its size.
     available: u16,
-    /// Used buffers taken back since the start.
+    /// How many used buffers were taken back since the start.
     used: u16,
     broken: bool,
 }
@@ -112,8 +111,7 @@ impl Queue {
         })
     }
 
-    /// Makes the `bytes` at `address` (as the device sees it) available as a buffer for the device to
-    /// write.
+    /// Makes the `bytes` at `address` (the device's address) available as a buffer that the device may write.
     ///
     /// # Errors
     /// [`QueueError`].
@@ -123,8 +121,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Makes a buffer of 4 bytes with `word` in it available for the device to read. The bytes stay as
-    /// they are until the device has used them, however late that is.
+    /// Makes a buffer of 4 bytes with `word` available for the device to read. The bytes do not change until the device has
+    /// used them.
     ///
     /// # Errors
     /// [`QueueError`].
@@ -141,7 +139,7 @@ impl Queue {
     /// Takes back the buffers that the device has used.
     ///
     /// # Errors
-    /// [`QueueError::Broken`] if it returned something else; the queue stays broken.
+    /// [`QueueError::Broken`] if the device returned anything else. The queue stays broken.
     pub fn reap(&mut self) -> Result<(), QueueError> {
         let ring = self.layout.used();
         let end = u16::from_le(self.memory.u16_at(ring + 2).load(Ordering::Acquire));
@@ -160,8 +158,8 @@ impl Queue {
 
     /// Whether the device wants to be notified of the buffers pushed so far.
     pub fn wants_notification(&self) -> bool {
-        // The device sets the flag and then looks at the ring, we publish and then look at the flag:
-        // without a full fence both could see the old value.
+        // The device sets the flag and then reads the ring; we publish and then read the flag. Without a full fence both
+        // could see the old value.
         fence(Ordering::SeqCst);
         let flags = self.memory.u16_at(self.layout.used());
         u16::from_le(flags.load(Ordering::Relaxed)) & NO_NOTIFY == 0

@@ -12,7 +12,7 @@ use spec::PageRange;
 use spec::balloon::{Command, CommandId, feature};
 use virtio_queue::QueueT;
 
-/// The hint queue's number where the driver takes no statistics: inflate, deflate, hints.
+/// The hint queue's number if the driver does not use statistics: inflate, deflate, hints.
 const HINTS: usize = 2;
 
 fn pages(first: u64, count: u64) -> PageRange {
@@ -95,7 +95,7 @@ fn no_hint_is_lost_or_repeated_when_the_ring_indices_wrap() {
     let mut seen = device.serve(HINTS, 1);
     for page in 0..70_000 {
         while driver.hint(pages(page, 1)) == Err(RoundError::Full) {
-            // An odd number, so that ring and batches are never in step.
+            // An odd number, so that batches are never aligned with the ring.
             seen.extend(device.serve(HINTS, 37));
         }
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Our migration against QEMU's, both with KVM and with the hints of the same stock Linux guest, in the same machine in
+//! Compares our migration with QEMU's: both with KVM and the hints of the same stock Linux guest, on the same machine in
 //! the same run.
 //!
 //! `cargo bench -p tests --bench against_qemu [-- MORE ARGUMENTS OF compare]`; `LACUNA_QEMU` names another QEMU than the one
 //! that the tests use.
 //!
-//! Two guests: one has memory filled and freed; the other has it fragmented as well, so that free memory lies in pieces of
-//! one page, of which the driver's hints cannot tell.
+//! There are two guests. One has filled and freed memory. The other has also fragmented it, so that free memory is in
+//! pieces of one page, which the driver cannot hint.
 
 #[path = "../shared/against_qemu.rs"]
 mod against_qemu;
@@ -24,8 +24,8 @@ use against_qemu::Peer;
 use serde_json::Value;
 
 const GUEST_BYTES: u64 = 1 << 30;
-/// What both guests have in common. Without a limit the emulated processor would be the link, and busy with little
-/// else.
+/// The flags of both guests. There is a bandwidth limit because otherwise the emulated processor would be busy with little
+/// besides copying.
 const COMMON: [&str; 8] = [
     "--memory",
     "1G",
@@ -43,8 +43,8 @@ const OURS: [&[&str]; 4] = [
     &["--hints", "on", "--sources", "agent,holes,zero"],
     &["--hints", "on", "--sources", "driver,agent,holes,zero"],
 ];
-/// A guest, and what it does with its memory before it is migrated: one uses 256 MiB and has freed most of the rest;
-/// the other has used so much too, and of half of its memory uses every second page.
+/// The guests, and what they do with their memory before they are migrated. One uses 256 MiB and has freed most of the
+/// rest. The other does the same, and uses every second page of half of its memory.
 const GUESTS: [(&str, [&str; 6]); 2] = [
     (
         "filled and freed",
@@ -116,7 +116,7 @@ fn row(record: &Value, qemu: &str) -> String {
         _ => format!("lacuna, hints of {}", told_by(record)),
     };
     let wrong = number("guest_wrong");
-    // A wrong page is no footnote.
+    // A wrong page must be conspicuous.
     let verdict = if wrong == 0.0 {
         String::new()
     } else {
@@ -132,7 +132,7 @@ fn row(record: &Value, qemu: &str) -> String {
     )
 }
 
-/// Who in the guest told of free pages.
+/// Which sources in the guest gave hints.
 fn told_by(record: &Value) -> String {
     let sources = record["sources"].as_array().into_iter().flatten();
     let told = sources

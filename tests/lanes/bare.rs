@@ -42,7 +42,7 @@ fn with_hints_little_more_than_the_memory_in_use_crosses_the_wire() {
                 seed,
                 ..Default::default()
             },
-            // Slower than any guest hints, however loaded this machine is.
+            // Slower than any guest hints, however busy this machine is.
             &Migration {
                 max_bandwidth: Some(100 << 20),
                 ..Default::default()
@@ -126,7 +126,7 @@ fn a_guest_that_answers_badly_costs_no_more_than_a_migration_without_hints() {
         return;
     }
     for answer in ["silent", "late", "slow", "flood"] {
-        // A guest that writes nothing after it is ready, so that the bytes can be compared exactly.
+        // A guest that does not write after it is ready, so that the bytes can be compared exactly.
         let guest = BareGuest {
             dirty_rate: "0",
             churn: 0,
@@ -260,7 +260,7 @@ fn a_comparison_draws_every_round_of_every_mode() {
     let svg = std::fs::read_to_string(&picture).unwrap();
     let rows = svg.matches("class=\"round\"").count() as u64;
     assert_eq!(rows, rounds.iter().sum::<u64>());
-    // Nothing is free without hints, and something is with them.
+    // Nothing is skipped without hints, and something is skipped with them.
     let (without, with) = svg.split_once("hints on").unwrap();
     let skipped = "<path class=\"skipped\"";
     assert!(
@@ -284,7 +284,7 @@ fn after_the_migration_the_guest_has_its_memory_back() {
     assert!(guest.hint_rounds > 0 && guest.dones > 0, "{guest:?}");
 }
 
-/// How far the expected downtime is from the one that follows. Slow, and a figure, not a promise:
+/// Measures how much the expected downtime differs from the real one. Slow; run it by hand:
 /// `cargo test -p tests --test lanes bare::the_error_of_the_expected_downtime -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement over 50 migrations"]
@@ -301,7 +301,7 @@ fn the_error_of_the_expected_downtime_over_50_migrations() {
     let mut errors = Vec::new();
     for hop in 1..=50 {
         let (mut destination, uri) = lab.receiving(format!("hop-{hop}").leak(), false);
-        // A limit every second time: the last round does not keep to it.
+        // A bandwidth limit every second time; it does not apply to the last round.
         let migration = Migration {
             max_bandwidth: (hop % 2 == 0).then_some(100 << 20),
             ..Default::default()

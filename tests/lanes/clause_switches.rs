@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A second build of the program under test, in which clauses of the rule can be switched off.
 //!
-//! `cfg(clause_switches)` is set by rustc's flags for all crates, so this build has a target folder of its own. The tests
-//! that need it build it once; all others test the program that users get.
+//! `cfg(clause_switches)` is set by rustc's flags for all crates, so this build has its own target folder. The tests that
+//! need it build it once. All other tests use the program that users get.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// What `tests/run` and `.ci/run` use, too.
+/// The target folder, which `tests/run` and `.ci/run` use, too.
 const FOLDER: &str = "clause-switches";
 const FLAGS: [&str; 2] = ["--cfg", "clause_switches"];
 const EXAMPLE: &str = "lacuna-under-test";
@@ -59,8 +59,8 @@ fn executable(message: &str) -> Option<PathBuf> {
     (message["target"]["name"] == EXAMPLE).then(|| program.into())
 }
 
-/// The environment variable from which cargo takes rustc's flags, and what it holds with our flags added. Cargo looks at
-/// `RUSTFLAGS` only if the other is not set.
+/// The environment variable with rustc's flags, and its value with our flags added. Cargo reads `RUSTFLAGS` only if the
+/// other variable is not set.
 fn flags(variable: impl Fn(&str) -> Option<String>) -> (&'static str, String) {
     let (name, separator) = match variable("CARGO_ENCODED_RUSTFLAGS") {
         Some(_) => ("CARGO_ENCODED_RUSTFLAGS", "\x1f"),

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of the tests: with one clause of the rule switched off, the oracle must find wrong pages, and the
-//! checker of traces the event that broke it.
+//! Tests of the tests: if one clause of the rule is switched off, the oracle must find wrong pages, and the checker of
+//! traces must find the event that broke the rule.
 //!
-//! Whether a broken rule loses a page depends on timing; so each clause gets several tries with guests
-//! that use hinted memory again at once, and the oracle must notice in one of them. The checker must notice
-//! in all.
+//! Whether a broken rule loses a page depends on timing. So each clause gets several tries with guests that reuse hinted
+//! memory at once, and the oracle must notice in one of them. The checker must notice in all.
 
 use std::num::NonZeroU32;
 
@@ -12,10 +11,10 @@ use crate::clause_switches::program_with_switches;
 use crate::lab::{BareGuest, Lab, Migration, lacuna, skipped_without_kvm, whole_pass};
 use spec::trace::check::{Clause, Verdict};
 
-/// How often a clause may get away with it.
+/// How many tries each clause gets.
 const TRIES: u64 = 12;
 
-/// How busy the guest and how fast the link is.
+/// How busy the guest is and how fast the link is.
 #[derive(Clone, Copy)]
 struct Pace {
     downtime_limit: u64,
@@ -25,7 +24,7 @@ struct Pace {
     max_bandwidth: u64,
 }
 
-/// The migration is over soon: what was lost at its beginning or end is not written again.
+/// A short migration: pages lost at its beginning or end are not written again.
 const SHORT: Pace = Pace {
     downtime_limit: 50,
     max_rounds: None,
@@ -33,7 +32,7 @@ const SHORT: Pace = Pace {
     dirty_rate: "4M",
     max_bandwidth: 400 << 20,
 };
-/// There are many rounds, and so many harvests and epochs.
+/// A migration with many rounds, and so with many harvests and epochs.
 const LONG: Pace = Pace {
     downtime_limit: 0,
     max_rounds: NonZeroU32::new(20),

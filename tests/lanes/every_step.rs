@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connection that is cut, or stalls for longer than a peer is waited for, at every step of the stream: `lacuna status`
-//! on both sides says who has the guest, and it goes on there, whole.
+//! A connection is cut, or stalls for longer than a side waits for its peer, at every step of the stream. Then `lacuna
+//! status` on both sides says who owns the guest, and the guest goes on there with all its memory.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::lab::{
     whole_pass,
 };
 
-/// Longer than a silent peer is waited for.
+/// Longer than a side waits for a silent peer.
 const LONG: Duration = Duration::from_secs(33);
 
 /// Every step of the stream, by its first section of this kind.
@@ -45,7 +45,7 @@ fn guest() -> BareGuest {
     }
 }
 
-/// What the destination says, if it is still there. Waits until it does not change any more by itself.
+/// The destination's status, if it is still there. Waits until the status no longer changes by itself.
 fn settled(destination: &mut Host) -> Option<Status> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -56,7 +56,7 @@ fn settled(destination: &mut Host) -> Option<Status> {
         let Ok(status) = asked else {
             return None;
         };
-        // One that has accepted no source goes on waiting for it.
+        // A destination that has not accepted a source goes on waiting.
         if status.machine != MachineState::Incoming || status.ownership.number == 0 {
             return Some(status);
         }
@@ -91,8 +91,8 @@ fn goes_on(host: &mut Host, place: &str) {
     assert_eq!((guest.wrong, guest.failure), (0, None), "{place}");
 }
 
-/// A migration with `fault` at `kind`; an operator does what `lacuna status` on both sides tells. `for_source`: where both
-/// are undecided, for which side.
+/// A migration with `fault` at `kind`. An operator then does what `lacuna status` on both sides calls for. If both sides are
+/// undecided, `for_source` says for which side the operator decides.
 fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
     let place = format!("{fault:?} at {kind:?}");
     let lab = Lab::new(guest());
@@ -101,7 +101,7 @@ fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
     Migration::default().begin(&source, &faulty(&uri, kind, fault));
     let ended = end_of_migration(&mut source).unwrap();
     let here = status(&source).ownership;
-    // A destination whose source has gone may still wait for it: it is given up, or held, by itself.
+    // A destination whose source has gone may still wait for it. It gives the guest up, or holds it, by itself.
     let there = settled(&mut destination).map(|status| status.ownership);
     println!("{place}: {:?}, {here:?}, {there:?}", ended.status);
     let there_owner = there.map(|there| there.owner);
@@ -158,7 +158,7 @@ fn a_connection_that_stalls_at_any_step_leaves_the_guest_with_an_owner_that_stat
     if skipped_without_kvm("stalled at every step") {
         return;
     }
-    // All at once: each waits for most of its time.
+    // All at once, because each waits most of the time.
     let stalls = STEPS.map(|kind| {
         thread::spawn(move || {
             the_guest_goes_on(kind, Fault::Stall(LONG), kind == SectionKind::HandOver)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Migrations that fail or are cancelled: the source's guest runs on, has its memory back, and the next
-//! migration is exact.
+//! Migrations that fail or are cancelled: the source's guest runs on and gets its memory back, and the next migration is
+//! exact.
 
 use std::thread;
 use std::time::Duration;
@@ -30,12 +30,12 @@ fn runs_on(source: &mut Host) {
     }
 }
 
-/// A migration after all that went wrong finds every page.
+/// Checks that a migration after the failures sends every page.
 fn next_migration_is_exact(lab: &Lab, source: &mut Host) {
     lab.move_whole(&Migration::default(), source, "last");
 }
 
-/// Slow enough to be caught in the middle.
+/// A migration slow enough to be interrupted in the middle.
 fn slow() -> Migration {
     Migration {
         max_bandwidth: Some(16 << 20),
@@ -147,7 +147,7 @@ fn a_destination_with_another_layout_refuses() {
     next_migration_is_exact(&lab, &mut source);
 }
 
-/// Waits until the machine says that its balloon device is lost, or that it is not.
+/// Waits until the machine says that its balloon device is lost, or no longer lost.
 fn balloon_is_lost(source: &mut Host, lost: bool) {
     source
         .wait_until("the balloon", PATIENCE, |status| {
@@ -191,13 +191,16 @@ fn mistakes_on_the_command_line_get_one_clear_sentence() {
     for (args, expected) in [
         (
             vec!["send", "tcp:h:1", "--control", "x", "--max-bandwidth", "0"],
-            "leave the option out",
+            "leave the flag out",
         ),
         (vec!["balloon", "target", "64", "-c", "x"], "64M"),
         (vec!["run", "--memory", "512", "--control", "x"], "512M"),
         (vec!["status", "--control", &long], "107 bytes"),
         (vec!["send", &long_address, "--control", "x"], "108 bytes"),
-        (vec!["run", "--memory", "2X", "--control", "x"], "no size"),
+        (
+            vec!["run", "--memory", "2X", "--control", "x"],
+            "not a size",
+        ),
         (vec!["send", "udp:1.2.3.4:5", "--control", "x"], "udp"),
         (
             vec!["send", "tcp:127.0.0.1:1", "--control", "/nowhere/at/all"],

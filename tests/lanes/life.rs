@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The life of a machine's process: no guest disappears with it unnoticed, and a command that has returned is done.
+//! The life of a machine's process: it never takes its guest with it unnoticed, and a command that has returned is done.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ use crate::lab::{
     release_and_check, skipped_without_kvm, status, tell, until_round, whole_pass,
 };
 
-/// Slow enough to be caught in the first round, whatever else this machine does.
+/// Slow enough that the test can act in the first round, however busy this machine is.
 fn slow() -> Migration {
     Migration {
         max_bandwidth: Some(1 << 20),
@@ -36,7 +36,7 @@ fn small_guest() -> Lab {
     })
 }
 
-/// Waits until memory is on its way.
+/// Waits until memory is being sent.
 fn in_first_round(source: &mut Host) {
     until_round(source, 1);
     assert!(!status(source).migration.status.is_over());
@@ -133,7 +133,7 @@ fn a_machine_that_has_its_guest_listens_for_no_other() {
     let address = uri.strip_prefix("tcp:").unwrap();
     let refused = TcpStream::connect(address).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    // Another receiver has the address, and the guest can go on to it.
+    // Another receiver uses the address, and the guest can migrate to it.
     release_and_check(&mut receiver);
     let (mut next, uri) = lab.receiving_at("next", &uri, false);
     migrate(&mut receiver, &uri);
@@ -149,7 +149,7 @@ fn a_guest_that_is_held_stays_held_until_somebody_lets_it_run() {
     let mut source = lab.running("source");
     let (mut held, uri) = lab.receiving("held", true);
     migrate(&mut source, &uri);
-    // A migration that is cancelled leaves it held, too.
+    // A cancelled migration also leaves the guest held.
     let (_nobody, uri) = lab.receiving("nobody", false);
     slow().begin(&held, &uri);
     in_first_round(&mut held);
@@ -247,7 +247,7 @@ fn a_guest_that_ends_in_mid_migration_ends_it_at_once_and_says_why() {
     let ended = ends(&mut source, MigrationState::Failed);
     let why = ended.error_desc.unwrap();
     assert!(why.contains("the guest has ended"), "{why}");
-    // Not after all of it was sent in vain.
+    // The migration ends before all of memory was sent in vain.
     assert_eq!(ended.round, 1);
     assert_eq!(status(&source).machine, MachineState::Ended);
     let shown = lacuna(&["status", "--control", source.control.to_str().unwrap()]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The nested lane: a stock Debian kernel with its own virtio_balloon driver, migrated by this program under
-//! kvm_amd, inside a QEMU machine whose processor is emulated (or directly, where the processor can).
+//! The nested lane: migrates a stock Debian kernel with its own virtio_balloon driver under kvm_amd, inside a QEMU machine
+//! with an emulated processor (or directly, if the processor has VMX or SVM).
 
 mod against_qemu;
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use spec::PAGE_SIZE;
 use spec::balloon::stat;
 
-/// Runs a comparison of the Linux guest and returns its records; `None` if this machine cannot.
+/// Runs a comparison of the Linux guest and returns its records; `None` if this machine cannot run it.
 fn compare(args: &[&str]) -> Option<Vec<Record>> {
     if let Err(error) = lacuna::nested::available() {
         spec_testing::skipped(error);
@@ -77,7 +77,7 @@ fn a_stock_linux_guest_goes_on_at_the_destination_and_no_page_is_wrong() {
     );
 }
 
-/// Once was enough each time it was tried. Churn and rounds know nothing of each other, and might miss each other.
+/// How many tries there are. One was always enough so far, but churn and rounds are independent and might miss each other.
 const TRIES: [&str; 3] = ["1", "2", "3"];
 
 #[test]
@@ -92,27 +92,27 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
             "128M",
             "--dirty-rate",
             "4M",
-            // By turns in use and free: when a round asks, a part of what the round before found written is free.
+            // The guest's churned memory is by turns in use and free: in each round some of the pages to be sent are free.
             "--churn",
             "12288",
             "--hints",
             "on",
-            // What the guest frees lies in pieces of blocks that the driver holds since the first round: it is the
-            // agent that sees them.
+            // The freed pages are pieces of blocks of which the driver holds the rest since the first round, so only the
+            // agent can report them.
             "--sources",
             "driver,agent,holes,zero",
-            // So slow that hints overtake the pages, even those of a guest whose processor is emulated.
+            // So slow that hints come before the pages are sent, even with an emulated processor.
             "--max-bandwidth",
             "12M",
-            // As many later rounds on a slow machine as on a fast one, and an end on either.
+            // The same number of rounds on slow and fast machines, and an end on both.
             "--downtime-limit",
             "0",
             "--max-rounds",
             "4",
             "--seed",
             seed,
-            // Else the guest writes zeros to each block before it hints it, which takes it longer here, where each
-            // page of them is a nested fault, than a later round.
+            // Otherwise the guest writes zeros to each block before it hints it. Here each page of a block costs a nested
+            // fault, so this would take longer than a later round.
             "--append",
             "init_on_alloc=0",
         ]) else {
@@ -137,16 +137,16 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
 }
 
 const MIB: u64 = 1 << 20;
-/// What the guest is asked to give up, as the job says it.
+/// The balloon's target; the job has the same number.
 const TARGET: u64 = 128 * MIB / PAGE_SIZE;
-/// What it is asked for while it migrates, as the job says it too.
+/// The target during the migration; the job has the same number.
 const LATER_TARGET: u64 = TARGET / 2;
 const GUEST_BYTES: u64 = 512 * MIB;
-/// A guest that compacts its memory moves pages of the balloon: the new page goes in before the old one comes out.
+/// When a guest compacts its memory, it moves pages of the balloon: the new page goes in before the old one comes out.
 const ON_THE_MOVE: u64 = 16;
 
-/// Runs a job of `examples/lacuna-under-test`, with room for so many `guests` at a time, where a Linux guest can run.
-/// Returns what it saw; `None` if that is nowhere.
+/// Runs a job of `examples/lacuna-under-test` where a Linux guest can run, with room for `guests` guests at a time. Returns
+/// the job's facts; `None` if no Linux guest can run here.
 fn run_job(name: &str, guests: u64) -> Option<Value> {
     let arguments = [name];
     let (status, out, err) = if lacuna::nested::kvm_runs_linux() {
@@ -188,7 +188,7 @@ fn run_job(name: &str, guests: u64) -> Option<Value> {
     Some(serde_json::from_str(line).expect("a JSON object"))
 }
 
-/// The number at `path` of what a job saw.
+/// The number at `path` in a job's facts.
 fn number(facts: &Value, path: &str) -> u64 {
     let value = facts.pointer(path).and_then(Value::as_u64);
     value.unwrap_or_else(|| panic!("no number {path} in {facts}"))
@@ -208,7 +208,7 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
         assert_eq!(number("pages-wrong"), 0, "{facts}");
         ["driver", "agent", "both"].map(|source| number(&format!("rounds/0/{source}")))
     };
-    // Asked alone, and where the driver could be asked, too, but is spared.
+    // In both migrations only the agent hints: in the second the driver is kept in reserve.
     for migration in 0..2 {
         let [driver, agent, both] = first_round(migration);
         assert!(agent > 0, "{facts}");
@@ -239,7 +239,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
         return;
     };
     let number = |path: &str| number(&facts, path);
-    // Reporting gave the host memory back (the job waits for it), and the balloon's is not there either.
+    // Reporting gave memory back to the host (the job waits for that), and inflating did, too.
     assert!(number("/reported/reported") > 0, "{facts}");
     for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {
         let taken = number(&format!("/taken-when-{moment}"));
@@ -260,7 +260,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     let (free, total) = (value(stat::FREE_MEMORY), value(stat::TOTAL_MEMORY));
     assert!(0 < free && free < total && total < GUEST_BYTES, "{facts}");
 
-    // The migration: nothing lost, hints taken, and the balloon is as it was.
+    // The migration lost nothing, used hints, and kept the balloon.
     assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);
     assert_eq!(number("/pages-wrong"), 0, "{facts}");
     assert!(number("/pages-hinted") > 0, "{facts}");
@@ -270,7 +270,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     let ballooned = number("/arrived/ballooned");
     assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
     assert!(ballooned.abs_diff(LATER_TARGET) <= ON_THE_MOVE, "{facts}");
-    // What the guest took back meanwhile, it has reported.
+    // The guest has reported the memory that it took back meanwhile.
     assert!(
         number("/left/reported") > number("/inflated/reported"),
         "{facts}"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A destination of another shape refuses the guest before its first page, and the guest runs on.
+//! A destination with a different machine refuses the guest before its first page, and the guest runs on.
 
 use host_migrator::report::stats::MigrationState;
 use lacuna::machine::MachineState;

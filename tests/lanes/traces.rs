@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of the checker: the trace of a real migration, with two of its events swapped, fails at the right one.
+//! Tests of the checker: if two events of a real migration's trace are swapped, the check fails at the right one.
 
 use spec::trace::check::{Clause, Verdict, check_records};
 use spec::trace::{Event, Reader, Record};
 
 use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
 
-/// Which events.
+/// A kind of events.
 type Kind = fn(&Event) -> bool;
 
-/// What must not come before what, and the clause that says so.
+/// Pairs of events whose order the rule requires, and the clause that does.
 const ORDERS: [(&str, Kind, Kind, Clause); 10] = [
     (
         "a log starts, an epoch opens",
@@ -98,7 +98,7 @@ fn two_events_of_a_real_trace_that_are_swapped_break_it_at_the_right_one() {
     }
     let records = recorded();
     for (what, early, late, clause) in ORDERS {
-        // The last of the early ones before the first late one.
+        // The last early event before the first late event.
         let second = records.iter().position(|record| late(&record.event));
         let second = second.unwrap_or_else(|| panic!("{what}: the second is missing"));
         let first = records[..second]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Migrations of the same Linux guest by QEMU and by this program, in the same machine one after the other: where
-//! KVM cannot run the guest here, QEMU is put into the outer machine of the nested lane and runs with KVM there.
+//! Migrates the same Linux guest by QEMU and by this program, one after the other on the same machine. If KVM cannot run the
+//! guest here, QEMU runs with KVM in the outer machine of the nested lane.
 //!
-//! What happens there is the job `examples/lacuna-under-test/against_qemu`.
+//! The migrations are made by the job `examples/lacuna-under-test/against_qemu`.
 
 use std::env;
 use std::ffi::OsString;
@@ -19,28 +19,28 @@ use crate::qemu_installation::Installation;
 
 /// The job's name.
 const JOB: &str = "against-qemu";
-/// What stands in the job's arguments before those of each comparison.
+/// The separator before the arguments of each comparison.
 const ONE_COMPARISON: &str = "+";
-/// Names another QEMU to compare with.
+/// The environment variable that names another QEMU to compare with.
 const VARIABLE: &str = "LACUNA_QEMU";
 /// Where QEMU is in the outer machine: program, libraries and firmware in one folder.
 const PLACE: &str = "/qemu";
-/// What a machine without graphics and network reads from QEMU's data folders.
+/// Files that a machine without graphics and network needs from QEMU's data folders.
 const FIRMWARE: [&str; 4] = [
     "bios-256k.bin",
     "kvmvapic.bin",
     "linuxboot_dma.bin",
     "pvh.bin",
 ];
-/// What the outer machine needs beside the two guests.
+/// Memory of the outer machine besides that of the two guests.
 const OVERHEAD_BYTES: u64 = 1 << 30;
-/// How long all migrations of a guest may take: far more than they do, so that only a hang fails.
+/// A time limit for all migrations of a guest that only a hang exceeds.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// A QEMU that can be brought to where the guests run.
+/// A QEMU that can be copied to where the guests run.
 pub struct Peer {
     version: String,
-    /// Each file's name, and where it is here.
+    /// The name of each file, and its path here.
     files: Vec<(String, PathBuf)>,
 }
 
@@ -66,8 +66,8 @@ impl Peer {
         &self.version
     }
 
-    /// Has `program` do the job: QEMU without and with its free page hints, then `lacuna compare` with each of
-    /// `comparisons`, all with the guest and the limits that `common` names. Both are arguments of that command. A JSON
+    /// Runs the job in `program`: QEMU without and with its free page hints, then `lacuna compare` with each of
+    /// `comparisons`. `common` are arguments of `compare` for the guest and the limits of all migrations. Returns a JSON
     /// object for each migration.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Peer {
         }
         let lines = out.lines().filter(|line| line.starts_with('{'));
         let values: Result<Vec<Value>, _> = lines.map(serde_json::from_str).collect();
-        values.map_err(|error| format!("the job's words are no JSON ({error}): {out}"))
+        values.map_err(|error| format!("the job's output is not JSON ({error}): {out}"))
     }
 
     fn run_here(&self, program: &Path, arguments: &[&str]) -> Result<Said, String> {
@@ -139,7 +139,7 @@ impl Peer {
             lane.run(&arguments, |line| match line {
                 Line::Output(line) => out.extend([line, "\n"]),
                 Line::Error(line) => {
-                    // It also says how far it is.
+                    // The job also prints its progress.
                     eprintln!("{line}");
                     err.extend([line, "\n"]);
                 }
@@ -153,7 +153,7 @@ impl Peer {
 /// An exit status, output and errors.
 type Said = (Option<i32>, String, String);
 
-/// What `qemu` consists of: the program, the libraries that it loads, the dynamic linker among them, and firmware.
+/// The files of `qemu`: the program, its libraries and dynamic linker, and firmware.
 fn files(qemu: &Installation) -> Result<Vec<(String, PathBuf)>, String> {
     let says = |command: &mut Command| {
         let output = command.output().map_err(|error| error.to_string())?;

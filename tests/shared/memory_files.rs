@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What guest memory takes from the host.
+//! How much host memory the guest's memory takes.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::linux::fs::MetadataExt;
 
-/// The blocks that a file's size is counted in.
+/// The unit of a file's block count.
 const BLOCK: u64 = 512;
 
 /// Bytes that the memory files (memfd) of process `pid` have on the host: their size without their holes.
@@ -14,7 +14,7 @@ pub fn bytes_taken(pid: u32) -> io::Result<u64> {
     let (mut blocks, mut seen) = (0, HashSet::new());
     for file in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = file?.path();
-        // A descriptor that was closed meanwhile is no memory file.
+        // The descriptor may have been closed meanwhile.
         let Ok(target) = fs::read_link(&path) else {
             continue;
         };

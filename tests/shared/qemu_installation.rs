@@ -2,8 +2,8 @@
 //! A QEMU that is new enough to be a peer: 10.2 or newer, whose `vhost-user-test-device-pci` is a front end for any
 //! vhost-user device.
 //!
-//! Where the machine's own QEMU is older, Debian's unstable one is fetched once into a folder of the cache, with what
-//! else a test gives it, and started there by its own dynamic linker. It needs no privilege to run, only to be fetched.
+//! If the machine's own QEMU is older, Debian's unstable one is downloaded once into a folder of the cache, with a vsock
+//! device for one test, and started by its own dynamic linker. Only the download needs privileges.
 
 use std::env;
 use std::fs;
@@ -11,24 +11,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// What is fetched: QEMU, and the vsock device that one test gives it.
+/// The packages: QEMU, and the vsock device of one test.
 const PACKAGES: &str = "qemu-system-x86,vhost-device-vsock";
 /// The name of the folder in the cache. Changes with the packages in it.
 const FOLDER: &str = "debian-unstable";
 /// The first version that creates the device.
 const FIRST: (u32, u32) = (10, 2);
 
-/// Where a QEMU is.
+/// An installation of QEMU.
 #[derive(Clone, Debug)]
 pub enum Installation {
     /// This machine's own.
     Here(PathBuf),
-    /// The root of another Debian.
+    /// In the root folder of another Debian.
     Folder(PathBuf),
 }
 
 impl Installation {
-    /// One with the device. The first caller may wait for a download.
+    /// An installation with the device. The first caller may have to wait for a download.
     ///
     /// # Errors
     /// A sentence about what is missing.
@@ -59,7 +59,7 @@ impl Installation {
         }
     }
 
-    /// What starts it here.
+    /// The command that starts it here.
     pub fn command(&self) -> Command {
         let mut command = self.command_of(&self.program());
         if let Self::Folder(root) = self {
@@ -70,7 +70,7 @@ impl Installation {
         command
     }
 
-    /// What starts `program`, which was installed with it.
+    /// The command that starts `program`, which was installed with it.
     pub fn command_of(&self, program: &Path) -> Command {
         match self {
             Self::Here(_) => Command::new(program),
@@ -87,7 +87,7 @@ impl Installation {
         }
     }
 
-    /// The version, as in "11.1.3".
+    /// The version, such as "11.1.3".
     pub fn version(&self) -> Result<String, String> {
         let output = self.command().arg("--version").output();
         let output = output.map_err(|error| format!("{PROGRAM} cannot be started: {error}"))?;
@@ -129,7 +129,7 @@ fn fetch(cache: &Path, folder: &Path) -> Result<(), String> {
         let last = text.lines().last().unwrap_or("no reason given");
         return Err(format!("{needs}, and debootstrap failed ({last})"));
     }
-    // Last, and in one step: a folder with this name is complete.
+    // Last, and atomically: a folder with this name is complete.
     fs::rename(&root, folder).map_err(|error| error.to_string())
 }
 

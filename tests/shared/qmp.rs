@@ -28,7 +28,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// What `command` returns; events that come in between are nobody's.
+    /// The result of `command`. Events in between are ignored.
     pub fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Box<dyn Error>> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.0.get_mut(), "{request}")?;

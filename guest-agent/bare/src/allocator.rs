@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Finding pages in a state: free ones to take, used ones to work on.
+//! Finds pages by their state: free pages to allocate, pages in use to work on.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,26 +9,26 @@ use spec::stamp::Random;
 use crate::memory::{Claim, Memory};
 use crate::status;
 
-/// Probes at random before a search from one end to the other.
+/// Random probes before a linear search.
 const PROBES: u64 = 64;
 
-/// Pages that are [`PageState::Free`] or [`PageState::Held`] now, so that nobody looks for what there is not.
+/// Numbers of pages that are [`PageState::Free`] and [`PageState::Held`] now, so that no vCPU searches in vain.
 static FREE: AtomicU64 = AtomicU64::new(0);
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// A vCPU's way to pages. All vCPUs work on the same pages.
+/// A vCPU's allocator. All vCPUs share the same pages.
 #[derive(Debug)]
 pub struct Allocator<'m> {
     memory: &'m Memory,
     hold: HoldPolicy,
-    /// Free pages that are left alone.
+    /// How many free pages are not allocated.
     reserve: u64,
     random: Random,
 }
 
 impl<'m> Allocator<'m> {
-    /// An allocator that leaves the last `reserve` free pages alone, as an operating system does, and
-    /// makes its random choices by `seed`.
+    /// An allocator that does not allocate the last `reserve` free pages, like an operating system, and makes its random
+    /// choices by `seed`.
     pub fn new(memory: &'m Memory, hold: HoldPolicy, reserve: u64, seed: u64) -> Self {
         Self {
             memory,
@@ -38,11 +38,10 @@ impl<'m> Allocator<'m> {
         }
     }
 
-    /// Takes a page that nobody uses. The caller writes it and makes it [`PageState::InUse`] by
+    /// Allocates a page. The caller writes it and makes it [`PageState::InUse`] by
     /// [`Allocator::put_in_use`].
     ///
-    /// Under [`HoldPolicy::Early`] that is often a page that has just been hinted: the race that a host
-    /// must survive.
+    /// Under [`HoldPolicy::Early`] it is often a page that was just hinted, to provoke the race that a host must handle.
     pub fn take(&mut self) -> Option<Claim<'m>> {
         match self.hold {
             HoldPolicy::UntilDone => self.take_free(),
@@ -58,7 +57,7 @@ impl<'m> Allocator<'m> {
         self.find(PageState::InUse)
     }
 
-    /// Puts a page taken by [`Allocator::take`] into use.
+    /// Marks a page from [`Allocator::take`] as in use.
     pub fn put_in_use(&self, mut claim: Claim<'m>) {
         claim.stamp();
         claim.release(PageState::InUse);
@@ -105,7 +104,7 @@ impl<'m> Allocator<'m> {
     }
 }
 
-/// Moves a free page to the hinted ones; false if it is not free.
+/// Marks a free page as held; false if it is not free.
 pub fn hold(memory: &Memory, index: u64) -> bool {
     let held = memory.exchange(index, PageState::Free, PageState::Held);
     if held {
@@ -115,7 +114,7 @@ pub fn hold(memory: &Memory, index: u64) -> bool {
     held
 }
 
-/// Gives a hinted page back; does nothing if it was released early.
+/// Marks a held page as free. Does nothing if it was released early.
 pub fn unhold(memory: &Memory, index: u64) {
     if memory.exchange(index, PageState::Held, PageState::Free) {
         HELD.fetch_sub(1, Ordering::Relaxed);
@@ -123,7 +122,7 @@ pub fn unhold(memory: &Memory, index: u64) {
     }
 }
 
-/// Counts `pages` that are free from the start.
+/// Sets the number of pages that are free at the start.
 pub fn count_free(pages: u64) {
     FREE.fetch_add(pages, Ordering::Relaxed);
 }

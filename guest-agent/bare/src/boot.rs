@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a vCPU starts, and what the VMM tells it.
+//! The start of a vCPU, and the VMM's boot information.
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;
 
 use spec::bare::BootInfo;
 
-// The stack pointer is aligned as before a call, but nothing is lost by making sure.
+// The stack pointer should be aligned already; this makes sure.
 global_asm!(
     ".section .text.start, \"ax\", @progbits",
     ".globl _start",
@@ -21,7 +21,7 @@ global_asm!(
 
 /// The first Rust function of every vCPU: the boot ABI of [`spec::bare`].
 extern "C" fn entry(vcpu: u64, info: *const [u64; BootInfo::WORDS]) -> ! {
-    // SAFETY: the VMM wrote the boot info there, aligned, before it started any vCPU, and never changes it.
+    // SAFETY: the VMM wrote the boot info there, aligned, before it started any vCPU, and does not change it.
     let words = unsafe { info.read() };
     match BootInfo::from_words(words) {
         Some(info) => crate::run(vcpu, &info),

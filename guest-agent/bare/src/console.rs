@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Lines on the serial console, and the end when the guest cannot go on.
+//! Prints lines on the serial console, and stops when the guest cannot go on.
 
 use core::fmt;
 use core::panic::PanicInfo;
@@ -10,9 +10,9 @@ use spec::bare::Event;
 
 use crate::ports;
 
-/// How long a vCPU sleeps at a time while another prints a line.
+/// How long a vCPU sleeps each time while another one prints a line.
 const NAP: Duration = Duration::from_micros(100);
-/// How often it does.
+/// How often it sleeps before it prints anyway.
 const MAX_NAPS: u32 = 1000;
 
 /// Prints one line.
@@ -26,7 +26,7 @@ pub(crate) use println;
 /// What [`println`] calls. Lines of several vCPUs come one after another.
 pub fn print_line(line: fmt::Arguments<'_>) {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    // Better a mixed up line than none, should a vCPU have failed in the middle of one.
+    // Another vCPU may have failed in the middle of a line: then mixed lines are better than none.
     let free = (0..MAX_NAPS).any(|_| {
         let free = !TAKEN.swap(true, Ordering::Acquire);
         if !free {

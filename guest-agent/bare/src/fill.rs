@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's past: it fills its memory and frees most of it again.
+//! The first phase: the guest fills its memory and frees most of it again.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +10,12 @@ use crate::allocator::{self, Allocator};
 use crate::memory::Memory;
 use crate::status;
 
-/// Pages that are freed, or stay in use, together.
+/// Pages of a chunk. A chunk is freed or stays in use as a whole.
 const CHUNK: u64 = 64;
-/// In one of so many freed chunks a single page stays in use.
+/// In one of this many freed chunks, a single page stays in use.
 const CHUNKS_A_SURVIVOR: u64 = 32;
 
-/// This vCPU's share of stamping the first `pages` pages. Memory is new: all of them are free.
+/// Does this vCPU's share of stamping the first `pages` pages. In new memory all of them are free.
 pub fn fill(memory: &Memory, pages: u64) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -33,10 +33,10 @@ pub fn fill(memory: &Memory, pages: u64) {
     }
 }
 
-/// Frees the first `filled` pages down to `keep` in use, while nobody else works on them.
+/// Frees some of the first `filled` pages, until `keep` are in use. No other vCPU may work on them.
 ///
-/// As in a system that has run for a while, most of what is free lies in long runs, with single pages in
-/// use here and there, and the other way round.
+/// As in a system that has run for a while, most free pages are in long runs, with single pages in use among them, and
+/// the reverse.
 pub fn free_down_to(
     memory: &Memory,
     allocator: &mut Allocator<'_>,
@@ -49,7 +49,7 @@ pub fn free_down_to(
     let chunks = filled.div_ceil(CHUNK);
     let mut kept = keep.div_ceil(CHUNK);
     for chunk in 0..chunks {
-        // Selection sampling (Knuth, TAOCP 2, 3.4.2 S): exactly `kept` chunks, each choice as likely.
+        // Selection sampling (Knuth, TAOCP 2, 3.4.2 S): exactly `kept` chunks, all choices equally likely.
         if random.below(chunks - chunk) < kept {
             kept -= 1;
             continue;

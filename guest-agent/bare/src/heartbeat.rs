@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The page that the VMM stamps: its own writes must not get lost either.
+//! The page that the VMM stamps: a migration must not lose the VMM's own writes either.
 #![allow(unsafe_code)]
 
 use core::ptr::with_exposed_provenance;
@@ -10,8 +10,8 @@ use spec::stamp::{PAGE_WORDS, Stamp};
 use crate::console::println;
 use crate::status;
 
-/// Reads in a row that may find a half written page: the VMM writes while the guest reads, and may be
-/// scheduled away in the middle.
+/// How many reads in a row may find a half-written page: the VMM writes while the guest reads, and may be preempted in the
+/// middle.
 const PATIENCE: u32 = 200;
 
 /// The check of the page, by one vCPU.
@@ -65,8 +65,8 @@ impl Heartbeat {
 fn read() -> [u64; PAGE_WORDS] {
     let page = with_exposed_provenance::<u64>(HEARTBEAT_GPA as usize);
     core::array::from_fn(|index| {
-        // SAFETY: the ABI puts the page there, and memory is mapped one to one. The VMM writes it at any
-        // time, so every word is read exactly once.
+        // SAFETY: the ABI puts the page there, and memory is mapped one to one. The VMM may write it at any time, so
+        // every word is read exactly once.
         unsafe { page.add(index).read_volatile() }
     })
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Answering the host's requests for free page hints, a little at a time, beside the work.
+//! Answers the host's requests for free page hints, in short steps between the other work.
 
 use lacuna_balloon_driver::balloon::MAX_HINT_PAGES;
 use lacuna_balloon_driver::{Balloon, Mmio, ProbeError, RoundError};
@@ -13,32 +13,32 @@ use crate::memory::Memory;
 use crate::status;
 use crate::time::{self, Clock, Ticks};
 
-/// The balloon, by one vCPU.
+/// The balloon. One vCPU serves it.
 #[derive(Debug)]
 pub struct Hinting<'m> {
     memory: &'m Memory,
-    /// `None` once there is none, or it is broken.
+    /// `None` if there is no balloon, or it is broken.
     balloon: Option<Balloon<Mmio>>,
     phase: Phase,
-    /// The request that is to be answered after this one.
+    /// The next request to answer.
     next: Option<CommandId>,
     answer: AnswerPolicy,
-    /// Nothing is answered before this time.
+    /// The earliest time of the next answer.
     due: Ticks,
-    /// The run that was hinted last: what a flood goes on with.
+    /// The run that was hinted last, which [`spec::bare::AnswerPolicy::Flood`] repeats.
     last: Option<Run>,
     clock: Clock,
-    /// The longest that a step may take.
+    /// The time limit of a step.
     step: Ticks,
-    /// How often a step looks whether the host still wants hints.
+    /// How often a step checks whether the host still wants hints.
     poll: Ticks,
 }
 
-/// How far the answer to a request is.
+/// The state of the answer to a request.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Idle,
-    /// Everything below page `cursor` has been looked at; `run` is held and not hinted yet.
+    /// All pages below `cursor` were checked; `run` is held and not hinted yet.
     Round {
         cursor: u64,
         run: Option<Run>,
@@ -47,7 +47,7 @@ enum Phase {
     Ending,
 }
 
-/// Managed pages that lie one after another in memory.
+/// Managed pages that are contiguous in memory.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     start: u64,
@@ -60,7 +60,7 @@ impl<'m> Hinting<'m> {
         let balloon = crate::ports::take_window()
             .zip(memory.take_rings())
             .ok_or(ProbeError::NoDevice)
-            // The guest does not mind what its free pages hold, zero least of all.
+            // The guest does not depend on the content of its free pages, so its poison value is 0.
             .and_then(|(window, rings)| Balloon::new(window, rings, Some(0)));
         match &balloon {
             Ok(balloon) => println!("balloon: features {:#x}", balloon.features()),
@@ -80,7 +80,7 @@ impl<'m> Hinting<'m> {
         }
     }
 
-    /// Looks for a request and goes on with the answer; true if there is more to do at once.
+    /// Checks for a request and goes on with the answer. Returns whether there is more to do at once.
     pub fn step(&mut self) -> bool {
         if self.answer == AnswerPolicy::Silent {
             return false;
@@ -90,7 +90,7 @@ impl<'m> Hinting<'m> {
         };
         let more = match self.advance(&mut balloon) {
             Ok(more) => more,
-            // The device will use its buffers at some time; meanwhile there is other work.
+            // The device has not used its buffers yet. Do other work meanwhile.
             Err(RoundError::Full) => false,
             Err(error) => {
                 println!("no more hints: {error}");
@@ -112,7 +112,7 @@ impl<'m> Hinting<'m> {
         Ok(more)
     }
 
-    /// Takes note of what the host wants now. Any news ends the round.
+    /// Takes the host's new command. Every new command ends the round.
     fn obey(&mut self, news: Option<Command>) {
         let Some(command) = news else {
             return;
@@ -138,7 +138,7 @@ impl<'m> Hinting<'m> {
         }
     }
 
-    /// Goes on with the answer until it is time to poll again; false if there is nothing to do.
+    /// Goes on with the answer until it is time to poll again. Returns false if there is nothing to do.
     fn hint_for_a_while(&mut self, balloon: &mut Balloon<Mmio>) -> Result<bool, RoundError> {
         let start = time::now();
         while time::now().wrapping_sub(start) < self.poll {
@@ -194,7 +194,7 @@ impl<'m> Hinting<'m> {
         Ok(true)
     }
 
-    /// Answers nothing for so many microseconds.
+    /// Pauses answers for `microseconds`.
     fn rest(&mut self, micros: u64) {
         self.due = time::now().saturating_add(self.clock.micros(micros));
     }
@@ -220,13 +220,13 @@ impl<'m> Hinting<'m> {
         PageRange::new(self.memory.map().frame(run.start), run.count).ok_or(RoundError::Range)
     }
 
-    /// Gives back a run that was not hinted.
+    /// Releases a run that was not hinted.
     fn unhold(&self, run: Option<Run>) {
         let pages = run.map_or(0..0, |run| run.start..run.start + run.count);
         pages.for_each(|index| allocator::unhold(self.memory, index));
     }
 
-    /// Gives back every page that was hinted.
+    /// Releases every hinted page.
     fn release(&self) {
         (0..self.memory.pages()).for_each(|index| allocator::unhold(self.memory, index));
     }

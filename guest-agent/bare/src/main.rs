@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest without an operating system for tests of live migration.
 //!
-//! It fills its memory with stamped pages, frees most of them, and then writes, frees, takes and checks
-//! pages at the rates it is told, on all vCPUs, while it answers the balloon's requests for free page
-//! hints. The machine it runs on is described in [`spec::bare`].
+//! The guest fills its memory with stamped pages and frees most of them. Then, on all vCPUs, it writes, frees, allocates
+//! and checks pages at configured rates, while it answers the balloon's requests for free page hints. [`spec::bare`]
+//! describes its machine.
 #![no_std]
 #![no_main]
 
@@ -39,7 +39,7 @@ use workload::Workload;
 /// How long a vCPU sleeps when nothing is due.
 const NAP: Duration = Duration::from_millis(1);
 
-/// The life of a vCPU. Number 0 sets things up, speaks for the guest and answers the balloon.
+/// The program of a vCPU. vCPU 0 also sets up the guest, reports its events and serves the balloon.
 fn run(vcpu: u64, info: &BootInfo) -> ! {
     let Some(memory) = Memory::new(info) else {
         fail(format_args!("too little memory below the gap"));
@@ -77,7 +77,7 @@ fn run(vcpu: u64, info: &BootInfo) -> ! {
     }
 }
 
-/// Waits until all vCPUs have come here.
+/// Waits until all vCPUs are here.
 fn meet(arrived: &AtomicU64, vcpus: u64) {
     arrived.fetch_add(1, Ordering::AcqRel);
     while arrived.load(Ordering::Acquire) < vcpus {
@@ -85,7 +85,7 @@ fn meet(arrived: &AtomicU64, vcpus: u64) {
     }
 }
 
-/// What only vCPU 0 does.
+/// The tasks of vCPU 0.
 #[derive(Debug)]
 struct Leader<'m> {
     hinting: Hinting<'m>,
@@ -122,7 +122,7 @@ impl<'m> Leader<'m> {
         }
     }
 
-    /// Says that the past is over.
+    /// Announces that the first phase is over.
     fn ready(&self) {
         println!(
             "ready after {} ms, {} pages in use",
@@ -132,7 +132,7 @@ impl<'m> Leader<'m> {
         ports::announce(Event::Ready);
     }
 
-    /// Goes on; true if there is more to do at once.
+    /// Does the next step. Returns whether there is more to do at once.
     fn step(&mut self) -> bool {
         self.heartbeat.check();
         self.hinting.step()

@@ -12,7 +12,7 @@ use spec::stamp::{PAGE_WORDS, Stamp, StampError};
 
 use crate::page_map::PageMap;
 
-/// The managed pages. Every vCPU has its own value; the tables behind it are the same.
+/// The managed pages. Every vCPU has its own value for the same tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     map: PageMap,
@@ -22,12 +22,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory of the machine that `info` describes; `None` if there is too little of it. A new
-    /// machine's memory is zero, and so all pages are free and never stamped.
+    /// The memory of the machine that `info` describes; `None` if it is too small. A new machine's memory is zero, so all
+    /// pages are free and were never stamped.
     pub fn new(info: &BootInfo) -> Option<Self> {
         let map = PageMap::new(info)?;
         let pages = map.pages as usize;
-        // SAFETY: `map` gives these bytes to the table; memory is mapped one to one and all access to
+        // SAFETY: `map` reserves these bytes for the table; memory is mapped one to one, and all access to
         // them is atomic.
         let states = unsafe {
             core::slice::from_raw_parts(with_exposed_provenance(map.states as usize), pages)
@@ -44,7 +44,7 @@ impl Memory {
         })
     }
 
-    /// Where things lie.
+    /// The layout of memory.
     pub fn map(&self) -> &PageMap {
         &self.map
     }
@@ -54,19 +54,19 @@ impl Memory {
         self.map.pages
     }
 
-    /// Whether the page is in that state at this moment.
+    /// Whether the page is in `state` at this moment.
     pub fn is(&self, index: u64, state: PageState) -> bool {
         self.states[index as usize].load(Ordering::Relaxed) == state as u8
     }
 
-    /// Takes the page from one state to another, unless it is in a third.
+    /// Changes the page's state from `from` to `to`. Returns false if it is in another state.
     pub fn exchange(&self, index: u64, from: PageState, to: PageState) -> bool {
         self.states[index as usize]
             .compare_exchange(from as u8, to as u8, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 
-    /// Claims the page for this vCPU alone, if it is in state `from`.
+    /// Claims the page for this vCPU, if it is in state `from`.
     pub fn claim(&self, index: u64, from: PageState) -> Option<Claim<'_>> {
         let to = match from {
             PageState::Free | PageState::Held => PageState::Taken,
@@ -85,14 +85,13 @@ impl Memory {
             return None;
         }
         let base = NonNull::new(with_exposed_provenance_mut(self.map.rings as usize))?;
-        // SAFETY: `map` gives these bytes to the rings, from the start of a page; memory is mapped one to
+        // SAFETY: `map` reserves these bytes for the rings, from the start of a page; memory is mapped one to
         // one; and they are handed out only once.
         Some(unsafe { DmaRegion::new(base, self.map.rings, Balloon::<Mmio>::MEMORY_BYTES) })
     }
 }
 
-/// A page that is [`PageState::Busy`] or [`PageState::Taken`] because this vCPU works on it. It stays so until it is
-/// released.
+/// A page that is [`PageState::Busy`] or [`PageState::Taken`] because this vCPU works on it, until it is released.
 #[derive(Debug)]
 #[must_use = "a claim that is dropped leaves its page busy for ever"]
 pub struct Claim<'m> {
@@ -109,7 +108,7 @@ impl Claim<'_> {
         self.version().store(version, Ordering::Relaxed);
     }
 
-    /// Checks that the page holds its stamp.
+    /// Checks the page's stamp.
     ///
     /// # Errors
     /// [`StampError`]: memory was lost.
@@ -123,7 +122,7 @@ impl Claim<'_> {
         self.memory.map.frame(self.index) << PAGE_SHIFT
     }
 
-    /// Gives the page up; what was written to it comes before its new state.
+    /// Releases the page. Other vCPUs see the writes to it before its new state.
     pub fn release(self, to: PageState) {
         self.memory.states[self.index as usize].store(to as u8, Ordering::Release);
     }
@@ -141,8 +140,8 @@ impl Claim<'_> {
 
     fn page(&mut self) -> &mut [u64; PAGE_WORDS] {
         let page: *mut [u64; PAGE_WORDS] = with_exposed_provenance_mut(self.address() as usize);
-        // SAFETY: the page is managed, so it is memory, mapped one to one, that nothing else lies in; and
-        // this claim is the only one on it, since the state was exchanged to get it.
+        // SAFETY: the page is managed, so it is memory that is mapped one to one and used for nothing else. This claim is
+        // the only one on it, because its state was exchanged atomically.
         unsafe { &mut *page }
     }
 }

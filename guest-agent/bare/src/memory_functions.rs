@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The four functions that compiled code calls without being asked to, and that a C library has
-//! elsewhere.
+//! The four functions that the compiler generates calls to, and that usually come from a C library.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
@@ -31,11 +30,10 @@ pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     if to.addr().wrapping_sub(from.addr()) >= count {
-        // SAFETY: `to` does not start inside the source: forwards nothing is overwritten before it
-        // is read.
+        // SAFETY: `to` does not start inside the source, so a forward copy overwrites nothing before it is read.
         return unsafe { memcpy(to, from, count) };
     }
-    // SAFETY: the caller promises both areas; from the last byte down, since `to` starts inside the
+    // SAFETY: the caller promises both areas; it copies from the last byte down, because `to` starts inside the
     // source. The direction flag is cleared again, as the ABI wants it.
     unsafe {
         asm!(
@@ -70,14 +68,14 @@ pub unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u
     to
 }
 
-/// Compares `count` bytes: negative, 0 or positive as the first is less than, like or more than the other.
+/// Compares `count` bytes: negative, 0 or positive if the first area is less than, equal to or greater than the second.
 ///
 /// # Safety
 /// As C's `memcmp`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, count: usize) -> i32 {
     for index in 0..count {
-        // SAFETY: the caller promises `count` bytes in both areas. Volatile, or the compiler might see
+        // SAFETY: the caller promises `count` bytes in both areas. Volatile, because the compiler might recognise
         // a `memcmp` in this loop and call it.
         let (a, b) = unsafe {
             (

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which pages the guest manages, and where everything else lies.
+//! Which pages the guest manages, and where its rings and tables are.
 //!
-//! The managed pages are numbered from 0, on over the gap below 4 GiB as if it were not there. Below
-//! them lie, in this order from the end of the stacks: the balloon's rings, the table of states (a byte a
-//! page) and the table of versions (4 bytes a page).
+//! The managed pages are numbered from 0; the numbers ignore the gap below 4 GiB. Below the managed pages are, in this
+//! order from the end of the stacks: the balloon's rings, the table of states (a byte for each page) and the table of
+//! versions (4 bytes for each page).
 
 use lacuna_balloon_driver::{Balloon, Mmio};
 use spec::bare::{BootInfo, HIGH_MEMORY_START};
@@ -22,7 +22,7 @@ pub struct PageMap {
     pub first: u64,
     /// Managed pages below the gap.
     pub low_pages: u64,
-    /// Managed pages in all.
+    /// All managed pages.
     pub pages: u64,
 }
 
@@ -32,7 +32,7 @@ impl PageMap {
     pub fn new(info: &BootInfo) -> Option<Self> {
         let low_end = info.low_bytes >> PAGE_SHIFT;
         let high_pages = info.high_bytes >> PAGE_SHIFT;
-        // The tables take some of these pages: they are a little longer than they must be.
+        // The tables themselves take some of these pages, so they are slightly longer than needed.
         let at_most = low_end.checked_sub(info.stacks_end >> PAGE_SHIFT)? + high_pages;
 
         let rings = info.stacks_end.next_multiple_of(PAGE_SIZE);
@@ -58,7 +58,7 @@ impl PageMap {
         }
     }
 
-    /// Whether managed page `index` does not follow the one before it in memory.
+    /// Whether there is a gap in memory before managed page `index`.
     pub fn starts_region(&self, index: u64) -> bool {
         index == 0 || index == self.low_pages
     }

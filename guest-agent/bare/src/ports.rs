@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The ways out to the VMM: the processor's ports and the balloon's register window.
+//! Access to the VMM: I/O ports and the balloon's register window.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
@@ -21,7 +21,7 @@ pub fn announce(event: Event) {
     out(PORT_EVENT, event as u32);
 }
 
-/// Lets this vCPU sleep; the VMM may wake it early.
+/// Makes this vCPU sleep. The VMM may wake it early.
 pub fn sleep(duration: Duration) {
     out(
         PORT_SLEEP,
@@ -29,7 +29,7 @@ pub fn sleep(duration: Duration) {
     );
 }
 
-/// The window of the virtio-mmio device, once.
+/// The window of the virtio-mmio device. May be called once.
 pub fn take_window() -> Option<Mmio> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -41,7 +41,7 @@ pub fn take_window() -> Option<Mmio> {
 }
 
 fn out(port: u16, value: u32) {
-    // SAFETY: both ports of the ABI take any value and touch no memory of the guest's. The compiler must
-    // still take all memory as read and written here, because the VMM may look at it and write to it.
+    // SAFETY: both ports of the ABI take any value and do not access guest memory. The compiler must still assume that
+    // all memory is read and written here, because the VMM may do that.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest tells the VMM about itself, in words that the VMM reads from its memory.
+//! The guest's status words, which the VMM reads from guest memory.
 #![allow(unsafe_code)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +16,12 @@ pub fn get(word: StatusWord) -> u64 {
     cell(word).load(Ordering::Relaxed)
 }
 
-/// Adds to a word that counts something.
+/// Adds to a counter.
 pub fn add(word: StatusWord, count: u64) {
     cell(word).fetch_add(count, Ordering::Relaxed);
 }
 
-/// Takes from a word that counts something.
+/// Subtracts from a counter.
 pub fn subtract(word: StatusWord, count: u64) {
     cell(word).fetch_sub(count, Ordering::Relaxed);
 }
@@ -34,7 +34,7 @@ pub fn set_magic() {
 fn cell(word: StatusWord) -> &'static AtomicU64 {
     let words =
         core::ptr::with_exposed_provenance::<[AtomicU64; StatusWord::COUNT]>(STATUS_GPA as usize);
-    // SAFETY: the ABI gives the page to the status words, memory is mapped one to one, and whoever
-    // accesses them does so atomically.
+    // SAFETY: the ABI reserves the page for the status words, memory is mapped one to one, and all access to them is
+    // atomic.
     unsafe { &(*words)[word as usize] }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Time by the time stamp counter, and work paced by it.
+//! Time from the time stamp counter, and work paced by it.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::_rdtsc;
@@ -9,7 +9,7 @@ pub type Ticks = u64;
 
 /// Ticks since some moment in the past. They may jump when the guest moves to another machine.
 pub fn now() -> Ticks {
-    // SAFETY: every x86-64 processor has the instruction, and the VMM leaves it to privilege level 3.
+    // SAFETY: every x86-64 processor has the instruction, and the VMM allows it at privilege level 3.
     unsafe { _rdtsc() }
 }
 
@@ -27,39 +27,39 @@ impl Clock {
         }
     }
 
-    /// Ticks of that many microseconds.
+    /// Converts microseconds to ticks.
     pub fn micros(self, micros: u64) -> Ticks {
         self.khz.saturating_mul(micros) / 1000
     }
 
-    /// Whole milliseconds of that many ticks.
+    /// Converts ticks to whole milliseconds.
     pub fn to_millis(self, ticks: Ticks) -> u64 {
         ticks / self.khz
     }
 }
 
-/// `amount` a second, of which `unit` make a piece of work.
+/// A rate of `amount` a second, done in pieces of `unit`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// How much a second.
+    /// The amount in a second.
     pub amount: u64,
-    /// How much of it a piece is.
+    /// The amount in a piece of work.
     pub unit: u64,
 }
 
-/// Work at a steady rate: says when a piece of it is due.
+/// Paces work at a steady rate.
 #[derive(Debug)]
 pub struct Pace {
-    /// Ticks between two pieces of work; `None` for no work at all.
+    /// Ticks between two pieces of work; `None` for no work.
     interval: Option<Ticks>,
     /// When the last piece was due.
     last: Ticks,
-    /// Lateness beyond this is forgotten, so that a vCPU that was stopped does not rush afterwards.
+    /// The most delay that is made up for, so that a vCPU does not rush after it was stopped.
     patience: Ticks,
 }
 
 impl Pace {
-    /// A pace of `rate`, shared by `sharers` who each keep one.
+    /// The pace of one of `sharers` vCPUs that share `rate`.
     pub fn new(clock: Clock, rate: Rate, sharers: u64) -> Self {
         let second = u128::from(clock.micros(1_000_000));
         let ticks = (second * u128::from(rate.unit)).saturating_mul(u128::from(sharers));
@@ -72,7 +72,7 @@ impl Pace {
         }
     }
 
-    /// Whether a piece of work is due; it then counts as done.
+    /// Whether a piece of work is due. If so, it counts as done.
     pub fn take(&mut self) -> bool {
         let Some(interval) = self.interval else {
             return false;

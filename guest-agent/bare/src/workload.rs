@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's present: it writes pages in use, frees some and takes others, and checks all of them, for
-//! ever.
+//! The steady phase: the guest writes pages in use, frees some, allocates others and checks all of them, for ever.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,11 +12,11 @@ use crate::memory::{Claim, Memory};
 use crate::status;
 use crate::time::{self, Clock, Pace, Rate, Ticks};
 
-/// Pages checked in a step, beside one for each that was written.
+/// Pages checked in a step, in addition to one for each page written.
 const CHECKS_A_STEP: u64 = 32;
-/// Neighbouring pages that are looked at together for the check.
+/// Neighbouring pages that are checked together.
 const BLOCK: u64 = 64;
-/// Blocks looked at in a step at most, however few of their pages are in use.
+/// The most blocks in a step, however few of their pages are in use.
 const BLOCKS_A_STEP: u64 = 8;
 /// Wrong stamps that are printed; the others are counted.
 const WRONG_STAMPS_PRINTED: u64 = 8;
@@ -31,12 +30,12 @@ pub struct Workload<'m> {
     churn: Pace,
     /// Pages that should be in use.
     target: u64,
-    /// The longest that a step writes.
+    /// The time limit for writing in a step.
     step: Ticks,
 }
 
 impl<'m> Workload<'m> {
-    /// The work that `info` asks for, by pages from `allocator`.
+    /// The work that `info` asks for, on pages from `allocator`.
     pub fn new(memory: &'m Memory, allocator: Allocator<'m>, info: &BootInfo) -> Self {
         let clock = Clock::new(info.tsc_khz);
         let bytes = Rate {
@@ -57,7 +56,7 @@ impl<'m> Workload<'m> {
         }
     }
 
-    /// Does what is due, at most a few milliseconds of it.
+    /// Does the work that is due, for at most a few milliseconds.
     pub fn step(&mut self) {
         let end = time::now().wrapping_add(self.step);
         let in_time = || (end.wrapping_sub(time::now()) as i64) > 0;
@@ -72,7 +71,7 @@ impl<'m> Workload<'m> {
         self.check(written + CHECKS_A_STEP);
     }
 
-    /// Writes a page in use anew.
+    /// Writes the next stamp of a page in use.
     fn rewrite(&mut self) {
         if let Some(mut page) = self.allocator.any_in_use() {
             verify(&mut page);
@@ -82,8 +81,8 @@ impl<'m> Workload<'m> {
         }
     }
 
-    /// Takes a page and frees another. While there is none to take (all are hinted and held), it frees up
-    /// to an eighth of what is in use, and catches up later.
+    /// Allocates a page and frees another. While there is none to allocate (all are hinted and held), it frees up to an
+    /// eighth of the pages in use, and catches up later.
     fn churn(&mut self) {
         for _ in 0..2 {
             if status::get(StatusWord::InUse) <= self.target {
@@ -101,8 +100,8 @@ impl<'m> Workload<'m> {
         }
     }
 
-    /// Goes on with the check of all pages in use until about `budget` more were checked. A page that
-    /// another vCPU works on is left to that one: it checks before it writes.
+    /// Goes on with the check of all pages in use until about `budget` more were checked. A page that another vCPU works on
+    /// is skipped: that vCPU checks it before it writes.
     fn check(&mut self, budget: u64) {
         static BLOCKS_BEGUN: AtomicU64 = AtomicU64::new(0);
         static BLOCKS_DONE: AtomicU64 = AtomicU64::new(0);
@@ -129,7 +128,7 @@ impl<'m> Workload<'m> {
     }
 }
 
-/// Checks a page in use. One that is wrong is counted, and stamped again so that it is not counted twice.
+/// Checks a page in use. A wrong page is counted, and stamped again so that it is counted once.
 fn verify(page: &mut Claim<'_>) {
     status::add(StatusWord::Checks, 1);
     if let Err(error) = page.check() {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The agent, where the machine has a port for it.
+//! Starts the agent, if the machine has a port for it.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
 
-/// The agent, if the initial ramdisk has it.
+/// The agent's path in the initial ramdisk.
 const PROGRAM: &str = "/bin/lacuna-agent";
-/// One folder a virtio device; the file `device` in it holds the device's number in hexadecimal.
+/// Has a folder for each virtio device. The file `device` in it has the device id in hexadecimal.
 const DEVICES: &str = "/sys/bus/virtio/devices";
 const CONSOLE: &str = "0x0003";
 
-/// Starts the agent if the machine has a virtio console. It waits for its port, and for the host, by itself.
+/// Starts the agent if the machine has a virtio console. The agent itself waits for its port and the host.
 pub fn start() -> io::Result<Option<Child>> {
     if !Path::new(PROGRAM).exists() || !has_console()? {
         return Ok(None);

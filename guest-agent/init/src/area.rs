@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Anonymous memory that goes back to the kernel as a whole.
+//! Anonymous memory that is returned to the kernel as a whole.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -16,13 +16,13 @@ pub type Page = [u64; PAGE_WORDS];
 
 /// The balloon driver hints free blocks of this size (order 10 on x86-64).
 const HINT_BLOCK: usize = 4 << 20;
-/// Bytes of a page, as a size in memory.
+/// Bytes of a page, as `usize`.
 pub const PAGE: usize = PAGE_SIZE as usize;
 
 /// Private anonymous memory, mapped when made and unmapped when dropped.
 ///
-/// It begins at a multiple of [`HINT_BLOCK`], so that the kernel can back it with huge pages by its own
-/// policy: these fill with few faults, and go back as large blocks that merge into what the driver hints.
+/// It begins at a multiple of [`HINT_BLOCK`], so that the kernel can use huge pages for it. They are filled with few
+/// faults, and are freed as large blocks, which merge into blocks of the size that the driver hints.
 pub struct Area {
     start: NonNull<Page>,
     pages: usize,
@@ -40,7 +40,7 @@ impl Area {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let bytes = bytes.checked_next_multiple_of(PAGE).ok_or_else(too_large)?;
         let reserved = bytes.checked_add(HINT_BLOCK).ok_or_else(too_large)?;
-        // SAFETY: without MAP_FIXED the kernel picks a free range, so no other memory changes.
+        // SAFETY: without MAP_FIXED the kernel chooses a free range, so other memory does not change.
         let reservation = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
@@ -68,7 +68,7 @@ impl Area {
         })
     }
 
-    /// Has the kernel back the memory with single pages from now on, and not with huge ones.
+    /// Makes the kernel use single pages for the memory from now on, instead of huge pages.
     pub fn use_small_pages(&self) -> io::Result<()> {
         if self.pages == 0 {
             return Ok(());
@@ -82,10 +82,10 @@ impl Area {
         }
     }
 
-    /// Gives the page at `index`, which must exist, back to the kernel. It reads as zero from then on.
+    /// Returns the page at `index`, which must exist, to the kernel. It reads as zero from then on.
     pub fn free_page(&mut self, index: usize) -> io::Result<()> {
         let page: *mut Page = &mut self.pages_mut()[index];
-        // SAFETY: the page lies in the mapping of `map`, nobody refers to it, and zeros are a page.
+        // SAFETY: the page is in the mapping of `map`, there is no reference to it, and zeros are a valid page.
         Ok(unsafe { madvise(page.cast(), PAGE, Advice::LinuxDontNeed) }?)
     }
 
@@ -96,7 +96,7 @@ impl Area {
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.pages) }
     }
 
-    /// All pages, to write.
+    /// All pages, mutable.
     pub fn pages_mut(&mut self) -> &mut [Page] {
         // SAFETY: as in `pages`; `&mut self` makes this the only reference.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.pages) }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a first process owes the system before it can work: file systems and drivers.
+//! What a first process must do at the start: mount file systems and load drivers.
 
 use std::ffi::CStr;
 use std::fs;
@@ -11,8 +11,8 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::finit_module;
 use thiserror::Error;
 
-/// Where the initial ramdisk keeps kernel modules; the file [`LIST`] in it names them in load order,
-/// one a line.
+/// The folder of kernel modules in the initial ramdisk. The file [`LIST`] in it names them in load order, one on each
+/// line.
 const MODULES: &str = "/modules";
 const LIST: &str = "list";
 
@@ -47,7 +47,7 @@ pub fn mount_file_systems() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Loads the modules of the list; one that is loaded already is fine.
+/// Loads the modules of the list. A module that is loaded already is not an error.
 pub fn load_modules() -> Result<(), BootError> {
     let list = PathBuf::from(MODULES).join(LIST);
     let names =

@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-/// A parameter that is there but is no number.
+/// A parameter whose value is not a number.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("lacuna.{name}={value} is not a number")]
 pub struct NotANumber {

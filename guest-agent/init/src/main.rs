@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The first process of the stock Linux guest that the tests migrate.
 //!
-//! It stands for the guest's applications: it loads the kernel's own virtio drivers, starts the agent if the
-//! machine has a port for it, fills memory with stamped pages, frees a part of it, and from then on keeps writing
-//! and checking the rest. A page that a migration lost, or brought back in an older state, shows as a wrong stamp.
+//! It plays the part of the guest's applications. It loads the kernel's own virtio drivers, and starts the agent if the
+//! machine has a port for it. Then it fills memory with stamped pages, frees a part of it, and keeps writing and
+//! checking the rest. A page that a migration lost, or that is older than it should be, has a wrong stamp.
 //!
-//! The kernel's command line says how much ([`workload::Workload`]). What happens is told on the
-//! console: lines of `lacuna-guest:` and a JSON object, one when memory is filled and freed and one a
-//! second from then on, see [`report::Report`].
+//! The kernel's command line sets the sizes and rates ([`workload::Workload`]). Reports on the console are lines of
+//! `lacuna-guest:` and a JSON object: one when memory is filled and freed, and then one each second, see
+//! [`report::Report`].
 
 mod agent;
 mod area;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory full of stamps, and what each of them must be.
+//! Memory full of stamps, and the expected version of each.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::area::{Area, Page};
 
-/// A page that does not hold the stamp last written to it.
+/// A page does not have its last stamp.
 #[derive(Debug, Error)]
 #[error("page {address:#x} should hold version {version}: {found:?}")]
 pub struct WrongPage {
@@ -20,7 +20,7 @@ pub struct WrongPage {
 /// Pages that all carry a stamp: their own virtual address and the count of writes.
 pub struct StampedPages {
     area: Area,
-    /// One of so many pages of the area is ours; the others are free.
+    /// One of this many pages of the area is in use; the others are free.
     spacing: usize,
     versions: Vec<u32>,
     seed: u64,
@@ -32,8 +32,8 @@ impl StampedPages {
         Ok(Self::stamp(Area::map(bytes)?, seed))
     }
 
-    /// Takes `bytes` from the kernel in single pages, stamps them all, and gives every second one back: what
-    /// is free then lies in pieces of one page.
+    /// Takes `bytes` from the kernel in single pages, stamps them all, and returns every second page, so that free memory is
+    /// in pieces of one page.
     pub fn fill_every_second(bytes: usize, seed: u64) -> io::Result<Self> {
         let area = Area::map(bytes)?;
         area.use_small_pages()?;
@@ -74,11 +74,10 @@ impl StampedPages {
         })
     }
 
-    /// Gives the page at `index` its next stamp. What it held before is checked first, but is replaced
-    /// either way.
+    /// Writes the next stamp of the page at `index`. The old stamp is checked first, and is replaced even if it is wrong.
     pub fn rewrite(&mut self, index: usize) -> Result<(), WrongPage> {
         let checked = self.check(index);
-        // Never 0, which no written page has.
+        // Never 0, which means that the page was not written.
         let version = self.versions[index].checked_add(1).unwrap_or(1);
         self.versions[index] = version;
         let page = &mut self.area.pages_mut()[index * self.spacing];
@@ -87,14 +86,14 @@ impl StampedPages {
     }
 }
 
-/// All memory that stays in use, as one range of indices: pages in a row, then those between free ones.
+/// All memory that stays in use, as one range of indices: first the contiguous pages, then the fragmented ones.
 pub struct MemoryInUse {
     whole: StampedPages,
     fragmented: StampedPages,
 }
 
 impl MemoryInUse {
-    /// Puts the two together.
+    /// Combines the two.
     pub fn new(whole: StampedPages, fragmented: StampedPages) -> Self {
         Self { whole, fragmented }
     }

@@ -14,19 +14,19 @@ use crate::command_line::{NotANumber, number};
 use crate::report::Report;
 use crate::stamped::{MemoryInUse, StampedPages, WrongPage};
 
-/// The steady work is done in small portions, so that writes spread over time.
+/// The time between two portions of the steady work, short so that writes are spread over time.
 const TICK: Duration = Duration::from_millis(10);
-/// The full check takes no more than this share of each tick: the rest is for the migration, where guest
-/// and host share processors.
+/// The full check takes at most this share of each tick. The rest is for the migration, if guest and host share
+/// processors.
 const CHECK_SHARE: Duration = Duration::from_millis(2);
-/// Ticks that a full pass of the check takes at least.
+/// The fewest ticks of a full pass of the check.
 const PASS_TICKS: usize = 100;
-/// Pages that are checked between two looks at the clock.
+/// Pages that are checked between two readings of the clock.
 const CHECK_BATCH: usize = 16;
-/// How often the console hears of the guest.
+/// How often the guest reports on the console.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Churned memory is taken in so many parts, one after the other, and freed in the same order: a part of what was
-/// written lately is free at almost any time.
+/// Churned memory is allocated in this many parts, one after the other, and freed in the same order. So at almost any time
+/// some recently written memory is free.
 const CHURN_PARTS: usize = 4;
 /// How long a part stays in use, and how long it then stays free.
 const CHURN_EVERY: Duration = Duration::from_millis(500);
@@ -39,18 +39,18 @@ pub struct Workload {
     in_use: u64,
     /// Bytes written once and then freed, before the guest is ready.
     freed: u64,
-    /// Bytes of which every second page is freed, the others stay in use.
+    /// Bytes of which every second page is freed; the others stay in use.
     fragment: u64,
     /// Bytes a second written to memory in use.
     dirty_rate: u64,
-    /// Bytes that are taken, stamped, checked and freed over and over again.
+    /// Bytes that are allocated, stamped, checked and freed again and again.
     churn: u64,
     /// The seed of stamps and random choices.
     seed: u64,
 }
 
 impl Workload {
-    /// Reads the parameters; those that are missing are 0, so that a guest without any is idle.
+    /// Reads the parameters. Missing ones are 0, so a guest without parameters is idle.
     pub fn from_command_line(line: &str) -> Result<Self, NotANumber> {
         Ok(Self {
             in_use: number(line, "in_use", 0)?,
@@ -62,7 +62,7 @@ impl Workload {
         })
     }
 
-    /// Fills memory, frees a part of it, says so, and works until the machine ends.
+    /// Fills memory, frees a part of it, reports that, and works until the machine ends.
     pub fn run(self) -> io::Result<Infallible> {
         let whole = StampedPages::fill(size(self.in_use)?, self.seed)?;
         drop(StampedPages::fill(size(self.freed)?, self.seed)?);
@@ -128,8 +128,8 @@ impl SteadyWork {
         Ok(())
     }
 
-    /// Rewrites random pages at the rate. Time in which the guest did not run is not made up for: it
-    /// would end in a burst.
+    /// Rewrites random pages at the dirty rate. Time in which the guest did not run is not made up for, because that would
+    /// cause a burst.
     fn write(&mut self, now: Instant) {
         let elapsed = (now - self.last_tick).min(10 * TICK);
         self.last_tick = now;
@@ -167,8 +167,8 @@ impl SteadyWork {
         }
     }
 
-    /// Takes or frees the next part of the churned memory when it is time to: so the guest frees memory during a
-    /// migration too.
+    /// Allocates or frees the next part of the churned memory when that is due, so that the guest also frees memory during a
+    /// migration.
     fn churn(&mut self, now: Instant) -> io::Result<()> {
         if now - self.last_churn < CHURN_EVERY / CHURN_PARTS as u32 {
             return Ok(());
@@ -192,10 +192,10 @@ impl SteadyWork {
     }
 }
 
-/// Memory that is taken, stamped, and given back over and over again.
+/// Memory that is allocated, stamped and freed again and again.
 struct Churn {
     parts: [Option<StampedPages>; CHURN_PARTS],
-    /// The part whose turn it is.
+    /// The next part.
     next: usize,
     /// Pages of all parts.
     pages: usize,
@@ -212,12 +212,12 @@ impl Churn {
         }
     }
 
-    /// Takes the next part or, if it is in use, returns it, to be checked and freed.
+    /// Allocates the next part. If it is in use, returns it to be checked and freed.
     fn step(&mut self) -> io::Result<Option<StampedPages>> {
         let index = self.next;
         self.next = (index + 1) % CHURN_PARTS;
         let freed = self.parts[index].take();
-        // What four parts cannot share evenly, the first ones have more.
+        // If the pages cannot be divided evenly, the first parts have more.
         let pages = (self.pages + CHURN_PARTS - 1 - index) / CHURN_PARTS;
         if freed.is_none() && pages > 0 {
             self.parts[index] = Some(StampedPages::fill(pages * PAGE, self.seed)?);
@@ -226,7 +226,7 @@ impl Churn {
     }
 }
 
-/// A number of bytes as a size in memory.
+/// A number of bytes as `usize`.
 fn size(bytes: u64) -> io::Result<usize> {
     usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How fast the agent reads the kernel's page flags: its whole way from `/proc/kpageflags` to sealed frames, against
-//! a bare `read` of the same flags.
+//! How fast the agent reads the kernel's page flags: from `/proc/kpageflags` to finished frames, compared with a bare
+//! `read` of the same flags.
 //!
-//! Both take turns at every part of memory, so that noise meets both alike; a figure is the median of their ratios.
-//! Parts are told apart by what is in them. So that there are some of each kind, the bench fills memory of its own, and
-//! gives every second page of some of it back.
+//! Both take turns at every part of memory, so that noise affects both; a figure is the median of their ratios. Parts are
+//! classified by their content. To have some of each kind, the bench fills memory of its own, and frees every second page
+//! of some of it.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -21,15 +21,15 @@ use rustix::system::sysinfo;
 use spec::PageRange;
 use spec::agent::{Answer, FRAME_HEADER_BYTES, MAX_FRAME, frame, map};
 
-/// The most memory that is filled, and of which every second page is given back, each; at most a quarter of what is free.
+/// The most memory that is filled, and the most that is fragmented; each is at most a quarter of the free memory.
 const MOST: u64 = 2 << 30;
-/// Pages that are told apart and read together: 8 MiB.
+/// Pages of a part: 8 MiB.
 const UNIT: u64 = 1 << 11;
-/// Times that each part is read, by each of the two.
+/// How often each part is read by each of the two.
 const TURNS: usize = 5;
 const PAGE: u64 = spec::PAGE_SIZE;
 
-/// What a part of memory is like.
+/// The kind of a part of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     InUse,
@@ -120,14 +120,14 @@ fn measure(file: &File) -> Vec<Pair> {
     pairs
 }
 
-/// The wholly known units of `zone`.
+/// The parts that are wholly in `zone`.
 fn units(zone: PageRange) -> impl Iterator<Item = PageRange> {
     let firsts = (zone.first().next_multiple_of(UNIT)..).step_by(UNIT as usize);
     let units = firsts.map_while(move |first| PageRange::new(first, UNIT));
     units.take_while(move |unit| unit.end() <= zone.end())
 }
 
-/// What the agent does for a question, but for the port.
+/// What the agent does for a request, without the port.
 struct Agent {
     pages: FreePages,
     frame: Box<[u8; MAX_FRAME]>,

@@ -10,8 +10,8 @@ use crate::preparation::Preparation;
 
 /// Tells the host which pages of this guest are free, so that a live migration need not send them.
 ///
-/// It reads /proc/kpageflags (as root) when the host asks, which is when a migration runs. It allocates none of the
-/// pages that it reports; that a page is used again the next moment is no harm, the host sees that by itself.
+/// When the host asks, which it does during a migration, the agent reads /proc/kpageflags (as root). It does not allocate the
+/// pages that it reports. If the guest uses such a page again, nothing is lost: the host notices the write.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "lacuna-agent", version, max_term_width = 100)]
 pub struct Args {
@@ -19,18 +19,18 @@ pub struct Args {
     #[arg(short, long, default_value = "virtio:org.lacuna.agent.0")]
     pub port: Address,
 
-    /// File with the key that the host's device has, too (its --agent-key), by which it knows this agent: needed over vsock,
-    /// which every process of the guest can use. Only root may read it: mode 600
+    /// File with the key by which the host's device recognises this agent (the device's --agent-key). Needed over vsock, which
+    /// every process of the guest can use. Only root may be able to read it: mode 600
     #[arg(short, long, value_name = "FILE")]
     pub key: Option<PathBuf>,
 
-    /// When a migration begins, drop the clean page cache first: fewer bytes are sent, but what the guest reads
-    /// again afterwards comes from its disk
+    /// When a migration begins, first drop the clean page cache. Fewer bytes are sent, but the guest must read from its disk
+    /// what it reads again
     #[arg(long)]
     pub drop_caches: bool,
 
-    /// When a migration begins, compact memory first: longer runs of free pages, for some processor time of the
-    /// guest and many pages written anew, which are then sent
+    /// When a migration begins, first compact memory. This makes longer runs of free pages, but costs the guest processor
+    /// time, and writes many pages, which must then be sent
     #[arg(long)]
     pub compact: bool,
 
@@ -38,13 +38,13 @@ pub struct Args {
     #[arg(long)]
     pub once: bool,
 
-    /// Print what would be told now, and end
+    /// Print a summary of the free pages, and end
     #[arg(long)]
     pub print: bool,
 }
 
 impl Args {
-    /// What may be done before the first map of a migration.
+    /// What the agent may do before the first map of a migration.
     pub fn preparation(&self) -> Preparation {
         Preparation {
             drop_caches: self.drop_caches,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which pages are free: `/proc/kpageflags`, one 64-bit word of flags a page.
+//! Reads which pages are free from `/proc/kpageflags`, which has one 64-bit word of flags for each page.
 //!
-//! Pages of which one look leaves doubt are looked at again ([`crate::page_flags`] says why, and which).
+//! Pages that are doubtful after one read are read again ([`crate::page_flags`] says which, and why).
 
 use std::fs::File;
 use std::io;
@@ -12,12 +12,12 @@ use spec::agent::MAX_MAP_PAGES;
 
 use crate::page_flags::Seen;
 
-/// Bytes of flags a page.
+/// Bytes of flags for each page.
 const FLAGS: usize = 8;
-/// Pages whose flags are read together: few enough that they stay in the processor's cache until they were looked at.
+/// Pages whose flags are read together. Their flags stay in the processor's cache until they are evaluated.
 const PIECE: usize = 2048;
 
-/// Reads page flags. All memory that it needs is its own from the start: while it reads it allocates nothing.
+/// Reads page flags. It allocates all its memory at the start, and none while it reads.
 #[derive(Debug)]
 pub struct FreePages {
     file: File,
@@ -29,12 +29,12 @@ impl FreePages {
     /// Opens the kernel's page flags.
     ///
     /// # Errors
-    /// If the kernel has none (`CONFIG_PROC_PAGE_MONITOR`) or the process may not read them (only root may).
+    /// If the kernel lacks `CONFIG_PROC_PAGE_MONITOR`, or the process may not read the file (only root may).
     pub fn open() -> io::Result<Self> {
         Ok(Self::of(File::open("/proc/kpageflags")?))
     }
 
-    /// Reads page flags from `file`, which is laid out as the kernel lays out its own.
+    /// Reads page flags from `file`, which has the layout of `/proc/kpageflags`.
     pub(crate) fn of(file: File) -> Self {
         Self {
             file,
@@ -43,11 +43,11 @@ impl FreePages {
         }
     }
 
-    /// The pages of `range` that are free now: bit `p % 64` of word `p / 64`, counted from its first page, and how
-    /// many they are. Of a longer range than [`MAX_MAP_PAGES`] only so many pages are looked at.
+    /// The pages of `range` that are free now, and their number: bit `p % 64` of word `p / 64`, counted from the range's
+    /// first page. At most [`MAX_MAP_PAGES`] pages are read.
     ///
     /// # Errors
-    /// Whatever the kernel says. Pages that it does not know are not free.
+    /// The kernel's. Pages without flags count as not free.
     pub fn read(&mut self, range: PageRange) -> io::Result<(&[u64], u64)> {
         let pages = range.count().min(u64::from(MAX_MAP_PAGES)) as usize;
         let words = &mut self.words[..pages.div_ceil(64)];
@@ -68,7 +68,7 @@ impl FreePages {
     }
 }
 
-/// Those of the pages `doubtful`, counted from `first`, that look free this time, too.
+/// Reads the pages `doubtful`, counted from `first`, again, and returns those that look free again.
 fn look_again(file: &File, doubtful: u64, first: u64) -> io::Result<u64> {
     if doubtful == 0 {
         return Ok(0);
@@ -81,7 +81,7 @@ fn look_again(file: &File, doubtful: u64, first: u64) -> io::Result<u64> {
     Ok(seen.free << low & doubtful)
 }
 
-/// Reads the flags of pages from `first` on and returns those that there are: the file ends with memory.
+/// Reads the flags of pages from `first` on. Returns fewer at the end of memory.
 fn read_at<'a>(file: &File, flags: &'a mut [u8], first: u64) -> io::Result<&'a [[u8; FLAGS]]> {
     let mut filled = 0;
     while filled < flags.len() {
@@ -96,7 +96,7 @@ fn read_at<'a>(file: &File, flags: &'a mut [u8], first: u64) -> io::Result<&'a [
     Ok(flags[..filled].as_chunks().0)
 }
 
-/// `range` in parts that one map can hold.
+/// Splits `range` into parts that fit in a map.
 pub fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
     let step = u64::from(MAX_MAP_PAGES);
     (range.first()..range.end())

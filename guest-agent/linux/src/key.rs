@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The file with the key that the host's device has, too. Whoever reads it in the guest can pass for the agent, so that
-//! only root may.
+//! The file with the key that the host's device also has. Whoever can read it in the guest can pose as the agent, so only
+//! root may be able to read it.
 
 use std::path::Path;
 
 use spec::agent::proof::{Key, KeyLengthError};
 use spec_sockets::secret::{self, Readers, SecretError};
 
-/// Why a file is no key.
+/// The file is not a valid key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read, or it is not kept from others.
     #[error(transparent)]
     File(#[from] SecretError),
     /// Too short or too long.
-    #[error("{0}: make one with `head -c 32 /dev/urandom`, and give it to the device, too")]
+    #[error("{0}: make a key with `head -c 32 /dev/urandom`, and give the device the same")]
     Length(#[from] KeyLengthError),
 }
 
-/// Reads the key in the file at `path`: all of its bytes.
+/// Reads the key: all bytes of the file at `path`.
 ///
 /// # Errors
-/// [`KeyFileError`] if it cannot be read, others than its owner can, or it is no key.
+/// [`KeyFileError`] if it cannot be read, if others than root have access to it, or if it is not a valid key.
 pub fn read(path: &Path) -> Result<Key, KeyFileError> {
     // One byte more than a key has shows that the file is too long.
     let bytes = secret::read(path, Readers::Owner, Key::MAX_BYTES + 1)?;

@@ -12,9 +12,9 @@ use lacuna_agent::port::{Address, Port};
 use lacuna_agent::session::{Session, SessionError};
 use lacuna_agent::{Args, key};
 
-/// How long to wait before the port is tried again: a host that is not there comes when it comes.
+/// How long to wait before the port is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Reasons that are said until the host asks something.
+/// How many different reasons are logged until the host asks something.
 const MAX_SAID: usize = 16;
 
 fn main() -> ExitCode {
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves the host for ever, or once; comes back when the host does.
+/// Serves the host for ever, or once. Tries again when the host disconnects.
 fn serve(args: &Args) -> Result<(), SessionError> {
     let key = args.key.as_deref().map(key::read).transpose()?;
     let mut session = Session::new(args.preparation(), key)?;
@@ -51,14 +51,14 @@ fn serve(args: &Args) -> Result<(), SessionError> {
             _ if args.once => return served,
             Err(error @ SessionError::PageFlags(_)) => return Err(error),
             Err(error) => said.once(&args.port, error.to_string()),
-            Ok(()) => said.once(&args.port, "the host has gone".into()),
+            Ok(()) => said.once(&args.port, "the host has hung up".into()),
         }
         thread::sleep(AGAIN);
     }
 }
 
-/// What was said of the port since the host last asked something. A port can be opened although no program of the
-/// host has its other end, and is then tried again twice a second: each reason is said once.
+/// The reasons that were logged since the host last asked something. A port can be opened although no program of the host
+/// has its other end open, and is then tried twice a second. So each reason is logged once.
 #[derive(Default)]
 struct Said(Vec<String>);
 

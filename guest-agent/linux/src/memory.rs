@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where memory is: the spans of the kernel's zones, from `/proc/zoneinfo`. Between them there are no page flags.
+//! Where there is memory: the spans of the kernel's zones, from `/proc/zoneinfo`. There are no page flags between them.
 
 use std::fs;
 use std::io;
 
 use spec::PageRange;
 
-/// The spans of all zones, as few ranges as say it, in rising order.
+/// The spans of all zones, merged into as few ranges as possible, in rising order.
 ///
 /// # Errors
-/// If the kernel's table cannot be read, or names no zone.
+/// If the kernel's table cannot be read, or has no zone.
 pub fn zones() -> io::Result<Vec<PageRange>> {
     let ranges = parse(&fs::read_to_string("/proc/zoneinfo")?);
     if ranges.is_empty() {
-        let text = "/proc/zoneinfo names no zone with memory";
+        let text = "/proc/zoneinfo has no zone with memory";
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(ranges)
@@ -40,8 +40,8 @@ fn parse(text: &str) -> Vec<PageRange> {
     join(ranges)
 }
 
-/// `count` pages from `first` on and what lies before them in their word of 64: the pairs of pages that the kernel
-/// splits blocks into are then pairs of what is read, too. `None` for a zone without pages.
+/// `count` pages from `first` on, and the pages before them in the same word of 64 pages, so that aligned pairs of pages
+/// are read together. `None` for a zone without pages.
 fn from_whole_word(first: u64, count: u64) -> Option<PageRange> {
     let before = first % 64;
     PageRange::new(first, count)?;

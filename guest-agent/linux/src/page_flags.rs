@@ -1,68 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a look at page flags proves: which pages are free beyond doubt, and which are to be looked at again.
+//! What page flags prove: which pages are certainly free, and which must be read again.
 //!
-//! The kernel takes no lock when it fills `/proc/kpageflags`. It calls a page free (`KPF_BUDDY`) if it, or a page at the
-//! start of an aligned block around it, is marked as free and big enough; mark and size are two reads
-//! (`is_free_buddy_page`). If that first page is taken into use between them, the size is some other number, and a
-//! page outside of the block, which has been in use all the time, looks free, once. A page in use that was told as
-//! free, and is not written again, would be lost. So it must take two such accidents to tell it.
+//! The kernel takes no lock when it fills `/proc/kpageflags`. It reports a page as free (`KPF_BUDDY`) if the page, or the
+//! first page of an aligned block around it, is marked as free with a sufficient size. Mark and size are two reads
+//! (`is_free_buddy_page`). If the first page is allocated between them, the size is another number. Then a page outside the
+//! block, which has been in use all the time, looks free in this one read. If the agent reported such a page and the
+//! guest did not write it again, it would be lost. So the agent reports a page only if two such races would be needed for a
+//! wrong report.
 //!
-//! Let *P* be a page that has been in use all the time and looks free by such an accident.
+//! Let *P* be a page that has been in use all the time and looks free because of such a race.
 //!
-//! 1. Nobody refers to *P* (the kernel looks at that first), so *P* is no first page of an allocation, unless it is
-//!    frozen for a moment (then it is locked) or of a kind that needs no references (slabs, page tables). All of
-//!    them have flags that show it.
-//! 2. So *P* lies further back in an allocation of several pages. If that is a compound page, *P* has the flag of
-//!    one. If not, *P* may have no flag but `KPF_BUDDY`; but the allocation is an aligned power of two, so that the
-//!    other page of *P*'s aligned pair belongs to it, too, and has all the time.
+//! 1. *P* has no references (the kernel checks that first). So *P* is not the first page of an allocation, unless it is
+//!    briefly frozen (then it is locked) or of a kind without references (slabs, page tables). Other flags show all of
+//!    these cases.
+//! 2. So *P* is a later page in an allocation of several pages. If the allocation is a compound page, *P* has the flag of
+//!    one. If not, *P* may have only the flag `KPF_BUDDY`. But the allocation is an aligned power of two, so the other
+//!    page of *P*'s aligned pair belongs to it, too, and is in use all the time.
 //!
-//! So a page that shows no other flag is believed at first sight if
+//! So a page without another flag counts as free after one read if
 //!
-//! - the other page of its pair looks free in the same way: two pages in use would have had to meet two accidents,
-//!   one right after the other; or
-//! - the other page is a process's or a file's (`KPF_LRU`), or of a slab, and not compound: then it is an allocation
-//!   of its own, and *P* is in none.
+//! - the other page of its pair looks free in the same way: a wrong report would need two races, one right after the
+//!   other; or
+//! - the other page belongs to a process or a file (`KPF_LRU`) or to a slab, and is not compound: then it is an
+//!   allocation of its own, and *P* is not in an allocation.
 //!
-//! All others are looked at again, and told if they look free twice: that, too, takes two accidents, at the same page. A
-//! page that was free at any moment of the look is told rightly, whatever became of it: its writes are in the dirty log
-//! since before the question.
+//! All other pages are read again and reported if they look free twice: a wrong report would need two races at the same
+//! page. To report a page that was free at any moment of the read is right, whatever happens to it later, because its
+//! writes have been in the dirty log since before the request.
 //!
-//! This needs the two reads to be made in the order in which the kernel wrote what they read. Where processors keep to
-//! no such order an accident can last longer than a page, and all pages are looked at twice.
+//! This requires that the two reads of the kernel see writes in the order in which they were made. On processors without
+//! that order, a race can last longer than one page, and all pages are read twice.
 //!
 //! Source: Linux 6.1 to 6.18, `fs/proc/page.c`, `mm/page_alloc.c`.
 
-/// Set by a processor that may have to get the page's content from elsewhere; on a free page: it was reported to the host.
+/// On a page in use: its content is valid. On a free page: it was reported to the host.
 const KPF_UPTODATE: u64 = 1 << 3;
-/// A process's or a file's page.
+/// A page of a process or a file.
 const KPF_LRU: u64 = 1 << 5;
-/// The kernel's own small objects.
+/// A page of the kernel's small objects.
 const KPF_SLAB: u64 = 1 << 7;
 /// The page is in the kernel's free lists.
 const KPF_BUDDY: u64 = 1 << 10;
-/// The first page of an allocation of several that knows itself as one.
+/// The first page of a compound page.
 const KPF_COMPOUND_HEAD: u64 = 1 << 15;
-/// Any other of its pages.
+/// A later page of a compound page.
 const KPF_COMPOUND_TAIL: u64 = 1 << 16;
 
-/// Whether other processors' writes are seen in their order.
+/// Whether the processor sees the writes of others in order.
 const ORDERED: bool = cfg!(target_arch = "x86_64");
 
-/// The pages of up to 64 whose flags were read together, a bit each.
+/// The result for up to 64 pages whose flags were read together, with a bit for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Look free.
+    /// Pages that look free.
     pub free: u64,
-    /// Of these, those that need no second look.
+    /// Those of them that need no second read.
     pub certain: u64,
 }
 
 impl Seen {
-    /// Looks at the `flags` of up to 64 pages from `first` on.
+    /// Evaluates the `flags` of up to 64 pages from `first` on.
     pub fn new(flags: &[[u8; 8]], first: u64) -> Self {
         let pages = || flags.iter().map(|flags| u64::from_ne_bytes(*flags));
         let (any, all) = pages().fold((0, u64::MAX), |(any, all), page| (any | page, all & page));
-        // Most words are all in use or all free.
+        // In most words all pages are in use, or all are free.
         let mut seen = if any & KPF_BUDDY == 0 {
             Self::default()
         } else if flags.len() == 64 && is_plainly_free(any) && is_plainly_free(all) {
@@ -79,11 +80,11 @@ impl Seen {
         seen
     }
 
-    /// Looks at pair by pair.
+    /// Evaluates the flags pair by pair.
     fn by_pairs(flags: &[[u8; 8]]) -> Self {
         let mut seen = Self::default();
         for (index, pair) in flags.chunks(2).enumerate() {
-            // What is not known shows nothing.
+            // A page whose flags are not known proves nothing.
             let flags = |index: usize| {
                 pair.get(index)
                     .map_or(0, |flags| u64::from_ne_bytes(*flags))
@@ -101,17 +102,17 @@ impl Seen {
     }
 }
 
-/// Whether a page with the flags `page` is free beyond doubt, as the `other` of its pair has those.
+/// Whether a page with the flags `page` is certainly free, if the other page of its pair has the flags `other`.
 fn is_certain(page: u64, other: u64) -> bool {
     is_plainly_free(page) && (is_plainly_free(other) || is_apart(other))
 }
 
-/// Whether the page looks free and shows no flag of a page in use.
+/// Whether the page looks free and has no flag of a page in use.
 fn is_plainly_free(flags: u64) -> bool {
     flags & !KPF_UPTODATE == KPF_BUDDY
 }
 
-/// Whether the page is in use, and an allocation of its own.
+/// Whether the page is in use and an allocation of its own.
 fn is_apart(flags: u64) -> bool {
     let others = KPF_BUDDY | KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL;
     flags & (KPF_LRU | KPF_SLAB) != 0 && flags & others == 0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What connects the agent with the host: something to read and write, whatever it is.
+//! The connection to the host: any file that can be read and written.
 
 use std::fmt;
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use vsock::{VsockAddr, VsockStream};
 
-/// Where the host is.
+/// The address of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// The virtio-console port of this name.
@@ -30,9 +30,9 @@ pub enum Address {
     Device(PathBuf),
 }
 
-/// Text that is no address.
+/// The text is not an address.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("'{0}' is none of virtio:NAME, vsock:CID:PORT and the path of a device")]
+#[error("'{0}' is not an address: write virtio:NAME, vsock:CID:PORT or the path of a device")]
 pub struct NoAddress(String);
 
 impl FromStr for Address {
@@ -68,7 +68,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// An open connection. It never blocks but where it says so.
+/// An open connection. It blocks only where stated.
 #[derive(Debug)]
 pub struct Port(OwnedFd);
 
@@ -88,7 +88,7 @@ impl Port {
         Self::of(fd)
     }
 
-    /// Takes what is open already.
+    /// A connection over an open file.
     pub(crate) fn of(fd: OwnedFd) -> io::Result<Self> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         if isatty(&fd) {
@@ -99,7 +99,7 @@ impl Port {
         Ok(Self(fd))
     }
 
-    /// Reads what is there: how many bytes, 0 at the end, `None` if there is nothing yet.
+    /// Reads the bytes that have arrived. Returns their number, 0 at the end, `None` if there are none yet.
     ///
     /// # Errors
     /// Whatever the connection says.
@@ -107,16 +107,16 @@ impl Port {
         match rustix::io::read(&self.0, bytes) {
             Ok(count) => Ok(Some(count)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            // The other side of a terminal has gone.
+            // The other end of a terminal was closed.
             Err(Errno::IO) => Ok(Some(0)),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Writes all of `bytes`; waits as long as the host takes none.
+    /// Writes all of `bytes`. Waits while the host accepts none.
     ///
     /// # Errors
-    /// [`io::ErrorKind::BrokenPipe`] if the host has gone, and whatever else the connection says.
+    /// [`io::ErrorKind::BrokenPipe`] if the host has disconnected, or another error of the connection.
     pub fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         let write = |bytes: &[u8]| rustix::io::write(&self.0, bytes);
         write_all(bytes, write, || self.wait(PollFlags::OUT, None).map(drop))
@@ -125,7 +125,7 @@ impl Port {
     /// Waits for something to read; `false` if `timeout` passes first.
     ///
     /// # Errors
-    /// [`io::ErrorKind::BrokenPipe`] if the host has gone.
+    /// [`io::ErrorKind::BrokenPipe`] if the host has disconnected.
     pub fn readable(&self, timeout: Option<Timespec>) -> io::Result<bool> {
         self.wait(PollFlags::IN, timeout)
     }
@@ -136,7 +136,7 @@ impl Port {
             match poll(&mut polled, timeout.as_ref()) {
                 Ok(0) => return Ok(false),
                 Ok(_) if polled[0].revents().intersects(flags) => return Ok(true),
-                // A virtio port says so as long as no program of the host has opened its end.
+                // A virtio port reports this while no program of the host has opened its end.
                 Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -145,7 +145,7 @@ impl Port {
     }
 }
 
-/// Writes all of `bytes` with `write`; calls `wait` when that takes nothing at the moment.
+/// Writes all of `bytes` with `write`. Calls `wait` when nothing can be written at the moment.
 fn write_all(
     mut bytes: &[u8],
     mut write: impl FnMut(&[u8]) -> Result<usize, Errno>,
@@ -153,7 +153,7 @@ fn write_all(
 ) -> io::Result<()> {
     while !bytes.is_empty() {
         match write(bytes) {
-            // So a virtio port says that its queue takes nothing any more. To try again would be to spin.
+            // A virtio port reports so that its queue is full. To try again would be a busy loop.
             Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::AGAIN) => wait()?,

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest's user may let the agent do before the first map of a migration. Both cost the guest something,
-//! so both are off unless asked for.
+//! What the agent may do before the first map of a migration. Both actions have a cost for the guest, so both are off by
+//! default.
 
 use std::fs;
 
 /// What to do first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Preparation {
-    /// Drop the clean page cache: fewer pages in use, but what is read again comes from the disk.
+    /// Drop the clean page cache. Fewer pages are in use, but data that is read again comes from the disk.
     pub drop_caches: bool,
-    /// Compact memory: longer free runs, but the pages that move are written, and so sent again.
+    /// Compact memory. Free runs are longer, but the moved pages are written and so sent again.
     pub compact: bool,
 }
 
 impl Preparation {
-    /// Does it. A kernel that refuses costs the gain, not the migration.
+    /// Does what is allowed. If the kernel refuses, only the gain is lost.
     pub fn run(self) {
-        // 1: the page cache only. Inodes and entries (2) are slow to drop and give little back.
+        // 1: only the page cache. Inodes and dentries (2) are slow to drop and free little memory.
         if self.drop_caches {
             tell("/proc/sys/vm/drop_caches", "1");
         }

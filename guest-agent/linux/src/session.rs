@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Questions of the host, and answers: the agent protocol over an open port.
+//! Answers the host's requests: the agent protocol over an open port.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,26 +19,26 @@ use crate::port::Port;
 use crate::preparation::Preparation;
 use crate::settings;
 
-/// Why the agent cannot serve the host.
+/// The agent cannot serve the host.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The port cannot be opened, or breaks.
+    /// The port cannot be opened, or failed.
     #[error(transparent)]
     Port(#[from] io::Error),
     /// The kernel's tables cannot be read.
     #[error("cannot read which pages are free (/proc/kpageflags, as root): {0}")]
     PageFlags(#[source] io::Error),
-    /// `--key` is no key.
+    /// The file of `--key` is not a valid key.
     #[error("--key: {0}")]
     Key(#[from] KeyFileError),
-    /// The host hears only who has its key.
+    /// The host requires a key.
     #[error(
-        "the host hears only an agent that has its key: give --key FILE, a copy of the device's --agent-key"
+        "the host accepts only an agent with its key: give --key FILE, a copy of the device's --agent-key"
     )]
     KeyWanted,
-    /// The host hung up after the proof.
+    /// The host disconnected after the proof.
     #[error(
-        "the host hung up on this agent's proof: is --key the device's --agent-key? It also hangs up while it serves \
+        "the host hung up after this agent's proof: is --key the device's --agent-key? It also hangs up while it serves \
          another agent of this guest"
     )]
     NotBelieved,
@@ -53,18 +53,18 @@ pub struct Session {
     zones: Vec<PageRange>,
     input: Box<Deframer>,
     output: Box<[u8; MAX_FRAME]>,
-    /// By which the host knows the agent.
+    /// The key by which the host recognises the agent.
     key: Option<Key>,
-    /// The host has been sent a proof, and has asked nothing since.
+    /// Whether a proof was sent and the host has asked nothing since.
     is_on_trial: bool,
     was_asked: bool,
 }
 
 impl Session {
-    /// Gets all memory that it will need. With a `key` it proves itself to a host that asks for that.
+    /// Allocates all the memory that it needs. With a `key` the agent answers a host's challenge.
     ///
     /// # Errors
-    /// [`SessionError::PageFlags`] if the kernel does not tell which pages are free.
+    /// [`SessionError::PageFlags`] if page flags cannot be read.
     pub fn new(preparation: Preparation, key: Option<Key>) -> Result<Self, SessionError> {
         let pages = FreePages::open().map_err(SessionError::PageFlags)?;
         let zones = memory::zones().map_err(SessionError::PageFlags)?;
@@ -90,7 +90,7 @@ impl Session {
         }
     }
 
-    /// Says in the log what the kernel does with free pages and what that means.
+    /// Logs what the kernel does with free pages, and what that means.
     pub fn explain(&self) {
         let flags = self.settings.flags;
         if !self.settings.free_pages_may_be_zero() {
@@ -107,10 +107,10 @@ impl Session {
         }
     }
 
-    /// Serves the host until it hangs up.
+    /// Serves the host until it disconnects.
     ///
     /// # Errors
-    /// [`SessionError`] if the port breaks, or the host does not hear this agent.
+    /// [`SessionError`] if the port fails, or the host does not accept this agent.
     pub fn serve(&mut self, port: &Port) -> Result<(), SessionError> {
         self.is_on_trial = false;
         self.was_asked = false;
@@ -140,13 +140,12 @@ impl Session {
         }
     }
 
-    /// Whether the host has asked anything over the last port: that a port can be opened does not show that anyone is
-    /// at its other end.
+    /// Whether the host has asked anything over the last port. A port can be opened even if nobody has its other end open.
     pub fn was_asked(&self) -> bool {
         self.was_asked
     }
 
-    /// Sends the map of all memory. Ends early if the host asks something else, which is returned.
+    /// Sends the map of all memory. Ends early if the host sends another request, which is returned.
     fn answer(
         &mut self,
         port: &Port,
@@ -184,7 +183,7 @@ impl Session {
         Ok(asked)
     }
 
-    /// Reads and sends one part. The inner error is the kernel's.
+    /// Reads and sends one part. The inner error is that of reading page flags.
     fn send_part(
         &mut self,
         port: &Port,
@@ -198,7 +197,7 @@ impl Session {
         };
         totals.read += part.count();
         totals.free += free;
-        // A part without a free page is sent, too: the host waits until it knows of each part.
+        // A part without a free page is sent, too, because the host waits for every part.
         let payload = self.output[FRAME_HEADER_BYTES..].first_chunk_mut();
         let length = payload.map_or(0, |payload| map::encode(part, words, payload));
         let frame = frame::seal(&mut self.output, Answer::MAP, epoch, length);
@@ -228,7 +227,7 @@ impl Session {
         Ok(port.write_all(frame.encode(&mut self.output))?)
     }
 
-    /// Waits for a question other than who is there; `None` if the host hangs up.
+    /// Waits for a request other than Hello; `None` if the host disconnects.
     fn wait_for_ask(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
         loop {
             if let Some(ask) = self.asked(port)? {
@@ -245,7 +244,7 @@ impl Session {
         }
     }
 
-    /// What has been asked meanwhile, without waiting.
+    /// The request that has arrived meanwhile, if any. Does not wait.
     fn take_ask(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
         if port.readable(Some(Timespec::default()))? && !self.fill(port)? {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
@@ -253,7 +252,7 @@ impl Session {
         self.asked(port)
     }
 
-    /// Reads once; `false` if the host has hung up.
+    /// Reads once; `false` if the host has disconnected.
     fn fill(&mut self, port: &Port) -> Result<bool, SessionError> {
         match port.read(self.input.space())? {
             Some(0) => Ok(false),
@@ -265,7 +264,7 @@ impl Session {
         }
     }
 
-    /// The last of the questions that have come, after all that ask who is there were answered.
+    /// Answers all Hellos that have arrived, and returns the last of the other requests.
     fn asked(&mut self, port: &Port) -> Result<Option<Ask>, SessionError> {
         let (mut asked, mut greeted) = (None, false);
         while let Some(frame) = self.input.next_frame() {

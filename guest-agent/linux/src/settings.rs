@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the kernel does with free pages: whether their content matters.
+//! What the kernel does with free pages, and whether their content matters.
 
 use std::fs::{self, OpenOptions};
 use std::io::Read;
@@ -11,7 +11,7 @@ use spec::agent::{Settings, VERSION};
 use crate::memory;
 use crate::preparation::Preparation;
 
-/// What the host is to know of this kernel.
+/// The settings of this kernel, for the host.
 pub fn detect(preparation: Preparation) -> Settings {
     let command_line = fs::read_to_string("/proc/cmdline");
     let mut flags = match &command_line {
@@ -35,7 +35,7 @@ pub fn detect(preparation: Preparation) -> Settings {
     }
 }
 
-/// Page poisoning is off unless the command line asks for it, whatever the kernel was built with.
+/// Page poisoning is off unless the command line enables it, however the kernel was built.
 fn of_command_line(line: &str) -> u32 {
     match switch(line, "page_poison") {
         Some(true) => Settings::POISON,
@@ -43,9 +43,8 @@ fn of_command_line(line: &str) -> u32 {
     }
 }
 
-/// Zeroing is on by the command line or by the way the kernel was built; what came of both is in its log:
-/// `mem auto-init: stack:off, heap alloc:on, heap free:off`. The log forgets its first lines in time; then only
-/// the command line is left.
+/// The command line or the kernel's build enables zeroing. The result of both is in the kernel's log: `mem auto-init:
+/// stack:off, heap alloc:on, heap free:off`. When the log no longer has its first lines, only the command line is left.
 fn of_log(log: &str, line: &str) -> u32 {
     let found = log.lines().find(|line| line.contains("mem auto-init:"));
     let is_on = |in_log: &str, parameter: &str| match found {
@@ -62,8 +61,8 @@ fn of_log(log: &str, line: &str) -> u32 {
     flags
 }
 
-/// What the last `name=value` of the command line says that the kernel understands. It leaves those alone that it
-/// does not, takes `-` for `_` in names, and leaves what follows `--` to the first process.
+/// The value of the last valid `name=value` on the command line. Like the kernel, this ignores invalid values, treats `-`
+/// in names as `_`, and ignores what follows `--`, which is for the first process.
 fn switch(line: &str, name: &str) -> Option<bool> {
     words(line)
         .iter()
@@ -74,7 +73,7 @@ fn switch(line: &str, name: &str) -> Option<bool> {
         .last()
 }
 
-/// The words of the command line. Quotes keep spaces together and belong to no word.
+/// The words of the command line. Spaces in quotes do not end a word, and quotes are removed.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut quoted) = (vec![String::new()], false);
     for c in line.chars() {
@@ -87,7 +86,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// A truth value, as the kernel reads it (`kstrtobool`): its first letters count.
+/// A truth value as the kernel reads it (`kstrtobool`): by its first letters.
 fn truth(value: &str) -> Option<bool> {
     let mut letters = value.chars().map(|c| c.to_ascii_lowercase());
     match (letters.next()?, letters.next()) {
@@ -97,7 +96,7 @@ fn truth(value: &str) -> Option<bool> {
     }
 }
 
-/// What the kernel's log still has. Each read gives one record, until there is none.
+/// The kernel's log. Each read returns one record, until there are no more.
 fn kernel_log() -> String {
     let file = OpenOptions::new()
         .read(true)
@@ -110,7 +109,7 @@ fn kernel_log() -> String {
     loop {
         match file.read(&mut record) {
             Ok(length) if length != 0 => log.push_str(&String::from_utf8_lossy(&record[..length])),
-            // Records were overwritten while we read: the next read goes on after them.
+            // Records were overwritten during the read. The next read continues after them.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
             _ => return log,
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the agent would tell now, for people: how much is free, in runs of which lengths, and what the kernel does
-//! with free pages.
+//! A summary for people of what the agent would report now: how much is free, the lengths of the runs, and what the kernel
+//! does with free pages.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -23,7 +23,7 @@ pub fn print() -> Result<(), SessionError> {
     Ok(write!(io::stdout(), "{summary}{}", of_kernel(settings))?)
 }
 
-/// What the kernel does with free pages, a line each.
+/// Lines that say what the kernel does with free pages.
 fn of_kernel(settings: Settings) -> String {
     let lines = [
         (
@@ -36,11 +36,11 @@ fn of_kernel(settings: Settings) -> String {
         ),
         (
             Settings::POISON,
-            "they are filled with a pattern that is checked: the host sends them all",
+            "they are filled with a pattern that is checked, so the host sends them all",
         ),
         (
             Settings::UNKNOWN,
-            "what the kernel does with them is not known: the host sends them all",
+            "it is not known what the kernel does with them, so the host sends them all",
         ),
     ];
     let set = lines.iter().filter(|(flag, _)| settings.flags & flag != 0);
@@ -50,11 +50,11 @@ fn of_kernel(settings: Settings) -> String {
 /// Free pages, counted by the length of their run.
 #[derive(Debug)]
 struct Summary {
-    /// Pages that the kernel was asked about, gaps in memory included.
+    /// Pages whose flags were read, including gaps in memory.
     known: u64,
-    /// Pages in runs of `1 << index` pages or more, but fewer than twice as many.
+    /// Pages in runs of at least `1 << index` pages and fewer than twice as many.
     by_length: [u64; 64],
-    /// Length of the run that the next page may belong to.
+    /// Length of the current run.
     run: u64,
 }
 

@@ -39,7 +39,7 @@ fn frames_of(memory: &[u8]) -> Vec<u64> {
     present.map(|entry| entry & ((1 << 55) - 1)).collect()
 }
 
-/// Pages in the free lists of all zones. `MemFree` counts memory, too, that the kernel has never yet accepted.
+/// Pages in the free lists of all zones. `MemFree` also counts memory that the kernel has not accepted yet.
 fn pages_in_free_lists() -> u64 {
     let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap();
     let counts = zones
@@ -74,11 +74,11 @@ fn the_map_holds_what_is_free_and_nothing_that_is_in_use() {
         .flat_map(|run| run.first()..run.end())
         .filter(|page| used.contains(page));
     assert_eq!(wrong.count(), 0);
-    // The kernel keeps some free pages out of these lists, and takes and gives pages while it is asked.
+    // Some free pages are not in these lists, and the number changes during the test.
     let in_lists = pages_in_free_lists();
     assert!(
         pages > in_lists / 2,
-        "{pages} pages told, {in_lists} are free"
+        "{pages} pages reported, {in_lists} are free"
     );
     assert!(free.windows(2).all(|two| two[0].end() <= two[1].first()));
 }
@@ -102,8 +102,8 @@ fn a_new_question_ends_the_answer_to_the_last() {
             }
             Got::End(20, _) => break,
             Got::End(epoch, _) => last = epoch,
-            Got::Hello(_) => panic!("a greeting that nobody asked for"),
-            Got::Proof(_) => panic!("a proof that nobody asked for"),
+            Got::Hello(_) => panic!("an unexpected Hello"),
+            Got::Proof(_) => panic!("an unexpected proof"),
         }
     }
     host.ask(Ask::Stop);
@@ -122,7 +122,7 @@ fn noise_and_half_questions_are_passed_over() {
     host.send(&[b'L'; 20_000]);
     host.send(b"LAGT");
     host.ask(Ask::Hello);
-    // The bytes before it may be taken for the header of a frame until its checksum is seen.
+    // The bytes before it may look like a frame's header until the checksum is read.
     host.ask(Ask::Hello);
     assert!(matches!(host.next(), Got::Hello(_)));
     host.ask(ask(3));
@@ -156,14 +156,14 @@ fn a_port_at_whose_other_end_nobody_asks_is_spoken_of_once() {
     let _agent = Agent::start_with_log(&link, &[], &log);
     for _ in 0..6 {
         assert!(matches!(host.next(), Got::Hello(_)));
-        // It hangs up and asks nothing, as often as it is tried.
+        // The host disconnects each time without asking anything.
         host = Host::at(&link).unwrap();
     }
     let said = fs::read_to_string(&log).unwrap();
     assert_eq!(said.matches("waiting for the host").count(), 1, "{said}");
     assert!(!said.contains("connected"), "{said}");
 
-    // Once the host has been there, its absence is news again.
+    // After the host was there, its absence is logged again.
     host.ask(Ask::Hello);
     for _ in 0..2 {
         assert!(matches!(host.next(), Got::Hello(_)));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A balloon device for the driver under test: its registers, and rust-vmm's device side of the queues.
+//! A balloon device for the driver under test: registers, and rust-vmm's device side of the queues.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
@@ -12,27 +12,26 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::rings;
 
-/// Where the rings lie, as the device sees them.
+/// The device's address of the rings.
 pub const RINGS_GPA: u64 = 0x10_0000;
 /// Queues of the device.
 const QUEUES: usize = 5;
 
-/// A buffer that the device found.
+/// A buffer that the device took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Buffer {
     /// A readable buffer of four bytes: a command.
     Word(u32),
     /// A writable buffer: a hint.
     Hint {
-        /// Where it is.
+        /// Its address.
         address: u64,
-        /// How long it is.
+        /// Its length.
         bytes: u32,
     },
 }
 
-/// The device's registers and queues. Nothing happens by itself: a test says when the device serves its
-/// hint queue.
+/// The device's registers and queues. The device does nothing by itself: the test decides when it serves its hint queue.
 #[derive(Debug)]
 pub struct Device {
     /// What [`Register::Magic`] reads.
@@ -43,7 +42,7 @@ pub struct Device {
     pub offered: u64,
     /// The most descriptors of a queue.
     pub queue_max: u16,
-    /// The features taken.
+    /// The features accepted.
     pub taken: u64,
     /// The driver's status bits.
     pub status: u32,
@@ -59,7 +58,7 @@ pub struct Device {
     memory: GuestMemoryMmap,
 }
 
-/// A test's handle of a [`Device`]; the driver has another.
+/// A handle of a [`Device`]. The test and the driver have one each.
 #[derive(Clone, Debug)]
 pub struct Handle(Rc<RefCell<Device>>);
 
@@ -110,7 +109,7 @@ impl Handle {
         self.0.borrow()
     }
 
-    /// The device's state, to change.
+    /// The device's state, mutable.
     pub fn change(&self) -> RefMut<'_, Device> {
         self.0.borrow_mut()
     }
@@ -133,7 +132,7 @@ impl Handle {
             };
             let head = chain.head_index();
             let descriptors: Vec<_> = chain.collect();
-            assert_eq!(descriptors.len(), 1, "one descriptor a buffer");
+            assert_eq!(descriptors.len(), 1, "one descriptor for each buffer");
             let (address, bytes) = (descriptors[0].addr(), descriptors[0].len());
             buffers.push(if descriptors[0].is_write_only() {
                 let address = address.0;
@@ -149,7 +148,7 @@ impl Handle {
         buffers
     }
 
-    /// Says on queue `number` whether the device wants to be notified.
+    /// Sets on queue `number` whether the device wants to be notified.
     pub fn want_notifications(&self, number: usize, want: bool) {
         let device = &mut *self.change();
         let queue = &mut device.queues[number];
@@ -161,7 +160,7 @@ impl Handle {
         done.expect("a good ring");
     }
 
-    /// Returns `descriptor` on queue `number`, whether the device has it or not.
+    /// Returns `descriptor` on queue `number`, even if the device does not have it.
     pub fn return_descriptor(&self, number: usize, descriptor: u32) {
         let device = &mut *self.change();
         let queue = &mut device.queues[number];

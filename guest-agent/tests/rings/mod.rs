@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use lacuna_balloon_driver::DmaRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// The `bytes` at `gpa` for the driver. `memory` must outlive the driver, as the device that owns it does.
+/// The `bytes` at `gpa` for the driver. `memory` must outlive the driver; the device that owns it does.
 pub fn region(memory: &GuestMemoryMmap, gpa: u64, bytes: usize) -> DmaRegion {
     let slice = memory
         .get_slice(GuestAddress(gpa), bytes)

@@ -9,7 +9,7 @@ use spec::agent::{Answer, Ask, Deframer, Totals};
 
 use crate::PATIENCE;
 
-/// A guest's agent that can be asked.
+/// The connection to a guest's agent.
 pub struct AgentPort {
     stream: UnixStream,
     input: Box<Deframer>,
@@ -26,12 +26,12 @@ impl AgentPort {
         })
     }
 
-    /// Waits until the agent greets.
+    /// Waits for the agent's Hello.
     pub fn wait_for_agent(&mut self) -> Result<(), Box<dyn Error>> {
         self.read_until(|answer| matches!(answer, Answer::Hello(_)).then_some(()))
     }
 
-    /// Asks for a map of all memory, reads it, and returns what the agent says of it.
+    /// Asks for a map of all memory, reads it, and returns the agent's totals.
     pub fn ask(&mut self, epoch: u64) -> Result<Totals, Box<dyn Error>> {
         let ask = Ask::Map {
             epoch,
@@ -44,7 +44,7 @@ impl AgentPort {
         })
     }
 
-    /// Reads answers until `wanted` takes something of one.
+    /// Reads answers until `wanted` returns a value.
     fn read_until<T>(
         &mut self,
         wanted: impl Fn(Answer<'_>) -> Option<T>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What was measured, and what comes of it.
+//! The figures, and their medians and ratios.
 
 use std::error::Error;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::MIB;
 /// Who is asked for free pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Teller {
-    /// For comparison.
+    /// Nobody is asked, for comparison.
     Nobody,
     Driver,
     Agent,
@@ -34,12 +34,12 @@ const NAMES: [&str; 8] = [
     "allocation-p99-us",
 ];
 
-/// What one measurement gave, in the order of [`NAMES`].
+/// The figures of one measurement, in the order of [`NAMES`].
 #[derive(Clone, Copy, Debug)]
 pub struct Figures([f64; NAMES.len()]);
 
 impl Figures {
-    /// From what the guest's program printed, how long the answer took, and the pages told.
+    /// Computes the figures from the output of the guest's program, the time of the answer, and the number of pages.
     pub fn new(printed: &str, took: Duration, pages: u64) -> Result<Self, Box<dyn Error>> {
         let found: Value = serde_json::from_str(printed.trim())
             .map_err(|error| format!("the guest measured nothing ({error}): {printed}"))?;

@@ -20,18 +20,18 @@ use crate::initramfs::with_shell;
 use crate::qemu_installation::Installation;
 use crate::{MIB, PATIENCE, eventually, probe};
 
-/// The job of the command `lacuna` that the device is a part of.
+/// The arguments of `lacuna` that start the device.
 pub const DEVICE_JOB: &str = "balloon";
 const PORT: &str = "org.lacuna.agent.0";
 const MEMORY: u64 = 1024 * MIB;
-/// What the guest has in files all the time, and what it writes once and frees: so much that the host need not find
-/// memory for what is free while it is measured.
+/// What the guest keeps in files, and what it writes once and frees: enough that the host need not allocate memory for the
+/// guest's free pages during the measurement.
 const IN_USE: u64 = 128 * MIB;
 const FREED: u64 = 640 * MIB;
-/// What measures, in the guest.
+/// The program that measures in the guest.
 const PROBE: &str = "/bin/probe";
 
-/// What it takes.
+/// The programs and files that are needed.
 pub struct Parts {
     installation: Installation,
     kernel: PathBuf,
@@ -52,7 +52,7 @@ pub struct Machine {
 pub struct Probe;
 
 impl Machine {
-    /// What it takes, or a sentence about what is missing.
+    /// The programs and files, or a sentence about what is missing.
     pub fn gather() -> Result<Parts, String> {
         let files = lacuna::nested::pci_guest_files().map_err(|error| error.to_string())?;
         let modules = fs::read(&files.initrd).map_err(|error| error.to_string())?;
@@ -64,7 +64,7 @@ impl Machine {
         })
     }
 
-    /// Boots the guest, has it touch its memory, and starts driver and agent.
+    /// Boots the guest, makes it touch its memory, and starts driver and agent.
     pub fn boot(parts: Parts) -> Result<Self, Box<dyn Error>> {
         let folder = tempfile::tempdir()?;
         let [socket, control, agent, initrd] =
@@ -98,7 +98,7 @@ impl Machine {
     fn prepare(&mut self) -> Result<(), Box<dyn Error>> {
         let guest = &mut self.guest;
         guest.wait_for_boot();
-        // A page is to be allocated, not 512 of them.
+        // Allocations must take one page, not 512.
         guest.run("echo never > /sys/kernel/mm/transparent_hugepage/enabled");
         guest.fill("used", IN_USE);
         guest.fill("freed", FREED);
@@ -120,7 +120,7 @@ impl Machine {
         Probe
     }
 
-    /// Asks the driver for hints, and returns the pages that it has hinted when it has told all.
+    /// Asks the driver for hints, waits until it has hinted all it can, and returns the number of pages.
     pub fn ask_driver(&mut self) -> Result<u64, Box<dyn Error>> {
         self.hints(Request::HintStart)?;
         loop {
@@ -132,7 +132,7 @@ impl Machine {
         }
     }
 
-    /// Has the driver give back what it has hinted, and waits for that.
+    /// Makes the driver release its hinted pages, and waits for that.
     pub fn release_driver(&mut self) -> Result<(), Box<dyn Error>> {
         self.hints(Request::HintStop)?;
         let most = self.free / 10 * 9;
@@ -142,7 +142,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Asks the agent for a map, and returns the pages that it has told.
+    /// Asks the agent for a map, and returns the number of free pages in it.
     pub fn ask_agent(&mut self, epoch: u64) -> Result<u64, Box<dyn Error>> {
         Ok(self.agent.ask(epoch)?.free)
     }
@@ -150,14 +150,14 @@ impl Machine {
     fn hints(&mut self, request: Request) -> Result<HintState, Box<dyn Error>> {
         match self.control.ask(request, None)? {
             Reply::HintState(state) => Ok(state),
-            other => Err(format!("no state of the hints but {other:?}").into()),
+            other => Err(format!("expected the state of the hints, got {other:?}").into()),
         }
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if the process has ended already.
         let _ = self.device.kill();
         let _ = self.device.wait();
     }

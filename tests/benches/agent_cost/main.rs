@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What it costs a guest to tell its free pages: its balloon driver's hints against its agent's maps.
+//! What it costs a guest to report its free pages: hints of its balloon driver, compared with maps of its agent.
 //!
 //! `cargo bench -p tests --bench agent_cost [-- [--epochs N] [--json]]`
 //!
 //! One stock Debian guest under QEMU's TCG (10.2 or newer) has driver and agent. A program in it ([`probe`]) allocates
-//! pages all the time and looks at the clock in between. Meanwhile the driver is asked for hints, or the agent for
-//! a map, or nobody for anything; these take turns. The driver is asked by our device, the agent by this program,
-//! so that neither does the other's work.
+//! pages all the time and reads the clock in between. Meanwhile, in turns, the driver is asked for hints, the agent for a
+//! map, or nobody for anything. Our device asks the driver and this program asks the agent, so that neither does the
+//! other's work.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`probe`] | what measures, in the guest |
+//! | [`probe`] | the program that measures in the guest |
 //! | [`machine`] | the guest, its balloon device and its agent |
 //! | [`agent`] | the host's end of the agent's port |
-//! | [`figures`] | what was measured, and what comes of it |
+//! | [`figures`] | the figures, and their medians and ratios |
 
 mod agent;
 mod figures;
@@ -37,9 +37,9 @@ use figures::{Figures, Results, Teller};
 use machine::Machine;
 
 const MIB: u64 = 1 << 20;
-/// How long anything may take: the driver's hints take seconds.
+/// A time limit for every step. The driver's hints take seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long the guest is watched on after it has told all: a migration goes on then, and the driver keeps its pages.
+/// How long the guest is watched after the last hint. A migration would still go on then, and the driver keeps its pages.
 const HOLD: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let result = match job.as_deref() {
         // Our device is this program again, as the command `lacuna`.
         Some(machine::DEVICE_JOB) => return lacuna::main(),
-        // So is what measures in the guest.
+        // The program that measures in the guest is this program, too.
         Some(probe::JOB) => probe::run(),
         _ => compare(),
     };

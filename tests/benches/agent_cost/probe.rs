@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What measures in the guest: one thread that allocates a page, looks at two clocks for a while, and begins again.
+//! The program that measures in the guest: one thread that allocates a page, reads two clocks for a while, and repeats this.
 //!
-//! It never waits. So what the clock on the wall has gone ahead of the thread's own processor time is time that the
-//! guest's kernel has given to somebody else. Time that the host takes from the guest counts on both clocks.
+//! The thread never waits. So the difference between wall clock and the thread's processor time is time that the guest's
+//! kernel has given to other threads. Time that the host takes from the guest counts on both clocks.
 
 use std::error::Error;
 use std::fs;
@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-/// The first argument of the program when it is to measure.
+/// The program's first argument, which makes it measure.
 pub const JOB: &str = "probe";
 /// The file that ends it.
 pub const STOP: &str = "/tmp/stop";
-/// The file that is there when it measures.
+/// The file that exists once it measures.
 pub const STARTED: &str = "/tmp/started";
 
-/// The C library maps what is larger than 32 MiB each time anew, so that the first write to it takes a page.
+/// More than 32 MiB, so that the C library makes a new mapping each time and the first write allocates a page.
 const MAPPING: usize = 64 << 20;
-/// How long it looks at the clocks between two allocations.
+/// How long it reads the clocks between two allocations.
 const WATCH: Duration = Duration::from_micros(200);
-/// How often it looks at the kernel's figures.
+/// How often it reads the kernel's figures.
 const SAMPLE: Duration = Duration::from_millis(5);
 
 /// Measures until it is stopped, and prints what it has found as JSON.
@@ -75,7 +75,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the two clocks say.
+/// A reading of the two clocks.
 #[derive(Clone, Copy)]
 struct Clocks {
     wall: Instant,
@@ -91,7 +91,7 @@ impl Clocks {
         }
     }
 
-    /// How long others had the processor.
+    /// How long other threads had the processor.
     fn stolen_since(self, before: Self) -> Duration {
         let own = self.processor.saturating_sub(before.processor);
         (self.wall - before.wall).saturating_sub(own)
@@ -113,7 +113,7 @@ fn meminfo() -> Result<(u64, u64), Box<dyn Error>> {
         line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
     };
     let found = field("MemFree:").zip(field("MemAvailable:"));
-    let (free, available) = found.ok_or("/proc/meminfo says too little")?;
+    let (free, available) = found.ok_or("/proc/meminfo lacks MemFree or MemAvailable")?;
     Ok((free * 1024, available * 1024))
 }
 

@@ -7,14 +7,14 @@ use std::path::Path;
 
 use crate::{MIB, memory_files};
 
-/// What has been spent up to now.
+/// The costs so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
-    /// Of QEMU's main thread and of the device's process.
+    /// Processor time of QEMU's main thread and of the device's process.
     pub host_ms: f64,
-    /// Of QEMU's other threads: the guest's processor.
+    /// Processor time of QEMU's other threads: the guest's processor.
     pub guest_ms: f64,
-    /// Of the host's memory, for the guest's.
+    /// Host memory that the guest's memory takes.
     pub memory_mib: f64,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Our device in a process of its own: this program again.
+//! Our device in a process of its own, which runs this program.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use host_migrator::ControlClient;
 use spec::PAGE_SIZE;
 use spec::control::{BalloonStatus, Reply, Request};
 
-/// The job of the command `lacuna` that the device is a part of.
+/// The arguments of `lacuna` that start the device.
 pub const JOB: &str = "balloon";
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,7 +18,7 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const VHOST_USER: &str = "vhost-user";
 const CONTROL: &str = "control";
 
-/// The device's process, and a person's connection to it.
+/// The device's process, and a control connection to it.
 pub struct OwnDevice {
     process: Child,
     folder: PathBuf,
@@ -52,7 +52,7 @@ impl OwnDevice {
         Ok(device)
     }
 
-    /// Where it takes its front end.
+    /// Its vhost-user socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join(VHOST_USER)
     }
@@ -84,7 +84,7 @@ impl OwnDevice {
         Ok(self.balloon()?.reported_pages)
     }
 
-    /// Has the guest hint what is free.
+    /// Asks the guest for hints.
     pub fn start_hints(&mut self) -> Result<(), Box<dyn Error>> {
         self.ask(Request::HintStart).map(drop)
     }
@@ -93,14 +93,14 @@ impl OwnDevice {
     pub fn hinted(&mut self) -> Result<u64, Box<dyn Error>> {
         match self.ask(Request::Status)? {
             Reply::Status(status) => Ok(status.pages),
-            other => Err(format!("no status of the device but {other:?}").into()),
+            other => Err(format!("expected the device's status, got {other:?}").into()),
         }
     }
 
     fn balloon(&mut self) -> Result<BalloonStatus, Box<dyn Error>> {
         match self.ask(Request::BalloonStatus)? {
             Reply::BalloonStatus(status) => Ok(status),
-            other => Err(format!("no status of the balloon but {other:?}").into()),
+            other => Err(format!("expected the balloon's status, got {other:?}").into()),
         }
     }
 

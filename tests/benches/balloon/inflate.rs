@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an inflation costs: QEMU's own device against ours, for the same guest in the same QEMU.
+//! What an inflation costs with QEMU's own device and with ours, for the same guest in the same QEMU.
 //!
 //! What counts is processor time that is not the guest's own: QEMU's main thread, which runs QEMU's devices and
 //! interrupts, and our device's process. The runs of the two take turns.
@@ -13,9 +13,9 @@ use crate::device::OwnDevice;
 use crate::qemu::Qemu;
 use crate::{MIB, PATIENCE};
 
-/// How much is asked for.
+/// How much memory is inflated.
 const INFLATED: u64 = 1024 * MIB;
-/// How often the size of the balloon is looked at.
+/// How often the size of the balloon is polled.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Whose balloon.
@@ -33,11 +33,11 @@ struct Figures {
     host_ms: f64,
     /// Processor time of the guest's processor, exits included.
     guest_ms: f64,
-    /// What the host got back.
+    /// Memory that the host got back.
     given_back_mib: f64,
 }
 
-/// Inflates the balloon of as many guests with QEMU's device as with ours, and prints the ratio of the medians.
+/// Inflates the balloons of guests with QEMU's device and with ours, in turns, and prints the ratio of the medians.
 pub fn compare(program: &Path, runs: u32) -> Result<(), Box<dyn Error>> {
     println!("inflating 1 GiB   wall ms   host CPU ms  guest CPU ms   given back MiB");
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());

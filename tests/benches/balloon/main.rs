@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Our balloon under a QEMU that we did not write: what it costs the host, and what the guest feels of it.
+//! Our balloon under QEMU: what it costs the host, and how long it delays the guest.
 //!
 //! `cargo bench -p tests --bench balloon [-- --runs N]`; with 0 runs only the gaps are measured.
 //!
@@ -9,7 +9,7 @@
 //! | module | question |
 //! |---|---|
 //! | [`inflate`] | what does giving 1 GiB back cost, with QEMU's own balloon and with ours? |
-//! | [`stalls`] | how long does the guest stand still while it reports and hints? |
+//! | [`stalls`] | how long is the guest delayed while it reports and hints? |
 
 mod costs;
 mod device;

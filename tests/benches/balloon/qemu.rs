@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use crate::MIB;
 use crate::qmp::Qmp;
 
-/// Names the program.
+/// The environment variable that names the program.
 const VARIABLE: &str = "LACUNA_QEMU";
 /// The version that made `vhost-user-test-device` available.
 const OLDEST: (u32, u32) = (10, 2);
 const MEMORY: u64 = 2048 * MIB;
-/// What the guest keeps, and what it writes and frees before it is ready: so much that what it gives back is
-/// memory that it had from the host.
+/// What the guest keeps, and what it writes and frees before it is ready: enough that all the memory it gives back was
+/// allocated by the host.
 const IN_USE: u64 = 64 * MIB;
 const FREED: u64 = 1536 * MIB;
 const POLL: Duration = Duration::from_millis(50);
@@ -49,8 +49,8 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// The kernel's argument that saves it from measuring the frequency of the time stamp counter, which is this
-/// machine's: on a machine with much to do it fails, and then nothing goes on.
+/// The kernel argument with the frequency of the time stamp counter, which is this machine's. Without it the guest measures
+/// the frequency, which fails on a busy machine, and then the guest hangs.
 fn tsc_frequency() -> String {
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let megahertz = processors
@@ -154,7 +154,7 @@ impl Qemu {
         Ok(())
     }
 
-    /// The longest gaps that the guest has noticed, one a report.
+    /// The longest gap of each of the guest's reports.
     pub fn gaps(&self) -> Vec<u64> {
         let said = std::fs::read_to_string(&self.console).unwrap_or_default();
         let gap = |line: &str| {
@@ -185,7 +185,7 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How long the guest stands still while it reports and hints, as it notices itself.
+//! How long the guest is delayed while it reports and hints, measured in the guest.
 //!
-//! A process in the guest works every 10 ms and tells once a second how long it had to wait for its turn at most.
-//! That is compared without anything, while the guest reports what it has freed, and while it hints it.
+//! A process in the guest works every 10 ms and reports once a second the longest delay of its turn. This is compared for
+//! three cases: the balloon is idle, the guest reports what it has freed, and the guest hints it.
 
 use std::error::Error;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::PATIENCE;
 use crate::device::OwnDevice;
 use crate::qemu::Qemu;
 
-/// How long the guest is listened to.
+/// How long the guest's reports are read.
 const LISTEN: Duration = Duration::from_secs(12);
 
 /// What the guest does besides its work.
@@ -23,8 +23,8 @@ enum Besides {
     Hints,
 }
 
-/// The cases, with what the guest's kernel is told: hinting is its driver's work, which gives way only to
-/// whom the kernel lets it, and which zeroes every block first where the kernel zeroes what it allocates.
+/// The cases, with kernel arguments. Hinting runs in the guest's driver, which yields only as the kernel's preemption model
+/// allows, and which first zeroes every block if the kernel zeroes what it allocates.
 const CASES: [(&str, Besides, &str); 5] = [
     ("nothing", Besides::Nothing, ""),
     ("reports", Besides::Reports, ""),

@@ -22,15 +22,15 @@ pub const JOB: &str = "long-link";
 /// The memory of the guest that is migrated.
 pub const GUEST_BYTES: u64 = 256 << 20;
 
-/// Each thing is measured so often, in turns.
+/// How often each case is measured, in turns.
 const RUNS: u32 = 3;
-/// How long each packet is under way: a round trip takes twice as long.
+/// The delay of each packet. A round trip takes twice as long.
 const DELAY: Duration = Duration::from_millis(5);
 /// The size that the engine once asked for, for sending and for receiving. The kernel grants less.
 const ONCE_SET: usize = 4 << 20;
 /// How long a plain stream is written.
 const STREAM_TIME: Duration = Duration::from_secs(3);
-/// What is written at once: as much as a section of the migration stream.
+/// How much is written at once: as much as a section of the migration stream.
 const WRITE_BYTES: usize = 1 << 20;
 /// The packets' size on Ethernet; the loopback device's own is 64 KiB.
 const MTU: &str = "1500";
@@ -38,7 +38,7 @@ const MTU: &str = "1500";
 /// Does the job.
 ///
 /// # Errors
-/// Whatever keeps it from its end.
+/// If a step fails.
 pub fn run() -> Result<(), Failure> {
     fs::write("/sys/class/net/lo/mtu", MTU)?;
     for _ in 0..RUNS {
@@ -81,7 +81,7 @@ fn connection(size: Option<usize>) -> io::Result<[TcpStream; 2]> {
     Ok(ends)
 }
 
-/// Of a few: shows that the delay is there.
+/// The shortest of a few round trips, to check the delay.
 fn fastest_round_trip() -> io::Result<Duration> {
     let [mut near, mut far] = connection(None)?;
     let mut fastest = Duration::MAX;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a link with a round trip of 10 ms carries when the kernel sizes the sockets' buffers, and when a program sets
+//! The throughput of a link with a round trip of 10 ms, if the kernel sizes the sockets' buffers, and if a program sets
 //! them to 4 MiB.
 //!
 //! `cargo bench -p tests --bench long_link`
 //!
-//! Everything happens in the outer machine of the nested lane: its kernel can delay packets, and nobody else uses its
-//! loopback device.
+//! Everything runs in the outer machine of the nested lane: its kernel can delay packets, and nothing else uses its loopback
+//! device.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -24,9 +24,9 @@ use std::time::Duration;
 use lacuna::nested::{Lane, Line, NestedError, Settings};
 use serde_json::Value;
 
-/// How long the job may take: far more than it does, so that only a hang fails.
+/// A time limit for the job that only a hang exceeds.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// What the outer machine needs beside the memory of source and destination.
+/// Memory of the outer machine besides that of source and destination.
 const OVERHEAD_BYTES: u64 = 1 << 30;
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn measure() -> Result<(), Box<dyn Error>> {
     let mut lines = Vec::new();
     let status = lane.run(&[job::JOB], |line| match line {
         Line::Output(line) => {
-            // It also says how far it is.
+            // The job also prints its progress.
             eprintln!("{line}");
             lines.push(line.to_owned());
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Delays what leaves the loopback device, by the kernel's netem (`tc qdisc replace dev lo root netem delay ...`).
+//! Delays packets of the loopback device with the kernel's netem (`tc qdisc replace dev lo root netem delay ...`).
 //! The request is written by hand (rtnetlink(7)): the outer machine has no `tc` that knows netem.
 
 use std::fs;
@@ -19,7 +19,7 @@ const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 /// A tick of netem's times, in nanoseconds.
 const TICK_NANOS: u128 = 64;
-/// Packets that may wait: more than the buffers of a connection hold.
+/// How many packets may be delayed: more than the buffers of a connection can hold.
 const LIMIT: u32 = 100_000;
 /// The header of a netlink message; in an answer an error number follows, 0 or below.
 const HEADER_BYTES: usize = 16;
@@ -27,7 +27,7 @@ const HEADER_BYTES: usize = 16;
 /// Delays each packet of the loopback device by `delay`, so that a round trip takes twice as long.
 ///
 /// # Errors
-/// Those of the kernel, such as one without netem.
+/// The kernel's, for example if it lacks netem.
 pub fn delay_loopback(delay: Duration) -> io::Result<()> {
     let index = fs::read_to_string("/sys/class/net/lo/ifindex")?;
     let index: i32 = index.trim().parse().map_err(io::Error::other)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A Linux guest's whole balloon, before, during and after a migration: reporting, a target, statistics, hints,
-//! and at the destination the way back. Says what it saw as one JSON object; the claims are the test's.
+//! All functions of a Linux guest's balloon, before, during and after a migration: reporting, a target, statistics, hints,
+//! and deflating at the destination. Prints the facts as one JSON object; the test checks them.
 
 use std::num::NonZeroU32;
 use std::time::Instant;
@@ -29,14 +29,14 @@ pub const JOB: &str = "balloon-under-migration";
 const MIB: u64 = 1 << 20;
 /// Pages that the guest is asked to give up.
 const TARGET: u32 = (128 * MIB / PAGE_SIZE) as u32;
-/// Pages that it is asked for while it migrates: what it takes back is free then, and reported.
+/// The target during the migration. The pages that the guest takes back are then free, and are reported.
 const LATER_TARGET: u32 = TARGET / 2;
-/// What the guest has freed when it is ready is reported sooner or later; the host has so much of it back then.
+/// How much memory the host has back when the guest has reported what it freed.
 const REPORTED: u64 = 128 * MIB;
-/// So slow that in the first round there is time for all of this: the guest hints its free memory, takes some of the
-/// balloon's back, and reports that, for which its kernel waits two seconds.
+/// So slow that during the first round the guest can hint its free memory, deflate the balloon in part, and report that
+/// memory, which its kernel does after two seconds.
 const BANDWIDTH: u64 = 3 * MIB;
-/// An end on any machine, however much the guest writes.
+/// Ends the migration on any machine, however much the guest writes.
 const ROUNDS: NonZeroU32 = NonZeroU32::new(2).unwrap();
 const DEVICE: &[&str] = &["--free-page-reporting"];
 const WORKLOAD: &[&str] = &[
@@ -98,13 +98,13 @@ pub fn run() -> Result<Value, Failure> {
         max_rounds: Some(ROUNDS),
         ..MigrateArguments::to(address_of(&mut destination)?)
     }))?;
-    // What is free before is hinted, and then held by the driver: nobody reports it.
+    // Free memory is hinted and then held by the driver, so it is not reported.
     device.wait_until_hinted()?;
     device.set_target(LATER_TARGET)?;
     wait_until_migrated(&mut source, &mut destination)?;
     let left = device.balloon()?;
     let hinted = device.pages_hinted()?;
-    // Before the oracle looks: the kernel gives memory to whoever reads a hole.
+    // Before the oracle reads the memory, because reading a hole allocates it.
     let taken_when_arrived = bytes_taken(destination.machine.pid())?;
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
     let verdict = ask_oracle(GuestKind::Linux, &source, &destination)?;
@@ -202,7 +202,7 @@ impl Device {
             .map_err(|error| format!("{error}: {:?}", self.balloon()).into())
     }
 
-    /// Has the guest send statistics, and waits for some that are younger than the request.
+    /// Asks the guest for statistics, and waits for some that are newer than the request.
     fn statistics(&mut self) -> Result<Statistics, Failure> {
         let began = Instant::now();
         let milliseconds = 500;

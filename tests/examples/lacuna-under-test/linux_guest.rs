@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The Linux guest of the jobs, and how they go about with it.
+//! The Linux guest of the jobs, and helpers to use it.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -15,15 +15,15 @@ use lacuna::trace::check_file;
 use serde_json::Value;
 use spec::trace::check::Verdict;
 
-/// Whatever keeps a job from its end.
+/// The error of a job.
 pub type Failure = Box<dyn Error>;
 
-/// How long anything may take: far more than it does, so that only a hang fails.
+/// A time limit for every step that only a hang exceeds.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// How often a state is looked at while waiting for it.
+/// How often a state is polled.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// Does `job`, and prints what it saw or why it failed.
+/// Does `job`, and prints its facts or its error.
 pub fn perform(job: fn() -> Result<Value, Failure>) -> ExitCode {
     match job() {
         Ok(facts) => {
@@ -39,10 +39,10 @@ pub fn perform(job: fn() -> Result<Value, Failure>) -> ExitCode {
 
 const MACHINE: &[&str] = &["--guest", "linux", "--memory", "512M"];
 
-/// Looks until there is something to be seen.
+/// Calls `look` until it returns a value.
 ///
 /// # Errors
-/// What `look` says, or that it took too long.
+/// The error of `look`, or a timeout.
 pub fn wait_for<T>(
     what: &str,
     mut look: impl FnMut() -> Result<Option<T>, Failure>,
@@ -97,10 +97,10 @@ pub fn wait_until_migrated(source: &mut Host, destination: &mut Host) -> Result<
     Ok(())
 }
 
-/// What the checker says of a trace that keeps the rule.
+/// The checker's verdict on the trace.
 ///
 /// # Errors
-/// The breach, and what was recorded around it.
+/// The breach, and the records around it.
 pub fn check_rule(trace: &Path) -> Result<String, Failure> {
     let (rule, around) = check_file(trace)?;
     match rule {

@@ -14,36 +14,36 @@ use spec::PAGE_SIZE;
 use spec::agent::{Answer, Ask, Deframer, MAX_MAP_PAGES, Settings, Totals, VERSION};
 use spec_testing::agent::{frame, map_frame};
 
-/// How long the thread waits for a question, or for room on the socket, before it looks at its orders.
+/// How long the thread waits for a request, or for room on the socket, before it checks whether it must stop.
 const TURN: Duration = Duration::from_millis(20);
-/// Frames of a turn of those that never end.
+/// Frames sent at a time by lies that never end.
 const BURST: usize = 32;
-/// Pages of a map that is not to exceed what an agent may tell in all.
+/// Pages of a map that stays within the limit of all that an agent may report.
 const FEW_PAGES: u64 = 64;
 
-/// What the agent does when it is asked for free pages.
+/// How the agent lies when it is asked for free pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// It calls all memory free, for epochs that are not the one it was asked in.
+    /// It reports all memory as free, but for other epochs than the requested one.
     WrongEpoch,
-    /// It calls memory free that the guest has not.
+    /// It reports memory as free that the guest does not have.
     PastTheEnd,
-    /// It tells of the same pages, none of them free, without end.
+    /// It reports the same pages, none of them free, again and again.
     Endless,
-    /// It sends half a frame and is silent.
+    /// It sends half a frame and then nothing.
     HalfFrame,
-    /// It hangs up in mid-frame, and comes again.
+    /// It disconnects in the middle of a frame, and connects again.
     HangUp,
-    /// It sends noise, frames that are no answer and greetings that contradict each other, without end.
+    /// It keeps sending noise, frames that are not answers, and Hellos that contradict each other.
     Flood,
-    /// It calls all memory free, most of which the guest uses, when a migration begins; later it knows of no free page.
+    /// It reports all memory as free when a migration begins, although the guest uses most of it. Later it reports none.
     AllFreeAtFirst,
-    /// It calls all memory free whenever it is asked.
+    /// It reports all memory as free whenever it is asked.
     AllFree,
 }
 
 impl Lie {
-    /// Those of which nothing may count.
+    /// The lies that must have no effect.
     pub const FUTILE: [Self; 6] = [
         Self::WrongEpoch,
         Self::PastTheEnd,
@@ -53,13 +53,13 @@ impl Lie {
         Self::Flood,
     ];
 
-    /// Whether it goes on when the question has been answered.
+    /// Whether the lie goes on after the request was answered.
     fn is_endless(self) -> bool {
         matches!(self, Self::Endless | Self::Flood)
     }
 }
 
-/// The agent. It hangs up when dropped.
+/// The agent. It disconnects when dropped.
 #[derive(Debug)]
 pub struct Liar {
     shared: Arc<Shared>,
@@ -75,12 +75,12 @@ struct Shared {
     greeted: AtomicBool,
     lies: AtomicU64,
     stopped: AtomicBool,
-    /// The guest's memory when it was last called free, after the question for it had come.
+    /// A copy of the guest's memory from when it was last reported as free, after the request had arrived.
     last_lie: Mutex<Vec<u8>>,
 }
 
 impl Liar {
-    /// Connects to the device's socket at `path`, as the agent of a guest with `ram`, and greets.
+    /// Connects to the device's socket at `path`, as the agent of a guest with `ram`, and sends Hello.
     pub fn start(path: &Path, lie: Lie, ram: GuestRam) -> Self {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -104,13 +104,13 @@ impl Liar {
         liar
     }
 
-    /// How many questions it has answered with its lie.
+    /// How many requests it has answered with its lie.
     pub fn lies(&self) -> u64 {
         self.shared.lies.load(Ordering::Acquire)
     }
 
-    /// The guest's memory when it was last called free; empty if it never was. Whatever differs from it was written
-    /// after the epoch had opened.
+    /// The guest's memory from when it was last reported as free; empty if it never was. A page that differs from this copy
+    /// was written after the epoch had opened.
     pub fn last_lie(&self) -> Vec<u8> {
         let last = self.shared.last_lie.lock();
         last.unwrap_or_else(PoisonError::into_inner).clone()
@@ -147,7 +147,7 @@ impl Shared {
                 port,
                 endless: None,
             };
-            // However it ended, the next one follows.
+            // However the connection ended, open the next one.
             let _ = connection.serve();
         }
     }
@@ -160,7 +160,7 @@ impl Shared {
 struct Connection<'a> {
     shared: &'a Shared,
     port: UnixStream,
-    /// The number of the question whose answer does not end.
+    /// The number of the request whose answer does not end.
     endless: Option<u64>,
 }
 

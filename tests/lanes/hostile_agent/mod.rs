@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest whose agent lies, on /dev/kvm: it may harm itself, and nobody else.
+//! A guest whose agent lies, on /dev/kvm: it may harm only itself.
 //!
 //! The guest's driver is honest or silent; its agent is a thread of the test ([`liar`]) at the real device's socket.
 
@@ -19,8 +19,8 @@ use crate::lab::{
 };
 use liar::{Liar, Lie};
 
-/// What the device's own memory may grow by, in kB, whatever it is told: buffers of a frame, and what its allocator
-/// keeps.
+/// How much the device's own memory may grow, in kB, whatever the agent reports: for the buffers of a frame, and the
+/// allocator's reserves.
 const ROOM_KB: u64 = 4096;
 
 fn guest(answer: &'static str) -> BareGuest {
@@ -41,7 +41,7 @@ fn slowly(bytes_a_second: u64) -> Migration {
     }
 }
 
-/// A host whose device has an agent's socket, which is not the machine's, and where it is.
+/// A host whose device has an agent's socket that the machine does not use, and the socket's path.
 fn with_agent_socket(lab: &Lab) -> (Host, PathBuf) {
     let path = lab.folder().join("liar");
     let text = path.to_str().expect("a folder for tests has a plain name");
@@ -54,7 +54,7 @@ fn lied_to(host: &Host, path: &Path, lie: Lie) -> Liar {
     Liar::start(path, lie, ram)
 }
 
-/// The device's private memory: the guest's and the map are shared with others.
+/// The device's private memory. Guest memory and the hint map are shared, so they do not count.
 fn private_kb(host: &Host) -> u64 {
     let status =
         fs::read_to_string(format!("/proc/{}/status", host.device.pid())).expect("the device runs");
@@ -115,7 +115,7 @@ fn after_a_liar_the_same_device_serves_an_honest_guest_exactly() {
         tell(&source, &Command::MigrateCancel);
         ends(&mut source, MigrationState::Cancelled);
         drop((liar, lost));
-        // The guest has lost nothing by it that it would miss here.
+        // The lie did not harm the guest at the source.
         assert_eq!(whole_pass(&mut source).wrong, 0, "{lie:?}");
 
         let moved = lab.move_whole(&Migration::default(), &mut source, "destination");
@@ -153,9 +153,9 @@ fn a_guest_that_calls_all_its_memory_free_keeps_what_it_writes_afterwards() {
     }
 }
 
-/// Compares two machines that stand still, page by page, where the guest's memory was `called_free` when it looked
-/// like that. Returns how many pages were written afterwards, all of which must have arrived, and how many others read
-/// as zero at the destination: the guest's own word was taken for them.
+/// Compares two stopped machines page by page. `called_free` is a copy of the guest's memory from when it was reported as
+/// free. Returns how many pages were written afterwards, all of which must have arrived, and how many others read as zero
+/// at the destination, because the guest reported them as free.
 fn kept_and_lost(source: &Host, destination: &Host, called_free: &[u8]) -> (u64, u64) {
     let (ours, skipped) = memory_of(source).unwrap();
     let (theirs, _) = memory_of(destination).unwrap();
@@ -173,9 +173,12 @@ fn kept_and_lost(source: &Host, destination: &Host, called_free: &[u8]) -> (u64,
         if here != there {
             assert!(
                 !is_written,
-                "page {pfn:#x} was written after it was called free"
+                "page {pfn:#x} was written after it was reported as free"
             );
-            assert!(skipped.contains(pfn), "page {pfn:#x} was never called free");
+            assert!(
+                skipped.contains(pfn),
+                "page {pfn:#x} was never reported as free"
+            );
             assert_eq!(there, [0; PAGE_SIZE as usize], "page {pfn:#x}");
             lost += 1;
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! QEMU's own free page hinting as the measure of ours: the same guest in the same machine in the same run.
+//! Compares our hinting with QEMU's own: the same guest on the same machine in the same run.
 
 use serde_json::Value;
 
@@ -43,7 +43,7 @@ fn a_guest_with_our_hints_takes_fewer_bytes_than_with_those_of_qemu() {
         number(found.expect("each was to migrate"), "wire_bytes")
     };
     let (theirs, ours) = (bytes("qemu", "on"), bytes("lacuna", "on"));
-    // Or else their hints did not work, and the comparison is none.
+    // Otherwise QEMU's hints did not work, and the comparison is meaningless.
     assert!(theirs < bytes("qemu", "off"), "{records:?}");
     assert!(ours < theirs, "{ours} against {theirs}");
 }

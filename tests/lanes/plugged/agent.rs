@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What holds under every VMM whose guest runs the agent besides the stock balloon driver.
+//! Claims that hold under every VMM whose guest runs the agent in addition to the stock balloon driver.
 
 use std::fmt;
 use std::fs::File;
@@ -17,7 +17,7 @@ use super::{MIB, Vmm, eventually};
 
 /// One-page files that [`fragment`] makes; every second one is removed.
 const FILES: u64 = 20_000;
-/// Left to the guest beside these files: some of it in blocks that the driver can hint.
+/// Memory left free besides these files; some of it is in blocks that the driver can hint.
 const WHOLE: u64 = 48 * MIB;
 
 const DRIVER: Tellers = Tellers {
@@ -29,18 +29,18 @@ const AGENT: Tellers = Tellers {
     agent: true,
 };
 
-/// What one epoch of a migration told of the guest.
+/// The results of one epoch of a migration.
 #[derive(Debug)]
 struct Epoch {
-    /// Bytes that the guest called free when it was asked.
+    /// Bytes that were free, according to the guest, when it was asked.
     free: u64,
-    /// Bytes of memory behind the end of the guest's page flags.
+    /// Bytes of memory past the end of the guest's page flags.
     hidden: u64,
     report: EpochReport,
 }
 
 impl Epoch {
-    /// Has a migrator ask `tellers` once, and waits until the guest has its memory back.
+    /// Lets a migrator ask `tellers` once, and waits until the guest has its memory back.
     fn of(tellers: Tellers, device: &Device, guest: &mut Guest) -> Self {
         let mut migrator = device.migrator_for(MAP_PAGES, tellers);
         let hidden = hidden(guest);
@@ -57,7 +57,7 @@ impl Epoch {
         assert_eq!(
             held,
             report.hints > 0,
-            "only the driver holds what it tells"
+            "only the driver holds the pages that it hints"
         );
         migrator.done().expect("the guest is told");
         eventually("the guest's memory", || {
@@ -72,7 +72,7 @@ impl Epoch {
         epoch
     }
 
-    /// The first one that the agent, which has just been started, has a part in.
+    /// The first epoch that the newly started agent answers.
     fn with_agent(device: &Device, guest: &mut Guest) -> Self {
         eventually("the agent", || {
             let epoch = Self::of(Tellers::ALL, device, guest);
@@ -80,13 +80,13 @@ impl Epoch {
         })
     }
 
-    /// Bytes that were told as free.
+    /// Bytes that were reported as free.
     fn told(&self) -> u64 {
         self.report.pages * spec::PAGE_SIZE
     }
 
-    /// Checks that all free memory has been told: all but a hundredth, what shells and the agent take and give back
-    /// meanwhile, and what no agent can see.
+    /// Checks that all free memory was reported, except one percent, the memory that shells and the agent use meanwhile, and
+    /// memory that no agent can see.
     fn assert_complete(&self) {
         let slack = self.free / 100 + 2 * MIB;
         let told = self.told();
@@ -110,8 +110,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Bytes of memory whose page flags the guest's kernel does not show: that of User Mode Linux takes the amount of
-/// its memory for the end of it.
+/// Bytes of memory whose page flags the guest's kernel does not show: the kernel of User Mode Linux confuses the size of its
+/// memory with its end.
 fn hidden(guest: &mut Guest) -> u64 {
     let mut number = |line| guest.run(line).trim().parse::<u64>().expect("a number");
     let end = number(
@@ -132,12 +132,12 @@ fn in_long_runs(guest: &mut Guest) -> u64 {
     runs.sum()
 }
 
-/// Leaves the guest little memory that is free in whole blocks, and much in single pages.
+/// Fragments the guest's memory: little of it is free in whole blocks, and much in single pages.
 fn fragment(guest: &mut Guest) {
     let rest = FILES * spec::PAGE_SIZE + WHOLE;
     let used = guest.memory("MemFree") - rest;
     guest.fill("used", used);
-    // One byte in a file takes a page. What is built into the shell is fast, even where it is emulated.
+    // One byte in a file takes a page. Shell built-ins are fast, even on an emulated processor.
     guest.run(&format!(
         "mkdir /tmp/pages && cd /tmp/pages && i=0 && \
          while [ $i -lt {FILES} ]; do echo > $i; i=$((i + 1)); done && rm *[02468] && cd /"
@@ -153,13 +153,13 @@ pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm
     guest.start_agent(vmm.agent_port(), "");
     let both = Epoch::with_agent(&device, &mut guest);
     both.assert_complete();
-    assert_eq!(both.report.hints, 0, "the driver is spared: {both}");
+    assert_eq!(both.report.hints, 0, "the driver is not asked: {both}");
     let agent = Epoch::of(AGENT, &device, &mut guest);
     agent.assert_complete();
     assert_eq!(agent.report.agent_pages, agent.report.pages);
-    // The files that were removed are half of FILES pages, and no two are neighbours.
+    // The removed files are half of FILES pages, and no two are neighbours.
     let single = FILES / 2 * spec::PAGE_SIZE;
-    // What the agent cannot see may be blocks that the driver told, or such pages.
+    // The memory that the agent cannot see may be blocks that the driver hinted, or such pages.
     assert!(
         driver.told() + single / 10 * 9 < both.told() + both.hidden,
         "{driver}; {both}"
@@ -203,7 +203,7 @@ pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
     let mut guest = vmm.run(&mut device, "");
     fragment(&mut guest);
     guest.run("rm /tmp/used");
-    // What is cached of a disk goes when the last one closes it.
+    // The cache of a disk is dropped when its last user closes it.
     let disk = vmm.disk();
     guest.run(&format!(
         "exec 5< {disk} && dd if={disk} of=/dev/null bs=1M 2> /dev/null"
@@ -235,8 +235,8 @@ pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
     device.check();
 }
 
-/// The VMM connects the agent's port anew, but not the balloon: the new device knows no memory that a page could be
-/// in, and no driver. It asks the agent all the same, and that it has answered shows that it is there.
+/// The VMM connects the agent's port again, but not the balloon. So the new device has no guest memory and no driver. It asks
+/// the agent nevertheless, and the answer shows that the agent is there.
 pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");
@@ -248,7 +248,7 @@ pub fn the_agent_comes_back_to_a_device_that_was_restarted(vmm: &dyn Vmm) {
     device.check();
 }
 
-/// Waits until the agent has come back to `device`, and has answered an epoch of its.
+/// Waits until the agent has connected to `device` and has answered in an epoch.
 fn answer_to_a_new_device(device: &Device) -> EpochReport {
     let mut migrator = device.migrator(MAP_PAGES);
     eventually("the agent", || migrator.open(1).ok());
@@ -258,7 +258,7 @@ fn answer_to_a_new_device(device: &Device) -> EpochReport {
     migrator.close(1).expect("the epoch is closed")
 }
 
-/// At any moment of it: the answer may be asked for, under way or over.
+/// At any moment of an epoch: before, during or after the agent's answer.
 pub fn the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What holds under every VMM whose guest has the stock balloon driver.
+//! Claims that hold under every VMM whose guest has the stock balloon driver.
 
 use host_migrator::HintSource;
 use spec::balloon::{feature, stat};
@@ -10,14 +10,14 @@ use super::device::Device;
 use super::guest::Guest;
 use super::{MEMORY, MIB, Vmm, eventually};
 
-/// What the balloon is inflated to.
+/// The size to which the balloon is inflated.
 const TARGET: u64 = 192 * MIB;
-/// Left to the guest when the rest of its memory is filled.
+/// Memory left free when the rest of the guest's memory is filled.
 const RESERVE: u64 = 64 * MIB;
-/// More than any guest's memory ends at, in pages: there may be holes.
+/// A page number past the end of any guest's memory, which may have holes.
 pub const MAP_PAGES: u64 = 4 << 30 >> 12;
 
-/// One test for each claim, under the VMM that `$find` finds.
+/// Defines one test for each claim, under the VMM that `$find` finds.
 macro_rules! claims_under {
     ($find:path) => {
         $crate::plugged::claims::claims_under! { $find:
@@ -52,7 +52,7 @@ macro_rules! claims_under {
 }
 pub(super) use claims_under;
 
-/// Has the guest use nearly all its memory once and free it again, so that the host has it all. Returns how much
+/// Makes the guest use nearly all its memory once and free it again, so that the host has allocated it. Returns how much
 /// that was.
 fn touch_all(guest: &mut Guest) -> u64 {
     let bytes = guest.memory("MemAvailable") - RESERVE;
@@ -164,7 +164,7 @@ pub fn a_migrator_gets_the_hints_of_each_epoch(vmm: &dyn Vmm) {
     for epoch in 1..=2 {
         migrator.open(epoch).expect("the guest is asked");
         if epoch == 2 {
-            // The guest holds what it hinted: only what it frees now is new.
+            // The guest still holds its hinted pages, so only newly freed pages are hinted.
             guest.run("rm /tmp/used");
         }
         eventually("the guest's hints", || {
@@ -219,7 +219,7 @@ pub fn poisoned_pages_are_neither_hinted_nor_discarded(vmm: &dyn Vmm) {
         status.reported_pages > TARGET / spec::PAGE_SIZE / 2
     });
     assert_eq!(device.status().discarded_bytes, 0);
-    // The guest would find out: it checks the poison of each page that it allocates.
+    // The guest would notice, because it checks the poison of each page that it allocates.
     guest.fill("used", TARGET);
     assert!(!guest.run("dmesg").contains("pagealloc:"));
     device.check();
@@ -314,7 +314,7 @@ pub fn a_guest_powers_off_and_another_takes_the_device(vmm: &dyn Vmm) {
 
 pub fn a_vmm_is_killed_at_any_moment_and_the_next_one_is_served(vmm: &dyn Vmm) {
     let mut device = Device::start(&["--free-page-reporting", "--stats-interval", "1"]);
-    // What the guest is at when the VMM is killed.
+    // What the guest is doing when the VMM is killed.
     let moments: [fn(&mut Device, &mut Guest); 5] = [
         |device, guest| {
             guest.say("insmod /modules/virtio_balloon.ko");
@@ -383,7 +383,7 @@ pub fn a_target_that_is_set_before_the_driver_runs_is_kept_for_it(vmm: &dyn Vmm)
     device.check();
 }
 
-/// The driver is left without an answer if it asks for something, as by any device that has died: see README.md.
+/// If the driver asks for something, it gets no answer, as from any dead device: see README.md.
 pub fn a_guest_outlives_its_device(vmm: &dyn Vmm) {
     let mut device = Device::start(&[]);
     let mut guest = vmm.run(&mut device, "");
@@ -395,7 +395,7 @@ pub fn a_guest_outlives_its_device(vmm: &dyn Vmm) {
     assert!(guest.is_up());
 }
 
-/// A VMM that is hung up on while its guest still reads what it was told does worse, see README.md.
+/// It is worse if the device disconnects while the guest still reads the configuration, see README.md.
 pub fn a_device_that_is_ended_gives_the_guest_its_memory_back(vmm: &dyn Vmm) {
     let mut device = Device::start(&[]);
     let mut guest = vmm.run(&mut device, "");

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The daemon under test, and what is known of it from outside: its control socket, and how much memory its guest
-//! has on the host.
+//! The daemon under test, seen from outside: by its control socket, and by how much host memory its guest has.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -19,7 +18,7 @@ use super::{PATIENCE, eventually};
 
 /// The names of the daemon's sockets.
 const VMM: &str = "vmm";
-/// With the number that a hybrid vsock appends, see [`Device::hybrid_vsock`].
+/// The agent's socket, with the suffix of a hybrid vsock, see [`Device::hybrid_vsock`].
 const AGENT: &str = "agent_1024";
 const CONTROL: &str = "control";
 
@@ -33,14 +32,14 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the daemon with `options` besides its sockets. Only the guest's root can reach that of its agent.
+    /// Starts the daemon with `options` in addition to its sockets. Only root of the guest can open the agent's transport.
     pub fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let options = [options, &["--agent-transport", "console"]].concat();
         Self::start_in(folder, options.into_iter().map(Into::into).collect())
     }
 
-    /// Starts the daemon, which hears an agent with [`AGENT_KEY`].
+    /// Starts the daemon with [`AGENT_KEY`] for its agent.
     pub fn start_with_key() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("key");
@@ -65,23 +64,23 @@ impl Device {
     pub fn restart(&mut self) {
         self.end();
         for socket in [self.socket(), self.agent_socket(), self.control_socket()] {
-            // A daemon that is killed leaves them behind.
+            // A killed daemon leaves its sockets behind.
             let _ = fs::remove_file(socket);
         }
         (self.daemon, self.control) = start(self.folder.path(), &self.options);
     }
 
-    /// Where a VMM connects.
+    /// The vhost-user socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join(VMM)
     }
 
-    /// Where a VMM connects the port of the guest's agent.
+    /// The agent's socket, to which a VMM connects the guest's port.
     pub fn agent_socket(&self) -> PathBuf {
         self.folder.path().join(AGENT)
     }
 
-    /// The path that a hybrid vsock gets: where the guest connects to port 1024 of the host, it connects to the agent's socket.
+    /// The path for a hybrid vsock: a guest's connection to port 1024 of the host goes to the agent's socket.
     pub fn hybrid_vsock(&self) -> PathBuf {
         self.folder.path().join("agent")
     }
@@ -95,12 +94,12 @@ impl Device {
         self.folder.path().join("disk")
     }
 
-    /// A folder for what belongs to the device's guests.
+    /// A folder for files of the device's guests.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Asks, as a person does.
+    /// Sends a request on a new control connection.
     pub fn ask(&mut self, request: Request) -> Result<Reply, Refusal> {
         match self.control.ask(request, None) {
             Ok(reply) => Ok(reply),
@@ -117,7 +116,7 @@ impl Device {
         }
     }
 
-    /// Waits until the status is as `condition` wants it, and returns it.
+    /// Waits until `condition` holds for the status, and returns the status.
     pub fn wait_until(
         &mut self,
         what: &str,
@@ -157,7 +156,7 @@ impl Device {
         }
     }
 
-    /// Starts or stops a person's round of hints, or just looks.
+    /// Starts or stops a round of hints for a person, or reads its state.
     pub fn hints(&mut self, request: Request) -> Result<HintState, Refusal> {
         match self.ask(request)? {
             Reply::HintState(state) => Ok(state),
@@ -165,7 +164,7 @@ impl Device {
         }
     }
 
-    /// Has the guest hint all it can, and leaves it so: the guest holds what it has hinted.
+    /// Asks the guest for all its hints, without ending the round: the guest holds its hinted pages.
     pub fn hint_all(&mut self) -> HintState {
         self.hints(Request::HintStart).expect("the guest is asked");
         eventually("the guest's hints", || {
@@ -179,15 +178,15 @@ impl Device {
         self.migrator_for(pages, Tellers::ALL)
     }
 
-    /// The same, of a migrator that wants only `tellers` to be asked.
+    /// The same, for a migrator that asks only `tellers`.
     pub fn migrator_for(&self, pages: u64, tellers: Tellers) -> DeviceHints {
         let mut hints = DeviceHints::connect(self.control_socket()).expect("the device answers");
         hints.prepare(pages, tellers).expect("it takes a map");
         hints
     }
 
-    /// Bytes of host memory that the guest has now: the blocks of the largest file that the daemon has open, which
-    /// is guest memory.
+    /// Bytes of host memory that the guest has now: the blocks of the largest file that the daemon has open, which is guest
+    /// memory.
     pub fn host_memory(&self) -> u64 {
         let folder = format!("/proc/{}/fd", self.daemon.id());
         fs::read_dir(folder)
@@ -204,7 +203,7 @@ impl Device {
         eventually(&what, || (self.host_memory() < bytes).then_some(()));
     }
 
-    /// Checks that nothing which a stock driver says was refused or failed, and that the daemon runs.
+    /// Checks that no request of the stock driver was refused or failed, and that the daemon runs.
     pub fn check(&mut self) {
         let status = self.status();
         let refused = (
@@ -229,7 +228,7 @@ impl Device {
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
@@ -260,7 +259,7 @@ fn start(folder: &Path, options: &[String]) -> (Child, ControlClient) {
     ] {
         command.arg(option).arg(folder.join(name));
     }
-    // An emulated guest takes what time it takes, and the tests look at what it holds.
+    // No round limit: an emulated guest may be slow, and the tests check the pages that it holds.
     command.args(["--hint-round-limit", "0"]);
     let daemon = command.args(options).spawn().expect("the daemon starts");
     let control = eventually("the control socket", || {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest with a shell on its console: the test says a line, the guest does it and answers.
+//! A guest with a shell on its console: the test writes a line, and the guest executes it and answers.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -23,11 +23,11 @@ pub struct Guest {
     servants: Vec<Child>,
     input: ChildStdin,
     console: Arc<Console>,
-    /// They read the console, and end with the VMM.
+    /// Threads that read the console. They end with the VMM.
     readers: Vec<JoinHandle<()>>,
-    /// Up to where the console has been read.
+    /// How much of the console has been evaluated.
     read: usize,
-    /// Lines said since the guest booted.
+    /// Lines written since the guest booted.
     lines: u32,
 }
 
@@ -75,18 +75,18 @@ impl Guest {
         self.console.lock()[self.read..].contains("[lacuna 0 ")
     }
 
-    /// Waits until the guest, which boots, listens. Its balloon driver is not loaded.
+    /// Waits until the booting guest accepts lines. Its balloon driver is not loaded.
     pub fn wait_for_boot(&mut self) {
         self.lines = 0;
         self.answer();
     }
 
-    /// Has the guest load its balloon driver.
+    /// Makes the guest load its balloon driver.
     pub fn load_driver(&mut self) {
         self.run("insmod /modules/virtio_balloon.ko");
     }
 
-    /// Has the guest start its agent, with `options`, at the device `port`.
+    /// Makes the guest start its agent, with `options`, at the device `port`.
     pub fn start_agent(&mut self, port: &str, options: &str) {
         self.run(&format!(
             "lacuna-agent --port {port} {options} 2> /tmp/agent.log &"
@@ -98,7 +98,7 @@ impl Guest {
         self.run("kill $! && { wait $!; true; }");
     }
 
-    /// What `line` prints in the guest, which must succeed.
+    /// Executes `line` in the guest, which must succeed, and returns its output.
     pub fn run(&mut self, line: &str) -> String {
         self.say(line);
         let (text, status) = self.answer();
@@ -106,7 +106,7 @@ impl Guest {
         text
     }
 
-    /// How the VMM ends while the guest does `line`, and its last line; `None` if the guest answers.
+    /// How the VMM ends while the guest executes `line`, and its last line; `None` if the guest answers.
     pub fn end_by(&mut self, line: &str) -> Option<(ExitStatus, String)> {
         self.say(line);
         let mark = format!("[lacuna {} ", self.lines);
@@ -126,7 +126,7 @@ impl Guest {
         Some((status, last.unwrap_or_default()))
     }
 
-    /// Says `line` and does not wait for an answer.
+    /// Writes `line` without waiting for an answer.
     pub fn say(&mut self, line: &str) {
         self.lines += 1;
         writeln!(self.input, "{line}").expect("the guest listens");
@@ -152,7 +152,7 @@ impl Guest {
             * 1024
     }
 
-    /// Has the guest write `bytes` (whole MiB) of its memory and keep them as the file `name`.
+    /// Makes the guest write `bytes` (whole MiB) to the file `name` in its memory.
     pub fn fill(&mut self, name: &str, bytes: u64) {
         let mib = bytes >> 20;
         self.run(&format!(
@@ -160,7 +160,7 @@ impl Guest {
         ));
     }
 
-    /// Kills the VMM in the middle of what it does.
+    /// Kills the VMM.
     pub fn kill(mut self) {
         self.kill_group();
         self.vmm.wait().expect("it has ended");
@@ -203,7 +203,7 @@ impl Drop for Guest {
     }
 }
 
-/// All that came from the console.
+/// The output of the console.
 #[derive(Debug, Default)]
 struct Console {
     text: Mutex<String>,
@@ -211,7 +211,7 @@ struct Console {
 }
 
 impl Console {
-    /// Adds what `output` says, up to its end.
+    /// Reads `output` to its end.
     fn follow(self: &Arc<Self>, mut output: impl Read + Send + 'static) -> JoinHandle<()> {
         let console = Arc::clone(self);
         thread::spawn(move || {
@@ -225,7 +225,7 @@ impl Console {
         })
     }
 
-    /// Waits for `mark` and after it `end`, and returns the text from byte `from` on to there.
+    /// Waits for `mark` followed by `end`, and returns the text from byte `from` up to there.
     fn wait_for(&self, from: usize, mark: &str, end: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut text = self.lock();
@@ -237,7 +237,7 @@ impl Console {
                 return text[from..from + length].to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the guest does not say '{mark}'");
+            assert!(!left.is_zero(), "the guest does not print '{mark}'");
             text = self
                 .grown
                 .wait_timeout(text, left)

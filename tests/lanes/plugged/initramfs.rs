@@ -9,10 +9,10 @@ use reference_vmm::images::LINUX_AGENT;
 use crate::qemu_installation::program;
 
 const INIT: &[u8] = include_bytes!("init.sh");
-/// The key by which a device knows the guests' agent. `init.sh` keeps it from all but root.
+/// The key by which a device recognises the guests' agent. `init.sh` makes it readable for root only.
 pub const AGENT_KEY: &[u8] = b"a key that is no secret outside of these tests";
 
-/// The ramdisk with a shell, the agent and `modules`, whose list is in load order.
+/// The ramdisk with a shell, the agent and `modules`, in load order.
 ///
 /// # Errors
 /// A sentence about what is missing.

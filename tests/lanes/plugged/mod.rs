@@ -4,13 +4,13 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`claims`] | what holds under every VMM with the guest's driver: the tests |
-//! | [`agent`] | what holds besides with the guest's agent |
-//! | [`uml`], [`qemu`] | the VMMs, and what holds under one of them only |
-//! | [`vsock`] | the same QEMU, whose guest's agent comes by vsock |
+//! | [`claims`] | claims about every VMM and the guest's driver |
+//! | [`agent`] | claims about the guest's agent |
+//! | [`uml`], [`qemu`] | the VMMs, and claims about one of them |
+//! | [`vsock`] | QEMU with a vsock for the guest's agent |
 //! | [`guest`] | a guest with a shell on its console |
 //! | [`device`] | the daemon under test |
-//! | [`initramfs`] | what the guests boot from |
+//! | [`initramfs`] | the guests' initial ramdisk |
 
 mod agent;
 mod claims;
@@ -28,18 +28,18 @@ use guest::Guest;
 
 /// A VMM that takes vhost-user devices.
 trait Vmm {
-    /// Begins to boot a guest of [`MEMORY`] whose balloon is `device`. The kernel gets `arguments` besides its own.
+    /// Starts booting a guest of [`MEMORY`] with the balloon `device`. The kernel gets additional `arguments`.
     fn start(&self, device: &Device, arguments: &str) -> Guest;
 
-    /// What the guest's agent is told: its port, which the VMM connects to the device, and what else it needs there.
+    /// The agent's port in the guest, which the VMM connects to the device, and further flags of the agent.
     fn agent_port(&self) -> &'static str;
 
-    /// Starts a device that knows the guest's agent by that port.
+    /// Starts a device for an agent at that port.
     fn device(&self) -> Device {
         Device::start(&[])
     }
 
-    /// What the guest calls its disk, which is [`Device::disk`].
+    /// The guest's name of its disk [`Device::disk`].
     fn disk(&self) -> &'static str;
 
     /// Whether the VMM stops the rings when the guest's driver is removed.
@@ -67,7 +67,7 @@ const MIB: u64 = 1 << 20;
 /// Guest memory.
 const MEMORY: u64 = 512 * MIB;
 
-/// Waits until `condition` gives something, for as long as nothing takes that works.
+/// Waits until `condition` returns a value. Only a hang exceeds the time limit.
 fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     spec_testing::within(PATIENCE, what, condition)
 }

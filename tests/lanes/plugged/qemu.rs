@@ -27,8 +27,8 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// What it takes, or a sentence on standard error about what is missing. The first caller may wait for a
-    /// download.
+    /// QEMU and the kernel. If something is missing, prints a sentence on standard error. The first caller may have to wait
+    /// for a download.
     pub fn find() -> Option<Self> {
         static FOUND: OnceLock<Result<Qemu, String>> = OnceLock::new();
         match FOUND.get_or_init(Self::gather) {
@@ -52,7 +52,7 @@ impl Qemu {
         })
     }
 
-    /// What starts a guest whose balloon is `device`, and whose kernel gets `arguments` besides its own. It has no agent's port.
+    /// The command that starts a guest with the balloon `device` and additional kernel `arguments`. It has no agent's port.
     pub fn command(&self, device: &Device, arguments: &str) -> Command {
         let initrd = device.folder().join("qemu.cpio");
         fs::write(&initrd, &self.initrd).expect("there is room");
@@ -119,7 +119,7 @@ impl Vmm for Qemu {
 }
 
 claims_under!(Qemu::find);
-// The kernel of User Mode Linux has no page poisoning, and no line that it opens again.
+// The kernel of User Mode Linux has no page poisoning, and does not reopen a serial line.
 claims_under! { Qemu::find:
     claims::poisoned_pages_are_neither_hinted_nor_discarded,
     agent::pages_that_are_zeroed_when_freed_are_told,
@@ -128,9 +128,9 @@ claims_under! { Qemu::find:
     agent::the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch,
 }
 
-/// QEMU 11.1.3 forgets what it knew of a device that goes, and asserts the contrary when the guest reads or writes the
-/// configuration next (`vub_get_config`, `vub_set_config`): then it aborts. In an epoch that is when the driver has been told of a
-/// new command id and has not read it, later when the driver is removed. See `device/README.md`.
+/// When a device disconnects, QEMU 11.1.3 drops its state, and aborts at an assertion when the guest next reads or writes the
+/// configuration (`vub_get_config`, `vub_set_config`). In an epoch this happens when the driver has not read a new command id
+/// yet; later, when the driver is removed. See `device/README.md`.
 #[test]
 fn a_device_that_is_killed_in_an_epoch_ends_qemu_by_one_assertion_or_not_at_all() {
     let Some(qemu) = Qemu::find() else {
@@ -151,7 +151,7 @@ fn a_device_that_is_killed_in_an_epoch_ends_qemu_by_one_assertion_or_not_at_all(
         migrator.open(1).expect("the guest is asked");
         eventually("the guest's hints", || {
             let reached = migrator.phase();
-            // One that has passed before it was seen counts.
+            // A phase that has passed before it was seen counts.
             (reached == phase || reached == HintPhase::Finished).then_some(())
         });
         device.kill();

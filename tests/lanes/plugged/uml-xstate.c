@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-/* A ptrace for User Mode Linux on processors with AMX: preloaded in place of the C library's.
+/* A ptrace for User Mode Linux on processors with AMX, preloaded in place of the C library's.
  *
  * User Mode Linux 6.1 hands PTRACE_SETREGSET a processor state of a size that it was built with. A kernel whose
  * processor has more state answers EFAULT. Such a request is repeated with the state followed by zeros, up to the
@@ -41,7 +41,7 @@ long ptrace(enum __ptrace_request request, ...)
 	void *data = va_arg(arguments, void *);
 	va_end(arguments);
 
-	/* The system call stores what it peeks at; the C library's function returns it. */
+	/* For PTRACE_PEEK requests the system call stores the value; the C library's function returns it. */
 	if (request == PTRACE_PEEKTEXT || request == PTRACE_PEEKDATA || request == PTRACE_PEEKUSER) {
 		long word;
 		long result = syscall(SYS_ptrace, (long)request, pid, address, &word);

@@ -20,7 +20,7 @@ use crate::qemu_installation::program;
 const MODULES: &str = "/usr/lib/uml/modules";
 /// The balloon driver in such a folder.
 const DRIVER: &str = "kernel/drivers/virtio/virtio_balloon.ko";
-/// Lets it run on processors with AMX, see there.
+/// The source of a library that lets it run on processors with AMX.
 const XSTATE_SHIM: &str = include_str!("uml-xstate.c");
 
 /// User Mode Linux on this machine.
@@ -31,7 +31,7 @@ struct Uml {
 }
 
 impl Uml {
-    /// What it takes, or a sentence on standard error about what is missing.
+    /// User Mode Linux, if it is installed. Otherwise prints what is missing on standard error.
     fn find() -> Option<Self> {
         let found = Self::gather();
         if let Err(reason) = &found {
@@ -54,9 +54,9 @@ impl Uml {
 }
 
 impl Vmm for Uml {
-    /// Its front end acknowledges features without `VHOST_USER_F_PROTOCOL_FEATURES` and then never stops or disables
-    /// a ring: the rings of a removed driver lie in memory that the guest uses for something else. A device that
-    /// returned a statistics buffer then would write there.
+    /// Its front end acknowledges features without `VHOST_USER_F_PROTOCOL_FEATURES` and then never stops or disables a
+    /// ring. So the rings of a removed driver are in memory that the guest uses for something else, and a device that
+    /// returned a statistics buffer would write there.
     fn tells_of_removal(&self) -> bool {
         false
     }
@@ -74,8 +74,8 @@ impl Vmm for Uml {
         let folder = device.folder();
         let initrd = folder.join("uml.cpio");
         fs::write(&initrd, &self.initrd).expect("there is room");
-        // Its memory begins behind its heap, which Linux puts anywhere in a gigabyte, and its page flags
-        // (/proc/kpageflags) end too early by as much.
+        // Its memory begins after its heap, at a random place in a gigabyte, and its page flags (/proc/kpageflags) end
+        // too early by that offset.
         let mut command = Command::new("setarch");
         command
             .arg("--addr-no-randomize")

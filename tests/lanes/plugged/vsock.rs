@@ -13,7 +13,7 @@ use super::{Vmm, eventually};
 /// Debian's package and the program in it.
 const PROGRAM: &str = "vhost-device-vsock";
 
-/// A QEMU, and what gives it a vsock.
+/// QEMU, and the program that gives it a vsock.
 #[derive(Debug)]
 struct WithVsock {
     qemu: Qemu,
@@ -21,7 +21,7 @@ struct WithVsock {
 }
 
 impl WithVsock {
-    /// What it takes, or a sentence on standard output about what is missing.
+    /// The programs, or a sentence on standard output about what is missing.
     fn find() -> Option<Self> {
         let qemu = Qemu::find()?;
         let program = qemu.installation.program().with_file_name(PROGRAM);
@@ -84,11 +84,11 @@ fn an_agent_without_the_key_is_not_heard() {
     let mut guest = vmm.run(&mut device, "");
     guest.run("head -c 32 /dev/urandom > /other.key && chmod 600 /other.key");
     for (key, reason) in [
-        ("", "hears only an agent that has its key"),
-        ("--key /other.key", "hung up on this agent's proof"),
+        ("", "accepts only an agent with its key"),
+        ("--key /other.key", "hung up after this agent's proof"),
     ] {
         guest.start_agent("vsock:2:1024", key);
-        let log = eventually("word of the agent", || {
+        let log = eventually("a message of the agent", || {
             let log = guest.run("cat /tmp/agent.log");
             log.contains("waiting for the host").then_some(log)
         });

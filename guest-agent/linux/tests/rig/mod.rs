@@ -18,10 +18,10 @@ use spec::agent::proof::Proof;
 use spec::agent::{Answer, Ask, Deframer, Settings, Totals};
 use tempfile::TempDir;
 
-/// Longer than anything takes; reached only by a failure.
+/// A time limit that only a failure reaches.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether this machine lets the tests read page flags. If not, says so.
+/// Whether the tests can read page flags on this machine. If not, prints that.
 pub fn page_flags_can_be_read() -> bool {
     let result = File::open("/proc/kpageflags").and_then(|mut file| file.read_exact(&mut [0; 8]));
     if let Err(error) = &result {
@@ -32,7 +32,7 @@ pub fn page_flags_can_be_read() -> bool {
     result.is_ok()
 }
 
-/// An answer, with what the test wants of it.
+/// An answer, as far as the tests use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Got {
     Hello(Settings),
@@ -41,7 +41,7 @@ pub enum Got {
     Proof(Proof),
 }
 
-/// A terminal whose first end is the host's.
+/// A pseudo-terminal. Its first end is the host's.
 pub struct Host {
     terminal: File,
     /// Keeps the terminal alive while the agent has not opened it.
@@ -50,7 +50,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A new terminal; `link` leads to its other end.
+    /// A new terminal. `link` becomes a symbolic link to its other end.
     pub fn at(link: &Path) -> io::Result<Self> {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&terminal)?;
@@ -109,7 +109,7 @@ impl Host {
         }
     }
 
-    /// The whole answer to `epoch`: all free runs, and the totals. Greetings are passed over.
+    /// The whole answer to `epoch`: all free runs, and the totals. Hellos are ignored.
     pub fn map_of(&mut self, epoch: u64) -> (Vec<PageRange>, Totals) {
         let mut free = Vec::new();
         loop {
@@ -131,7 +131,7 @@ impl Agent {
         Self(Self::command(port, flags).spawn().unwrap())
     }
 
-    /// What it says goes into the file `log`.
+    /// Its log goes to the file `log`.
     pub fn start_with_log(port: &Path, flags: &[&str], log: &Path) -> Self {
         let mut command = Self::command(port, flags);
         let log = File::create(log).unwrap();
@@ -172,13 +172,13 @@ pub struct Served {
 }
 
 impl Served {
-    /// The host goes, and another comes in its place.
+    /// Disconnects the host, and replaces it by another.
     pub fn come_again(&mut self) {
         self.host = Host::at(&self.link).unwrap();
     }
 }
 
-/// A host, and the agent started with `flags` to serve it; none where the agent could read no page flags.
+/// A host, and the agent started with `flags` to serve it; `None` if the agent cannot read page flags.
 pub fn served(flags: &[&str]) -> Option<Served> {
     if !page_flags_can_be_read() {
         return None;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A QEMU with KVM that runs the stock Linux guest with the first process of our own guest, and its own balloon.
+//! QEMU with KVM and its own balloon, running the stock Linux guest with our first process.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -15,18 +15,18 @@ use crate::qmp::Qmp;
 
 type Failure = Box<dyn Error>;
 
-/// How long anything may take: far more than it does, so that only a hang fails.
+/// A time limit for every step that only a hang exceeds.
 const PATIENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(10);
-/// What the guest's reports start with.
+/// The beginning of the guest's reports.
 const REPORT: &str = "lacuna-guest: ";
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const PROGRAM: &str = "qemu-system-x86_64";
-/// As reference-vmm's guest has them, but this guest has PCI.
+/// The kernel arguments of reference-vmm's guest, but with PCI.
 const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 quiet panic=-1 reboot=k no_timer_check tsc=reliable mitigations=off";
 
-/// QEMU in a folder that holds all it needs.
+/// QEMU in a folder with everything that it needs.
 pub struct Program(PathBuf);
 
 impl Program {
@@ -66,8 +66,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a machine that keeps its files in the new `folder`, and either boots a guest with `parameters` on its
-    /// kernel's command line or waits for one at `incoming`.
+    /// Starts a machine with its files in the new `folder`. It boots a guest with `parameters` on its kernel's command line,
+    /// or waits for one at `incoming`.
     pub fn start(
         program: &Program,
         folder: PathBuf,
@@ -127,7 +127,7 @@ impl Guest {
         self.qmp.as_mut().ok_or_else(|| "QMP is not open".into())
     }
 
-    /// Waits for a report of the guest that is `enough`, and returns it.
+    /// Waits for a report of the guest for which `enough` is true, and returns it.
     pub fn wait(&mut self, what: &str, enough: impl Fn(&Value) -> bool) -> Result<Value, Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -146,7 +146,7 @@ impl Guest {
         said.lines().rev().find_map(report)
     }
 
-    /// Waits until the migration is completed; what `query-migrate` says of it.
+    /// Waits until the migration is completed. Returns the answer of `query-migrate`.
     pub fn end_of_migration(&mut self) -> Result<Value, Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -161,7 +161,7 @@ impl Guest {
         }
     }
 
-    /// Waits a moment, unless QEMU has ended or the time is over.
+    /// Waits a moment. Fails if QEMU has ended or the time is over.
     fn goes_on(&mut self, what: &str, deadline: Instant) -> Result<(), Failure> {
         let ended = self.child.try_wait()?;
         if ended.is_none() && Instant::now() < deadline {
@@ -186,7 +186,7 @@ impl Drop for Guest {
     }
 }
 
-/// Our own guest's initial ramdisk, and behind it the drivers of PCI, whose list takes the place of the first.
+/// Our own guest's initial ramdisk, followed by the PCI drivers, whose list replaces the first.
 fn initrd(folder: &Path, ours: &Path) -> Result<PathBuf, Failure> {
     let drivers = lacuna::nested::pci_guest_files()?.initrd;
     let path = folder.join("initrd");

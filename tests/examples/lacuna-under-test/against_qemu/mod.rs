@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The same Linux guest migrated by QEMU with KVM, without and with its own free page hints, and then by this
-//! program, with the same workload, seeds, bandwidth and downtime limit, over a unix socket. Prints a JSON object for
-//! each migration, with the names of `compare --json`.
+//! Migrates the same Linux guest by QEMU with KVM, without and with QEMU's free page hints, and then by this program, with
+//! the same workload, seeds, bandwidth and downtime limit, over a unix socket. Prints a JSON object for each migration,
+//! with the names of `compare --json`.
 
 mod guest;
 
@@ -22,7 +22,7 @@ type Failure = Box<dyn Error>;
 /// The job's name.
 pub const JOB: &str = "against-qemu";
 
-/// What the guest, the migration and its report are, for `compare`.
+/// The arguments of `compare` for guest, migration and report.
 const COMPARE: [&str; 6] = [
     "compare",
     "--guest",
@@ -31,15 +31,15 @@ const COMPARE: [&str; 6] = [
     "unix",
     "--json",
 ];
-/// What stands in the arguments before those of each comparison.
+/// The separator before the arguments of each comparison.
 const ONE_COMPARISON: &str = "+";
-/// QEMU's own limit is low; where there is to be none it gets this.
+/// The limit for QEMU if there is to be none, because QEMU's default is low.
 const NO_LIMIT: u64 = 100 << 30;
 /// How long the guest works before it is migrated, as in `compare`.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Does the job: the first argument is QEMU's folder, the others are for `compare`: first those that all migrations
-/// have in common, then, each behind a `+`, those of our comparisons.
+/// Does the job. The first argument is QEMU's folder. The others are for `compare`: first those of all migrations, then
+/// those of each of our comparisons after a `+`.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let qemu = PathBuf::from(arguments.next().unwrap_or_default());
     match run(qemu, arguments.collect()) {
