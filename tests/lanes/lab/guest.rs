@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-/// A small bare guest and what it does.
+/// A small bare guest and its workload.
 #[derive(Clone, Debug)]
 pub struct BareGuest {
     /// Guest memory, as on the command line.

@@ -16,15 +16,15 @@ use super::PATIENCE;
 /// How a test migrates.
 #[derive(Clone, Debug)]
 pub struct Migration {
-    /// Which knowledge of free pages.
+    /// The mode of hints.
     pub hints: HintMode,
-    /// Bytes a second.
+    /// Bandwidth limit in bytes a second.
     pub max_bandwidth: Option<u64>,
-    /// Milliseconds.
+    /// Downtime limit in milliseconds.
     pub downtime_limit: u64,
-    /// Rounds after which the guest is stopped, whatever is left.
+    /// Rounds after which the guest is stopped, however much is left.
     pub max_rounds: Option<NonZeroU32>,
-    /// Clauses of the rule that are switched off. Only a program built for it takes any.
+    /// Clauses of the rule that are switched off. Only a build with `cfg(clause_switches)` accepts any.
     pub switched_off: Vec<&'static str>,
 }
 
@@ -50,7 +50,7 @@ impl Migration {
             .expect("the machine begins to migrate");
     }
 
-    /// Asks `source` to migrate to `uri`; says why if it refuses.
+    /// Asks `source` to migrate to `uri`. Returns the reason if it refuses.
     pub fn try_to_begin(&self, source: &Host, uri: &str) -> Result<(), String> {
         let arguments = MigrateArguments {
             max_bandwidth: self.max_bandwidth,
@@ -62,7 +62,7 @@ impl Migration {
         let command = control::Command::Migrate(arguments);
         let mut command = serde_json::to_value(command).expect("a command is JSON");
         if !self.switched_off.is_empty() {
-            // These tests are built without the switches, and so the type has no such field.
+            // These tests are built without the switches, so the type does not have this field.
             command["arguments"]["switched-off"] = self.switched_off.clone().into();
         }
         match exchange(source, &command) {

@@ -28,7 +28,7 @@ pub use program::{lacuna, program, skipped_without_kvm, target_folder};
 
 /// Room for the longest migration of the lanes. The file is sparse.
 const TRACE_SLOTS: u64 = 1 << 21;
-/// How long anything may take: far more than it does, so that only a hang fails.
+/// A time limit for every step that only a hang exceeds.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A folder of sockets and the hosts in it. All that they do is recorded in one trace, and when the lab is
@@ -73,7 +73,7 @@ impl Lab {
         check_file(&self.trace()).expect("a trace")
     }
 
-    /// Makes sure that no page arrived wrong. For those that did, it says what was done with them.
+    /// Asserts that no page is wrong. For wrong pages, prints the events about them.
     ///
     /// # Panics
     /// If one did.
@@ -131,7 +131,7 @@ impl Lab {
         self.folder.path()
     }
 
-    /// Starts a host whose guest is at its steady work.
+    /// Starts a host, and waits until its guest's steady work has begun.
     pub fn running(&self, name: &'static str) -> Host {
         self.running_with(name, &[])
     }
@@ -151,7 +151,7 @@ impl Lab {
         self.receiving_at(name, "tcp:127.0.0.1:0", hold)
     }
 
-    /// As [`Lab::receiving`], at an address of the test's.
+    /// As [`Lab::receiving`], at the given address.
     pub fn receiving_at(&self, name: &'static str, address: &str, hold: bool) -> (Host, String) {
         let mut args = self.guest.machine_args();
         if hold {
@@ -183,7 +183,7 @@ impl Lab {
         (host, status.incoming.unwrap_or_default())
     }
 
-    /// Starts a balloon device in the place of the one that `host`, the lab's first, had.
+    /// Starts a new balloon device for `host`, the lab's first, in place of the old one.
     pub fn start_device_again(&self, host: &mut Host) {
         let vhost = host.control.with_file_name("source-vhost");
         let args: [&OsStr; 10] = [

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Says why a test does nothing here, and whether it must be left out.
+/// Whether a test must be skipped on this machine. Prints why.
 pub fn skipped_without_kvm(test: &str) -> bool {
     if lacuna::nested::kvm_usable() {
         return false;

@@ -68,7 +68,7 @@ fn a_state_that_does_not_fit_the_machine_is_refused_by_name() {
     });
     assert_eq!(
         guest.unwrap_err().to_string(),
-        "the state is that of a bare guest, this machine awaits a Linux one"
+        "the state is that of a bare guest, but this machine awaits a Linux one"
     );
     let vcpus = state.check(&Shape { vcpus: 2, ..shape });
     assert!(matches!(
@@ -84,7 +84,7 @@ fn a_state_that_does_not_fit_the_machine_is_refused_by_name() {
     });
     assert_eq!(
         balloon.unwrap_err().to_string(),
-        "the state is that of a machine without a balloon, and this one is not"
+        "the state is that of a machine without a balloon, but this machine is not"
     );
     let port = state.check(&Shape {
         agent_port: true,
