@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connection to the agent's socket, and what has come over it.
+//! A connection to the agent's socket, and the frames that arrive on it.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use spec::agent::{Deframer, Frame};
 
-/// A connection. It is hung up on when dropped, unless its port is kept by somebody.
+/// A connection. Dropping it closes the socket, unless somebody else keeps its port.
 #[derive(Debug)]
 pub struct Connection {
     port: Arc<UnixStream>,
@@ -16,7 +16,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Nothing has come over `port` yet.
+    /// A new connection over `port`.
     pub fn new(port: UnixStream) -> Self {
         Self {
             port: Arc::new(port),
@@ -33,7 +33,7 @@ impl Connection {
     /// and [`Connection::next_frame`] has returned `None`.
     ///
     /// # Errors
-    /// Whatever the socket says.
+    /// The socket's.
     pub fn fill(&mut self) -> io::Result<usize> {
         loop {
             match (&*self.port).read(self.input.space()) {
@@ -42,7 +42,7 @@ impl Connection {
                     return Ok(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It went without reading what it was asked: an end like any other.
+                // The other end closed without reading our request: this is a normal end.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
                 Err(error) => return Err(error),
             }

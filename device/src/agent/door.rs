@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Decides who may become the guest's agent: any client, or only one that proves that it has the key.
 //!
-//! A connection without proof costs one of `PLACES` places, for `PATIENCE` at most, and `MAX_BYTES` of reading.
-//! Each keeps its place for at least `TURN`; after that the oldest gives way to the next one. At most `PLACES` are let
-//! in during a `TURN`, in the order in which they came. So a process that connects again and again cannot keep this
-//! thread busy or keep the agent from its turn.
+//! A connection without proof takes one of `PLACES` places, for at most `PATIENCE`, and may send at most `MAX_BYTES`. It
+//! keeps its place for at least `TURN`; after that the oldest one is closed when another comes. At most `PLACES` are
+//! accepted during a `TURN`, in order of arrival. So a process that keeps connecting cannot keep this thread busy or keep
+//! the agent out.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,17 +18,17 @@ use spec::agent::proof::{Challenge, Key, Proof};
 
 use super::connection::Connection;
 
-/// Connections that may be without proof at a time.
+/// The most connections without proof at a time.
 pub const PLACES: usize = 32;
-/// How long a newcomer keeps its place at least.
+/// The least time for which a newcomer keeps its place.
 const TURN: Duration = Duration::from_millis(250);
-/// A newcomer that has not proved itself after this time is hung up on.
+/// A newcomer without proof is closed after this time.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A newcomer that has sent this many bytes without a proof is hung up on. Some bytes must be allowed: on a line that this
-/// device has just taken over, the rest of an answer to the previous device may come first.
+/// A newcomer that has sent this many bytes without a proof is closed. Some bytes must be allowed, because the rest of an
+/// answer to a previous device may come first.
 const MAX_BYTES: usize = 64 << 10;
 
-/// Newcomers, and what is asked of them.
+/// The connections without proof, called newcomers.
 #[derive(Debug)]
 pub struct Door {
     key: Option<Key>,
@@ -39,7 +39,7 @@ pub struct Door {
 }
 
 impl Door {
-    /// With a `key` an agent is to prove that it has it. Without, whoever connects is the agent.
+    /// With a `key` an agent must prove that it has the key. Without one, every client may be the agent.
     pub fn new(key: Option<Key>) -> Self {
         Self {
             key,
@@ -48,13 +48,13 @@ impl Door {
         }
     }
 
-    /// When the next newcomer may be let in, if it may not be now.
+    /// When the next newcomer may be accepted; `None` if it may be accepted now.
     pub fn closed_until(&self, now: Instant) -> Option<Instant> {
         let first = self.came.front().filter(|_| self.came.len() == PLACES)?;
         Some(*first + TURN).filter(|until| *until > now)
     }
 
-    /// Lets a newcomer in. It is returned if it has nothing to prove.
+    /// Accepts a newcomer. Returns it if it needs no proof.
     pub fn let_in(&mut self, port: UnixStream, now: Instant) -> Option<Connection> {
         if self.came.len() == PLACES {
             self.came.pop_front();
@@ -65,7 +65,7 @@ impl Door {
             return Some(connection);
         }
         if self.newcomers.len() == PLACES {
-            // It has had its turn: PLACES others have come since, and they come no faster.
+            // The oldest has had its turn: PLACES others have come since.
             self.newcomers.pop_front();
         }
         match Newcomer::challenged(connection, now) {
@@ -75,13 +75,13 @@ impl Door {
         None
     }
 
-    /// The sockets of those that are to prove themselves. Their places in this order are their numbers.
+    /// The sockets of the newcomers, by number.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.newcomers.iter().map(|one| one.connection.as_fd())
     }
 
-    /// Hears newcomer `number`, whose socket is readable. It is returned if it has proved itself. If it has hung up or
-    /// is hung up on, those behind it move up.
+    /// Reads from newcomer `number`, whose socket is readable. Returns it if its proof is right. If it is closed, the numbers
+    /// of those after it decrease.
     pub fn hear(&mut self, number: usize) -> Option<Connection> {
         let newcomer = self.newcomers.get_mut(number)?;
         let verdict = newcomer.hear(self.key.as_ref()?);
@@ -92,7 +92,7 @@ impl Door {
                 log::debug!("a connection to the agent's socket ended without a proof")
             }
             Verdict::Wrong => log::warn!(
-                "a process of the guest has tried to pass for its agent, or the agent has another key than \
+                "a process of the guest has posed as its agent, or the agent's key differs from \
                  --agent-key: hung up on"
             ),
         }
@@ -100,37 +100,37 @@ impl Door {
         (verdict == Verdict::Proven).then_some(newcomer.connection)
     }
 
-    /// Hangs up on those whose time is over. Says when the next one's is.
+    /// Closes the newcomers whose time is over. Returns when the next one's time is over.
     pub fn expire(&mut self, now: Instant) -> Option<Instant> {
         while let Some(oldest) = self.newcomers.front() {
             let until = oldest.came + PATIENCE;
             if until > now {
                 return Some(until);
             }
-            log::debug!("a connection to the agent's socket has proved nothing: hung up on");
+            log::debug!("a connection to the agent's socket was closed: it sent no proof in time");
             self.newcomers.pop_front();
         }
         None
     }
 }
 
-/// A connection that is to prove itself.
+/// A connection that must prove that it is the agent's.
 #[derive(Debug)]
 struct Newcomer {
     connection: Connection,
     challenge: Challenge,
     came: Instant,
-    /// Bytes that it may yet send.
+    /// How many more bytes it may send.
     left: usize,
 }
 
-/// What is known of a newcomer.
+/// The state of a newcomer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// Nothing yet.
     Open,
     Proven,
-    /// It has hung up, or sends much and no proof.
+    /// It has disconnected, or has sent too much without a proof.
     Gone,
     /// It has sent a wrong proof.
     Wrong,
@@ -139,14 +139,14 @@ enum Verdict {
 impl Newcomer {
     fn challenged(connection: Connection, now: Instant) -> io::Result<Self> {
         let mut random = [0; 32];
-        // So few bytes come whole, and do not wait in a system that has booted.
+        // After boot, a read of so few bytes is complete and does not block.
         if getrandom(&mut random, GetRandomFlags::empty())? != random.len() {
             return Err(io::Error::other("the kernel has no random bytes"));
         }
         let challenge = Challenge::new(random);
         let frame = challenge.to_frame();
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        // One that is gone already shows when it is read from.
+        // If it has disconnected already, the next read shows that.
         let _ = rustix::net::send(&**connection.port(), &frame, flags);
         Ok(Self {
             connection,

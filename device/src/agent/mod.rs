@@ -6,9 +6,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`server`] | the socket that is the host's end of the agent's port |
+//! | [`server`] | the socket at the host's end of the agent's port |
 //! | [`door`] | who may become the agent |
-//! | [`connection`] | what has come over a connection |
+//! | [`connection`] | a connection, and the frames that arrive on it |
 //! | [`key`] | the file with the agent's key |
 
 pub mod connection;

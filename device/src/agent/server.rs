@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The socket that is the host's end of the agent's port. The VMM connects to it, for the guest.
+//! The socket at the host's end of the agent's port. The VMM connects to it on the guest's behalf.
 //!
-//! It serves one agent at a time. When another one comes, the server asks the first who it is. If the first has gone or
-//! says nothing for `PATIENCE`, the other takes its place; otherwise the other is hung up on.
+//! It serves one agent at a time. When another one comes, the server sends Hello to the first. If the first disconnects or
+//! stays silent for `PATIENCE`, the other takes its place; otherwise the other is closed.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ use crate::vhost_user::backend::Backend;
 
 /// The pause after a useless frame, so that an agent cannot keep the device busy with such frames.
 const USELESS_FRAME_PAUSE: Duration = Duration::from_millis(10);
-/// An agent that does not answer for this long, when asked who it is, gives way to another.
+/// An agent that does not answer Hello for this long is replaced by another one that has connected.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Serves one agent after the other in a thread of its own until it is dropped.
@@ -32,8 +32,8 @@ pub struct AgentServer {
 }
 
 impl AgentServer {
-    /// Takes hints for the balloon of `backend` from whoever connects to `listener`, or, with a `key`, from whoever proves
-    /// that it has it.
+    /// Takes hints for the balloon of `backend` from an agent that connects to `listener`. With a `key` the agent must prove
+    /// that it has the key.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -42,7 +42,7 @@ impl AgentServer {
         key: Option<Key>,
         backend: Arc<Backend>,
     ) -> io::Result<Self> {
-        // One that is gone before it is let in must not make the thread wait for the next.
+        // Non-blocking: a client that has gone before it is accepted must not make the thread wait.
         listener.set_nonblocking(true)?;
         let run = move |stop| {
             let server = Server {
@@ -67,17 +67,17 @@ struct Server {
     backend: Arc<Backend>,
     stop: StopEvent,
     door: Door,
-    /// Nobody could be let in.
+    /// No client could be accepted.
     closed_until: Option<Instant>,
     served: Option<Served>,
-    /// Takes the place of the agent that is served if that says nothing until then.
+    /// The agent that replaces the served one if that stays silent until the given time.
     successor: Option<(Connection, Instant)>,
 }
 
 /// The agent.
 struct Served {
     connection: Connection,
-    /// It has said something of no use.
+    /// Until when it is not read from, because it sent a useless frame.
     rests_until: Option<Instant>,
 }
 
@@ -99,11 +99,11 @@ impl Server {
                 Ok(ready) => ready,
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
                 Err(error) => {
-                    log::error!("agent socket: {error}: the guest's agent is not heard any more");
+                    log::error!("agent socket: {error}: the guest's agent is no longer served");
                     break;
                 }
             };
-            // From the last on: who leaves moves those behind it, and who is let in may take the oldest one's place.
+            // From the last on, because removing a newcomer changes the numbers after it.
             for whose in ready.into_iter().rev() {
                 match whose {
                     Whose::Stop => return self.end_agent(),
@@ -120,11 +120,11 @@ impl Server {
         self.end_agent();
     }
 
-    /// Does what is due. Returns when to look at the clock again.
+    /// Does what is due. Returns when to call this again.
     fn mind_the_time(&mut self, now: Instant) -> Option<Instant> {
         self.closed_until = self.closed_until.filter(|until| *until > now);
         if let Some((successor, _)) = self.successor.take_if(|(_, until)| *until <= now) {
-            log::warn!("the guest's agent says nothing and gives way to another");
+            log::warn!("the guest's agent does not answer and is replaced by another");
             self.end_agent();
             self.begin_agent(successor);
         }
@@ -183,7 +183,7 @@ impl Server {
         }
     }
 
-    /// `agent` may be heard as the guest's.
+    /// `agent` has been accepted as the guest's agent.
     fn proven(&mut self, agent: Connection) {
         if self.served.is_none() {
             self.begin_agent(agent);
@@ -191,27 +191,27 @@ impl Server {
             self.backend.balloon().greet_agent();
             self.successor = Some((agent, Instant::now() + PATIENCE));
         } else {
-            log::warn!("a third agent of the guest has come: hung up on");
+            log::warn!("a third agent of the guest has connected and was closed");
         }
     }
 
     fn begin_agent(&mut self, agent: Connection) {
-        log::info!("the guest's agent can be reached");
+        log::info!("the guest's agent has connected");
         let port = Arc::clone(agent.port());
         self.served = Some(Served {
             connection: agent,
             rests_until: None,
         });
         self.backend.balloon().agent_came(port);
-        // Something may have come with its proof.
+        // Frames may have arrived together with the proof.
         self.take_frames();
     }
 
-    /// The agent that is served, if any, is served no more.
+    /// Stops serving the current agent, if there is one.
     fn end_agent(&mut self) {
         if self.served.take().is_some() {
             self.backend.balloon().agent_gone();
-            log::info!("the guest's agent has gone");
+            log::info!("the guest's agent has disconnected");
         }
     }
 
@@ -230,14 +230,16 @@ impl Server {
         }
     }
 
-    /// Takes the frames that the agent has sent, up to one of no use.
+    /// Handles the agent's frames, up to a useless one.
     fn take_frames(&mut self) {
         let Some(served) = &mut self.served else {
             return;
         };
         while let Some(frame) = served.connection.next_frame() {
             if self.successor.take().is_some() {
-                log::warn!("another agent has come while the guest's agent answers: hung up on");
+                log::warn!(
+                    "another agent has connected while the guest's agent answers, and was closed"
+                );
             }
             if !self.backend.balloon().agent_said(&frame) {
                 served.rests_until = Some(Instant::now() + USELESS_FRAME_PAUSE);

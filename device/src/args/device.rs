@@ -30,36 +30,36 @@ pub struct DeviceArgs {
     )]
     pub socket_path: Option<PathBuf>,
 
-    /// Who may connect to the vhost-user socket, as octal permission bits of its file: exactly these, whatever the
+    /// Octal permission bits of the vhost-user socket's file, which say who may connect: exactly these, whatever the
     /// umask is [default: 600]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]
     #[arg(help_heading = "Sockets of a device")]
     pub socket_mode: Option<Mode>,
 
-    /// The group of the vhost-user socket's file, by name or number: that of the VMM's user, say, with the mode 660
+    /// Group of the vhost-user socket's file, by name or number: for example that of the VMM's user, with the mode 660
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     #[arg(help_heading = "Sockets of a device")]
     pub socket_group: Option<Gid>,
 
-    /// File descriptor of a socket that is connected to the front end already; the device ends with it
+    /// File descriptor of a socket that is already connected to the front end; the device ends when the front end disconnects
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(3..))]
     #[arg(help_heading = "Sockets of a device")]
     pub fd: Option<RawFd>,
 
-    /// End the device when its first front end hangs up, instead of waiting for the next
+    /// End the device when its first front end disconnects, instead of waiting for the next
     #[arg(long, help_heading = "Sockets of a device")]
     pub once: bool,
 
-    /// Unix socket to listen on for the migrator and for `lacuna balloon`; without it no hints are asked for
+    /// Unix socket to listen on for the migrator and for `lacuna balloon`; without it the guest is never asked for hints
     #[arg(short, long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub control_socket: Option<PathBuf>,
 
-    /// Who may connect to the control socket, as octal permission bits of its file [default: 600]
+    /// Octal permission bits of the control socket's file, which say who may connect [default: 600]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]
     #[arg(help_heading = "Sockets of a device")]
     pub control_socket_mode: Option<Mode>,
 
-    /// The group of the control socket's file, by name or number
+    /// Group of the control socket's file, by name or number
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     #[arg(help_heading = "Sockets of a device")]
     pub control_socket_group: Option<Gid>,
@@ -67,44 +67,44 @@ pub struct DeviceArgs {
     /// Unix socket to listen on for the guest's agent: the VMM connects a port of the guest to it
     ///
     /// Over a vsock whose host end is a unix socket for each port (vhost-device-vsock, Firecracker, Cloud Hypervisor),
-    /// PATH is that of the vsock, `_` and the number of the port, as in /run/vm1-vsock_1024 for `lacuna-agent
+    /// PATH is the vsock's path, `_` and the number of the port, such as /run/vm1-vsock_1024 for `lacuna-agent
     /// --port vsock:2:1024`.
-    /// It also needs --agent-transport console, or --agent-key.
+    /// Also give --agent-transport console or --agent-key.
     #[arg(long, value_name = "PATH", help_heading = "Sockets of a device")]
     pub agent_socket: Option<PathBuf>,
 
-    /// Who may connect to the agent's socket, as octal permission bits of its file [default: as --socket-mode]
+    /// Octal permission bits of the agent's socket, which say who may connect [default: as --socket-mode]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]
     #[arg(help_heading = "Sockets of a device")]
     pub agent_socket_mode: Option<Mode>,
 
-    /// The group of the agent's socket, by name or number [default: as --socket-group]
+    /// Group of the agent's socket, by name or number [default: as --socket-group]
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     #[arg(help_heading = "Sockets of a device")]
     pub agent_socket_group: Option<Gid>,
 
-    /// Who in the guest can reach the agent's socket [default: vsock]
+    /// Transport of the agent, which says who in the guest can reach its socket [default: vsock]
     #[arg(long, value_name = "KIND", help_heading = "Sockets of a device")]
     pub agent_transport: Option<AgentTransport>,
 
-    /// File with the key by which the device knows the guest's agent, which has a copy of it (`lacuna-agent --key`)
+    /// File with the key by which the device recognises the guest's agent, which has a copy (`lacuna-agent --key`)
     ///
-    /// 32 to 4096 bytes, as of `head -c 32 /dev/urandom`. Its owner is root or the program's user, its mode 600. A guest
-    /// that migrates has the same key at both hosts.
+    /// 32 to 4096 bytes, for example from `head -c 32 /dev/urandom`. Its owner is root or the program's user, its mode
+    /// 600. A guest that migrates needs the same key on both hosts.
     #[arg(long, value_name = "FILE", help_heading = "Sockets of a device")]
     pub agent_key: Option<PathBuf>,
 
-    /// What the device is called in the log and the metrics [default: the name of its socket's file]
+    /// Name of the device in the log and the metrics [default: the name of its socket's file]
     #[arg(long, value_name = "NAME", value_parser = device_name)]
     #[arg(help_heading = "Sockets of a device")]
     pub name: Option<String>,
 
-    /// Memory that is wanted in the balloon, not in the guest: bytes, or with a suffix K, M, G or T [default: 0]
+    /// Target size of the balloon (the memory that the guest gives up), in bytes or with a unit K, M, G or T [default: 0]
     #[arg(long, value_name = "SIZE", value_parser = pages, help_heading = "Balloon")]
     pub target: Option<u32>,
 
-    /// Make the balloon smaller while the guest has less than SIZE available or stalls for lack of memory, and
-    /// slowly larger again; asks for statistics, every second by default
+    /// Shrink the balloon while the guest has less than SIZE available or stalls for lack of memory, and
+    /// slowly grow it again. This asks for statistics, every second by default
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Balloon")]
     pub auto_shrink: Option<u64>,
 
@@ -118,11 +118,11 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "SECS", help_heading = "Balloon")]
     pub hint_round_limit: Option<u32>,
 
-    /// Record what the device does in this file, made by `lacuna trace create`, to be checked against the rule
+    /// Record what the device does in this trace, made by `lacuna trace create`
     #[arg(long, value_name = "FILE", help_heading = "Trace")]
     pub trace: Option<PathBuf>,
 
-    /// In the trace, the number that this device shares with its machine [default: 0]
+    /// Number of this host in the trace: the same for the device and its machine [default: 0]
     #[arg(long, value_name = "N", requires = "trace", help_heading = "Trace")]
     pub trace_host: Option<u16>,
 
@@ -138,13 +138,13 @@ pub struct DeviceArgs {
     #[arg(help_heading = "Features offered to the guest")]
     pub deflate_on_oom: Option<bool>,
 
-    /// Have the guest tell before it uses pages from the balloon again
+    /// Require the guest to tell the device before it reuses pages of the balloon
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "on", value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     #[arg(help_heading = "Features offered to the guest")]
     pub must_tell_host: Option<bool>,
 
-    /// How queues get their numbers when the guest does not take every feature [default: dense]
+    /// How queues are numbered when the guest does not use every feature [default: dense]
     #[arg(
         long,
         value_name = "RULE",
@@ -154,7 +154,7 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// These options, and `common` where nothing else is said. Sockets and names are nobody's but the device's.
+    /// These options, with missing ones taken from `common`. Sockets and names always belong to one device.
     pub(super) fn or(self, common: &Self) -> Self {
         Self {
             once: self.once || common.once,
@@ -178,7 +178,7 @@ impl DeviceArgs {
         }
     }
 
-    /// Its name, or what its front end's socket suggests as one.
+    /// Its name, or a name made from its front end's socket.
     fn name(&self) -> String {
         match (&self.name, &self.socket_path, self.fd) {
             (Some(name), ..) => name.clone(),
@@ -192,7 +192,7 @@ impl DeviceArgs {
 /// The name of a device if none can be made from its sockets.
 const DEFAULT_NAME: &str = "balloon";
 
-/// Whatever a file is called, the name is one that [`device_name`] allows.
+/// Makes a name that [`device_name`] allows from any file name.
 fn name_of_file(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name: String = stem
@@ -247,42 +247,42 @@ pub(super) fn device_line(text: &str) -> Result<DeviceArgs, String> {
 /// Where front ends come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrontEnd {
-    /// They connect to a socket at this path.
+    /// Front ends connect to a socket at this path.
     Listen {
         /// The socket's path.
         path: PathBuf,
         /// Serve only one.
         once: bool,
     },
-    /// It is connected to this inherited file descriptor.
+    /// The front end is connected to this inherited file descriptor.
     Inherited(RawFd),
-    /// They connect to a socket that the service manager listens on.
+    /// Front ends connect to a socket that the service manager listens on.
     Activated {
         /// Serve only one.
         once: bool,
     },
 }
 
-/// What a device is to do.
+/// The configuration of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What it is called in the log and the metrics.
+    /// Its name in the log and the metrics.
     pub name: String,
     /// Where front ends come from.
     pub front_end: FrontEnd,
-    /// Who may be a front end, where they connect to a path.
+    /// Who may connect as a front end, if there is a path.
     pub socket_access: Access,
-    /// Where the migrator and people connect, if they may.
+    /// The control socket, if there is one.
     pub control_socket: Option<PathBuf>,
     /// Who may connect there.
     pub control_access: Access,
-    /// Where the port of the guest's agent is connected, if it may have one.
+    /// The agent's socket, if there is one.
     pub agent_socket: Option<PathBuf>,
     /// Who may connect there.
     pub agent_access: Access,
     /// Who in the guest can reach it.
     pub agent_transport: AgentTransport,
-    /// The file with the key that the agent is to have, if it is to prove itself.
+    /// The file with the agent's key, if the agent must prove itself.
     pub agent_key: Option<PathBuf>,
     /// How queues get their numbers, and which features are offered.
     pub options: Options,
@@ -290,11 +290,11 @@ pub struct Config {
     pub statistics_interval: Option<Duration>,
     /// Pages (4 KiB) that are wanted in the balloon.
     pub target: u32,
-    /// When the target is lowered for a guest that is short of memory, if ever.
+    /// When the target is lowered for a guest that is short of memory; `None` for never.
     pub auto_shrink: Option<AutoShrink>,
-    /// When a person's round of hints is ended if nobody has, if ever.
+    /// After which time the device ends a round of hints for a person; `None` for never.
     pub round_limit: Option<Duration>,
-    /// Where the device records what it does, if anywhere.
+    /// The device's trace, if there is one.
     pub trace: Option<TraceFile>,
 }
 

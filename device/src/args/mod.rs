@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command line, after the conventions for vhost-user back end programs.
+//! The command line, which follows the conventions for vhost-user back end programs.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -64,14 +64,14 @@ Exit status:
 #[command(name = "vhost-device-balloon", version)]
 #[command(long_about = ABOUT, after_long_help = EXAMPLES, after_help = "More, and examples: --help")]
 pub struct Args {
-    /// The only device, or what all of `devices` have in common.
+    /// The options of the only device, or the defaults of all `devices`.
     #[command(flatten)]
     pub device: DeviceArgs,
 
-    /// One device of several: its options without dashes, separated by commas (one in a value is written twice)
+    /// One of several devices: its options without dashes, separated by commas (a comma in a value is written twice)
     ///
     /// Every option of a device can be given. Options on the command line are the defaults of all devices; `=off` takes a
-    /// feature back. Each device has threads of its own, and one front end cannot disturb the others.
+    /// feature back. Each device has its own threads, and one front end cannot disturb the others.
     #[arg(long = "device", value_name = "OPTION=VALUE,...", value_parser = device::device_line)]
     #[arg(conflicts_with_all = ["socket_path", "fd", "control_socket", "agent_socket", "name", "trace"])]
     pub devices: Vec<DeviceArgs>,
@@ -80,17 +80,17 @@ pub struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Process")]
     pub metrics_socket: Option<PathBuf>,
 
-    /// Who may connect to the metrics socket, as octal permission bits of its file
+    /// Octal permission bits of the metrics socket's file, which say who may connect
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = access::mode)]
     #[arg(help_heading = "Process")]
     pub metrics_socket_mode: Mode,
 
-    /// The group of the metrics socket's file, by name or number
+    /// Group of the metrics socket's file, by name or number
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     #[arg(help_heading = "Process")]
     pub metrics_socket_group: Option<Gid>,
 
-    /// What happens to a system call that the program does not need
+    /// What happens at a system call that the program does not need
     #[arg(
         long,
         value_name = "MODE",
@@ -108,20 +108,20 @@ pub struct Args {
     pub print_description: Option<Option<PathBuf>>,
 }
 
-/// What the program is to do.
+/// The configuration of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     /// At least one.
     pub devices: Vec<Config>,
-    /// Where metrics are served, if they are.
+    /// The metrics socket, if there is one.
     pub metrics_socket: Option<PathBuf>,
-    /// Who may read them.
+    /// Who may connect to it.
     pub metrics_access: Access,
-    /// What the process may do once it has started.
+    /// The sandbox of the running process.
     pub sandbox: SandboxMode,
 }
 
-/// Two devices of one name.
+/// Two devices have the same name.
 #[derive(Debug, thiserror::Error)]
 #[error("two devices are called '{0}': give them names")]
 pub struct SameName(String);

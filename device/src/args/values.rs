@@ -7,9 +7,9 @@ use spec::balloon::QueueNumbering;
 /// The values of `--queue-numbering`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Numbering {
-    /// Absent queues get no number: what Linux and QEMU do.
+    /// Queues without their feature have no number, as in Linux and QEMU.
     Dense,
-    /// Every queue has the number that the virtio specification gives it.
+    /// Every queue has its number in the virtio specification.
     Fixed,
 }
 
@@ -25,9 +25,9 @@ impl From<Numbering> for QueueNumbering {
 /// The values of `--agent-transport`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AgentTransport {
-    /// A virtio-console port or a serial line, which only root can open in the guest: it needs no proof.
+    /// A virtio-console port or a serial line, which only root can open in the guest. The agent needs no key.
     Console,
-    /// A vsock, or anything else that every process of the guest can reach: the agent proves that it has --agent-key.
+    /// A vsock, or another transport that every process of the guest can open. The agent must prove that it has --agent-key.
     #[default]
     Vsock,
 }
@@ -54,13 +54,13 @@ pub(super) fn pages(size: &str) -> Result<u32, String> {
     if (1..spec::PAGE_SIZE).contains(&bytes) {
         let meant = size.trim_end_matches(|c: char| !c.is_ascii_digit());
         return Err(format!(
-            "{bytes} bytes are less than a page of memory: did you mean {meant}M?"
+            "{bytes} bytes are less than one page: did you mean {meant}M?"
         ));
     }
     u32::try_from(bytes / spec::PAGE_SIZE).map_err(|_| "more than a balloon can hold".into())
 }
 
-/// Reads a device's name: it is to fit into a line of the log, a label of a metric and the name of a unit.
+/// Reads a device's name, which must fit into a line of the log, a label of a metric and the name of a unit.
 pub(super) fn device_name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._@-".contains(c);
     if (1..=MAX_NAME).contains(&text.len()) && text.chars().all(fits) {

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the balloon has done since it was made. Each queue counts its own part.
+//! Counters of what the balloon has done. Each queue counts its own part.
 
 use std::iter::Sum;
 
-/// Counters that only rise, over resets and front ends. Pages are of 4 KiB.
+/// Counters that only rise, also across resets and front ends. Pages have 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Pages that the guest put into the balloon.
     pub inflated_pages: u64,
     /// Pages that the guest took out of the balloon.
     pub deflated_pages: u64,
-    /// Pages that the guest put in although they were in, or took out although they were not.
+    /// Pages that the guest put in when they were in already, or took out when they were not in.
     pub repeated_pages: u64,
     /// Pages that the guest reported as free.
     pub reported_pages: u64,
-    /// Pages that were reported by a guest that counts on their content, its page poison.
+    /// Pages reported by a guest that relies on their content, its page poison.
     pub poisoned_pages: u64,
     /// Bytes of guest memory that were given back to the host.
     pub discarded_bytes: u64,
-    /// Calls that gave them back.
+    /// System calls that gave memory back.
     pub discards: u64,
-    /// Calls that were to give memory back and failed.
+    /// System calls to give memory back that failed.
     pub failed_discards: u64,
-    /// Pages or ranges that do not lie in guest memory.
+    /// Pages or ranges outside guest memory.
     pub out_of_range: u64,
-    /// Buffers that do not make sense: on the wrong side of the queue, of odd length, too long, unreadable,
-    /// or in a chain or ring without an end.
+    /// Invalid buffers: on the wrong side of the queue, of odd length, too long, unreadable, or in a chain or ring without
+    /// an end.
     pub bad_buffers: u64,
     /// Statistics that the guest sent.
     pub statistics: u64,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What migrates with the device.
+//! The device's state for a migration.
 //!
 //! ```text
 //! byte 0  magic "LBAL"     4  version (2)    8  pages asked for    12  pages wanted
@@ -8,11 +8,10 @@
 //!     40  the pages in the balloon, a chunk of 128 MiB after the other
 //! ```
 //!
-//! A chunk is its number, the count of its runs, and each run's first and last page in it, of 2 bytes each.
-//! Where that is longer than a bitmap, the count is 0 and the bitmap follows: never more than a bit a page. A
-//! set that fills more than 8 MiB even so stays behind, which is safe: the device then only knows less about
-//! which huge pages it may discard. All numbers are little-endian. Version 1 ended after the command id, and
-//! had neither the pages wanted nor what comes after it; it is still read.
+//! A chunk has its number, the count of its runs, and the first and last page of each run, as 2 bytes each. If a bitmap
+//! is shorter, the count is 0 and the bitmap follows; so a page never takes more than a bit. A set of more than 8 MiB is
+//! left out, which is safe: the device then only knows less about which huge pages it may discard. All numbers are
+//! little-endian. Version 1, which ended after the command id and had no pages wanted, is still read.
 
 use spec::PageRange;
 use spec::balloon::CommandId;
@@ -30,62 +29,62 @@ const BITMAP_BYTES: usize = CHUNK_WORDS * 8;
 /// The balloon counts pages with 32 bits.
 const LAST_CHUNK: u64 = u32::MAX as u64 / CHUNK_PAGES;
 
-/// The state of a suspended balloon. That hinting was going on is not part of it: at the destination the
-/// guest is told to take its pages back. Neither is the statistics buffer: a suspended device has none.
+/// The state of a suspended balloon. An open round of hints is not part of it: at the destination the guest is told DONE.
+/// The statistics buffer is not part of it either, because a suspended device has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceState {
     /// Pages the guest is asked to have in the balloon.
     pub num_pages: u32,
     /// Pages the host wants in the balloon.
     pub wanted: u32,
-    /// Pages that are in it, as the guest says.
+    /// Pages in the balloon, according to the guest.
     pub actual: u32,
     /// The guest's page poison value.
     pub poison_val: u32,
-    /// The last command id that was used: the guest must not see it again.
+    /// The last command id. It must not be used again.
     pub command_id: CommandId,
-    /// The features that the guest has taken; 0 if that is not known.
+    /// The negotiated features; 0 if they are not known.
     pub features: u64,
-    /// The pages that are in the balloon, as far as that is known.
+    /// The pages in the balloon, as far as they are known.
     pub ballooned: SparsePageSet,
 }
 
-/// Bytes that are not the state of a balloon, or not of this one.
+/// The bytes are not the state of a balloon, or do not fit this one.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// Cut off, or longer than its content.
+    /// Too short or too long.
     #[error("the state of a balloon does not have {found} bytes")]
     Length {
         /// Bytes that came.
         found: usize,
     },
-    /// Does not start like one.
+    /// A wrong magic number.
     #[error("this is not the state of a balloon")]
     Magic,
     /// Of another version.
-    #[error("balloon state version {0}, this build knows 1 to {VERSION}")]
+    #[error("the balloon state has version {0}; this build knows 1 to {VERSION}")]
     Version(u32),
     /// The command id is a reserved number.
     #[error("balloon state with the reserved command id {0}")]
     CommandId(u32),
-    /// The guest is asked for more pages than anybody wants.
-    #[error("balloon state that asks for {num_pages} pages where {wanted} are wanted")]
+    /// The guest is asked for more pages than the host wants.
+    #[error("the balloon state asks the guest for {num_pages} pages, but only {wanted} are wanted")]
     Target {
         /// Pages the guest is asked for.
         num_pages: u32,
         /// Pages the host wants.
         wanted: u32,
     },
-    /// The guest has taken other features than it can have here.
-    #[error("balloon state of a guest with features {taken:#x}, here it has {here:#x}")]
+    /// The guest uses features that it cannot have here.
+    #[error("the balloon state is of a guest with features {taken:#x}, but here it has {here:#x}")]
     Features {
         /// What the state says.
         taken: u64,
         /// What this device and its front end say.
         here: u64,
     },
-    /// The pages in the balloon are not written as they would be.
-    #[error("balloon state with an impossible set of pages, in chunk {0}")]
+    /// The pages in the balloon are encoded wrongly.
+    #[error("the balloon state has an invalid set of pages, in chunk {0}")]
     Pages(u32),
 }
 
@@ -106,7 +105,7 @@ impl DeviceState {
             }
         }
         if HEADER_BYTES + chunks.len() > MAX_BYTES {
-            log::warn!("the pages in the balloon are too scattered to be handed over");
+            log::warn!("the pages in the balloon are too scattered to migrate with the device");
             chunks.clear();
             count = 0;
         }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Giving guest memory back to the host: holes in the memory files of its regions.
 //!
-//! A hole is made with `fallocate`, so the memory is freed for every process that has the file mapped, and
-//! comes back as zeros at the next access. The host frees whole pages of its own, which may be larger than
-//! the guest's: huge pages, or a host of another architecture. A host page is discarded only if all of it may
-//! be; its neighbours are never touched.
+//! A hole is made with `fallocate`. So the memory is freed for every process that has the file mapped, and reads as zeros
+//! at the next access. The host frees only whole host pages, which may be larger than the guest's: huge pages, or pages
+//! of another architecture. A host page is discarded only if all its guest pages may be; its neighbours do not change.
 
 use std::fs::File;
 use std::ops::Range;
@@ -35,7 +34,7 @@ struct Region {
     pages: PageRange,
     /// Bytes of the region before its first whole page.
     lead: u64,
-    /// Where its memory comes from; `None` if no hole can be made in it.
+    /// The region's file; `None` if no hole can be made in it.
     hole: Option<MemoryFile>,
     dirty: LogBitmap,
 }
@@ -65,8 +64,8 @@ impl Discarder {
         self.regions.clear();
     }
 
-    /// Discards the host pages that touch the `runs`, which rise, and of which `whole` says that every
-    /// guest page may go.
+    /// Discards the host pages that touch `runs`, which are in rising order, if `whole` says that every guest page of the
+    /// host page may be discarded.
     pub fn discard(
         &mut self,
         runs: &[PageRange],
@@ -160,8 +159,8 @@ impl Region {
             Ok(()) => {
                 counters.discards += 1;
                 counters.discarded_bytes += bytes;
-                // What a migration has sent of these pages is not what they contain now. Only after
-                // the change: the log may be read in between.
+                // The pages have changed, so they must be in the dirty log. This comes after the change, because the
+                // log may be read in between.
                 let offset = self.lead + skipped * PAGE_SIZE;
                 self.dirty.mark_dirty(offset as usize, bytes as usize);
             }
@@ -181,14 +180,14 @@ impl Region {
 }
 
 impl MemoryFile {
-    /// `None` if the first page lies at no page of the file.
+    /// `None` if the region's pages are not aligned with pages of the file.
     fn new(file: &Arc<File>, start: u64) -> Option<Self> {
-        // tmpfs and memfd say the host's page size here, hugetlbfs that of the huge pages.
+        // tmpfs and memfd report the host's page size here, hugetlbfs that of its huge pages.
         let block = fstatfs(file)
             .ok()
             .and_then(|system| u64::try_from(system.f_bsize).ok())
             .unwrap_or(PAGE_SIZE);
-        // A file system on a disk may have smaller blocks, or ones of an odd size.
+        // A file system on a disk may have smaller blocks, or blocks of an odd size.
         let host_page = if block.is_power_of_two() {
             (block / PAGE_SIZE).max(1)
         } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The balloon as those see it who ask for hints: the migrator, a person, and the guest's agent. What each call does is
-//! said where the hints are ([`FreePageHinting`]).
+//! The balloon's interface for the users of hints: the migrator, a person, and the guest's agent. What each call does is
+//! documented at [`FreePageHinting`].
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Balloon {
         self.hinting.migrator_gone(&mut self.guest, hinted);
     }
 
-    /// Where hinting stands.
+    /// The state of hinting.
     pub fn status(&self) -> DeviceStatus {
         self.hinting.status(&self.guest)
     }
@@ -92,7 +92,7 @@ impl Balloon {
         self.hinting.hint_state()
     }
 
-    /// The map of what has been hinted, to be read without the device's lock.
+    /// The map of hinted pages, which can be read without the device's lock.
     pub fn hinted(&self) -> Option<Arc<HintMap<SharedMap>>> {
         self.hinting.map()
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Pages that the guest puts into the balloon, and takes out again.
 //!
-//! One pass reads both queues, changes the set of pages in the balloon, gives the new ones' memory back to
-//! the host, and only then returns the buffers: until then an honest guest leaves the pages alone. What a
-//! guest takes out in the same pass stays as it is.
+//! One pass reads both queues, changes the set of pages in the balloon, gives the memory of the new pages back to the
+//! host, and only then returns the buffers. Until then an honest guest does not use the pages. The memory of pages that
+//! the guest takes out in the same pass does not change.
 //!
-//! A long queue is taken in several turns, so that others get the device's lock in between. Pages that the guest takes
-//! out wait until all pages that it puts in have been read.
+//! A long queue is read in several turns, so that others get the device's lock in between. Pages that the guest takes out
+//! wait until all pages that it puts in were read.
 
 use std::ops::ControlFlow;
 
@@ -36,9 +36,9 @@ pub struct InflateQueues {
 #[derive(Default)]
 struct Taken {
     batch: PfnBatch,
-    /// Of the chains, to be given back.
+    /// The heads of the chains, to be returned.
     heads: Vec<u16>,
-    /// Something is left on the queue.
+    /// Whether something is left on the queue.
     more: bool,
 }
 
@@ -53,7 +53,7 @@ impl InflateQueues {
         &self.pages
     }
 
-    /// What the queues have brought.
+    /// The counters of these queues.
     pub fn counters(&self) -> Counters {
         self.counters
     }
@@ -89,7 +89,7 @@ impl InflateQueues {
             self.counters.repeated_pages += run.count() - removed;
         }
         if incomplete {
-            // Some page may be in use again, and nobody knows which.
+            // Some page may be in use again, and it is not known which.
             self.pages.clear();
         }
         self.trace.record_each(&pages_in, Event::GivenUp);
@@ -110,8 +110,8 @@ impl InflateQueues {
         self.position.stop();
     }
 
-    /// A new driver knows nothing of pages that an earlier one put into the balloon: it may use them already. One that
-    /// has been stopped and goes on does. Returns whether there is a new one.
+    /// A new driver does not know the pages that an earlier one put into the balloon, and may use them already. A driver that
+    /// was stopped and goes on knows them. Returns whether the driver is new.
     pub fn notice_new_driver(&mut self, guest: &Guest) -> bool {
         let ring = guest.running(QueueRole::Inflate);
         let is_new = ring.is_some_and(|ring| self.position.notice_new_ring(ring));
@@ -121,7 +121,7 @@ impl InflateQueues {
         is_new
     }
 
-    /// The driver has gone, with all that it knew.
+    /// The driver has gone. Forgets its pages.
     pub fn forget_driver(&mut self) {
         self.pages.clear();
         self.position = QueuePosition::default();
@@ -137,7 +137,7 @@ impl InflateQueues {
         self.pages = pages;
     }
 
-    /// Takes page numbers from the queue with `role` until they are enough.
+    /// Takes page numbers from the queue with `role` until there are enough.
     fn take_pfns(
         &mut self,
         guest: &Guest,
@@ -178,7 +178,7 @@ impl InflateQueues {
     }
 }
 
-/// The pages of `runs` that are not in `others`. Both rise, and their runs do not overlap.
+/// The pages of `runs` that are not in `others`. Both are in rising order without overlaps.
 fn without(runs: &[PageRange], others: &[PageRange]) -> Vec<PageRange> {
     let (mut left, mut others) = (Vec::with_capacity(runs.len()), others.iter().peekable());
     for run in runs {

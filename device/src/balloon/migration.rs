@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What migrates with the guest, and how the balloon goes on from it.
+//! Saving the balloon's state, and going on from it at the destination.
 
 use super::Balloon;
 use super::device_state::{DeviceState, StateError};
 
 impl Balloon {
-    /// What migrates. The device is to be suspended.
+    /// The state for a migration. The device must be suspended.
     pub fn save(&self) -> DeviceState {
         let config = self.guest.config.config();
         DeviceState {
@@ -19,11 +19,11 @@ impl Balloon {
         }
     }
 
-    /// Goes on from `state`. The guest may hold hinted pages: it is told to take them back when it runs.
+    /// Goes on from `state`. The guest may hold hinted pages, so it is told DONE when it runs.
     ///
     /// # Errors
-    /// [`StateError::Features`] if the guest of the state has taken features that this device does not offer,
-    /// or others than the front end has acknowledged for it.
+    /// [`StateError::Features`] if the guest uses features that this device does not offer, or other features than the front
+    /// end has acknowledged.
     pub fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
         let here = match self.guest.own_features() {
             0 => state.features & self.offered_features(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The balloon: what the guest has negotiated, and the sum of its queues.
+//! The balloon: the negotiated features, and the sum of its queues.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -8,13 +8,13 @@
 //! | [`sparse_page_set`] | a set of guest pages |
 //! | [`discard`] | giving memory back to the host |
 //! | [`inflate`] | pages that the guest puts into the balloon and takes out again |
-//! | [`pfn`] | their numbers, made into ranges |
-//! | [`reporting`] | memory that the guest does not use now |
-//! | [`statistics`] | what the guest says about its memory |
-//! | [`target`] | how many pages the guest is asked for |
+//! | [`pfn`] | page numbers from the guest, combined into ranges |
+//! | [`reporting`] | free page reporting |
+//! | [`statistics`] | the guest's memory statistics |
+//! | [`target`] | how many pages the guest is asked to give up |
 //! | [`device_state`] | the bytes that migrate with the guest |
-//! | [`migration`] | what migrates, and how the balloon goes on from it |
-//! | [`hint_users`] | the balloon as migrators, people and the guest's agent see it |
+//! | [`migration`] | saving the state, and going on from it |
+//! | [`hint_users`] | the balloon's interface for migrators, people and the guest's agent |
 
 pub mod counters;
 pub mod device_state;
@@ -110,14 +110,13 @@ impl Balloon {
         self.inflate.pages()
     }
 
-    /// The pages that went back to the host because the guest reported them, since its driver came up: those of
-    /// 8 TiB at most. No one says when the guest takes one again: those that are holes of the memory files still are
-    /// what was reported.
+    /// The pages that went back to the host because the guest reported them, since its driver came up; only pages below
+    /// 8 TiB. The guest does not say when it reuses one. A page that is still a hole of the memory file was not reused.
     pub fn reported(&self) -> &SparsePageSet {
         self.reporting.pages()
     }
 
-    /// What the balloon has done.
+    /// The balloon's counters.
     pub fn counters(&self) -> Counters {
         let parts = [
             self.inflate.counters(),
@@ -127,7 +126,7 @@ impl Balloon {
         parts.into_iter().sum()
     }
 
-    /// Does what is due by now; when to be called again, if that is known.
+    /// Does what is due now. Returns when to call this again, if that is known.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
         let next = [
             self.statistics.poll(&self.guest, now),
@@ -139,14 +138,14 @@ impl Balloon {
 
     /// The front end acknowledged `features` for the guest.
     pub fn acknowledge(&mut self, features: u64) {
-        // Turning the dirty log on or off is no reset; neither is saying the same again, or for the first time.
+        // It is not a reset if the dirty log is switched, or if the features are the same or the first.
         let before = self.guest.own_features();
         if before != 0 && before != features & !FRONT_END_FEATURES {
             self.forget_driver();
         }
         if before != 0 && features & PROTOCOL_FEATURES == 0 {
-            // A front end without protocol features (User Mode Linux) does not stop the rings of a driver that goes
-            // away. This is how it says that one comes: it will set up its rings anew.
+            // A front end without protocol features (User Mode Linux) does not stop the rings of a driver that goes away.
+            // New features mean that a new driver comes, which will set up its rings again.
             self.forget_driver();
             self.guest.abandon_rings();
         }
@@ -188,8 +187,8 @@ impl Balloon {
         }
     }
 
-    /// The queue with number `index` is being stopped: what the guest has queued there is done first. Only hints
-    /// stay where they are, as none is needed. The statistics buffer is the device's to return.
+    /// The queue with number `index` is being stopped. What the guest has queued there is handled first, except for hints,
+    /// which are not needed. The statistics buffer is returned.
     pub fn queue_stops(&mut self, index: usize) {
         let Some(ring) = self.guest.ring_at(index).cloned() else {
             return;
@@ -225,7 +224,7 @@ impl Balloon {
         self.guest.is_running()
     }
 
-    /// The guest has been reset. Its rings are stopped, and what it had queued is left alone: its memory is used for
+    /// The guest has been reset. Its rings are stopped, and its queued buffers are not touched: their memory may be used for
     /// something else by now.
     pub fn reset(&mut self) {
         self.guest.abandon_rings();
@@ -233,8 +232,8 @@ impl Balloon {
         self.forget_driver();
     }
 
-    /// The front end has hung up: lets go of its memory and rings. What the guest wrote into the configuration
-    /// space stands, as it may be the same guest that comes again, and it would not write it again.
+    /// The front end has disconnected: releases its memory and rings. The guest's writes to the configuration space are
+    /// kept, because the same guest may connect again and would not repeat them.
     pub fn front_end_gone(&mut self) {
         self.guest.config.front_end_gone();
         self.forget_driver();
@@ -253,16 +252,16 @@ impl Balloon {
         self.guest.config.write(offset, written);
     }
 
-    /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: what only the host changes
-    /// is taken too, but for the command id, which is part of the device's state.
+    /// As [`Balloon::write_config`], but for a front end that brings a migrated guest: the host's fields are taken, too,
+    /// except the command id, which is part of the device's state.
     pub fn restore_config(&mut self, offset: u32, written: &[u8]) {
         if let Some(pages) = self.guest.config.restore(offset, written) {
             self.target.restore(pages, pages);
         }
     }
 
-    /// The front end has given a socket for configuration changes: the guest is told of the last one, if it has not
-    /// been or has not read it.
+    /// The front end has given a socket for configuration changes. The guest is told of the last change, if it has not read
+    /// it yet.
     pub fn channel_came(&mut self) {
         if self.guest.config.is_to_be_told_again() {
             self.guest.tell();
@@ -274,14 +273,13 @@ impl Balloon {
         self.guest.config.is_change_unread()
     }
 
-    /// Pages (4 KiB) that are wanted in the balloon. What does not fit guest memory is wanted in vain: the
-    /// guest is asked for no more than it has.
+    /// Sets the pages (4 KiB) that are wanted in the balloon. The guest is asked for at most all its memory.
     pub fn set_target(&mut self, pages: u32) {
         self.target.want(pages);
         self.target.publish(&mut self.guest);
     }
 
-    /// Has the target follow the guest's statistics from now on, or no more.
+    /// Makes the target follow the guest's statistics from now on, or stops that.
     pub fn set_auto_shrink(&mut self, auto_shrink: Option<AutoShrink>) {
         self.target.set_auto_shrink(auto_shrink);
         self.target.publish(&mut self.guest);
@@ -312,7 +310,7 @@ impl Balloon {
         self.statistics.interval()
     }
 
-    /// Asks for statistics every `interval` from now on, or no more. 0 counts as no more.
+    /// Asks for statistics every `interval` from now on; `None` or 0 stops that.
     pub fn set_statistics_interval(&mut self, interval: Option<Duration>) {
         self.statistics.set_interval(interval);
     }

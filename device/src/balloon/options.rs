@@ -4,8 +4,8 @@
 use spec::balloon::{QueueNumbering, feature};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
-/// What the device offers in any case. Statistics and hints always go together, so that both ways of
-/// numbering queues give the hint queue the number 3 if the guest takes both.
+/// The features that are always offered. Statistics and hints always go together, so that the hint queue has the number 3
+/// in both numberings if the guest uses both.
 const ALWAYS: u64 = 1 << feature::VERSION_1
     | 1 << feature::STATS_VQ
     | 1 << feature::FREE_PAGE_HINT
@@ -18,11 +18,11 @@ const ALWAYS: u64 = 1 << feature::VERSION_1
 pub struct Options {
     /// How queues get their numbers.
     pub numbering: QueueNumbering,
-    /// Free page reporting: the guest tells of memory that it does not use, which is then discarded.
+    /// Free page reporting: the guest reports memory that it does not use, which is then discarded.
     pub reporting: bool,
     /// The guest may take pages out of the balloon when it runs out of memory.
     pub deflate_on_oom: bool,
-    /// The guest tells before it uses a page from the balloon again.
+    /// The guest tells the device before it reuses a page of the balloon.
     pub must_tell_host: bool,
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Page numbers as the guest sends them, made into few ranges.
+//! Page numbers from the guest, combined into ranges.
 //!
-//! A buffer of the inflate or deflate queue is an array of 32-bit little-endian numbers of 4 KiB pages. A
-//! driver may spread it over descriptors as it likes, so it is read as one stream of bytes. Whatever a
-//! guest sends, the work of one pass is bounded.
+//! A buffer of the inflate or deflate queue is an array of 32-bit little-endian numbers of 4 KiB pages. The driver may
+//! split it into descriptors anywhere, so it is read as one stream of bytes. The work of one pass is bounded, whatever
+//! the guest sends.
 
 use std::ops::Deref;
 
@@ -13,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::virtqueue::budget::DescriptorBudget;
 
-/// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which take less than a second
-/// even if no two are neighbours. Linux sends 256 at a time, and waits for them.
+/// The most page numbers that one pass takes from a queue: 256 MiB of guest memory, which takes less than a second
+/// even if no two pages are neighbours. Linux sends 256 at a time and waits for them.
 const MAX_PFNS: usize = 1 << 16;
 /// The most page numbers in one turn of the device's lock; the rest of the queue waits for the next turn. So a migrator
 /// that closes an epoch does not wait for a full queue of pages that are not neighbours.
@@ -61,7 +61,7 @@ impl PfnBatch {
         self.bad_buffers += u64::from(stream.partial > 0);
     }
 
-    /// Whether the rest of the queue is to wait.
+    /// Whether the rest of the queue must wait.
     pub fn is_enough(&self) -> bool {
         self.pfns.len() >= TURN_PFNS
     }
@@ -72,7 +72,7 @@ impl PfnBatch {
         self.incomplete = true;
     }
 
-    /// Buffers of which something could not be used.
+    /// Buffers with a part that could not be used.
     pub fn bad_buffers(&self) -> u64 {
         self.bad_buffers
     }
@@ -82,7 +82,7 @@ impl PfnBatch {
         self.incomplete
     }
 
-    /// The pages as the longest runs, rising, and how many numbers came twice.
+    /// The pages as maximal runs in rising order, and how many numbers came twice.
     pub fn into_runs(mut self) -> (Vec<PageRange>, u64) {
         let numbers = self.pfns.len();
         self.pfns.sort_unstable();

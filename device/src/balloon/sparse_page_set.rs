@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A set of guest pages, for a guest whose memory may lie anywhere.
+//! A set of guest pages, for a guest whose memory may be anywhere.
 //!
-//! One bit a 4 KiB page, in chunks of 128 MiB of guest memory that exist only while a page of them is in
-//! the set. So a set costs what its pages cost, whatever regions come and go. A copy shares the chunks that neither
+//! It has one bit for each 4 KiB page, in chunks of 128 MiB of guest memory that exist only while a page of them is in the
+//! set. So the cost depends on the pages in the set, not on the regions. A copy shares the chunks that neither side
 //! changes.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ pub type Chunk = [u64; CHUNK_WORDS];
 /// A set of 4 KiB guest pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SparsePageSet {
-    /// By the number of the chunk. None is empty.
+    /// The chunks by number. No chunk is empty.
     chunks: BTreeMap<u64, Arc<Chunk>>,
     count: u64,
 }
@@ -59,7 +59,7 @@ impl SparsePageSet {
         })
     }
 
-    /// Puts the pages of `range` in; how many were not there.
+    /// Adds the pages of `range`. Returns how many were new.
     pub fn insert(&mut self, range: PageRange) -> u64 {
         let mut added = 0;
         for (number, piece) in pieces(range) {
@@ -77,8 +77,7 @@ impl SparsePageSet {
         added
     }
 
-    /// Puts the pages of `range` in, but for those that would make the set cost more than `chunks` chunks. Returns
-    /// whether all are in.
+    /// Adds the pages of `range`, except those that would need more than `chunks` chunks. Returns whether all were added.
     pub fn insert_within(&mut self, range: PageRange, chunks: usize) -> bool {
         for (number, (first, last)) in pieces(range) {
             if self.chunks.len() >= chunks && !self.chunks.contains_key(&number) {
@@ -92,7 +91,7 @@ impl SparsePageSet {
         true
     }
 
-    /// Takes the pages of `range` out; how many were there.
+    /// Removes the pages of `range`. Returns how many were in the set.
     pub fn remove(&mut self, range: PageRange) -> u64 {
         let mut removed = 0;
         for (number, piece) in pieces(range) {
@@ -114,12 +113,12 @@ impl SparsePageSet {
         removed
     }
 
-    /// Takes every page out.
+    /// Removes all pages.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Keeps only the pages of `ranges`, which rise and do not overlap. Takes no memory, whatever is in the set.
+    /// Keeps only the pages of `ranges`, which are in rising order and do not overlap. Does not allocate memory.
     pub fn keep_only(&mut self, ranges: &[PageRange]) {
         let mut count = 0;
         self.chunks.retain(|number, chunk| {
@@ -149,7 +148,7 @@ impl SparsePageSet {
         self.count = count;
     }
 
-    /// The pages, as the longest runs, rising.
+    /// The pages, as maximal runs in rising order.
     pub fn runs(&self) -> impl Iterator<Item = PageRange> {
         let mut from = 0;
         std::iter::from_fn(move || {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory statistics of the guest.
+//! The guest's memory statistics.
 //!
 //! The guest's driver queues one buffer with its statistics and leaves it with the device. To ask for new ones, the
 //! device gives the buffer back, and the driver fills it again.
@@ -17,10 +17,10 @@ use crate::guest::Guest;
 use crate::virtqueue::buffers::{self, Chain};
 use crate::virtqueue::position::QueuePosition;
 
-/// The most bytes of a statistics buffer that are read: more tags than any driver knows.
+/// The most bytes that are read of a statistics buffer: more tags than any driver has.
 const MAX_BYTES: usize = 4096;
 
-/// What the guest said about its memory, and when.
+/// Memory statistics, and the time at which the guest sent them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statistics {
     values: BTreeMap<u16, u64>,
@@ -29,8 +29,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Statistics that came at `arrived`. Tags that nobody knows are kept; of a tag that comes twice, the last
-    /// value.
+    /// Statistics that came at `arrived`. Unknown tags are kept. If a tag comes twice, the last value counts.
     pub fn new(values: impl IntoIterator<Item = (u16, u64)>, arrived: Instant) -> Self {
         Self {
             values: values.into_iter().collect(),
@@ -45,7 +44,7 @@ impl Statistics {
         Self::new(entries.iter().map(stat::entry), Instant::now())
     }
 
-    /// The value with `tag` (see [`spec::balloon::stat`]), if the guest gave one.
+    /// The value with `tag` (see [`spec::balloon::stat`]), if the guest sent one.
     pub fn value(&self, tag: u16) -> Option<u64> {
         self.values.get(&tag).copied()
     }
@@ -70,7 +69,7 @@ impl Statistics {
 #[derive(Debug, Default)]
 pub struct StatisticsQueue {
     latest: Option<Statistics>,
-    /// The head of the buffer that the guest wants back when new statistics are asked for.
+    /// The head of the guest's buffer, which is returned to ask for new statistics.
     parked: Option<u16>,
     position: QueuePosition,
     interval: Option<Duration>,
@@ -129,13 +128,13 @@ impl StatisticsQueue {
         self.latest()
     }
 
-    /// The queue is being stopped: what it holds is the device's to return.
+    /// The queue is being stopped: returns the buffer.
     pub fn stop(&mut self, guest: &Guest) {
         self.give_back(guest);
         self.position.stop();
     }
 
-    /// Asks for statistics if it is time; when it is time again.
+    /// Asks for statistics if it is time. Returns when it is time again.
     pub fn poll(&mut self, guest: &Guest, now: Instant) -> Option<Instant> {
         let interval = self.interval?;
         let due = *self.due.get_or_insert(now);
@@ -146,26 +145,26 @@ impl StatisticsQueue {
             self.notice_new_driver(guest);
             self.give_back(guest);
         }
-        // A guest that has not answered is not asked twice; it has until the next time.
+        // A guest that has not answered yet is not asked again.
         self.due = now.checked_add(interval);
         self.due
     }
 
-    /// The driver has gone: what it said is of no use for the next one.
+    /// The driver has gone: its statistics do not apply to the next one.
     pub fn forget_driver(&mut self) {
         self.latest = None;
         self.parked = None;
         self.position = QueuePosition::default();
     }
 
-    /// Gives the parked buffer back: the guest fills it anew when it runs.
+    /// Returns the buffer: the guest fills it again when it runs.
     fn give_back(&mut self, guest: &Guest) {
         if let Some(head) = self.parked.take() {
             guest.give_back(QueueRole::Stats, &[head]);
         }
     }
 
-    /// A new driver's ring does not know the buffer of an earlier one, and has not said anything yet.
+    /// A new driver has sent no statistics yet, and an earlier driver's buffer is not in its ring.
     fn notice_new_driver(&mut self, guest: &Guest) {
         if let Some(ring) = guest.running(QueueRole::Stats)
             && self.position.notice_new_ring(ring)

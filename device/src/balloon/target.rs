@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How many pages the guest is asked to have in the balloon.
+//! The balloon's target: how many pages the guest is asked to give up.
 //!
-//! That is what the host wants, unless the balloon is to follow the guest: then it shrinks while the guest's
-//! statistics show that memory is short, and grows back slowly once they do not.
+//! This is what the host wants. If the balloon follows the guest, the target shrinks while the guest's statistics show a
+//! shortage of memory, and grows back slowly afterwards.
 //!
 //! ```text
 //!           short of memory: a step down             calm for a while, with room for it: a smaller step up
 //! wanted ─────────────────────────────────► less ──────────────────────────────────────────────► wanted
 //! ```
 //!
-//! No I/O happens here, and time comes in only with the statistics.
+//! There is no I/O here, and time comes only with the statistics.
 
 use spec::PAGE_SIZE;
 use spec::balloon::stat;
@@ -17,9 +17,9 @@ use spec::balloon::stat;
 use crate::balloon::statistics::Statistics;
 use crate::guest::Guest;
 
-/// A step down is this part of what is wanted.
+/// A step down is this fraction of the wanted size.
 const DOWN: u32 = 8;
-/// A step up is this part of what is wanted.
+/// A step up is this fraction of the wanted size.
 const UP: u32 = 32;
 /// How many statistics in a row must show no shortage before the balloon grows.
 const CALM: u32 = 3;
@@ -30,11 +30,11 @@ const MAJOR_FAULTS_A_SECOND: f64 = 200.0;
 /// When the balloon gives memory back to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AutoShrink {
-    /// It does when the guest has fewer bytes available than this, or stalls for lack of memory.
+    /// The balloon shrinks when the guest has fewer bytes available than this, or stalls for lack of memory.
     pub keep_available: u64,
 }
 
-/// What is asked of the guest. Pages are of 4 KiB.
+/// The target, in pages of 4 KiB.
 #[derive(Debug, Default)]
 pub struct Target {
     wanted: u32,
@@ -55,25 +55,25 @@ impl Target {
         self.wanted
     }
 
-    /// The host wants `pages` from now on. It gets them at first; a guest that is short of memory shows it.
+    /// Sets what the host wants. The target is this at first, and shrinks if the guest is short of memory.
     pub fn want(&mut self, pages: u32) {
         self.wanted = pages;
         self.start_anew();
     }
 
-    /// Goes on from what another device asked for.
+    /// Goes on from another device's target.
     pub fn restore(&mut self, wanted: u32, pages: u32) {
         self.want(wanted);
         self.pages = pages;
     }
 
-    /// Follows the guest's statistics from now on, or no more.
+    /// Follows the guest's statistics from now on, or stops that.
     pub fn set_auto_shrink(&mut self, auto_shrink: Option<AutoShrink>) {
         self.auto_shrink = auto_shrink;
         self.start_anew();
     }
 
-    /// Forgets what the guest has said.
+    /// Forgets the guest's statistics.
     pub fn start_anew(&mut self) {
         self.pages = self.wanted;
         self.last = None;
@@ -109,7 +109,7 @@ impl Target {
         }
     }
 
-    /// Asks the guest for its target, and tells it if that is a change. It is asked for no more pages than it has.
+    /// Computes how many pages the guest is asked for: the target, but at most all its memory.
     pub fn publish(&self, guest: &mut Guest) {
         let target = match u32::try_from(guest.pages()) {
             // Before there is memory nothing is known about it.

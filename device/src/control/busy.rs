@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A request finds the device busy.
+//! Waiting for a busy device.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use spec::control::Refusal;
 use crate::balloon::Balloon;
 use crate::vhost_user::backend::Backend;
 
-/// How long a request waits for a device that is busy. Giving back much memory takes a while; touching memory that
-/// never answers takes for ever.
+/// How long a request waits for a busy device. Giving back much memory takes a while; an access to lent memory may block
+/// for ever.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// The balloon of `backend`, for one request.
 ///
 /// # Errors
-/// [`Refusal::Busy`] if somebody else keeps it for longer than [`PATIENCE`].
+/// [`Refusal::Busy`] if another thread holds its lock for longer than [`PATIENCE`].
 pub(super) fn balloon(backend: &Backend) -> Result<FairMutexGuard<'_, Balloon>, Refusal> {
     backend.balloon_within(PATIENCE).ok_or(Refusal::Busy)
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One connection: it puts frames together from the bytes that come, and sends answers as there is room. Nothing here
-//! waits.
+//! One connection. It assembles frames from arriving bytes, and sends answers when there is room. Nothing here blocks.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,28 +22,28 @@ pub(super) struct Connection {
     peer: Peer,
     input: Input,
     output: Option<Output>,
-    /// The page map that is written for it, and the number of its request.
+    /// The page map that is being written for it, and the number of its request.
     page_map: Option<(PageMapWriter, u32)>,
-    /// When the rest of a frame, or the room for a reply, is to be there.
+    /// The deadline for the rest of a frame, or for room for a reply.
     deadline: Option<Instant>,
-    /// When it was last heard of.
+    /// When bytes last came from it.
     heard: Instant,
-    /// It has sent what is no request: it is hung up on when the answer has gone.
+    /// It has sent an invalid request: it is closed when the answer has been sent.
     ends: bool,
     over: bool,
 }
 
-/// The part of a frame that has come.
+/// The part of a frame that has arrived.
 struct Input {
     bytes: [u8; HEADER_BYTES + MAX_PAYLOAD],
     filled: usize,
     header: Option<Header>,
-    /// The file descriptor of the frame; of more than one, none is kept.
+    /// The file descriptor of the frame. If there are several, none is kept.
     fd: Option<OwnedFd>,
     fds: usize,
 }
 
-/// The part of a reply that has not gone.
+/// The part of a reply that was not sent yet.
 struct Output {
     frame: [u8; HEADER_BYTES + MAX_PAYLOAD],
     length: usize,
@@ -68,12 +67,12 @@ impl Connection {
         })
     }
 
-    /// Whether it holds the hints for a migration.
+    /// Whether it is the migrator's.
     pub(super) fn migrates(&self) -> bool {
         self.peer.migrates()
     }
 
-    /// The lowest is the first to go when there are too many.
+    /// When there are too many connections, the one with the lowest value is closed first.
     pub(super) fn standing(&self) -> (bool, Instant) {
         (self.peer.has_greeted(), self.heard)
     }
@@ -90,7 +89,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is work to do for it that waits for nothing.
+    /// Whether there is work for it that need not wait.
     pub(super) fn is_busy(&self) -> bool {
         self.page_map.is_some()
     }
@@ -109,12 +108,12 @@ impl Connection {
         self.over = true;
     }
 
-    /// Tells the device that the peer has gone. `false` if it is busy and must hear it again.
+    /// Tells the device that the peer has gone. Returns `false` if the device is busy and must be told again.
     pub(super) fn gone(&mut self, backend: &Backend, patience: Duration) -> bool {
         self.peer.gone(backend, patience)
     }
 
-    /// The peer, whose end the device has yet to hear of.
+    /// The peer, of whose end the device must still be told.
     pub(super) fn into_peer(self) -> Peer {
         self.peer
     }
@@ -200,7 +199,7 @@ impl Connection {
         refusal: Refusal,
         error: impl std::fmt::Display,
     ) -> io::Result<()> {
-        log::debug!("a control connection is hung up on: {error}");
+        log::debug!("a control connection is closed: {error}");
         self.ends = true;
         self.reply(sequence, Reply::Refused(refusal), None)
     }

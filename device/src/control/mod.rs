@@ -5,10 +5,10 @@
 //! |---|---|
 //! | `server` | one thread, a bounded number of connections that take turns |
 //! | `connection` | bytes in, bytes out, and how long that may take |
-//! | `peer` | what the other end of a connection may ask, and the answer |
+//! | `peer` | the requests that the other end may make, and the answers |
 //! | `busy` | waiting for a device that is busy |
 //! | `people` | the answers to people |
-//! | `page_map_writer` | a picture of guest memory, written to a file |
+//! | `page_map_writer` | a map of guest memory, written to a file |
 
 mod busy;
 mod connection;

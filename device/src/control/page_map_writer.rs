@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A picture of guest memory as a file: what is hinted, in the balloon, or reported.
+//! A map of guest memory as a file: the pages that are hinted, ballooned or reported.
 //!
 //! It is written a piece at a time, so that the map of a very large guest does not hold up others, such as a migrator that
 //! closes its epoch. Stretches without a bit stay holes of the file.
@@ -35,7 +35,7 @@ pub(super) struct PageMapWriter {
     left: Vec<Stretch>,
 }
 
-/// Words that lie side by side in the map.
+/// A contiguous range of words of the map.
 #[derive(Clone, Debug)]
 struct Stretch {
     /// Word `index` is about pages `64 * index ..`.
@@ -44,7 +44,7 @@ struct Stretch {
     offset: u64,
 }
 
-/// Where the bits come from.
+/// The source of the bits.
 #[derive(Debug)]
 enum Source {
     Hinted(Arc<HintMap<SharedMap>>),
@@ -74,7 +74,7 @@ impl PageMapWriter {
         Ok(Self { source, file, left })
     }
 
-    /// Writes a piece; the answer, when it was the last one.
+    /// Writes a piece. Returns the answer if it was the last one.
     pub(super) fn go_on(&mut self, backend: &Backend) -> Option<Result<(Reply, OwnedFd), Refusal>> {
         let written = match &self.source {
             Source::Hinted(map) => self
@@ -160,7 +160,7 @@ impl MapFile {
         Ok(())
     }
 
-    /// The file, which nobody can change any more.
+    /// Seals the file against changes and returns it.
     fn seal(&self) -> io::Result<OwnedFd> {
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&self.file, seals)?;

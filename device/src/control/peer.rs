@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the other end of a connection may ask, and the answer.
+//! The requests that the other end of a connection may make, and the answers.
 //!
 //! Setting a hint map makes a connection the migrator's, until it says that hinting is over, or ends. There is one
 //! migrator at a time. All other requests are open to every connection.
@@ -16,17 +16,17 @@ use crate::balloon::Balloon;
 use crate::memory::shared_map::{self, SharedMap, SharedMapError};
 use crate::vhost_user::backend::Backend;
 
-/// The other end of one connection, and what it has asked.
+/// The other end of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     greeted: bool,
-    /// It has set a hint map and not said yet that hinting is over.
+    /// It has set a hint map and not said Done yet.
     migrates: bool,
     /// It has opened an epoch since.
     hinted: bool,
 }
 
-/// What follows a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(super) enum Response {
     /// This reply.
@@ -43,7 +43,7 @@ impl From<Reply> for Response {
     }
 }
 
-/// Why a connection is hung up on.
+/// Why a connection is closed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
     #[error("{0}")]
@@ -103,7 +103,7 @@ impl Peer {
             };
         }
         let map = match (&request, fd) {
-            // Without the device's lock: it is somebody else's file.
+            // Without the device's lock, because the file belongs to another process.
             (Request::SetHintMap { bytes }, Some(file)) => Some(shared_map::open(file, *bytes)),
             _ => None,
         };
@@ -134,7 +134,7 @@ impl Peer {
         result.unwrap_or_else(Reply::Refused).into()
     }
 
-    /// What migrators ask.
+    /// The requests of migrators.
     fn migrate(
         &mut self,
         request: Request,

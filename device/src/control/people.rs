@@ -62,7 +62,7 @@ fn status(balloon: &mut Balloon) -> BalloonStatus {
     }
 }
 
-/// Milliseconds, rounded up: an interval that is not 0 does not read as none.
+/// Milliseconds, rounded up, so that only an interval of 0 becomes 0.
 fn whole_milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,7 @@
 //! One thread serves a bounded number of connections. They take turns, one request each, so that none can hold up the
 //! others.
 //!
-//! When one too many comes, another is closed: one that has not said hello, or else the one that has been silent
+//! When there are too many, one is closed: one that has not said Hello, or else the one that has been silent
 //! for longest. The migrator's connection is never closed.
 
 use std::io;
@@ -24,7 +24,7 @@ use crate::vhost_user::backend::Backend;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 32;
-/// How long the end of a connection waits again for a device that was busy.
+/// How long to wait for the device when telling it again of the end of a connection.
 const BRIEF: Duration = Duration::from_millis(50);
 /// When a device that was busy is told again of the end of a connection.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub struct ControlServer(ServerThread);
 
 impl ControlServer {
-    /// Serves those who connect to `listener` and ask something of `backend`.
+    /// Serves clients of `listener` with the device of `backend`.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -60,9 +60,9 @@ struct Server {
     backend: Arc<Backend>,
     stop: StopEvent,
     connections: Vec<Connection>,
-    /// Those that have gone without a busy device having heard of it yet.
+    /// Peers that have gone and of whose end a busy device must still be told.
     leaving: Vec<Peer>,
-    /// Nobody is let in before that.
+    /// No client is accepted before this time.
     deaf_until: Option<Instant>,
 }
 
@@ -98,7 +98,7 @@ impl Server {
                     }
                 }
                 Err(error) => {
-                    log::error!("the control socket is served no more: {error}");
+                    log::error!("the control socket is no longer served: {error}");
                     break;
                 }
             }
@@ -142,7 +142,7 @@ impl Server {
             .map(|end| end.saturating_duration_since(now))
             .and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut polled, timeout.as_ref()) {
-            // An interrupted wait is one in which nothing came.
+            // An interrupted wait is like one without events.
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -157,7 +157,7 @@ impl Server {
         })
     }
 
-    /// Gives each connection that is `ready` its turn, and parts with those that are over.
+    /// Gives each connection that is `ready` its turn, and closes those that have ended.
     fn serve(&mut self, ready: &[bool]) {
         let now = Instant::now();
         for (place, &ready) in ready.iter().enumerate() {
@@ -200,7 +200,9 @@ impl Server {
                 .min_by_key(|(_, connection)| connection.standing())
                 .map(|(place, _)| place);
             if let Some(place) = weakest {
-                self.connections.remove(place).end("others want in");
+                self.connections
+                    .remove(place)
+                    .end("there are too many connections");
             }
         }
         match Connection::new(stream) {

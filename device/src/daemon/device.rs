@@ -35,7 +35,7 @@ use crate::vhost_user::link::FrontEndLink;
 /// How long to wait for a busy balloon. After that the device reports that its guest was told nothing.
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// A device whose sockets are there, but that serves nobody yet.
+/// A device whose sockets exist but are not served yet.
 #[derive(Debug)]
 pub struct Prepared {
     name: Arc<str>,
@@ -115,7 +115,7 @@ impl Prepared {
         })
     }
 
-    /// The sockets' files that the device is to remove in the end.
+    /// The sockets' files that the device must remove at its end.
     pub fn files(&self) -> impl Iterator<Item = &BoundFile> {
         let front_end = match &self.source {
             FrontEndSource::Listener { socket, .. } => socket.file(),
@@ -127,7 +127,7 @@ impl Prepared {
         front_end.into_iter().chain(others)
     }
 
-    /// Has the sockets' files removed by `remover`.
+    /// Lets `remover` remove the sockets' files.
     pub fn removed_by(&mut self, remover: &Arc<Remover>) {
         let front_end = match &mut self.source {
             FrontEndSource::Listener { socket, .. } => Some(socket),
@@ -245,14 +245,14 @@ impl Device {
     /// Leaves it as it is: some thread of it hangs, and is not waited for. Its sockets are removed.
     pub fn abandon(self) {
         for file in &self.files {
-            // What hinders it is of no use to a process that ends.
+            // The process is ending, so an error cannot be handled.
             let _ = file.remove();
         }
         std::mem::forget(self);
     }
 }
 
-/// The key that the agent of device `name` is to prove to have, if it is to.
+/// The agent's key of device `name`, if the agent must prove itself.
 fn agent_key(
     name: &str,
     transport: AgentTransport,
@@ -268,7 +268,7 @@ fn agent_key(
     }
 }
 
-/// Listens at `path` for those whom `access` lets connect.
+/// Listens at `path` for clients that `access` lets connect.
 pub(super) fn listen(path: &Path, access: Access) -> Result<BoundSocket, DaemonError> {
     BoundSocket::bind(path, access).map_err(|source| DaemonError::Listen {
         path: PathBuf::from(path),

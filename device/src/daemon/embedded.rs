@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One device in a process that minds its own signals, sandbox and log.
+//! One device in a process that handles signals, sandbox and log itself.
 
 use std::sync::mpsc;
 

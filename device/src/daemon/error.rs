@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can go wrong with a device or with all, and what a device's threads tell the main thread.
+//! The errors of devices and of the process, and the events that a device's threads send to the main thread.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -18,14 +18,14 @@ pub enum DaemonError {
     /// No front end can connect any more.
     #[error("cannot accept a front end: {0}")]
     Accept(#[source] io::Error),
-    /// Any process of the guest could pass for its agent.
+    /// Any process of the guest could pose as its agent.
     #[error(
-        "'{0}' has a socket for its guest's agent, and nothing by which to know the agent: every process of a guest \
-         can connect over vsock. Give --agent-key FILE; or --agent-transport console, if the socket is joined to a \
+        "'{0}' has a socket for its guest's agent, but no key by which to recognise the agent: every process of a guest \
+         can connect over vsock. Give --agent-key FILE; or --agent-transport console, if the socket is connected to a \
          virtio-console port or a serial line, which only the guest's root can open"
     )]
     AgentUnknown(String),
-    /// The agent's key cannot be had.
+    /// The agent's key cannot be read.
     #[error("--agent-key {}: {source}", path.display())]
     AgentKey {
         /// The key's file.
@@ -33,16 +33,16 @@ pub enum DaemonError {
         /// Why not.
         source: KeyFileError,
     },
-    /// A socket of the service manager's is wrong.
+    /// A socket of the service manager is wrong.
     #[error(transparent)]
     Activation(#[from] ActivationError),
-    /// The command line makes no sense.
+    /// The command line is invalid.
     #[error(transparent)]
     CommandLine(#[from] SameName),
     /// There are no file descriptors or threads left.
     #[error("cannot start the device: {0}")]
     Device(#[source] io::Error),
-    /// `--fd` is no open file descriptor.
+    /// `--fd` is not an open file descriptor.
     #[error("cannot use file descriptor {fd}: {source}")]
     Inherited {
         /// Its number.
@@ -64,13 +64,13 @@ pub enum DaemonError {
     )]
     NoFrontEnd(String),
     /// The device has a bug.
-    #[error("the device has ended: a bug")]
+    #[error("the device has ended unexpectedly: this is a bug")]
     Panicked,
     /// What was asked for cannot be printed.
     #[error("cannot print: {0}")]
     Print(#[source] io::Error),
-    /// There is nobody to remove the sockets in the end.
-    #[error("cannot start the process that removes the sockets in the end: {0}")]
+    /// The process that removes the sockets at the end cannot be started.
+    #[error("cannot start the process that removes the sockets at the end: {0}")]
     Remover(#[source] io::Error),
     /// The process cannot be restricted.
     #[error(transparent)]
@@ -80,7 +80,7 @@ pub enum DaemonError {
     FrontEnd(#[from] FrontEndError),
     /// Devices did not end in time.
     #[error(
-        "'{0}' did not end: it hangs in memory that its front end has lent, so its guest may not have been told that \
+        "'{0}' did not end: it is blocked in memory that its front end has lent, so its guest may not have been told that \
          hinting is over. The process ends all the same"
     )]
     Stuck(String),
@@ -92,18 +92,18 @@ pub enum DaemonError {
         /// Why not.
         source: io::Error,
     },
-    /// Signals cannot be heard.
+    /// Signals cannot be waited for.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] io::Error),
 }
 
-/// What the threads of a process tell its main thread.
+/// Events for the main thread.
 #[derive(Debug)]
 pub enum DaemonEvent {
-    /// The process is to end: why.
+    /// The process must end, for the given reason.
     End(&'static str),
     /// A front end has come or gone.
     Changed,
-    /// The device with this name has nobody to serve any more.
+    /// The device with this name has ended.
     Ended(Arc<str>, Result<(), DaemonError>),
 }

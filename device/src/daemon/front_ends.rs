@@ -80,7 +80,7 @@ impl FrontEnds {
                 Ok((front, _)) => return Ok(Some(front)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    log::warn!("no front end is let in: {error}");
+                    log::warn!("cannot accept a front end: {error}");
                     let rested = sockets::wait([end], Some(Instant::now() + ACCEPT_PAUSE));
                     if rested.is_ok() {
                         return Ok(None);
@@ -98,7 +98,7 @@ impl FrontEnds {
         let result = front_end::serve(front, &self.backend, &self.channel);
         self.link.disconnected(result.is_err());
         let _ = self.events.send(DaemonEvent::Changed);
-        log::info!("the front end has gone");
+        log::info!("the front end has disconnected");
         if self.link.has_ended() {
             return Ok(());
         }

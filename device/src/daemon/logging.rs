@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The log. Each message is one line and names its device, and their number is limited.
 //!
-//! A guest or a front end can cause a message as often as it likes. So each place in the program may write ten lines at
-//! once for each device, and then one a second; that line says how many were left out.
+//! A guest or a front end can cause messages without limit. So each place in the program may write ten lines at once for
+//! each device, and then one a second, which says how many were left out.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -99,7 +99,7 @@ impl Log for Limited {
     }
 }
 
-/// How much one place may still say.
+/// How many lines one place may still write.
 #[derive(Debug)]
 struct Bucket {
     tokens: u32,

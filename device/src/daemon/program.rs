@@ -111,7 +111,7 @@ impl Program {
     }
 }
 
-/// Who removes `files` in the end. Nobody is needed without a sandbox, or where the service manager has all the sockets.
+/// The process that removes `files` at the end. None is needed without a sandbox, or if the service manager has all sockets.
 fn start_remover(
     files: Vec<SocketFile>,
     sandbox: SandboxMode,
@@ -123,7 +123,7 @@ fn start_remover(
     Ok(Some(Arc::new(remover)))
 }
 
-/// Has a thread wait for the signal to end. An end that then hangs is cut short, with the sockets removed all the same.
+/// Starts a thread that waits for the signal to end. If the end then hangs, it is cut short, and the sockets are removed.
 fn watch_signals(
     signals: EndSignals,
     remover: Weak<Remover>,
@@ -132,7 +132,7 @@ fn watch_signals(
     threads::spawn(Group::Signals, move || {
         let _ = events.send(DaemonEvent::End(signals.wait()));
         thread::sleep(GRACE);
-        log::error!("the end takes too long: it is cut short");
+        log::error!("the end takes too long and is cut short");
         if let Some(remover) = remover.upgrade() {
             remover.remove_all();
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The service manager (systemd): takes the sockets that it listens on already, and tells it how the service is.
+//! The service manager (systemd): takes over the sockets that it listens on, and reports the service's state to it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ pub enum ActivationError {
         source: io::Error,
     },
     /// No device is told to use it.
-    #[error("the service manager's socket '{0}' is for nothing that the command line asks for")]
+    #[error("the command line does not use the service manager's socket '{0}'")]
     Surplus(String),
 }
 
