@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who owns the guest: a record on each side, which every hand-over, every failure and every operator goes through.
+//! Who owns the guest: a record on each side. Every hand-over, failure and decision of an operator goes through it.
 //!
-//! A guest may run on a side whose record says [`Owner::Here`], and on no other. Where the link dies in the middle of
-//! the hand-over neither side can know whether the other has heard the last word; then both say
-//! [`Owner::Undecided`], both keep the guest, and an operator who has looked at both decides with
-//! [`OwnershipRecord::claim`].
+//! A guest may run only on a side whose record says [`Owner::Here`]. If the link dies in the middle of the hand-over, neither
+//! side can know whether the hand-over took place. Then both say [`Owner::Undecided`] and keep the guest, and an operator
+//! who has looked at both decides with [`OwnershipRecord::claim`].
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -17,7 +16,7 @@ use spec::trace::Event;
 
 use crate::report::trace::Trace;
 
-/// Who owns the guest, as one side knows it.
+/// Who owns the guest, as far as one side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
@@ -25,7 +24,7 @@ pub enum Owner {
     Here,
     /// The other side: the guest does not run here.
     There,
-    /// One of the two. The guest does not run here until an operator decides.
+    /// It is not known which side. The guest does not run here until an operator decides.
     Undecided,
 }
 
@@ -76,7 +75,7 @@ impl TryFrom<String> for Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ownership {
-    /// The migration that it speaks of: the same on both sides.
+    /// The migration's session, the same on both sides.
     pub session: Session,
     /// How often the guest has changed hands. Of two records of one session, the one with the greater number is the
     /// newer.
@@ -85,16 +84,14 @@ pub struct Ownership {
     pub owner: Owner,
 }
 
-/// An operator's decision that is refused.
+/// The operator's decision is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// There is nothing to decide.
     #[error("there is nothing to decide: the guest is on this side already")]
     Here,
     /// The other side has the guest, and has said so.
-    #[error(
-        "the other side has the guest and has said so: here it would run a second time, and both would be wrong"
-    )]
+    #[error("the other side has the guest and has said so: the guest must not run on both sides")]
     There,
 }
 
@@ -105,7 +102,7 @@ pub struct OwnershipRecord(Arc<Mutex<Record>>);
 #[derive(Debug)]
 struct Record {
     says: Ownership,
-    /// The guest is the other side's for certain: it has it and said so, or has never offered it.
+    /// It is certain that the other side owns the guest: it has said so, or has not offered the guest.
     certain: bool,
 }
 
@@ -130,13 +127,13 @@ impl OwnershipRecord {
         Self(Arc::new(Mutex::new(Record { says, certain })))
     }
 
-    /// What it says now.
+    /// The record's current content.
     pub fn get(&self) -> Ownership {
         self.0.lock().says
     }
 
-    /// An operator says that the guest is this side's. Afterwards it may run here, and must never run at the other
-    /// side: only somebody who can see both sides can know that.
+    /// An operator decides that this side owns the guest. Then the guest may run here, and must never run on the other side;
+    /// only somebody who can see both sides can know that.
     ///
     /// # Errors
     /// [`ClaimError`] if this side knows the owner.
@@ -161,7 +158,7 @@ impl OwnershipRecord {
         record.says.number
     }
 
-    /// A guest with this number arrives; it is still the source's.
+    /// A guest with this number arrives. The source still owns it.
     pub(crate) fn await_guest(&self, session: u64, number: u64) {
         let says = Ownership {
             session: Session(session),
@@ -174,17 +171,17 @@ impl OwnershipRecord {
         };
     }
 
-    /// The source is about to say that the guest is the destination's.
+    /// The source is about to hand the guest over.
     pub(crate) fn give(&self) {
         self.change(Owner::There, 1);
     }
 
-    /// The destination is about to say that it is ready: from now on the guest may become its own.
+    /// The destination is about to say that it is ready: from now on the guest may be handed over to it.
     pub(crate) fn offer(&self) {
         self.change(Owner::There, 1);
     }
 
-    /// The source's word did not leave: the guest is still the source's.
+    /// The hand-over was not sent: the source still owns the guest.
     pub(crate) fn keep(&self) {
         self.change(Owner::Here, -1);
     }
@@ -194,18 +191,18 @@ impl OwnershipRecord {
         self.0.lock().certain = true;
     }
 
-    /// The source keeps its guest, as this destination knows for certain.
+    /// This destination knows for certain that the source keeps its guest.
     pub(crate) fn declined(&self) {
         self.change(Owner::There, -1);
         self.0.lock().certain = true;
     }
 
-    /// The source's word has come: the guest is this destination's.
+    /// The hand-over has arrived: this destination owns the guest.
     pub(crate) fn accept(&self) {
         self.change(Owner::Here, 0);
     }
 
-    /// The migration is over. A side that does not know for certain says so from now on.
+    /// The migration is over. A side that does not know the owner for certain now says `undecided`.
     pub(crate) fn settle(&self) -> Owner {
         let mut record = self.0.lock();
         if record.says.owner == Owner::There && !record.certain {
@@ -258,7 +255,7 @@ mod tests {
     fn where_the_link_died_in_the_hand_over_an_operator_decides_for_one_side() {
         let (source, destination) = sides();
         let trace = Trace::default();
-        // Not while the last word may still come.
+        // Not while the hand-over may still arrive.
         assert_eq!(source.claim(&trace), Err(ClaimError::There));
         assert_eq!(source.settle(), Owner::Undecided);
         assert_eq!(destination.settle(), Owner::Undecided);

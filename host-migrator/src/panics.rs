@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a panic said.
+//! The messages of caught panics, and steps that must not stop each other.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -12,7 +12,7 @@ pub(crate) fn text_of(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without a message".into())
 }
 
-/// Does one `step` of an end, which must not keep the next from being done. Returns why it could not be done.
+/// Does one step at the end of a migration. A failure or panic does not stop the next step. Returns the error.
 pub(crate) fn attempt<E: Display>(
     step: &'static str,
     action: impl FnOnce() -> Result<(), E>,

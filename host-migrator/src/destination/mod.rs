@@ -22,7 +22,7 @@ pub use incoming::Incoming;
 /// How long a source that was told of an error may go on sending.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How far a migration has come, as its destination sees it.
+/// The progress of a migration at the destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReceiveState {
@@ -31,7 +31,7 @@ pub enum ReceiveState {
     Setup,
     /// Receiving memory.
     Active,
-    /// All has arrived; the machine is being loaded.
+    /// Everything has arrived; the machine is being loaded.
     Device,
     /// Waiting for the source to give the guest up.
     Ready,
@@ -49,7 +49,7 @@ pub struct ReceiveStatus {
     pub round: u32,
     /// Bytes received.
     pub bytes: u64,
-    /// Pages received with content, each time counted.
+    /// Pages received with content. A page that was received twice counts twice.
     pub pages: u64,
     /// Pages in zero runs.
     pub pages_zero: u64,
@@ -65,12 +65,12 @@ pub struct ReceiveReport {
     pub received: ReceiveStatus,
     /// Milliseconds from the greeting to the guest's run.
     pub total_ms: f64,
-    /// Of these, loading the machine's state.
+    /// Of these, the time to load the machine's state.
     pub load_ms: f64,
 }
 
-/// Receives a guest over `channel`, the connection of a source that needs not be waited for: [`Incoming::greet`] and
-/// [`Incoming::receive`] in one.
+/// Receives a guest over `channel`, a connected source: [`Incoming::greet`] and
+/// [`Incoming::receive`] in one call.
 ///
 /// # Errors
 /// As those have.

@@ -16,7 +16,7 @@ use crate::vm::machine::DestinationMachine;
 use crate::wire::sections::{SectionReader, SectionWriter};
 use crate::wire::{Heartbeats, SectionError};
 
-/// One migration's receiving end.
+/// The receiving end of a migration.
 pub(crate) struct Receiver<'a> {
     input: SectionReader,
     out: SectionWriter,
@@ -80,7 +80,7 @@ impl<'a> Receiver<'a> {
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
         self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
-        // What is not sent is zero, whatever an attempt before has left.
+        // Pages that are not sent are zero, so clear what an earlier attempt has left.
         for region in self.ram.regions() {
             self.ram.discard(*region)?;
         }
@@ -95,7 +95,7 @@ impl<'a> Receiver<'a> {
         machine.run().map_err(ReceiveError::Run)?;
         self.enter(ReceiveState::Completed);
         if let Err(error) = self.answer(SectionKind::Running) {
-            // The guest runs and is ours; the source will say that it does not know.
+            // The guest runs here and is ours. The source will say `undecided`.
             log::warn!("the source cannot be told that the guest runs here: {error}");
         }
         Ok(ReceiveReport {
@@ -105,14 +105,14 @@ impl<'a> Receiver<'a> {
         })
     }
 
-    /// Says that all is here, and waits for the source's word. If the link dies meanwhile, nobody knows whether that
-    /// word has been given.
+    /// Sends Ready and waits for the hand-over. If the link dies meanwhile, it is not known whether the source has handed the
+    /// guest over.
     fn take_over(&mut self) -> Result<(), ReceiveError> {
         self.ownership.offer();
         let word = self.ready_and_word();
         match &word {
             Ok(()) => self.ownership.accept(),
-            // It says this of a guest that it has, and only of such.
+            // The source sends Abort only while it owns the guest.
             Err(SectionError::Aborted(_)) => self.ownership.declined(),
             Err(_) => {}
         }
@@ -121,7 +121,7 @@ impl<'a> Receiver<'a> {
 
     fn ready_and_word(&mut self) -> Result<(), SectionError> {
         if let Err(error) = self.out.section(SectionKind::Ready, []) {
-            // A source that has hung up may have said why.
+            // A source that has disconnected may have sent a reason before.
             self.input.check_peer()?;
             return Err(error.into());
         }
@@ -172,7 +172,7 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// Writes the pages of a section into memory, once its checksum is right and all its runs are memory.
+    /// Writes the pages of a section into memory, if its checksum is right and all its runs are in guest memory.
     fn pages(&mut self, header: &SectionHeader) -> Result<(), ReceiveError> {
         let malformed = || SectionError::from(StreamError::Malformed(SectionKind::Pages));
         self.input.payload_into(header, &mut self.payload)?;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Waiting for the one source among strangers: each connection introduces itself in a thread of its own and has a short
-//! time for it.
+//! Waits for the source among strangers: each connection is served in a thread of its own and has a short time to introduce
+//! itself.
 //!
-//! A flood of connections must not push the source out while it introduces itself. So there are two crowds with a bound
-//! of its own each. One that has not sent a valid header yet is *silent*. It keeps its place for a time in which any
-//! source gets its header here; after that it gives way where all places are taken. While all silent ones are younger,
-//! newcomers wait in the kernel's queue, which serves them in turn. One that has sent a valid header *speaks*, and gives
-//! way only to others that speak.
+//! A flood of connections must not push the source out while it introduces itself. So there are two groups, each with its
+//! own limit. A connection without a valid header yet is *silent*. It keeps its place long enough for any source to send its
+//! header; after that it is closed if all places are taken and another comes. While all silent connections are younger
+//! than that, new ones wait in the kernel's queue, in order. A connection that has sent a valid header *speaks*, and
+//! is closed only for another one that speaks.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -21,19 +21,19 @@ use super::{ReceiveError, ReceiveError as Error};
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
 
-/// How long a connection may take to introduce itself; no byte of it makes this longer.
+/// How long a connection may take to introduce itself. Bytes that it sends do not extend this.
 const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How long a silent connection keeps its place: its greeting goes there and its header comes back within that.
+/// How long a silent connection keeps its place: long enough for the greeting to arrive and the header to come back.
 const GRACE: Duration = Duration::from_secs(1);
 /// The most connections that are silent at a time.
 const MOST_SILENT: usize = 128;
 /// The most connections that speak at a time.
 const MOST_SPEAKING: usize = 32;
-/// How often it is looked whether one has ended, while there are any.
+/// How often ended connections are looked for, while there are any.
 const TICK: Duration = Duration::from_millis(10);
 /// The longest wait for a connection, while there are none.
 const IDLE: Duration = Duration::from_secs(1);
-/// The pause after a connection that could not be taken: file descriptors or threads may be short for a while.
+/// The pause after a connection that could not be accepted: file descriptors or threads may be short for a while.
 const PAUSE: Duration = Duration::from_millis(100);
 
 type Answer = (u64, Result<Incoming, Error>);
@@ -112,14 +112,14 @@ impl Strangers {
                 return Some(source);
             };
             log::info!("a connection was refused: {error}");
-            // Nobody else waits for its last words. Without a thread it sees the end, and no reason.
+            // In a thread, because telling the reason may wait. Without a thread the source sees only the end.
             let _ = thread::Builder::new()
                 .name("refusal".into())
                 .spawn(move || source.refuse(&error));
         }
     }
 
-    /// Sends the oldest away where there are too many. `false` if all of them are too young for that.
+    /// Closes the oldest connection if there are too many. Returns `false` if all of them are too young for that.
     fn make_room(&mut self) -> bool {
         if let (MOST_SPEAKING.., Some(oldest)) = self.crowd(true) {
             self.send_away(oldest);
@@ -134,7 +134,7 @@ impl Strangers {
         }
     }
 
-    /// How many speak, or are silent, and where the oldest of them is.
+    /// How many connections speak or are silent, and the place of the oldest of them.
     fn crowd(&self, speaks: bool) -> (usize, Option<usize>) {
         let crowd = || {
             (self.waiting.iter().enumerate())
@@ -169,7 +169,7 @@ impl Strangers {
                 let speaking = || speaks.store(true, Ordering::Release);
                 let heard = Incoming::hear(connection, &shape, &speaking);
                 stop.clear_deadline();
-                // Nobody waits for it any more: another one was first.
+                // Another source was accepted first.
                 let _ = answer.send((number, heard));
             });
         if let Err(error) = spawned {

@@ -19,10 +19,10 @@ use spec::control::{ControlError, HEADER_BYTES, Header, MAX_PAYLOAD, Reply, Requ
 use crate::vm::hint_source::HintError;
 use crate::wire::connect_unix;
 
-/// A device that has said hello.
+/// A connected device that has answered Hello.
 ///
-/// After an error other than [`HintError::Refused`] the connection is to be given up: a late answer would be
-/// taken for that to the next question.
+/// After an error other than [`HintError::Refused`] the connection must be closed: a late answer would be mistaken for that
+/// to the next request.
 #[derive(Debug)]
 pub struct ControlClient {
     stream: UnixStream,
@@ -31,10 +31,10 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// Connects to the control socket at `path` and says hello. Every answer must come within `patience`.
+    /// Connects to the control socket at `path` and sends Hello. Every answer must come within `patience`.
     ///
     /// # Errors
-    /// [`HintError`] if no device answers there, or it speaks another version.
+    /// [`HintError`] if no device answers there, or it has another protocol version.
     pub fn connect(path: &Path, patience: Duration) -> Result<Self, HintError> {
         let stream = connect_unix(path, patience)?;
         stream.set_write_timeout(Some(patience))?;
@@ -52,7 +52,7 @@ impl ControlClient {
         }
     }
 
-    /// The answer to `request`, which goes with `fd`.
+    /// Sends `request` with `fd`, and returns the answer.
     ///
     /// # Errors
     /// [`HintError::Refused`] if the device refuses, and others if it fails to answer.
@@ -64,22 +64,22 @@ impl ControlClient {
         self.exchange(request, fd).map(|(reply, _)| reply)
     }
 
-    /// As [`ControlClient::ask`], with the file descriptor that came with the answer, if one did. It is a memory file
-    /// that nobody can change.
+    /// As [`ControlClient::ask`], with the file descriptor that came with the answer, if there is one. It is a memory file
+    /// sealed against changes.
     ///
     /// # Errors
-    /// As [`ControlClient::ask`], and [`HintError::Protocol`] for any other file: to read it might hang for ever.
+    /// As [`ControlClient::ask`], and [`HintError::Protocol`] for any other file, because reading it might block for ever.
     pub fn ask_for_file(
         &mut self,
         request: Request,
     ) -> Result<(Reply, Option<OwnedFd>), HintError> {
         let (reply, file) = self.exchange(request, None)?;
-        // Only memory has seals, and no file system is asked for them.
+        // Only memory files have seals, and this query does not involve a file system.
         let sealed = SealFlags::WRITE | SealFlags::SHRINK;
         let is_sealed = |file: &OwnedFd| fcntl_get_seals(file).is_ok_and(|it| it.contains(sealed));
         match file {
             Some(file) if !is_sealed(&file) => {
-                let text = "a file with the answer that is not a sealed memory file".into();
+                let text = "the answer's file is not a sealed memory file".into();
                 Err(HintError::Protocol(text))
             }
             file => Ok((reply, file)),
@@ -119,7 +119,7 @@ impl ControlClient {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut message = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
-            // The space was made for one file descriptor.
+            // There is space for one file descriptor only.
             let fits = message.push(SendAncillaryMessage::ScmRights(fds));
             debug_assert!(fits);
         }

@@ -20,8 +20,8 @@ use crate::vm::hint_source::{HintError, HintSource};
 
 /// If the device does not answer in this time, the migration goes on without hints.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What is only for statistics may take longer, as a map of a large guest does: pages are not sent meanwhile, but
-/// the guest runs.
+/// Answers that are only for statistics may take longer, like the map of a large guest. Meanwhile no pages are sent, but the
+/// guest runs.
 const STATISTICS_PATIENCE: Duration = Duration::from_secs(5);
 /// Older statistics say little about the hints to come, and are not used.
 const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
@@ -31,9 +31,9 @@ const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
 pub struct DeviceHints {
     path: PathBuf,
     connection: Option<ControlClient>,
-    /// For what is only good for statistics. It may be given up, and the hints stay.
+    /// A second connection, for statistics only. If it fails, hints still work.
     aside: Option<ControlClient>,
-    /// The device has not answered such a question in time. It is not asked another in this migration.
+    /// Whether the device failed to answer on it in time. Then it is not asked again in this migration.
     statistics_failed: bool,
     map: Option<HintMap<MapMemory>>,
 }
@@ -54,8 +54,8 @@ impl DeviceHints {
         })
     }
 
-    /// Asks, and drops the connection if the device fails to answer: a late answer must not be taken for
-    /// that to the next question. The device sees the end, and lets the guest go.
+    /// Sends a request, and closes the connection if the device does not answer, because a late answer must not be mistaken
+    /// for that to the next request. The device notices the end, and tells the guest DONE.
     fn ask(&mut self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Reply, HintError> {
         let connection = self.connection.as_mut().ok_or_else(given_up_before)?;
         let result = connection.ask(request, fd);
@@ -85,13 +85,16 @@ impl DeviceHints {
     }
 }
 
-/// Whether a late answer may still come: it would be taken for that to the next question.
+/// Whether a late answer may still come, which would be mistaken for that to the next request.
 fn is_fatal<T>(result: &Result<T, HintError>) -> bool {
     matches!(result, Err(HintError::Io(_) | HintError::Protocol(_)))
 }
 
 fn given_up_before() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "the connection was given up")
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the connection was closed after an error",
+    )
 }
 
 impl HintSource for DeviceHints {
@@ -142,7 +145,7 @@ impl HintSource for DeviceHints {
     }
 
     fn free_pages(&mut self) -> Option<u64> {
-        // A device without statistics is as good as one that does not answer.
+        // A device without statistics is treated like one that does not answer.
         let Ok((Reply::Statistics(statistics), _)) = self.ask_aside(Request::Statistics) else {
             return None;
         };
@@ -182,7 +185,7 @@ impl HintSource for DeviceHints {
     fn done(&mut self) -> Result<(), HintError> {
         (self.map, self.aside) = (None, None);
         if self.connection.is_none() {
-            // The device noticed, and has told the guest.
+            // The device has noticed the end and has told the guest DONE.
             return Ok(());
         }
         match self.ask(Request::Done, None)? {

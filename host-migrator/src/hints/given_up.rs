@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A page map of the device's, as a bitmap.
 //!
-//! Only what it says of the guest's memory is read, a piece at a time. So neither the sizes that it claims nor the
-//! addresses of its regions cost anything.
+//! Only its bits for the guest's memory are read, a piece at a time. So neither the sizes that it claims nor the addresses
+//! of its regions cost anything.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -20,11 +20,11 @@ const MOST_REGIONS: u64 = 4096;
 /// Words that are read at a time.
 const PIECE: usize = 8192;
 
-/// The pages of `memory`, which rises, that are set in the map in the first `bytes` bytes of `file`, a memory file
-/// that cannot shrink.
+/// The pages of `memory`, which is in rising order, that are set in the map in the first `bytes` bytes of `file`, a memory
+/// file that cannot shrink.
 ///
 /// # Errors
-/// [`HintError`] if they are no map, or one of very many regions.
+/// [`HintError`] if they are not a valid map, or have too many regions.
 pub(super) fn read(
     file: OwnedFd,
     bytes: u64,
@@ -68,7 +68,7 @@ fn broken(error: PageMapError) -> HintError {
 /// The file of a map.
 struct Map {
     file: File,
-    /// Where its words begin.
+    /// Offset of its words.
     words: u64,
 }
 

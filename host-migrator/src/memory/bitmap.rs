@@ -7,11 +7,11 @@ use spec::sync::{AtomicU64, Ordering};
 
 /// Pages still to be sent, as 64-page words from guest-physical 0.
 ///
-/// The sender claims words (takes the bits out) before it copies the pages; harvests of the dirty logs
-/// OR bits in. Claim before copy, always: a write after the claim is caught by the log.
+/// The sender claims words (takes the bits out) before it copies the pages. Harvests of the dirty logs OR bits in. Claim
+/// before copy, always: a write after the claim is in the log.
 ///
-/// One more bit for every 64 words says whether they may hold anything, so that a late round's walk costs
-/// what is dirty, not what the guest has.
+/// A summary has one more bit for every 64 words, which says whether they may have bits. So the cost of a walk in a late
+/// round depends on the number of dirty pages, not on the size of the guest.
 #[derive(Debug)]
 pub struct MigrationBitmap {
     words: Box<[AtomicU64]>,
@@ -23,7 +23,7 @@ pub struct MigrationBitmap {
 impl MigrationBitmap {
     /// An empty bitmap for pages `0 .. pages`: nothing to be sent.
     ///
-    /// It takes memory from the host where bits are set, not for the whole range: guest memory may begin at 64 TiB.
+    /// It takes host memory only where bits are set, because guest memory may begin at 64 TiB.
     pub fn new(pages: u64) -> Self {
         Self {
             words: zeros(pages.div_ceil(64)),
@@ -47,10 +47,10 @@ impl MigrationBitmap {
         self.words[index].load(Ordering::Acquire)
     }
 
-    /// Takes all bits of a word out, and returns them.
+    /// Clears a word and returns its bits.
     pub fn claim(&self, index: usize) -> u64 {
         let word = &self.words[index];
-        // A plain load first: most words of a late round are empty, and a swap takes the cache line.
+        // A plain load first: in a late round most words are empty, and a swap would take the cache line exclusively.
         if word.load(Ordering::Relaxed) == 0 {
             0
         } else {
@@ -69,7 +69,7 @@ impl MigrationBitmap {
         u64::from((bits & !before).count_ones())
     }
 
-    /// The indices of the words that hold anything, ascending, as of the time the iterator gets there.
+    /// The indices of the words with bits, ascending, at the time when the iterator reaches them.
     pub fn occupied(&self) -> impl Iterator<Item = usize> {
         self.occupied_from(0)
     }
@@ -155,14 +155,14 @@ impl MigrationBitmap {
             .sum()
     }
 
-    /// Notes that the words of `chunk` may hold something. To be called after the word was set: see
+    /// Marks `chunk` in the summary. Call it after the word was set: see
     /// [`MigrationBitmap::retire`].
     fn note(&self, chunk: usize) {
         self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::AcqRel);
     }
 
-    /// Forgets `chunk`, unless its words hold something. Somebody who sets a word meanwhile notes it
-    /// before the bit is cleared here, and then the look at the words finds it; or afterwards.
+    /// Clears `chunk` in the summary, unless its words have bits. A thread that sets a word meanwhile marks the chunk either
+    /// before the mark is cleared here, and then the check of the words finds the bits, or afterwards.
     fn retire(&self, chunk: usize) {
         self.summary[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::AcqRel);
         if self
@@ -174,7 +174,7 @@ impl MigrationBitmap {
         }
     }
 
-    /// The first chunk from `chunk` on whose words may hold something.
+    /// The first chunk from `chunk` on whose words may have bits.
     fn next_chunk(&self, chunk: usize) -> Option<usize> {
         let mut mask = u64::MAX << (chunk % 64);
         for (index, word) in self.summary.iter().enumerate().skip(chunk / 64) {
@@ -201,13 +201,13 @@ impl MigrationBitmap {
     }
 }
 
-/// `count` words of zero. The kernel gives memory for them when they are first written.
+/// `count` words of zero. The kernel allocates memory for them when they are first written.
 #[cfg(not(loom))]
 fn zeros(count: u64) -> Box<[AtomicU64]> {
     bytemuck::zeroed_slice_box(count as usize)
 }
 
-/// loom's atomics are more than their bytes.
+/// loom's atomics cannot be made from zeroed bytes.
 #[cfg(loom)]
 fn zeros(count: u64) -> Box<[AtomicU64]> {
     (0..count).map(|_| AtomicU64::new(0)).collect()

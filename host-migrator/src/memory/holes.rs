@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Holes of memory files: pages that nobody wrote since the file was made or punched.
+//! Holes of memory files: pages that were not written since the file was made or punched.
 //!
-//! The kernel knows them (`SEEK_DATA`, `SEEK_HOLE`). But before Linux 6.4 it also reports memory with content as a hole,
-//! while it puts small pages together to a huge one ("mm/khugepaged: maintain page cache uptodate flag" mended that). On
-//! such kernels each reported hole is also read: a read waits until that work is done, and gives a real hole no memory.
+//! The kernel reports them (`SEEK_DATA`, `SEEK_HOLE`). But before Linux 6.4 it may also report memory with content as a
+//! hole, while it collapses small pages into a huge one (fixed by "mm/khugepaged: maintain page cache uptodate flag"). On
+//! such kernels each reported hole is also read: a read waits until the collapse is done, and does not allocate memory
+//! for a real hole.
 
 use std::fmt;
 use std::fs::File;
@@ -23,13 +24,13 @@ const EXACT_SINCE: (u32, u32) = (6, 4);
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
 
-/// How much work a search for holes may be. A guest can make holes as many as it has pages.
+/// Limits the work of a search for holes. A guest can make as many holes as it has pages.
 pub struct HoleBudget<'a> {
-    /// Holes still to be found at most. Each takes two system calls.
+    /// How many more holes may be found. Each takes two system calls.
     pub holes: u64,
-    /// Bytes still to be read at most, on a kernel whose holes have to be read.
+    /// How many more bytes may be read, on a kernel whose holes must be read.
     pub bytes: u64,
-    /// Asked every few milliseconds of work whether to go on.
+    /// Called every few milliseconds of work: whether to go on.
     pub go_on: &'a mut dyn FnMut() -> bool,
 }
 
@@ -46,14 +47,14 @@ impl fmt::Debug for HoleBudget<'_> {
 const ASK_EVERY: u64 = 1024;
 
 impl HoleBudget<'_> {
-    /// Takes one hole from the budget. False if nothing is left, or the search is to end.
+    /// Takes one hole from the budget. False if nothing is left, or the search must end.
     fn take_hole(&mut self) -> bool {
         let left = self.holes.checked_sub(1);
         self.holes = left.unwrap_or(0);
         left.is_some_and(|left| !left.is_multiple_of(ASK_EVERY) || (self.go_on)())
     }
 
-    /// Takes `bytes` that are to be read from the budget, as [`HoleBudget::take_hole`] does.
+    /// Takes `bytes` of reading from the budget, like [`HoleBudget::take_hole`].
     fn take_bytes(&mut self, bytes: u64) -> bool {
         let left = self.bytes.checked_sub(bytes);
         self.bytes = left.unwrap_or(0);
@@ -61,8 +62,8 @@ impl HoleBudget<'_> {
     }
 }
 
-/// Calls `found` with the holes in `range` of `file`, rising. True if they are all; false if the budget was used up, or
-/// the search was ended.
+/// Calls `found` with the holes in `range` of `file`, in rising order. Returns true if these are all holes, and false if the
+/// budget was used up or the search was ended.
 ///
 /// # Errors
 /// The error of the file.
@@ -135,7 +136,7 @@ fn zero_pages(
     Ok(true)
 }
 
-/// Whether this kernel calls only holes holes.
+/// Whether this kernel reports only real holes.
 fn seek_is_exact() -> bool {
     static EXACT: OnceLock<bool> = OnceLock::new();
     *EXACT.get_or_init(|| {

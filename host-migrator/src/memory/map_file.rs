@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The memory file of a hint map, and memory that is shared as atomic words.
+//! The memory file of a hint map, mapped as atomic words.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +27,7 @@ impl MapFile {
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "too many pages");
         let bytes = bytes_for(pages).ok_or_else(too_large)?;
         let length = usize::try_from(bytes).map_err(|_| too_large())?;
-        // Neither side can take the memory away under the other.
+        // Sealed, so that neither side can shrink the file while the other uses it.
         let file = sealed_file("hint-map", bytes)?;
         let offset = FileOffset::new(file.try_clone()?, 0);
         let memory = MmapRegion::from_file(offset, length).map_err(io::Error::other)?;
@@ -40,7 +40,7 @@ impl MapFile {
         self.bytes
     }
 
-    /// The map, where the device needs the file no more.
+    /// The map, when the file is no longer needed.
     pub(crate) fn into_map(self) -> HintMap<MapMemory> {
         self.map
     }
@@ -72,7 +72,7 @@ impl Words for MapMemory {
         self.0.get_atomic_ref(index.checked_mul(8)?).ok()
     }
 
-    /// loom's atomics lie in no file.
+    /// loom's atomics cannot be in a file.
     #[cfg(loom)]
     fn word(&self, _index: usize) -> Option<&AtomicU64> {
         None

@@ -34,7 +34,7 @@ pub struct RamRegion {
 }
 
 impl RamRegion {
-    /// A region of zeros in a new memory file, which nobody can truncate under a mapping.
+    /// A region of zeros in a new memory file, which is sealed against shrinking.
     ///
     /// # Errors
     /// [`io::Error`] if the kernel refuses the file or its size.
@@ -87,7 +87,7 @@ impl GuestRam {
     /// Maps `regions`, which must be in ascending order.
     ///
     /// # Errors
-    /// [`RamError`] for regions that make no sense or cannot be mapped.
+    /// [`RamError`] for regions that are invalid or cannot be mapped.
     pub fn map(regions: Vec<RamRegion>) -> Result<Self, RamError> {
         let mut ranges = Vec::new();
         let mut host_page_bytes = Vec::new();
@@ -128,7 +128,7 @@ impl GuestRam {
         })
     }
 
-    /// The mapping, for what the engine does not do: memory slots, vhost memory tables.
+    /// The mapping, for uses outside the engine: memory slots, vhost memory tables.
     pub fn memory(&self) -> &GuestMemoryMmap<()> {
         &self.memory
     }
@@ -143,7 +143,7 @@ impl GuestRam {
         self.regions.last().map_or(0, |region| region.end())
     }
 
-    /// Pages of memory, holes between regions not counted.
+    /// Pages of memory, without the gaps between regions.
     pub fn pages(&self) -> u64 {
         self.regions.iter().map(|region| region.count()).sum()
     }
@@ -157,7 +157,7 @@ impl GuestRam {
             .collect()
     }
 
-    /// Makes sure that all pages of `range` are in one region.
+    /// Checks that all pages of `range` are in one region.
     ///
     /// # Errors
     /// [`RamError::OutOfRange`] if they are not.
@@ -173,7 +173,7 @@ impl GuestRam {
         }
     }
 
-    /// The parts of `range` that are memory, cut where one region ends and the next begins.
+    /// The parts of `range` that are memory, split at the borders of regions.
     pub fn pieces(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
         self.regions_from(range.first())
             .iter()
@@ -197,8 +197,8 @@ impl GuestRam {
         self.regions.partition_point(|region| region.end() <= pfn)
     }
 
-    /// Copies the pages of `range` into `out`. The guest may be writing them: each page may be torn, and
-    /// the dirty log then has it.
+    /// Copies the pages of `range` into `out`. The guest may write a page meanwhile. Then the copy may be torn, and the page
+    /// is in the dirty log.
     ///
     /// # Errors
     /// [`RamError::OutOfRange`] if the pages are not in one region.
@@ -213,9 +213,9 @@ impl GuestRam {
 
     /// Writes `content` to the pages of `range`.
     ///
-    /// The bytes go through the memory file, not through the mapping: a page that is written whole need
-    /// not be made zero first, and no page fault brings it in. A host without free memory is then an error
-    /// here, and not the end of the process.
+    /// The bytes are written through the memory file, not through the mapping: the kernel need not clear a page that is
+    /// written whole, and there is no page fault. If the host has no free memory, this fails with an error; a write through
+    /// the mapping would end the process.
     ///
     /// # Errors
     /// [`RamError::OutOfRange`] if the pages are not in one region, or the error of the file.
@@ -226,7 +226,7 @@ impl GuestRam {
         assert_eq!(content.len() as u64, range.bytes());
         let (file, offset) = self.file_of(range)?;
         match file.write_all_at(content, offset) {
-            // Files of huge pages are only written through a mapping.
+            // Files of huge pages can only be written through a mapping.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.slice(range)?.copy_from(content);
                 Ok(())
@@ -235,8 +235,8 @@ impl GuestRam {
         }
     }
 
-    /// Makes the pages of `range` zero, by giving them back to the memory file. Parts of a huge page (hugetlbfs) are
-    /// written with zeros: older kernels leave them as they are, and say nothing.
+    /// Makes the pages of `range` zero, by punching a hole in the memory file. Zeros are written to parts of a huge page
+    /// (hugetlbfs), because older kernels silently leave those unchanged.
     ///
     /// # Errors
     /// [`RamError::OutOfRange`], or the error of the file.
@@ -317,7 +317,7 @@ impl GuestRam {
 
     /// The region's mapped slice for `range`.
     fn slice(&self, range: PageRange) -> Result<VolatileSlice<'_, impl BitmapSlice>, RamError> {
-        // Pages that are in a region have addresses and lengths that do not overflow.
+        // No overflow, because the pages are in a region.
         self.check(range)?;
         self.memory
             .get_slice(

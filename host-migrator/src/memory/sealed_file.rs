@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory files whose size nobody can change.
+//! Memory files of fixed size.
 
 use std::fs::File;
 use std::io;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-/// A new memory file of `bytes` zeros, called `name` where the kernel lists files. Whoever it is shared with can write it, but not
-/// truncate it, which would make the accesses of others fault.
+/// A new memory file of `bytes` zeros, called `name` where the kernel lists files. Processes that share it can write to it,
+/// but not truncate it, which would make the accesses of others fault.
 ///
 /// # Errors
 /// [`io::Error`] if the kernel refuses the file or its size.
@@ -15,7 +15,7 @@ pub fn sealed_file(name: &str, bytes: u64) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(memfd_create(name, flags)?);
     file.set_len(bytes)?;
-    // Nor add a seal: a seal against writing would stop the process that fills the memory.
+    // Also sealed against further seals: a seal against writing would stop the process that fills the memory.
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }

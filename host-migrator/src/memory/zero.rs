@@ -3,8 +3,8 @@
 
 use spec::PAGE_SIZE;
 
-/// How many bytes are ORed together before the result is tested. The compiler makes vector code of it, and the first chunk
-/// mostly shows that a page is not zero.
+/// How many bytes are ORed together before the result is tested. The compiler vectorises this, and for most pages the first
+/// chunk shows that they are not zero.
 const CHUNK: usize = 256;
 
 /// Whether all bytes of `page` are zero.
@@ -17,7 +17,7 @@ const CHUNK: usize = 256;
 /// assert!(!is_zero(&page));
 /// ```
 pub fn is_zero(page: &[u8; PAGE_SIZE as usize]) -> bool {
-    // Most pages in use show it in the first, a middle or the last byte.
+    // Of most pages in use, the first, a middle or the last byte is not zero.
     if page[0] | page[page.len() / 2] | page[page.len() - 1] != 0 {
         return false;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The sources of "this page need not be sent": their names, which of them a migration uses, and how many pages each
+//! The sources that say that a page need not be sent: their names, which of them a migration uses, and how many pages each
 //! saved.
 
 use std::fmt;
@@ -9,19 +9,19 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use spec::hint_map::{HintBits, Tellers};
 
-/// A source of knowledge that a page need not be sent.
+/// A source that says that a page need not be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PageSource {
-    /// The guest's balloon driver hints the page to be free.
+    /// The guest's balloon driver hints the page.
     Driver,
-    /// The guest's agent names the page as free.
+    /// The guest's agent reports the page as free.
     Agent,
     /// The page is a hole of the memory file: it was never touched.
     Holes,
     /// The page is a hole because it is in the balloon.
     Balloon,
-    /// The page is a hole because the guest reported it to be free.
+    /// The page is a hole because the guest reported it as free.
     Reported,
     /// The page is read, and all its bytes are zero.
     Zero,
@@ -38,7 +38,7 @@ impl PageSource {
         Self::Zero,
     ];
 
-    /// As it is written on a command line.
+    /// The name on a command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Driver => "driver",
@@ -57,9 +57,9 @@ impl fmt::Display for PageSource {
     }
 }
 
-/// A name that is no source's.
+/// The name is not that of a source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no source of free pages")]
+#[error("'{0}' is not a source of free pages")]
 pub struct UnknownSource(String);
 
 impl FromStr for PageSource {
@@ -101,7 +101,7 @@ impl PageSources {
         Self(self.0 & !(1 << source as u8))
     }
 
-    /// The same, without what the guest tells while it is migrated.
+    /// The same, without hints from the guest.
     pub const fn without_hints(self) -> Self {
         self.without(PageSource::Driver).without(PageSource::Agent)
     }
@@ -158,17 +158,17 @@ impl fmt::Debug for PageSources {
     }
 }
 
-/// Pages, each counted for one source. A page that driver and agent both told is counted as such.
+/// Numbers of pages by source. A page that driver and agent both hinted has its own count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct PagesBySource {
     /// Hinted by the driver alone.
     pub driver: u64,
-    /// Named by the agent alone.
+    /// Reported by the agent alone.
     pub agent: u64,
     /// HintBits by both.
     pub both: u64,
-    /// Holes that nobody has given back: never touched.
+    /// Holes that were never touched.
     pub holes: u64,
     /// Holes in the balloon.
     pub balloon: u64,
@@ -179,7 +179,7 @@ pub struct PagesBySource {
 }
 
 impl PagesBySource {
-    /// With what each is called in JSON, in a fixed order.
+    /// The counts with their JSON names, in a fixed order.
     pub fn named(&self) -> [(&'static str, u64); 7] {
         [
             ("driver", self.driver),
@@ -224,7 +224,7 @@ impl AddAssign for PagesBySource {
     }
 }
 
-/// Why a page was left out: the numbers are those that [`crate::walk`] keeps in three planes, where 0 is a page that was not.
+/// Why a page was left out. [`crate::walk`] keeps these numbers in three planes, where 0 means not left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     Driver = 1,
@@ -247,7 +247,7 @@ impl Reason {
         Self::Zero,
     ];
 
-    /// Those that a hint stands behind.
+    /// The reasons that are hints.
     pub(crate) const HINTED: [Self; 3] = [Self::Driver, Self::Agent, Self::Both];
 
     /// The pages of `told`, by who told them.

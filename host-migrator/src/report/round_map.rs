@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A map of each round: it divides guest memory into cells of equal size and counts for each cell what became of its
-//! pages.
+//! A map of each round: it divides guest memory into cells of equal size, and counts for each cell what the round did with
+//! its pages.
 //!
 //! It is kept only on request ([`MigrationParams::map_rounds`](crate::MigrationParams)). It costs a few sums for each
 //! 64-page word that is sent or skipped, a byte for each page to know which round sent it last, and at most 64 rows of
@@ -32,7 +32,7 @@ pub struct RoundMaps {
     pub rows: Vec<RoundMap>,
 }
 
-/// What became of the pages in one round.
+/// What one round did with the pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RoundMap {
@@ -44,8 +44,8 @@ pub struct RoundMap {
     pub cells: Vec<Fates>,
 }
 
-/// What became of a cell's pages. A page that is in none of [`Fates::sent`], [`Fates::zero`], [`Fates::skipped`]
-/// and [`Fates::holes`] was not to be sent.
+/// What a round did with a cell's pages. A page that is in none of [`Fates::sent`], [`Fates::zero`], [`Fates::skipped`] and
+/// [`Fates::holes`] was not to be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<u64>", into = "Vec<u64>")]
 pub struct Fates {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration says about itself: while it runs ([`MigrationStatus`]) and afterwards
-//! ([`MigrationReport`]). Names are those of QEMU's `query-migrate` where they mean the same.
+//! The status of a migration while it runs ([`MigrationStatus`]), and its report afterwards ([`MigrationReport`]). Names are
+//! those of QEMU's `query-migrate` where the meaning is the same.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::memory::bitmap::MigrationBitmap;
 use crate::report::page_source::PagesBySource;
 use crate::report::round_map::RoundMaps;
 
-/// Where a migration stands.
+/// The state of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationState {
@@ -36,7 +36,7 @@ pub enum MigrationState {
 }
 
 impl MigrationState {
-    /// Whether the migration has ended, one way or the other.
+    /// Whether the migration has ended, in success or failure.
     pub fn is_over(self) -> bool {
         matches!(
             self,
@@ -45,7 +45,7 @@ impl MigrationState {
     }
 }
 
-/// A migration, now. Times are milliseconds.
+/// The status of a migration. Times are in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationStatus {
@@ -90,14 +90,14 @@ pub struct RamStatus {
     pub normal_bytes: u64,
     /// Pages a second that the guest dirtied in the last round.
     pub dirty_pages_rate: u64,
-    /// Megabits a second that go through; absent before that was measured.
+    /// The throughput in megabits a second; absent before it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mbps: Option<f64>,
     /// Harvests of the dirty logs.
     pub dirty_sync_count: u64,
     /// Bytes of a page.
     pub page_size: u64,
-    /// Pages a second that go through; absent before that was measured.
+    /// The throughput in pages a second; absent before it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pages_per_second: Option<u64>,
 }
@@ -118,11 +118,11 @@ pub struct HintStatus {
     pub discarded: u64,
     /// Pages that were holes of the memory files.
     pub holes: u64,
-    /// Pages left out so far, by why.
+    /// Pages left out so far, by source.
     pub pages_by_source: PagesBySource,
     /// Milliseconds that the sender held back for hints that came faster than it sends.
     pub held_back: u64,
-    /// Why hints are not used (any more), though they were asked for.
+    /// Why hints are not used, or no longer used, although they were asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lost: Option<String>,
 }
@@ -139,15 +139,15 @@ pub struct RoundStats {
     pub pages_sent: u64,
     /// Of these, pages whose content was at the destination already (older).
     pub pages_resent: u64,
-    /// Pages found to be zero: by a look at them, or in later rounds because a balloon had given them back.
+    /// Pages found to be zero: by reading them, or in later rounds because a balloon device had given them back.
     pub pages_zero: u64,
     /// Pages not sent because the guest hinted them.
     pub pages_hinted: u64,
     /// Pages hinted in this round, for the first time since the destination got their content.
     pub pages_hinted_too_late: u64,
-    /// Pages left out, by why. (Holes are left out before the first round, and counted to it.)
+    /// Pages left out, by source. (Holes are left out before the first round and count in it.)
     pub pages_by_source: PagesBySource,
-    /// [`RoundStats::pages_hinted_too_late`], by who hinted.
+    /// [`RoundStats::pages_hinted_too_late`], by source.
     pub too_late_by_source: PagesBySource,
     /// Pages left out before that are to be sent after all, as the guest has written them since: by why they
     /// were left out.
@@ -215,7 +215,7 @@ pub struct MigrationReport {
     pub total_ms: f64,
     /// Until the dirty logs were armed.
     pub setup_ms: f64,
-    /// How long the guest ran nowhere.
+    /// How long the guest was stopped.
     pub downtime_ms: f64,
     /// What was expected when the guest was stopped.
     pub expected_downtime_ms: f64,

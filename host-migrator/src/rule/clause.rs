@@ -2,14 +2,14 @@
 //! The clauses of the rule that a test build can switch off, to show that the tests notice.
 //!
 //! Only the tests of switched-off clauses are built with `--cfg clause_switches`. All other builds have no switch, and every
-//! clause holds. It is no cargo feature: features unify, and one dependent would take the clauses from all.
+//! clause holds. It is not a cargo feature, because cargo unifies features: one dependent would switch clauses off for all.
 
 #[cfg(clause_switches)]
 use std::collections::BTreeSet;
 
 pub use spec::clause::Clause;
 
-/// Those that have a switch here.
+/// The clauses that have a switch here.
 pub const SWITCHES: [Clause; 8] = [
     Clause::ArmFirst,
     Clause::KeepEarly,

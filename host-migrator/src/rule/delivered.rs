@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the destination has: which of its pages may be other than zero.
+//! What the destination has: which of its pages may not be zero.
 
 use spec::hint_map::{HintBits, Tellers};
 
 use crate::memory::bitmap::MigrationBitmap;
 
-/// The pages that may be other than zero at the destination, whose memory starts as zero.
+/// The pages that may not be zero at the destination, whose memory starts as zero.
 #[derive(Debug)]
 pub struct Delivered {
     content: MigrationBitmap,
-    /// Of these, pages that were hinted after they had been sent, and are counted for it.
+    /// Those of them that were hinted after they had been sent and are counted already.
     late: MigrationBitmap,
 }
 
@@ -30,12 +30,12 @@ impl Delivered {
     pub(super) fn send(&self, index: usize, bits: u64) -> u64 {
         let before = self.content.load(index) & bits;
         self.content.merge(index, bits);
-        // A hint may be too late for them once more.
+        // A hint may be too late for them again.
         self.late.clear(index, bits);
         before
     }
 
-    /// The pages `bits` of a word are to read as zero. Returns those that must be made so.
+    /// The pages `bits` of a word must read as zero. Returns those that must be made zero.
     pub(super) fn zero(&self, index: usize, bits: u64) -> u64 {
         self.content.clear(index, bits)
     }

@@ -7,12 +7,13 @@
 //!
 //! What an early harvest brings is kept beside the migration bitmap, as *early pages*, until the round ends:
 //!
-//! - a copy answers an early page, since it is made after the page was armed again: what is written later is in
-//!   the log again;
-//! - a skip does not: nobody knows whether the hint or the write was first;
-//! - the harvest that ends the round merges what is left into the migration bitmap.
+//! - a copy takes a page out of the early pages, because it is made after the page was armed again: later writes are in the
+//!   log again;
+//! - a skip does not, because it is not known whether the hint or the write was first;
+//! - the harvest that ends the round merges the remaining early pages into the migration bitmap.
 //!
-//! So hints mean what they mean without it, whichever order they come in (`spec/free-page-hinting.md`).
+//! So hints have the same meaning with and without early harvests, in whichever order they come
+//! (`spec/free-page-hinting.md`).
 
 /// Sending fewer pages than this is faster than arming them again.
 const FEWEST_PAGES: u64 = 1024;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Why a page is a hole, as far as the balloon device knows.
 //!
-//! The device's answer may be out of date when it is used. So it decides only which source is counted for a hole, never
+//! The device's answer may be out of date when it is used. So it only decides which source a hole is counted for, never
 //! whether a page is one.
 
 use spec::control::PageSet;
@@ -18,7 +18,7 @@ pub(crate) struct GivenUp {
 }
 
 impl GivenUp {
-    /// Asks the device, if there is one, for what `sources` are to be counted for.
+    /// Asks the device, if there is one, for the sets that `sources` need.
     pub(crate) fn ask(tracker: &mut Tracker<'_>, sources: PageSources) -> Self {
         let mut ask = |source, set| match sources.contains(source) {
             true => tracker.given_up(set),
@@ -30,8 +30,8 @@ impl GivenUp {
         }
     }
 
-    /// The pages `holes` of a word by why they are holes: for nothing that the device knows of, in the balloon,
-    /// reported.
+    /// The pages `holes` of a word by why they are holes: for no reason that the device knows, because they are in the balloon,
+    /// or because they were reported.
     pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
         let ballooned = holes & self.ballooned.load(index);
         let reported = holes & self.reported.load(index) & !ballooned;

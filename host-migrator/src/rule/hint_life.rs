@@ -13,7 +13,7 @@ use crate::report::page_source::{PagesBySource, Reason};
 use crate::report::trace::Trace;
 use crate::vm::hint_source::{HintError, HintSource};
 
-/// A broken clause waits this long for hints that a test then sees go wrong.
+/// With a clause switched off, the engine waits this long for hints, so that a test sees them go wrong.
 const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
 
 /// The hint source, dropped for the rest of the migration when it fails.
@@ -58,7 +58,7 @@ impl<'a> HintLife<'a> {
         hints
     }
 
-    /// Whether anybody's hints are used.
+    /// Whether hints are used.
     pub(super) fn are_used(&self) -> bool {
         self.source.is_some() && self.tellers.any()
     }
@@ -117,7 +117,7 @@ impl<'a> HintLife<'a> {
         free.clear_all();
         let tellers = self.tellers;
         source.take_all(&mut |index, told| {
-            // A device may say more than the guest has.
+            // A device may report more pages than the guest has.
             if index >= free.word_count() {
                 return;
             }
@@ -136,14 +136,14 @@ impl<'a> HintLife<'a> {
         too_late
     }
 
-    /// For broken clauses: gives the guest time to hint, and to use hinted pages again.
+    /// With a clause switched off: gives the guest time to hint, and to reuse hinted pages.
     pub(super) fn wait_for_guest(&self) {
         if self.are_used() {
             std::thread::sleep(BROKEN_CLAUSE_WAIT);
         }
     }
 
-    /// A source that failed is not used again in this migration: nobody knows what its map holds.
+    /// A source that failed is not used again in this migration, because its map cannot be trusted.
     fn check<T>(&mut self, result: Option<Result<T, HintError>>) -> Option<T> {
         match result? {
             Ok(value) => Some(value),

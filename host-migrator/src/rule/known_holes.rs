@@ -18,7 +18,7 @@ pub(super) struct KnownHoles {
 }
 
 impl KnownHoles {
-    /// None yet, of a guest whose bitmap has `pages` bits.
+    /// No holes yet, for a guest whose bitmap has `pages` bits.
     pub(super) fn new(pages: u64, given_up: GivenUp) -> Self {
         Self {
             pages: MigrationBitmap::new(pages),
@@ -36,8 +36,8 @@ impl KnownHoles {
         bits & self.pages.load(index)
     }
 
-    /// The pages `holes` of a word by the source to be counted for them. One that nobody gave up was found to be
-    /// zero, if without a look at its bytes.
+    /// The pages `holes` of a word by the source that they count for. A hole without another source counts as a zero page,
+    /// although its bytes were not read.
     pub(super) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
         let reasons = self.given_up.reasons(index, holes);
         reasons.map(|(reason, pages)| match reason {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Every interleaving of claim, harvest, hint and close, over the real migration bitmap, hint map and epochs.
 //!
-//! The guest is one page: it hints it, and takes it into use again at once by writing it. Whatever the order
-//! in which guest, device and migrator come to do their steps, the destination has the last write.
+//! The guest has one page. It hints the page and reuses it at once by writing it. Whatever the order
+//! of the steps of guest, device and migrator, the destination has the last write.
 
 use std::collections::BTreeSet;
 
@@ -24,10 +24,10 @@ use crate::vm::hint_source::{HintError, HintSource};
 /// One word of the bitmaps; the guest uses its first page.
 const PAGES: u64 = 64;
 const PAGE: u64 = 1;
-/// Times that loom may take the processor from a thread that could go on.
+/// How often loom may preempt a thread.
 const PREEMPTIONS: usize = 3;
 
-/// A hint map without the 500 words of its header that nobody uses.
+/// A hint map without the 500 unused words of its header.
 struct FewWords([AtomicU64; 12]);
 
 impl Words for FewWords {
@@ -40,7 +40,7 @@ impl Words for FewWords {
     }
 }
 
-/// The device: what it does, it does under its lock.
+/// The device. It does everything under its lock.
 struct Device {
     epoch: Mutex<u64>,
     map: HintMap<FewWords>,
@@ -105,7 +105,7 @@ impl HintSource for Hints {
     }
 }
 
-/// What the guest's page holds, and the log of its writes.
+/// The content of the guest's page, and the log of its writes.
 struct Memory {
     page: AtomicU64,
     dirty: AtomicU64,
@@ -142,7 +142,7 @@ impl DirtyLog for Log {
     }
 }
 
-/// Claims, skips what is hinted, copies the rest: the sender's way of a page.
+/// The sender: claims pages, skips hinted ones and copies the rest.
 fn send(pass: &Pass<'_>, memory: &Memory, destination: &mut u64) {
     let claimed = pass.claim(0, u64::MAX);
     if claimed.hinted.pages() & PAGE != 0 {
@@ -309,7 +309,7 @@ fn loom_what_the_guest_did_before_a_hint_is_seen_with_it() {
         if device.map.load(0).pages() != 0 {
             assert_eq!(before.load(Ordering::Relaxed), 1);
         }
-        // A word is taken out only while nobody hints: it has one writer at a time.
+        // A word is cleared only while no hint can come, so it has one writer at a time.
         assert_eq!(guest.join().unwrap(), 2);
         assert_eq!(device.map.take(0).pages(), 0b11000);
         assert_eq!(device.map.hinted_pages(), 2);

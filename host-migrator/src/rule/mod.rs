@@ -8,7 +8,7 @@
 //! 3. [`Epoch::pass`] gives a [`Pass`] over what is pending. [`Pass::claim`] takes the pages of a word out, and says which
 //!    of them are hinted, which are holes, and which are to be copied.
 //! 4. [`Epoch::sync`] does a harvest at any moment and opens the next epoch; [`Epoch::end`] does one without.
-//! 5. With the guest stopped, [`Tracker::last_harvest`] and [`Tracker::rest`] give what is left.
+//! 5. With the guest stopped, [`Tracker::last_harvest`] and [`Tracker::rest`] give the remaining pages.
 //! 6. [`put_back`] ends it, in success, failure and cancel alike.
 
 pub mod clause;

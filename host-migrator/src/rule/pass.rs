@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an open epoch says about pages: which are pending, and which of these need not be sent.
+//! What an open epoch knows about pages: which are pending, and which of these need not be sent.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub struct Pass<'a> {
     pub(super) trace: &'a Trace,
 }
 
-/// Pages of one 64-page word that were pending and are not any more. Each set is bits of that word.
+/// The claimed pages of a 64-page word: they were pending and are not any more. Each set is bits of that word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claimed {
     /// All of them.
@@ -36,9 +36,9 @@ pub struct Claimed {
     pub hinted: HintBits,
     /// Of the hinted pages, those whose content the destination has: it must make them zero.
     pub stale: u64,
-    /// Those that read as zero, as they are holes of their memory file.
+    /// Those that read as zero because they are holes of their memory file.
     pub holes: u64,
-    /// The others: they are to be copied, and sent or found to be zero. Whoever has done it says so by [`Pass::copied`].
+    /// The others: the caller copies them, sends them or finds them to be zero, and then calls [`Pass::copied`].
     pub rest: u64,
     /// Of [`Claimed::rest`], those that were written in this round, as far as early harvests have found them. The copy
     /// has these writes.
@@ -75,7 +75,7 @@ impl<'a> Pass<'a> {
         let free = hinted.pages();
         let mut stale = 0;
         if free != 0 {
-            // A skip answers no write that was found early: nobody knows whether the hint or the write was first.
+            // A skipped page stays early, because it is not known whether the hint or the write was first.
             if !self.keep_early {
                 self.early.clear(index, free);
             }
@@ -84,7 +84,7 @@ impl<'a> Pass<'a> {
         }
         let others = pages & !free;
         self.record(index, others, Event::Copy);
-        // A copy does: it is made after the page was armed again.
+        // A copied page does not, because the copy is made after the page was armed again.
         let written = self.early.clear(index, others);
         let holes = self
             .holes
@@ -111,7 +111,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Why `holes`, some of [`Claimed::holes`], are holes: the sources to be counted for them.
+    /// Why `holes`, some of [`Claimed::holes`], are holes: the sources that they count for.
     pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
         match self.holes {
             Some(known) => known.reasons(index, holes),
@@ -123,12 +123,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// What was free in the epoch before, if there was one: likely to be free again.
+    /// The pages that were free in the last epoch, if there was one. They are likely to be free again.
     pub fn free_before(&self) -> Option<&'a MigrationBitmap> {
         self.free_before
     }
 
-    /// Of the pages below this one nothing is unknown.
+    /// For every page below this one it is known whether it is free.
     pub(crate) fn answered(&self) -> u64 {
         let hints = self.hints.filter(|_| self.tellers.agent);
         hints.map_or(0, HintSource::answered)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The end of a migration for logs and hints: what was taken is put back.
+//! The end of a migration for logs and hints: everything is put back as it was.
 
 use spec::trace::Event;
 
@@ -9,8 +9,8 @@ use crate::report::trace::Trace;
 use crate::vm::dirty_log::DirtyLog;
 use crate::vm::hint_source::HintSource;
 
-/// Stops all `logs` and has the guest take its pages back (DONE), in success, failure and cancel alike. What cannot be
-/// done is logged, and keeps nothing else from being done.
+/// Stops all `logs` and tells the guest DONE, after success, failure and cancel alike. A step that fails is logged and does
+/// not stop the others.
 pub fn put_back(
     logs: &mut [Box<dyn DirtyLog>],
     hints: Option<&mut (dyn HintSource + 'static)>,
@@ -22,7 +22,7 @@ pub fn put_back(
         }
     }
     if let Some(hints) = hints {
-        match attempt("have the guest take its pages back", || hints.done()) {
+        match attempt("tell the guest DONE", || hints.done()) {
             None => trace.record(Event::Done),
             // The device tells the guest by itself when the migrator's connection ends.
             Some(_) => trace.record(Event::HintsLost),

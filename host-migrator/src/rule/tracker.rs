@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The order that the rule wants, in one place.
+//! The order that the rule requires, in one place.
 //!
 //! [`Tracker`] owns the migration bitmap, and only arming makes one. An open [`Epoch`] borrows the tracker, so
 //! nothing can be harvested before the epoch is closed. A harvest is one call, so no epoch can open before the harvest is
@@ -26,11 +26,11 @@ use crate::rule::clause::{Clause, Clauses};
 use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 use crate::vm::hint_source::HintSource;
 
-/// The dirty logs, the hints and what they add up to: the pages still to be sent.
+/// The dirty logs, the hints and the migration bitmap: the pages still to be sent.
 pub struct Tracker<'a> {
     memory: Vec<PageRange>,
     bitmap: MigrationBitmap,
-    /// Written in this round, found by an early harvest, and not copied since.
+    /// Early pages: written in this round, found by an early harvest, and not copied since.
     early: MigrationBitmap,
     delivered: Delivered,
     holes: Option<KnownHoles>,
@@ -43,7 +43,7 @@ pub struct Tracker<'a> {
 /// What a harvest brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Harvest {
-    /// Pages that are to be sent for it, and were not before it.
+    /// Pages that are now to be sent and were not before.
     pub dirty: u64,
     /// Dirty bits that back ends have set: for what they wrote, and for what they discarded.
     pub by_back_ends: u64,
@@ -68,7 +68,7 @@ impl fmt::Debug for Tracker<'_> {
     }
 }
 
-/// What a harvest wants of whoever sends pages.
+/// What a harvest needs of the code that sends pages.
 pub trait Flush {
     /// Why pages cannot be sent.
     type Error: From<DirtyLogError>;
@@ -160,20 +160,20 @@ impl<'a> Tracker<'a> {
         self.hints.lost.as_deref()
     }
 
-    /// The pages of `set`, as far as somebody knows.
+    /// The pages of `set`, if the source knows them.
     pub(crate) fn given_up(&mut self, set: PageSet) -> MigrationBitmap {
         let pages = self.bitmap.pages();
         let memory = &self.memory;
         let known = self.hints.source.as_deref_mut().map(|source| {
             source.given_up(set, memory).unwrap_or_else(|error| {
-                log::warn!("the pages that were given up are not counted apart: {error}");
+                log::warn!("ballooned and reported pages are not counted apart: {error}");
                 MigrationBitmap::new(pages)
             })
         });
         known.unwrap_or_else(|| MigrationBitmap::new(pages))
     }
 
-    /// Pages that the guest has said to be free, if it has.
+    /// How many pages are free according to the guest, if it said so.
     pub fn free_pages(&mut self) -> Option<u64> {
         let asked = self.hints.are_used();
         let source = self.hints.source.as_deref_mut();
@@ -187,8 +187,8 @@ impl<'a> Tracker<'a> {
         self.hints.silent
     }
 
-    /// Has the pages that `find` names as holes of the memory files taken for zero until the next harvest, and counted
-    /// for one of `sources`. To be asked between two epochs.
+    /// Takes the holes of the memory files that `find` finds for zero until the next harvest, and counts them
+    /// for one of `sources`. Call it between two epochs.
     ///
     /// # Errors
     /// That of `find`.
@@ -211,7 +211,7 @@ impl<'a> Tracker<'a> {
         Epoch { tracker: self }
     }
 
-    /// To be called before the guest is paused: hints end here.
+    /// Ends hints. Call it before the guest is paused.
     pub(crate) fn before_pause(&mut self) {
         if !self.clauses.hold(Clause::NoHintAfterPause) {
             self.hints.open();
@@ -232,7 +232,7 @@ impl<'a> Tracker<'a> {
         Ok(harvest)
     }
 
-    /// What is left for the stopped guest: pages, and no hints.
+    /// The remaining pages of the stopped guest. There are no hints.
     pub fn rest(&self) -> Pass<'_> {
         let broken = !self.clauses.hold(Clause::NoHintAfterPause);
         Pass {
@@ -302,7 +302,7 @@ impl<'a> Tracker<'a> {
     }
 }
 
-/// What a log is called in a trace.
+/// A log's name in a trace.
 pub(crate) fn name(index: usize, log: &dyn DirtyLog) -> Log {
     Log {
         index: u8::try_from(index).unwrap_or(u8::MAX),
@@ -310,7 +310,7 @@ pub(crate) fn name(index: usize, log: &dyn DirtyLog) -> Log {
     }
 }
 
-/// Harvests one log. Where that is recorded, what it brings goes through a bitmap of its own.
+/// Harvests one log. If there is a trace, the harvest goes through a bitmap of its own.
 pub(crate) fn harvest_log(
     index: usize,
     log: &mut dyn DirtyLog,
@@ -356,7 +356,7 @@ impl Epoch<'_, '_> {
         } = &mut *self.tracker;
         trace.record(Event::EarlyBegin);
         for (index, log) in logs.iter_mut().enumerate() {
-            // The other writers are few, and what they say has a use of its own at the end of the round.
+            // The other writers write little, and their logs have another use at the end of the round.
             if log.source() == LogSource::Kvm {
                 harvest_log(index, log.as_mut(), early, trace)?;
             }

@@ -12,7 +12,7 @@ use crate::wire::{Connection, Heartbeats, StopFlag};
 pub(crate) struct Link {
     pub(crate) out: SectionWriter,
     pub(crate) peer: SectionReader,
-    /// Ends the waits of both.
+    /// Stops the waits of both directions.
     pub(crate) stop: StopFlag,
     /// From the stream's header on.
     pub(crate) heartbeats: Option<Heartbeats>,
@@ -33,13 +33,13 @@ impl Link {
         }
     }
 
-    /// How long the destination may neither take nor give a byte from now on.
+    /// Sets how long the destination may neither accept nor send a byte from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.out.set_patience(patience);
         self.peer.set_patience(patience);
     }
 
-    /// Begins to send heartbeats. The stream's header has been sent.
+    /// Starts sending heartbeats. The stream's header must have been sent.
     ///
     /// # Errors
     /// If no thread can be started.
@@ -48,12 +48,12 @@ impl Link {
         Ok(())
     }
 
-    /// Closes the connection after a migration that failed: the destination is told why, if it still can be.
+    /// Closes the connection after a failed migration. The destination is told why, if that is still possible.
     pub(crate) fn abort(mut self, reason: &str) {
         self.heartbeats = None;
         self.out.abort(reason);
         self.out.finish();
-        // A socket that is closed with unread bytes, heartbeats too, takes back what it sent.
+        // If a socket is closed with unread bytes (heartbeats, too), the kernel may drop what it has sent.
         self.peer.forget_received();
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The end of a migration, however it ended: the guest first, then its logs and its hints, the destination last.
+//! The end of a migration, after success and failure: first the guest, then its logs and hints, last the destination.
 //!
-//! The record of ownership says whether the guest is still here. No step keeps another from being done, not even by a
+//! The record of ownership says whether the guest is still here. A step that fails does not stop the others, not even by a
 //! panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,18 +20,18 @@ use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
 use crate::wire::SectionError;
 
-/// How long the destination may take to say why the migration failed, and to be told.
+/// How long to wait for the destination's reason, and for telling it ours.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 type Result<T> = std::result::Result<T, MigrationError>;
 
-/// Runs `migration`; a panic in it is an error as any other.
+/// Runs `migration`. A panic in it becomes an error.
 pub(super) fn caught<T>(migration: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(migration))
         .unwrap_or_else(|panic| Err(MigrationError::Panicked(text_of(&*panic))))
 }
 
-/// Ends the migration of `source` that had this `result`. Afterwards dirty logging is off, the guest was told to take
+/// Ends the migration of `source` with this `result`. Afterwards dirty logging is off, the guest was told DONE to take
 /// its pages back, and it runs if it is still here.
 pub(super) fn end(
     source: &mut Source,
@@ -45,7 +45,7 @@ pub(super) fn end(
         Owner::Undecided if !matches!(error, MigrationError::HandedOverUnconfirmed(_)) => {
             MigrationError::HandedOverUnconfirmed(Box::new(error))
         }
-        // Whoever was first has won: a cancel that comes now is refused.
+        // From now on a cancel is refused.
         Owner::Here if !progress.commit() && progress.is_cancelled() => MigrationError::Cancelled,
         _ => error,
     });
@@ -68,7 +68,7 @@ pub(super) fn end(
         Err(error) => {
             link.stop.set_deadline(LAST_WORDS, "saying why");
             let error = told_by_peer(error, &mut link);
-            // A destination that has the guest, or may have it, is not told that the migration is off.
+            // A destination that has or may have the guest must not be told that the migration failed.
             match owner {
                 Owner::Here => link.abort(&error.to_string()),
                 Owner::There | Owner::Undecided => drop(link),
@@ -86,7 +86,7 @@ pub(super) fn end(
         };
         let why = result.as_ref().err().map(ToString::to_string);
         status.error_desc = match (why, stopped) {
-            (Some(why), Some(stopped)) => Some(format!("{why}; the guest stands still: {stopped}")),
+            (Some(why), Some(stopped)) => Some(format!("{why}; the guest is stopped: {stopped}")),
             (why, _) => why,
         };
     });
@@ -102,7 +102,7 @@ fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {
     }
 }
 
-/// A connection that broke may have brought the peer's reason before.
+/// The peer may have sent its reason before the connection broke.
 fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
     match error {
         MigrationError::Io(_) => match link.peer.check_peer() {

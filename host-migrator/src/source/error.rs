@@ -9,7 +9,7 @@ use crate::vm::dirty_log::DirtyLogError;
 use crate::vm::machine::MachineError;
 use crate::wire::SectionError;
 
-/// A migration that did not complete. The record of ownership says who has the guest: where it is
+/// A migration that did not complete. The record of ownership says who owns the guest. If that is
 /// [`Owner::Here`](crate::Owner::Here), the guest runs on here, and may be migrated again.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
@@ -19,7 +19,7 @@ pub enum MigrationError {
     /// The connection failed.
     #[error("connection to the destination: {0}")]
     Io(#[from] io::Error),
-    /// The destination gave up, hung up, or sent what makes no sense.
+    /// The destination gave up, disconnected, or broke the protocol.
     #[error("destination: {0}")]
     Destination(#[from] SectionError),
     /// A dirty log failed.
@@ -38,9 +38,7 @@ pub enum MigrationError {
     #[error("the machine's description of {0} bytes is too large for the stream")]
     DescriptionTooLarge(usize),
     /// The guest does not belong to this side.
-    #[error(
-        "the guest is not on this side, as far as this side knows: there is nothing to migrate"
-    )]
+    #[error("this side does not own the guest, so there is nothing to migrate")]
     NotHere,
     /// A bug: the migration's thread panicked. The guest was put back as after any other error.
     #[error("a bug in the migration: {0}")]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How long the guest would be stopped, from what the migration has measured so far.
+//! Estimates the downtime from what the migration has measured so far.
 //!
 //! The downtime has the parts of [`DowntimeSteps`](crate::report::stats::DowntimeSteps). Those that depend on memory are measured
 //! in every round: the harvest, the look at a page (copy and zero test), the way of its bytes, and the way of an answer.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The switchover: the guest stops here, the rest is sent, and the destination takes the guest over.
+//! The switchover: the guest is stopped, the remaining pages are sent, and the destination takes the guest over.
 //!
 //! The hand-over has two phases, so that the guest never runs in two places. Until the first byte of
-//! HandOver has left, the guest belongs to the source; from then on to the destination.
+//! HandOver was sent, the guest belongs to the source; from then on to the destination.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::source::params::MigrationParams;
 use crate::vm::machine::SourceMachine;
 use crate::wire::SectionError;
 
-/// What the switchover needs besides memory.
+/// Parameters of the switchover.
 pub(crate) struct Plan<'a> {
     pub(crate) machine: &'a mut dyn SourceMachine,
     pub(crate) ownership: &'a OwnershipRecord,
@@ -31,7 +31,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) progress: &'a Progress,
     /// The last round's number.
     pub(crate) round: u32,
-    /// How long the guest may stand still before it is handed over.
+    /// How long the guest may be stopped before it is handed over.
     pub(crate) time: Duration,
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn switch_over(
     } = &mut plan;
     sender.out.check()?;
     tracker.before_pause();
-    // One deadline for all of it, which no byte of the destination's extends: the guest stands still.
+    // One deadline for the whole switchover. Bytes of the destination do not extend it, because the guest is stopped.
     sender.out.sink.stop.set_deadline(time, "the switchover");
     enter(progress, MigrationState::PreSwitchover);
     let mut steps = DowntimeSteps::default();
@@ -69,7 +69,7 @@ pub(crate) fn switch_over(
     sender.begin_round(round, tracker.bitmap().count());
     sender.walk_the_rest(&tracker.rest())?;
     sender.end_round()?;
-    // Nobody writes any more: what the last harvest has brought is in the pages that were pending.
+    // Nothing writes to memory any more: the pages of the last harvest are among the pending ones.
     let last = sender.take_round(&mut Harvest::default());
     steps.ram = clock.step();
 
@@ -100,7 +100,7 @@ fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_, Link>) -> Result<(), Migrat
         progress,
         ..
     } = plan;
-    // A destination that has died since it was ready is noticed here, while the guest is still ours.
+    // Notices a destination that has died since it was ready, while the guest is still ours.
     sender.out.check()?;
     sender.out.sink.stop.check_deadline()?;
     // Whichever is first, this or a cancel, wins.
@@ -113,13 +113,13 @@ fn hand_over(plan: Plan<'_>, sender: &mut Sender<'_, Link>) -> Result<(), Migrat
     if let Err(error) = &sent
         && error.written == 0
     {
-        // Not one byte has left: the destination cannot have got it.
+        // No byte was sent, so the destination cannot have the hand-over.
         ownership.keep();
         trace.record(Event::HandOverVoid);
         return sent.map_err(|error| error.source.into());
     }
     machine.hand_over();
-    // The guest is the destination's; only its word that it runs is missing.
+    // The destination owns the guest; only its confirmation that the guest runs is missing.
     sender.out.sink.stop.clear_deadline();
     sender.out.sink.set_patience(params.peer_timeout);
     sent.map_err(|error| SectionError::Io(error.source))

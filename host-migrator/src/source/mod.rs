@@ -29,17 +29,17 @@ use crate::wire::Connection;
 pub use error::MigrationError;
 use progress::Progress;
 
-/// All that a migration needs of the guest.
+/// Everything that a migration needs of the guest.
 pub struct Source {
     /// Stops, saves and resumes the guest.
     pub machine: Box<dyn SourceMachine>,
     /// Its memory.
     pub ram: Arc<GuestRam>,
-    /// Everybody who writes it.
+    /// The dirty logs of everything that writes to memory.
     pub logs: Vec<Box<dyn DirtyLog>>,
-    /// Where free page hints come from, if there are any.
+    /// The source of free page hints, if there is one.
     pub hints: Option<Box<dyn HintSource>>,
-    /// Where the migration records what it does, for tests.
+    /// The migration's trace, for tests.
     pub trace: Trace,
     /// Who owns the guest: the same record for all of the guest's migrations.
     pub ownership: OwnershipRecord,
@@ -90,12 +90,12 @@ pub struct MigrationHandle {
 }
 
 impl MigrationHandle {
-    /// Where it stands. Never waits for the migration or its peer.
+    /// Its status. Never waits for the migration or its peer.
     pub fn status(&self) -> MigrationStatus {
         self.progress.status()
     }
 
-    /// Asks it to stop, without waiting for it; the guest then runs on here. `false` if the guest has been
+    /// Asks it to stop, without waiting; then the guest runs on here. Returns `false` if the guest has been
     /// handed over, or the migration was cancelled before.
     pub fn cancel(&self) -> bool {
         self.progress.cancel()
@@ -106,7 +106,7 @@ impl MigrationHandle {
         self.thread.is_finished()
     }
 
-    /// What other threads need to look at it or to cancel it while one joins.
+    /// A handle for other threads, to read its status or cancel it while one thread joins.
     pub fn monitor(&self) -> MigrationMonitor {
         MigrationMonitor(Arc::clone(&self.progress))
     }

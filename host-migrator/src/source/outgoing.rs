@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The way out: work goes into the sink at the bandwidth limit, and how long that took is measured.
+//! Puts work into the sink at the bandwidth limit, and measures how long that takes.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::report::trace::Trace;
 use crate::sink::Sink;
 use crate::walk::Work;
 
-/// How long the sender sleeps before it looks again: at hints, at the clock, at a cancel.
+/// How long the sender sleeps before it checks again for hints, the time and a cancel.
 pub(crate) const NAP: Duration = Duration::from_millis(1);
 
 /// A sink, and what was measured of it.
@@ -54,7 +54,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         }
     }
 
-    /// Has the sink take `work`.
+    /// Puts `work` into the sink.
     pub(crate) fn send(&mut self, work: Work<'_>) -> Result<(), MigrationError> {
         self.check()?;
         let began = Instant::now();
@@ -98,7 +98,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         let way = sent_at.elapsed().saturating_sub(self.estimate.round_trip());
         self.pacing.tried(self.sink.bytes() - before, way);
         self.estimate.answered(waited);
-        // The last sections went without it, to see how fast they go.
+        // The last sections are sent without the limit, to measure how fast they go.
         self.keep_pace()
     }
 
@@ -107,7 +107,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         self.estimate.downtime(pending, &self.pacing)
     }
 
-    /// An error if the migration was cancelled, or the destination has given up.
+    /// Returns an error if the migration was cancelled, or the destination has given up.
     pub(crate) fn check(&mut self) -> Result<(), MigrationError> {
         if self.progress.is_cancelled() {
             return Err(MigrationError::Cancelled);

@@ -39,8 +39,8 @@ const MOST_HOLES: u64 = 1 << 16;
 /// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
 const MOST_HOLE_BYTES: u64 = 256 << 20;
 
-/// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest has been told to take
-/// its pages back, and unless it was handed over it runs.
+/// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs unless it was
+/// handed over.
 pub(crate) fn migrate(
     source: &mut Source,
     params: &MigrationParams,
@@ -147,8 +147,7 @@ fn run(
     Ok(report)
 }
 
-/// The two sides make sure that they mean the same stream, the same memory and the same machine. Returns how long an
-/// answer took.
+/// Checks that both sides have the same stream version, memory layout and machine. Returns how long an answer took.
 fn greet(
     link: &mut Link,
     ram: &GuestRam,
@@ -176,7 +175,7 @@ fn greet(
     Ok(asked.elapsed())
 }
 
-/// Goes round until what is left fits the downtime limit. Returns the downtime to be expected then.
+/// Runs rounds until the remaining pages fit the downtime limit. Returns the expected downtime.
 fn rounds<S: Sink>(
     untouched: PagesBySource,
     ram: &GuestRam,
@@ -230,8 +229,8 @@ fn rounds<S: Sink>(
     unreachable!("4 billion rounds take longer than the machine lives")
 }
 
-/// Has the round that has begun take holes for the zeros that they are. What is not found within bounds is looked at as
-/// other pages are.
+/// Looks for holes, so that the round that has begun takes them for zeros. Holes that are not found within the limits are
+/// read like other pages.
 fn look_for_holes(
     tracker: &mut Tracker<'_>,
     ram: &GuestRam,

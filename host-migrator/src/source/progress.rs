@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What other threads see of a migration and may do to it.
+//! The status of a migration for other threads, and its cancellation.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -17,9 +17,9 @@ const COMMITTED: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct Progress {
     started: Instant,
-    /// Held for the time of a few stores, never across a call that may wait.
+    /// This lock is held for a few stores, never across a call that may wait.
     status: Mutex<MigrationStatus>,
-    /// Who was first, the cancel or the hand-over: exactly one of them wins.
+    /// Decides between cancel and hand-over: exactly one of them wins.
     fate: AtomicU8,
     stop: StopFlag,
 }
@@ -51,7 +51,7 @@ impl Progress {
         change(&mut self.status.lock());
     }
 
-    /// Asks the migration to stop. `false` if it is too late: the guest has been handed over, or the
+    /// Asks the migration to stop. Returns `false` if it is too late: the guest has been handed over, or the
     /// migration was cancelled before.
     pub(crate) fn cancel(&self) -> bool {
         let won = self.decide(CANCELLED);
@@ -65,7 +65,7 @@ impl Progress {
         self.fate.load(Ordering::Acquire) == CANCELLED
     }
 
-    /// From now on a cancel is refused. `false` if one came before.
+    /// From now on a cancel is refused. Returns `false` if one came before.
     pub(crate) fn commit(&self) -> bool {
         self.decide(COMMITTED)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Dirty logs: who writes guest memory, and how the engine learns of it.
+//! Dirty logs: how the engine learns which pages of guest memory were written, and by whom.
 
 use std::fmt;
 use std::io;
@@ -52,7 +52,7 @@ pub struct DirtyLogError {
     pub source: io::Error,
 }
 
-/// One log of guest pages written.
+/// A log of written guest pages.
 pub trait DirtyLog: Send {
     /// Whose writes it records.
     fn source(&self) -> LogSource;
@@ -65,13 +65,13 @@ pub trait DirtyLog: Send {
     fn start(&mut self) -> Result<(), DirtyLogError>;
 
     /// Takes all bits out of the log (read, then cleared, everywhere) and ORs them into `bitmap`. A write
-    /// during the call is in this harvest or in the next, never in none. Returns the number of bits taken.
+    /// during the call is in this harvest or in the next one. Returns the number of bits taken.
     ///
     /// # Errors
     /// [`DirtyLogError`]; bits may then be lost, so the migration must fail.
     fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError>;
 
-    /// Stops logging. Harmless if it does not run.
+    /// Stops logging. Does nothing if the log does not run.
     ///
     /// # Errors
     /// [`DirtyLogError`] if the log cannot be stopped.

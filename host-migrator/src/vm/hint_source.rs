@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where free page hints come from, as the engine sees it: epochs that are opened and closed, and a map of hinted pages.
+//! The source of free page hints: epochs that are opened and closed, and a map of hinted pages.
 
 use spec::PageRange;
 use spec::control::{EpochReport, PageSet, Reply, Request};
@@ -7,13 +7,13 @@ use spec::hint_map::{HintBits, HintPhase, Tellers};
 
 use crate::memory::bitmap::MigrationBitmap;
 
-/// Hints that cannot be had. The migration goes on without them.
+/// Hints cannot be used. The migration goes on without them.
 #[derive(Debug, thiserror::Error)]
 pub enum HintError {
     /// The device refused the request.
     #[error("the balloon device refused: {0}")]
     Refused(#[from] spec::control::Refusal),
-    /// The device's answer makes no sense.
+    /// The device's answer is invalid.
     #[error("the balloon device broke the control protocol: {0}")]
     Protocol(String),
     /// The device cannot be reached, does not answer in time, or has gone.
@@ -22,9 +22,9 @@ pub enum HintError {
 }
 
 impl HintError {
-    /// The device answered `request` with what is no answer to it.
+    /// The error for a `reply` that does not belong to `request`.
     pub fn unexpected(request: Request, reply: Reply) -> Self {
-        Self::Protocol(format!("{reply:?} is no answer to {request:?}"))
+        Self::Protocol(format!("{reply:?} is not an answer to {request:?}"))
     }
 }
 
@@ -34,7 +34,7 @@ impl HintError {
 /// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
 /// changes but by [`HintSource::take_all`].
 pub trait HintSource: Send {
-    /// Gets ready for a migration of a guest whose bitmap has `pages` bits, in which `tellers` are to be asked.
+    /// Prepares for the migration of a guest whose bitmap has `pages` bits. Only `tellers` will be asked.
     ///
     /// # Errors
     /// [`HintError`] if the source cannot be used; the migration then runs without it.
@@ -55,18 +55,18 @@ pub trait HintSource: Send {
     /// Pages hinted since the epoch was opened.
     fn hinted_pages(&self) -> u64;
 
-    /// In the open epoch every free page below this one has been told; what is not hinted there is in use. To be
-    /// asked before [`HintSource::load`].
+    /// In the open epoch every free page below this one was reported, so a page there that is not hinted is in use. Call this
+    /// before [`HintSource::load`].
     fn answered(&self) -> u64 {
         0
     }
 
-    /// Pages that the guest has said to be free a short while ago, if it has.
+    /// How many pages were free a short while ago according to the guest, if it said so.
     fn free_pages(&mut self) -> Option<u64> {
         None
     }
 
-    /// Closes the epoch. After the return no hint of it arrives any more.
+    /// Closes the epoch. After the return no hint of it arrives.
     ///
     /// # Errors
     /// [`HintError`] if the source did not confirm: its map must not be read again.
@@ -93,7 +93,7 @@ pub trait HintSource: Send {
         ))
     }
 
-    /// The migration is over: the guest gets its pages back.
+    /// The migration is over: tells the guest DONE.
     ///
     /// # Errors
     /// [`HintError`] if the source cannot be told; a source that has gone tells the guest itself.

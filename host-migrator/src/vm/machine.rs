@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The machine being migrated, as the engine sees it on either side.
+//! The machine being migrated, for the engine on either side.
 
 /// The machine could not do what the migration asked of it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}: {reason}")]
 pub struct MachineError {
-    /// What was asked, as in "cannot pause the guest".
+    /// What was asked, such as "cannot pause the guest".
     pub action: &'static str,
     /// Why it failed, with its causes.
     pub reason: String,
@@ -20,7 +20,7 @@ pub trait SourceMachine: Send {
     /// [`MachineError`] if something about the machine cannot be found out; the migration then does not begin.
     fn describe(&mut self) -> Result<Vec<u8>, MachineError>;
 
-    /// Stops all vCPUs. After the return the guest executes nothing and the VMM writes no guest memory.
+    /// Stops all vCPUs. After the return the guest does not run and the VMM does not write to guest memory.
     ///
     /// # Errors
     /// [`MachineError`] if the guest cannot be stopped; it then runs on.
@@ -39,7 +39,7 @@ pub trait SourceMachine: Send {
     /// [`MachineError`] if a part of it cannot be read.
     fn save(&mut self) -> Result<Vec<u8>, MachineError>;
 
-    /// Lets a stopped machine run on (the migration failed or was cancelled). Harmless if it runs.
+    /// Lets a stopped machine run on (the migration failed or was cancelled). Does nothing if it runs.
     ///
     /// # Errors
     /// [`MachineError`] if it cannot run; it stays stopped.
@@ -56,7 +56,7 @@ pub trait DestinationMachine: Send {
     /// again from another source if this one is refused: it must change nothing. The bytes may come from a stranger.
     ///
     /// # Errors
-    /// [`MachineError`] whose reason names all that this machine lacks or has otherwise.
+    /// [`MachineError`] whose reason names everything that this machine lacks or that differs.
     fn judge(&mut self, description: &[u8]) -> Result<(), MachineError>;
 
     /// Whether it can still take the guest: asked in every round, so that a machine that has lost a device while memory
@@ -68,7 +68,7 @@ pub trait DestinationMachine: Send {
         Ok(())
     }
 
-    /// Loads what [`SourceMachine::save`] gave. Guest memory is complete by now.
+    /// Loads the state from [`SourceMachine::save`]. Guest memory is complete by now.
     ///
     /// # Errors
     /// [`MachineError`] if the state does not fit this machine.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Copies of the pages that are sent next, without those that are zero.
+//! Copies of the pages to be sent next, without zero pages.
 
 use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
@@ -17,7 +17,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub(super) struct Batch {
     bytes: Vec<u8>,
     pages: usize,
-    /// The most pages that it takes.
+    /// The most pages that it can hold.
     most: u64,
     runs: Vec<PageRange>,
 }
@@ -32,7 +32,7 @@ impl Batch {
         }
     }
 
-    /// Pages that are in it.
+    /// How many pages are in it.
     pub(super) fn pages(&self) -> u64 {
         self.pages as u64
     }
@@ -83,7 +83,7 @@ impl Batch {
         (&self.runs, &self.bytes[..self.pages * PAGE])
     }
 
-    /// Takes all pages out.
+    /// Removes all pages.
     pub(super) fn clear(&mut self) {
         self.pages = 0;
         self.runs.clear();

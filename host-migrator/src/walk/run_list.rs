@@ -9,7 +9,7 @@ use crate::memory::ram::GuestRam;
 /// About the most pages of a list. The destination makes them zero at once, and reads nothing meanwhile.
 const MOST_PAGES: u64 = 1 << 18;
 
-/// Runs in the order in which they came.
+/// Runs in order of arrival.
 #[derive(Default)]
 pub(super) struct RunList {
     pages: u64,
@@ -50,7 +50,7 @@ impl RunList {
         &self.runs
     }
 
-    /// Takes all runs out.
+    /// Removes all runs.
     pub(super) fn clear(&mut self) {
         self.pages = 0;
         self.runs.clear();

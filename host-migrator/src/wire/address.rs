@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the other side is: `tcp:host:port` or `unix:/path`.
+//! The address of the other side: `tcp:host:port` or `unix:/path`.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The most bytes of a socket's path: the kernel's limit, with the zero that ends it taken off.
+/// The most bytes of a socket's path: the kernel's limit without the final zero.
 pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// An address to listen on or to connect to.
@@ -22,17 +22,17 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Text that is no address.
+/// The text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Neither `tcp:` nor `unix:` in front.
-    #[error("{0:?} is no address: write tcp:HOST:PORT or unix:/PATH")]
+    #[error("{0:?} is not an address: write tcp:HOST:PORT or unix:/PATH")]
     Scheme(String),
     /// No port after the host.
     #[error("{0:?} has no port: write tcp:HOST:PORT")]
     NoPort(String),
     /// A port that is no number from 0 to 65535.
-    #[error("{0:?} is no port: it must be a number from 0 to 65535")]
+    #[error("{0:?} is not a port: it must be a number from 0 to 65535")]
     Port(String),
     /// Nothing where the host should be.
     #[error("{0:?} has no host: write tcp:HOST:PORT")]
