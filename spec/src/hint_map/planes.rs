@@ -2,7 +2,7 @@
 //! The hints themselves: the device sets bits in the planes, and the migrator reads and clears them.
 
 use super::layout::{AGENT_ONLY_WORD, CHUNK_WORDS, HINTED_WORD, summary_words};
-use super::{HintMap, Told, Words};
+use super::{HintBits, HintMap, Words};
 use crate::PageRange;
 use crate::sync::Ordering;
 
@@ -73,23 +73,23 @@ impl<W: Words> HintMap<W> {
     }
 
     /// Migrator: the hints for the 64 pages from `64 * index` on, by source; empty past the end.
-    pub fn load(&self, index: usize) -> Told {
+    pub fn load(&self, index: usize) -> HintBits {
         if index >= self.bitmap_words() {
-            return Told::default();
+            return HintBits::default();
         }
-        Told {
+        HintBits {
             driver: self.load_at(self.driver_plane() + index),
             agent: self.load_at(self.agent_plane() + index),
         }
     }
 
     /// Migrator: clears the hints for the 64 pages from `64 * index` on, and returns them. Only while no epoch is open.
-    pub fn take(&self, index: usize) -> Told {
+    pub fn take(&self, index: usize) -> HintBits {
         if index >= self.bitmap_words() {
-            return Told::default();
+            return HintBits::default();
         }
         let take = |word| self.at(word).swap(0, Ordering::AcqRel);
-        Told {
+        HintBits {
             driver: take(self.driver_plane() + index),
             agent: take(self.agent_plane() + index),
         }
@@ -97,7 +97,7 @@ impl<W: Words> HintMap<W> {
 
     /// Migrator: clears all hints, and calls `told` for each word that had any. Only while no epoch is open. The cost
     /// depends on the number of hints, not on the size of the guest.
-    pub fn take_all(&self, mut told: impl FnMut(usize, Told)) {
+    pub fn take_all(&self, mut told: impl FnMut(usize, HintBits)) {
         for at in 0..summary_words(self.pages) as usize {
             // A plain load first: a swap would allocate a page of the file.
             let summary = self.at(self.summary() + at);

@@ -26,14 +26,14 @@ impl Tellers {
 /// The hinted pages of a 64-page word, by source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HintBits {
-    /// The driver.
+    /// Hinted by the driver.
     pub driver: u64,
     /// Reported by the agent.
     pub agent: u64,
 }
 
 impl HintBits {
-    /// By anybody.
+    /// Hinted by any source.
     pub const fn pages(self) -> u64 {
         self.driver | self.agent
     }

@@ -68,7 +68,7 @@ fn who_told_a_page_is_known_and_told_twice_it_counts_once() {
     assert_eq!(map.insert(PageRange::new(64, 64).unwrap()), 32);
     assert_eq!((map.hinted_pages(), map.agent_only_pages()), (128, 32));
     let (low, high) = (u64::from(u32::MAX), u64::MAX << 32);
-    let told = |driver, agent| Told { driver, agent };
+    let told = |driver, agent| HintBits { driver, agent };
     assert_eq!(map.load(0), told(u64::MAX, high));
     assert_eq!(map.load(1), told(u64::MAX, low));
     let agent_alone = Tellers {
@@ -77,8 +77,8 @@ fn who_told_a_page_is_known_and_told_twice_it_counts_once() {
     };
     assert_eq!(map.load(1).of(agent_alone, 0xff), told(0, 0xff));
     assert_eq!(map.take(1).pages(), u64::MAX);
-    assert_eq!(map.load(1), Told::default());
-    assert_eq!(map.load(4), Told::default());
+    assert_eq!(map.load(1), HintBits::default());
+    assert_eq!(map.load(4), HintBits::default());
     map.set_answered(96);
     map.begin(2, HintPhase::Requested);
     assert_eq!((map.answered(), map.agent_only_pages()), (0, 0));
@@ -119,7 +119,7 @@ proptest! {
             let range = PageRange::new(first, count).unwrap();
             if by_agent { map.insert_of_agent(range); } else { map.insert(range); }
         }
-        let told = |map: &HintMap<&[AtomicU64]>| -> Vec<(usize, Told)> {
+        let told = |map: &HintMap<&[AtomicU64]>| -> Vec<(usize, HintBits)> {
             (0..map.bitmap_words()).map(|index| (index, map.load(index))).filter(|(_, told)| told.pages() != 0).collect()
         };
         let expected = told(&map);
