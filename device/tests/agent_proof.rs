@@ -169,14 +169,20 @@ fn both_kinds() -> [(Daemon, Come); 2] {
     ]
 }
 
+/// A guest of `daemon` whose agent is served.
+fn served(daemon: &Daemon, come: Come) -> (Guest, Migrator, Agent) {
+    let guest = Guest::boot(daemon, USUAL, 3);
+    let mut migrator = Migrator::connect(&daemon.control());
+    let mut agent = come(daemon);
+    agent.greet(0);
+    assert_is_served(&mut agent, &mut migrator);
+    (guest, migrator, agent)
+}
+
 #[test]
 fn a_second_agent_takes_the_place_of_one_that_is_silent() {
     for (daemon, come) in both_kinds() {
-        let _guest = Guest::boot(&daemon, USUAL, 3);
-        let mut migrator = Migrator::connect(&daemon.control());
-        let mut silent = come(&daemon);
-        silent.greet(0);
-        assert_is_served(&mut silent, &mut migrator);
+        let (_guest, mut migrator, mut silent) = served(&daemon, come);
         let mut second = come(&daemon);
         assert_is_asked_who_it_is(&mut silent);
         second.greet(0);
@@ -188,11 +194,7 @@ fn a_second_agent_takes_the_place_of_one_that_is_silent() {
 #[test]
 fn a_second_agent_takes_the_place_of_one_that_goes() {
     for (daemon, come) in both_kinds() {
-        let _guest = Guest::boot(&daemon, USUAL, 3);
-        let mut migrator = Migrator::connect(&daemon.control());
-        let mut first = come(&daemon);
-        first.greet(0);
-        assert_is_served(&mut first, &mut migrator);
+        let (_guest, mut migrator, mut first) = served(&daemon, come);
         let mut second = come(&daemon);
         assert_is_asked_who_it_is(&mut first);
         drop(first);
@@ -204,11 +206,7 @@ fn a_second_agent_takes_the_place_of_one_that_goes() {
 #[test]
 fn a_second_agent_is_hung_up_on_while_the_first_answers() {
     for (daemon, come) in both_kinds() {
-        let _guest = Guest::boot(&daemon, USUAL, 3);
-        let mut migrator = Migrator::connect(&daemon.control());
-        let mut first = come(&daemon);
-        first.greet(0);
-        assert_is_served(&mut first, &mut migrator);
+        let (_guest, mut migrator, mut first) = served(&daemon, come);
         let second = come(&daemon);
         assert_is_asked_who_it_is(&mut first);
         first.hello(0);

@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rig::guest::{Daemon, Guest, MIB, USUAL};
-use rig::migrator::{Migrator, memfd};
+use rig::guest::{Daemon, MIB};
+use rig::migrator::memfd;
 use rig::person::Person;
 use rig::queue::Buffer;
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
@@ -22,19 +22,10 @@ use vhost_device_balloon::sockets;
 /// More than the device serves at a time.
 const MANY: usize = 40;
 
-/// A migrator in an open epoch of a guest that hints.
-fn migrating(daemon: &Daemon) -> (Guest, Migrator) {
-    let mut guest = Guest::boot(daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
-    (guest, migrator)
-}
-
 #[test]
 fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() {
     let daemon = Daemon::start(&[]);
-    let (mut guest, mut migrator) = migrating(&daemon);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     let before = daemon.descriptors();
     let mut crowd = std::collections::VecDeque::new();
     for _ in 0..10_000 {
@@ -57,7 +48,7 @@ fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() 
 #[test]
 fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
     let daemon = Daemon::start(&[]);
-    let (_guest, mut migrator) = migrating(&daemon);
+    let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let mut person = Person::connect(&daemon.control());
     let mut crowd: Vec<UnixStream> = Vec::new();
     for length in (1..HEADER_BYTES + 4).cycle().take(MANY) {
@@ -77,7 +68,7 @@ fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
 #[test]
 fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
     let daemon = Daemon::start(&[]);
-    let (_guest, mut migrator) = migrating(&daemon);
+    let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let deaf = Person::connect(&daemon.control());
     deaf.stream.set_nonblocking(true).unwrap();
     let many = frame(Request::Status, 1).repeat(100);
@@ -98,7 +89,7 @@ fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
 #[test]
 fn a_flood_without_end_takes_turns_with_everybody_else() {
     let daemon = Daemon::start(&[]);
-    let (_guest, mut migrator) = migrating(&daemon);
+    let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let mut flood = Person::connect(&daemon.control());
     let (ends, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     let sender = flood.stream.try_clone().unwrap();
@@ -132,7 +123,7 @@ fn a_flood_without_end_takes_turns_with_everybody_else() {
 #[test]
 fn file_descriptors_with_every_request_are_closed_each_time() {
     let daemon = Daemon::start(&[]);
-    let (_guest, mut migrator) = migrating(&daemon);
+    let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let before = daemon.descriptors();
     let file = memfd(4096);
     for request in [
@@ -164,7 +155,7 @@ fn file_descriptors_with_every_request_are_closed_each_time() {
 #[test]
 fn nothing_is_left_of_clients_that_come_and_go() {
     let daemon = Daemon::start(&[]);
-    let (mut guest, migrator) = migrating(&daemon);
+    let (mut guest, migrator, _) = rig::hinting(&daemon);
     drop(migrator);
     rig::eventually("the guest's release", || {
         (guest.config().free_page_hint_cmd_id == 1).then_some(())
@@ -195,5 +186,5 @@ fn a_hint_map_of_huge_pages_that_the_host_does_not_have_is_refused_and_ends_nobo
     let reply = person.ask_with(Request::SetHintMap { bytes }, &[file]);
     assert_eq!(reply, Reply::Refused(Refusal::HintMap));
     assert!(daemon.lives());
-    migrating(&daemon);
+    rig::hinting(&daemon);
 }

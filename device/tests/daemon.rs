@@ -212,11 +212,8 @@ fn a_device_that_ends_leaves_the_others_and_the_last_one_ends_the_process() {
 fn a_front_end_that_comes_again_is_served_again() {
     let mut daemon = Daemon::start(&[]);
     for _ in 0..20 {
-        let mut guest = Guest::boot(&daemon, USUAL, 3);
-        let mut migrator = Migrator::connect(&daemon.control());
-        let id = migrator.open(1);
+        let (mut guest, mut migrator, _) = rig::hinting(&daemon);
         guest.wait_for_change();
-        guest.start_round(id);
         migrator.done();
     }
     assert!(daemon.lives());

@@ -196,11 +196,8 @@ fn number(guest: &Guest, page: u64) -> Buffer {
 #[test]
 fn a_suspended_device_takes_no_hints_and_goes_on_where_it_was() {
     let daemon = Daemon::start(&["--once"]);
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     guest.wait_for_change();
-    guest.start_round(id);
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     let next = guest.hints.stop(&guest.front_end);
     assert_eq!(next, guest.hints.available());
@@ -256,10 +253,7 @@ fn a_queue_that_is_stopped_while_it_is_kicked_runs_again_every_time() {
 #[test]
 fn a_reset_in_mid_round_ends_the_round_and_leaves_its_report() {
     let daemon = Daemon::start(&["--once"]);
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+    let (mut guest, mut migrator, id) = rig::hinting(&daemon);
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     guest.front_end.reset_device().unwrap();
     let next = guest.hints.stop(&guest.front_end);
@@ -279,10 +273,7 @@ fn a_reset_in_mid_round_ends_the_round_and_leaves_its_report() {
 #[test]
 fn turning_the_dirty_log_on_is_no_reset() {
     let daemon = Daemon::start(&["--once"]);
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     guest.front_end.set_features(USUAL | LOG_ALL).unwrap();
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     assert_eq!(migrator.close(1).hints, 1);
@@ -291,10 +282,7 @@ fn turning_the_dirty_log_on_is_no_reset() {
 #[test]
 fn the_dirty_log_has_the_used_ring_and_no_hinted_page() {
     let daemon = Daemon::start(&["--once"]);
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
 
     let log = DirtyLog::start(&mut guest.front_end, USUAL, PAGES);
     guest.hints.send(&[Buffer::In(FREE, 4 << 20)]);

@@ -8,8 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rig::guest::{Daemon, Guest, MIB, USUAL};
-use rig::migrator::Migrator;
+use rig::guest::{Daemon, MIB};
 use rig::queue::Buffer;
 use rig::{PATIENCE, eventually};
 
@@ -63,11 +62,8 @@ fn metrics_follow_what_guest_and_migrator_do() {
     assert_eq!(value(&before, "front_end_connected", ""), 0.0);
     assert_eq!(value(&before, "hint_age_seconds", ",quantile=\"1\""), 0.0);
 
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     guest.wait_for_change();
-    guest.start_round(id);
     guest
         .hints
         .send(&[Buffer::In(8 * MIB, 4096), Buffer::In(9 * MIB, 8192)]);

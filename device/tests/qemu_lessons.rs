@@ -128,10 +128,7 @@ fn a_guest_that_took_no_feature_leaves_as_cleanly_as_one_that_took_all() {
         daemon = it.daemon;
     }
     // The one daemon is still there for a guest that hints, and has nothing of those before.
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     assert_eq!(migrator.close(1).pages, 1);
     assert!(daemon.lives());
@@ -209,10 +206,7 @@ fn a_queue_of_a_feature_that_was_not_taken_has_no_number() {
 #[test]
 fn hints_that_are_queued_when_the_guest_stops_are_not_taken_when_it_goes_on() {
     let daemon = Daemon::start(&[]);
-    let mut guest = Guest::boot(&daemon, USUAL, 3);
-    let mut migrator = Migrator::connect(&daemon.control());
-    let id = migrator.open(1);
-    guest.start_round(id);
+    let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     let next = guest.hints.stop(&guest.front_end);
     guest.hints.add(&[Buffer::In(FREE, 4096)]);
     guest.hints.kick();

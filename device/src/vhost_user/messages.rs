@@ -195,9 +195,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     fn bytes(request: u32, payload: &[u8]) -> Vec<u8> {
-        let header = [request, 1, payload.len() as u32];
-        let header = header.iter().flat_map(|word| word.to_le_bytes());
-        header.chain(payload.iter().copied()).collect()
+        spec_testing::vhost_user::message(request, 1, payload)
     }
 
     #[test]
@@ -241,7 +239,7 @@ mod tests {
     fn a_configuration_is_followed_by_zeros_up_to_what_was_asked_for() {
         let ask = |offset: u32, size: u32, room: usize| {
             let words = [offset, size, 1];
-            let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let mut payload = spec_testing::bytes::words(&words);
             payload.resize(CONFIG_HEADER_BYTES + room, 0xff);
             let bytes = bytes(request::GET_CONFIG, &payload);
             let fds = Vec::new();

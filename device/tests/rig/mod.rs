@@ -9,4 +9,15 @@ pub mod migrator;
 pub mod person;
 pub mod queue;
 
+use spec::balloon::CommandId;
+
 pub use spec_testing::{PATIENCE, eventually};
+
+/// The usual guest of `daemon` and a migrator, in the round of epoch 1, and the round's id.
+pub fn hinting(daemon: &guest::Daemon) -> (guest::Guest, migrator::Migrator, CommandId) {
+    let mut guest = guest::Guest::boot(daemon, guest::USUAL, 3);
+    let mut migrator = migrator::Migrator::connect(&daemon.control());
+    let id = migrator.open(1);
+    guest.start_round(id);
+    (guest, migrator, id)
+}

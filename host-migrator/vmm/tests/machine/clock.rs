@@ -7,7 +7,9 @@ use std::time::Duration;
 use host_migrator::{DestinationMachine, SourceMachine};
 use reference_vmm::state::MachineState;
 
-use crate::guests::{MAILBOX, config, copy_memory, counter, have_kvm, incoming, program};
+use crate::guests::{
+    MAILBOX, config, copy_memory, counter, have_kvm, incoming, program, stopped_counter,
+};
 
 const HOPS: u32 = 10;
 /// How long the guest is stopped on its way, each time.
@@ -27,10 +29,7 @@ fn the_guests_clock_has_lost_nothing_after_ten_hops() {
     if !have_kvm() {
         return;
     }
-    let mut subject = program(16 << 20, &counter());
-    subject.machine.start().unwrap();
-    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
-    subject.stop();
+    let mut subject = stopped_counter();
     let mut state = subject.machine.save().unwrap();
     let first = behind(&state);
     for _ in 0..HOPS {

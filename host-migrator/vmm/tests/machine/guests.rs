@@ -59,6 +59,15 @@ pub fn program(memory_bytes: u64, code: &[u8]) -> Subject {
     guest_on(&config(memory_bytes, 1), &guest)
 }
 
+/// A machine of 16 MiB whose guest has begun to count, and is stopped.
+pub fn stopped_counter() -> Subject {
+    let mut subject = program(16 << 20, &counter());
+    subject.machine.start().unwrap();
+    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
+    subject.stop();
+    subject
+}
+
 /// As [`program`], with a console that goes to `output`.
 pub fn program_with_console(memory_bytes: u64, code: &[u8], output: Output) -> Subject {
     let guest = Guest::BareImage(elf(code), BareWorkload::default());

@@ -4,17 +4,14 @@
 use host_migrator::{DestinationMachine, SourceMachine};
 use reference_vmm::{Guest, Machine, MachineConfig, MachineEvent, Outlets, SetupError};
 
-use crate::guests::{MAILBOX, config, counter, have_kvm, incoming, program};
+use crate::guests::{MAILBOX, config, have_kvm, incoming, program, stopped_counter};
 
 #[test]
 fn a_machine_that_was_handed_over_never_runs_again() {
     if !have_kvm() {
         return;
     }
-    let mut subject = program(16 << 20, &counter());
-    subject.machine.start().unwrap();
-    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
-    subject.stop();
+    let mut subject = stopped_counter();
     subject.machine.hand_over();
     let count = subject.word(MAILBOX);
     assert!(subject.machine.resume().is_err());
@@ -31,10 +28,7 @@ fn a_machine_that_was_handed_over_goes_on_where_an_operator_takes_it_back() {
     if !have_kvm() {
         return;
     }
-    let mut subject = program(16 << 20, &counter());
-    subject.machine.start().unwrap();
-    subject.wait("the guest to count", |subject| subject.word(MAILBOX) > 0);
-    subject.stop();
+    let mut subject = stopped_counter();
     subject.machine.hand_over();
     let count = subject.word(MAILBOX);
     subject.machine.take_back().unwrap();
