@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which pages go next, and as what: hinted, a hole, zero, or content.
 //!
-//! [`Walk::step`] claims pending pages and gives the next piece of work. Nothing here sends anything or asks for the time,
+//! `Walk::step` claims pending pages and gives the next piece of work. Nothing here sends anything or asks for the time,
 //! so that a migration, a test and a simulation drive the same walk.
 
 mod batch;
