@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use host_migrator::memory::bitmap::runs_of_word;
 use host_migrator::rule::{Flush, Pass, Tellers, Tracker, put_back};
-use host_migrator::{GuestRam, MigrationBitmap, Source};
+use host_migrator::{GuestMemory, GuestRam, MigrationBitmap, Source};
 use software_guest::Guest;
 use software_guest::memory::{Memory, like};
 use software_guest::workload::{Behaviour, Workload};
@@ -84,7 +84,7 @@ fn migrate(source: &mut Source, copier: &mut Copier<'_>) -> Result<()> {
         ..
     } = source;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
-    let mut tracker = Tracker::arm(ram.regions(), logs, hints, Tellers::ALL, trace)?;
+    let mut tracker = Tracker::arm(ram.layout().regions(), logs, hints, Tellers::ALL, trace)?;
     let words = tracker.bitmap().word_count();
     for _ in 0..ROUNDS {
         let epoch = tracker.open();

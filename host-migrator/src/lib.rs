@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Live migration that skips the memory the guest does not use.
 //!
-//! A VMM gives the engine its guest memory ([`GuestRam`]), its dirty logs ([`DirtyLog`]), a source of
+//! A VMM gives the engine its guest memory ([`GuestMemory`]), its dirty logs ([`DirtyLog`]), a source of
 //! free page hints ([`HintSource`]), a way to stop and save the machine ([`SourceMachine`]) and a
 //! connection ([`Connection`]). `spec/free-page-hinting.md` has the rule that makes skipping safe;
 //! `ARCHITECTURE.md` follows a page and a hand-over through this crate.
@@ -30,8 +30,10 @@ pub use destination::{
 };
 pub use hints::{ControlClient, DeviceHints};
 pub use memory::bitmap::MigrationBitmap;
+pub use memory::guest_memory::{GuestMemory, RamError};
 pub use memory::holes::HoleBudget;
-pub use memory::ram::{GuestRam, RamError, RamRegion};
+pub use memory::layout::Layout;
+pub use memory::ram::{GuestRam, RamRegion};
 pub use ownership::{ClaimError, Owner, Ownership, OwnershipRecord, Session};
 pub use report::page_source::{PageSource, PageSources, PagesBySource};
 pub use report::round_map::RoundMaps;
@@ -40,6 +42,7 @@ pub use report::trace::Trace;
 pub use rule::clause::Clause;
 pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
 pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
+pub use spec::{PAGE_SIZE, PageRange};
 pub use vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
 pub use vm::hint_source::{HintError, HintSource};
 pub use vm::machine::{DestinationMachine, MachineError, SourceMachine};

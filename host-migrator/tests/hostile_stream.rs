@@ -71,7 +71,7 @@ impl Liar {
 
     fn start(&mut self, ram: &GuestRam) {
         self.header(ram);
-        self.section(SectionKind::Layout, &ram.layout());
+        self.section(SectionKind::Layout, &ram.layout().to_bytes());
         self.section(SectionKind::Description, DESCRIPTION);
     }
 
@@ -220,7 +220,7 @@ fn a_guest_that_needs_another_machine_is_refused_before_its_first_page() {
     let mut answer = Vec::new();
     let result = received_into(&ram, |liar, ram| {
         liar.header(ram);
-        liar.section(SectionKind::Layout, &ram.layout());
+        liar.section(SectionKind::Layout, &ram.layout().to_bytes());
         liar.section(SectionKind::Description, b"a machine with two heads");
         liar.section(SectionKind::Pages, &pages(60, 1, 1));
         liar.stream.shutdown(Shutdown::Write).unwrap();
@@ -242,7 +242,7 @@ fn a_guest_that_needs_another_machine_is_refused_before_its_first_page() {
 fn a_source_that_leaves_its_description_out_is_refused() {
     let result = received(|liar, ram| {
         liar.header(ram);
-        liar.section(SectionKind::Layout, &ram.layout());
+        liar.section(SectionKind::Layout, &ram.layout().to_bytes());
         liar.section(SectionKind::Pages, &pages(60, 1, 1));
     });
     let error = result.unwrap_err().to_string();

@@ -147,7 +147,7 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
     let _ = crowd[0].read_to_end(&mut Vec::new());
     let mut sections = Vec::new();
     let introduction = [
-        (SectionKind::Layout, guest.memory.ram.layout()),
+        (SectionKind::Layout, guest.memory.ram.layout().to_bytes()),
         (SectionKind::Description, b"of another machine".to_vec()),
     ];
     for (sequence, (kind, payload)) in (0..).zip(introduction) {

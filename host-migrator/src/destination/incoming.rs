@@ -7,7 +7,7 @@ use spec::stream::{Greeting, STREAM_HEADER_BYTES, SectionKind, StreamHeader};
 
 use super::receiver::Receiver;
 use super::{ReceiveError, ReceiveReport, ReceiveStatus, unexpected, waiting};
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 use crate::ownership::OwnershipRecord;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::sections::{SectionReader, SectionWriter};
@@ -33,7 +33,7 @@ impl Incoming {
     /// [`ReceiveError`] if nobody can be waited for.
     pub fn wait(
         listener: &Listener,
-        ram: &GuestRam,
+        ram: &dyn GuestMemory,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
         waiting::wait(listener, &Shape::of(ram), machine)
@@ -45,7 +45,7 @@ impl Incoming {
     /// [`ReceiveError`] if it is no source, or its guest does not fit; it has been told.
     pub fn greet(
         channel: Connection,
-        ram: &GuestRam,
+        ram: &dyn GuestMemory,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
         let mut source = Self::hear(channel, &Shape::of(ram), &|| ())?;
@@ -81,7 +81,7 @@ impl Incoming {
     /// [`Owner::There`](crate::Owner::There), the machine has the whole guest and must keep it.
     pub fn receive(
         self,
-        ram: &GuestRam,
+        ram: &dyn GuestMemory,
         machine: &mut dyn DestinationMachine,
         ownership: &OwnershipRecord,
         observer: &mut dyn FnMut(&ReceiveStatus),
@@ -130,11 +130,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn of(ram: &GuestRam) -> Self {
+    fn of(ram: &dyn GuestMemory) -> Self {
         Self {
-            bytes: ram.pages() * PAGE_SIZE,
-            layout: ram.layout(),
-            regions: ram.regions().len(),
+            bytes: ram.layout().pages() * PAGE_SIZE,
+            layout: ram.layout().to_bytes(),
+            regions: ram.layout().regions().len(),
         }
     }
 

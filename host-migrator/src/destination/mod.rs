@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use spec::stream::SectionKind;
 
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 use crate::ownership::OwnershipRecord;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Connection, SectionError};
@@ -76,7 +76,7 @@ pub struct ReceiveReport {
 /// As those have.
 pub fn receive(
     channel: Connection,
-    ram: &GuestRam,
+    ram: &dyn GuestMemory,
     machine: &mut dyn DestinationMachine,
     ownership: &OwnershipRecord,
     observer: &mut dyn FnMut(&ReceiveStatus),

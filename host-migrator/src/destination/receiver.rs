@@ -9,7 +9,7 @@ use spec::stream::{PagesPrefix, RUN_BYTES, SectionHeader, SectionKind, StreamErr
 
 use super::incoming::{self, Incoming};
 use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
 use crate::vm::machine::DestinationMachine;
@@ -22,7 +22,7 @@ pub(crate) struct Receiver<'a> {
     out: SectionWriter,
     /// From the moment when the source is accepted.
     heartbeats: Option<Heartbeats>,
-    ram: &'a GuestRam,
+    ram: &'a dyn GuestMemory,
     ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
@@ -35,7 +35,7 @@ pub(crate) struct Receiver<'a> {
 impl<'a> Receiver<'a> {
     pub(crate) fn new(
         source: Incoming,
-        ram: &'a GuestRam,
+        ram: &'a dyn GuestMemory,
         ownership: &'a OwnershipRecord,
         observer: &'a mut dyn FnMut(&ReceiveStatus),
     ) -> Self {
@@ -81,7 +81,7 @@ impl<'a> Receiver<'a> {
     ) -> Result<ReceiveReport, ReceiveError> {
         self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
         // Pages that are not sent are zero, so clear what an earlier attempt has left.
-        for region in self.ram.regions() {
+        for region in self.ram.layout().regions() {
             self.ram.discard(*region)?;
         }
         self.answer(SectionKind::Accept)?;
@@ -183,7 +183,7 @@ impl<'a> Receiver<'a> {
         let mut pages = 0;
         for run in runs(SectionKind::Pages, table) {
             let run = run.map_err(SectionError::from)?;
-            self.ram.check(run)?;
+            self.ram.layout().check(run)?;
             pages += u128::from(run.count());
         }
         if pages != u128::from(prefix.pages) {

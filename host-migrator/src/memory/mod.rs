@@ -2,7 +2,9 @@
 //! Guest memory, and maps of it.
 
 pub mod bitmap;
+pub mod guest_memory;
 pub(crate) mod holes;
+pub mod layout;
 pub(crate) mod map_file;
 pub mod ram;
 pub mod sealed_file;

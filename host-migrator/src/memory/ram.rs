@@ -14,7 +14,9 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
+use crate::memory::guest_memory::{GuestMemory, RamError};
 use crate::memory::holes::{self, HoleBudget};
+use crate::memory::layout::Layout;
 use crate::memory::sealed_file::sealed_file;
 
 /// The file system of huge pages, from `linux/magic.h`.
@@ -48,37 +50,11 @@ impl RamRegion {
     }
 }
 
-/// Guest memory that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RamError {
-    /// A region that is empty, unaligned or overlaps another.
-    #[error(
-        "the guest's memory region at {gpa:#x} with {len:#x} bytes is empty, unaligned or overlaps another"
-    )]
-    Region {
-        /// Its start.
-        gpa: u64,
-        /// Its bytes.
-        len: u64,
-    },
-    /// Pages outside every region, or across two.
-    #[error("pages {first:#x} to {end:#x} are not in one region of guest memory")]
-    OutOfRange {
-        /// First page frame number.
-        first: u64,
-        /// Page frame number after the last.
-        end: u64,
-    },
-    /// The mapping or an operation on the memory file failed.
-    #[error("guest memory: {0}")]
-    Io(#[from] io::Error),
-}
-
 /// The guest's memory, mapped shared into this process.
 #[derive(Debug)]
 pub struct GuestRam {
     memory: GuestMemoryMmap<()>,
-    regions: Vec<PageRange>,
+    layout: Layout,
     /// Of each region, the bytes of its file's pages: more than [`PAGE_SIZE`] on hugetlbfs.
     host_page_bytes: Vec<u64>,
 }
@@ -103,12 +79,6 @@ impl GuestRam {
             let (Some(range), Ok(size)) = (range, usize::try_from(region.len)) else {
                 return Err(bad);
             };
-            if ranges
-                .last()
-                .is_some_and(|last: &PageRange| last.end() > range.first())
-            {
-                return Err(bad);
-            }
             host_page_bytes.push(page_bytes_of(&region.file)?);
             let file = FileOffset::new(region.file, region.offset);
             let mapping = MmapRegion::from_file(file, size).map_err(io::Error::other)?;
@@ -117,13 +87,11 @@ impl GuestRam {
             ranges.push(range);
             mapped.push(guest_region);
         }
-        if mapped.is_empty() {
-            return Err(RamError::Region { gpa: 0, len: 0 });
-        }
+        let layout = Layout::new(ranges)?;
         let memory = GuestMemoryMmap::from_regions(mapped).map_err(io::Error::other)?;
         Ok(Self {
             memory,
-            regions: ranges,
+            layout,
             host_page_bytes,
         })
     }
@@ -133,68 +101,24 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Where it lies.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// The regions, ascending.
     pub fn regions(&self) -> &[PageRange] {
-        &self.regions
+        self.layout.regions()
     }
 
     /// Pages that a bitmap from guest-physical 0 must have bits for.
     pub fn bitmap_pages(&self) -> u64 {
-        self.regions.last().map_or(0, |region| region.end())
+        self.layout.bitmap_pages()
     }
 
     /// Pages of memory, without the gaps between regions.
     pub fn pages(&self) -> u64 {
-        self.regions.iter().map(|region| region.count()).sum()
-    }
-
-    /// The regions on the wire: `gpa u64, length u64` each, little-endian.
-    pub fn layout(&self) -> Vec<u8> {
-        self.regions
-            .iter()
-            .flat_map(|region| [region.first() * PAGE_SIZE, region.bytes()])
-            .flat_map(u64::to_le_bytes)
-            .collect()
-    }
-
-    /// Checks that all pages of `range` are in one region.
-    ///
-    /// # Errors
-    /// [`RamError::OutOfRange`] if they are not.
-    pub fn check(&self, range: PageRange) -> Result<(), RamError> {
-        if self
-            .regions_from(range.first())
-            .first()
-            .is_some_and(|region| region.first() <= range.first() && range.end() <= region.end())
-        {
-            Ok(())
-        } else {
-            Err(out_of_range(range))
-        }
-    }
-
-    /// The parts of `range` that are memory, split at the borders of regions.
-    pub fn pieces(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
-        self.regions_from(range.first())
-            .iter()
-            .map_while(move |region| region.intersection(range))
-    }
-
-    /// Whether `pfn` is the first page of a region.
-    pub fn begins_region(&self, pfn: u64) -> bool {
-        self.regions_from(pfn)
-            .first()
-            .is_some_and(|region| region.first() == pfn)
-    }
-
-    /// The regions that end after page `pfn`.
-    fn regions_from(&self, pfn: u64) -> &[PageRange] {
-        &self.regions[self.index_of(pfn)..]
-    }
-
-    /// The index of the first region that ends after page `pfn`.
-    fn index_of(&self, pfn: u64) -> usize {
-        self.regions.partition_point(|region| region.end() <= pfn)
+        self.layout.pages()
     }
 
     /// Copies the pages of `range` into `out`. The guest may write a page meanwhile. Then the copy may be torn, and the page
@@ -242,7 +166,7 @@ impl GuestRam {
     /// [`RamError::OutOfRange`], or the error of the file.
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         let (file, offset) = self.file_of(range)?;
-        let page = self.host_page_bytes[self.index_of(range.first())];
+        let page = self.host_page_bytes[self.layout.check(range)?];
         let end = offset + range.bytes();
         let (first_whole, last_whole) = (offset.next_multiple_of(page), end / page * page);
         if first_whole >= last_whole {
@@ -285,7 +209,7 @@ impl GuestRam {
         budget: &mut HoleBudget<'_>,
         found: &mut dyn FnMut(PageRange),
     ) -> Result<bool, RamError> {
-        for region in &self.regions {
+        for region in self.layout.regions() {
             let (file, start) = self.file_of(*region)?;
             let page_at = |offset: u64| region.first() * PAGE_SIZE + (offset - start);
             let mut in_region = |hole: Range<u64>| {
@@ -318,7 +242,7 @@ impl GuestRam {
     /// The region's mapped slice for `range`.
     fn slice(&self, range: PageRange) -> Result<VolatileSlice<'_, impl BitmapSlice>, RamError> {
         // No overflow, because the pages are in a region.
-        self.check(range)?;
+        self.layout.check(range)?;
         self.memory
             .get_slice(
                 GuestAddress(range.first() * PAGE_SIZE),
@@ -328,12 +252,38 @@ impl GuestRam {
     }
 
     fn file_of(&self, range: PageRange) -> Result<(&File, u64), RamError> {
-        self.check(range)?;
+        self.layout.check(range)?;
         let gpa = GuestAddress(range.first() * PAGE_SIZE);
         let region = self.memory.find_region(gpa).ok_or(out_of_range(range))?;
         let file = region.file_offset().ok_or(out_of_range(range))?;
         let into = gpa.0 - region.start_addr().0;
         Ok((file.file(), file.start() + into))
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        Self::read(self, range, out)
+    }
+
+    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        Self::write(self, range, content)
+    }
+
+    fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        Self::discard(self, range)
+    }
+
+    fn find_holes(
+        &self,
+        budget: &mut HoleBudget<'_>,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<bool, RamError> {
+        Self::find_holes(self, budget, found)
     }
 }
 

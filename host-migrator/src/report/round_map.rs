@@ -11,7 +11,7 @@ use spec::PageRange;
 use spec::hint_map::word_masks;
 
 use crate::memory::bitmap::MigrationBitmap;
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 
 /// The most cells of a map.
 pub const MAX_CELLS: u64 = 1024;
@@ -138,10 +138,10 @@ struct Recording {
 struct SentIn(Vec<(PageRange, Box<[u8]>)>);
 
 impl SentIn {
-    fn new(ram: &GuestRam) -> Self {
+    fn new(regions: &[PageRange]) -> Self {
         let region =
             |region: &PageRange| (*region, vec![0; region.count() as usize].into_boxed_slice());
-        Self(ram.regions().iter().map(region).collect())
+        Self(regions.iter().map(region).collect())
     }
 
     /// Of `page`, if it is memory.
@@ -154,8 +154,8 @@ impl SentIn {
 
 impl Recorder {
     /// For a guest with `ram`, of which `pending` is to be sent: the rest are holes.
-    pub(crate) fn new(ram: &GuestRam, pending: &MigrationBitmap) -> Self {
-        let pages = ram.bitmap_pages();
+    pub(crate) fn new(ram: &dyn GuestMemory, pending: &MigrationBitmap) -> Self {
+        let pages = ram.layout().bitmap_pages();
         let cell_pages = pages
             .div_ceil(MAX_CELLS)
             .next_power_of_two()
@@ -163,7 +163,12 @@ impl Recorder {
         let cells = pages.div_ceil(cell_pages) as usize;
         let mut memory = vec![0; cells];
         let mut first = vec![Fates::default(); cells];
-        for (index, mask) in ram.regions().iter().flat_map(|region| word_masks(*region)) {
+        for (index, mask) in ram
+            .layout()
+            .regions()
+            .iter()
+            .flat_map(|region| word_masks(*region))
+        {
             let cell = (index as u64 * WORD_PAGES / cell_pages) as usize;
             memory[cell] += count(mask);
             first[cell].holes += count(mask & !pending.load(index));
@@ -179,7 +184,7 @@ impl Recorder {
         };
         Self(Some(Recording {
             maps,
-            sent_in: SentIn::new(ram),
+            sent_in: SentIn::new(ram.layout().regions()),
         }))
     }
 
@@ -285,6 +290,7 @@ mod tests {
     use spec::PAGE_SIZE;
 
     use super::*;
+    use crate::memory::ram::GuestRam;
     use crate::memory::ram::RamRegion;
 
     /// Memory of regions of so many pages from these page frames on.
@@ -295,9 +301,9 @@ mod tests {
         GuestRam::map(regions.iter().map(region).collect()).unwrap()
     }
 
-    fn all_of(ram: &GuestRam) -> MigrationBitmap {
-        let pending = MigrationBitmap::new(ram.bitmap_pages());
-        for region in ram.regions() {
+    fn all_of(ram: &dyn GuestMemory) -> MigrationBitmap {
+        let pending = MigrationBitmap::new(ram.layout().bitmap_pages());
+        for region in ram.layout().regions() {
             pending.insert(*region);
         }
         pending

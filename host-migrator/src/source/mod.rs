@@ -17,7 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 use crate::ownership::OwnershipRecord;
 use crate::report::stats::{MigrationReport, MigrationStatus};
 use crate::report::trace::Trace;
@@ -34,7 +34,7 @@ pub struct Source {
     /// Stops, saves and resumes the guest.
     pub machine: Box<dyn SourceMachine>,
     /// Its memory.
-    pub ram: Arc<GuestRam>,
+    pub ram: Arc<dyn GuestMemory>,
     /// The dirty logs of everything that writes to memory.
     pub logs: Vec<Box<dyn DirtyLog>>,
     /// The source of free page hints, if there is one.
@@ -48,7 +48,7 @@ pub struct Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source")
-            .field("ram", &self.ram)
+            .field("memory", self.ram.layout())
             .field("logs", &self.logs.len())
             .field("hints", &self.hints.is_some())
             .finish_non_exhaustive()

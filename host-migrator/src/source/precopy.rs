@@ -15,8 +15,8 @@ use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{RoundPlan, Sender, milliseconds};
 use super::{MigrationError, Source};
+use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::HoleBudget;
-use crate::memory::ram::GuestRam;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::report::page_source::{PageSource, PagesBySource};
 use crate::report::round_map::Recorder;
@@ -74,20 +74,26 @@ fn run(
         ownership,
     } = source;
     let trace: &Trace = trace;
-    let ram: &GuestRam = ram;
+    let ram: &dyn GuestMemory = ram.as_ref();
     progress.update(|status| {
         status.status = MigrationState::Setup;
-        status.ram.total = ram.pages() * PAGE_SIZE;
+        status.ram.total = ram.layout().pages() * PAGE_SIZE;
         status.ram.page_size = PAGE_SIZE;
     });
     let round_trip = greet(link, ram, machine.as_mut(), ownership)?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
-    let mut tracker =
-        Tracker::arm_with(ram.regions(), logs, hints, tellers, params.clauses(), trace)?;
+    let mut tracker = Tracker::arm_with(
+        ram.layout().regions(),
+        logs,
+        hints,
+        tellers,
+        params.clauses(),
+        trace,
+    )?;
     let setup = progress.started().elapsed();
     // Asked for after arming: a page that is written from now on is in a log.
-    let left_out = LeftOut::new(ram.bitmap_pages());
+    let left_out = LeftOut::new(ram.layout().bitmap_pages());
     let mut go_on = || !progress.is_cancelled();
     let sources = params.sources;
     let untouched = untouched::leave_out(&mut tracker, ram, sources, &left_out, trace, &mut go_on)?;
@@ -106,7 +112,7 @@ fn run(
     });
     let mut report = MigrationReport {
         setup_ms: milliseconds(setup),
-        pages_total: ram.pages(),
+        pages_total: ram.layout().pages(),
         pages_holes: untouched.sum(),
         ..MigrationReport::default()
     };
@@ -150,7 +156,7 @@ fn run(
 /// Checks that both sides have the same stream version, memory layout and machine. Returns how long an answer took.
 fn greet(
     link: &mut Link,
-    ram: &GuestRam,
+    ram: &dyn GuestMemory,
     machine: &mut dyn SourceMachine,
     ownership: &OwnershipRecord,
 ) -> Result<Duration, MigrationError> {
@@ -163,13 +169,14 @@ fn greet(
     let header = StreamHeader {
         session,
         number: ownership.begin(session),
-        ram_bytes: ram.pages() * PAGE_SIZE,
-        regions: ram.regions().len() as u32,
+        ram_bytes: ram.layout().pages() * PAGE_SIZE,
+        regions: ram.layout().regions().len() as u32,
     };
     link.out.start(&header.to_bytes())?;
     link.start_heartbeats()?;
     let asked = Instant::now();
-    link.out.section(SectionKind::Layout, [&ram.layout()])?;
+    link.out
+        .section(SectionKind::Layout, [&ram.layout().to_bytes()])?;
     link.out.section(SectionKind::Description, [&description])?;
     link.peer.expect(SectionKind::Accept, "Accept")?;
     Ok(asked.elapsed())
@@ -178,7 +185,7 @@ fn greet(
 /// Runs rounds until the remaining pages fit the downtime limit. Returns the expected downtime.
 fn rounds<S: Sink>(
     untouched: PagesBySource,
-    ram: &GuestRam,
+    ram: &dyn GuestMemory,
     tracker: &mut Tracker<'_>,
     sender: &mut Sender<'_, S>,
     params: &MigrationParams,
@@ -233,7 +240,7 @@ fn rounds<S: Sink>(
 /// read like other pages.
 fn look_for_holes(
     tracker: &mut Tracker<'_>,
-    ram: &GuestRam,
+    ram: &dyn GuestMemory,
     params: &MigrationParams,
     progress: &Progress,
 ) -> Result<(), MigrationError> {

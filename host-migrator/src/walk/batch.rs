@@ -5,7 +5,7 @@ use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::ram::{GuestRam, RamError};
+use crate::memory::guest_memory::{GuestMemory, RamError};
 use crate::memory::zero::is_zero;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -51,7 +51,7 @@ impl Batch {
     /// from its first page. The range fits, and has at most 64 pages.
     pub(super) fn fill(
         &mut self,
-        ram: &GuestRam,
+        ram: &dyn GuestMemory,
         range: PageRange,
         find_zeros: bool,
     ) -> Result<u64, RamError> {

@@ -18,7 +18,7 @@ use spec::stream::Totals;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::ram::{GuestRam, RamError};
+use crate::memory::guest_memory::{GuestMemory, RamError};
 use crate::report::page_source::Reason;
 use crate::report::round_map::{Recorder, RoundMaps};
 use crate::report::stats::RoundStats;
@@ -31,7 +31,7 @@ use word::Word;
 
 /// A walk over the pending pages of a round, and what the rounds before have done.
 pub(crate) struct Walk<'a> {
-    ram: &'a GuestRam,
+    ram: &'a dyn GuestMemory,
     /// Pages are looked at for zeros, and not sent like others.
     find_zeros: bool,
     order: Order,
@@ -107,7 +107,7 @@ enum Part {
 
 impl<'a> Walk<'a> {
     /// A walk over `ram`, in which pages that are zero are found if `find_zeros`. `left_out` was left out before.
-    pub(crate) fn new(ram: &'a GuestRam, find_zeros: bool, left_out: LeftOut) -> Self {
+    pub(crate) fn new(ram: &'a dyn GuestMemory, find_zeros: bool, left_out: LeftOut) -> Self {
         Self {
             ram,
             find_zeros,

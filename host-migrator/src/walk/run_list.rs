@@ -4,7 +4,7 @@
 use spec::PageRange;
 use spec::stream::{MAX_SECTION_RUNS, RUN_BYTES};
 
-use crate::memory::ram::GuestRam;
+use crate::memory::guest_memory::GuestMemory;
 
 /// About the most pages of a list. The destination makes them zero at once, and reads nothing meanwhile.
 const MOST_PAGES: u64 = 1 << 18;
@@ -18,13 +18,12 @@ pub(super) struct RunList {
 
 impl RunList {
     /// Adds `run`, joined to the last one where they touch inside a region.
-    pub(super) fn push(&mut self, run: PageRange, ram: &GuestRam) {
-        for piece in ram.pieces(run) {
+    pub(super) fn push(&mut self, run: PageRange, ram: &dyn GuestMemory) {
+        for piece in ram.layout().pieces(run) {
             self.pages += piece.count();
-            let last = self
-                .runs
-                .last_mut()
-                .filter(|last| last.end() == piece.first() && !ram.begins_region(piece.first()));
+            let last = self.runs.last_mut().filter(|last| {
+                last.end() == piece.first() && !ram.layout().begins_region(piece.first())
+            });
             let joined = last.and_then(|last| {
                 let joined = PageRange::new(last.first(), last.count() + piece.count())?;
                 *last = joined;

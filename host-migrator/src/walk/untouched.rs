@@ -10,9 +10,9 @@ use spec::trace::Event;
 
 use super::left_out::LeftOut;
 use crate::memory::bitmap::runs_of_word;
+use crate::memory::guest_memory::GuestMemory;
+use crate::memory::guest_memory::RamError;
 use crate::memory::holes::HoleBudget;
-use crate::memory::ram::GuestRam;
-use crate::memory::ram::RamError;
 use crate::report::page_source::{PageSource, PageSources, PagesBySource};
 use crate::report::trace::Trace;
 use crate::rule::{GivenUp, Tracker};
@@ -24,7 +24,7 @@ const MOST_HOLES: u64 = 1 << 20;
 /// asked meanwhile whether to go on.
 pub(crate) fn leave_out(
     tracker: &mut Tracker<'_>,
-    ram: &GuestRam,
+    ram: &dyn GuestMemory,
     sources: PageSources,
     left_out: &LeftOut,
     trace: &Trace,

@@ -5,7 +5,7 @@ use spec::PageRange;
 
 use super::batch::Batch;
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::ram::{GuestRam, RamError};
+use crate::memory::guest_memory::{GuestMemory, RamError};
 use crate::rule::Claimed;
 
 /// A word whose pages have been claimed. Its content may not fit what is sent next, so that copying stops in between.
@@ -33,14 +33,14 @@ impl Word {
     /// that are zero are noted instead.
     pub(super) fn copy(
         &mut self,
-        ram: &GuestRam,
+        ram: &dyn GuestMemory,
         batch: &mut Batch,
         find_zeros: bool,
     ) -> Result<bool, RamError> {
         let base = self.index as u64 * 64;
         while let Some(run) = runs_of_word(base, self.left).next() {
             // A log that marks pages where there is no memory has nothing to say.
-            let Some(piece) = ram.pieces(run).next() else {
+            let Some(piece) = ram.layout().pieces(run).next() else {
                 self.left &= !bits(base, run);
                 continue;
             };

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use host_migrator::{DirtyLog, DirtyLogError, GuestRam, LogSource, MigrationBitmap, RamRegion};
+use host_migrator::{
+    DirtyLog, DirtyLogError, GuestMemory, GuestRam, LogSource, MigrationBitmap, RamRegion,
+};
 use spec::stamp::{PAGE_WORDS, Stamp};
 use spec::{PAGE_SIZE, PageRange};
 
@@ -121,8 +123,8 @@ impl Memory {
 }
 
 /// New, empty memory laid out as `ram`.
-pub fn like(ram: &GuestRam) -> GuestRam {
-    let regions = ram.regions().iter();
+pub fn like(memory: &dyn GuestMemory) -> GuestRam {
+    let regions = memory.layout().regions().iter();
     GuestRam::map(
         regions
             .map(|r| region(r.first() * PAGE_SIZE, r.bytes()))

@@ -59,7 +59,7 @@ impl Guest {
     pub fn source(&self) -> Source {
         Source {
             machine: Box::new(MachineForEngine(Arc::clone(&self.machine))),
-            ram: Arc::clone(&self.memory.ram),
+            ram: Arc::<GuestRam>::clone(&self.memory.ram),
             logs: vec![
                 Box::new(self.vcpu_log.clone()),
                 Box::new(self.own_log.clone()),
@@ -138,7 +138,7 @@ pub fn rounds(count: u32) -> MigrationParams {
 /// Migrates `source` into new memory, over a unix socket.
 pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
     let (here, there) = UnixStream::pair().unwrap();
-    let ram = Arc::new(memory::like(&source.ram));
+    let ram = Arc::new(memory::like(source.ram.as_ref()));
     migrate_over(source, params, here, there, ram)
 }
 

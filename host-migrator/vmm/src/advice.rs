@@ -30,7 +30,7 @@ pub fn populate(ram: &GuestRam) -> io::Result<()> {
 /// # Errors
 /// The kernel's: there is no free huge page, the mapping is not aligned, or Linux is older than 6.1.
 pub fn collapse(ram: &GuestRam, block: PageRange) -> io::Result<()> {
-    ram.check(block).map_err(io::Error::other)?;
+    ram.layout().check(block).map_err(io::Error::other)?;
     let start = ram
         .memory()
         .get_host_address(GuestAddress(block.first() * PAGE_SIZE));

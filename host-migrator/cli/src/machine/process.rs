@@ -265,7 +265,7 @@ impl Process {
         let machine = Box::new(self.machine.clone());
         let source = Source {
             machine,
-            ram: Arc::clone(&self.ram),
+            ram: Arc::<GuestRam>::clone(&self.ram),
             logs,
             hints,
             trace: self.trace.clone(),

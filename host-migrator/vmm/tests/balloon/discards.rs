@@ -178,7 +178,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
     });
     let from = Source {
         machine: Box::new(Leaving(Arc::clone(&source.device))),
-        ram: Arc::clone(&ram),
+        ram: Arc::<GuestRam>::clone(&ram),
         logs,
         hints: None,
         trace: Trace::default(),

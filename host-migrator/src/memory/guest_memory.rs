@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory as the engine uses it on either side.
+
+use std::io;
+use std::sync::Arc;
+
+use spec::PageRange;
+
+use super::holes::HoleBudget;
+use super::layout::Layout;
+
+/// Guest memory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// A region that is empty, unaligned or overlaps another.
+    #[error(
+        "the guest's memory region at {gpa:#x} with {len:#x} bytes is empty, unaligned or overlaps another"
+    )]
+    Region {
+        /// Its start.
+        gpa: u64,
+        /// Its bytes.
+        len: u64,
+    },
+    /// Pages outside every region, or across two.
+    #[error("pages {first:#x} to {end:#x} are not in one region of guest memory")]
+    OutOfRange {
+        /// First page frame number.
+        first: u64,
+        /// Page frame number after the last.
+        end: u64,
+    },
+    /// The mapping or an operation on the memory file failed.
+    #[error("guest memory: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Guest memory.
+///
+/// [`GuestRam`](super::ram::GuestRam), made of memory files, is the kind to prefer. A VMM that has only a mapping can
+/// implement the trait for it. What it loses: holes are not found, so memory that was never touched is read (and takes
+/// memory of the host then), and a balloon's pages are looked at like others.
+pub trait GuestMemory: Send + Sync {
+    /// Where it lies.
+    fn layout(&self) -> &Layout;
+
+    /// Copies the pages of `range` into `out`, which has their size. The guest may be writing them: each page may be
+    /// torn, and the dirty log then has it.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`] if the pages are not in one region.
+    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError>;
+
+    /// Writes `content`, which has their size, to the pages of `range`. They are in one region.
+    ///
+    /// # Errors
+    /// [`RamError`] if the pages are not in one region, or the host has no memory for them.
+    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError>;
+
+    /// Makes the pages of `range` zero, and gives their memory back to the host if it can.
+    ///
+    /// # Errors
+    /// [`RamError`] if that cannot be done; the migration then fails.
+    fn discard(&self, range: PageRange) -> Result<(), RamError>;
+
+    /// Calls `found` with pages that read as zero as nobody has written them since they were made or discarded. True if
+    /// these are all of them; false if `budget` was used up before, or it cannot know.
+    ///
+    /// # Errors
+    /// [`RamError`] if the search fails.
+    fn find_holes(
+        &self,
+        budget: &mut HoleBudget<'_>,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<bool, RamError> {
+        let _ = (budget, found);
+        Ok(false)
+    }
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
+    fn layout(&self) -> &Layout {
+        self.as_ref().layout()
+    }
+
+    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        self.as_ref().read(range, out)
+    }
+
+    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        self.as_ref().write(range, content)
+    }
+
+    fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        self.as_ref().discard(range)
+    }
+
+    fn find_holes(
+        &self,
+        budget: &mut HoleBudget<'_>,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<bool, RamError> {
+        self.as_ref().find_holes(budget, found)
+    }
+}

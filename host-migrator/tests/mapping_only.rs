@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A VMM that has guest memory as a mapping and no memory file, written against the public interface alone.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use host_migrator::{
+    Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestMemory, Layout, LogSource,
+    MachineError, Migration, MigrationBitmap, MigrationParams, OwnershipRecord, PageRange,
+    RamError, Source, SourceMachine, Trace, receive,
+};
+
+const PAGE_WORDS: u64 = 512;
+/// Two regions of a guest's memory, and a hole between them.
+const REGIONS: [(u64, u64); 2] = [(0, 900), (4096, 300)];
+
+/// Memory that only this process has.
+struct Mapping {
+    layout: Layout,
+    /// The words of each region.
+    regions: Vec<Vec<AtomicU64>>,
+}
+
+impl Mapping {
+    fn new() -> Arc<Self> {
+        let regions = REGIONS.map(|(first, count)| PageRange::new(first, count).unwrap());
+        let words =
+            |region: &PageRange| (0..region.count() * PAGE_WORDS).map(|_| AtomicU64::new(0));
+        Arc::new(Self {
+            layout: Layout::new(regions.to_vec()).unwrap(),
+            regions: regions
+                .iter()
+                .map(|region| words(region).collect())
+                .collect(),
+        })
+    }
+
+    fn words(&self, pages: PageRange) -> Result<&[AtomicU64], RamError> {
+        let index = self.layout.check(pages)?;
+        let first = (pages.first() - self.layout.regions()[index].first()) * PAGE_WORDS;
+        let count = pages.count() * PAGE_WORDS;
+        Ok(&self.regions[index][first as usize..(first + count) as usize])
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> + '_ {
+        let words = self.regions.iter().flatten();
+        words.map(|word| word.load(Ordering::Relaxed))
+    }
+}
+
+impl GuestMemory for Mapping {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        let (bytes, _) = out.as_chunks_mut::<8>();
+        for (bytes, word) in bytes.iter_mut().zip(self.words(range)?) {
+            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+        }
+        Ok(())
+    }
+
+    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        let (bytes, _) = content.as_chunks::<8>();
+        for (bytes, word) in bytes.iter().zip(self.words(range)?) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        let zero = |word: &AtomicU64| word.store(0, Ordering::Relaxed);
+        self.words(range)?.iter().for_each(zero);
+        Ok(())
+    }
+}
+
+/// The VMM's machine on either side. Its vCPU has written page 5 before it is stopped.
+#[derive(Default)]
+struct Machine {
+    runs: bool,
+}
+
+impl SourceMachine for Machine {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(b"small".into())
+    }
+
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        self.runs = false;
+        Ok(())
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(b"registers".into())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.runs = true;
+        Ok(())
+    }
+
+    fn hand_over(&mut self) {}
+}
+
+impl DestinationMachine for Machine {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        assert_eq!(description, b"small");
+        Ok(())
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        assert_eq!(state, b"registers");
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        self.runs = true;
+        Ok(())
+    }
+}
+
+/// A vCPU that writes a page in each round.
+struct Log(Arc<Mapping>, u64);
+
+impl DirtyLog for Log {
+    fn source(&self) -> LogSource {
+        LogSource::Kvm
+    }
+
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+
+    fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
+        self.1 += 1;
+        let page = PageRange::new(self.1, 1).unwrap();
+        self.0.write(page, &[7; 4096]).unwrap();
+        bitmap.insert(page);
+        Ok(1)
+    }
+
+    fn stop(&mut self) -> Result<(), DirtyLogError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_without_a_file_arrives_whole() {
+    let (from, to) = (Mapping::new(), Mapping::new());
+    for (number, word) in from.regions.iter().flatten().enumerate() {
+        // Every third page holds something.
+        if (number as u64 / PAGE_WORDS).is_multiple_of(3) {
+            word.store(number as u64, Ordering::Relaxed);
+        }
+    }
+    let (here, there) = UnixStream::pair().unwrap();
+    let arrived = Arc::clone(&to);
+    let destination = thread::spawn(move || {
+        let mut machine = Machine::default();
+        let ownership = OwnershipRecord::there();
+        let connection = Connection::try_from(there).unwrap();
+        let received = receive(connection, &*arrived, &mut machine, &ownership, &mut |_| ());
+        (received.map(|_| ()), machine.runs)
+    });
+    let source = Source {
+        machine: Box::new(Machine { runs: true }),
+        ram: Arc::<Mapping>::clone(&from),
+        logs: vec![Box::new(Log(Arc::clone(&from), 0))],
+        hints: None,
+        trace: Trace::default(),
+        ownership: OwnershipRecord::here(),
+    };
+    let params = MigrationParams {
+        max_rounds: Some(3),
+        ..MigrationParams::default()
+    };
+    let migration = Migration::start(source, params, Connection::try_from(here).unwrap()).unwrap();
+    let (_, report) = migration.join();
+    let report = report.unwrap();
+    let (received, runs) = destination.join().unwrap();
+    received.unwrap();
+    assert!(runs);
+    assert!(from.all().eq(to.all()));
+    assert_eq!(report.pages_holes, 0, "nobody knows the holes");
+    assert!(report.totals.pages_zero >= 780, "{report:?}");
+}
