@@ -11,19 +11,19 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`sandbox`] | what the process may still do |
-//! | [`threads`] | threads that know whose they are, and servers that can be stopped |
+//! | [`sandbox`] | restricting the process |
+//! | [`threads`] | threads that know their device, and servers that can be stopped |
 //! | [`sockets`] | unix sockets: listening, and messages that carry file descriptors |
 //! | [`memory`] | memory that other processes lend |
 //! | [`trace`] | recording what the device does, for tests |
 //! | [`virtqueue`] | virtqueues |
-//! | [`guest`] | the guest, as its front end shows it |
+//! | [`guest`] | the guest, as its front end presents it |
 //! | [`hints`] | free page hinting |
 //! | [`balloon`] | the balloon: the sum of its queues |
 //! | [`vhost_user`] | the front end's protocol |
 //! | [`control`] | the control socket |
-//! | [`agent`] | the socket of the guest's agent: hints at the grain of one page |
-//! | [`metrics`] | what a Prometheus server reads |
+//! | [`agent`] | the socket of the guest's agent: hints page by page |
+//! | [`metrics`] | metrics for a Prometheus server |
 //! | [`args`] | the command line, and the [`Program`] it becomes |
 //! | [`daemon`] | front ends come and go, devices stay: a whole [`Program`], or one device ([`run`]) |
 

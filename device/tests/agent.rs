@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest's agent tells, honestly and otherwise, and what becomes of it.
+//! Honest and hostile messages of the guest's agent, and their effects.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -44,7 +44,7 @@ fn with_agent(flags: u32) -> (Daemon, Guest, Migrator, Agent) {
     (daemon, guest, migrator, agent)
 }
 
-/// Opens epochs until the agent has been asked in one: its greeting may still be on its way. Returns the epoch, and
+/// Opens epochs until the agent is asked in one, because its Hello may still be on its way. Returns the epoch, and
 /// the tag for the agent's frames.
 fn open_and_ask(migrator: &mut Migrator, agent: &mut Agent) -> (u64, u64) {
     let epoch = eventually("a question to the agent", || {
@@ -161,7 +161,7 @@ fn only_those_are_asked_whom_the_migrator_wants() {
         (migrator.map.answered() == 128).then_some(())
     });
     agent.end(tag);
-    // The driver never answers. Nobody waits for it.
+    // The driver never answers, and the device does not wait for it.
     eventually("the end", || {
         (migrator.map.phase() == HintPhase::Finished).then_some(())
     });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who is heard as the guest's agent, where every process of the guest can connect, and where only root can.
+//! Who is accepted as the guest's agent if every process of the guest can connect, and if only root can.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -37,7 +37,7 @@ fn agent_of(daemon: &Daemon) -> Agent {
     agent
 }
 
-/// Has `migrator` open epochs until `agent` has been asked in one.
+/// Lets `migrator` open epochs until `agent` is asked in one.
 fn assert_is_served(agent: &mut Agent, migrator: &mut Migrator) {
     eventually("a question to the agent", || {
         let epoch = migrator.status().epochs + 1;
@@ -72,7 +72,7 @@ fn a_process_that_comes_first_and_calls_all_memory_free_is_not_heard() {
     let mut stranger = Agent::connect_only(&daemon);
     stranger.challenged();
     stranger.hello(0);
-    // The tag of the epoch is no secret from who tries them all.
+    // The epoch's tag can be guessed by trying all.
     for tag in 0..20 {
         stranger.map(tag, 0, 4096, &[u64::MAX; 64]);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front ends come and go: what the device keeps, what it gives back, and when it ends.
+//! Front ends connect and disconnect: what the device keeps, what it releases, and when it ends.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hostile clients of the control socket: they cost the device little, and nobody else anything.
+//! Hostile clients of the control socket: they cost the device little, and do not affect others.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What guests put on the hint queue, honest and otherwise, and what becomes of it.
+//! Honest and hostile buffers on the hint queue, and their effects.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What guests put into the balloon and take out again, honest and otherwise, and what becomes of it.
+//! Honest and hostile inflating and deflating, and their effects.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;

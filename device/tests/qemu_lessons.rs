@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The mistakes that QEMU's virtio-balloon has made and mended since 2019, as claims that they are not made here.
+//! Bugs that were fixed in QEMU's virtio-balloon since 2019, as tests that our device does not have them.
 //!
 //! Each test names the commit whose lesson it is. Lessons that other tests claim already:
 //!

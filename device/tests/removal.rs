@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! That a process in the sandbox has its own sockets' files removed, and no other file. Each attempt is made by this
+//! A process in the sandbox can have its own sockets' files removed, and no other file. Each attempt is made by this
 //! program, started once more: the remover is forked, so there may be one thread only, and a filter stays.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -20,7 +20,7 @@ const RUNS: u64 = 300;
 /// Pages of the guest, in two regions.
 const LOW: u64 = 700;
 const HIGH: u64 = 200;
-/// What the balloon takes.
+/// The pages that the balloon takes.
 const TAKEN: u64 = 100;
 
 fn runs() -> u64 {
@@ -28,7 +28,7 @@ fn runs() -> u64 {
     runs.map_or(RUNS, |runs| runs.parse().expect("a number of runs"))
 }
 
-/// Two thirds of memory hold something, a half of which is free again.
+/// Two thirds of memory have content, and half of that is free again.
 fn guest(random: &mut Random) -> Arc<Guest> {
     let guest = Guest::new(Memory::new(LOW, HIGH));
     for pfn in guest.memory.pages() {
@@ -44,7 +44,7 @@ fn guest(random: &mut Random) -> Arc<Guest> {
     Arc::new(guest)
 }
 
-/// Sources without any one of them, or all.
+/// All sources, and all but each one.
 fn some_sources(random: &mut Random) -> PageSources {
     let sources = PageSource::ALL;
     let left_out = random.below(2 * sources.len() as u64) as usize;

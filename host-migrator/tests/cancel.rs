@@ -20,7 +20,7 @@ use software_guest::proxy::{Fault, Wire};
 use software_guest::workload::{Behaviour, Workload};
 use software_guest::{Guest, migrate};
 
-/// For what must happen: it does not, if it has not after this time.
+/// The time limit for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(30);
 
 /// A guest with more memory than all socket buffers on the way take.
@@ -51,7 +51,7 @@ fn start(guest: &Guest, forth: Fault, back: Fault, params: MigrationParams) -> M
     Migration::start(guest.source(), params, here.try_into().unwrap()).unwrap()
 }
 
-/// Cancels, and shows that the guest runs on here and can be migrated.
+/// Cancels, and checks that the guest runs on here and can be migrated.
 fn assert_cancels(guest: &Arc<Guest>, handle: MigrationHandle) {
     assert!(handle.cancel());
     wait_for(&handle, MigrationHandle::is_over);

@@ -17,7 +17,7 @@ use spec::trace::check::{self, Verdict};
 
 /// Enough for an early harvest before the last pages are sent.
 const PAGES: u64 = 2048;
-/// The page that the hostile guests free, hint and use again.
+/// The page that the hostile guests free, hint and reuse.
 const VICTIM: u64 = PAGES - 70;
 /// A harvest in the middle of each round, after most of its pages: epochs 1 and 2 are the first round's, epoch 3 is the
 /// second round's first.
@@ -25,7 +25,7 @@ const SYNC_PAGES: u64 = 1500;
 /// A page that the second round sends before that harvest.
 const EARLY_VICTIM: u64 = 5;
 
-/// A guest whose pages all hold something, but for the victim, which it has freed.
+/// A guest whose pages all have content, except the victim, which it has freed.
 fn guest() -> Arc<Guest> {
     let guest = Guest::new(Memory::new(PAGES, 0));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
@@ -33,8 +33,8 @@ fn guest() -> Arc<Guest> {
     Arc::new(guest)
 }
 
-/// Migrates in two rounds and the last; says which pages are wrong at the destination, and what of the rule
-/// the trace shows broken.
+/// Migrates in two rounds and the last. Returns which pages are wrong at the destination, and which clause
+/// the trace shows to be broken.
 fn wrong_pages(
     guest: &Guest,
     source: Source,
@@ -56,7 +56,7 @@ fn wrong_pages(
     (outcome.wrong_pages(&guest.memory), broken)
 }
 
-/// Runs `guest`, made anew each time, with the rule and without `clause`.
+/// Runs a new `guest` with the rule, and another without `clause`.
 fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
     let try_with = |switched_off| {
         let guest = guest();
@@ -102,7 +102,7 @@ fn assert_lost_without(
     );
 }
 
-/// The guest hints the victim in the first epoch, and takes it into use again at once.
+/// The guest hints the victim in the first epoch, and reuses it at once.
 fn reuses_at_once() -> Arc<Guest> {
     let guest = guest();
     let theirs = Arc::clone(&guest);

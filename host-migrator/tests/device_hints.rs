@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The client of the control protocol, against devices that behave and devices that do not. (The real
-//! device is met in the workspace's own tests.)
+//! Tests the client of the control protocol with devices that follow the protocol and devices that do not. (The real
+//! device is used in the workspace's own tests.)
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -23,7 +23,7 @@ use spec::control::{
 };
 use spec::hint_map::{HintBits, Tellers};
 
-/// What a device says to a request; nothing: it stays silent.
+/// The device's answer to a request; `None` for silence.
 type Answer = fn(Request) -> Option<Reply>;
 
 /// A device that answers as told, and passes on what it was asked and given.
@@ -112,7 +112,7 @@ fn polite(request: Request) -> Option<Reply> {
     })
 }
 
-/// Migrates a guest with the hints of a device that answers so; says what was lost and what was asked.
+/// Migrates a guest with the hints of such a device. Returns what was lost and what was asked.
 fn migrate_with(answer: Answer) -> (Option<String>, Vec<Request>) {
     let device = Device::start(answer);
     let guest = Guest::new(Memory::new(100, 0));

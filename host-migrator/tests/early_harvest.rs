@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Harvests in mid-round: a page written before it is copied is sent once; and nothing but a copy of it counts.
+//! Harvests in mid-round: a page written before it is copied is sent once. Only a copy takes a page out of the early pages.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;

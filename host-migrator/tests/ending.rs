@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How a migration that failed ends: the guest first, then its logs and hints, and the destination last.
+//! How a failed migration ends: first the guest, then its logs and hints, last the destination.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -21,7 +21,7 @@ use spec::stream::{
 };
 use spec::trace::Event;
 
-/// A destination that is played by hand: it reads no byte more than it is told to.
+/// A destination controlled by the test: it reads only as many bytes as it is told to.
 struct Destination {
     stream: UnixStream,
     sequence: u32,
@@ -65,7 +65,7 @@ impl Destination {
         self.stream.write_all(&header.to_bytes()).unwrap();
     }
 
-    /// Reads all that is there. Does not wait.
+    /// Reads everything that has arrived. Does not wait.
     fn forget_received(&mut self) {
         self.stream.set_nonblocking(true).unwrap();
         let mut bytes = vec![0; 64 << 10];
@@ -80,7 +80,7 @@ impl Destination {
     }
 }
 
-/// Puts junk into `stream` until it takes no byte more.
+/// Writes junk to `stream` until it is full.
 fn fill(stream: &UnixStream) {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     for size in [16 << 10, 1] {
@@ -152,7 +152,7 @@ fn failing(guest: &Guest) -> Failing {
     let (tell, destination) = channel();
     let mut source = guest.source();
     let save = move || {
-        // It reads no more from here on.
+        // From here on it reads nothing.
         let destination = heard_all.recv().unwrap();
         fill(&full);
         tell.send(destination).unwrap();
@@ -165,7 +165,7 @@ fn failing(guest: &Guest) -> Failing {
     }
 }
 
-/// The destination is not given up for its silence, and the switchover is not for its length.
+/// Time limits that are never reached: for a silent destination, and for the switchover.
 fn patient() -> MigrationParams {
     MigrationParams {
         max_rounds: Some(1),
@@ -181,7 +181,7 @@ fn guest() -> Guest {
     guest
 }
 
-/// What `guest` is like when its hints end: it runs, and no log does.
+/// Checks the state of `guest` when its hints end: the guest runs and no log does.
 fn check_when_done(guest: &Guest, then: impl FnOnce() + Send + 'static) {
     let machine = Arc::clone(&guest.machine);
     let logs = [guest.vcpu_log.clone(), guest.own_log.clone()];
@@ -218,7 +218,7 @@ fn the_destination_is_told_after_guest_logs_and_hints_were_put_right() {
     let kept = Arc::new(Mutex::new(None));
     let keeper = Arc::clone(&kept);
     check_when_done(&guest, move || {
-        // Only now is there room for what the destination is told. If it had been tried before, it would be lost.
+        // Only now is there room for the message to the destination. An earlier attempt would have failed.
         let mut destination = destination.recv().unwrap();
         destination.forget_received();
         *keeper.lock().unwrap() = Some(destination);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest memory at a high address costs what there is of it, not what lies below. One test: it measures the process.
+//! The cost of guest memory at a high address depends on its size, not on its address. A single test, because it measures the process.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -23,7 +23,7 @@ fn memory_at_64_tib_is_migrated_with_hints_in_little_memory() {
     let region = |first| RamRegion::new(first * PAGE_SIZE, PAGES * PAGE_SIZE).unwrap();
     let ram = GuestRam::map(vec![region(0), region(FAR)]).unwrap();
     let mut guest = Guest::new(Memory::of(Arc::new(ram)));
-    // The trace's checker knows no such addresses.
+    // The trace's checker does not support such addresses.
     guest.trace = host_migrator::Trace::default();
     for pfn in (0..PAGES).chain(FAR..FAR + PAGES) {
         guest.write(pfn);

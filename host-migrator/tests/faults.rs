@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the
-//! guest never runs twice.
+//! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the guest never runs on
+//! both sides.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -91,7 +91,7 @@ fn assert_one_owner(guest: Guest, mut outcome: Outcome, side: Side, place: &str)
                 "{place}: it runs nowhere"
             );
             assert!(outcome.received.is_err(), "{place}");
-            // Another try is exact, whatever the first has left behind.
+            // Another migration is exact, whatever the first one has left behind.
             guest.write(2);
             let again = migrate(outcome.source, MigrationParams::default());
             assert!(again.destination.runs, "{place}: {:?}", again.sent);

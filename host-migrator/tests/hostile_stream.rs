@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Streams that no honest source sends: the destination says what is wrong, and runs nothing.
+//! Streams that no honest source sends: the destination says what is wrong and does not run the guest.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -26,7 +26,7 @@ fn memory() -> Memory {
     Memory::new(64, 8)
 }
 
-/// A source that says what it is told to.
+/// A source that sends what the test says.
 struct Liar {
     stream: UnixStream,
     sequence: u32,
@@ -38,7 +38,7 @@ struct Liar {
 impl Liar {
     fn bytes(&mut self, bytes: &[u8]) {
         self.sent.extend(bytes);
-        // The destination may have heard enough.
+        // The destination may have closed the connection.
         let _ = self.stream.write_all(bytes);
     }
 
@@ -90,12 +90,12 @@ impl Liar {
     }
 }
 
-/// What a destination says to `lies`.
+/// A destination's result for `lies`.
 fn received(lies: impl FnOnce(&mut Liar, &GuestRam)) -> Result<(), ReceiveError> {
     received_into(&Arc::new(like(&memory().ram)), lies)
 }
 
-/// As [`received`], with the destination's memory to look at.
+/// As [`received`], with the destination's memory.
 fn received_into(
     ram: &Arc<GuestRam>,
     lies: impl FnOnce(&mut Liar, &GuestRam),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest of a size that shows: what hints save, over TCP.
+//! A large guest, to show what hints save over TCP.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Slow is not dead, dead is not slow: links and peers that take their time, and those that are gone.
+//! Slow is not dead, and dead is not slow: slow links and peers, and lost ones.
 //!
-//! The sides have little patience here, so that what takes half a minute in life takes a few seconds in a test.
+//! The time limits are short here, so that a test takes seconds instead of half a minute.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -22,12 +22,12 @@ use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::{Guest, Outcome, migrate_over, rounds};
 
-/// How long either side waits for one that says nothing. A heartbeat comes four times in it.
+/// How long each side waits for a silent peer. Four heartbeats come in this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longer than that.
 const LONG: Duration = Duration::from_secs(3);
 
-/// A guest that has written `pages` pages, and stands still.
+/// A stopped guest that has written `pages` pages.
 fn guest(pages: u64) -> Guest {
     let guest = Guest::new(Memory::new(pages, 0));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
@@ -98,7 +98,7 @@ fn a_sender_that_keeps_to_32_kib_a_second_is_not_taken_for_dead_and_sends_small_
     let began = Instant::now();
     let ends = UnixStream::pair().unwrap();
     assert_complete(migrate(&guest, guest.source(), params, ends, small));
-    // No faster than the limit, but for the credit of a moment.
+    // No faster than the limit, apart from a small credit.
     let seconds = began.elapsed().as_secs_f64();
     assert!(seconds > 50.0 / 8.0 * 0.95, "{seconds}");
 }
@@ -142,7 +142,7 @@ fn a_link_that_carries_nothing_for_8_s_in_a_round_costs_only_these() {
 
 #[test]
 fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
-    /// What is left for the stopped guest.
+    /// The pages left for the stopped guest.
     const LEFT: u64 = 4000;
     const SLOW: u64 = 500_000;
     let guest = Arc::new(guest(5000));
@@ -192,7 +192,7 @@ fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
     assert!(stopped < needed / 2, "{stopped:?}");
 }
 
-/// A log that takes its time to be harvested.
+/// A log whose harvest takes a while.
 struct SlowLog(Box<dyn DirtyLog>);
 
 impl DirtyLog for SlowLog {

@@ -60,7 +60,7 @@ fn assert_exact(guest: &Guest, outcome: &Outcome) {
     assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
 }
 
-/// The maps of the rounds say the same as their statistics.
+/// Checks that the maps of the rounds agree with their statistics.
 fn assert_maps_agree(report: &MigrationReport) {
     let maps = report.maps.as_ref().unwrap();
     assert_eq!(maps.memory.iter().sum::<u64>(), report.pages_total);
@@ -229,7 +229,7 @@ fn hints_of_a_device_that_fails_to_close_are_not_used_again() {
     hint_all_free(&guest);
     guest.hints.fail_to_close.store(true, Ordering::Release);
     let theirs = Arc::clone(&guest);
-    // After the close that failed the guest uses a hinted page again; the map still has it.
+    // After the failed close the guest reuses a hinted page, which is still in the map.
     let outcome = {
         let params = rounds(3);
         let workload = Workload::start(

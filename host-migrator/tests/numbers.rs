@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Numbers that people act on: counts, rates and the expected downtime.
+//! The reported numbers: counts, rates and the expected downtime.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -42,7 +42,7 @@ fn a_page_that_is_hinted_too_late_again_and_again_counts_once() {
         }
         theirs.hints.finish();
         if epoch == 2 {
-            // It is sent once more, and then it can be too late for it once more.
+            // It is sent again, so a hint can be too late for it again.
             theirs.write(7);
         }
         // Something to do for the next round.

@@ -92,7 +92,7 @@ fn guest() -> Guest {
     guest
 }
 
-/// The migration of `source` panics, and all is put back.
+/// Checks that the migration of `source` panics and that everything is put back.
 fn assert_put_back(guest: &Guest, source: Source, what: &str) {
     let outcome = migrate(source, rounds(3));
     let error = outcome.sent.unwrap_err();
@@ -182,7 +182,7 @@ fn a_panic_while_all_is_put_back_keeps_nothing_from_being_put_back() {
         }
     }
     source.machine = Box::new(Last(source.machine, calls));
-    // The record of a log whose stop panicked is missing, so the trace is not held against the rule here.
+    // The record of a log whose stop panicked is missing, so the trace is not checked here.
     source.trace = host_migrator::Trace::default();
     assert_put_back(&guest, source, "the stop of a log");
 }

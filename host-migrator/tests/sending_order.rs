@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The bounds that `spec/sending-order.md` states, held against every scenario of the simulation.
+//! Checks the bounds of `spec/sending-order.md` on every scenario of the simulation.
 
 #[path = "../benches/simulation/mod.rs"]
 mod simulation;
 
 use simulation::{Arrival, FREE_SHARES, Policy, Scenario, grid};
 
-/// The simulation looks once a millisecond: when it begins to wait, and when it ends.
+/// The simulation's steps are a millisecond, so a wait may begin and end that much too late.
 const TICKS: f64 = 0.002;
 
 /// The simulated seconds and bytes of every scenario, under the bound that `check` states.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A destination waits through strangers for a source that fits, and touches nothing for anybody else.
+//! A destination waits among strangers for a matching source, and writes no memory for anybody else.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -25,7 +25,7 @@ use software_guest::memory::{Memory, like, one};
 use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, SectionHeader, SectionKind, StreamHeader};
 
-/// Nobody waits so long for what must happen.
+/// The time limit for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(30);
 
 /// A destination that waits for a guest like `guest`. Its memory has something in it.
@@ -121,7 +121,7 @@ fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory
 fn a_crowd_that_says_nothing_does_not_lock_the_true_source_out() {
     let guest = guest();
     let destination = Waiting::for_a_guest_like(&guest);
-    // One after the other they would be waited for longer than the source waits.
+    // One after the other they would take longer than the source waits.
     let crowd: Vec<_> = (0..100).map(|_| destination.stranger()).collect();
     destination.assert_untouched();
     destination.receives(&guest);
@@ -182,7 +182,7 @@ fn a_source_far_away_gets_through_while_strangers_flood() {
         thread::spawn(move || {
             let mut crowd = VecDeque::new();
             while !over.load(Ordering::Acquire) {
-                // Nobody listens any more when the guest has arrived.
+                // The destination no longer listens when the guest has arrived.
                 let Ok(stranger) = Connection::connect(&address, FOR_EVER) else {
                     continue;
                 };

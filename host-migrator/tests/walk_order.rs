@@ -57,7 +57,7 @@ fn pages_that_were_free_in_the_epoch_before_go_last() {
         if epoch == 1 {
             (0..64).for_each(|pfn| theirs.memory.free(pfn));
             theirs.hints.hint(pages(0, 64));
-            // Used for a moment, and written like pages that stay in use.
+            // Used briefly, and written like pages that stay in use.
             for pfn in [3, 100, 600] {
                 theirs.write(pfn);
             }

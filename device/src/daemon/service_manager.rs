@@ -20,7 +20,7 @@ pub const AGENT: &str = "agent";
 /// The name of the metrics socket.
 pub const METRICS: &str = "metrics";
 
-/// Sockets that are wrong, or one too many.
+/// A socket of the service manager is wrong or superfluous.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
     /// Not a socket of the right kind.
@@ -43,11 +43,11 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// What the environment tells of, which is then told to no one else. A single socket that has no name that
-    /// means something is the front end's.
+    /// The sockets named by the environment, whose variables are then removed. A single socket without a known
+    /// name is the front end's.
     ///
     /// # Errors
-    /// [`ActivationError::Socket`] for what is no listening unix socket.
+    /// [`ActivationError::Socket`] for anything that is not a listening unix socket.
     pub fn from_env() -> Result<Self, ActivationError> {
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut given = ListenFd::from_env();
@@ -85,7 +85,7 @@ impl Activation {
         Some(self.sockets.swap_remove(found).1)
     }
 
-    /// The socket called `name` of the device called `device`. An only device's needs not say whose it is.
+    /// The socket `name` of the device `device`. If there is only one device, the socket's name need not contain the device's.
     pub fn take_for_device(
         &mut self,
         name: &str,
@@ -108,13 +108,13 @@ impl Activation {
     }
 }
 
-/// Tells the service manager how things are, if there is one.
+/// Reports the service's state to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier(Option<UnixDatagram>);
 
 impl Notifier {
-    /// For the manager that `NOTIFY_SOCKET` names. It is connected to now: later the file system may be out of
-    /// reach. A manager that cannot be told is logged; the service can do without.
+    /// Connects to the manager that `NOTIFY_SOCKET` names, now, because later the file system may be out of reach. A failure
+    /// is only logged; the service works without a manager.
     pub fn from_env() -> Self {
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|name| {
             connect(&name)
@@ -129,7 +129,7 @@ impl Notifier {
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
-    /// How it is now, for people.
+    /// The current state, for people.
     pub fn status(&self, status: &str) {
         self.tell(&format!("STATUS={status}"));
     }

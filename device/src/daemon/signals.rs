@@ -11,12 +11,12 @@ use signal_hook::iterator::Signals;
 
 const ENDING: [i32; 2] = [SIGTERM, SIGINT];
 
-/// Signals that are heard from now on.
+/// Waits for signals.
 #[derive(Debug)]
 pub struct EndSignals(Signals);
 
 impl EndSignals {
-    /// Hears them instead of being ended by them.
+    /// Handles these signals from now on, so that they do not end the process.
     ///
     /// # Errors
     /// If there is no file descriptor left.
@@ -30,7 +30,7 @@ impl EndSignals {
         Ok(Self(Signals::new(ENDING)?))
     }
 
-    /// Waits for the first and says its name.
+    /// Waits for the first signal and returns its name.
     pub fn wait(mut self) -> &'static str {
         match self.0.forever().next() {
             Some(SIGINT) => "SIGINT",

@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Ticks until it is dropped.
 #[derive(Debug)]
 pub struct Ticker {
-    /// The thread ends when this has gone, and hinting with it if it was told to.
+    /// Dropping this ends the thread, and hinting too if the thread was told so.
     alive: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,10 +39,10 @@ impl Ticker {
         })
     }
 
-    /// Has the thread end a person's round of hints, and end, without waiting for that.
+    /// Tells the thread to end a round of hints for a person and then itself. Does not wait for that.
     pub fn end_hinting(&mut self) {
         if let Some(alive) = self.alive.take() {
-            // A thread that has ended has panicked, and ends no hinting.
+            // If the thread has ended, it has panicked and cannot end hinting.
             let _ = alive.send(());
         }
     }

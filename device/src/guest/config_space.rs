@@ -13,18 +13,18 @@ use super::config_channel::ConfigChannel;
 /// the target and another for the hints, which read a moment apart.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// The configuration space, and what the guest has been told of it.
+/// The configuration space, and whether the guest knows its last change.
 #[derive(Debug)]
 pub struct ConfigSpace {
     channel: Arc<ConfigChannel>,
-    /// Without the command id, which the hints have.
+    /// The fields, without the command id, which [`crate::hints`] has.
     config: Config,
     /// The guest has not been told of the last change.
     is_untold: bool,
     last_told: LastTold,
 }
 
-/// What has become of the last change that the guest was told of.
+/// The state of the last change that the guest was told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LastTold {
     /// There was none.
@@ -126,7 +126,7 @@ impl ConfigSpace {
                 self.is_untold = false;
                 self.last_told = LastTold::Unread;
             }
-            // Said once: the guest makes the device try again as often as it likes.
+            // Logged once, because the guest can make the device try again without limit.
             Err(error) if !again => log::warn!("the guest cannot be told of a change: {error}"),
             Err(_) => {}
         }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest, as its front end shows it: features, memory, queues, and the configuration space that both write.
+//! The guest, as its front end presents it: features, memory, queues and the configuration space.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`state`] | what the front end has shown of the guest |
-//! | [`config_space`] | what guest and host tell each other beside the queues |
+//! | [`config_space`] | the configuration space |
 //! | [`config_channel`] | telling the guest that its configuration has changed |
 
 pub mod config_channel;

@@ -22,7 +22,7 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bi
 /// Features of the front end, not of the guest: the dirty log and the protocol features.
 pub const FRONT_END_FEATURES: u64 = VhostUserVirtioFeatures::LOG_ALL.bits() | PROTOCOL_FEATURES;
 
-/// The guest. Every part of the balloon sees it through this.
+/// The state of the guest. Every part of the balloon uses it.
 pub struct Guest {
     numbering: QueueNumbering,
     /// What the front end acknowledged for the guest.
@@ -79,7 +79,7 @@ impl Guest {
         self.features & (1 << bit) != 0
     }
 
-    /// What the guest fills its free pages with.
+    /// The value with which the guest fills its free pages.
     pub fn poison(&self) -> u32 {
         if self.has(feature::PAGE_POISON) {
             self.config.config().poison_val
@@ -179,7 +179,7 @@ impl Guest {
         self.rings.iter().any(Ring::runs)
     }
 
-    /// Takes all rings for stopped, and leaves alone what is queued there.
+    /// Treats all rings as stopped, without touching what is queued there.
     pub fn abandon_rings(&self) {
         self.rings.iter().for_each(Ring::abandon);
     }

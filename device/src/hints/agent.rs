@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest's agent, as the hints see it: whether it can be asked, and how far it is with its answer.
+//! The guest's agent as a source of hints: whether it can be asked, and the state of its answer.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,36 +11,36 @@ use spec::balloon::CommandId;
 use spec::hint_map::HintPhase;
 use spec::{PAGE_SIZE, PageRange};
 
-/// If the agent tells nothing for this long, the driver is asked as well.
+/// If the agent reports nothing for this long, the driver is asked as well.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The agent as the device knows it.
+/// The state of the agent.
 #[derive(Debug, Default)]
 pub struct Agent {
     /// The host's end of its port, as long as a connection is there.
     port: Option<Arc<UnixStream>>,
-    /// What it has said of its kernel.
+    /// What it has said about its kernel.
     settings: Option<Settings>,
     progress: Progress,
-    /// Pages that the answer may yet speak of: an honest one names each page once.
+    /// How many more pages the answer may cover. An honest answer covers each page once.
     left: u64,
-    /// It has told all of memory below this page.
+    /// It has reported all free pages below this one.
     told_to: u64,
-    /// When it was asked, or last told something since.
+    /// When it was asked, or last sent a map since then.
     heard: Option<Instant>,
 }
 
 /// How far the agent is with its answer to the open epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Progress {
-    /// Nothing is wanted of it, or it has told all.
+    /// It is not asked, or its answer is complete.
     #[default]
     Over,
     Asked,
     Answering,
 }
 
-/// The agent speaks of some pages again and again.
+/// The agent reports the same pages again and again.
 #[derive(Debug)]
 pub struct RepeatsItself;
 
@@ -55,7 +55,7 @@ impl Agent {
         agent
     }
 
-    /// Asks it who it is: one that lives says so.
+    /// Sends it a Hello, which a living agent answers.
     pub fn greet(&self) {
         self.send(Ask::Hello);
     }
@@ -102,12 +102,12 @@ impl Agent {
         asked
     }
 
-    /// Whether it has been asked and has not told all.
+    /// Whether it was asked and its answer is not complete.
     pub fn is_awaited(&self) -> bool {
         self.progress != Progress::Over
     }
 
-    /// Until when its next word is waited for, if one is.
+    /// Until when its next map is awaited, if one is.
     pub fn awaited_until(&self) -> Option<Instant> {
         let heard = self.heard.filter(|_| self.is_awaited());
         heard.map(|heard| heard + PATIENCE)
@@ -135,19 +135,19 @@ impl Agent {
         self.told_to
     }
 
-    /// It has told all that it will.
+    /// Its answer is complete.
     pub fn has_ended(&mut self) {
         self.progress = Progress::Over;
     }
 
-    /// Nothing more is wanted of it.
+    /// Stops asking it.
     pub fn stop(&mut self) {
         if std::mem::take(&mut self.progress) != Progress::Over {
             self.send(Ask::Stop);
         }
     }
 
-    /// Sends a question. An agent that does not take so few bytes has stopped reading: it is hung up on.
+    /// Sends a request. An agent that does not accept so few bytes has stopped reading and is disconnected.
     fn send(&self, ask: Ask) -> bool {
         let Some(port) = &self.port else {
             return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The maps of the guest's agent: which of them count, and what they bring.
+//! The maps of the guest's agent: which of them count, and how they enter the hint map.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ impl FreePageHinting {
         self.agent = Agent::at(port);
     }
 
-    /// Asks the agent who it is: one that lives says so.
+    /// Sends the agent a Hello, which a living agent answers.
     pub fn greet_agent(&self) {
         self.agent.greet();
     }
 
-    /// The agent has gone. What it has told in the open epoch stands.
+    /// The agent has disconnected. Its reports in the open epoch still count.
     pub fn agent_gone(&mut self, guest: &mut Guest) {
         if std::mem::take(&mut self.agent).is_awaited() {
             self.call_driver(guest);
@@ -33,7 +33,7 @@ impl FreePageHinting {
         self.publish_phase();
     }
 
-    /// Asks the driver for what an agent that has fallen silent does not tell. When to look again, if that is known.
+    /// Asks the driver if the agent has fallen silent. Returns when to call this again, if that is known.
     pub fn await_agent(&mut self, guest: &mut Guest, now: Instant) -> Option<Instant> {
         let until = self.agent.awaited_until()?;
         if now < until {
@@ -44,7 +44,7 @@ impl FreePageHinting {
         None
     }
 
-    /// The agent has sent `frame`. `false` if that was of no use.
+    /// The agent has sent `frame`. Returns `false` if the frame was useless.
     pub fn agent_said(&mut self, guest: &mut Guest, frame: &Frame<'_>) -> bool {
         let useful = match Answer::read(frame) {
             Ok(Answer::Hello(settings)) => self.agent.introduce(settings),
@@ -53,7 +53,7 @@ impl FreePageHinting {
                 log::debug!("the agent's map of epoch {epoch}: {totals:?}");
                 let is_awaited = self.agent_ended(epoch);
                 if is_awaited && let Some(hints) = &self.map {
-                    // Nothing more comes: no page is worth waiting for.
+                    // Nothing more comes, so the migrator need not wait.
                     hints.set_answered(u64::MAX);
                 }
                 is_awaited
@@ -61,7 +61,7 @@ impl FreePageHinting {
             Ok(Answer::Failed { epoch, errno }) => {
                 let is_awaited = self.agent_ended(epoch);
                 if is_awaited {
-                    log::warn!("the guest's agent cannot tell free pages: error {errno}");
+                    log::warn!("the guest's agent cannot read free pages: error {errno}");
                     self.call_driver(guest);
                 }
                 is_awaited

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Epochs: they are opened, closed, and over for good.
+//! Opening and closing epochs, and the end of hinting.
 
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ impl FreePageHinting {
         self.latency.opened(Instant::now());
         self.record(Event::Published(epoch));
         map.begin(epoch, self.state.phase());
-        // A person's round is no migration: nobody gains by what the agent would do before one.
+        // A round for a person is not a migration, so the agent need not prepare the guest for one.
         let first = self.holder == HintHolder::Migrator && epoch == 1;
         let agent = agent && self.agent.ask_for(command_id, first, map.pages());
         if driver && agent {
@@ -68,7 +68,7 @@ impl FreePageHinting {
         Ok(report)
     }
 
-    /// The migration is over: the guest is told to take its pages back, and the migrator's map is let go of.
+    /// The migration is over: the guest is told DONE, and the migrator's map is released.
     pub fn done(&mut self, guest: &mut Guest) {
         self.state.done();
         self.agent.stop();
@@ -83,7 +83,7 @@ impl FreePageHinting {
         self.holder = HintHolder::Nobody;
     }
 
-    /// Where things stand.
+    /// The state of hinting.
     pub fn status(&self, guest: &Guest) -> DeviceStatus {
         DeviceStatus {
             features: guest.features(),

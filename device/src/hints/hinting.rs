@@ -29,7 +29,7 @@ use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 pub struct FreePageHinting {
     pub(super) state: Hinting,
     pub(super) latency: HintLatency,
-    /// Tells free pages, besides the driver.
+    /// The agent, the other source of hints besides the driver.
     pub(super) agent: Agent,
     /// Whose the map is.
     pub(super) holder: HintHolder,
@@ -85,7 +85,7 @@ impl FreePageHinting {
         self.state.command_id()
     }
 
-    /// How long hints take.
+    /// The latencies of hints.
     pub fn latency(&self) -> &HintLatency {
         &self.latency
     }
@@ -169,7 +169,7 @@ impl FreePageHinting {
         }
     }
 
-    /// Writes into the map how far the guest is.
+    /// Writes the guest's phase into the map.
     pub(super) fn publish_phase(&self) {
         if let Some(map) = &self.map {
             map.set_phase(self.phase());
@@ -188,7 +188,7 @@ impl FreePageHinting {
         }
     }
 
-    /// A person's round is no business of the rule: no migration uses its hints.
+    /// The trace does not record a round for a person, because no migration uses its hints.
     pub(super) fn record(&self, event: Event) {
         if self.holder == HintHolder::Migrator {
             self.trace.record(event);

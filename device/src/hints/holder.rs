@@ -17,7 +17,7 @@ use crate::memory::shared_map::{self, SharedMap, SharedMapError};
 use crate::virtqueue::position::QueuePosition;
 
 impl FreePageHinting {
-    /// Uses the migrator's hint `map`, as it could be opened, instead of any before. A person's round ends with it.
+    /// Uses the migrator's hint `map`, if it could be opened, instead of any before. Ends a round for a person.
     ///
     /// # Errors
     /// [`Refusal::EpochOpen`] while the migrator has an epoch open, [`Refusal::HintMap`] for a map that could not be
@@ -40,8 +40,7 @@ impl FreePageHinting {
         Ok(())
     }
 
-    /// The migrator has gone. If it has `hinted` since it last said that hinting is over, the device says
-    /// so for it.
+    /// The migrator has gone. If it has `hinted` and has not said Done since, the device does so for it.
     pub fn migrator_gone(&mut self, guest: &mut Guest, hinted: bool) {
         if hinted {
             self.done(guest);
@@ -66,7 +65,7 @@ impl FreePageHinting {
             Refusal::Resources
         })?;
         let before = self.map.replace(Arc::new(map));
-        // Numbers of epochs are the migrator's business; for a person any will do.
+        // Only migrators use the numbers of epochs; for a person any number will do.
         if let Err(refusal) = self.open(guest, self.state.status().epochs + 1) {
             self.map = before;
             return Err(refusal);
@@ -76,7 +75,7 @@ impl FreePageHinting {
         Ok(self.hint_state())
     }
 
-    /// Ends the round that a person has started: the guest is told to take its pages back. The map stays.
+    /// Ends the round for a person and tells the guest DONE. The map stays.
     ///
     /// # Errors
     /// [`Refusal`] if there is no such round.
@@ -154,7 +153,7 @@ impl FreePageHinting {
         }
     }
 
-    /// A new driver has nothing to do with what an earlier one has hinted. One that has been stopped and goes on has.
+    /// Hints of an earlier driver do not apply to a new one. They do apply to a driver that was stopped and goes on.
     pub fn notice_new_driver(&mut self, guest: &mut Guest) {
         let answered = [HintPhase::Running, HintPhase::Finished].contains(&self.state.phase());
         if let Some(ring) = guest.running(QueueRole::FreePageHint)
@@ -177,7 +176,7 @@ impl FreePageHinting {
         guest.tell();
     }
 
-    /// The driver has gone. What a person asked its guest for is no picture of the next one.
+    /// The driver has gone. The map of a round for a person does not apply to the next guest.
     pub fn forget_driver(&mut self, guest: &mut Guest) {
         self.position = QueuePosition::default();
         self.end_round(guest, RoundEnd::Reset);

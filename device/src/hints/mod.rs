@@ -6,7 +6,7 @@
 //! | [`state_machine`] | epochs of the migrator, command ids of the guest |
 //! | [`sink`] | from descriptor chains to bits of the map |
 //! | [`latency`] | how long hints take |
-//! | [`agent`] | the guest's agent, as the hints see it |
+//! | [`agent`] | the guest's agent as a source of hints |
 //! | [`person`] | a round of hints that a person has started |
 //! | [`hinting`] | all of these together: the hint queue, the map, and how far the guest is |
 //! | [`agent_maps`] | the agent's maps, taken into the open epoch |

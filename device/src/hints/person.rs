@@ -16,12 +16,12 @@ pub(super) struct PersonRound {
     /// When it is ended if nobody has.
     pub(super) until: Option<Instant>,
     pub(super) ended: RoundEnd,
-    /// What it has brought.
+    /// Its results.
     pub(super) report: EpochReport,
 }
 
 impl PersonRound {
-    /// There has been none.
+    /// There was no round yet.
     pub(super) fn none() -> Self {
         Self {
             limit: Some(ROUND_LIMIT),
@@ -31,7 +31,7 @@ impl PersonRound {
         }
     }
 
-    /// Ends rounds after `limit` from the next one on, or never.
+    /// Sets the time limit of the next rounds; `None` for no limit.
     pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
         self.limit = limit;
     }

@@ -27,7 +27,7 @@ pub enum Rejection {
     OutOfRange,
 }
 
-/// Where hinting stands, and its counters.
+/// The state of hinting, and its counters.
 #[derive(Debug)]
 pub struct Hinting {
     /// The command id of the open epoch, or of the last one.
@@ -160,7 +160,7 @@ impl Hinting {
         };
     }
 
-    /// Hinting is over: an open epoch ends, the guest is to take its pages back.
+    /// Hinting is over: an open epoch ends, and the guest is told DONE.
     pub fn done(&mut self) {
         self.report = EpochReport::default();
         self.phase = HintPhase::Done;
@@ -193,7 +193,7 @@ impl Hinting {
                 self.phase = HintPhase::Finished;
                 self.totals.bad_commands += u64::from(command != Command::Stop);
             }
-            // The STOP of a round that was closed before it ended arrives late: nothing bad.
+            // A late STOP of a round that was closed before it ended is not an error.
             _ => self.totals.bad_commands += u64::from(command != Command::Stop),
         }
     }

@@ -33,7 +33,7 @@ pub enum SharedMapError {
     #[error("cannot examine the hint map's file: {0}")]
     Examine(#[from] io::Error),
     /// The file is shorter than the migrator said.
-    #[error("the hint map's file has {found} bytes, {claimed} were announced")]
+    #[error("the hint map's file has {found} bytes, but {claimed} were announced")]
     Short {
         /// Bytes of the file.
         found: u64,
@@ -43,7 +43,7 @@ pub enum SharedMapError {
     /// The file could shrink later, and an access to it would then find nothing.
     #[error("the hint map's file is not sealed against shrinking")]
     NotSealed,
-    /// The file is no memory, or has huge pages, which the host may be out of when one is touched.
+    /// The file is not a memory file, or has huge pages, of which the host may have none left when one is touched.
     #[error("the hint map's file is not a memfd with pages of the usual size")]
     Kind,
     /// The file cannot be mapped.

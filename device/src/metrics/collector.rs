@@ -30,7 +30,7 @@ const COUNTERS: &[Counter] = &[
     }),
     (
         "failed_front_ends",
-        "Front ends that were hung up on",
+        "Front ends that the device disconnected",
         |s| s.failed_front_ends,
     ),
     (
@@ -58,17 +58,17 @@ const COUNTERS: &[Counter] = &[
     }),
     (
         "failed_discards",
-        "Calls that were to give memory back and failed",
+        "Calls to give memory back that failed",
         |s| s.counters.failed_discards,
     ),
     (
         "pages_out_of_range",
-        "Pages or ranges that do not lie in guest memory",
+        "Pages or ranges outside guest memory",
         |s| s.counters.out_of_range,
     ),
     (
         "bad_buffers",
-        "Buffers or rings of the guest's that make no sense",
+        "Invalid buffers or rings of the guest",
         |s| s.counters.bad_buffers,
     ),
     ("statistics", "Statistics that the guest sent", |s| {
@@ -97,14 +97,12 @@ const COUNTERS: &[Counter] = &[
     ),
     (
         "rejected_hints",
-        "Hints of no whole page, or outside guest memory",
+        "Hints without a whole page, or outside guest memory",
         |s| s.hinting.out_of_range + s.hinting.partial + s.hinting.zero_length,
     ),
-    (
-        "bad_commands",
-        "Commands on the hint queue that make no sense",
-        |s| s.hinting.bad_commands,
-    ),
+    ("bad_commands", "Invalid commands on the hint queue", |s| {
+        s.hinting.bad_commands
+    }),
     (
         "broken_chains",
         "Chains or rings of hints without an end",
@@ -144,7 +142,7 @@ const GAUGES: &[Counter] = &[
     ),
     (
         "ballooned_pages",
-        "Pages (4 KiB) that the device has seen go in",
+        "Pages (4 KiB) that the device saw go into the balloon",
         |s| s.ballooned_pages,
     ),
 ];
@@ -196,7 +194,7 @@ impl Collector for Devices {
                 }
             }
         }
-        let help = "What the guest says about its memory: bytes, or how often, by the tag's name";
+        let help = "The guest's memory statistics by tag: bytes or counts";
         let kind = MetricType::Gauge;
         let metric = encoder.encode_descriptor("guest_statistic", help, None, kind)?;
         guest_statistics(metric, &samples)?;

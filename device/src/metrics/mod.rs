@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a Prometheus server reads of the devices. Nothing is counted for it: a scrape looks at what the devices
-//! count anyway.
+//! Metrics for a Prometheus server. A scrape reads counters that the devices have anyway.
 //!
 //! | module | what it is |
 //! |---|---|

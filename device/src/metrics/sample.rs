@@ -14,7 +14,7 @@ use crate::hints::latency::Times;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::link::FrontEndLink;
 
-/// The quantiles of times that are told.
+/// The quantiles of times that are shown.
 pub(super) const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
 /// How long a scrape waits for a device, while the other devices wait for their turn.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -53,7 +53,7 @@ impl Watched {
         }
     }
 
-    /// What is seen now; of a balloon that somebody does not let go of, what was seen last.
+    /// The current values; if the balloon's lock is not free in time, the last values.
     pub(super) fn look(&self) -> Sample {
         // Held by scrapes alone.
         let mut last = self.last.lock();

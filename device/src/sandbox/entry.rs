@@ -7,7 +7,7 @@ use super::mode::SandboxMode;
 use super::seccomp::{Filters, SeccompError};
 use super::{landlock, limits};
 
-/// A sandbox that cannot be entered.
+/// The sandbox cannot be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The kernel takes no filter.

@@ -6,10 +6,10 @@ use clap::ValueEnum;
 /// The values of `--sandbox`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxMode {
-    /// Everything is allowed that the user may do
+    /// No restrictions
     Off,
-    /// The kernel logs forbidden system calls and allows them; files, networks and limits are as without a sandbox
+    /// Forbidden system calls are logged and allowed; files, networks and limits are not restricted
     Log,
-    /// The kernel ends the program; files and networks are out of reach where it has Landlock; limits are set
+    /// Forbidden system calls end the program; Landlock, if the kernel has it, blocks files and networks; limits are set
     Enforce,
 }

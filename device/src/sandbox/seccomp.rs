@@ -14,7 +14,7 @@ use seccompiler::{
 
 use super::mode::SandboxMode;
 
-/// What a thread is for.
+/// The kind of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
     /// Waits for the others and for the end.
@@ -57,7 +57,7 @@ impl Group {
         }
     }
 
-    /// What it is called in a list of threads.
+    /// Its name in a list of threads.
     pub fn name(self) -> &'static str {
         match self {
             Self::Main => "main",

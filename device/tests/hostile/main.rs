@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front ends and guests that mean harm, against a real daemon process: it lives, leaks nothing, touches nothing
+//! Hostile front ends and guests, with a real daemon process: it survives, leaks nothing, touches nothing
 //! that it should not, and serves the next front end.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

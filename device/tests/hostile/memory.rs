@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory tables that make no sense, and regions that come and go.
+//! Invalid memory tables, and regions that come and go.
 
 use crate::machine::{
     HINTS, INFLATE, MEMORY, Machine, USER, WRITE, copy, memory_file, slot, table,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages in wrong numbers, halves, and with file descriptors that nobody asked for.
+//! Messages in wrong numbers, cut in half, or with superfluous file descriptors.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings that lie where they should not, that are changed while they run, and guests that write nonsense into
+//! Rings at wrong places, rings that change while they run, and guests that write invalid data into
 //! them.
 
 use crate::machine::{

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the log says about a front end with which something does not work.
+//! Warnings in the log about front ends that lack a feature.
 
 use crate::machine::Machine;
 use crate::raw::*;
@@ -81,7 +81,7 @@ fn a_ring_that_is_too_long_is_refused_with_the_name_of_the_option_that_makes_it_
         daemon.log()
     );
     drop(machine);
-    // One that does not want to know is hung up on.
+    // A front end that ignores it is disconnected.
     let mut machine = Machine::new(&daemon);
     machine.raw.send(SET_VRING_NUM, 1, &size, &[]);
     assert!(machine.raw.hangs_up());

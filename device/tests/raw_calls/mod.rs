@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a process that was taken over might try, and what no safe function does.
+//! System calls that a compromised process might try and that no safe function makes.
 #![allow(unsafe_code)]
 
 use std::os::unix::process::parent_id;

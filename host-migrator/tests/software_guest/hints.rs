@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A hint map in this process, with the guest's side of it.
+//! A hint source in this process, and the guest's side of it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,13 +17,13 @@ type OnOpen = Box<dyn FnMut(u64) + Send>;
 pub struct SoftHints {
     map: HintMap<OwnWords>,
     trace: Trace,
-    /// Held while a hint is taken, and while the epoch is closed: the barrier.
+    /// The barrier: held while a hint is taken, and while the epoch is being closed.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
     on_done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// In the balloon, and reported.
     given_up: Mutex<[Vec<PageRange>; 2]>,
-    /// The device hangs up at the next close.
+    /// Whether the device disconnects at the next close.
     pub fail_to_close: AtomicBool,
     pub done: AtomicU64,
 }
@@ -56,7 +56,7 @@ impl SoftHints {
         *self.on_open.lock().unwrap() = Some(Box::new(action));
     }
 
-    /// What is done when the guest is told to take its pages back.
+    /// Called when the guest is told DONE.
     pub fn on_done(&self, action: impl FnOnce() + Send + 'static) {
         *self.on_done.lock().unwrap() = Some(Box::new(action));
     }
@@ -71,12 +71,12 @@ impl SoftHints {
         *self.given_up.lock().unwrap() = [vec![ballooned], vec![reported]];
     }
 
-    /// The guest's driver says that `pages` are free. Dropped if no epoch is open, or it was not asked.
+    /// The guest's driver hints `pages`. Dropped if no epoch is open or the driver was not asked.
     pub fn hint(&self, pages: PageRange) {
         self.take_hint(pages, self.map.asked().driver, HintMap::insert);
     }
 
-    /// The guest's agent says so.
+    /// The guest's agent reports `pages`.
     pub fn hint_by_agent(&self, pages: PageRange) {
         self.take_hint(pages, self.map.asked().agent, HintMap::insert_of_agent);
     }
@@ -96,7 +96,7 @@ impl SoftHints {
         }
     }
 
-    /// The agent has told of every page below `page`.
+    /// The agent has reported all free pages below `page`.
     pub fn has_answered(&self, page: u64) {
         self.map.set_answered(page);
     }

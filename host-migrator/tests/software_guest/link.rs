@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A wire that is slow, long, or interrupted for a while. It loses nothing.
+//! A link that is slow, long, or interrupted for a while. It loses nothing.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use super::machine::SoftMachine;
 
-/// How a wire carries the bytes of one direction.
+/// The properties of one direction of a link.
 #[derive(Clone, Default)]
 pub struct Link {
-    /// Bytes a second; none: as fast as it goes.
+    /// Bytes a second; `None` for no limit.
     pub rate: Option<u64>,
-    /// How long each byte is on the way.
+    /// The delay of each byte.
     pub delay: Duration,
-    /// After so many bytes nothing moves for so long.
+    /// After this many bytes nothing moves for this time.
     pub outage: Option<(usize, Duration)>,
-    /// While this machine is stopped, only so many bytes a second.
+    /// Bytes a second while this machine is stopped.
     pub collapse: Option<(Arc<SoftMachine>, u64)>,
 }
 
@@ -34,7 +34,7 @@ impl Link {
     }
 }
 
-/// Bytes that are on the way at most.
+/// The most bytes on the way.
 const CHUNKS_ON_THE_WAY: usize = 1024;
 const CHUNK: usize = 16 << 10;
 
@@ -93,6 +93,6 @@ fn take_out(mut to: UnixStream, take: &Receiver<OnTheWay>) {
             return;
         }
     }
-    // The end of one side is seen by the other, after what was sent before.
+    // The other side sees the end after everything that was sent before.
     let _ = to.shutdown(Shutdown::Write);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Machines without vCPUs: they know whether their guest may run, and hold its threads where it may not.
+//! Machines without vCPUs: they know whether their guest may run, and block its threads while it may not.
 
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -36,7 +36,7 @@ impl SoftMachine {
         self.changed.notify_all();
     }
 
-    /// To be called by a vCPU between two of its steps: waits while the machine is stopped. `false` if it
+    /// Called by a vCPU between two of its steps: waits while the machine is stopped. Returns `false` if it
     /// never runs again.
     pub fn run_point(&self) -> bool {
         let mut state = self.state.lock().unwrap();
@@ -56,7 +56,7 @@ impl SoftMachine {
         self.state.lock().unwrap().stopped
     }
 
-    /// An operator has decided that the guest is here.
+    /// An operator has decided that this side owns the guest.
     pub fn take_back(&self) {
         let mut state = self.state.lock().unwrap();
         state.handed_over = false;

@@ -12,7 +12,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 const SEED: u64 = 11;
 
-/// Guest memory, and what the guest knows of it.
+/// Guest memory, and the guest's record of its content.
 pub struct Memory {
     pub ram: Arc<GuestRam>,
     /// Of each page of memory: the version of its stamp, 0 while it is free.
@@ -20,7 +20,7 @@ pub struct Memory {
     writes: AtomicU64,
 }
 
-/// A page that is not as it should be at the destination.
+/// A page that is wrong at the destination.
 #[derive(Debug, PartialEq)]
 pub struct WrongPage {
     pub pfn: u64,
@@ -41,7 +41,7 @@ impl Memory {
         Self::of(Arc::new(ram))
     }
 
-    /// A guest's knowledge of memory it has not touched yet.
+    /// The record of a guest that has not touched its memory yet.
     pub fn of(ram: Arc<GuestRam>) -> Self {
         Self {
             versions: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
@@ -50,7 +50,7 @@ impl Memory {
         }
     }
 
-    /// What this guest knows, about the same memory elsewhere.
+    /// This guest's record, for a copy of the memory.
     pub fn moved_to(&self, ram: Arc<GuestRam>) -> Self {
         let copy = |from: &AtomicU64| AtomicU64::new(from.load(Ordering::Acquire));
         Self {
@@ -86,7 +86,7 @@ impl Memory {
         self.version(pfn).store(version, Ordering::Release);
     }
 
-    /// The guest does not need `pfn` any more.
+    /// The guest frees `pfn`.
     pub fn free(&self, pfn: u64) {
         self.version(pfn).store(0, Ordering::Release);
     }
@@ -95,8 +95,8 @@ impl Memory {
         self.version(pfn).load(Ordering::Acquire) != 0
     }
 
-    /// Compares every page of `there` with this memory, whose guest stands still: pages in use must hold
-    /// their stamp, all others be equal, or zero if they were skipped.
+    /// Compares every page of `there` with this memory, whose guest is stopped: pages in use must have their stamp, and all
+    /// others must be equal, or zero if they were skipped.
     pub fn wrong_pages(
         &self,
         there: &GuestRam,

@@ -28,7 +28,7 @@ use memory::{Memory, SoftLog, WrongPage};
 use spec::trace::Role;
 use spec::trace::check::{Verdict, check_records};
 
-/// A source guest, and what tests look at while the engine has the rest.
+/// A source guest, and the parts that tests inspect while the engine has the rest.
 pub struct Guest {
     pub memory: Arc<Memory>,
     pub machine: Arc<SoftMachine>,
@@ -70,7 +70,7 @@ impl Guest {
         }
     }
 
-    /// The guest takes `pfn` into use, or writes it again.
+    /// The guest writes `pfn`, which it may have reused.
     pub fn write(&self, pfn: u64) {
         self.memory.write(pfn);
         self.vcpu_log.mark(pfn);
@@ -101,11 +101,11 @@ pub struct Outcome {
     /// The destination's record of ownership.
     pub arrived: OwnershipRecord,
     pub ram: Arc<GuestRam>,
-    /// What the rule says of all that this guest's migrations have recorded.
+    /// The verdict on the trace of this guest's migrations.
     pub verdict: Verdict,
 }
 
-/// A trace of a guest's own, in a file that is gone when nobody uses it.
+/// A guest's own trace, in a temporary file.
 fn new_trace() -> Trace {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace");
@@ -114,7 +114,7 @@ fn new_trace() -> Trace {
 }
 
 impl Outcome {
-    /// Pages that are wrong at the destination, of those that `memory` says about.
+    /// Pages of `memory` that are wrong at the destination.
     pub fn wrong_pages(&self, memory: &Memory) -> Vec<WrongPage> {
         let skipped: Option<&MigrationBitmap> =
             self.sent.as_ref().ok().and_then(|r| r.skipped.as_deref());
@@ -126,7 +126,7 @@ impl Outcome {
     }
 }
 
-/// So many rounds and the last, however little is pending.
+/// Parameters for exactly `rounds` rounds and the last one, however little is pending.
 pub fn rounds(count: u32) -> MigrationParams {
     MigrationParams {
         downtime_limit: Duration::ZERO,

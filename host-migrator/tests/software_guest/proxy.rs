@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A wire between source and destination that can be cut, tapped and damaged.
+//! A proxy between source and destination that can cut, record and damage the stream.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -17,11 +17,11 @@ pub struct Fault {
     pub cut_after: Option<usize>,
     /// This byte gets one bit flipped.
     pub flip: Option<usize>,
-    /// The other end hears nothing more after this many bytes, but the connection stays.
+    /// Nothing more is forwarded after this many bytes, but the connection stays open.
     pub stall_after: Option<usize>,
     /// The bytes arrive one by one, with this pause before each.
     pub trickle: Option<Duration>,
-    /// Of the destination the greeting and so many answers are heard, heartbeats not counted, and nothing more.
+    /// Only the destination's greeting and this many answers (without heartbeats) are forwarded.
     pub answers: Option<usize>,
 }
 
@@ -84,7 +84,7 @@ fn pump(
         loop {
             let stall = fault.stall_after.map_or(usize::MAX, |at| at - done);
             if stall == 0 {
-                // Nothing is read any more, until an end is closed.
+                // Nothing is read until an end is closed.
                 while !closed(&to) && !closed(&from) {
                     thread::sleep(std::time::Duration::from_millis(1));
                 }
@@ -120,7 +120,7 @@ fn pump(
             let _ = from.shutdown(Shutdown::Both);
             let _ = to.shutdown(Shutdown::Both);
         } else {
-            // What was sent before the end arrives before the end.
+            // Bytes sent before the end arrive before the end.
             let _ = to.shutdown(Shutdown::Write);
         }
     })

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest does while it is migrated: takes pages, writes them, frees them, hints, and uses hinted
-//! pages again at once.
+//! What the guest does while it is migrated: it allocates, writes and frees pages, hints them, and reuses hinted pages at
+//! once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use spec::stamp::Random;
 use super::Guest;
 use super::memory::one;
 
-/// A guest that runs.
+/// A running guest.
 pub struct Workload {
     stop: Arc<AtomicBool>,
     steps: Arc<AtomicU64>,
@@ -26,7 +26,7 @@ pub struct Behaviour {
     pub hints: bool,
     /// Microseconds of sleep after each step: how fast it dirties memory.
     pub pause: u64,
-    /// It leaves the pages below this one alone.
+    /// It does not touch the pages below this one.
     pub first_page: u64,
 }
 
@@ -75,7 +75,7 @@ fn run(guest: &Guest, behaviour: Behaviour, stop: &AtomicBool, steps: &AtomicU64
             (true, 0) => guest.memory.free(pfn),
             (true, 1) => guest.write_by_vmm(pfn),
             (true, _) => guest.write(pfn),
-            // Most allocations take what was freed, so hinted, a moment ago.
+            // Most allocations take a page that was just freed, and so hinted.
             (false, 0) => guest.write(pfn),
             (false, _) => {}
         }

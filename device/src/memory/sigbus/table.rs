@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guarded mappings, as a signal handler finds them: without a lock, and never half of one and half of another.
+//! The table of guarded mappings. A signal handler reads it without a lock, and never reads a half-changed entry.
 //!
 //! Slots lie in segments that are made as shares are taken, and never freed. Whoever fills or frees a slot holds
 //! [`Book`]'s lock. The handler does not: each slot has a version, odd while the slot changes. A slot whose version is
@@ -38,7 +38,7 @@ pub(super) struct Table {
 /// What only those see who fill and free slots.
 #[derive(Debug)]
 struct Book {
-    /// Slots that there are.
+    /// How many slots there are.
     slots: usize,
     /// Slots that shares have been promised.
     promised: usize,

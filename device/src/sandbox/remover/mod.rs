@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process beside the sandboxed one that removes its sockets' files, and can be asked for nothing else.
+//! A process that removes the socket files of the sandboxed one, and does nothing else.
 //!
 //! Landlock gives the right to remove files for a folder and all below it. A process that was taken over could remove
 //! every file of its user there. So the right is left to a child that was started before the sandbox was entered: it
@@ -28,7 +28,7 @@ use super::{landlock, limits, seccomp};
 
 /// How long an answer may take. A removal needs three system calls; the file system may be slow.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What the child says when it is ready. Anything else is why it is not.
+/// The child's message when it is ready. Any other message is the reason why it is not.
 const READY: &[u8] = b"ready";
 /// The longest reason that is read.
 const LONGEST_REASON: usize = 512;
@@ -63,7 +63,7 @@ impl Remover {
         })
     }
 
-    /// Has `file` removed and waits until it is. A file that was removed before is no error.
+    /// Lets the child remove `file` and waits for that. It is not an error if the file was removed before.
     ///
     /// # Errors
     /// As [`SocketFile::remove`]; [`io::ErrorKind::NotFound`] for a file that the child was not started with; and if
@@ -90,7 +90,7 @@ impl Remover {
         }
     }
 
-    /// Has all files removed that are still there. What hinders it is of no use to a process that ends.
+    /// Lets the child remove all remaining files. Errors are ignored, because the process is ending.
     pub fn remove_all(&self) {
         for file in &self.files {
             let _ = self.remove(file);

@@ -12,7 +12,7 @@ use spec_testing::control::Client;
 use spec_testing::memory_file::hint_map;
 use vhost_device_balloon::Args;
 
-/// Tells this program to be the daemon, and where.
+/// The environment variable that makes this program the daemon, with the folder of its sockets.
 const FOLDER: &str = "BALLOON_DAEMON_FOLDER";
 
 /// A daemon process; ends with the test.
@@ -29,7 +29,7 @@ impl Daemon {
         Self { process, folder }
     }
 
-    /// Where it takes a front end.
+    /// Its vhost-user socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("vhost-user")
     }
@@ -45,7 +45,7 @@ impl Daemon {
         self.process.wait().unwrap();
     }
 
-    /// Makes it hang; it does when this returns.
+    /// Stops it with SIGSTOP. It is stopped when this returns.
     pub fn freeze(&self) {
         let process = Pid::from_child(&self.process);
         kill_process(process, Signal::STOP).unwrap();
@@ -97,7 +97,7 @@ fn process_of_the_daemon() {
 pub struct Migrator(Client);
 
 impl Migrator {
-    /// Connects and hands a map for `pages` pages over.
+    /// Connects and passes a map for `pages` pages.
     pub fn connect(daemon: &Daemon, pages: u64) -> Self {
         let mut client = Client::connect(&daemon.folder.path().join("control"));
         client.hello();

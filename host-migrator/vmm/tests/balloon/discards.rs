@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Pages that the back end discards while they migrate: what was sent of them before is not what they are now.
+//! Pages that the back end discards during a migration: their content changes after they were sent.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -268,7 +268,7 @@ impl DirtyLog for GuestWrites {
     }
 }
 
-/// No log, but a place in the order of harvests: does something at each.
+/// Not a real log: it does something at its place in the order of harvests.
 struct AtHarvest {
     harvests: u32,
     act: Box<dyn FnMut(u32) + Send>,
@@ -294,7 +294,7 @@ impl DirtyLog for AtHarvest {
     }
 }
 
-/// A machine that is nothing but its balloon.
+/// A machine with only a balloon.
 struct Leaving(Arc<VhostUserBalloon>);
 
 impl SourceMachine for Leaving {

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use crate::rig::eventually;
 use crate::shared::registers::Registers;
 
-/// What a stock Linux driver takes of a device that does not report.
+/// The features of a stock Linux driver on a device without reporting.
 pub const FEATURES: u64 =
     1 << feature::VERSION_1 | 1 << feature::STATS_VQ | 1 << feature::FREE_PAGE_HINT;
 /// All queues.
@@ -29,7 +29,7 @@ pub const REPORTS: u32 = 4;
 pub const SIZE: u16 = 64;
 
 const QUEUES: usize = 5;
-/// Room for what a buffer says.
+/// Room for the content of a buffer.
 const MESSAGE_BYTES: u64 = 256;
 /// Queue `n` lies at `n + 1` times this; descriptors, rings and room for commands a part each.
 const QUEUE_BYTES: u64 = 0x10000;
@@ -135,7 +135,7 @@ impl Driver {
         self.tell_pages(DEFLATE, pfns);
     }
 
-    /// Says how many pages are in the balloon, as Linux does after a change.
+    /// Writes how many pages are in the balloon, as Linux does after a change.
     pub fn set_actual(&self, pages: u32) {
         self.write(reg::VIRTIO_MMIO_CONFIG + Config::ACTUAL as u32, pages);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Back ends that die, hang, are not there, or can do little.
+//! Back ends that die, hang, are missing, or lack features.
 
 use std::os::unix::net::UnixListener;
 
@@ -33,7 +33,7 @@ fn a_back_end_that_dies_is_noticed_and_the_guest_runs_on() {
             .is_err()
     );
     log.stop().unwrap();
-    // The guest may do what it likes with the dead device; it just does not get it back.
+    // The guest may use the dead device in any way, without effect.
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     driver.write(reg::VIRTIO_MMIO_CONFIG + 4, 1);
@@ -64,7 +64,7 @@ fn a_machine_whose_back_end_has_died_migrates_without_it() {
     let mut log = source.device.dirty_log();
     log.start().unwrap();
     source.device.stop().unwrap();
-    // One that only hangs may write a used ring once more.
+    // A back end that only hangs may write to a used ring once more.
     let bitmap = MigrationBitmap::new(ram.bitmap_pages());
     log.harvest(&bitmap).unwrap();
     assert!(bitmap.contains(driver.used_ring() / spec::PAGE_SIZE));
@@ -79,7 +79,7 @@ fn a_machine_whose_back_end_has_died_migrates_without_it() {
     driver.kick();
     driver.wait_until_used();
     assert_eq!(driver.used(), 7);
-    // The migration that failed leaves a guest that runs on, at the source, without a back end.
+    // After the failed migration the guest runs on at the source without a back end.
     log.stop().unwrap();
     source.device.resume();
 }

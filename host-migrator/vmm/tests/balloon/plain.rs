@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A back end of our own crates' making that knows nothing but queues and a configuration space: no
+//! A minimal back end with only queues and a configuration space: no
 //! acknowledgements, no channel, no state, no dirty log.
 
 use std::io;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What only a virtual machine itself can show: an interrupt that has arrived, and a store of a vCPU.
+//! What needs a real virtual machine: the arrival of an interrupt, and a store of a vCPU.
 #![allow(unsafe_code)]
 
 use host_migrator::GuestRam;

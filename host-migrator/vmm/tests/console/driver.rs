@@ -91,7 +91,7 @@ impl Driver {
         self.place_queue(queue, &Virtqueue::new(SIZE, base, PART));
     }
 
-    /// Says that the driver is up, and sets the port up that the device then tells of.
+    /// Says that the driver is up, and sets the device's port up.
     pub fn add_port(&mut self) {
         self.say_ready();
         assert_eq!(self.hear(), (PORT_ADD, 1, Vec::new()));
@@ -114,7 +114,7 @@ impl Driver {
         assert_eq!(self.hear(), (PORT_OPEN, open.into(), Vec::new()));
     }
 
-    /// Says `bytes` to the host, without waiting.
+    /// Sends `bytes` to the host, without waiting.
     pub fn say(&mut self, bytes: &[u8]) {
         let slot = self.available[TRANSMIT as usize] % SIZE;
         let at = buffer(TRANSMIT, slot);
@@ -122,7 +122,7 @@ impl Driver {
         self.add(TRANSMIT, &[(at, bytes.len() as u32, 0, 0)]);
     }
 
-    /// Offers a buffer of so many bytes.
+    /// Offers a buffer of `bytes` bytes.
     pub fn offer(&mut self, queue: u32, bytes: u32) {
         let slot = self.available[queue as usize] % SIZE;
         self.add(queue, &[(buffer(queue, slot), bytes, WRITE, 0)]);

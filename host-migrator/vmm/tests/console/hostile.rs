@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers that mean no good, or are broken: they harm themselves.
+//! Hostile and broken drivers: they harm only their own guest.
 
 use spec::stamp::Random;
 use virtio_bindings::virtio_mmio as reg;
@@ -117,7 +117,7 @@ fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
     driver.set_available_index(CONTROL_RECEIVE, index);
     drop(host);
     wait_until_given_up(&driver);
-    // A head that is no descriptor's number.
+    // A head that is not the number of a descriptor.
     let (mut driver, _host) = subject.joined();
     driver.make_available(TRANSMIT, SIZE);
     wait_until_given_up(&driver);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration needs: the state, the dirty log, and a device that stands still when it is told to.
+//! What a migration needs: the state, the dirty log, and a device that stops when it is told to.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn the_destination_goes_on_where_the_source_stood_with_a_connection_of_its_own()
     assert_eq!(read(&host, 3), b"bye");
     driver.wait_for(TRANSMIT);
     source.device.stop();
-    // Said while the device stands still: the destination brings it to its own host, or drops it while it has none.
+    // Sent while the device is stopped: the destination passes it to its own host, or drops it while there is none.
     driver.say(b"on the way");
     driver.offer(RECEIVE, BUFFER as u32);
     let state = source.device.save().unwrap();
@@ -201,7 +201,7 @@ fn a_state_that_does_not_fit_is_refused_and_so_is_one_for_a_device_in_use() {
         count,
         Err(ConsoleError::State(StateError::QueueCount { index: 4, .. }))
     ));
-    // Numbers that only a liar would send: they harm the guest alone.
+    // Numbers that only a hostile source would send: they harm only the guest.
     spoilt(|state| {
         state.taken = u32::MAX;
         state.virtio.bases = [9; 5];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A virtual machine with guest memory, a console, and the socket that the console's port is joined to.
+//! A virtual machine with guest memory, a console, and the socket to which the console's port connects.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -69,7 +69,7 @@ impl Subject {
     }
 }
 
-/// The host's program: listens where the port is to be joined.
+/// The host's program, which listens on the port's socket.
 pub struct Host {
     folder: TempDir,
     listener: Option<UnixListener>,
@@ -94,7 +94,7 @@ impl Host {
         self.listener = Some(UnixListener::bind(self.path()).unwrap());
     }
 
-    /// Listens no more.
+    /// Stops listening.
     pub fn go(&mut self) {
         self.listener = None;
         std::fs::remove_file(self.path()).unwrap();
@@ -126,7 +126,7 @@ pub fn read(mut from: &UnixStream, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Fills a socket until it takes no more. Returns how much that was.
+/// Fills a socket. Returns how many bytes it took.
 pub fn fill(mut to: &UnixStream) -> usize {
     to.set_nonblocking(true).unwrap();
     let mut sent = 0;

@@ -123,7 +123,7 @@ fn a_host_that_goes_and_comes_again_is_told_to_the_guest_each_time() {
     subject.host.go();
     drop(host);
     driver.wait_for_host(false);
-    // What is said to nobody is gone, and the guest's buffer comes back.
+    // Bytes without a connected host are dropped, and the guest's buffer comes back.
     driver.say(b"to nobody");
     driver.wait_for(TRANSMIT);
     subject.host.come();
