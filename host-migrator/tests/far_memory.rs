@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The cost of guest memory at a high address depends on its size, not on its address. A single test, because it measures the process.
+//! The cost of guest memory at a high address depends on its size, not on its address. There is a single test, because it
+//! measures the process.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;

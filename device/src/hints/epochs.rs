@@ -36,8 +36,8 @@ impl FreePageHinting {
         let first = self.holder == HintHolder::Migrator && epoch == 1;
         let agent = agent && self.agent.ask_for(command_id, first, map.pages());
         if driver && agent {
-            // What the driver would hint the agent tells, too, and more cheaply: a driver takes the memory that it
-            // hints, and writes zeros to it first.
+            // The agent also reports what the driver would hint, at a lower cost: a driver allocates the
+            // memory that it hints, and writes zeros to it first.
             self.state.keep_driver();
         } else if !driver || !guest.tell() {
             self.state.without_driver();
