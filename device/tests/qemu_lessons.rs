@@ -102,6 +102,10 @@ fn nothing_is_remembered_of_pages_over_a_deflate_or_a_reset() {
 #[test]
 fn hints_that_nobody_asked_for_come_back_and_change_nothing() {
     let mut it = Ballooning::boot(&[], USUAL);
+    // A queue that the device first sees with something on it has had a device before. Stopping waits for the device.
+    it.guest.hints.start(&mut it.guest.front_end, 0);
+    it.guest.hints.kick();
+    it.guest.hints.stop(&it.guest.front_end);
     it.guest.hints.start(&mut it.guest.front_end, 0);
     let start = it.guest.hints.command(&0x8000_0001u32.to_le_bytes());
     it.guest.hints.send(&[start]);
