@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A Linux guest's agent on its way through two migrations, of which the first asks it alone and the second the driver
-//! as well; a person asks it before the first, between the two, and after the second. Where it arrives it is held for a
-//! while, and its wall clock is compared with the host's. Says what it saw as one JSON object; the claims are the
-//! test's.
+//! as well; a person asks it before the first, between the two, and after the second. Its state is on the way for a
+//! while each time, and where it arrives its wall clock is compared with the host's. Says what it saw as one JSON
+//! object; the claims are the test's.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,11 +18,13 @@ use lacuna::trace::TraceArgs;
 use serde_json::{Value, json};
 use spec::control::{Refusal, Reply, Request};
 use spec::hint_map::HintPhase;
+use spec::stream::SectionKind;
 
 use crate::linux_guest::{
     Failure, PATIENCE, POLL, address_of, check_rule, receive_job, run_job, wait_until_checked,
     wait_until_migrated,
 };
+use crate::wire::{Fault, faulty};
 
 /// The job's name.
 pub const JOB: &str = "agent-under-migration";
@@ -44,9 +46,9 @@ const SOURCES: [&[PageSource]; 2] = [
 ];
 /// Milliseconds. What the guest writes in such a time fits in, so that the migration ends on any machine.
 const DOWNTIME_LIMIT: u64 = 1000;
-/// How long the guest stands still where it has arrived, at least: far longer than a line takes on its way through the
-/// console, so that a clock which lost this time shows.
-const HELD: Duration = Duration::from_secs(5);
+/// How long the machine's state is on the way: far longer than a line takes through the console, so that a clock which
+/// lost this time shows.
+const ON_THE_WAY: Duration = Duration::from_secs(3);
 /// The hosts, and the balloon devices beside them.
 const HOSTS: [(&str, &str); 3] = [
     ("first", "first-device"),
@@ -101,17 +103,20 @@ fn migrate(
     destination: &mut Host,
     sources: &[PageSource],
 ) -> Result<Value, Failure> {
+    let address = address_of(destination)?;
+    let slow = faulty(
+        &address,
+        SectionKind::MachineState,
+        Fault::Stall(ON_THE_WAY),
+    );
     source.client()?.tell(&Command::Migrate(MigrateArguments {
         downtime_limit: DOWNTIME_LIMIT,
         sources: sources.iter().copied().collect(),
-        ..MigrateArguments::to(address_of(destination)?)
+        ..MigrateArguments::to(slow)
     }))?;
     wait_until_migrated(source, destination)?;
-    let arrived = Instant::now();
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
     let verdict = ask_oracle(GuestKind::Linux, source, destination)?;
-    thread::sleep(HELD.saturating_sub(arrived.elapsed()));
-    let held = arrived.elapsed();
     destination.client()?.tell(&Command::Cont)?;
     let rounds = report.rounds.iter().map(|round| round.pages_by_source);
     Ok(json!({
@@ -119,7 +124,6 @@ fn migrate(
         "wire-bytes": report.wire_bytes,
         "total-ms": report.total_ms,
         "downtime-ms": report.downtime_ms,
-        "held-ms": held.as_millis() as u64,
         "pages-compared": verdict.pages_compared,
         "pages-wrong": verdict.pages_wrong,
         "wrong": format!("{:?}", verdict.examples),

@@ -10,6 +10,13 @@ mod linux_guest;
 mod memory_files;
 #[path = "../../shared/qmp.rs"]
 mod qmp;
+#[path = "../../shared/wire.rs"]
+#[allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "it is the lanes', which use all of it"
+)]
+mod wire;
 
 use std::process::ExitCode;
 

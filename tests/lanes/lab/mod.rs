@@ -6,6 +6,7 @@ mod guest;
 mod host;
 mod migration;
 mod program;
+#[path = "../../shared/wire.rs"]
 pub mod wire;
 
 use std::cell::Cell;
