@@ -10,7 +10,7 @@ use std::thread;
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestMemory, Layout, LogSource,
     MachineError, Migration, MigrationBitmap, MigrationParams, OwnershipRecord, PageRange,
-    RamError, Source, SourceMachine, Trace, receive,
+    RamError, Source, SourceMachine, receive,
 };
 
 const PAGE_WORDS: u64 = 512;
@@ -171,14 +171,8 @@ fn memory_without_a_file_arrives_whole() {
         let received = receive(connection, &*arrived, &mut machine, &ownership, &mut |_| ());
         (received.map(|_| ()), machine.runs)
     });
-    let source = Source {
-        machine: Box::new(Machine { runs: true }),
-        ram: Arc::<Mapping>::clone(&from),
-        logs: vec![Box::new(Log(Arc::clone(&from), 0))],
-        hints: None,
-        trace: Trace::default(),
-        ownership: OwnershipRecord::here(),
-    };
+    let machine = Box::new(Machine { runs: true });
+    let source = Source::new(machine, Arc::<Mapping>::clone(&from)).log(Log(Arc::clone(&from), 0));
     let params = MigrationParams {
         max_rounds: Some(3),
         ..MigrationParams::default()

@@ -9,6 +9,7 @@ use crate::wire::SectionError;
 
 /// A guest that could not be received.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReceiveError {
     /// The stream broke off or is not what it should be.
     #[error("source: {0}")]

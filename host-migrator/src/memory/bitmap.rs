@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The migration bitmap: one bit a guest page, set while the page is still to be sent.
 
+use bitvec::field::BitField;
+use bitvec::order::Lsb0;
+use bitvec::slice::BitSlice;
+use bitvec::vec::BitVec;
 use spec::PageRange;
 use spec::hint_map::word_masks;
 use spec::sync::{AtomicU64, Ordering};
@@ -120,6 +124,57 @@ impl MigrationBitmap {
         let (first, last) = (range.first() / 4096, (range.end() - 1) / 4096);
         for chunk in first..=last {
             self.note(chunk as usize);
+        }
+    }
+
+    /// Sets the pages whose bit is set in `bits`, whose first bit is page `first`: a dirty log as VMMs have it. Pages past
+    /// the end are ignored. Returns how many bits are set.
+    ///
+    /// ```
+    /// use bitvec::prelude::*;
+    /// use host_migrator::MigrationBitmap;
+    /// let bitmap = MigrationBitmap::new(200);
+    /// let dirty = bits![u64, Lsb0; 1, 0, 1];
+    /// assert_eq!(bitmap.insert_bits(63, dirty), 2);
+    /// assert_eq!(bitmap.to_bits().iter_ones().collect::<Vec<_>>(), [63, 65]);
+    /// ```
+    pub fn insert_bits(&self, first: u64, bits: &BitSlice<u64, Lsb0>) -> u64 {
+        let insert = |(at, word): (u64, u64)| {
+            self.insert_word(first + at * 64, word);
+            u64::from(word.count_ones())
+        };
+        match bits.domain().region() {
+            // Whole words, as the kernel gives them.
+            Some((None, words, None)) => (0..).zip(words.iter().copied()).map(insert).sum(),
+            _ => (0..)
+                .zip(bits.chunks(64).map(|chunk| chunk.load_le()))
+                .map(insert)
+                .sum(),
+        }
+    }
+
+    /// A copy of it.
+    pub fn to_bits(&self) -> BitVec<u64, Lsb0> {
+        let mut bits = BitVec::repeat(false, self.pages as usize);
+        for index in self.occupied() {
+            let first = index * 64;
+            let end = (first + 64).min(bits.len());
+            bits[first..end].store_le(self.load(index));
+        }
+        bits
+    }
+
+    /// Sets the bits of `word`, whose lowest is page `first`.
+    fn insert_word(&self, first: u64, word: u64) {
+        if word == 0 {
+            return;
+        }
+        let (index, shift) = ((first / 64) as usize, first % 64);
+        let high = if shift == 0 { 0 } else { word >> (64 - shift) };
+        for (index, bits) in [(index, word << shift), (index + 1, high)] {
+            if bits != 0 && index < self.words.len() {
+                self.merge(index, bits);
+            }
         }
     }
 
@@ -282,6 +337,23 @@ mod tests {
             }
             prop_assert_eq!(map.count(), naive.count_ones() as u64);
             for page in 0..pages { prop_assert_eq!(map.contains(page), naive[page as usize]); }
+        }
+
+        #[test]
+        fn bits_from_any_first_page_land_on_their_pages(
+            first in 0u64..200,
+            words in proptest::collection::vec(any::<u64>(), 1..4),
+            cut in 0usize..64,
+            pages in 1u64..500,
+        ) {
+            let map = MigrationBitmap::new(pages);
+            for dirty in [words.view_bits::<Lsb0>(), &words.view_bits()[cut..]] {
+                map.clear_all();
+                prop_assert_eq!(map.insert_bits(first, dirty), dirty.count_ones() as u64);
+                let expected = dirty.iter_ones().map(|bit| first as usize + bit);
+                let expected: Vec<_> = expected.filter(|page| *page < pages as usize).collect();
+                prop_assert_eq!(map.to_bits().iter_ones().collect::<Vec<_>>(), expected);
+            }
         }
 
         #[test]

@@ -11,6 +11,7 @@ use super::layout::Layout;
 
 /// Guest memory that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RamError {
     /// A region that is empty, unaligned or overlaps another.
     #[error(

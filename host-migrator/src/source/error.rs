@@ -12,6 +12,7 @@ use crate::wire::SectionError;
 /// A migration that did not complete. The record of ownership says who owns the guest. If that is
 /// [`Owner::Here`](crate::Owner::Here), the guest runs on here, and may be migrated again.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MigrationError {
     /// The operator cancelled it.
     #[error("the migration was cancelled")]

@@ -45,6 +45,48 @@ pub struct Source {
     pub ownership: OwnershipRecord,
 }
 
+impl Source {
+    /// A guest that is here, with `machine` and `memory`, and nothing else yet: no log, no hints, no trace.
+    pub fn new(machine: Box<dyn SourceMachine>, memory: Arc<dyn GuestMemory>) -> Self {
+        Self {
+            machine,
+            ram: memory,
+            logs: Vec::new(),
+            hints: None,
+            trace: Trace::default(),
+            ownership: OwnershipRecord::here(),
+        }
+    }
+
+    /// Adds the dirty log of something that writes to memory. Everything that does needs one, or its writes are lost.
+    #[must_use]
+    pub fn log(mut self, log: impl DirtyLog + 'static) -> Self {
+        self.logs.push(Box::new(log));
+        self
+    }
+
+    /// Sets the source of free page hints.
+    #[must_use]
+    pub fn hints(mut self, hints: impl HintSource + 'static) -> Self {
+        self.hints = Some(Box::new(hints));
+        self
+    }
+
+    /// Records what the migration does in `trace`.
+    #[must_use]
+    pub fn trace(mut self, trace: Trace) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Sets the record of who owns the guest, which outlives one migration.
+    #[must_use]
+    pub fn ownership(mut self, ownership: OwnershipRecord) -> Self {
+        self.ownership = ownership;
+        self
+    }
+}
+
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source")

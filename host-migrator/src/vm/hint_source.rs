@@ -9,6 +9,7 @@ use crate::memory::bitmap::MigrationBitmap;
 
 /// Hints cannot be used. The migration goes on without them.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HintError {
     /// The device refused the request.
     #[error("the balloon device refused: {0}")]

@@ -24,6 +24,7 @@ pub enum Address {
 
 /// The text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum AddressError {
     /// Neither `tcp:` nor `unix:` in front.
     #[error("{0:?} is not an address: write tcp:HOST:PORT or unix:/PATH")]

@@ -13,6 +13,7 @@ use super::{Reader, Writer};
 
 /// A stream that broke off, or that is not what it should be.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SectionError {
     /// The connection failed.
     #[error("connection to the other side: {0}")]

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use bitvec::view::BitView;
 use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap, Trace};
 use spec::PageRange;
 use spec::trace::Event;
@@ -67,7 +68,7 @@ impl KvmDirtyLog {
             self.slots.clear_dirty_log(slot, at * 64, clear)?;
             // Only now, when the pages are protected again. If a sender saw the bits earlier, it could copy a page, and
             // clearing the bit would lose a write after that copy.
-            taken += merge(into, first + at * 64, clear);
+            taken += into.insert_bits(first + at * 64, clear.view_bits());
         }
         Ok(taken)
     }
@@ -119,46 +120,10 @@ impl DirtyLog for KvmDirtyLog {
     }
 }
 
-/// ORs `words`, whose bit 0 is page `first`, into `bitmap`. Returns how many bits of `words` are set.
-pub(crate) fn merge(bitmap: &MigrationBitmap, first: u64, words: &[u64]) -> u64 {
-    let shift = first % 64;
-    let mut set = 0;
-    for (at, word) in (first / 64..).zip(words) {
-        set += u64::from(word.count_ones());
-        bitmap.merge(at as usize, word << shift);
-        if shift > 0 && word >> (64 - shift) != 0 {
-            bitmap.merge(at as usize + 1, word >> (64 - shift));
-        }
-    }
-    set
-}
-
 fn failed(log: LogSource, action: &'static str, source: io::Error) -> DirtyLogError {
     DirtyLogError {
         log,
         action,
         source,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn words_from_any_first_page_land_on_their_pages(first in 0u64..200, words in proptest::collection::vec(any::<u64>(), 1..4)) {
-            let bitmap = MigrationBitmap::new(first + words.len() as u64 * 64);
-            let bits: u32 = words.iter().map(|word| word.count_ones()).sum();
-            prop_assert_eq!(merge(&bitmap, first, &words), u64::from(bits));
-            for page in 0..bitmap.pages() {
-                let expected = page >= first && {
-                    let bit = page - first;
-                    words[(bit / 64) as usize] & (1 << (bit % 64)) != 0
-                };
-                prop_assert_eq!(bitmap.contains(page), expected, "page {}", page);
-            }
-        }
     }
 }

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
+use bitvec::view::BitView;
 use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::dirty_log::merge;
 use crate::memory::OwnMemory;
 
 /// The pages of a region that this process has written since the last harvest. The log always runs. The cost of a harvest
@@ -86,7 +86,10 @@ impl DirtyLog for OwnWritesLog {
             let first = region.start_addr().raw_value() / PAGE_SIZE;
             let written = written_in(region);
             (written.occupied())
-                .map(|index| merge(bitmap, first + index as u64 * 64, &[written.claim(index)]))
+                .map(|index| {
+                    let words = [written.claim(index)];
+                    bitmap.insert_bits(first + index as u64 * 64, words.view_bits())
+                })
                 .sum::<u64>()
         };
         Ok(self.memory.iter().map(take).sum())
