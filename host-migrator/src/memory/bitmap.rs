@@ -14,12 +14,14 @@ use spec::sync::{AtomicU64, Ordering};
 /// The sender claims words (takes the bits out) before it copies the pages. Harvests of the dirty logs OR bits in. Claim
 /// before copy, always: a write after the claim is in the log.
 ///
-/// A summary has one more bit for every 64 words, which says whether they may have bits. So the cost of a walk in a late
-/// round depends on the number of dirty pages, not on the size of the guest.
+/// A mark for each word says whether it may have bits, and a summary says the same of every 64 marks, which are a chunk. So the
+/// cost of a walk in a late round depends on the number of dirty pages, not on the size of the guest.
 #[derive(Debug)]
 pub struct MigrationBitmap {
     words: Box<[AtomicU64]>,
-    /// Bit c is set if any of the words `64 * c ..` may be.
+    /// Bit `w` of `marks[c]` is set if word `64 * c + w` may have bits.
+    marks: Box<[AtomicU64]>,
+    /// Bit `c % 64` of `summary[c / 64]` is set if `marks[c]` may have bits.
     summary: Box<[AtomicU64]>,
     pages: u64,
 }
@@ -31,6 +33,7 @@ impl MigrationBitmap {
     pub fn new(pages: u64) -> Self {
         Self {
             words: zeros(pages.div_ceil(64)),
+            marks: zeros(pages.div_ceil(64 * 64)),
             summary: zeros(pages.div_ceil(64 * 64 * 64)),
             pages,
         }
@@ -69,7 +72,7 @@ impl MigrationBitmap {
             return 0;
         }
         let before = self.words[index].fetch_or(bits, Ordering::AcqRel);
-        self.note(index / 64);
+        self.note(index / 64, 1 << (index % 64));
         u64::from((bits & !before).count_ones())
     }
 
@@ -80,23 +83,30 @@ impl MigrationBitmap {
 
     /// As [`MigrationBitmap::occupied`], from word `first` on.
     pub fn occupied_from(&self, first: usize) -> impl Iterator<Item = usize> {
-        let mut chunk = None;
-        let mut next = 0;
-        let mut end = 0;
+        // The chunk that is being walked, its marks that were seen ahead, and its words that have been passed.
+        let mut walked = None;
+        let (mut ahead, mut passed) = (0_u64, 0_u64);
         std::iter::from_fn(move || {
             loop {
-                if next == end {
-                    if let Some(visited) = chunk {
-                        self.retire(visited);
+                let chunk = match walked {
+                    Some(chunk) => chunk,
+                    None => *walked.insert(self.next_chunk(first / 64)?),
+                };
+                if ahead == 0 {
+                    let before_first = (1 << first.saturating_sub(chunk * 64).min(63)) - 1;
+                    ahead = self.marks[chunk].load(Ordering::Acquire) & !(passed | before_first);
+                    if ahead == 0 {
+                        self.retire(chunk, passed & !before_first);
+                        passed = 0;
+                        walked = Some(self.next_chunk(chunk + 1)?);
+                        continue;
                     }
-                    let found = self.next_chunk(chunk.map_or(first / 64, |visited| visited + 1))?;
-                    chunk = Some(found);
-                    end = self.words.len().min(found * 64 + 64);
-                    next = first.max(found * 64).min(end);
-                    continue;
                 }
-                let index = next;
-                next += 1;
+                let bit = ahead.trailing_zeros();
+                ahead &= ahead - 1;
+                // Words without a mark have been passed, too.
+                passed = u64::MAX >> (63 - bit);
+                let index = chunk * 64 + bit as usize;
                 if self.words[index].load(Ordering::Relaxed) != 0 {
                     return Some(index);
                 }
@@ -121,9 +131,10 @@ impl MigrationBitmap {
         for (index, mask) in word_masks(range) {
             self.words[index].fetch_or(mask, Ordering::AcqRel);
         }
-        let (first, last) = (range.first() / 4096, (range.end() - 1) / 4096);
-        for chunk in first..=last {
-            self.note(chunk as usize);
+        let (first, last) = (range.first() / 64, (range.end() - 1) / 64);
+        let words = PageRange::new(first, last - first + 1).into_iter();
+        for (chunk, marks) in words.flat_map(word_masks) {
+            self.note(chunk, marks);
         }
     }
 
@@ -139,17 +150,10 @@ impl MigrationBitmap {
     /// assert_eq!(bitmap.to_bits().iter_ones().collect::<Vec<_>>(), [63, 65]);
     /// ```
     pub fn insert_bits(&self, first: u64, bits: &BitSlice<u64, Lsb0>) -> u64 {
-        let insert = |(at, word): (u64, u64)| {
-            self.insert_word(first + at * 64, word);
-            u64::from(word.count_ones())
-        };
         match bits.domain().region() {
             // Whole words, as the kernel gives them.
-            Some((None, words, None)) => (0..).zip(words.iter().copied()).map(insert).sum(),
-            _ => (0..)
-                .zip(bits.chunks(64).map(|chunk| chunk.load_le()))
-                .map(insert)
-                .sum(),
+            Some((None, words, None)) => self.insert_words(first, words.iter().copied()),
+            _ => self.insert_words(first, bits.chunks(64).map(|chunk| chunk.load_le())),
         }
     }
 
@@ -164,18 +168,32 @@ impl MigrationBitmap {
         bits
     }
 
-    /// Sets the bits of `word`, whose lowest is page `first`.
-    fn insert_word(&self, first: u64, word: u64) {
-        if word == 0 {
-            return;
-        }
-        let (index, shift) = ((first / 64) as usize, first % 64);
-        let high = if shift == 0 { 0 } else { word >> (64 - shift) };
-        for (index, bits) in [(index, word << shift), (index + 1, high)] {
-            if bits != 0 && index < self.words.len() {
-                self.merge(index, bits);
+    /// Sets the bits of `words`, whose lowest is page `first`. Each chunk is marked once.
+    fn insert_words(&self, first: u64, words: impl Iterator<Item = u64>) -> u64 {
+        let shift = first % 64;
+        let (mut chunk, mut marks, mut count) = (0, 0, 0);
+        for (at, word) in ((first / 64) as usize..)
+            .zip(words)
+            .filter(|(_, word)| *word != 0)
+        {
+            count += u64::from(word.count_ones());
+            let high = if shift == 0 { 0 } else { word >> (64 - shift) };
+            for (index, bits) in [(at, word << shift), (at + 1, high)] {
+                if bits == 0 || index >= self.words.len() {
+                    continue;
+                }
+                self.words[index].fetch_or(bits & self.valid_bits(index), Ordering::AcqRel);
+                if index / 64 != chunk && marks != 0 {
+                    self.note(chunk, std::mem::take(&mut marks));
+                }
+                chunk = index / 64;
+                marks |= 1 << (index % 64);
             }
         }
+        if marks != 0 {
+            self.note(chunk, marks);
+        }
+        count
     }
 
     /// Clears all pages of `range`, cut to the bitmap's end. Returns how many were set.
@@ -204,32 +222,40 @@ impl MigrationBitmap {
     /// Pages that are set.
     pub fn count(&self) -> u64 {
         let chunks = std::iter::successors(self.next_chunk(0), |chunk| self.next_chunk(chunk + 1));
-        chunks
-            .flat_map(|chunk| self.words_of(chunk))
-            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
-            .sum()
+        let words = chunks.flat_map(|chunk| {
+            let marks = self.marks[chunk].load(Ordering::Acquire);
+            bits_of(marks).map(move |bit| chunk * 64 + bit)
+        });
+        let pages = |index: usize| self.words[index].load(Ordering::Relaxed).count_ones();
+        words.map(|index| u64::from(pages(index))).sum()
     }
 
-    /// Marks `chunk` in the summary. Call it after the word was set: see
-    /// [`MigrationBitmap::retire`].
-    fn note(&self, chunk: usize) {
+    /// Sets `marks` of `chunk`. Call it after the words were set: see [`MigrationBitmap::retire`].
+    fn note(&self, chunk: usize, marks: u64) {
+        self.marks[chunk].fetch_or(marks, Ordering::AcqRel);
         self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::AcqRel);
     }
 
-    /// Clears `chunk` in the summary, unless its words have bits. A thread that sets a word meanwhile marks the chunk either
-    /// before the mark is cleared here, and then the check of the words finds the bits, or afterwards.
-    fn retire(&self, chunk: usize) {
-        self.summary[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::AcqRel);
-        if self
-            .words_of(chunk)
-            .iter()
-            .any(|word| word.load(Ordering::Acquire) != 0)
-        {
-            self.note(chunk);
+    /// Clears the marks `passed` of `chunk`, except of words that have bits, and then the chunk in the summary, unless it has
+    /// marks. A thread that sets a word meanwhile sets the mark either before it is cleared here, and then the check of the
+    /// word finds the bits, or afterwards. The same holds for the mark and the summary.
+    fn retire(&self, chunk: usize, passed: u64) {
+        let before = self.marks[chunk].fetch_and(!passed, Ordering::AcqRel);
+        let has_bits = |bit: &usize| self.words[chunk * 64 + bit].load(Ordering::Acquire) != 0;
+        let again = bits_of(before & passed).filter(has_bits);
+        let again = again.fold(0, |marks, bit| marks | 1 << bit);
+        if again != 0 {
+            self.note(chunk, again);
+        } else if before & !passed == 0 {
+            let (summary, bit) = (&self.summary[chunk / 64], 1 << (chunk % 64));
+            summary.fetch_and(!bit, Ordering::AcqRel);
+            if self.marks[chunk].load(Ordering::Acquire) != 0 {
+                summary.fetch_or(bit, Ordering::AcqRel);
+            }
         }
     }
 
-    /// The first chunk from `chunk` on whose words may have bits.
+    /// The first chunk from `chunk` on that may have marks.
     fn next_chunk(&self, chunk: usize) -> Option<usize> {
         let mut mask = u64::MAX << (chunk % 64);
         for (index, word) in self.summary.iter().enumerate().skip(chunk / 64) {
@@ -240,10 +266,6 @@ impl MigrationBitmap {
             mask = u64::MAX;
         }
         None
-    }
-
-    fn words_of(&self, chunk: usize) -> &[AtomicU64] {
-        &self.words[chunk * 64..self.words.len().min(chunk * 64 + 64)]
     }
 
     fn valid_bits(&self, index: usize) -> u64 {
@@ -266,6 +288,15 @@ fn zeros(count: u64) -> Box<[AtomicU64]> {
 #[cfg(loom)]
 fn zeros(count: u64) -> Box<[AtomicU64]> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// The numbers of the set bits, ascending.
+fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(first)
+    })
 }
 
 /// The runs of set bits in a word whose first bit is page `base`, lowest first.
