@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::standstill::Watch;
+
 /// SVM with nested paging, on the oldest processor that has both and that QEMU knows well.
 const CPU: &str = "EPYC,+svm,+npt";
 /// One processor. With two, on two threads of QEMU 7.2, a guest whose pages the dirty log write-protects again and
@@ -26,6 +28,8 @@ const EXIT_MARK: &str = "lacuna-nested: exit ";
 const FEATURE_WARNING: &str = "warning: TCG doesn't support requested feature";
 /// Lines of the console that an error quotes: enough for a panic's reason and stack.
 const TAIL_LINES: usize = 100;
+/// How often a machine that says nothing is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long QEMU may take to end after the end of its output.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,6 +60,14 @@ pub enum MachineError {
     /// The machine ended before the job.
     #[error("the outer machine stopped before the command ended; its console says:\n{console}")]
     Stopped {
+        /// The end of the kernel's messages.
+        console: String,
+    },
+    /// The emulator waits for nothing.
+    #[error(
+        "the outer machine stands still: its processor waits, and no timer runs; its console says:\n{console}"
+    )]
+    StandsStill {
         /// The end of the kernel's messages.
         console: String,
     },
@@ -103,8 +115,10 @@ impl Machine<'_> {
         send_lines(errors, sender, Source::Error);
 
         let mut exit = None;
+        let mut watch = Watch::new(qemu.0.id());
         loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(left.min(LOOK)) {
                 Ok((Source::Output, line)) => match exit_status(&line) {
                     Some(status) => exit = Some(status),
                     None => on_line(Line::Output(&line)),
@@ -112,6 +126,12 @@ impl Machine<'_> {
                 Ok((Source::Error, line)) if line.contains(FEATURE_WARNING) => {}
                 Ok((Source::Error, line)) => on_line(Line::Error(&line)),
                 Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if watch.stands_still() => {
+                    return Err(MachineError::StandsStill {
+                        console: self.console_tail(),
+                    });
+                }
+                Err(RecvTimeoutError::Timeout) if left > LOOK => {}
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(MachineError::Timeout {
                         timeout: settings.timeout,

@@ -21,6 +21,7 @@ mod kernel;
 mod machine;
 mod modules;
 mod packages;
+mod standstill;
 
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -35,6 +36,8 @@ use machine::Machine;
 pub use machine::{Line, MachineError, Settings};
 pub use packages::PackageError;
 
+/// How often a job is begun whose machine stands still.
+const MOST_TRIES: u32 = 3;
 /// Set to 1 for commands that run in the outer machine.
 const NESTED_VARIABLE: &str = "LACUNA_NESTED";
 /// Variables that the command in the outer machine gets from this process.
@@ -212,25 +215,53 @@ impl Lane {
         Ok(())
     }
 
-    /// Boots the outer machine and runs `lacuna ARGUMENTS` in it. Passes on every line that it writes, and returns its
-    /// exit status.
+    /// Boots the outer machine and runs `lacuna ARGUMENTS` in it. Passes on every line that it writes, its output when it
+    /// has ended, and returns its exit status. A job whose machine stands still (an error of the emulator, not of the job)
+    /// begins again.
     ///
     /// # Errors
     /// [`NestedError`] if there is no exit status.
     pub fn run(
         &mut self,
         arguments: &[impl AsRef<str>],
-        on_line: impl FnMut(Line),
+        mut on_line: impl FnMut(Line),
     ) -> Result<i32, NestedError> {
-        self.write_job(arguments)?;
+        let mut tries = 1;
+        loop {
+            let mut output = Vec::new();
+            let gather = |line: Line| match line {
+                Line::Output(line) => output.push(line.to_owned()),
+                Line::Error(_) => on_line(line),
+            };
+            match self.try_once(arguments, gather) {
+                Err(error @ MachineError::StandsStill { .. }) if tries < MOST_TRIES => {
+                    tries += 1;
+                    on_line(Line::Error(&format!(
+                        "{error}\nonce more: the job begins again"
+                    )));
+                }
+                result => {
+                    output.iter().for_each(|line| on_line(Line::Output(line)));
+                    return Ok(result?);
+                }
+            }
+        }
+    }
+
+    fn try_once(
+        &mut self,
+        arguments: &[impl AsRef<str>],
+        on_line: impl FnMut(Line),
+    ) -> Result<i32, MachineError> {
+        self.write_job(arguments).map_err(MachineError::Start)?;
         let machine = Machine {
             qemu: &self.parts.qemu,
             setpriv: &self.parts.setpriv,
             kernel: &self.parts.kernel.image(),
             initrd: &self.initrd,
-            console: tempfile::tempfile()?,
+            console: tempfile::tempfile().map_err(MachineError::Start)?,
         };
-        Ok(machine.run(&self.settings, on_line)?)
+        machine.run(&self.settings, on_line)
     }
 
     /// Appends a job to the initial ramdisk, in place of the one before.

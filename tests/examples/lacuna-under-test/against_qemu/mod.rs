@@ -65,14 +65,8 @@ fn run(qemu: PathBuf, arguments: Vec<String>) -> Result<(), Failure> {
         for hints in ["off", "on"] {
             let mut args = args.clone();
             args.workload.seed = args.workload.seed.wrapping_add(run);
-            let what = format!("{version}, hints {hints}, seed {}", args.workload.seed);
-            eprintln!("{what}");
-            // A QEMU with hints hangs now and then. That is no result of this comparison: it gets a second chance.
-            let record = migrate(&program, &args, hints).or_else(|error| {
-                eprintln!("{what}, once more: {error}");
-                migrate(&program, &args, hints)
-            })?;
-            println!("{record}");
+            eprintln!("{version}, hints {hints}, seed {}", args.workload.seed);
+            println!("{}", migrate(&program, &args, hints)?);
         }
     }
     for comparison in parts {
