@@ -11,7 +11,7 @@
 //! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
 //! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes the console's output |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
-//! | [`state`], [`xsave`] | what a migration carries besides memory |
+//! | [`state`], [`xsave`], [`versioned`] | what a migration carries besides memory, and how it is written |
 //! | [`description`] | what a guest needs of its machine, compared before its memory is sent |
 
 mod advice;
@@ -38,6 +38,7 @@ pub mod slots;
 pub mod state;
 pub mod status;
 pub mod vcpu;
+pub mod versioned;
 pub mod virtio;
 pub mod xsave;
 

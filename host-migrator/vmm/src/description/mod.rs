@@ -17,11 +17,16 @@ pub use host::{Host, Trial};
 
 use crate::state::vcpu::read_msrs;
 use crate::state::{Exact, GuestKind, StateError, VERSION as STATE_VERSION, refused, registers};
+use crate::versioned::{Format, FormatError};
 use crate::xsave;
 
-const MAGIC: [u8; 8] = *b"LACUNAMD";
 /// The version of the format. A reader accepts no other.
 pub const VERSION: u32 = 1;
+const FORMAT: Format = Format {
+    what: "the description of a machine",
+    magic: *b"LACUNAMD",
+    version: VERSION,
+};
 /// KVM capabilities that the parts of a vCPU's state need.
 const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
@@ -68,23 +73,6 @@ pub struct DeviceDescription {
     pub features: u64,
 }
 
-/// The bytes are not a valid description.
-#[derive(Debug, thiserror::Error)]
-pub enum DescriptionError {
-    /// Not a description at all.
-    #[error("this is not the description of a machine")]
-    Magic,
-    /// A description of another version.
-    #[error("the description has version {0}; this program knows version {VERSION}")]
-    Version(u32),
-    /// Cut off, too long or damaged.
-    #[error("the description is damaged: {0}")]
-    Damaged(#[from] postcard::Error),
-    /// Bytes follow the description.
-    #[error("{0} bytes follow the description")]
-    Trailing(usize),
-}
-
 impl MachineDescription {
     /// Describes the machine of `vcpu`, which is its first vCPU and does not run. The caller adds the devices, because the
     /// features that their drivers use may change while the guest runs.
@@ -123,30 +111,17 @@ impl MachineDescription {
     /// The description as bytes.
     ///
     /// # Errors
-    /// [`DescriptionError::Damaged`] if it cannot be written in postcard's format. No known description causes this.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptionError> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
-        Ok(postcard::to_extend(self, bytes)?)
+    /// [`FormatError::Damaged`] if it cannot be written in postcard's format. No known description causes this.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
+        FORMAT.write(self)
     }
 
     /// Reads the bytes of [`MachineDescription::to_bytes`].
     ///
     /// # Errors
-    /// [`DescriptionError`] for anything else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DescriptionError> {
-        let body = bytes.strip_prefix(&MAGIC).ok_or(DescriptionError::Magic)?;
-        let (version, body) = body.split_first_chunk().ok_or(DescriptionError::Magic)?;
-        let version = u32::from_le_bytes(*version);
-        if version != VERSION {
-            return Err(DescriptionError::Version(version));
-        }
-        let (description, rest) = postcard::take_from_bytes(body)?;
-        if rest.is_empty() {
-            Ok(description)
-        } else {
-            Err(DescriptionError::Trailing(rest.len()))
-        }
+    /// [`FormatError`] for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
+        FORMAT.read(bytes)
     }
 }
 

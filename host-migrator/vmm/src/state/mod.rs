@@ -20,12 +20,17 @@ pub use self::exact::Exact;
 pub use self::platform::PlatformState;
 pub use self::vcpu::VcpuState;
 use crate::serial::ConsoleState;
+use crate::versioned::{Format, FormatError};
 use crate::virtio::VirtioState;
 use crate::virtio::console::ConsoleState as PortState;
 
-const MAGIC: [u8; 8] = *b"LACUNAVM";
 /// The version of the format. A reader accepts no other.
 pub const VERSION: u32 = 4;
+const FORMAT: Format = Format {
+    what: "the state of a machine",
+    magic: *b"LACUNAVM",
+    version: VERSION,
+};
 
 /// The kind of guest that a machine runs. It decides what else the VMM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,18 +89,9 @@ pub struct Shape<'a> {
 /// The state cannot be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Not a machine's state at all.
-    #[error("this is not the state of a machine")]
-    Magic,
-    /// A state of another version.
-    #[error("the state has version {0}; this program knows version {VERSION}")]
-    Version(u32),
-    /// Cut off, too long or damaged.
-    #[error("the state is damaged: {0}")]
-    Damaged(#[from] postcard::Error),
-    /// Bytes follow the state.
-    #[error("{0} bytes follow the state")]
-    Trailing(usize),
+    /// The bytes are no state, or one of another version.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The state of a machine with other memory.
     #[error("the state belongs to a machine with other memory")]
     Memory,
@@ -162,11 +158,9 @@ impl MachineState {
     /// The state as bytes.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] if it cannot be written in postcard's format. No known state causes this.
+    /// [`StateError::Format`] if it cannot be written in postcard's format. No known state causes this.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
-        Ok(postcard::to_extend(self, bytes)?)
+        Ok(FORMAT.write(self)?)
     }
 
     /// Reads the bytes of [`MachineState::to_bytes`].
@@ -174,18 +168,7 @@ impl MachineState {
     /// # Errors
     /// [`StateError`] for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
-        let body = bytes.strip_prefix(&MAGIC).ok_or(StateError::Magic)?;
-        let (version, body) = body.split_first_chunk().ok_or(StateError::Magic)?;
-        let version = u32::from_le_bytes(*version);
-        if version != VERSION {
-            return Err(StateError::Version(version));
-        }
-        let (state, rest) = postcard::take_from_bytes(body)?;
-        if rest.is_empty() {
-            Ok(state)
-        } else {
-            Err(StateError::Trailing(rest.len()))
-        }
+        Ok(FORMAT.read(bytes)?)
     }
 
     /// Checks that the state fits a machine of `shape`.

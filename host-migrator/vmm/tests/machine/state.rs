@@ -5,6 +5,7 @@ use host_migrator::{DestinationMachine, SourceMachine};
 use proptest::prelude::*;
 use reference_vmm::GuestKind;
 use reference_vmm::state::{MachineState, Shape, StateError, VERSION};
+use reference_vmm::versioned::FormatError;
 
 use crate::guests::{MAILBOX, Subject, config, copy_memory, counter, have_kvm, incoming, program};
 
@@ -115,13 +116,13 @@ fn a_state_that_was_cut_off_at_any_byte_is_refused() {
     longer.push(0);
     assert!(matches!(
         MachineState::from_bytes(&longer),
-        Err(StateError::Trailing(1))
+        Err(StateError::Format(FormatError::Trailing { bytes: 1, .. }))
     ));
     let mut newer = state;
     newer[8] = VERSION as u8 + 1;
     assert!(matches!(
         MachineState::from_bytes(&newer),
-        Err(StateError::Version(version)) if version == VERSION + 1
+        Err(StateError::Format(FormatError::Version { found, .. })) if found == VERSION + 1
     ));
 }
 
