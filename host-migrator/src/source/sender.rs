@@ -123,10 +123,11 @@ impl<'a, S: Sink> Sender<'a, S> {
             since_sync = done - done_at_sync;
             if plan.sync_pages.is_some_and(|pages| since_sync >= pages) {
                 (done_at_sync, since_sync) = (done, 0);
-                let syncing = Instant::now();
+                let (syncing, elsewhere) = (Instant::now(), self.out.elsewhere);
                 epoch = self.sync(epoch)?;
                 opened = Instant::now();
-                self.out.elsewhere += syncing.elapsed();
+                // What was sent meanwhile is in it.
+                self.out.elsewhere = elsewhere + syncing.elapsed();
                 self.walk.epoch_opened(Outlook {
                     pending: epoch.pass().bitmap().count(),
                     pages_per_second: self.out.pacing.pages_per_second(),
