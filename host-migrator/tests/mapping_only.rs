@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestMemory, Layout, LogSource,
-    MachineError, Migration, MigrationBitmap, MigrationParams, OwnershipRecord, PageRange,
-    RamError, Source, SourceMachine, receive,
+    MachineError, Migration, MigrationBitmap, MigrationParams, MigrationState, MigrationStatus,
+    OwnershipRecord, PageRange, RamError, Source, SourceMachine, receive,
 };
 
 const PAGE_WORDS: u64 = 512;
@@ -177,13 +177,29 @@ fn memory_without_a_file_arrives_whole() {
         max_rounds: Some(3),
         ..MigrationParams::default()
     };
-    let migration = Migration::start(source, params, Connection::try_from(here).unwrap()).unwrap();
+    let states = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&states);
+    let on_change = move |status: &MigrationStatus| {
+        seen.lock().unwrap().push(status.status);
+        // An observer that panics harms nobody.
+        assert!(status.status != MigrationState::Active);
+    };
+    let here = Connection::try_from(here).unwrap();
+    let migration = Migration::start_observed(source, params, here, on_change).unwrap();
     let (_, report) = migration.join();
     let report = report.unwrap();
     let (received, runs) = destination.join().unwrap();
     received.unwrap();
     assert!(runs);
     assert!(from.all().eq(to.all()));
+    let expected = [
+        MigrationState::Setup,
+        MigrationState::Active,
+        MigrationState::PreSwitchover,
+        MigrationState::Device,
+        MigrationState::Completed,
+    ];
+    assert_eq!(*states.lock().unwrap(), expected);
     assert_eq!(report.pages_holes, 0, "nobody knows the holes");
     assert!(report.totals.pages_zero >= 780, "{report:?}");
 }

@@ -107,12 +107,26 @@ impl Migration {
     /// # Errors
     /// If no thread can be started.
     pub fn start(
-        mut source: Source,
+        source: Source,
         params: MigrationParams,
         channel: Connection,
     ) -> io::Result<MigrationHandle> {
+        Self::start_observed(source, params, channel, |_| ())
+    }
+
+    /// As [`Migration::start`]. `on_change` is called on the migration's thread whenever it enters another state, and holds
+    /// the migration up for as long as it takes: with the guest stopped, too.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start_observed(
+        mut source: Source,
+        params: MigrationParams,
+        channel: Connection,
+        on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
+    ) -> io::Result<MigrationHandle> {
         let channel = channel.with_patience(params.peer_timeout);
-        let progress = Arc::new(Progress::new(channel.stop_flag()));
+        let progress = Arc::new(Progress::new(channel.stop_flag(), Box::new(on_change)));
         let theirs = Arc::clone(&progress);
         let thread = thread::Builder::new()
             .name("migration".into())

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The status of a migration for other threads, and its cancellation.
 
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::panics::text_of;
 use crate::report::stats::MigrationStatus;
 use crate::wire::StopFlag;
 
@@ -13,8 +16,10 @@ const RUNNING: u8 = 0;
 const CANCELLED: u8 = 1;
 const COMMITTED: u8 = 2;
 
+/// Called with the status whenever a migration enters another state.
+pub(crate) type Observer = Box<dyn Fn(&MigrationStatus) + Send + Sync>;
+
 /// Shared between the migration's thread and its handle.
-#[derive(Debug)]
 pub(crate) struct Progress {
     started: Instant,
     /// This lock is held for a few stores, never across a call that may wait.
@@ -22,15 +27,25 @@ pub(crate) struct Progress {
     /// Decides between cancel and hand-over: exactly one of them wins.
     fate: AtomicU8,
     stop: StopFlag,
+    observer: Observer,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Progress {
-    pub(crate) fn new(stop: StopFlag) -> Self {
+    pub(crate) fn new(stop: StopFlag, observer: Observer) -> Self {
         Self {
             started: Instant::now(),
             status: Mutex::default(),
             fate: AtomicU8::new(RUNNING),
             stop,
+            observer,
         }
     }
 
@@ -48,7 +63,20 @@ impl Progress {
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut MigrationStatus)) {
-        change(&mut self.status.lock());
+        let mut status = self.status.lock();
+        let before = status.status;
+        change(&mut status);
+        if status.status == before {
+            return;
+        }
+        // The observer may take its time, and ask for the status.
+        drop(status);
+        let status = self.status();
+        // What it does wrong is no matter of the migration's.
+        let told = catch_unwind(AssertUnwindSafe(|| (self.observer)(&status)));
+        if let Err(panic) = told {
+            log::error!("the observer of a migration panicked: {}", text_of(&*panic));
+        }
     }
 
     /// Asks the migration to stop. Returns `false` if it is too late: the guest has been handed over, or the
