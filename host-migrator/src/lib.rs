@@ -30,7 +30,8 @@ pub use destination::{
 };
 pub use hints::{ControlClient, DeviceHints};
 pub use memory::bitmap::MigrationBitmap;
-pub use memory::guest_memory::{GuestMemory, RamError};
+pub use memory::error::RamError;
+pub use memory::guest_memory::GuestMemory;
 pub use memory::holes::HoleBudget;
 pub use memory::layout::Layout;
 pub use memory::ram::{GuestRam, RamRegion};

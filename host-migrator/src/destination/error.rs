@@ -3,7 +3,7 @@
 
 use spec::stream::Totals;
 
-use crate::memory::guest_memory::RamError;
+use crate::memory::error::RamError;
 use crate::vm::machine::MachineError;
 use crate::wire::SectionError;
 

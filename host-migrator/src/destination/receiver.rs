@@ -7,8 +7,9 @@ use std::time::Instant;
 use spec::PageRange;
 use spec::stream::{PagesPrefix, RUN_BYTES, SectionHeader, SectionKind, StreamError, Totals, runs};
 
-use super::incoming::{self, Incoming};
-use super::{ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
+use super::error::ReceiveError;
+use super::introduction::{self, Incoming};
+use super::report::{ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
 use crate::memory::guest_memory::GuestMemory;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
@@ -70,7 +71,7 @@ impl<'a> Receiver<'a> {
                 Owner::Undecided => ReceiveError::Undecided(Box::new(error)),
                 Owner::Here | Owner::There => error,
             };
-            incoming::refuse(&mut self.input, &mut self.out, &error);
+            introduction::refuse(&mut self.input, &mut self.out, &error);
             error
         })
     }

@@ -16,8 +16,8 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::incoming::{Incoming, Shape};
-use super::{ReceiveError, ReceiveError as Error};
+use super::error::{ReceiveError, ReceiveError as Error};
+use super::introduction::{Incoming, Shape};
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
 

@@ -3,7 +3,7 @@
 
 use spec::{PAGE_SIZE, PageRange};
 
-use super::guest_memory::RamError;
+use super::error::RamError;
 
 /// The regions of guest memory, ascending and apart.
 #[derive(Clone, Debug, PartialEq, Eq)]

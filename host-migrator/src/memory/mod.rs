@@ -2,6 +2,7 @@
 //! Guest memory, and maps of it.
 
 pub mod bitmap;
+pub mod error;
 pub mod guest_memory;
 pub(crate) mod holes;
 pub mod layout;

@@ -14,7 +14,8 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
-use crate::memory::guest_memory::{GuestMemory, RamError};
+use crate::memory::error::RamError;
+use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::{self, HoleBudget};
 use crate::memory::layout::Layout;
 use crate::memory::sealed_file::sealed_file;

@@ -4,11 +4,8 @@
 //! The device's answer may be out of date when it is used. So it only decides which source a hole is counted for, never
 //! whether a page is one.
 
-use spec::control::PageSet;
-
-use super::Tracker;
 use crate::memory::bitmap::MigrationBitmap;
-use crate::report::page_source::{PageSource, PageSources, Reason};
+use crate::report::page_source::Reason;
 
 /// The pages that the guest has put into the balloon, and those that it has reported.
 #[derive(Debug)]
@@ -18,15 +15,11 @@ pub(crate) struct GivenUp {
 }
 
 impl GivenUp {
-    /// Asks the device, if there is one, for the sets that `sources` need.
-    pub(crate) fn ask(tracker: &mut Tracker<'_>, sources: PageSources) -> Self {
-        let mut ask = |source, set| match sources.contains(source) {
-            true => tracker.given_up(set),
-            false => MigrationBitmap::new(tracker.bitmap().pages()),
-        };
+    /// The two sets, as the device tells them.
+    pub(super) fn new(ballooned: MigrationBitmap, reported: MigrationBitmap) -> Self {
         Self {
-            ballooned: ask(PageSource::Balloon, PageSet::Ballooned),
-            reported: ask(PageSource::Reported, PageSet::Reported),
+            ballooned,
+            reported,
         }
     }
 

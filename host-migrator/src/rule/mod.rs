@@ -25,7 +25,6 @@ mod tracker;
 
 pub use delivered::Delivered;
 pub use early_harvest::EarlyPlan;
-pub(crate) use given_up::GivenUp;
 pub use pass::{Claimed, Copied, Pass};
 pub use put_back::put_back;
 pub use spec::hint_map::{HintBits, HintPhase, Tellers};

@@ -20,7 +20,7 @@ use super::hint_life::HintLife;
 use super::known_holes::KnownHoles;
 use super::pass::Pass;
 use crate::memory::bitmap::MigrationBitmap;
-use crate::report::page_source::{PageSources, PagesBySource};
+use crate::report::page_source::{PageSource, PageSources, PagesBySource};
 use crate::report::trace::Trace;
 use crate::rule::clause::{Clause, Clauses};
 use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
@@ -160,8 +160,20 @@ impl<'a> Tracker<'a> {
         self.hints.lost.as_deref()
     }
 
+    /// Asks the device, if there is one, for the sets that `sources` need.
+    pub(crate) fn given_up(&mut self, sources: PageSources) -> GivenUp {
+        let mut ask = |source, set| match sources.contains(source) {
+            true => self.pages_of(set),
+            false => MigrationBitmap::new(self.bitmap.pages()),
+        };
+        GivenUp::new(
+            ask(PageSource::Balloon, PageSet::Ballooned),
+            ask(PageSource::Reported, PageSet::Reported),
+        )
+    }
+
     /// The pages of `set`, if the source knows them.
-    pub(crate) fn given_up(&mut self, set: PageSet) -> MigrationBitmap {
+    fn pages_of(&mut self, set: PageSet) -> MigrationBitmap {
         let pages = self.bitmap.pages();
         let memory = &self.memory;
         let known = self.hints.source.as_deref_mut().map(|source| {
@@ -197,7 +209,7 @@ impl<'a> Tracker<'a> {
         sources: PageSources,
         find: impl FnOnce(&mut dyn FnMut(PageRange)) -> Result<bool, E>,
     ) -> Result<(), E> {
-        let given_up = GivenUp::ask(self, sources);
+        let given_up = self.given_up(sources);
         self.trace.record(Event::HolesAsked);
         let holes = KnownHoles::new(self.bitmap.pages(), given_up);
         find(&mut |hole| holes.insert(hole))?;

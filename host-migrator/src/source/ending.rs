@@ -10,8 +10,9 @@ use std::time::Duration;
 use spec::trace::Event;
 use spec::trace::event::Outcome;
 
+use super::error::MigrationError;
+use super::guest::Source;
 use super::progress::Progress;
-use super::{MigrationError, Source};
 use crate::ownership::Owner;
 use crate::panics::{attempt, text_of};
 use crate::report::stats::{MigrationReport, MigrationState};

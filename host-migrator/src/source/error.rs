@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::memory::guest_memory::RamError;
+use crate::memory::error::RamError;
 use crate::sink::SinkError;
 use crate::vm::dirty_log::DirtyLogError;
 use crate::vm::machine::MachineError;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use spec::stream::SectionKind;
 use spec::trace::Event;
 
-use super::MigrationError;
+use super::error::MigrationError;
 use super::progress::Progress;
 use super::sender::{Sender, milliseconds};
 use crate::ownership::OwnershipRecord;

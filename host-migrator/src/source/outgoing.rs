@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use spec::trace::Event;
 
-use super::MigrationError;
+use super::error::MigrationError;
 use super::estimate::{Downtime, Estimate};
 use super::pacing::Pacing;
 use super::progress::Progress;

@@ -8,13 +8,14 @@ use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, Strea
 use spec::{PAGE_SIZE, PageRange};
 
 use super::ending;
+use super::error::MigrationError;
 use super::estimate::{Downtime, Estimate};
+use super::guest::Source;
 use super::handover::{self, Plan};
 use super::outgoing::Outgoing;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{RoundPlan, Sender, milliseconds};
-use super::{MigrationError, Source};
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::HoleBudget;
 use crate::ownership::{Owner, OwnershipRecord};

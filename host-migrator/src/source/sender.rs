@@ -8,7 +8,7 @@ use spec::hint_map::HintBits;
 use spec::stream::{MAX_SECTION_PAGES, Totals};
 use spec::trace::Event;
 
-use super::MigrationError;
+use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
 use super::progress::Progress;
 use crate::report::page_source::PagesBySource;

@@ -5,7 +5,8 @@ use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::guest_memory::{GuestMemory, RamError};
+use crate::memory::error::RamError;
+use crate::memory::guest_memory::GuestMemory;
 use crate::memory::zero::is_zero;
 
 const PAGE: usize = PAGE_SIZE as usize;

@@ -18,7 +18,8 @@ use spec::stream::Totals;
 use spec::{PAGE_SIZE, PageRange};
 
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::guest_memory::{GuestMemory, RamError};
+use crate::memory::error::RamError;
+use crate::memory::guest_memory::GuestMemory;
 use crate::report::page_source::Reason;
 use crate::report::round_map::{Recorder, RoundMaps};
 use crate::report::stats::RoundStats;

@@ -10,12 +10,12 @@ use spec::trace::Event;
 
 use super::left_out::LeftOut;
 use crate::memory::bitmap::runs_of_word;
+use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
-use crate::memory::guest_memory::RamError;
 use crate::memory::holes::HoleBudget;
 use crate::report::page_source::{PageSource, PageSources, PagesBySource};
 use crate::report::trace::Trace;
-use crate::rule::{GivenUp, Tracker};
+use crate::rule::Tracker;
 
 /// The most holes that are looked for: two seconds of work, during which the guest runs.
 const MOST_HOLES: u64 = 1 << 20;
@@ -38,7 +38,7 @@ pub(crate) fn leave_out(
     }
     let all_are_used = used == [true; 3];
     // Those that are not used, too: what they gave up is not left out as a hole like others.
-    let given_up = GivenUp::ask(tracker, PageSources::ALL);
+    let given_up = tracker.given_up(PageSources::ALL);
     trace.record(Event::HolesAsked);
     let mut budget = HoleBudget {
         holes: MOST_HOLES,

@@ -5,7 +5,8 @@ use spec::PageRange;
 
 use super::batch::Batch;
 use crate::memory::bitmap::runs_of_word;
-use crate::memory::guest_memory::{GuestMemory, RamError};
+use crate::memory::error::RamError;
+use crate::memory::guest_memory::GuestMemory;
 use crate::rule::Claimed;
 
 /// A word whose pages have been claimed. Its content may not fit what is sent next, so that copying stops in between.

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::{SockRef, TcpKeepalive};
 
+use super::address::Address;
+use super::dial;
+use super::error::TransportError;
 use super::stop::StopFlag;
-use super::{Address, TransportError, dial};
 
 /// How often a blocked read or write looks whether it has been stopped.
 const TICK: Duration = Duration::from_millis(20);

@@ -12,7 +12,10 @@ use rustix::io::Errno;
 use socket2::{Domain, Type};
 use spec_sockets::{Access, SocketFile};
 
-use super::{Address, Connection, TransportError, dial};
+use super::address::Address;
+use super::connection::Connection;
+use super::dial;
+use super::error::TransportError;
 
 /// Connections that may wait to be accepted.
 const QUEUE: i32 = 128;

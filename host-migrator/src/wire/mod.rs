@@ -4,6 +4,7 @@
 mod address;
 mod connection;
 mod dial;
+mod error;
 mod heartbeat;
 mod listener;
 pub(crate) mod sections;
@@ -11,23 +12,10 @@ mod stop;
 
 pub use address::{Address, AddressError, LONGEST_SOCKET_PATH};
 pub use connection::{Closer, Connection};
-pub(crate) use connection::{Reader, Writer};
 pub use dial::connect_unix;
+pub use error::TransportError;
 pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
 pub use sections::SectionError;
 pub use spec_sockets::Access;
 pub(crate) use stop::StopFlag;
-
-/// A connection that cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {address}: {source}")]
-pub struct TransportError {
-    /// What was tried.
-    pub action: &'static str,
-    /// Where.
-    pub address: Address,
-    /// Why it failed.
-    #[source]
-    pub source: std::io::Error,
-}

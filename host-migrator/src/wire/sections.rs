@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals};
 
-use super::connection::WriteError;
-use super::{Reader, Writer};
+use super::connection::{Reader, WriteError, Writer};
 
 /// A stream that broke off, or that is not what it should be.
 #[derive(Debug, thiserror::Error)]

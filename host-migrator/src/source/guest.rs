@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a migration needs of the guest.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::memory::guest_memory::GuestMemory;
+use crate::ownership::OwnershipRecord;
+use crate::report::trace::Trace;
+use crate::vm::dirty_log::DirtyLog;
+use crate::vm::hint_source::HintSource;
+use crate::vm::machine::SourceMachine;
+
+/// Everything that a migration needs of the guest.
+pub struct Source {
+    /// Stops, saves and resumes the guest.
+    pub machine: Box<dyn SourceMachine>,
+    /// Its memory.
+    pub ram: Arc<dyn GuestMemory>,
+    /// The dirty logs of everything that writes to memory.
+    pub logs: Vec<Box<dyn DirtyLog>>,
+    /// The source of free page hints, if there is one.
+    pub hints: Option<Box<dyn HintSource>>,
+    /// The migration's trace, for tests.
+    pub trace: Trace,
+    /// Who owns the guest: the same record for all of the guest's migrations.
+    pub ownership: OwnershipRecord,
+}
+
+impl Source {
+    /// A guest that is here, with `machine` and `memory`, and nothing else yet: no log, no hints, no trace.
+    pub fn new(machine: Box<dyn SourceMachine>, memory: Arc<dyn GuestMemory>) -> Self {
+        Self {
+            machine,
+            ram: memory,
+            logs: Vec::new(),
+            hints: None,
+            trace: Trace::default(),
+            ownership: OwnershipRecord::here(),
+        }
+    }
+
+    /// Adds the dirty log of something that writes to memory. Everything that does needs one, or its writes are lost.
+    #[must_use]
+    pub fn log(mut self, log: impl DirtyLog + 'static) -> Self {
+        self.logs.push(Box::new(log));
+        self
+    }
+
+    /// Sets the source of free page hints.
+    #[must_use]
+    pub fn hints(mut self, hints: impl HintSource + 'static) -> Self {
+        self.hints = Some(Box::new(hints));
+        self
+    }
+
+    /// Records what the migration does in `trace`.
+    #[must_use]
+    pub fn trace(mut self, trace: Trace) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Sets the record of who owns the guest, which outlives one migration.
+    #[must_use]
+    pub fn ownership(mut self, ownership: OwnershipRecord) -> Self {
+        self.ownership = ownership;
+        self
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("memory", self.ram.layout())
+            .field("logs", &self.logs.len())
+            .field("hints", &self.hints.is_some())
+            .finish_non_exhaustive()
+    }
+}
