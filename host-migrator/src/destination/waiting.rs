@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::error::{ReceiveError, ReceiveError as Error};
+use super::error::ReceiveError;
 use super::introduction::{Incoming, Shape};
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
@@ -36,7 +36,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// The pause after a connection that could not be accepted: file descriptors or threads may be short for a while.
 const PAUSE: Duration = Duration::from_millis(100);
 
-type Answer = (u64, Result<Incoming, Error>);
+type Answer = (u64, Result<Incoming, ReceiveError>);
 
 /// A connection that has not introduced itself yet.
 struct Stranger {

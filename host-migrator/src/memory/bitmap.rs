@@ -291,7 +291,7 @@ fn zeros(count: u64) -> Box<[AtomicU64]> {
 }
 
 /// The numbers of the set bits, ascending.
-fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
+pub(crate) fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
         bits &= bits - 1;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use spec::PageRange;
 use spec::hint_map::word_masks;
 
-use crate::memory::bitmap::MigrationBitmap;
+use crate::memory::bitmap::{MigrationBitmap, bits_of};
 use crate::memory::guest_memory::GuestMemory;
 
 /// The most cells of a map.
@@ -277,12 +277,8 @@ fn count(bits: u64) -> u64 {
 }
 
 /// The numbers of the pages `bits` of word `index`.
-fn pages_of(index: usize, mut bits: u64) -> impl Iterator<Item = u64> {
-    std::iter::from_fn(move || {
-        let first = (bits != 0).then(|| u64::from(bits.trailing_zeros()))?;
-        bits &= bits - 1;
-        Some(index as u64 * WORD_PAGES + first)
-    })
+fn pages_of(index: usize, bits: u64) -> impl Iterator<Item = u64> {
+    bits_of(bits).map(move |bit| index as u64 * WORD_PAGES + bit as u64)
 }
 
 #[cfg(test)]

@@ -112,15 +112,9 @@ impl<'a> Pass<'a> {
     }
 
     /// Why `holes`, some of [`Claimed::holes`], are holes: the sources that they count for.
-    pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
-        match self.holes {
-            Some(known) => known.reasons(index, holes),
-            None => [
-                (Reason::Hole, 0),
-                (Reason::Balloon, 0),
-                (Reason::Reported, 0),
-            ],
-        }
+    pub(crate) fn reasons(&self, index: usize, holes: u64) -> impl Iterator<Item = (Reason, u64)> {
+        let reasons = self.holes.map(|known| known.reasons(index, holes));
+        reasons.into_iter().flatten()
     }
 
     /// The pages that were free in the last epoch, if there was one. They are likely to be free again.

@@ -19,7 +19,7 @@ pub(crate) const NAP: Duration = Duration::from_millis(1);
 /// A sink, and what was measured of it.
 pub(crate) struct Outgoing<'a, S> {
     pub(crate) sink: &'a mut S,
-    progress: &'a Progress,
+    pub(crate) progress: &'a Progress,
     trace: &'a Trace,
     pub(crate) pacing: Pacing,
     pub(crate) estimate: Estimate,
@@ -79,6 +79,13 @@ impl<'a, S: Sink> Outgoing<'a, S> {
             }
         }
         self.elsewhere += began.elapsed();
+        Ok(())
+    }
+
+    /// Ends round `round`: the destination is told, and answers when [`Outgoing::round_received`] is called.
+    pub(crate) fn end_round(&mut self, round: u32) -> Result<(), MigrationError> {
+        self.sink.end_round(round)?;
+        self.trace.record(Event::RoundSent(round.into()));
         Ok(())
     }
 

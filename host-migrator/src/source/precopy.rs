@@ -105,7 +105,7 @@ fn run(
     if params.map_rounds {
         walk.record_maps(Recorder::new(ram, tracker.bitmap()));
     }
-    let mut sender = Sender::new(out, walk, progress, trace);
+    let mut sender = Sender::new(out, walk);
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;

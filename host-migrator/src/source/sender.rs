@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 use spec::PAGE_SIZE;
 use spec::hint_map::HintBits;
 use spec::stream::{MAX_SECTION_PAGES, Totals};
-use spec::trace::Event;
 
 use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
-use super::progress::Progress;
 use crate::report::page_source::PagesBySource;
 use crate::report::stats::RoundStats;
-use crate::report::trace::Trace;
 use crate::rule::{EarlyPlan, Epoch, Flush, Harvest, Pass};
 use crate::sink::Sink;
 use crate::walk::hold_back::Outlook;
@@ -28,8 +25,6 @@ const STEPS_UNCHECKED: u32 = 64;
 pub(crate) struct Sender<'a, S> {
     pub(crate) out: Outgoing<'a, S>,
     pub(crate) walk: Walk<'a>,
-    progress: &'a Progress,
-    trace: &'a Trace,
     /// Steps since the last [`Outgoing::check`].
     unchecked_steps: u32,
     /// What harvests in the middle of this round have brought.
@@ -49,17 +44,10 @@ pub(crate) struct RoundPlan {
 }
 
 impl<'a, S: Sink> Sender<'a, S> {
-    pub(crate) fn new(
-        out: Outgoing<'a, S>,
-        walk: Walk<'a>,
-        progress: &'a Progress,
-        trace: &'a Trace,
-    ) -> Self {
+    pub(crate) fn new(out: Outgoing<'a, S>, walk: Walk<'a>) -> Self {
         Self {
             out,
             walk,
-            progress,
-            trace,
             unchecked_steps: 0,
             synced: Harvest::default(),
             round_began: Instant::now(),
@@ -73,7 +61,7 @@ impl<'a, S: Sink> Sender<'a, S> {
         self.walk.begin_round(round, pending);
         self.round_began = Instant::now();
         self.round_bytes = self.out.sink.bytes();
-        self.progress.update(|status| {
+        self.out.progress.update(|status| {
             status.round = round;
             status.ram.remaining = pending * PAGE_SIZE;
         });
@@ -201,7 +189,8 @@ impl<'a, S: Sink> Sender<'a, S> {
         let (epoch, harvest) = epoch.sync(self)?;
         self.synced += harvest;
         self.walk.round_mut().syncs += 1;
-        self.progress
+        self.out
+            .progress
             .update(|status| status.ram.dirty_sync_count += 1);
         Ok(epoch)
     }
@@ -224,8 +213,7 @@ impl<'a, S: Sink> Sender<'a, S> {
     /// Ends the round: the destination is told, and answers when [`Outgoing::round_received`] is called.
     pub(crate) fn end_round(&mut self) -> Result<(), MigrationError> {
         let round = self.walk.round().round;
-        self.out.sink.end_round(round)?;
-        self.trace.record(Event::RoundSent(round.into()));
+        self.out.end_round(round)?;
         self.walk.round_mut().bytes = self.out.sink.bytes() - self.round_bytes;
         Ok(())
     }
@@ -261,7 +249,7 @@ impl<'a, S: Sink> Sender<'a, S> {
         let measured = self.out.pacing.measured();
         let remaining = round.pending_before.saturating_sub(done);
         let expected = self.out.expected_downtime(remaining);
-        self.progress.update(|status| {
+        self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();
             status.ram.remaining = remaining * PAGE_SIZE;
             status.ram.duplicate = totals.pages_zero + round.pages_zero;

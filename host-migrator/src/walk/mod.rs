@@ -369,7 +369,7 @@ impl<'a> Walk<'a> {
     /// Counts pages of a word that were found to be zero, and those that were holes, for what made them so.
     fn note_zeros(&mut self, pass: &Pass<'_>, index: usize, found: u64, holes: u64) {
         let why = pass.reasons(index, holes);
-        for (reason, bits) in why.into_iter().chain([(Reason::Zero, found)]) {
+        for (reason, bits) in why.chain([(Reason::Zero, found)]) {
             let pages = self.left_out.note(index, bits, reason);
             self.round.pages_by_source.add(reason, pages);
         }
