@@ -7,15 +7,16 @@ mod software_guest;
 use std::env;
 use std::sync::Arc;
 
-use host_migrator::{MigrationParams, PageSource, PageSources};
+use host_migrator::{MigrationParams, MigrationReport, PageSource, PageSources, Source};
 use software_guest::balloon::Balloon;
+use software_guest::copy::copy;
 use software_guest::memory::Memory;
 use software_guest::workload::{Behaviour, Workload};
 use software_guest::{Guest, migrate, rounds};
 use spec::PageRange;
 use spec::stamp::Random;
 
-/// How many migrations; `LACUNA_SYNC_RUNS` sets another number.
+/// How many migrations into memory; a tenth as many go over a connection. `LACUNA_SYNC_RUNS` sets another number.
 const RUNS: u64 = 300;
 /// Pages of the guest, in two regions.
 const LOW: u64 = 700;
@@ -54,47 +55,107 @@ fn some_sources(random: &mut Random) -> PageSources {
     }
 }
 
+/// A guest that runs, and how it is migrated.
+struct Case {
+    guest: Arc<Guest>,
+    source: Source,
+    params: MigrationParams,
+    workload: Workload,
+}
+
+/// Starts a guest, in every second case with a balloon that takes memory at the first harvest.
+fn start(seed: u64) -> Case {
+    let mut random = Random::new(seed);
+    let guest = guest(&mut random);
+    let has_balloon = random.below(2) == 0;
+    let behaviour = Behaviour {
+        seed,
+        hints: random.below(8) != 0,
+        pause: random.below(20),
+        // The guest leaves alone what the balloon takes.
+        first_page: if has_balloon { TAKEN } else { 0 },
+    };
+    let mut source = guest.source();
+    if has_balloon {
+        let taken = PageRange::new(0, TAKEN).unwrap();
+        source.logs.push(Box::new(Balloon::new(&guest, taken)));
+    }
+    let params = MigrationParams {
+        sync_pages: Some(1 + random.below(LOW + HIGH)),
+        early_harvests: random.below(2) as u32 * 8,
+        sources: some_sources(&mut random),
+        ..rounds(1 + random.below(4) as u32)
+    };
+    let workload = Workload::start(&guest, behaviour);
+    Case {
+        guest,
+        source,
+        params,
+        workload,
+    }
+}
+
+/// What all migrations together have done: a test of nothing is none.
+#[derive(Default)]
+struct Done {
+    migrations: u64,
+    syncs: u64,
+    hinted: u64,
+    zero: u64,
+}
+
+impl Done {
+    fn add(&mut self, report: &MigrationReport) {
+        self.migrations += 1;
+        self.syncs += report.totals.syncs;
+        self.hinted += report.totals.pages_hinted;
+        self.zero += report.totals.pages_zero;
+    }
+
+    fn check(&self) {
+        let Self {
+            migrations,
+            syncs,
+            hinted,
+            zero,
+        } = self;
+        println!(
+            "{migrations} migrations with {syncs} harvests in the middle of a round, {hinted} pages hinted, {zero} zero"
+        );
+        assert!(syncs > migrations && *hinted > 0 && *zero > 0);
+    }
+}
+
 #[test]
 fn harvests_at_any_moment_of_a_round_lose_no_write() {
-    let (mut syncs, mut hinted, mut zero) = (0, 0, 0);
+    let mut done = Done::default();
     for seed in 0..runs() {
-        let mut random = Random::new(seed);
-        let guest = guest(&mut random);
-        // In every second case a balloon takes memory at the first harvest, and the guest leaves it alone.
-        let has_balloon = random.below(2) == 0;
-        let behaviour = Behaviour {
-            seed,
-            hints: random.below(8) != 0,
-            pause: random.below(20),
-            first_page: if has_balloon { TAKEN } else { 0 },
-        };
-        let mut source = guest.source();
-        if has_balloon {
-            let taken = PageRange::new(0, TAKEN).unwrap();
-            source.logs.push(Box::new(Balloon::new(&guest, taken)));
-        }
-        let params = MigrationParams {
-            sync_pages: Some(1 + random.below(LOW + HIGH)),
-            early_harvests: random.below(2) as u32 * 8,
-            sources: some_sources(&mut random),
-            ..rounds(1 + random.below(4) as u32)
-        };
-        let workload = Workload::start(&guest, behaviour);
-        let outcome = migrate(source, params.clone());
+        let Case {
+            guest,
+            mut source,
+            params,
+            workload,
+        } = start(seed);
+        let copy = copy(&mut source, &guest.machine, &params).unwrap();
+        let wrong = copy.wrong_pages(&guest.memory);
+        assert_eq!(wrong, [], "seed {seed}, {params:?}");
+        guest.machine.take_back();
         workload.stop();
-        let report = outcome.report();
-        assert_eq!(
-            outcome.wrong_pages(&guest.memory),
-            [],
-            "seed {seed}, {params:?}"
-        );
-        syncs += report.totals.syncs;
-        hinted += report.totals.pages_hinted;
-        zero += report.totals.pages_zero;
+        done.add(&copy.report);
     }
-    println!(
-        "{} migrations with {syncs} harvests in the middle of a round, {hinted} pages hinted, {zero} zero",
-        runs()
-    );
-    assert!(syncs > runs() && hinted > 0 && zero > 0);
+    done.check();
+}
+
+#[test]
+fn nor_do_they_over_a_connection() {
+    let mut done = Done::default();
+    for seed in 0..runs() / 10 {
+        let case = start(seed);
+        let outcome = migrate(case.source, case.params.clone());
+        case.workload.stop();
+        let wrong = outcome.wrong_pages(&case.guest.memory);
+        assert_eq!(wrong, [], "seed {seed}, {:?}", case.params);
+        done.add(outcome.report());
+    }
+    done.check();
 }

@@ -6,23 +6,23 @@ use super::introduction::{Incoming, Shape};
 use super::receiver::Receiver;
 use super::report::{ReceiveReport, ReceiveStatus};
 use super::waiting;
-use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Connection, Listener};
 
 impl Incoming {
-    /// Waits at `listener` until a source whose guest fits `ram` and `machine` has introduced itself. Connections of anybody else
+    /// Waits at `listener` until a source whose guest fits `store` and `machine` has introduced itself. Connections of anybody else
     /// are dropped: each has a short time, and many may be there at once.
     ///
     /// # Errors
     /// [`ReceiveError`] if nobody can be waited for.
     pub fn wait(
         listener: &Listener,
-        ram: &dyn GuestMemory,
+        store: &dyn PageStore,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
-        waiting::wait(listener, &Shape::of(ram), machine)
+        waiting::wait(listener, &Shape::of(store), machine)
     }
 
     /// Hears out the only one that there is.
@@ -31,10 +31,10 @@ impl Incoming {
     /// [`ReceiveError`] if it is no source, or its guest does not fit; it has been told.
     pub fn greet(
         channel: Connection,
-        ram: &dyn GuestMemory,
+        store: &dyn PageStore,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
-        let mut source = Self::hear(channel, &Shape::of(ram), &|| ())?;
+        let mut source = Self::hear(channel, &Shape::of(store), &|| ())?;
         match source.judged_by(machine) {
             Ok(()) => Ok(source),
             Err(error) => {
@@ -44,7 +44,7 @@ impl Incoming {
         }
     }
 
-    /// Receives the guest into `ram`, whatever that held before, and runs it in `machine` when the source has handed
+    /// Receives the guest into `store`, whatever that held before, and runs it in `machine` when the source has handed
     /// it over. `observer` is called after every section.
     ///
     /// # Errors
@@ -52,11 +52,11 @@ impl Incoming {
     /// [`Owner::There`](crate::Owner::There), the machine has the whole guest and must keep it.
     pub fn receive(
         self,
-        ram: &dyn GuestMemory,
+        store: &dyn PageStore,
         machine: &mut dyn DestinationMachine,
         ownership: &OwnershipRecord,
         observer: &mut dyn FnMut(&ReceiveStatus),
     ) -> Result<ReceiveReport, ReceiveError> {
-        Receiver::new(self, ram, ownership, observer).receive(machine)
+        Receiver::new(self, store, ownership, observer).receive(machine)
     }
 }

@@ -7,7 +7,7 @@ use spec::stream::{Greeting, STREAM_HEADER_BYTES, SectionKind, StreamHeader};
 
 use super::error::ReceiveError;
 use super::report::{LAST_WORDS, unexpected};
-use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_store::PageStore;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::sections::{SectionReader, SectionWriter};
 use crate::wire::{Connection, SectionError};
@@ -81,11 +81,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    pub(super) fn of(ram: &dyn GuestMemory) -> Self {
+    pub(super) fn of(store: &dyn PageStore) -> Self {
         Self {
-            bytes: ram.layout().pages() * PAGE_SIZE,
-            layout: ram.layout().to_bytes(),
-            regions: ram.layout().regions().len(),
+            bytes: store.layout().pages() * PAGE_SIZE,
+            layout: store.layout().to_bytes(),
+            regions: store.layout().regions().len(),
         }
     }
 

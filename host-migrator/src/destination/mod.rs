@@ -5,11 +5,12 @@
 mod error;
 mod incoming;
 mod introduction;
+mod placing;
 mod receiver;
 mod report;
 mod waiting;
 
-use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::Connection;
@@ -24,10 +25,10 @@ pub use report::{ReceiveReport, ReceiveState, ReceiveStatus};
 /// As those have.
 pub fn receive(
     channel: Connection,
-    ram: &dyn GuestMemory,
+    store: &dyn PageStore,
     machine: &mut dyn DestinationMachine,
     ownership: &OwnershipRecord,
     observer: &mut dyn FnMut(&ReceiveStatus),
 ) -> Result<ReceiveReport, ReceiveError> {
-    Incoming::greet(channel, ram, machine)?.receive(ram, machine, ownership, observer)
+    Incoming::greet(channel, store, machine)?.receive(store, machine, ownership, observer)
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Reads a migration stream into guest memory.
+//! Reads a migration stream: which section comes when, and who has the guest. `placing.rs` places what it brings.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use spec::PageRange;
-use spec::stream::{PagesPrefix, RUN_BYTES, SectionHeader, SectionKind, StreamError, Totals, runs};
+use spec::stream::{SectionHeader, SectionKind, Totals};
 
 use super::error::ReceiveError;
 use super::introduction::{self, Incoming};
+use super::placing::Placer;
 use super::report::{ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
-use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_store::PageStore;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
 use crate::vm::machine::DestinationMachine;
@@ -23,12 +23,12 @@ pub(crate) struct Receiver<'a> {
     out: SectionWriter,
     /// From the moment when the source is accepted.
     heartbeats: Option<Heartbeats>,
-    ram: &'a dyn GuestMemory,
+    store: &'a dyn PageStore,
     ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
     rounds: u64,
-    /// The section of pages that is being received, at most [`SectionKind::max_length`] bytes.
+    /// The section about pages that is being received, at most [`SectionKind::max_length`] bytes.
     payload: Vec<u8>,
     began: Instant,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Receiver<'a> {
 impl<'a> Receiver<'a> {
     pub(crate) fn new(
         source: Incoming,
-        ram: &'a dyn GuestMemory,
+        store: &'a dyn PageStore,
         ownership: &'a OwnershipRecord,
         observer: &'a mut dyn FnMut(&ReceiveStatus),
     ) -> Self {
@@ -45,7 +45,7 @@ impl<'a> Receiver<'a> {
             input: source.input,
             out: source.out,
             heartbeats: None,
-            ram,
+            store,
             ownership,
             observer,
             status: ReceiveStatus {
@@ -81,13 +81,10 @@ impl<'a> Receiver<'a> {
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
         self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
-        // Pages that are not sent are zero, so clear what an earlier attempt has left.
-        for region in self.ram.layout().regions() {
-            self.ram.discard(*region)?;
-        }
+        let placer = Placer::new(self.store)?;
         self.answer(SectionKind::Accept)?;
         self.enter(ReceiveState::Active);
-        let state = self.memory(machine)?;
+        let state = self.memory(placer, machine)?;
         self.enter(ReceiveState::Device);
         let loading = Instant::now();
         machine.load(&state)?;
@@ -131,7 +128,11 @@ impl<'a> Receiver<'a> {
     }
 
     /// Receives everything up to the commit. Returns the machine's state.
-    fn memory(&mut self, machine: &mut dyn DestinationMachine) -> Result<Vec<u8>, ReceiveError> {
+    fn memory(
+        &mut self,
+        placer: Placer<'_>,
+        machine: &mut dyn DestinationMachine,
+    ) -> Result<Vec<u8>, ReceiveError> {
         let mut state = None;
         loop {
             let header = self.input.header()?;
@@ -142,12 +143,10 @@ impl<'a> Receiver<'a> {
                 });
             }
             match header.kind {
-                SectionKind::Pages if state.is_none() => self.pages(&header)?,
-                SectionKind::Zero if state.is_none() => {
-                    self.status.pages_zero += self.make_zero(&header)?;
-                }
-                SectionKind::Discard if state.is_none() => {
-                    self.status.pages_discarded += self.make_zero(&header)?;
+                SectionKind::Pages | SectionKind::Zero | SectionKind::Discard
+                    if state.is_none() =>
+                {
+                    self.place(placer, &header)?;
                 }
                 SectionKind::RoundEnd if state.is_none() => {
                     self.input.payload(&header)?;
@@ -173,45 +172,18 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// Writes the pages of a section into memory, if its checksum is right and all its runs are in guest memory.
-    fn pages(&mut self, header: &SectionHeader) -> Result<(), ReceiveError> {
-        let malformed = || SectionError::from(StreamError::Malformed(SectionKind::Pages));
+    /// Receives a section about pages, and places these.
+    fn place(&mut self, placer: Placer<'_>, header: &SectionHeader) -> Result<(), ReceiveError> {
         self.input.payload_into(header, &mut self.payload)?;
-        let (prefix, rest) = (self.payload.split_first_chunk()).ok_or_else(malformed)?;
-        let prefix = PagesPrefix::from_bytes(prefix, header.length).map_err(SectionError::from)?;
-        let table_bytes = prefix.runs as usize * RUN_BYTES;
-        let (table, mut content) = rest.split_at_checked(table_bytes).ok_or_else(malformed)?;
-        let mut pages = 0;
-        for run in runs(SectionKind::Pages, table) {
-            let run = run.map_err(SectionError::from)?;
-            self.ram.layout().check(run)?;
-            pages += u128::from(run.count());
+        let status = &mut self.status;
+        match header.kind {
+            SectionKind::Pages => status.pages += placer.pages(&self.payload)?,
+            SectionKind::Zero => {
+                status.pages_zero += placer.make_zero(header.kind, &self.payload)?;
+            }
+            kind => status.pages_discarded += placer.make_zero(kind, &self.payload)?,
         }
-        if pages != u128::from(prefix.pages) {
-            return Err(malformed().into());
-        }
-        for run in runs(SectionKind::Pages, table) {
-            let run = run.map_err(SectionError::from)?;
-            // The runs have as many pages as the prefix says, and these fit a section.
-            let bytes = run.bytes() as usize;
-            let (of_run, after) = content.split_at_checked(bytes).ok_or_else(malformed)?;
-            self.ram.write(run, of_run)?;
-            content = after;
-        }
-        self.status.pages += u64::from(prefix.pages);
         Ok(())
-    }
-
-    /// Makes the runs of a section zero; returns their pages.
-    fn make_zero(&mut self, header: &SectionHeader) -> Result<u64, ReceiveError> {
-        let table = self.input.payload(header)?;
-        let mut pages = 0;
-        for run in runs(header.kind, &table) {
-            let run: PageRange = run.map_err(SectionError::from)?;
-            self.ram.discard(run)?;
-            pages += run.count();
-        }
-        Ok(pages)
     }
 
     /// Compares the source's totals with what arrived.

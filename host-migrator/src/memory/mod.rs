@@ -7,6 +7,7 @@ pub mod guest_memory;
 pub(crate) mod holes;
 pub mod layout;
 pub(crate) mod map_file;
+pub mod page_store;
 pub mod ram;
 pub mod sealed_file;
 pub mod zero;

@@ -3,6 +3,8 @@
 //!
 //! It goes over one connection. The destination takes section after section, so nothing overtakes what was sent before.
 
+use std::time::Duration;
+
 use spec::PageRange;
 use spec::stream::{PagesPrefix, SectionKind, Totals, run_to_bytes};
 
@@ -58,7 +60,13 @@ impl Sink for Link {
         self.out.bytes()
     }
 
+    fn begin_switchover(&mut self, limit: Duration) {
+        // Bytes of the destination do not extend it, because the guest is stopped.
+        self.stop.set_deadline(limit, "the switchover");
+    }
+
     fn check(&mut self) -> Result<(), SinkError> {
+        self.stop.check_deadline()?;
         Ok(self.peer.check_peer()?)
     }
 }

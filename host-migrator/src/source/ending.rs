@@ -19,6 +19,7 @@ use crate::report::stats::{MigrationReport, MigrationState};
 use crate::rule::put_back;
 use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
+use crate::vm::machine::MachineError;
 use crate::wire::SectionError;
 
 /// How long to wait for the destination's reason, and for telling it ours.
@@ -46,21 +47,11 @@ pub(super) fn end(
         Owner::Undecided if !matches!(error, MigrationError::HandedOverUnconfirmed(_)) => {
             MigrationError::HandedOverUnconfirmed(Box::new(error))
         }
-        // From now on a cancel is refused.
-        Owner::Here if !progress.commit() && progress.is_cancelled() => MigrationError::Cancelled,
+        Owner::Here => cancelled_or(error, progress),
         _ => error,
     });
-    let mut stopped = None;
-    if owner == Owner::Here {
-        // It may be stopped.
-        source.trace.record(Event::Resuming);
-        stopped = attempt("let the guest run on", || source.machine.resume());
-    }
-    let hints = source.hints.as_deref_mut();
-    let hints = hints.filter(|_| params.sources.tellers().any());
-    put_back(&mut source.logs, hints, &source.trace);
     let outcome = outcome(&result, owner);
-    source.trace.record(Event::End(outcome));
+    let stopped = put_source_back(source, params, outcome);
     let result = match result {
         Ok(report) => {
             drop(link);
@@ -77,21 +68,85 @@ pub(super) fn end(
             Err(error)
         }
     };
+    let state = match outcome {
+        Outcome::Completed => MigrationState::Completed,
+        Outcome::Cancelled => MigrationState::Cancelled,
+        Outcome::Unconfirmed => MigrationState::HandedOverUnconfirmed,
+        Outcome::Failed => MigrationState::Failed,
+    };
+    report(progress, state, &result, stopped);
+    result
+}
+
+/// Ends the copying of `source` with this `result`. Afterwards dirty logging is off, the guest was told DONE to take its
+/// pages back, and it runs here.
+pub(super) fn end_copy(
+    source: &mut Source,
+    params: &MigrationParams,
+    progress: &Progress,
+    result: Result<MigrationReport>,
+) -> Result<MigrationReport> {
+    let result = result.map_err(|error| cancelled_or(error, progress));
+    let (outcome, state) = match &result {
+        Ok(_) => (Outcome::Failed, MigrationState::Completed),
+        Err(MigrationError::Cancelled) => (Outcome::Cancelled, MigrationState::Cancelled),
+        Err(_) => (Outcome::Failed, MigrationState::Failed),
+    };
+    // A trace has no other word for a guest that stays here.
+    let stopped = put_source_back(source, params, outcome);
+    let result = match (result, &stopped) {
+        (Ok(_), Some(reason)) => Err(MigrationError::Machine(MachineError {
+            action: "let the guest run on after its copy",
+            reason: reason.clone(),
+        })),
+        (result, _) => result,
+    };
+    report(progress, state, &result, stopped);
+    result
+}
+
+/// Why a guest that stays here does: a cancel is refused from now on.
+fn cancelled_or(error: MigrationError, progress: &Progress) -> MigrationError {
+    match !progress.commit() && progress.is_cancelled() {
+        true => MigrationError::Cancelled,
+        false => error,
+    }
+}
+
+/// Lets the guest run on if it stays here, stops the logs, and tells the guest DONE. Returns why the guest cannot run.
+fn put_source_back(
+    source: &mut Source,
+    params: &MigrationParams,
+    outcome: Outcome,
+) -> Option<String> {
+    let mut stopped = None;
+    if matches!(outcome, Outcome::Failed | Outcome::Cancelled) {
+        // It may be stopped.
+        source.trace.record(Event::Resuming);
+        stopped = attempt("let the guest run on", || source.machine.resume());
+    }
+    let hints = source.hints.as_deref_mut();
+    let hints = hints.filter(|_| params.sources.tellers().any());
+    put_back(&mut source.logs, hints, &source.trace);
+    source.trace.record(Event::End(outcome));
+    stopped
+}
+
+fn report(
+    progress: &Progress,
+    state: MigrationState,
+    result: &Result<MigrationReport>,
+    stopped: Option<String>,
+) {
     progress.update(|status| {
         status.total_time = progress.started().elapsed().as_millis() as u64;
-        status.status = match outcome {
-            Outcome::Completed => MigrationState::Completed,
-            Outcome::Cancelled => MigrationState::Cancelled,
-            Outcome::Unconfirmed => MigrationState::HandedOverUnconfirmed,
-            Outcome::Failed => MigrationState::Failed,
-        };
+        status.status = state;
         let why = result.as_ref().err().map(ToString::to_string);
         status.error_desc = match (why, stopped) {
             (Some(why), Some(stopped)) => Some(format!("{why}; the guest is stopped: {stopped}")),
             (why, _) => why,
         };
     });
-    result
 }
 
 fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {

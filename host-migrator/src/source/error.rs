@@ -58,6 +58,7 @@ impl From<SinkError> for MigrationError {
     fn from(error: SinkError) -> Self {
         match error {
             SinkError::Io(error) => Self::Io(error),
+            SinkError::Ram(error) => Self::Ram(error),
             SinkError::Peer(error) => Self::Destination(error),
         }
     }

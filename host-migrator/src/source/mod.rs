@@ -12,14 +12,16 @@ pub mod params;
 mod precopy;
 mod progress;
 mod sender;
+mod switchover;
 
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crate::report::stats::{MigrationReport, MigrationStatus};
+use crate::sink::Sink;
 use crate::source::params::MigrationParams;
-use crate::wire::Connection;
+use crate::wire::{Connection, StopFlag};
 pub use error::MigrationError;
 pub use guest::Source;
 use progress::Progress;
@@ -62,6 +64,25 @@ impl Migration {
                 (source, result)
             })?;
         Ok(MigrationHandle { progress, thread })
+    }
+}
+
+impl Migration {
+    /// Copies the guest of `source` into `sink`, on this thread. The guest runs while its memory is copied, is stopped for
+    /// the last pages and its state, and runs on when the sink has all of it. To end the copy before, [`Sink::check`]
+    /// returns an error.
+    ///
+    /// The sink is told nothing of an error: what it has got by then is worth nothing.
+    ///
+    /// # Errors
+    /// [`MigrationError`] if the copy did not complete.
+    pub fn copy<S: Sink>(
+        source: &mut Source,
+        params: &MigrationParams,
+        sink: &mut S,
+    ) -> Result<MigrationReport, MigrationError> {
+        let progress = Progress::new(StopFlag::default(), Box::new(|_| ()));
+        precopy::copy(source, params, sink, &progress)
     }
 }
 

@@ -11,14 +11,15 @@ use super::ending;
 use super::error::MigrationError;
 use super::estimate::{Downtime, Estimate};
 use super::guest::Source;
-use super::handover::{self, Plan};
+use super::handover;
 use super::outgoing::Outgoing;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{RoundPlan, Sender, milliseconds};
+use super::switchover::{Plan, Stopped, stop_and_send};
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::HoleBudget;
-use crate::ownership::{Owner, OwnershipRecord};
+use crate::ownership::Owner;
 use crate::report::page_source::{PageSource, PagesBySource};
 use crate::report::round_map::Recorder;
 use crate::report::stats::{MigrationReport, MigrationState, RoundStats};
@@ -27,7 +28,6 @@ use crate::rule::{EarlyPlan, Tracker};
 use crate::sink::Sink;
 use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
-use crate::vm::machine::SourceMachine;
 use crate::walk::hold_back::Outlook;
 use crate::walk::left_out::LeftOut;
 use crate::walk::{Walk, untouched};
@@ -40,6 +40,10 @@ const MOST_HOLES: u64 = 1 << 16;
 /// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
 const MOST_HOLE_BYTES: u64 = 256 << 20;
 
+/// Stops the guest when the rest is small, and sends that; for a stream it also hands over.
+type SwitchOver<S> =
+    fn(Plan<'_>, &mut Tracker<'_>, &mut Sender<'_, S>) -> Result<Stopped, MigrationError>;
+
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs unless it was
 /// handed over.
 pub(crate) fn migrate(
@@ -48,23 +52,80 @@ pub(crate) fn migrate(
     channel: Connection,
     progress: &Progress,
 ) -> Result<MigrationReport, MigrationError> {
-    if source.ownership.get().owner != Owner::Here {
-        progress.update(|status| {
-            status.status = MigrationState::Failed;
-            status.error_desc = Some(MigrationError::NotHere.to_string());
-        });
-        return Err(MigrationError::NotHere);
-    }
+    owns_guest(source, progress)?;
     let mut link = Link::new(channel);
-    let result = ending::caught(|| run(source, params, &mut link, progress));
+    let result = ending::caught(|| {
+        set_up(source, progress);
+        let round_trip = greet(&mut link, source)?;
+        run(
+            source,
+            params,
+            &mut link,
+            round_trip,
+            progress,
+            handover::switch_over,
+        )
+    });
     ending::end(source, params, link, progress, result)
 }
 
-fn run(
+/// Copies `source` into `sink`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs.
+pub(crate) fn copy<S: Sink>(
     source: &mut Source,
     params: &MigrationParams,
-    link: &mut Link,
+    sink: &mut S,
     progress: &Progress,
+) -> Result<MigrationReport, MigrationError> {
+    owns_guest(source, progress)?;
+    let result = ending::caught(|| {
+        set_up(source, progress);
+        run(
+            source,
+            params,
+            sink,
+            Duration::ZERO,
+            progress,
+            |mut plan, tracker, sender| {
+                let stopped = stop_and_send(&mut plan, tracker, sender)?;
+                // Whichever is first, this or a cancel, wins.
+                plan.progress
+                    .commit()
+                    .then_some(stopped)
+                    .ok_or(MigrationError::Cancelled)
+            },
+        )
+    });
+    ending::end_copy(source, params, progress, result)
+}
+
+/// Makes sure that the guest of `source` is here.
+fn owns_guest(source: &Source, progress: &Progress) -> Result<(), MigrationError> {
+    if source.ownership.get().owner == Owner::Here {
+        return Ok(());
+    }
+    progress.update(|status| {
+        status.status = MigrationState::Failed;
+        status.error_desc = Some(MigrationError::NotHere.to_string());
+    });
+    Err(MigrationError::NotHere)
+}
+
+fn set_up(source: &Source, progress: &Progress) {
+    progress.update(|status| {
+        status.status = MigrationState::Setup;
+        status.ram.total = source.ram.layout().pages() * PAGE_SIZE;
+        status.ram.page_size = PAGE_SIZE;
+    });
+}
+
+/// Runs the rounds and the switchover. The first answer of what is behind `sink` has taken `round_trip`.
+fn run<S: Sink>(
+    source: &mut Source,
+    params: &MigrationParams,
+    sink: &mut S,
+    round_trip: Duration,
+    progress: &Progress,
+    switch_over: SwitchOver<S>,
 ) -> Result<MigrationReport, MigrationError> {
     let Source {
         machine,
@@ -76,12 +137,6 @@ fn run(
     } = source;
     let trace: &Trace = trace;
     let ram: &dyn GuestMemory = ram.as_ref();
-    progress.update(|status| {
-        status.status = MigrationState::Setup;
-        status.ram.total = ram.layout().pages() * PAGE_SIZE;
-        status.ram.page_size = PAGE_SIZE;
-    });
-    let round_trip = greet(link, ram, machine.as_mut(), ownership)?;
     let hints = hints.as_deref_mut().map(|hints| hints as _);
     let tellers = params.sources.tellers();
     let mut tracker = Tracker::arm_with(
@@ -100,7 +155,7 @@ fn run(
     let untouched = untouched::leave_out(&mut tracker, ram, sources, &left_out, trace, &mut go_on)?;
     let pacing = Pacing::new(params.max_bandwidth);
     let estimate = Estimate::new(params.besides_memory, round_trip);
-    let out = Outgoing::new(link, progress, pacing, estimate, trace);
+    let out = Outgoing::new(sink, progress, pacing, estimate, trace);
     let mut walk = Walk::new(ram, params.sources.contains(PageSource::Zero), left_out);
     if params.map_rounds {
         walk.record_maps(Recorder::new(ram, tracker.bitmap()));
@@ -136,11 +191,13 @@ fn run(
         round: sender.totals().round + 1,
         time: params.switchover_time(expected),
     };
-    let (steps, last) = handover::switch_over(plan, &mut tracker, &mut sender)?;
+    let Stopped {
+        steps, last_round, ..
+    } = switch_over(plan, &mut tracker, &mut sender)?;
     report.total_ms = milliseconds(progress.started().elapsed());
     report.downtime_ms = steps.sum();
     report.downtime = steps;
-    report.add_round(last);
+    report.add_round(last_round);
     report.totals = sender.totals().clone();
     report.wire_bytes = sender.out.sink.bytes();
     report.hints = progress.status().hints;
@@ -155,29 +212,25 @@ fn run(
 }
 
 /// Checks that both sides have the same stream version, memory layout and machine. Returns how long an answer took.
-fn greet(
-    link: &mut Link,
-    ram: &dyn GuestMemory,
-    machine: &mut dyn SourceMachine,
-    ownership: &OwnershipRecord,
-) -> Result<Duration, MigrationError> {
-    let description = machine.describe()?;
+fn greet(link: &mut Link, source: &mut Source) -> Result<Duration, MigrationError> {
+    let description = source.machine.describe()?;
     if description.len() as u64 > MAX_DESCRIPTION {
         return Err(MigrationError::DescriptionTooLarge(description.len()));
     }
     let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
+    let layout = source.ram.layout();
     let header = StreamHeader {
         session,
-        number: ownership.begin(session),
-        ram_bytes: ram.layout().pages() * PAGE_SIZE,
-        regions: ram.layout().regions().len() as u32,
+        number: source.ownership.begin(session),
+        ram_bytes: layout.pages() * PAGE_SIZE,
+        regions: layout.regions().len() as u32,
     };
     link.out.start(&header.to_bytes())?;
     link.start_heartbeats()?;
     let asked = Instant::now();
     link.out
-        .section(SectionKind::Layout, [&ram.layout().to_bytes()])?;
+        .section(SectionKind::Layout, [&layout.to_bytes()])?;
     link.out.section(SectionKind::Description, [&description])?;
     link.peer.expect(SectionKind::Accept, "Accept")?;
     Ok(asked.elapsed())

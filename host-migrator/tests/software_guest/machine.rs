@@ -19,6 +19,7 @@ pub struct SoftMachine {
 #[derive(Default)]
 struct State {
     stopped: bool,
+    stays_stopped: bool,
     handed_over: bool,
     vcpus: usize,
     parked: usize,
@@ -54,6 +55,11 @@ impl SoftMachine {
 
     pub fn is_stopped(&self) -> bool {
         self.state.lock().unwrap().stopped
+    }
+
+    /// The engine's next [`SourceMachine::resume`] does nothing: a test looks at what the guest has left.
+    pub fn stay_stopped(&self) {
+        self.state.lock().unwrap().stays_stopped = true;
     }
 
     /// An operator has decided that this side owns the guest.
@@ -105,7 +111,7 @@ impl SourceMachine for MachineForEngine {
     fn resume(&mut self) -> Result<(), MachineError> {
         let mut state = self.0.state.lock().unwrap();
         assert!(!state.handed_over, "a guest that was handed over runs here");
-        state.stopped = false;
+        state.stopped = std::mem::take(&mut state.stays_stopped);
         self.0.changed.notify_all();
         Ok(())
     }

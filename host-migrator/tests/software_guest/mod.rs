@@ -5,6 +5,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod balloon;
+pub mod copy;
 pub mod hints;
 pub mod link;
 pub mod machine;
@@ -171,8 +172,7 @@ pub fn migrate_over(
     let handle = Migration::start(source, params, channel).unwrap();
     let (source, sent) = handle.join();
     let (destination, arrived, received) = destination.join().unwrap();
-    let (records, dropped) = source.trace.records();
-    let verdict = check_records(records, dropped);
+    let verdict = verdict(&source);
     assert!(
         matches!(verdict, Verdict::Holds(_)) || !keeps_the_rule,
         "{verdict}"
@@ -186,6 +186,12 @@ pub fn migrate_over(
         ram,
         verdict,
     }
+}
+
+/// What the checker says about the trace of `source`.
+fn verdict(source: &Source) -> Verdict {
+    let (records, dropped) = source.trace.records();
+    check_records(records, dropped)
 }
 
 #[cfg(clause_switches)]
