@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command `lacuna`: jobs that run a guest, receive one, run its balloon device and migrate it, and `compare`, which
-//! does all of these and measures.
+//! The command `lacuna`: jobs that run a guest, receive one, run its balloon device and migrate it; `compare`, which does all
+//! of these and measures; and `bench`, which measures parts.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod balloon;
+pub mod bench;
 pub mod compare;
 pub mod control;
+mod figures;
 pub mod jobs;
 pub mod machine;
 pub mod nested;
@@ -48,6 +50,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     use control::Command;
     match cli.job {
         Job::Compare(args) => compare::compare(&args)?,
+        Job::Bench(args) => bench::run(&args.job)?,
         Job::Run(args) => machine::run(args)?,
         Job::Receive(args) => machine::receive(args)?,
         Job::Send(args) => jobs::send(&args)?,

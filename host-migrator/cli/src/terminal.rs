@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the terminal at standard output can show: its width, and colours.
+//! What the terminal can show: width and colours of standard output, and progress on standard error.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::nested;
 
@@ -23,4 +26,18 @@ pub fn width() -> usize {
 /// emulated machine does not count as a terminal: its output may end up anywhere.
 pub fn has_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !nested::inside()
+}
+
+/// A bar for `runs` runs on a terminal; nothing where standard error is a file or a program reads the results (`json`).
+pub fn progress_bar(runs: usize, json: bool) -> ProgressBar {
+    if json || nested::inside() || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(runs as u64);
+    let style = ProgressStyle::with_template("[{elapsed_precise}] run {pos}/{len} {bar:24} {msg}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line: every flag of every job.
 
+mod bench;
 mod generate;
 mod machine;
 mod migration;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::bench::{ArmName, BenchArgs, BenchJob, ContentKind, TransportArgs};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
@@ -29,7 +31,7 @@ Environment:
 
 Exit status:
   0  the job was done
-  1  the job failed, or `compare` found a wrong page; standard error says why
+  1  the job failed, or `compare` or `bench` found a wrong page; standard error says why
   2  the command line is wrong";
 
 /// Live migration that never sends memory the guest does not use.
@@ -57,6 +59,8 @@ pub struct Cli {
 pub enum Job {
     /// Migrate a real guest with and without hints and show the difference
     Compare(CompareArgs),
+    /// Measure how fast this machine moves memory, and how fast it could
+    Bench(BenchArgs),
     /// Run a guest that can be migrated away
     Run(RunArgs),
     /// Wait for a guest, and run it when it has arrived

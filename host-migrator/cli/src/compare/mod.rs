@@ -13,12 +13,11 @@ mod record;
 mod run;
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitStatus;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
+pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
 pub use record::{Record, chart, sources, table};
@@ -114,7 +113,7 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
         return lane::compare(args);
     }
     let plans = RunPlan::all(args)?;
-    let progress = progress_bar(plans.len(), args.json);
+    let progress = terminal::progress_bar(plans.len(), args.json);
     let mut records = Vec::with_capacity(plans.len());
     for (number, plan) in (1..).zip(&plans) {
         if nested::inside() {
@@ -169,21 +168,6 @@ fn headline(args: &CompareArgs) -> String {
         "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second rewritten",
         args.guest.kind, args.guest.memory, workload.in_use, workload.freed, workload.dirty_rate
     )
-}
-
-/// A bar on a terminal; nothing where standard error is a file or a program reads the results.
-fn progress_bar(runs: usize, json: bool) -> ProgressBar {
-    if json || nested::inside() || !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(runs as u64);
-    if let Ok(style) =
-        ProgressStyle::with_template("[{elapsed_precise}] run {pos}/{len} {bar:24} {msg}")
-    {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    bar
 }
 
 fn write_picture(path: &Path, svg: &str) -> Result<(), CompareError> {

@@ -7,6 +7,7 @@ use host_migrator::{PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
 use crate::control::HintMode;
+use crate::figures::{BAR_WIDTH, aligned, bar, median};
 use crate::size::Size;
 
 /// One migration, measured and checked.
@@ -150,37 +151,6 @@ pub fn sources(records: &[Record]) -> String {
     aligned(&SOURCE_HEADINGS, rows.into_iter())
 }
 
-/// Lines with aligned columns.
-fn aligned(headings: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
-    let mut rows = vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
-    rows.extend(lines);
-    let widths: Vec<usize> = (0..headings.len())
-        .map(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for (number, row) in rows.iter().enumerate() {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, width))| {
-                if column == 0 {
-                    format!("{cell:<width$}")
-                } else {
-                    format!("{cell:>width$}")
-                }
-            })
-            .collect();
-        text.push_str(line.join("  ").trim_end());
-        text.push('\n');
-        if number == 0 {
-            text.push_str(&"-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)));
-            text.push('\n');
-        }
-    }
-    text
-}
-
 fn cells(record: &Record) -> Vec<String> {
     vec![
         record.hints.to_string(),
@@ -196,9 +166,6 @@ fn cells(record: &Record) -> Vec<String> {
         format!("{}/{}", record.pages_wrong, record.pages_compared),
     ]
 }
-
-/// Columns of the longest bar.
-const BAR_WIDTH: usize = 48;
 
 /// Bars for the median bytes and times of each mode, for a terminal.
 pub fn chart(records: &[Record]) -> String {
@@ -256,24 +223,6 @@ fn modes(records: &[Record]) -> Vec<HintMode> {
         }
         modes
     })
-}
-
-/// A bar of `eighths` eighths of a column, and at least one, so that a small value is visible.
-fn bar(eighths: usize) -> String {
-    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = eighths.max(1);
-    "█".repeat(eighths / 8) + PARTS[eighths % 8]
-}
-
-/// The median; 0 for none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
-    }
 }
 
 #[cfg(test)]
@@ -338,12 +287,6 @@ pub(super) mod tests {
             ]
         };
         assert_eq!(words, [lines("off"), lines("on")].concat(), "{table}");
-    }
-
-    #[test]
-    fn the_median_of_two_lies_between_them() {
-        assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
-        assert_eq!(median([9.0, 1.0, 4.0].into_iter()), 4.0);
     }
 
     #[test]

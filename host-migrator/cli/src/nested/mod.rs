@@ -34,7 +34,7 @@ use kernel::Kernel;
 pub use kernel::{KernelError, cache_folder};
 use machine::Machine;
 pub use machine::{Line, MachineError, Settings};
-pub use packages::PackageError;
+pub use packages::{PackageError, program};
 
 /// How often a job is begun whose machine stands still.
 const MOST_TRIES: u32 = 3;

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Ours: a whole migration by the engine, of a machine that has memory and no processor.
+
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_migrator::wire::{Address, Listener};
+use host_migrator::{
+    Connection, DestinationMachine, MachineError, Migration, MigrationParams, OwnershipRecord,
+    Source, SourceMachine, receive,
+};
+
+use super::BenchError;
+use super::arm::{Arm, Place};
+use super::content::Content;
+use super::memory::Destination;
+use super::record::Sample;
+use crate::args::Transport;
+
+/// How long this machine may take to connect to itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A migration over one connection.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) transport: Transport,
+    pub(super) place: Place,
+}
+
+impl Arm for Engine {
+    fn run(&self, content: &Content) -> Result<Sample, BenchError> {
+        let destination = Destination::new(content, self.place == Place::Populated)?;
+        let (near, far) = self.connected()?;
+        let began = Instant::now();
+        let (sent, received) = thread::scope(|scope| {
+            let receiving = thread::Builder::new()
+                .spawn_scoped(scope, || {
+                    let ownership = OwnershipRecord::there();
+                    receive(far, &destination, &mut Memory, &ownership, &mut |_| ())
+                })
+                .map_err(BenchError::io("cannot start a thread"))?;
+            let source = Source::new(Box::new(Memory), content.ram().clone());
+            let migration = Migration::start(source, MigrationParams::default(), near)
+                .map_err(BenchError::io("cannot start a thread"))?;
+            let (_source, sent) = migration.join();
+            let received = receiving
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, BenchError>((sent, received))
+        })?;
+        let took = began.elapsed();
+        // If the destination failed, the source can only repeat what it was told.
+        received?;
+        let report = sent?;
+        Ok(Sample {
+            wire_bytes: Some(report.wire_bytes),
+            ..Sample::new(took, content, Some(&destination))?
+        })
+    }
+}
+
+impl Engine {
+    /// The two ends of the migration's connection.
+    fn connected(&self) -> Result<(Connection, Connection), BenchError> {
+        let folder = tempfile::tempdir().map_err(BenchError::io("cannot make a folder"))?;
+        let address = match self.transport {
+            Transport::Tcp => Address::Tcp {
+                host: Ipv4Addr::LOCALHOST.to_string(),
+                port: 0,
+            },
+            Transport::Unix => Address::Unix(folder.path().join("migration")),
+        };
+        let listener = Listener::bind(&address)?;
+        let near = Connection::connect(listener.address(), PATIENCE)?;
+        let far = listener.accept(Some(PATIENCE))?;
+        Ok((near, far))
+    }
+}
+
+/// A machine that is nothing but its memory.
+#[derive(Debug)]
+struct Memory;
+
+impl SourceMachine for Memory {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn hand_over(&mut self) {}
+}
+
+impl DestinationMachine for Memory {
+    fn judge(&mut self, _description: &[u8]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The memory that is moved into.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use host_migrator::{GuestMemory, GuestRam, Layout, MigrationBitmap, RamError};
+use spec::PageRange;
+
+use super::BenchError;
+use super::content::{CHUNK_BYTES, Content, chunks, new_memory};
+use crate::compare::{Verdict, compare_memory};
+
+/// Memory of the size of the content.
+#[derive(Debug)]
+pub(super) struct Destination {
+    ram: GuestRam,
+    /// How long it took to give it all its pages; none: it has no page yet.
+    populated_ms: Option<f64>,
+    /// Something was written to it.
+    written: AtomicBool,
+}
+
+impl Destination {
+    /// New memory as large as `content`; `populated`: all its pages are there, and zero.
+    ///
+    /// # Errors
+    /// [`BenchError`] if it cannot be made.
+    pub(super) fn new(content: &Content, populated: bool) -> Result<Self, BenchError> {
+        let ram = new_memory(content.pages().bytes())?;
+        let began = Instant::now();
+        if populated {
+            let zeros = vec![0; CHUNK_BYTES];
+            for chunk in chunks(content.pages()) {
+                ram.write(chunk, &zeros[..chunk.bytes() as usize])?;
+            }
+        }
+        Ok(Self {
+            ram,
+            populated_ms: populated.then(|| began.elapsed().as_secs_f64() * 1000.0),
+            written: AtomicBool::new(false),
+        })
+    }
+
+    /// How long it took to give it all its pages, in milliseconds.
+    pub(super) fn populated_ms(&self) -> Option<f64> {
+        self.populated_ms
+    }
+
+    /// Compares every page with `content`.
+    ///
+    /// # Errors
+    /// [`BenchError`] if memory cannot be read.
+    pub(super) fn verdict(&self, content: &Content) -> Result<Verdict, BenchError> {
+        let none_skipped = MigrationBitmap::new(content.ram().bitmap_pages());
+        Ok(compare_memory(
+            content.ram(),
+            &self.ram,
+            &none_skipped,
+            None,
+        )?)
+    }
+}
+
+impl GuestMemory for Destination {
+    fn layout(&self) -> &Layout {
+        self.ram.layout()
+    }
+
+    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        self.ram.read(range, out)
+    }
+
+    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
+        self.written.store(true, Ordering::Relaxed);
+        self.ram.write(range, content)
+    }
+
+    /// A destination empties its memory before the first page comes. Populated memory to which nothing was written is zero,
+    /// and keeps its pages.
+    fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        if self.populated_ms.is_some() && !self.written.load(Ordering::Relaxed) {
+            return self.ram.layout().check(range).map(|_| ());
+        }
+        self.ram.discard(range)
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `lacuna bench`: how fast is it on this machine, and how fast could it be?
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `transport` | `lacuna bench transport`: runs the arms in turns |
+//! | `arm` | what an arm is, and the arms of the command line |
+//! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
+//! | `bare_loop`, `engine`, `iperf` | the arms |
+//! | `record`, `picture` | what was measured, as JSON, as a table and as a picture |
+
+mod arm;
+mod bare_loop;
+mod content;
+mod engine;
+mod iperf;
+mod memory;
+mod picture;
+mod record;
+mod transport;
+
+use std::io;
+
+use host_migrator::wire::TransportError;
+use host_migrator::{MigrationError, RamError, ReceiveError};
+
+use crate::args::BenchJob;
+use crate::compare::OracleError;
+use crate::size::Size;
+
+/// A measurement that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// Source and destination do not fit the machine's memory.
+    #[error(
+        "source and destination need {needed} of memory, and this machine has {available} to spare: take a smaller --size"
+    )]
+    NoMemory {
+        /// What is needed.
+        needed: Size,
+        /// What there is.
+        available: Size,
+    },
+    /// There are fewer pages than connections.
+    #[error("{size} of memory are fewer pages than {channels} connections: take a larger --size")]
+    FewPages {
+        /// The memory.
+        size: Size,
+        /// The connections.
+        channels: u16,
+    },
+    /// Memory cannot be made, read or written.
+    #[error("memory: {0}")]
+    Ram(#[from] RamError),
+    /// The memory could not be compared.
+    #[error(transparent)]
+    Oracle(#[from] OracleError),
+    /// There is no connection.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The source's side of a migration failed.
+    #[error("the migration failed at the source: {0}")]
+    Source(#[from] MigrationError),
+    /// The destination's side of a migration failed.
+    #[error("the migration failed at the destination: {0}")]
+    Destination(#[from] ReceiveError),
+    /// Another program failed.
+    #[error("{program} failed: {said}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What it said, or what it should have said.
+        said: String,
+    },
+    /// Files, sockets and threads.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Memory was lost.
+    #[error("{pages} pages at the destination of {arm} are wrong: this is a bug")]
+    Lost {
+        /// The first arm that lost memory.
+        arm: String,
+        /// How many pages.
+        pages: u64,
+    },
+}
+
+impl BenchError {
+    /// For `map_err` of `what` was tried.
+    fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Measures, and prints what was measured.
+///
+/// # Errors
+/// [`BenchError`].
+pub fn run(job: &BenchJob) -> Result<(), BenchError> {
+    match job {
+        BenchJob::Transport(args) => transport::run(args),
+    }
+}

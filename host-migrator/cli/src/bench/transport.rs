@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `lacuna bench transport`: the arms in turns, so that what else the machine does meets all of them.
+
+use std::fs;
+use std::io::{self, Write};
+
+use spec::PAGE_SIZE;
+
+use super::BenchError;
+use super::arm::{Arm, arm};
+use super::content::Content;
+use super::picture;
+use super::record::{ArmRecord, Machine, Report};
+use crate::args::TransportArgs;
+use crate::terminal;
+
+/// Runs every arm in turns and prints what was measured.
+///
+/// # Errors
+/// [`BenchError`]; [`BenchError::Lost`] if any page was wrong.
+pub(super) fn run(args: &TransportArgs) -> Result<(), BenchError> {
+    if args.size.0 / PAGE_SIZE < u64::from(args.channels) {
+        return Err(BenchError::FewPages {
+            size: args.size,
+            channels: args.channels,
+        });
+    }
+    let machine = Machine::now();
+    let mut arms: Vec<(ArmRecord, Option<Box<dyn Arm>>)> = Vec::new();
+    for name in &args.arms {
+        if arms.iter().any(|(known, _)| known.arm == *name) {
+            continue;
+        }
+        let (able, skipped) = match arm(*name, args.channels) {
+            Ok(arm) => (Some(arm), None),
+            Err(why) => (None, Some(why.to_string())),
+        };
+        let record = ArmRecord {
+            arm: *name,
+            median_gb_per_s: None,
+            samples: Vec::new(),
+            skipped,
+        };
+        arms.push((record, able));
+    }
+    let content = Content::new(args)?;
+    let able = arms.iter().filter(|(_, arm)| arm.is_some()).count();
+    let progress = terminal::progress_bar(able * args.runs.get() as usize, args.json);
+    for _ in 0..args.runs.get() {
+        for (record, arm) in &mut arms {
+            let Some(arm) = arm else {
+                continue;
+            };
+            progress.set_message(record.arm.name());
+            record.samples.push(arm.run(&content)?);
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    let records = arms.into_iter().map(|(record, _)| record).collect();
+    show(args, &Report::new(args, machine, records))
+}
+
+fn show(args: &TransportArgs, report: &Report) -> Result<(), BenchError> {
+    let text = match args.json {
+        true => serde_json::to_string_pretty(report).unwrap_or_default(),
+        false => format!("{}\n\n{}", headline(args, report), report.table()),
+    };
+    // A closed pipe (`| head`) is an error to report, not a panic.
+    writeln!(io::stdout(), "{}", text.trim_end())
+        .map_err(BenchError::io("cannot write the results"))?;
+    if let Some(path) = &args.picture {
+        fs::write(path, picture::draw(report))
+            .map_err(BenchError::io("cannot write the picture"))?;
+    }
+    match report.lost() {
+        None => Ok(()),
+        Some((arm, pages)) => Err(BenchError::Lost {
+            arm: arm.name(),
+            pages,
+        }),
+    }
+}
+
+fn headline(args: &TransportArgs, report: &Report) -> String {
+    let plural = |count: u64| if count == 1 { "" } else { "s" };
+    format!(
+        "{} of {} memory, {} connection{}, {} turn{}; {} processors, Linux {}, load {:.2} before",
+        args.size,
+        report.content,
+        args.channels,
+        plural(args.channels.into()),
+        args.runs,
+        plural(args.runs.get().into()),
+        report.machine.processors,
+        report.machine.kernel,
+        report.machine.load_before
+    )
+}
