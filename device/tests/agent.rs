@@ -24,7 +24,7 @@ const LOW: u64 = 4096;
 /// Every second page.
 const FRAGMENTED: u64 = 0x5555_5555_5555_5555;
 
-/// The tag of the question that the agent gets in `epoch`.
+/// The tag of the request that the agent gets in `epoch`.
 fn asked_in(epoch: u64, agent: &mut Agent) -> u64 {
     match agent.asked() {
         Ask::Map { epoch: tag, first } => {
@@ -35,7 +35,7 @@ fn asked_in(epoch: u64, agent: &mut Agent) -> u64 {
     }
 }
 
-/// A guest with driver and agent, and its migrator. The agent has been heard of.
+/// A guest with a driver and an agent, and its migrator. The device has received the agent's greeting.
 fn with_agent(flags: u32) -> (Daemon, Guest, Migrator, Agent) {
     let daemon = Daemon::start_with_agent();
     let guest = Guest::boot(&daemon, USUAL, 3);
@@ -44,10 +44,10 @@ fn with_agent(flags: u32) -> (Daemon, Guest, Migrator, Agent) {
     (daemon, guest, migrator, agent)
 }
 
-/// Opens epochs until the agent is asked in one, because its Hello may still be on its way. Returns the epoch, and
-/// the tag for the agent's frames.
+/// Opens epochs until the agent is asked in one, because its Hello may still be on its way. Returns the epoch, and the
+/// tag for the agent's frames.
 fn open_and_ask(migrator: &mut Migrator, agent: &mut Agent) -> (u64, u64) {
-    let epoch = eventually("a question to the agent", || {
+    let epoch = eventually("a request to the agent", || {
         let epoch = migrator.status().epochs + 1;
         migrator.open(epoch);
         let asked = agent.is_asked();
@@ -81,7 +81,7 @@ fn single_pages_that_no_driver_can_hint_get_into_the_map() {
     assert_eq!(migrator.hinted(), expected);
 }
 
-/// The command id that the driver finds in its configuration space, if it is asked.
+/// The command id in the driver's configuration space, if the driver is asked.
 fn id_for_the_driver(migrator: &mut Migrator) -> Option<CommandId> {
     CommandId::new(migrator.status().command_id)
 }
@@ -94,7 +94,7 @@ fn an_agent_that_falls_silent_is_joined_by_the_driver_and_each_page_counts_once(
     let id = eventually("the driver's turn", || id_for_the_driver(&mut migrator));
     guest.start_round(id);
     guest.hints.send(&[Buffer::In(FREE * 4096, 64 * 4096)]);
-    // It was only slow.
+    // The agent was only slow.
     agent.map(tag, FREE, 128, &[u64::MAX; 2]);
     agent.end(tag);
     eventually("the map", || {
@@ -105,14 +105,14 @@ fn an_agent_that_falls_silent_is_joined_by_the_driver_and_each_page_counts_once(
     assert_eq!(migrator.hinted(), [(FREE, 128)]);
 }
 
-/// Dropping caches and compacting memory are worth it only before a migration.
+/// Dropping caches and compacting memory are worthwhile only before a migration.
 #[test]
 fn a_persons_round_is_not_the_first_of_a_migration() {
     let daemon = Daemon::start_with_agent();
     let _guest = Guest::boot(&daemon, USUAL, 3);
     let mut person = Person::connect(&daemon.control());
     let mut agent = Agent::connect(&daemon, 0);
-    // A map that nobody asked for shows that the device has read the greeting.
+    // A map without a request: once it is counted, the device has read the greeting.
     agent.map(1, FREE, 64, &[u64::MAX]);
     eventually("the map", || (person.status().stale == 1).then_some(()));
     let is_first = |agent: &mut Agent| match agent.asked() {
@@ -120,16 +120,16 @@ fn a_persons_round_is_not_the_first_of_a_migration() {
         other => panic!("{other:?}"),
     };
     person.hints(Request::HintStart);
-    assert!(!is_first(&mut agent), "for a person");
+    assert!(!is_first(&mut agent), "in a person's round");
     person.hints(Request::HintStop);
     assert_eq!(agent.asked(), Ask::Stop);
     let mut migrator = Migrator::connect(&daemon.control());
     migrator.open(1);
-    assert!(is_first(&mut agent), "for a migration");
+    assert!(is_first(&mut agent), "in a migration");
 }
 
 #[test]
-fn when_the_agent_has_ended_nothing_is_waited_for() {
+fn an_epoch_is_finished_when_the_agent_has_ended() {
     let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (_, tag) = open_and_ask(&mut migrator, &mut agent);
     agent.map(tag, 0, 128, &[0, u64::MAX]);
@@ -143,7 +143,7 @@ fn when_the_agent_has_ended_nothing_is_waited_for() {
 }
 
 #[test]
-fn only_those_are_asked_whom_the_migrator_wants() {
+fn the_migrator_chooses_whether_the_driver_or_the_agent_is_asked() {
     let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, _) = open_and_ask(&mut migrator, &mut agent);
     migrator.close(epoch);
@@ -225,7 +225,7 @@ fn a_guest_whose_driver_has_no_hints_migrates_with_its_agent_alone() {
 fn runs_are_cut_to_guest_memory() {
     let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
-    // From the end of the first region over the hole into the second, and far past the end of all.
+    // From the end of the first region over the hole into the second, and far beyond all memory.
     agent.map(tag, LOW - 1, LOW + 2, &vec![u64::MAX; 65]);
     agent.map(tag, u64::MAX - 70000, 64, &[u64::MAX]);
     agent.map(tag, PAGES - 1, 64, &[u64::MAX]);
@@ -280,7 +280,7 @@ fn a_map_of_an_earlier_migration_counts_for_nothing_in_the_next() {
 }
 
 #[test]
-fn an_agent_that_ends_and_goes_on_is_not_heard_any_more() {
+fn maps_that_come_after_the_agents_end_are_dropped() {
     let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
     agent.end(tag);
@@ -292,7 +292,7 @@ fn an_agent_that_ends_and_goes_on_is_not_heard_any_more() {
 }
 
 #[test]
-fn an_agent_that_tells_its_pages_again_and_again_is_cut_off() {
+fn an_agent_that_repeats_its_pages_is_cut_off() {
     let (_daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
     let often = PAGES / LOW + 5;
@@ -310,7 +310,7 @@ fn an_agent_that_tells_its_pages_again_and_again_is_cut_off() {
 fn a_guest_that_checks_its_free_pages_is_not_asked() {
     for flags in [Settings::POISON, Settings::UNKNOWN] {
         let (_daemon, _guest, mut migrator, mut agent) = with_agent(flags);
-        // Something that shows that the device has read its greeting: a map nobody asked for.
+        // A map without a request: once it is counted, the device has read the greeting.
         agent.map(1, FREE, 64, &[u64::MAX]);
         eventually("the map", || (migrator.status().stale == 1).then_some(()));
         migrator.open(1);
@@ -324,7 +324,7 @@ fn a_guest_that_checks_its_free_pages_is_not_asked() {
 }
 
 #[test]
-fn an_agent_that_dies_in_its_answer_leaves_what_it_told_and_another_may_come() {
+fn the_map_of_an_agent_that_dies_in_its_answer_is_kept_and_another_may_connect() {
     let (daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
     agent.map(tag, FREE, 64, &[u64::MAX]);
@@ -343,7 +343,7 @@ fn an_agent_that_dies_in_its_answer_leaves_what_it_told_and_another_may_come() {
 }
 
 #[test]
-fn noise_floods_and_what_is_no_answer_hurt_nobody() {
+fn noise_floods_and_invalid_answers_do_no_harm() {
     let (mut daemon, _guest, mut migrator, mut agent) = with_agent(0);
     let (epoch, tag) = open_and_ask(&mut migrator, &mut agent);
     agent.port.write_all(&[b'L'; 50_000]).unwrap();
@@ -352,7 +352,7 @@ fn noise_floods_and_what_is_no_answer_hurt_nobody() {
     }
     agent.say(Answer::MAP, tag, &[0; 15]);
     agent.say(Answer::END, tag, &[]);
-    // While the flood is worked off, the migrator is served.
+    // The migrator is served while the device reads the flood.
     for _ in 0..200 {
         agent.say(Answer::MAP, 0, &[]);
     }
@@ -374,5 +374,5 @@ fn an_agent_that_reads_nothing_is_hung_up_on_and_holds_up_no_epoch() {
         migrator.close(epoch);
         agent.is_hung_up_on()
     });
-    assert!(hung_up, "its port takes questions without end");
+    assert!(hung_up, "its port takes requests without end");
 }

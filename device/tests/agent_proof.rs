@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who is accepted as the guest's agent if every process of the guest can connect, and if only root can.
+//! Who is accepted as the guest's agent: where every process of the guest can connect, and where only root can.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -15,12 +15,12 @@ use spec::agent::Ask;
 use spec::agent::proof::{Challenge, Key};
 
 const KEY: [u8; 32] = [7; 32];
-/// Connections without a proof that the device has at most at a time.
+/// The most connections without a proof that the device keeps.
 const PLACES: usize = 32;
 
-/// What somebody answers to a challenge.
+/// The answer to a challenge.
 type Answer<'a> = dyn Fn(&Challenge) -> Vec<u8> + 'a;
-/// How an agent comes, up to the device's greeting.
+/// How an agent connects, up to the device's greeting.
 type Come = fn(&Daemon) -> Agent;
 
 fn with_key() -> (Daemon, Guest, Migrator) {
@@ -30,7 +30,7 @@ fn with_key() -> (Daemon, Guest, Migrator) {
     (daemon, guest, migrator)
 }
 
-/// An agent that has proved itself and been heard of.
+/// An agent that has proved itself and whose greeting the device has received.
 fn agent_of(daemon: &Daemon) -> Agent {
     let mut agent = Agent::prove(daemon, &KEY);
     agent.greet(0);
@@ -39,7 +39,7 @@ fn agent_of(daemon: &Daemon) -> Agent {
 
 /// Lets `migrator` open epochs until `agent` is asked in one.
 fn assert_is_served(agent: &mut Agent, migrator: &mut Migrator) {
-    eventually("a question to the agent", || {
+    eventually("a request to the agent", || {
         let epoch = migrator.status().epochs + 1;
         migrator.open(epoch);
         let asked = agent.is_asked();
@@ -55,7 +55,7 @@ fn assert_is_served(agent: &mut Agent, migrator: &mut Migrator) {
     }
 }
 
-/// Passes over what the agent was asked before, up to the question who it is.
+/// Reads the requests that the agent already has, up to the challenge.
 fn assert_is_asked_who_it_is(agent: &mut Agent) {
     while agent.asked() != Ask::Hello {}
 }
@@ -67,20 +67,24 @@ fn assert_is_hung_up_on(stranger: &Agent) {
 }
 
 #[test]
-fn a_process_that_comes_first_and_calls_all_memory_free_is_not_heard() {
+fn a_process_without_the_key_is_ignored_even_if_it_comes_first() {
     let (daemon, _guest, mut migrator) = with_key();
     let mut stranger = Agent::connect_only(&daemon);
     stranger.challenged();
     stranger.hello(0);
-    // The epoch's tag can be guessed by trying all.
+    // There are few tags: the stranger tries all.
     for tag in 0..20 {
         stranger.map(tag, 0, 4096, &[u64::MAX; 64]);
     }
     let mut agent = agent_of(&daemon);
     assert_is_served(&mut agent, &mut migrator);
-    assert_eq!(migrator.status().stale, 0, "nothing of it was read");
+    assert_eq!(
+        migrator.status().stale,
+        0,
+        "the device has read none of its maps"
+    );
     assert!(migrator.hinted().is_empty());
-    assert!(!stranger.is_asked(), "it is asked nothing");
+    assert!(!stranger.is_asked(), "the device asks it nothing");
 }
 
 #[test]
@@ -98,32 +102,32 @@ fn only_the_proof_of_this_key_for_this_challenge_counts() {
                 .into()
         },
         &|_| overheard.to_frame().into(),
-        // Its own words come back to it.
+        // Its own words, sent back.
         &|challenge| spec_testing::agent::frame(0x85, 0, &challenge.to_frame()[32..]),
-        // Much, and no proof.
+        // A long text without a proof.
         &|_| vec![b'x'; 80 << 10],
     ];
     for answer in strangers {
         let mut stranger = Agent::connect_only(&daemon);
         let challenge = stranger.challenged();
-        // The device may hang up before it has read all of it.
+        // The device may hang up before it has read everything.
         let _ = stranger.port.write_all(&answer(&challenge));
         assert_is_hung_up_on(&stranger);
     }
-    // What was overheard holds where it belongs.
+    // The overheard proof is valid on its own connection.
     other.send(&overheard.to_frame());
     other.greet(0);
     assert_is_served(&mut other, &mut migrator);
 }
 
 #[test]
-fn silent_connections_are_few_and_end_and_keep_no_agent_out() {
+fn silent_connections_are_limited_and_keep_no_agent_out() {
     let (daemon, _guest, mut migrator) = with_key();
     let before = daemon.descriptors();
     let strangers: Vec<Agent> = (0..3 * PLACES)
         .map(|_| Agent::connect_only(&daemon))
         .collect();
-    // It waits behind them all, and is let in.
+    // The agent connects after all of them, and is accepted.
     let mut agent = agent_of(&daemon);
     let open = daemon.descriptors() - before;
     assert!(open <= PLACES + 8, "{open} connections are open");
@@ -159,7 +163,7 @@ fn no_process_without_the_key_displaces_an_agent_in_its_answer() {
     assert!(!agent.is_hung_up_on());
 }
 
-/// A daemon, and how an agent comes to it up to the device's greeting.
+/// A daemon of each kind, and how an agent connects to it up to the device's greeting.
 fn both_kinds() -> [(Daemon, Come); 2] {
     [
         (Daemon::start_with_agent(), Agent::connect_only),
@@ -169,7 +173,7 @@ fn both_kinds() -> [(Daemon, Come); 2] {
     ]
 }
 
-/// A guest of `daemon` whose agent is served.
+/// A guest of `daemon` with an agent that is asked.
 fn served(daemon: &Daemon, come: Come) -> (Guest, Migrator, Agent) {
     let guest = Guest::boot(daemon, USUAL, 3);
     let mut migrator = Migrator::connect(&daemon.control());
@@ -216,7 +220,7 @@ fn a_second_agent_is_hung_up_on_while_the_first_answers() {
 }
 
 #[test]
-fn a_device_that_could_not_know_the_agent_does_not_start_and_says_what_to_do() {
+fn a_device_without_a_way_to_know_its_agent_does_not_start_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name| folder.path().join(name);
     let said = |flags: &[&str]| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Descriptors at random on every queue but the hint queue: each chain comes back, and no memory goes that was
-//! neither put into the balloon nor reported.
+//! Random descriptors on every queue but the hint queue: each chain comes back, and no page loses its content unless it
+//! was put into the balloon or reported.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -14,9 +14,9 @@ use rig::eventually;
 use rig::guest::{HIGH, LOW, MIB, REPORTING, USUAL};
 use rig::queue::Queue;
 
-/// Descriptors in use, from the first on; chains may lead to others, which are empty.
+/// How many descriptors are set up, from the first on. Chains may lead to others, which are empty.
 const DESCRIPTORS: u16 = 12;
-/// Pages that no descriptor names: from the start of the guest to here, and the one at `KEPT`.
+/// The pages that no descriptor names: those from the start of the guest to here, and the one at `KEPT`.
 const NAMED: u64 = 4 * MIB;
 const KEPT: u64 = FREE + 4 * MIB;
 
@@ -25,7 +25,7 @@ type Descriptor = (u64, u32, u16, u16);
 
 fn descriptor() -> impl Strategy<Value = Descriptor> {
     let address = prop_oneof![
-        // In memory, before the page that stays.
+        // In memory, below the page that must stay.
         NAMED..KEPT - 64 * 4096,
         Just(FREE),
         LOW.1 - 8192..LOW.1 + 8192,
@@ -57,7 +57,7 @@ impl Rig {
         let (queue, parked) = match role {
             0 => (&mut self.it.inflate, 0),
             1 => (&mut self.it.deflate, 0),
-            // The newest statistics buffer stays with the device.
+            // The device keeps the newest statistics buffer.
             2 => (&mut self.queues[0], 1),
             _ => (&mut self.queues[1], 0),
         };
@@ -75,7 +75,7 @@ impl Rig {
 }
 
 #[test]
-fn whatever_a_guest_queues_comes_back_and_takes_no_other_page_along() {
+fn every_chain_comes_back_and_no_other_page_loses_its_content() {
     let rig = RefCell::new(Rig::new());
     let descriptors = proptest::collection::vec(descriptor(), usize::from(DESCRIPTORS));
     let heads = proptest::collection::vec(0..DESCRIPTORS, 1..8);

@@ -51,13 +51,13 @@ fn front_ends_leave_nothing_open_in_the_device() {
     let mut before = None;
     for _ in 0..20 {
         drop(Guest::boot(&daemon, USUAL, 3));
-        // One that is connected has all that its predecessors left, too.
+        // A connected front end also has everything that its predecessors left behind.
         let _next = Guest::boot(&daemon, USUAL, 3);
         let now = (open_files(process), threads(process));
         assert_eq!(
             *before.get_or_insert(now),
             now,
-            "file descriptors and threads"
+            "the numbers of file descriptors and threads"
         );
     }
 }
@@ -84,7 +84,7 @@ fn front_ends_that_send_garbage_are_hung_up_on_and_the_next_is_served() {
         let mut stream = daemon.connect();
         stream.set_read_timeout(Some(rig::PATIENCE)).unwrap();
         stream.write_all(garbage).unwrap();
-        // A hang-up may be a reset, as not all was read; waiting for ever would be a timeout.
+        // Without all bytes read, a hang-up may be a reset. Waiting for ever would end in a timeout.
         let mut rest = Vec::new();
         if let Err(error) = stream.read_to_end(&mut rest) {
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);

@@ -121,7 +121,7 @@ fn file_descriptors_where_none_belong_are_a_bad_frame() {
 }
 
 #[test]
-fn a_file_that_is_no_hint_map_is_refused_and_the_connection_goes_on() {
+fn a_file_that_is_not_a_hint_map_is_refused_and_the_connection_goes_on() {
     let daemon = Daemon::start(&[]);
     let mut migrator = Migrator::connect_only(&daemon.control());
     hello(&mut migrator);
@@ -169,7 +169,7 @@ fn a_map_smaller_than_the_guest_takes_the_pages_it_has_room_for() {
 }
 
 #[test]
-fn epochs_that_make_no_sense_are_refused() {
+fn invalid_epochs_are_refused() {
     let daemon = Daemon::start(&[]);
     let _guest = Guest::boot(&daemon, USUAL, 3);
     let mut migrator = Migrator::connect(&daemon.control());
@@ -188,7 +188,7 @@ fn epochs_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn a_migrator_that_hangs_up_or_sends_garbage_in_mid_epoch_is_as_good_as_done() {
+fn the_guest_is_told_done_when_its_migrator_hangs_up_or_sends_garbage() {
     let daemon = Daemon::start(&[]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
     for epoch in 1..=3 {

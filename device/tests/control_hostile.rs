@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hostile clients of the control socket: they cost the device little, and do not affect others.
+//! Hostile clients of the control socket: they cost the device little and do not affect others.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -19,7 +19,7 @@ use spec::control::{HEADER_BYTES, Refusal, Reply, Request, VERSION};
 use spec_testing::control::frame;
 use vhost_device_balloon::sockets;
 
-/// More than the device serves at a time.
+/// More connections than the device serves at a time.
 const MANY: usize = 40;
 
 #[test]
@@ -40,13 +40,13 @@ fn ten_thousand_connections_cost_no_file_descriptors_and_the_migrator_nothing() 
     person.hints(Request::HintState);
     assert_eq!(migrator.close(1).pages, 1);
     drop((crowd, person));
-    rig::eventually("all of them gone", || {
+    rig::eventually("the end of all connections", || {
         (daemon.descriptors() <= before).then_some(())
     });
 }
 
 #[test]
-fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
+fn connections_with_half_a_frame_hold_up_nobody_and_are_closed_first() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let mut person = Person::connect(&daemon.control());
@@ -60,19 +60,19 @@ fn half_frames_hold_nobody_up_and_are_the_first_to_go() {
     person.hints(Request::HintState);
     let mut late = Person::connect(&daemon.control());
     late.hints(Request::HintState);
-    // Those that have been sent away see it; the last to come are left their time.
+    // The first ones see that they were hung up on. The last ones still have time.
     assert_eq!(crowd[0].read(&mut [0]).unwrap_or(0), 0);
     assert_eq!(migrator.close(1).epoch, 1);
 }
 
 #[test]
-fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
+fn a_client_that_never_reads_holds_up_no_other() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let deaf = Person::connect(&daemon.control());
     deaf.stream.set_nonblocking(true).unwrap();
     let many = frame(Request::Status, 1).repeat(100);
-    // Until both directions are full.
+    // Until the buffers of both directions are full.
     let mut stuck = 0;
     while stuck < 1000 {
         match (&deaf.stream).write(&many) {
@@ -87,7 +87,7 @@ fn a_client_that_never_reads_stops_being_answered_and_the_others_are() {
 }
 
 #[test]
-fn a_flood_without_end_takes_turns_with_everybody_else() {
+fn a_client_that_floods_takes_turns_with_the_others() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let mut flood = Person::connect(&daemon.control());
@@ -121,7 +121,7 @@ fn a_flood_without_end_takes_turns_with_everybody_else() {
 }
 
 #[test]
-fn file_descriptors_with_every_request_are_closed_each_time() {
+fn file_descriptors_that_come_with_requests_are_closed() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut migrator, _) = rig::hinting(&daemon);
     let before = daemon.descriptors();
@@ -137,7 +137,7 @@ fn file_descriptors_with_every_request_are_closed_each_time() {
             let files: Vec<OwnedFd> = (0..count).map(|_| file.try_clone().unwrap()).collect();
             for _ in 0..20 {
                 let stream = UnixStream::connect(daemon.control()).unwrap();
-                // Half a frame each: what came with it must not be kept while the rest is awaited.
+                // Half a frame each: its file descriptors must not be kept while the rest is awaited.
                 sockets::send(&stream, &frame(request, 1)[..8], &files).unwrap();
                 sockets::send(&stream, &frame(request, 1)[8..], &files).unwrap();
             }
@@ -167,13 +167,13 @@ fn nothing_is_left_of_clients_that_come_and_go() {
         person.page_map(spec::control::PageSet::Hinted);
         person.hints(Request::HintStop);
     }
-    rig::eventually("all of them gone", || {
+    rig::eventually("the end of all connections", || {
         (daemon.descriptors() <= before).then_some(())
     });
 }
 
 #[test]
-fn a_hint_map_of_huge_pages_that_the_host_does_not_have_is_refused_and_ends_nobody() {
+fn a_hint_map_of_huge_pages_that_the_host_does_not_have_is_refused() {
     let mut daemon = Daemon::start(&[]);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
     let Ok(file) = memfd_create("hint-map", flags) else {

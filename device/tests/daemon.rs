@@ -24,7 +24,7 @@ fn signal(process: &Child, signal: Signal) {
     kill_process(Pid::from_child(process), signal).unwrap();
 }
 
-/// How the process ends.
+/// Waits for the process to end.
 fn end(process: &mut Child) -> ExitStatus {
     eventually("the daemon's end", || process.try_wait().unwrap())
 }
@@ -37,7 +37,7 @@ fn output(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Ends with the test.
+/// A process that is killed at the end of the test.
 struct Process(Child);
 
 impl Process {
@@ -53,7 +53,7 @@ impl Drop for Process {
     }
 }
 
-/// A device that answers is one that runs.
+/// Connects to a device and has it answer.
 fn answers(socket: &Path) -> Frontend {
     let stream = eventually("a device's socket", || UnixStream::connect(socket).ok());
     let front_end = Frontend::from_stream(stream, 5);
@@ -77,7 +77,7 @@ fn sigterm_and_sigint_remove_the_sockets_and_end_with_success() {
 }
 
 #[test]
-fn a_guest_that_hints_is_told_that_it_is_over_before_the_end() {
+fn a_hinting_guest_is_told_done_before_the_daemon_ends() {
     let told = |by_migrator| {
         let mut daemon = Daemon::start(&[]);
         let mut guest = Guest::boot(&daemon, USUAL, 3);
@@ -96,18 +96,18 @@ fn a_guest_that_hints_is_told_that_it_is_over_before_the_end() {
         last
     };
     for by_migrator in [true, false] {
-        // The device does not wait for ever, and this process may not be scheduled for as long as it does.
+        // The device waits only for a while, and the scheduler may stop this process for longer.
         let last = eventually("a guest that reads in time", || told(by_migrator));
         assert_eq!(last.free_page_hint_cmd_id, HintCommand::DONE);
     }
 }
 
 #[test]
-fn a_front_end_that_has_stalled_holds_up_no_end() {
+fn a_stalled_front_end_does_not_hold_up_the_end_of_the_daemon() {
     let mut daemon = Daemon::start(&[]);
     let stream = daemon.connect();
     let header: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-    // It asks and asks, and never listens; then it stops in mid-message.
+    // It sends requests, never reads an answer, then stops in the middle of a message.
     stream.set_nonblocking(true).unwrap();
     while rustix::io::write(&stream, &header).is_ok() {}
     stream.set_nonblocking(false).unwrap();
@@ -117,7 +117,7 @@ fn a_front_end_that_has_stalled_holds_up_no_end() {
 }
 
 #[test]
-fn what_cannot_start_says_why_at_once() {
+fn a_daemon_that_cannot_start_says_why_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket").display().to_string();
     let _in_use = UnixListener::bind(&socket).unwrap();
@@ -168,7 +168,7 @@ fn the_description_names_the_program_or_where_it_will_be() {
 }
 
 #[test]
-fn what_one_front_end_breaks_is_whole_for_the_others() {
+fn a_front_end_that_breaks_its_device_does_not_affect_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let line = |name: &str| {
@@ -195,7 +195,7 @@ fn what_one_front_end_breaks_is_whole_for_the_others() {
 }
 
 #[test]
-fn a_device_that_ends_leaves_the_others_and_the_last_one_ends_the_process() {
+fn when_a_device_ends_the_others_go_on_and_the_last_one_ends_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let line = |name: &str| format!("--device=once,socket-path={}", path(name).display());
@@ -219,7 +219,7 @@ fn a_front_end_that_comes_again_is_served_again() {
     assert!(daemon.lives());
 }
 
-/// Reads what is said until it contains `text`.
+/// Reads messages to the service manager until one contains `text`.
 fn hear(manager: &UnixDatagram, text: &str) {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     loop {
@@ -242,7 +242,10 @@ fn a_service_manager_is_told_of_start_state_and_end() {
             .args([Path::new("--socket-path"), &socket]),
     );
     hear(&manager, "READY=1");
-    assert!(socket.exists(), "ready means that one can connect");
+    assert!(
+        socket.exists(),
+        "READY is sent only when front ends can connect"
+    );
     let front_end = answers(&socket);
     hear(&manager, "STATUS=serving");
     drop(front_end);
@@ -253,7 +256,7 @@ fn a_service_manager_is_told_of_start_state_and_end() {
 }
 
 #[test]
-fn sockets_of_the_service_manager_are_served_and_left_where_they_are() {
+fn sockets_of_the_service_manager_are_served_and_not_removed() {
     let activate = "/usr/bin/systemd-socket-activate";
     if !Path::new(activate).exists() {
         return skipped("this machine has no systemd-socket-activate");
@@ -319,7 +322,7 @@ fn the_process_is_in_its_sandbox_before_anyone_is_served() {
     assert_eq!(status_field(&off.process, "Seccomp"), "0");
 }
 
-/// The processes that `process` has started and that have not ended.
+/// The children of `process` that have not ended.
 fn children(process: &Child) -> Vec<Pid> {
     let id = process.id();
     let path = format!("/proc/{id}/task/{id}/children");
@@ -328,7 +331,7 @@ fn children(process: &Child) -> Vec<Pid> {
     numbers.map(|it| Pid::from_raw(it).unwrap()).collect()
 }
 
-/// Whether the process runs. One that has ended may not have been waited for yet.
+/// Whether the process runs. One that has ended may still have to be waited for.
 fn runs(process: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid()));
     stat.is_ok_and(|it| !it.rsplit(')').next().unwrap().trim().starts_with('Z'))
@@ -340,17 +343,23 @@ fn the_process_that_removes_the_sockets_outlives_signals_but_not_the_daemon() {
         let mut daemon = Daemon::start(&[]);
         let _front_end = answers(&daemon.folder.path().join("vhost-user"));
         let [remover] = children(&daemon.process)[..] else {
-            panic!("not one child: {:?}", children(&daemon.process));
+            panic!(
+                "the daemon does not have exactly one child: {:?}",
+                children(&daemon.process)
+            );
         };
         for name in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
             kill_process(remover, name).unwrap();
         }
         let open = spec_testing::open_files(remover.as_raw_pid().cast_unsigned());
-        assert!(open <= 1, "nothing is open but the socket to the daemon");
+        assert!(
+            open <= 1,
+            "the remover has more open than its socket to the daemon"
+        );
         if orderly {
             signal(&daemon.process, Signal::TERM);
             assert!(end(&mut daemon.process).success());
-            assert!(!runs(remover), "it has ended before the daemon");
+            assert!(!runs(remover), "the remover has ended before the daemon");
             let left: Vec<_> = daemon.folder.path().read_dir().unwrap().collect();
             assert!(left.is_empty(), "{left:?}");
         } else {
@@ -362,7 +371,7 @@ fn the_process_that_removes_the_sockets_outlives_signals_but_not_the_daemon() {
 }
 
 #[test]
-fn a_daemon_without_the_process_that_removes_its_sockets_ends_all_the_same() {
+fn a_daemon_whose_remover_was_killed_still_ends() {
     let mut daemon = Daemon::start(&[]);
     let _front_end = answers(&daemon.folder.path().join("vhost-user"));
     for remover in children(&daemon.process) {
@@ -376,7 +385,7 @@ fn a_daemon_without_the_process_that_removes_its_sockets_ends_all_the_same() {
 fn a_second_signal_ends_the_process_at_once() {
     let mut daemon = Daemon::start(&[]);
     let _front_end = answers(&daemon.folder.path().join("vhost-user"));
-    // Both are there before the process can act on the first.
+    // Both signals are pending before the process can act on the first.
     signal(&daemon.process, Signal::STOP);
     signal(&daemon.process, Signal::TERM);
     signal(&daemon.process, Signal::INT);

@@ -15,7 +15,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
-/// Moves the state from one suspended device to another. `damage` may change it on the way.
+/// Moves the state from one suspended device to another. `damage` may change the bytes in between.
 fn transfer(
     from: &mut Frontend,
     to: &mut Frontend,

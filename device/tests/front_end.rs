@@ -22,7 +22,7 @@ use vm_memory::{Bytes, GuestAddress};
 const FREE: u64 = 8 * MIB;
 
 #[test]
-fn nothing_is_offered_that_is_not_there() {
+fn only_features_that_work_are_offered() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::negotiate(&daemon, USUAL, 3);
     let offered = guest.front_end.get_features().unwrap();
@@ -56,7 +56,7 @@ fn no_configuration_change_is_sent_before_the_rings_run_and_none_is_lost() {
 }
 
 #[test]
-fn a_guest_without_hints_or_a_front_end_without_a_channel_is_refused_by_name() {
+fn a_refusal_says_whether_the_guest_has_no_hints_or_the_front_end_no_channel() {
     let daemon = Daemon::start(&["--once"]);
     let guest = Guest::boot(&daemon, USUAL & !HINT, 3);
     let mut migrator = Migrator::connect(&daemon.control());
@@ -71,13 +71,13 @@ fn a_guest_without_hints_or_a_front_end_without_a_channel_is_refused_by_name() {
 }
 
 #[test]
-fn a_round_that_nobody_can_be_asked_for_does_not_take_back_that_the_last_one_is_over() {
+fn a_round_that_cannot_start_does_not_take_done_back() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
     let mut migrator = Migrator::connect(&daemon.control());
     let id = migrator.open(1);
     assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, id.get());
-    // The guest holds what it has hinted until it reads DONE.
+    // The guest keeps the pages that it has hinted until it reads DONE.
     guest.start_round(id);
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     guest.notices.shutdown(Shutdown::Both).unwrap();
@@ -89,17 +89,18 @@ fn a_round_that_nobody_can_be_asked_for_does_not_take_back_that_the_last_one_is_
 }
 
 #[test]
-fn a_change_that_came_before_the_channel_for_it_is_told_as_soon_as_that_is_there() {
+fn a_change_before_the_channel_exists_is_reported_once_it_does() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
-    // Cloud Hypervisor enables its rings before it gives the socket.
+    // Cloud Hypervisor enables its rings before it gives the channel.
     guest.notices.shutdown(Shutdown::Both).unwrap();
     let mut person = Person::connect(&daemon.control());
     assert_eq!(person.ask(Request::SetTarget { pages: 5 }), Reply::Ok);
     let told = guest.renew_notices();
-    assert!(told, "no queue had anything to do meanwhile");
+    assert!(told, "the change is reported without any work on a queue");
     assert_eq!(guest.config().num_pages, 5);
-    // What the guest has not read when its front end changes the channel is told again, what it has read is not.
+    // When the front end gives another channel, a change that the guest has not read is reported again. One that it has
+    // read is not.
     assert_eq!(person.ask(Request::SetTarget { pages: 6 }), Reply::Ok);
     assert!(guest.renew_notices());
     assert_eq!(guest.config().num_pages, 6);
@@ -121,7 +122,7 @@ fn a_device_that_is_reset_with_its_rings_running_can_be_set_up_anew() {
         person.ask(Request::BalloonStatus),
         Reply::BalloonStatus(status) if !status.running
     ));
-    // What is queued after that is not the device's, and the memory of its rings neither.
+    // After the reset, neither the rings' memory nor what is queued there belongs to the device.
     let used = (guest.hints.used(), statistics.used());
     guest.hints.add(&[Buffer::In(FREE, 4096)]);
     guest.hints.kick();
@@ -130,7 +131,7 @@ fn a_device_that_is_reset_with_its_rings_running_can_be_set_up_anew() {
     assert!(matches!(stopped, Reply::BalloonStatus(status) if !status.running));
     assert_eq!((guest.hints.used(), statistics.used()), used);
 
-    // The next driver sets its queues up at the beginning; the front end has not asked where the last ones were left.
+    // The next driver starts its queues at 0. The front end has not asked where the last driver's were left.
     for queue in [&guest.hints, &statistics] {
         queue.clear_used();
         queue.set_available(0);
@@ -146,10 +147,11 @@ fn a_device_that_is_reset_with_its_rings_running_can_be_set_up_anew() {
 }
 
 #[test]
-fn what_was_queued_before_a_ring_started_is_done_though_the_front_end_says_to_begin_after_it() {
+fn chains_queued_before_a_ring_started_are_done_even_if_the_front_end_skips_them() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
-    // Linux queues the statistics buffer before the device starts, and Cloud Hypervisor sends the available index.
+    // Linux queues the statistics buffer before the device starts. Cloud Hypervisor then sends the available index as
+    // the base.
     let mut statistics = guest.queue(2);
     let sent = [&3u16.to_le_bytes()[..], &77u64.to_le_bytes()].concat();
     guest.memory.write_slice(&sent, GuestAddress(FREE)).unwrap();
@@ -162,7 +164,7 @@ fn what_was_queued_before_a_ring_started_is_done_though_the_front_end_says_to_be
     });
     assert_eq!(values, [(3, 77)]);
 
-    // At a reconnect: two are done, one is not.
+    // At a reconnect: two chains are done, one is not.
     let mut inflate = guest.queue(0);
     inflate.start(&mut guest.front_end, 0);
     for page in [0, 1] {
@@ -177,7 +179,7 @@ fn what_was_queued_before_a_ring_started_is_done_though_the_front_end_says_to_be
     inflate.wait_until_used();
     assert!(!guest.is_in_use(FREE + 2 * 4096));
 
-    // A base that no ring can have is the front end's to answer for.
+    // An impossible base is the front end's own fault.
     inflate.stop(&guest.front_end);
     inflate.renew_kick();
     inflate.start(&mut guest.front_end, inflate.available() + QUEUE_SIZE + 1);
@@ -319,7 +321,7 @@ fn a_statistics_buffer_is_kept_until_the_queue_stops() {
     statistics.add(&[Buffer::Out(FREE, 40)]);
     statistics.add(&[Buffer::Out(FREE, 40)]);
     statistics.kick();
-    rig::eventually("the older buffer", || {
+    rig::eventually("the older buffer's return", || {
         (statistics.used() == 1).then_some(())
     });
     assert_eq!(statistics.stop(&guest.front_end), 2);
@@ -334,6 +336,6 @@ fn inflate_and_deflate_buffers_come_back() {
         let mut queue = guest.queue(index);
         queue.start(&mut guest.front_end, 0);
         queue.send(&[Buffer::Out(FREE, 1024)]);
-        assert!(queue.call.read().is_ok(), "an interrupt");
+        assert!(queue.call.read().is_ok(), "the guest is interrupted");
     }
 }

@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 const FREE: u64 = 8 * MIB;
 const FREE_PAGE: u64 = FREE / 4096;
 
-/// A guest in a round, its migrator, and the daemon.
+/// A daemon, a guest that has started to hint, and its migrator.
 fn in_a_round() -> (Daemon, Guest, Migrator) {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
@@ -34,7 +34,7 @@ fn in_a_round() -> (Daemon, Guest, Migrator) {
 }
 
 #[test]
-fn a_whole_migration_goes_the_way_the_linux_driver_goes_it() {
+fn a_whole_migration_with_a_guest_that_acts_as_the_linux_driver() {
     let (_daemon, mut guest, mut migrator) = in_a_round();
     assert_eq!(migrator.map.epoch(), 1);
     guest.hints.send(&[Buffer::In(FREE, 4 << 20)]);
@@ -75,9 +75,9 @@ fn the_id_stays_published_while_the_guest_hints() {
 }
 
 #[test]
-fn what_was_queued_before_close_is_in_the_map_at_its_answer_and_nothing_comes_after() {
+fn hints_queued_before_close_are_in_the_map_when_it_is_answered_and_none_come_later() {
     let (_daemon, mut guest, mut migrator) = in_a_round();
-    // No kick: the device learns of these hints only by looking.
+    // Without a kick: the device finds these hints only when it looks at the queue.
     for block in 0..4 {
         guest.hints.add(&[Buffer::In(FREE + block * MIB, 1 << 20)]);
     }
@@ -115,7 +115,7 @@ fn a_command_spread_over_descriptors_is_still_one() {
     let mut migrator = Migrator::connect(&daemon.control());
     let id = migrator.open(1);
     let Buffer::Out(address, _) = guest.hints.command(&id.get().to_le_bytes()) else {
-        unreachable!("a command is read by the device");
+        unreachable!("a command's buffer is device-readable");
     };
     guest
         .hints
@@ -130,7 +130,7 @@ fn only_whole_pages_inside_guest_memory_are_hinted() {
     let high = 32 * MIB;
     let map_end = PAGES * 4096;
     for (address, length) in [
-        (FREE + 1, 8192),                           // one page of it is whole
+        (FREE + 1, 8192),                           // contains one whole page
         (FREE + 4 * 4096, 4097),                    // one page and a byte
         (FREE + 8 * 4096, 4095),                    // none
         (FREE + 9 * 4096 + 1, 8190),                // none
@@ -139,8 +139,8 @@ fn only_whole_pages_inside_guest_memory_are_hinted() {
         (low_end, 4096),                            // in the hole
         (low_end - 4096, (17 * MIB + 4096) as u32), // over the hole, into the second region
         (map_end, 4096),                            // after the end
-        (1 << 52, u32::MAX),                        // far out
-        (u64::MAX - 4095, 8192),                    // past the end of all addresses
+        (1 << 52, u32::MAX),                        // far beyond memory
+        (u64::MAX - 4095, 8192),                    // past the last address
         (u64::MAX, u32::MAX),
     ] {
         guest.hints.send(&[Buffer::In(address, length)]);
@@ -187,7 +187,7 @@ fn a_thousand_hints_in_one_chain_are_a_thousand_hints() {
 #[test]
 fn a_full_ring_of_single_hints_is_taken_whole_in_one_pass() {
     let (_daemon, mut guest, mut migrator) = in_a_round();
-    // No kick: the whole ring waits when the epoch is closed.
+    // Without a kick: the whole ring waits until the epoch is closed.
     for page in 0..u64::from(QUEUE_SIZE) {
         guest.hints.add(&[Buffer::In(FREE + page * 4096, 4096)]);
     }
@@ -199,7 +199,7 @@ fn a_full_ring_of_single_hints_is_taken_whole_in_one_pass() {
 #[test]
 fn chains_that_loop_or_share_descriptors_cost_the_device_one_ring_of_work() {
     let (_daemon, mut guest, mut migrator) = in_a_round();
-    // A ring of descriptors without an end, queued as often as the ring has room.
+    // A circle of descriptors, queued as often as the ring has room.
     for index in 0..QUEUE_SIZE {
         guest
             .hints
@@ -219,7 +219,7 @@ fn chains_that_loop_or_share_descriptors_cost_the_device_one_ring_of_work() {
 fn broken_chains_are_counted_and_the_device_goes_on() {
     let (mut daemon, mut guest, mut migrator) = in_a_round();
     let used = guest.hints.used();
-    // A next descriptor that does not exist; a readable one after a hint; a head that does not exist.
+    // Three faults: a next descriptor that does not exist; a readable one after a hint; a head that does not exist.
     guest.hints.write_descriptor(500, FREE, 4096, 3, 5000);
     guest.hints.add_head(500);
     guest
@@ -234,9 +234,9 @@ fn broken_chains_are_counted_and_the_device_goes_on() {
     assert_eq!(
         guest.hints.used(),
         used + 2,
-        "what does not exist cannot be given back"
+        "a head that does not exist is not given back"
     );
-    // More chains than the ring has room for.
+    // An available index that claims more chains than the ring holds.
     guest
         .hints
         .set_available(guest.hints.available().wrapping_add(5000));
@@ -249,7 +249,7 @@ fn broken_chains_are_counted_and_the_device_goes_on() {
 }
 
 #[test]
-fn commands_of_wrong_size_or_from_nowhere_are_counted_and_change_nothing() {
+fn commands_of_wrong_size_or_outside_memory_are_counted_and_change_nothing() {
     let daemon = Daemon::start(&["--once"]);
     let mut guest = Guest::boot(&daemon, USUAL, 3);
     let mut migrator = Migrator::connect(&daemon.control());
@@ -299,7 +299,7 @@ fn hints_before_the_start_after_stop_or_under_an_old_id_are_stale() {
 
 #[test]
 fn the_hint_queue_has_the_number_that_the_rule_gives_it() {
-    // A guest without statistics: Linux closes the gap, the specification does not.
+    // A guest without statistics. Linux then numbers its queues without a gap; the specification keeps the gap.
     for (flags, number) in [
         (&["--once"][..], 2),
         (&["--once", "--queue-numbering", "fixed"], 3),
@@ -367,7 +367,7 @@ fn a_driver_that_asks_for_no_interrupts_gets_none() {
     assert!(guest.hints.call.read().is_ok());
     guest.hints.ask_for_no_interrupts();
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
-    // Whatever the device does after using a buffer, it has done before it answers this.
+    // The device does all that follows the use of a buffer before it answers this.
     migrator.close(1);
     assert!(guest.hints.call.read().is_err());
 }

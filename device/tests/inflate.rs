@@ -24,7 +24,7 @@ fn a_page_in_the_balloon_gives_its_memory_back_and_comes_back_as_zeros() {
     let mut it = ballooning();
     let pages: Vec<u64> = (0..4).map(|page| FREE + page * 4096).collect();
     pages.iter().for_each(|page| it.guest.use_page(*page));
-    // Not in order, as Linux gives them, and without the third.
+    // In another order, as Linux gives them, and without the third.
     it.inflate(&[pfn(pages[3]), pfn(pages[0]), pfn(pages[1])]);
     let in_use: Vec<bool> = pages.iter().map(|page| it.guest.is_in_use(*page)).collect();
     assert_eq!(in_use, [false, false, true, false]);
@@ -35,7 +35,7 @@ fn a_page_in_the_balloon_gives_its_memory_back_and_comes_back_as_zeros() {
 }
 
 #[test]
-fn a_batch_is_one_call_a_run_and_the_balloon_can_be_looked_at() {
+fn a_batch_is_discarded_with_one_call_a_run_and_the_balloon_has_a_map() {
     let mut it = ballooning();
     let mut pages: Vec<u32> = (0..256).map(|page| pfn(FREE) + page).collect();
     pages.reverse();
@@ -52,7 +52,7 @@ fn a_batch_is_one_call_a_run_and_the_balloon_can_be_looked_at() {
 }
 
 #[test]
-fn page_numbers_that_are_nowhere_touch_nothing() {
+fn page_numbers_outside_memory_touch_nothing() {
     let mut it = ballooning();
     let edges = [LOW.1 - 4096, HIGH.0 + HIGH.1 - 4096, FREE, HIGH.0];
     edges.iter().for_each(|page| it.guest.use_page(*page));
@@ -76,7 +76,7 @@ fn page_numbers_that_are_nowhere_touch_nothing() {
 }
 
 #[test]
-fn an_array_may_be_cut_anywhere_and_what_is_left_over_is_no_page() {
+fn an_array_may_be_split_anywhere_and_an_incomplete_number_is_ignored() {
     let mut it = ballooning();
     (0..4).for_each(|page| it.guest.use_page(FREE + page * 4096));
     it.numbers(&[pfn(FREE), pfn(FREE) + 1, pfn(FREE) + 2, pfn(FREE) + 3]);
@@ -91,7 +91,7 @@ fn an_array_may_be_cut_anywhere_and_what_is_left_over_is_no_page() {
 }
 
 #[test]
-fn buffers_that_make_no_sense_come_back_and_are_counted() {
+fn invalid_buffers_come_back_and_are_counted() {
     let mut it = ballooning();
     it.guest.use_page(FREE);
     let outside = Buffer::Out(HIGH.0 + HIGH.1, 64);
@@ -109,23 +109,23 @@ fn buffers_that_make_no_sense_come_back_and_are_counted() {
     }
     assert!(
         it.guest.is_in_use(FREE),
-        "what the device may write is no array"
+        "a device-writable buffer is not an array"
     );
     assert_eq!(it.status().bad_buffers, 8);
     let numbers = it.numbers(&[pfn(FREE)]);
     it.inflate.send(&[numbers, Buffer::In(FREE + 4096, 4096)]);
     assert!(
         !it.guest.is_in_use(FREE),
-        "what makes sense of a chain counts"
+        "the valid buffers of a chain count"
     );
 }
 
 #[test]
-fn a_chain_without_an_end_and_a_ring_that_lies_end_the_pass_and_no_more() {
+fn an_endless_chain_or_a_broken_ring_only_ends_the_pass() {
     let mut it = ballooning();
     it.guest.use_page(FREE);
     let Buffer::Out(address, length) = it.numbers(&[pfn(FREE)]) else {
-        unreachable!("the device reads it");
+        unreachable!("the buffer is device-readable");
     };
     it.inflate.write_descriptor(7, address, length, 1, 7);
     it.inflate.add_head(7);
@@ -135,22 +135,18 @@ fn a_chain_without_an_end_and_a_ring_that_lies_end_the_pass_and_no_more() {
     it.deflate.set_available(QUEUE_SIZE * 2);
     assert_eq!(it.status().bad_buffers, 1);
     it.deflate.kick();
-    rig::eventually("the ring's lie is noticed", || {
+    rig::eventually("the broken ring is counted", || {
         (it.status().bad_buffers == 2).then_some(())
     });
     it.deflate.set_available(0);
     it.deflate(&[pfn(FREE)]);
-    assert_eq!(
-        it.status().deflated_pages,
-        0,
-        "the lie made the device forget"
-    );
+    assert_eq!(it.status().deflated_pages, 0, "the balloon is kept");
 }
 
 #[test]
 fn a_full_queue_is_taken_in_turns_and_none_of_its_pages_is_left_out() {
     let mut it = ballooning();
-    // No two are neighbours, and together the chains have more numbers than one pass takes.
+    // No two pages are adjacent, and the chains hold more numbers than one pass takes.
     let pages: Vec<u32> = (0..128).map(|page| pfn(FREE) + page * 16).collect();
     let numbers = it.numbers(&pages);
     for _ in 0..QUEUE_SIZE {
@@ -160,8 +156,12 @@ fn a_full_queue_is_taken_in_turns_and_none_of_its_pages_is_left_out() {
     it.inflate.wait_until_used();
     let status = it.status();
     assert_eq!((status.ballooned_pages, status.bad_buffers), (128, 0));
-    assert!(status.discards > 128, "in one turn: {}", status.discards);
-    // The last turn leaves nothing behind that a later one would take again.
+    assert!(
+        status.discards > 128,
+        "too few discards: {}",
+        status.discards
+    );
+    // The last pass leaves nothing that a later one would take again.
     it.deflate(&pages);
     assert_eq!(it.status().ballooned_pages, 0);
     for _ in 0..QUEUE_SIZE {
@@ -173,10 +173,10 @@ fn a_full_queue_is_taken_in_turns_and_none_of_its_pages_is_left_out() {
 }
 
 #[test]
-fn numbers_without_end_are_cut_off_and_a_deflate_of_them_forgets_the_balloon() {
+fn endless_page_numbers_are_cut_off_and_deflating_them_empties_the_balloon() {
     let mut it = ballooning();
     it.inflate(&[pfn(FREE), pfn(FREE) + 9]);
-    // 16 MiB of guest memory as an array, again and again: 64 million numbers.
+    // An array of 16 MiB of guest memory, queued repeatedly: 64 million numbers.
     let all = vec![Buffer::Out(LOW.0, LOW.1 as u32); 16];
     it.inflate.send(&all);
     assert_eq!(it.status().bad_buffers, 16);
@@ -201,15 +201,15 @@ fn pages_that_come_twice_are_discarded_again_and_counted_once() {
 }
 
 #[test]
-fn what_is_taken_out_in_the_same_pass_is_left_as_it_is() {
+fn a_page_deflated_in_the_same_pass_is_not_discarded() {
     let mut it = ballooning();
     it.guest.use_page(FREE);
     it.guest.use_page(FREE + 4096);
     let both = it.numbers(&[pfn(FREE), pfn(FREE) + 1]);
     let Buffer::Out(start, _) = both else {
-        unreachable!("the device reads it");
+        unreachable!("the buffer is device-readable");
     };
-    // The deflate queue is not kicked: only the pass for the inflate queue finds it.
+    // The deflate queue is not kicked. Only the pass for the inflate queue finds the buffer.
     it.deflate.add(&[Buffer::Out(start, 4)]);
     it.inflate.send(&[both]);
     it.deflate.wait_until_used();
@@ -250,10 +250,10 @@ fn a_guest_that_stops_and_goes_on_keeps_its_balloon_and_a_new_driver_has_none() 
     assert_eq!(it.status().ballooned_pages, 0);
 }
 
-/// As User Mode Linux does it when the driver is removed and loaded again: it acknowledges features without those of
-/// the protocol, no ring is stopped, and no reset said.
+/// As User Mode Linux does when the driver is removed and loaded again: it acknowledges features without those of the
+/// protocol, stops no ring and sends no reset.
 #[test]
-fn a_driver_that_comes_without_notice_has_an_empty_balloon() {
+fn a_new_driver_without_a_reset_has_an_empty_balloon() {
     let mut it = ballooning();
     it.inflate(&[pfn(FREE)]);
     it.guest.front_end.set_features(USUAL & !PROTOCOL).unwrap();
@@ -301,7 +301,7 @@ fn pages_of_memory_that_is_unplugged_leave_the_balloon() {
     assert!(it.guest.is_in_use(HIGH.0));
 }
 
-/// Huge pages for one test, given back at its end.
+/// Huge pages for one test. The kernel gets them back at its end.
 struct HugePages {
     before: u64,
 }
@@ -309,7 +309,7 @@ struct HugePages {
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 impl HugePages {
-    /// Has the kernel keep `count` more, or says why not.
+    /// Has the kernel keep `count` more huge pages. `None`, with a message, if it cannot.
     fn reserve(count: u64) -> Option<Self> {
         let read = || fs::read_to_string(POOL).ok()?.trim().parse::<u64>().ok();
         let before = read()?;
@@ -326,10 +326,10 @@ impl Drop for HugePages {
 }
 
 #[test]
-fn a_huge_page_goes_when_the_last_of_its_pages_is_in_the_balloon_and_no_neighbour_goes() {
+fn a_huge_page_is_discarded_once_all_its_pages_are_in_the_balloon_and_no_neighbour_is() {
     const HUGE: u64 = 2 * MIB;
     let Some(_pool) = HugePages::reserve(8) else {
-        return spec_testing::skipped("this machine gives no huge pages of 2 MiB");
+        return spec_testing::skipped("this machine has no huge pages of 2 MiB to give");
     };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let file = memfd_create("huge", flags).unwrap();
@@ -355,7 +355,7 @@ fn a_huge_page_goes_when_the_last_of_its_pages_is_in_the_balloon_and_no_neighbou
     it.inflate(&all[..511]);
     assert_eq!((it.status().discards, blocks()), (0, held));
     assert!(it.guest.is_in_use(huge));
-    // A page that is taken out again, and used, keeps all of it.
+    // A page that the guest takes out again and uses keeps the whole huge page.
     it.deflate(&all[..1]);
     it.inflate(&all[511..]);
     assert_eq!(it.status().discards, 0);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random inflating and deflating against a list of booleans, one a page: what goes is what is in the balloon.
+//! Random inflating and deflating, compared with a list of booleans, one for each page: exactly the pages in the
+//! balloon lose their memory.
 //!
 //! Host pages larger than 4 KiB have a model of their own, in `balloon::discard`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -14,7 +15,7 @@ use rig::ballooning::{Ballooning, pfn};
 use rig::guest::{HIGH, LOW, MIB, USUAL};
 use vm_memory::{Bytes, GuestAddress};
 
-/// The pages that go in and out: all but those of the queues and of the page numbers.
+/// The pages that go in and out: all except those of the queues and of the page numbers.
 const FIRST: u32 = (4 * MIB / 4096) as u32;
 const END: u32 = ((HIGH.0 + HIGH.1) / 4096) as u32;
 
@@ -25,8 +26,8 @@ fn is_memory(page: u32) -> bool {
         .any(|(start, bytes)| (*start..start + bytes).contains(&address))
 }
 
-/// Page numbers as drivers send them, and as none does: runs up and down, single ones, some of them twice, in
-/// the hole between the regions, after the last, and anywhere.
+/// Page numbers as drivers send them, and as no driver does: ascending and descending runs, single ones, repeated ones,
+/// some in the hole between the regions, after the last region, or anywhere.
 fn numbers() -> impl Strategy<Value = Vec<u32>> {
     let run = (FIRST..END + 100, 1u32..200, any::<bool>()).prop_map(|(first, count, down)| {
         let run = first..first + count;
@@ -50,7 +51,7 @@ fn numbers() -> impl Strategy<Value = Vec<u32>> {
 
 struct Model {
     it: Ballooning,
-    /// By page from [`FIRST`] on.
+    /// One entry for each page from [`FIRST`] on.
     ballooned: Vec<bool>,
     used: Vec<bool>,
 }
@@ -71,7 +72,7 @@ impl Model {
         self.used[(page - FIRST) as usize] = true;
     }
 
-    /// The guest uses all its pages that are not in the balloon.
+    /// The guest writes to all its pages that are not in the balloon.
     fn use_all(&mut self) {
         for page in (FIRST..END).filter(|page| is_memory(*page)) {
             if !self.ballooned[(page - FIRST) as usize] {
@@ -112,7 +113,7 @@ impl Model {
 }
 
 #[test]
-fn exactly_the_pages_in_the_balloon_go_whatever_the_order() {
+fn exactly_the_pages_in_the_balloon_are_discarded_in_any_order() {
     let model = RefCell::new(Model::new());
     let steps = proptest::collection::vec((any::<bool>(), numbers()), 1..8);
     TestRunner::new(Config::with_cases(64))

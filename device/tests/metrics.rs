@@ -30,7 +30,7 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-/// Head and body of the answer to `request`.
+/// Header and body of the answer to `request`.
 fn ask(socket: &Path, request: &[u8]) -> (String, String) {
     let mut stream = connect(socket);
     stream.write_all(request).unwrap();
@@ -47,7 +47,7 @@ fn scrape(socket: &Path) -> String {
     body
 }
 
-/// The value of a metric of the device, `labels` beside the device's.
+/// The value of the device's metric `name` with `labels`.
 fn value(metrics: &str, name: &str, labels: &str) -> f64 {
     let start = format!("balloon_{name}{{device=\"vm1\"{labels}}} ");
     let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
@@ -94,7 +94,7 @@ fn metrics_follow_what_guest_and_migrator_do() {
 }
 
 #[test]
-fn who_asks_nothing_or_too_much_does_not_keep_others_from_asking() {
+fn a_client_that_sends_nothing_or_too_much_does_not_hold_up_others() {
     let (mut daemon, socket, _folder) = daemon();
     let _silent = connect(&socket);
     let (head, _) = ask(&socket, &[b'x'; 9000]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rounds of hints for people, and how they give way to migrators.
+//! Rounds of hints that people start, and how they give way to migrators.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -60,10 +60,7 @@ fn a_person_has_the_guest_hint_and_looks_at_the_map() {
         (finished.phase, finished.ended),
         (HintPhase::Finished, RoundEnd::None)
     );
-    assert!(
-        guest.is_left_alone(),
-        "nobody has told it to take its pages back yet"
-    );
+    assert!(guest.is_left_alone(), "the guest is not told DONE yet");
 
     let done = person.hints(Request::HintStop);
     assert_eq!(
@@ -72,11 +69,11 @@ fn a_person_has_the_guest_hint_and_looks_at_the_map() {
     );
     assert_eq!((done.hints, done.pages), (2, 258));
     assert_eq!(guest.wait_for_change().free_page_hint_cmd_id, Command::DONE);
-    assert!(guest.is_left_alone(), "it is told once");
+    assert!(guest.is_left_alone(), "the guest is told DONE once");
     assert_eq!(
         person.page_map(PageSet::Hinted).0,
         hinted,
-        "the map outlives the round"
+        "the map is kept after the round"
     );
 
     in_a_round(&mut guest, &mut person);
@@ -117,7 +114,7 @@ fn a_round_outlives_the_connection_that_started_it() {
 }
 
 #[test]
-fn what_the_guest_has_queued_when_the_round_is_stopped_still_counts() {
+fn hints_queued_before_the_round_is_stopped_count() {
     let (_daemon, mut guest, mut person) = guest_and_person();
     in_a_round(&mut guest, &mut person);
     guest.hints.add(&[Buffer::In(10 * MIB, 4096)]);
@@ -155,13 +152,9 @@ fn a_person_is_refused_while_a_migrator_holds_the_hints() {
     assert_eq!(
         runs,
         [(8 * MIB / 4096, 1)],
-        "the migrator's map can be looked at"
+        "a person may look at the migrator's map"
     );
-    assert_eq!(
-        migrator.close(1).pages,
-        1,
-        "nothing of that has disturbed the epoch"
-    );
+    assert_eq!(migrator.close(1).pages, 1, "the epoch runs undisturbed");
     migrator.done();
     assert_eq!(
         person.refused(Request::PageMap(PageSet::Hinted)),
@@ -192,12 +185,12 @@ fn a_migrator_ends_the_round_of_a_person() {
     assert_eq!(
         migrator.hinted(),
         [(13 * MIB / 4096, 1)],
-        "nothing of the person's round"
+        "the migrator gets no hint of the person's round"
     );
 }
 
 #[test]
-fn a_hint_map_that_is_none_leaves_the_round_of_a_person_alone() {
+fn an_invalid_hint_map_leaves_a_persons_round_alone() {
     let (daemon, mut guest, mut person) = guest_and_person();
     in_a_round(&mut guest, &mut person);
     let mut migrator = Person::connect(&daemon.control());
@@ -214,7 +207,7 @@ fn a_hint_map_that_is_none_leaves_the_round_of_a_person_alone() {
 }
 
 #[test]
-fn there_is_one_migrator_at_a_time_and_the_next_when_it_has_gone() {
+fn one_migrator_is_served_at_a_time_and_the_next_after_it() {
     let (daemon, guest, mut second) = guest_and_person();
     let mut first = Migrator::connect(&daemon.control());
     first.open(1);
@@ -276,7 +269,7 @@ fn a_driver_that_is_loaded_again_ends_the_round_of_the_one_before() {
 }
 
 #[test]
-fn a_guest_that_cannot_be_asked_is_not_and_the_last_map_stays() {
+fn a_round_of_a_guest_that_cannot_be_asked_is_refused_and_the_last_map_stays() {
     let daemon = Daemon::start(&[]);
     let mut person = Person::connect(&daemon.control());
     assert_eq!(person.refused(Request::HintStart), Refusal::NotNegotiated);

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Bugs that were fixed in QEMU's virtio-balloon since 2019, as tests that our device does not have them.
+//! Bugs of QEMU's virtio-balloon that were fixed since 2019. These tests show that this device does not have them.
 //!
-//! Each test names the commit whose lesson it is. Lessons that other tests claim already:
+//! Each test names the commit that fixed the bug. Other tests cover these:
 //!
 //! | commit | where |
 //! |---|---|
-//! | dd8eeb9671 DONE when a migration fails | `control::a_migrator_that_hangs_up_or_sends_garbage_in_mid_epoch_is_as_good_as_done` |
+//! | dd8eeb9671 DONE when a migration fails | `control::the_guest_is_told_done_when_its_migrator_hangs_up_or_sends_garbage` |
 //! | 20a4da0f23 an old id must not start anything | `hints::hints_before_the_start_after_stop_or_under_an_old_id_are_stale` |
-//! | 0fe7245d8b every scatter-gather entry counts | `hints::every_scatter_gather_entry_counts_and_a_command_may_lead_them`, `reporting::reported_memory_goes_and_every_part_of_a_report_counts` |
+//! | 0fe7245d8b every scatter-gather entry counts | `hints::every_scatter_gather_entry_counts_and_a_command_may_lead_them`, `reporting::every_range_of_a_report_is_discarded` |
 //! | d3f1f940eb used length 0 | every test here: `Queue::wait_until_used` checks it |
-//! | b27b323914, ed48c59875, a8cd64d488, 9a7ca8a7c9 host pages larger than 4 KiB | `inflate::a_huge_page_goes_when_the_last_of_its_pages_is_in_the_balloon_and_no_neighbour_goes`, and against a model in `balloon::discard` |
-//! | bff1050a56 unknown statistics tags | `statistics::every_tag_there_can_be_and_buffers_that_are_none_do_no_harm` |
-//! | 1456e90653 stale statistics after a reset | `statistics::statistics_of_a_driver_that_has_gone_are_nobodys` |
+//! | b27b323914, ed48c59875, a8cd64d488, 9a7ca8a7c9 host pages larger than 4 KiB | `inflate::a_huge_page_is_discarded_once_all_its_pages_are_in_the_balloon_and_no_neighbour_is`, and against a model in `balloon::discard` |
+//! | bff1050a56 unknown statistics tags | `statistics::all_tags_and_invalid_buffers_do_no_harm` |
+//! | 1456e90653 stale statistics after a reset | `statistics::statistics_do_not_outlive_their_driver` |
 //! | fd51e54fa1 DONE at the destination | `front_end::a_device_that_migrated_says_done_and_never_repeats_an_id` |
 //! | 243a9284a9 names in the state are for ever | `balloon::device_state`: version 1 is read as it was written |
 //! | 3143577d6a hinted pages are not sent again | the lanes, which count pages; e919402b9e: `benches/inflate.rs` |
 //!
-//! Not ours to make: 1a83e0b9c4, 63268c4970, f3321554ef, c13221b56f (locks of QEMU's bitmap), f63192b054 (its
-//! bottom halves), 0e600663e4 (PCI vectors), 1a37352277 (its bulk stage), bc85aae420 (the front end's).
+//! Not possible here: 1a83e0b9c4, 63268c4970, f3321554ef, c13221b56f (locks of QEMU's bitmap), f63192b054 (its bottom
+//! halves), 0e600663e4 (PCI vectors), 1a37352277 (its bulk stage), bc85aae420 (in the front end).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -35,7 +35,7 @@ use spec::hint_map::HintPhase;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
-/// Commit ae440bd14c: an element can have buffers of both kinds; it was freed twice.
+/// Commit ae440bd14c: an element with buffers of both kinds was freed twice.
 #[test]
 fn a_chain_with_both_kinds_of_buffers_comes_back_once_from_every_queue() {
     let mut it = Ballooning::boot(&["--free-page-reporting"], USUAL | REPORTING);
@@ -50,7 +50,7 @@ fn a_chain_with_both_kinds_of_buffers_comes_back_once_from_every_queue() {
     }
 }
 
-/// Commit 2bbadb08ce: the size of the configuration space depended on features; ours never does.
+/// Commit 2bbadb08ce: the size of the configuration space depended on features. Here it never does.
 #[test]
 fn the_configuration_space_has_16_bytes_whatever_was_negotiated() {
     let daemon = Daemon::start(&[]);
@@ -68,7 +68,7 @@ fn the_configuration_space_has_16_bytes_whatever_was_negotiated() {
     }
 }
 
-/// Commit ffa207d082: page numbers from 8 TiB on were taken for negative ones.
+/// Commit ffa207d082: page numbers from 8 TiB on were taken as negative.
 #[test]
 fn a_page_number_with_its_highest_bit_set_is_a_page_above_8_tib() {
     let above = 8u64 << 40;
@@ -84,10 +84,10 @@ fn a_page_number_with_its_highest_bit_set_is_a_page_above_8_tib() {
     assert_eq!(it.status().out_of_range, 0);
 }
 
-/// Commits 483f13524b and 1b47b37c33: what had been remembered of a host page that is only partly in the
-/// balloon was used after the guest had taken it out, or after a reset.
+/// Commits 483f13524b and 1b47b37c33: notes on a host page that was only partly in the balloon were used after the
+/// guest had taken it out, or after a reset.
 #[test]
-fn nothing_is_remembered_of_pages_over_a_deflate_or_a_reset() {
+fn notes_on_host_pages_do_not_outlive_a_deflate_or_a_reset() {
     let mut it = Ballooning::boot(&[], USUAL);
     it.inflate(&[pfn(FREE), pfn(FREE) + 2]);
     it.deflate(&[pfn(FREE)]);
@@ -98,11 +98,12 @@ fn nothing_is_remembered_of_pages_over_a_deflate_or_a_reset() {
     assert_eq!(it.status().ballooned_pages, 0);
 }
 
-/// Commit 12fc8903a8: a guest used the hint queue that the host had not set anything up for.
+/// Commit 12fc8903a8: a guest used the hint queue before the host had set anything up for it.
 #[test]
 fn hints_that_nobody_asked_for_come_back_and_change_nothing() {
     let mut it = Ballooning::boot(&[], USUAL);
-    // A queue that the device first sees with something on it has had a device before. Stopping waits for the device.
+    // If a queue is not empty when the device first sees it, another device had it before. Stopping waits for the
+    // device.
     it.guest.hints.start(&mut it.guest.front_end, 0);
     it.guest.hints.kick();
     it.guest.hints.stop(&it.guest.front_end);
@@ -115,7 +116,7 @@ fn hints_that_nobody_asked_for_come_back_and_change_nothing() {
     assert!(it.daemon.lives());
 }
 
-/// Commits 49b01711b8 and 105aef9c94: what is torn down went by the guest's features, not the host's.
+/// Commits 49b01711b8 and 105aef9c94: the teardown followed the guest's features, not the host's.
 #[test]
 fn a_guest_that_took_no_feature_leaves_as_cleanly_as_one_that_took_all() {
     let mut daemon = Daemon::start(&["--free-page-reporting"]);
@@ -126,12 +127,19 @@ fn a_guest_that_took_no_feature_leaves_as_cleanly_as_one_that_took_all() {
         let mut it = Ballooning::boot_over(daemon, stream, features, memory);
         it.guest.use_page(FREE);
         it.inflate(&[pfn(FREE)]);
-        assert!(!it.guest.is_in_use(FREE), "the rings run");
-        assert_eq!(it.status().ballooned_pages, 1, "nothing is left of others");
+        assert!(
+            !it.guest.is_in_use(FREE),
+            "the rings run, so the page is discarded"
+        );
+        assert_eq!(
+            it.status().ballooned_pages,
+            1,
+            "only this guest's page is in the balloon"
+        );
         it.guest.front_end.reset_device().unwrap();
         daemon = it.daemon;
     }
-    // The one daemon is still there for a guest that hints, and has nothing of those before.
+    // The daemon also serves a guest that hints, and keeps nothing of the guests before.
     let (mut guest, mut migrator, _) = rig::hinting(&daemon);
     guest.hints.send(&[Buffer::In(FREE, 4096)]);
     assert_eq!(migrator.close(1).pages, 1);
@@ -155,10 +163,10 @@ fn the_poison_value_is_the_guests_to_write_and_a_reset_clears_it() {
     assert_eq!(guest.config().poison_val, 0);
 }
 
-/// Commits 1a8e44a89f and 06df2e692a: memory was discarded behind the back of a migration. Here a migration
-/// learns of it from the dirty log, and dirty logging of a balloon that is at work loses nothing.
+/// Commits 1a8e44a89f and 06df2e692a: memory was discarded unknown to a migration. Here the migration learns of it from
+/// the dirty log, and switching the log on while the balloon is at work loses nothing.
 #[test]
-fn a_migration_learns_of_everything_that_is_discarded_behind_it() {
+fn the_dirty_log_has_everything_that_is_discarded_during_a_migration() {
     let mut it = Ballooning::boot(&["--free-page-reporting"], USUAL | REPORTING);
     let mut reports = it.guest.queue(4);
     reports.start(&mut it.guest.front_end, 0);
@@ -173,12 +181,12 @@ fn a_migration_learns_of_everything_that_is_discarded_behind_it() {
     assert!(!dirty.contains(&free) && !dirty.contains(&(free + 2)));
     assert!(
         !dirty.contains(&(NUMBERS / 4096)),
-        "what is read is not dirty"
+        "memory that was only read is not dirty"
     );
 }
 
-/// Commit 71828ffc43 (posted), and the gap between the specification and Linux: without the statistics feature
-/// its queue's number belongs to the next one.
+/// Commit 71828ffc43 (posted): the specification and Linux number queues differently. Without the statistics feature
+/// Linux gives the number of its queue to the next one.
 #[test]
 fn a_queue_of_a_feature_that_was_not_taken_has_no_number() {
     let daemon = Daemon::start(&["--free-page-reporting"]);
@@ -206,7 +214,7 @@ fn a_queue_of_a_feature_that_was_not_taken_has_no_number() {
     assert!(!guest.is_in_use(FREE));
 }
 
-/// e2b-dev/infra#3001: hints that were queued when the guest was paused were taken afterwards.
+/// e2b-dev/infra#3001: hints that were queued when the guest was paused were taken after it went on.
 #[test]
 fn hints_that_are_queued_when_the_guest_stops_are_not_taken_when_it_goes_on() {
     let daemon = Daemon::start(&[]);

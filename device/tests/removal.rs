@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process in the sandbox can have its own sockets' files removed, and no other file. Each attempt is made by this
-//! program, started once more: the remover is forked, so there may be one thread only, and a filter stays.
+//! A sandboxed process can have its own sockets' files removed, and no other file. Each attempt runs in a new process
+//! of this program: a sandbox cannot be taken off, and the remover is forked, so there may be only one thread.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
@@ -19,17 +19,20 @@ use vhost_device_balloon::sandbox::{self, SandboxMode};
 
 const ATTEMPT: &str = "LACUNA_TEST_ATTEMPT";
 const FOLDER: &str = "LACUNA_TEST_FOLDER";
-/// What a bad system call ends a process with.
+/// The signal that ends a process after a forbidden system call.
 const SIGSYS: i32 = 31;
 
 /// Each attempt, and whether it ends the process.
 const ATTEMPTS: [(&str, bool); 6] = [
-    ("the process's own socket is removed", false),
-    ("every thread can have it removed", false),
-    ("a file beside it cannot be removed by the process", true),
-    ("the remover takes no file that it does not know", false),
-    ("what has the path afterwards stays", false),
-    ("no remover is forked beside threads", false),
+    ("the process has its own socket removed", false),
+    ("any thread can have it removed", false),
+    ("the process itself cannot remove a file", true),
+    ("the remover refuses a file that it does not know", false),
+    ("another file at the same path stays", false),
+    (
+        "no remover is forked from a process with several threads",
+        false,
+    ),
 ];
 
 fn main() {
@@ -54,7 +57,7 @@ fn main() {
     }
 }
 
-/// A socket in `folder`, and who removes its file.
+/// A socket in `folder`, and the process that removes its file.
 fn bound(folder: &Path) -> (UnixListener, SocketFile, Remover) {
     let (listener, file) = spec_sockets::listen(&folder.join("socket"), Access::OWNER).unwrap();
     let remover = Remover::start(vec![file.clone()], SandboxMode::Enforce).unwrap();
@@ -63,13 +66,13 @@ fn bound(folder: &Path) -> (UnixListener, SocketFile, Remover) {
 
 fn make(attempt: &str, folder: &Path) {
     match attempt {
-        "the process's own socket is removed" => {
+        "the process has its own socket removed" => {
             let (_listener, file, remover) = bound(folder);
             sandbox::enter(SandboxMode::Enforce, 1).unwrap();
             remover.remove(&file).unwrap();
             assert!(!file.path().exists());
         }
-        "every thread can have it removed" => {
+        "any thread can have it removed" => {
             let groups = [Group::Main, Group::FrontEnds, Group::Control, Group::Agent];
             let (_listener, file, remover) = bound(folder);
             let filters = sandbox::enter(SandboxMode::Enforce, 1).unwrap().unwrap();
@@ -83,12 +86,12 @@ fn make(attempt: &str, folder: &Path) {
                 }
             });
         }
-        "a file beside it cannot be removed by the process" => {
+        "the process itself cannot remove a file" => {
             let (_listener, _file, _remover) = bound(folder);
             sandbox::enter(SandboxMode::Enforce, 1).unwrap();
             let _ = fs::remove_file(folder.join("file"));
         }
-        "the remover takes no file that it does not know" => {
+        "the remover refuses a file that it does not know" => {
             let (_listener, _file, remover) = bound(folder);
             let (_other, other) =
                 spec_sockets::listen(&folder.join("other"), Access::OWNER).unwrap();
@@ -96,17 +99,17 @@ fn make(attempt: &str, folder: &Path) {
             assert_eq!(error.kind(), ErrorKind::NotFound);
             assert!(other.path().exists());
         }
-        "what has the path afterwards stays" => {
+        "another file at the same path stays" => {
             let (listener, file, remover) = bound(folder);
             remover.remove(&file).unwrap();
             drop(listener);
-            // It may even have the same inode.
+            // The new file may even have the same inode.
             let (_next, next) = spec_sockets::listen(file.path(), Access::OWNER).unwrap();
             remover.remove(&file).unwrap();
             drop(remover);
             assert!(next.path().exists());
         }
-        "no remover is forked beside threads" => {
+        "no remover is forked from a process with several threads" => {
             let (end, wait) = mpsc::channel::<()>();
             let other = thread::spawn(move || wait.recv().is_err());
             let (_listener, file) =

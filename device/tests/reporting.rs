@@ -34,11 +34,11 @@ fn in_use(it: &Ballooning, first: u64, count: u64) -> Vec<bool> {
 }
 
 #[test]
-fn reported_memory_goes_and_every_part_of_a_report_counts() {
+fn every_range_of_a_report_is_discarded() {
     let (mut it, mut reports) = reporting(0);
     use_pages(&it, FREE, 8);
     it.guest.use_page(HIGH.0);
-    // Two parts that touch, one elsewhere.
+    // Two adjacent ranges, and one elsewhere.
     reports.send(&[
         Buffer::In(FREE + 4 * 4096, 8192),
         Buffer::In(HIGH.0, 4096),
@@ -58,7 +58,7 @@ fn reported_memory_goes_and_every_part_of_a_report_counts() {
 }
 
 #[test]
-fn only_whole_pages_inside_guest_memory_go() {
+fn only_whole_pages_inside_guest_memory_are_discarded() {
     let (mut it, mut reports) = reporting(0);
     use_pages(&it, FREE, 4);
     use_pages(&it, LOW.1 - 8192, 2);
@@ -68,7 +68,7 @@ fn only_whole_pages_inside_guest_memory_go() {
     reports.send(&[Buffer::In(FREE + 1, 4096), Buffer::In(FREE, 0)]);
     reports.send(&[Buffer::In(u64::MAX - 4095, 8192), Buffer::In(1 << 50, 4096)]);
     assert_eq!(in_use(&it, FREE, 4), [true, false, true, true]);
-    // Over the hole between the regions.
+    // Across the hole between the regions.
     reports.send(&[Buffer::In(LOW.1 - 4096, (HIGH.0 - LOW.1 + 8192) as u32)]);
     assert_eq!(in_use(&it, LOW.1 - 8192, 2), [true, false]);
     assert_eq!(in_use(&it, HIGH.0, 2), [false, true]);
@@ -78,7 +78,7 @@ fn only_whole_pages_inside_guest_memory_go() {
 }
 
 #[test]
-fn a_report_that_the_device_would_read_or_that_has_no_end_is_no_report() {
+fn readable_or_endless_reports_are_invalid() {
     let (mut it, mut reports) = reporting(0);
     use_pages(&it, FREE, 2);
     reports.send(&[Buffer::Out(FREE, 4096)]);
@@ -107,7 +107,7 @@ fn a_guest_that_poisons_its_free_pages_finds_its_poison_in_them_again() {
     assert!(it.guest.is_in_use(FREE));
     let status = it.status();
     assert_eq!((status.reported_pages, status.discards), (1, 0));
-    // What it puts into the balloon it gives up all the same.
+    // The guest gives up what it puts into the balloon, poison or not.
     it.inflate(&[pfn(FREE)]);
     assert!(!it.guest.is_in_use(FREE));
     use_pages(&it, FREE, 1);
@@ -116,7 +116,7 @@ fn a_guest_that_poisons_its_free_pages_finds_its_poison_in_them_again() {
         .set_config(poison, flags, &[0; 4])
         .unwrap();
     reports.send(&[Buffer::In(FREE, 4096)]);
-    assert!(!it.guest.is_in_use(FREE), "a guest that fills with zeros");
+    assert!(!it.guest.is_in_use(FREE), "a guest that poisons with zeros");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn the_dirty_log_has_what_was_reported_and_discarded() {
 }
 
 #[test]
-fn without_the_flag_reporting_is_not_offered_and_its_queue_is_none() {
+fn without_the_flag_reporting_is_not_offered_and_has_no_queue() {
     let mut it = Ballooning::boot(&[], USUAL);
     assert_eq!(it.status().offered & REPORTING, 0);
     use_pages(&it, FREE, 1);
@@ -188,7 +188,7 @@ fn a_guest_that_reports_80_tib_of_nothing_does_not_fill_the_devices_memory() {
     reports.start(&mut it.guest.front_end, 0);
     for part in 0..ALL / (512 * GIB) {
         let report = |gib: u64| Buffer::In((part * 512 + gib) * GIB, GIB as u32);
-        // Not the rings. A chain of more than 4 GiB would be none.
+        // The rings are not reported. A chain of more than 4 GiB would be invalid.
         let first = u64::from(part == 0);
         (first..512).for_each(|gib| reports.add(&[report(gib)]));
         reports.kick();
@@ -196,7 +196,7 @@ fn a_guest_that_reports_80_tib_of_nothing_does_not_fill_the_devices_memory() {
     }
     assert!(it.daemon.lives());
     assert_eq!(it.status().reported_pages, (ALL - GIB) / 4096);
-    // The device has a limit of 1.25 GiB; this is what it may keep of that.
+    // The device's memory limit is 1.25 GiB; this is what it may keep of that.
     let status = std::fs::read_to_string(format!("/proc/{}/status", it.daemon.process.id()));
     let status = status.unwrap();
     let line = status
@@ -223,7 +223,7 @@ fn the_map_of_a_guest_with_memory_at_64_tib_is_as_small_as_its_memory() {
 }
 
 #[test]
-fn what_a_guest_has_reported_or_hinted_goes_with_it() {
+fn the_maps_of_a_guest_do_not_outlive_it() {
     let (mut it, mut reports) = reporting(0);
     it.guest.hints.start(&mut it.guest.front_end, 0);
     let report = |reports: &mut Queue, it: &mut Ballooning| {
@@ -232,7 +232,7 @@ fn what_a_guest_has_reported_or_hinted_goes_with_it() {
         assert_eq!(found, [(FREE / 4096, 2)]);
     };
     report(&mut reports, &mut it);
-    // A driver that is loaded again, or a guest that has rebooted: its rings begin anew.
+    // A driver that is loaded again, or a guest that has rebooted: its rings start at 0.
     it.inflate(&[pfn(FREE + MIB)]);
     it.inflate.stop(&it.guest.front_end);
     it.inflate = it.guest.queue(0);
@@ -242,7 +242,7 @@ fn what_a_guest_has_reported_or_hinted_goes_with_it() {
     it.inflate(&[pfn(FREE + 2 * MIB)]);
     assert_eq!(it.person.page_map(PageSet::Reported).0, []);
     report(&mut reports, &mut it);
-    // A round of a person's, which stays to be looked at as long as the guest is there.
+    // A person's round, whose map is kept while the guest is there.
     it.person.hints(Request::HintStart);
     let id = CommandId::new(it.guest.wait_for_change().free_page_hint_cmd_id).unwrap();
     it.guest.start_round(id);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! That the sandbox bites. A filter cannot be taken off again, so each attempt is made in a process of its own:
-//! this test program, which runs one of its tests once more with the attempt in its environment.
+//! The sandbox is effective. A filter cannot be taken off, so each attempt runs in a process of its own: this program
+//! runs one of its tests again, with the attempt's name in the environment.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod raw_calls;
@@ -23,10 +23,10 @@ use vhost_device_balloon::sandbox::{SandboxMode, landlock};
 
 const ATTEMPT: &str = "LACUNA_TEST_ATTEMPT";
 const FOLDER: &str = "LACUNA_TEST_FOLDER";
-/// What a bad system call ends a process with.
+/// The signal that ends a process after a forbidden system call.
 const SIGSYS: i32 = 31;
 
-/// Makes `attempt` in a process of its own. It succeeds if the process comes to its end.
+/// Makes `attempt` in a process of its own. The process succeeds if the attempt does not end it.
 fn attempt(attempt: &str, folder: &Path) -> ExitStatus {
     Command::new(std::env::current_exe().unwrap())
         .args([
@@ -49,7 +49,7 @@ fn confine(mode: SandboxMode, group: Option<Group>) {
     }
 }
 
-/// Not a claim: an attempt that another test of this file has asked for.
+/// Not a test: makes the attempt that another test of this file has asked for.
 #[test]
 fn process_that_makes_the_attempt() {
     let Ok(attempt) = std::env::var(ATTEMPT) else {
@@ -95,8 +95,8 @@ fn process_that_makes_the_attempt() {
             let path = folder.join("datagrams");
             let _receiver = UnixDatagram::bind(&path).unwrap();
             confine(SandboxMode::Enforce, None);
-            socket.send(b"to whom it is connected to").unwrap();
-            let _ = socket.send_to(b"to another", &path);
+            socket.send(b"to its peer").unwrap();
+            let _ = socket.send_to(b"to another address", &path);
         }
         "removal of a file" => {
             confine(SandboxMode::Enforce, None);
@@ -164,7 +164,7 @@ fn process_that_makes_the_attempt() {
 }
 
 #[test]
-fn what_no_thread_needs_ends_the_process_and_the_rest_does_not() {
+fn a_system_call_that_no_thread_needs_ends_the_process() {
     for (name, killed) in [
         ("nothing", false),
         ("open", false),
@@ -207,7 +207,7 @@ fn no_file_is_in_reach() {
     let log = log.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
     let seen = log.is_ok_and(|log| log.contains("landlock: Up and running"));
     if !features.contains("landlock") && !seen {
-        return spec_testing::skipped("this kernel does not say that it has Landlock");
+        return spec_testing::skipped("the kernel's log does not say that Landlock runs");
     }
     let folder = tempfile::tempdir().unwrap();
     let status = attempt("files", folder.path());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! SIGBUS that is not the device's business, in a program that handles SIGBUS itself: it gets it, and the device's
-//! guards go on. A file of its own, as the program's handler must be there before the device's.
+//! A SIGBUS that has nothing to do with the device, in a program with a handler of its own: the program's handler gets
+//! the signal, and the device's guards still work. This test has a file of its own, because the program's handler must
+//! be installed before the device's.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(unsafe_code)]
 
@@ -17,7 +18,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 const BYTES: usize = 1 << 20;
 const SENT_TO: &str = "LACUNA_TEST_SENT";
 
-/// Where the program's own mapping lies, which its handler mends.
+/// Where the program's own mapping lies, which its handler replaces.
 static OWN: AtomicUsize = AtomicUsize::new(0);
 static MENDED: AtomicUsize = AtomicUsize::new(0);
 static SENT: AtomicUsize = AtomicUsize::new(0);
@@ -39,7 +40,7 @@ extern "C" fn mend_own(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
         libc::PROT_READ | libc::PROT_WRITE,
     );
-    // SAFETY: replaces the program's own mapping, of which the test keeps no references.
+    // SAFETY: replaces the program's own mapping, to which the test holds no reference.
     unsafe { libc::mmap(own as *mut libc::c_void, BYTES, all, flags, -1, 0) };
     MENDED.fetch_add(1, Ordering::SeqCst);
 }
@@ -51,7 +52,7 @@ fn mapped() -> (File, MmapRegion) {
     (file, region.unwrap())
 }
 
-/// Truncates a file and touches where it was.
+/// Truncates a file and touches the mapping of what it lost.
 fn lose(file: &File, region: &MmapRegion) {
     file.set_len(0).unwrap();
     let found: u64 = region.as_volatile_slice().read_obj(4096).unwrap();
@@ -59,7 +60,7 @@ fn lose(file: &File, region: &MmapRegion) {
 }
 
 #[test]
-fn what_the_program_handled_before_it_still_does_and_the_guards_stay() {
+fn the_programs_own_handler_still_works_and_so_do_the_guards() {
     // SAFETY: all zero is a valid `sigaction`, and the handler has the signature that SA_SIGINFO asks for.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -79,7 +80,7 @@ fn what_the_program_handled_before_it_still_does_and_the_guards_stay() {
         let (file, region) = mapped();
         let guard = share.guard(region.as_ptr(), region.size(), None).unwrap();
         lose(&file, &region);
-        assert!(guard.is_lost(), "the device's own handler is still there");
+        assert!(guard.is_lost(), "the device's own guard still works");
         drop(guard);
     }
 }
@@ -88,13 +89,13 @@ fn what_the_program_handled_before_it_still_does_and_the_guards_stay() {
 fn process_that_is_sent_the_signal() {
     if std::env::var_os(SENT_TO).is_some() {
         let _share = Share::new(1).unwrap();
-        // SAFETY: ends the process, or this test goes on and the one that started it fails.
+        // SAFETY: the signal ends the process. Otherwise this test goes on, and the test that started it fails.
         unsafe { libc::raise(libc::SIGBUS) };
     }
 }
 
 #[test]
-fn one_that_somebody_sends_ends_a_process_that_does_not_handle_it() {
+fn a_sigbus_that_another_process_sends_ends_a_process_without_a_handler() {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "process_that_is_sent_the_signal"])
         .env(SENT_TO, "1")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who may connect to the daemon's sockets, and what it leaves alone where it is to listen.
+//! Who may connect to the daemon's sockets, and which files it does not replace.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -20,11 +20,11 @@ const SOCKETS: [&str; 4] = ["socket", "control-socket", "agent-socket", "metrics
 const CONNECT_TO: &str = "LACUNA_TEST_CONNECT_TO";
 const NOBODY: u32 = 65534;
 
-/// A daemon with all its sockets; ends with the test.
+/// A daemon with all its sockets. It is ended with the test.
 struct Daemon(Child);
 
 impl Daemon {
-    /// Starts it in `folder` with this umask.
+    /// Starts the daemon in `folder` with this umask.
     fn start(folder: &Path, umask: &str, flags: &[String]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", BINARY]);
@@ -83,7 +83,7 @@ fn every_socket_has_the_mode_that_was_asked_for_under_any_umask() {
     }
 }
 
-/// Not a claim: what [`only_the_group_gets_in_beside_the_owner`] does as another user.
+/// Not a test: connects as another user for [`only_the_group_gets_in_beside_the_owner`].
 #[test]
 fn process_that_connects() {
     if let Some(path) = std::env::var_os(CONNECT_TO) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What guests say about their memory, honest and otherwise, and when they are asked.
+//! Honest and hostile statistics of guests, and when a guest is asked for them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod rig;
@@ -14,7 +14,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vm_memory::{Bytes, GuestAddress};
 
-/// A guest whose statistics queue, number 2, is ready to run.
+/// A guest whose statistics queue, number 2, is set up but not started.
 struct Telling {
     it: Ballooning,
     queue: Queue,
@@ -31,7 +31,7 @@ impl Telling {
         self.queue.start(&mut self.it.guest.front_end, 0);
     }
 
-    /// Queues the one buffer, as the driver does when it comes up and whenever it was given back.
+    /// Queues the one buffer, as the driver does when it starts and each time it gets the buffer back.
     fn tell(&mut self, values: &[(u16, u64)]) {
         let bytes: Vec<u8> = values
             .iter()
@@ -64,12 +64,16 @@ impl Telling {
 }
 
 #[test]
-fn the_guest_is_asked_again_and_again_and_its_answers_are_kept() {
+fn the_guest_is_asked_at_every_interval_and_its_last_answer_is_kept() {
     let mut it = Telling::boot();
     it.start();
     it.tell(&[(stat::FREE_MEMORY, 1 << 30), (stat::OOM_KILLS, 0)]);
     it.wait_for(&[(stat::FREE_MEMORY, 1 << 30), (stat::OOM_KILLS, 0)]);
-    assert_eq!(it.queue.used(), 0, "it keeps the buffer: nobody asks");
+    assert_eq!(
+        it.queue.used(),
+        0,
+        "the device keeps the buffer until it asks"
+    );
     it.ask_every(10);
     for round in 1..5 {
         it.queue.wait_until_used();
@@ -77,7 +81,7 @@ fn the_guest_is_asked_again_and_again_and_its_answers_are_kept() {
         it.tell(&values);
         it.wait_for(&values);
     }
-    assert!(it.queue.call.read().is_ok(), "an interrupt");
+    assert!(it.queue.call.read().is_ok(), "the guest is interrupted");
     it.queue.wait_until_used();
     it.ask_every(0);
     it.tell(&[]);
@@ -85,7 +89,7 @@ fn the_guest_is_asked_again_and_again_and_its_answers_are_kept() {
     assert!(it.queue.used() < it.queue.available());
     assert!(
         it.it.guest.is_left_alone(),
-        "asking is no change of configuration"
+        "asking does not change the configuration"
     );
 }
 
@@ -101,7 +105,7 @@ fn an_interval_on_the_command_line_asks_from_the_start() {
 }
 
 #[test]
-fn tags_that_nobody_knows_are_kept_by_number_and_of_two_the_last_counts() {
+fn unknown_tags_are_kept_by_number_and_the_last_of_two_counts() {
     let mut it = Telling::boot();
     it.start();
     it.tell(&[(7, 1), (16, 2), (u16::MAX, 3), (7, 4)]);
@@ -109,12 +113,12 @@ fn tags_that_nobody_knows_are_kept_by_number_and_of_two_the_last_counts() {
 }
 
 #[test]
-fn every_tag_there_can_be_and_buffers_that_are_none_do_no_harm() {
+fn all_tags_and_invalid_buffers_do_no_harm() {
     let mut it = Telling::boot();
     it.start();
     let all: Vec<(u16, u64)> = (0..=u16::MAX).map(|tag| (tag, 1)).collect();
     it.tell(&all);
-    eventually("some of them", || {
+    eventually("some of the buffers", || {
         it.values().filter(|values| values.len() > 16)
     });
     for buffer in [
@@ -145,7 +149,7 @@ fn a_guest_that_does_not_answer_is_not_asked_twice() {
     it.queue.wait_until_used();
     it.tell(&[(1, 2)]);
     it.queue.wait_until_used();
-    // The device has nothing left to give back; used buffers beyond those that were queued would show here.
+    // The device has nothing to give back. A buffer that it gave back twice would show here.
     for _ in 0..20 {
         it.it.status();
         assert_eq!(it.queue.used(), 2);
@@ -177,7 +181,7 @@ fn nothing_is_asked_before_the_queue_runs_or_while_it_is_stopped() {
 }
 
 #[test]
-fn statistics_of_a_driver_that_has_gone_are_nobodys() {
+fn statistics_do_not_outlive_their_driver() {
     let mut it = Telling::boot();
     it.start();
     it.tell(&[(1, 1)]);
@@ -193,15 +197,15 @@ fn statistics_of_a_driver_that_has_gone_are_nobodys() {
     it.queue.set_available(0);
     it.start();
     it.ask_every(1);
-    assert_eq!(it.values(), None, "the old buffer is not asked for");
+    assert_eq!(it.values(), None, "the old buffer is not given back");
     it.tell(&[(1, 7)]);
     it.wait_for(&[(1, 7)]);
 }
 
-/// As User Mode Linux does it when the driver is removed and loaded again: it acknowledges features without those of
-/// the protocol, no ring is stopped, and no reset said.
+/// As User Mode Linux does when the driver is removed and loaded again: it acknowledges features without those of the
+/// protocol, stops no ring and sends no reset.
 #[test]
-fn a_driver_that_comes_without_notice_does_not_get_the_buffer_of_the_one_before() {
+fn a_new_driver_without_a_reset_does_not_get_the_last_ones_buffer() {
     let mut it = Telling::boot();
     it.start();
     it.tell(&[(1, 1)]);

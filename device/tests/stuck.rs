@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that hangs in memory which never answers, beside another in the same process: the other, the metrics and
-//! the end of the process do not wait for it. The process is this test program, which runs one of its tests once more
-//! as the daemon, as the memory must be held by the process that maps it.
+//! A device hangs in memory that never answers, beside another in the same process. The other device, the metrics and
+//! the end of the process do not wait for it. The daemon is this test program, which runs one of its tests again: the
+//! memory must be held by the process that maps it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "rig/never.rs"]
@@ -29,7 +29,7 @@ use vhost_device_balloon::Args;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 const FOLDER: &str = "LACUNA_TEST_FOLDER";
-/// Guest memory of the device that hangs; what lies above half of it nobody has written.
+/// Guest memory of the device that hangs. Nobody has written the upper half.
 const MEMORY: u64 = 16 * MIB;
 
 #[test]
@@ -66,7 +66,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// `None` where memory cannot be held.
+    /// `None` if this machine cannot hold memory.
     fn start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
@@ -82,7 +82,7 @@ impl Daemon {
             None => daemon.path("metrics").exists().then_some(true),
         });
         if !started {
-            spec_testing::skipped("this kernel gives this user no userfaultfd");
+            spec_testing::skipped("this user may not use userfaultfd");
         }
         started.then_some(daemon)
     }
@@ -96,7 +96,7 @@ impl Daemon {
         eventually("a socket", || UnixStream::connect(&path).ok())
     }
 
-    /// The guest of `a`, whose memory is held by the daemon. What the device finds there below the middle is there.
+    /// The guest of `a`, whose memory the daemon holds. The lower half, with all that the device reads, is present.
     fn guest_of_a(&self) -> Guest {
         let file = File::from(memfd_create(never::NAME, MemfdFlags::CLOEXEC).unwrap());
         file.set_len(MEMORY).unwrap();
@@ -144,7 +144,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether each device answers, by the metrics.
+/// Whether each device answers, according to the metrics.
 fn answers(metrics: &Path) -> [bool; 2] {
     let mut stream = UnixStream::connect(metrics).unwrap();
     stream
@@ -159,8 +159,8 @@ fn answers(metrics: &Path) -> [bool; 2] {
     })
 }
 
-/// The other device of `daemon` serves its guest and its migrator, and tells the guest of the end; what the daemon then
-/// says of it.
+/// Checks that the other device of `daemon` serves its guest and its migrator, and tells the guest of the end. Returns
+/// what the daemon logs.
 fn the_other_is_well_to_its_end(daemon: Daemon) -> String {
     let mut guest = Guest::with_memory(
         daemon.connect("b"),
@@ -177,7 +177,7 @@ fn the_other_is_well_to_its_end(daemon: Daemon) -> String {
     assert_eq!(migrator.close(1).pages, 256);
     migrator.open(2);
     let reader = thread::spawn(move || {
-        // Changes may come together; the last says it.
+        // Several changes may arrive as one. The last one counts.
         let mut last = None;
         while let Some(config) = guest.wait_for_last_change() {
             last = Some(config.free_page_hint_cmd_id);
@@ -212,7 +212,7 @@ fn a_worker_that_hangs_in_a_buffer_holds_up_neither_metrics_nor_others_nor_the_e
     inflate.kick();
     daemon.wait_for("touched");
     assert_eq!(answers(&metrics), [false, true]);
-    // Its own control socket answers, too.
+    // The other device's control socket answers, too.
     let mut migrator = Migrator::connect_only(&daemon.path("a-control"));
     let (file, bytes, _) = map_file(MEMORY / 4096);
     let hello = Request::Hello {
@@ -234,7 +234,7 @@ fn a_device_that_hangs_while_a_ring_is_set_up_holds_up_nobody_either() {
         return;
     };
     let mut guest = daemon.guest_of_a();
-    // The front end waits for the device, as long as the process lives.
+    // The front end waits for the device until the process ends.
     let front_end = thread::spawn(move || {
         let ring = Queue::new(guest.memory.clone(), 0, MEMORY / 2);
         ring.start(&mut guest.front_end, 0);
@@ -244,5 +244,8 @@ fn a_device_that_hangs_while_a_ring_is_set_up_holds_up_nobody_either() {
     let _person = Person::connect(&daemon.path("a-control"));
     let said = the_other_is_well_to_its_end(daemon);
     assert!(said.contains("it ended: Err(Stuck(\"a\"))"), "{said}");
-    assert!(front_end.join().is_err(), "its front end got no answer");
+    assert!(
+        front_end.join().is_err(),
+        "the front end got an answer from a device that hangs"
+    );
 }

@@ -94,7 +94,7 @@ fn a_new_target_in_a_round_of_hints_leaves_the_round_alone() {
     it.guest.start_round(id);
     set_target(&mut it.person, 100);
     let config = it.guest.wait_for_change();
-    // Linux reads the id again at every change, and would end its round at any other.
+    // Linux reads the id again at every change. Any other id would end its round.
     assert_eq!(
         (config.num_pages, config.free_page_hint_cmd_id),
         (100, id.get())
@@ -104,7 +104,7 @@ fn a_new_target_in_a_round_of_hints_leaves_the_round_alone() {
     assert_eq!(migrator.close(1).hints, 1);
 }
 
-/// Answers with `available` bytes whenever the device asks, until the target is one that `until` takes.
+/// Answers each request with `available` bytes, until the target satisfies `until`.
 fn answer(it: &mut Ballooning, queue: &mut Queue, available: u64, until: impl Fn(u32) -> bool) {
     let mut entry = stat::AVAILABLE_MEMORY.to_le_bytes().to_vec();
     entry.extend(available.to_le_bytes());
@@ -141,7 +141,7 @@ fn the_balloon_shrinks_under_a_guest_that_is_short_of_memory_and_grows_back() {
     answer(&mut it, &mut queue, 3 << 20, |target| target == 0);
     assert_eq!(it.status().wanted_pages, 4096);
     answer(&mut it, &mut queue, 64 << 20, |target| target == 4096);
-    eventually("the guest is told", || {
+    eventually("the guest's new target", || {
         (!it.guest.is_left_alone()).then_some(())
     });
 }

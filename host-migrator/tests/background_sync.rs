@@ -16,7 +16,7 @@ use software_guest::{Guest, migrate, rounds};
 use spec::PageRange;
 use spec::stamp::Random;
 
-/// How many migrations into memory; a tenth as many go over a connection. `LACUNA_SYNC_RUNS` sets another number.
+/// How many migrations into memory run, and ten times as many as go over a connection. `LACUNA_SYNC_RUNS` sets another number.
 const RUNS: u64 = 300;
 /// Pages of the guest, in two regions.
 const LOW: u64 = 700;
@@ -72,7 +72,7 @@ fn start(seed: u64) -> Case {
         seed,
         hints: random.below(8) != 0,
         pause: random.below(20),
-        // The guest leaves alone what the balloon takes.
+        // The guest does not use the pages that the balloon takes.
         first_page: if has_balloon { TAKEN } else { 0 },
     };
     let mut source = guest.source();
@@ -95,7 +95,7 @@ fn start(seed: u64) -> Case {
     }
 }
 
-/// What all migrations together have done: a test of nothing is none.
+/// What all migrations together have done. It must not be nothing, or the test would show nothing.
 #[derive(Default)]
 struct Done {
     migrations: u64,
@@ -147,7 +147,7 @@ fn harvests_at_any_moment_of_a_round_lose_no_write() {
 }
 
 #[test]
-fn nor_do_they_over_a_connection() {
+fn harvests_at_any_moment_lose_no_write_over_a_connection() {
     let mut done = Done::default();
     for seed in 0..runs() / 10 {
         let case = start(seed);

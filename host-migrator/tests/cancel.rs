@@ -23,7 +23,7 @@ use software_guest::{Guest, migrate};
 /// The time limit for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(30);
 
-/// A guest with more memory than all socket buffers on the way take.
+/// A guest with more memory than all socket buffers on the path hold.
 fn guest() -> Arc<Guest> {
     let guest = Guest::new(Memory::new(10_000, 0));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
@@ -38,7 +38,7 @@ fn wait_for(handle: &MigrationHandle, what: impl Fn(&MigrationHandle) -> bool) {
     }
 }
 
-/// Starts a migration over a wire with faults; the destination runs in a thread of its own.
+/// Starts a migration over a wire with faults. The destination runs in a thread of its own.
 fn start(guest: &Guest, forth: Fault, back: Fault, params: MigrationParams) -> MigrationHandle {
     let (_wire, here, there) = Wire::new(forth, back);
     let ram = like(&guest.memory.ram);
@@ -51,15 +51,12 @@ fn start(guest: &Guest, forth: Fault, back: Fault, params: MigrationParams) -> M
     Migration::start(guest.source(), params, here.try_into().unwrap()).unwrap()
 }
 
-/// Cancels, and checks that the guest runs on here and can be migrated.
+/// Cancels, and checks that the guest runs on here and can be migrated again.
 fn assert_cancels(guest: &Arc<Guest>, handle: MigrationHandle) {
     assert!(handle.cancel());
     wait_for(&handle, MigrationHandle::is_over);
     assert_eq!(handle.status().status, MigrationState::Cancelled);
-    assert!(
-        !handle.cancel(),
-        "a migration that is over cannot be cancelled"
-    );
+    assert!(!handle.cancel(), "a finished migration cannot be cancelled");
     let (source, result) = handle.join();
     assert!(
         matches!(result, Err(MigrationError::Cancelled)),
@@ -132,7 +129,7 @@ fn cancelled_while_it_keeps_to_a_bandwidth_limit() {
 fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready() {
     let guest = guest();
     let back = Fault {
-        // Accept, RoundReceived twice.
+        // Accept, and two RoundReceived.
         answers: Some(3),
         ..Fault::default()
     };
@@ -148,7 +145,7 @@ fn cancelled_while_the_guest_is_stopped_and_the_destination_does_not_get_ready()
 fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_take() {
     let guest = guest();
     let back = Fault {
-        // Accept, RoundReceived twice.
+        // Accept, and two RoundReceived.
         answers: Some(3),
         ..Fault::default()
     };
@@ -168,7 +165,7 @@ fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_t
 fn a_guest_that_was_handed_over_cannot_be_taken_back() {
     let guest = guest();
     let back = Fault {
-        // Accept, RoundReceived twice, Ready.
+        // Accept, two RoundReceived, and Ready.
         answers: Some(4),
         ..Fault::default()
     };
@@ -205,7 +202,8 @@ fn a_destination_that_is_silent_for_too_long_is_given_up() {
     assert!(!guest.machine.is_stopped());
 }
 
-/// A migration whose switchover may take 30 ms, over a wire with these faults: it must fail, and the guest run on.
+/// Migrates over a wire with these faults. The switchover may take 30 ms: the migration must fail, and the guest must
+/// run on.
 fn assert_given_up_in_the_switchover(forth: Fault, back: Fault) {
     let guest = guest();
     let params = MigrationParams {

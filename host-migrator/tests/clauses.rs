@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of the tests: each clause of the rule, switched off, loses a write that the oracle finds; and the
-//! same guest loses nothing while the clause holds.
+//! Tests of the tests: without any one clause of the rule, a write is lost and the oracle finds it. With all clauses,
+//! the same guest loses nothing.
 #![cfg(clause_switches)]
 #![allow(clippy::unwrap_used)]
 
@@ -15,12 +15,12 @@ use software_guest::{Guest, migrate, rounds};
 use spec::PageRange;
 use spec::trace::check::{self, Verdict};
 
-/// Enough for an early harvest before the last pages are sent.
+/// Enough pages for an early harvest before the last ones are sent.
 const PAGES: u64 = 2048;
 /// The page that the hostile guests free, hint and reuse.
 const VICTIM: u64 = PAGES - 70;
-/// A harvest in the middle of each round, after most of its pages: epochs 1 and 2 are the first round's, epoch 3 is the
-/// second round's first.
+/// A harvest in the middle of each round, after most of its pages. Epochs 1 and 2 are in the first round; epoch 3
+/// begins the second.
 const SYNC_PAGES: u64 = 1500;
 /// A page that the second round sends before that harvest.
 const EARLY_VICTIM: u64 = 5;
@@ -56,7 +56,7 @@ fn wrong_pages(
     (outcome.wrong_pages(&guest.memory), broken)
 }
 
-/// Runs a new `guest` with the rule, and another without `clause`.
+/// Runs one new `guest` with the whole rule, and another without `clause`.
 fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
     let try_with = |switched_off| {
         let guest = guest();
@@ -74,7 +74,7 @@ fn assert_needed_in_mid_round(clause: Clause, guest: impl Fn() -> (Arc<Guest>, S
     assert_lost_without(clause, EARLY_VICTIM, try_with);
 }
 
-/// `try_with` loses nothing with the rule, and the page `victim` without `clause`.
+/// Checks that `try_with` loses nothing with the whole rule, and the page `victim` without `clause`.
 fn assert_lost_without(
     clause: Clause,
     victim: u64,
@@ -102,7 +102,7 @@ fn assert_lost_without(
     );
 }
 
-/// The guest hints the victim in the first epoch, and reuses it at once.
+/// The guest hints the victim in the first epoch and reuses it at once.
 fn reuses_at_once() -> Arc<Guest> {
     let guest = guest();
     let theirs = Arc::clone(&guest);
@@ -167,7 +167,8 @@ fn own_writes_that_are_not_merged_are_lost() {
     });
 }
 
-/// A guest whose pages are all pending in the second round, and what happens to the early victim when that begins.
+/// A guest whose pages are all pending in the second round, and what happens to the early victim when that round
+/// begins.
 fn writes_all_in_the_first_round(
     guest: &Arc<Guest>,
     but: std::ops::Range<u64>,

@@ -26,7 +26,7 @@ use spec::hint_map::{HintBits, Tellers};
 /// The device's answer to a request; `None` for silence.
 type Answer = fn(Request) -> Option<Reply>;
 
-/// A device that answers as told, and passes on what it was asked and given.
+/// A device that answers as told, and reports the requests and files that it gets.
 struct Device {
     directory: tempfile::TempDir,
     requests: Receiver<(Request, Option<OwnedFd>)>,
@@ -112,7 +112,7 @@ fn polite(request: Request) -> Option<Reply> {
     })
 }
 
-/// Migrates a guest with the hints of such a device. Returns what was lost and what was asked.
+/// Migrates a guest with the hints of such a device. Returns how the hints failed, if they did, and the requests.
 fn migrate_with(answer: Answer) -> (Option<String>, Vec<Request>) {
     let device = Device::start(answer);
     let guest = Guest::new(Memory::new(100, 0));
@@ -158,11 +158,11 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     let file = std::fs::File::from(file.unwrap());
     let mut not_asked = [0];
     file.read_at(&mut not_asked, 64).unwrap();
-    assert_eq!(not_asked, [2], "the agent");
-    // Page 65 is bit 1 of the second word of a plane: the driver's, and the agent's that follows.
+    assert_eq!(not_asked, [2], "only the agent is not asked");
+    // Page 65 is bit 1 of the second word of a plane. The agent's plane follows the driver's.
     file.write_at(&[2], 4096 + 8).unwrap();
     file.write_at(&[6], 4096 + 16 * 8 + 8).unwrap();
-    // Both words share the first bit of the summary, which follows.
+    // Both words share the first bit of the summary, which follows the planes.
     file.write_at(&[1], 4096 + 2 * 16 * 8).unwrap();
     let told = HintBits {
         driver: 2,
@@ -177,7 +177,7 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
 }
 
 #[test]
-fn a_device_that_refuses_falls_silent_or_talks_nonsense_costs_hints_and_nothing_else() {
+fn a_device_that_refuses_falls_silent_or_talks_nonsense_costs_only_the_hints() {
     let bad: [Answer; 5] = [
         |request| match request {
             Request::SetHintMap { .. } => Some(Reply::Refused(Refusal::HintMap)),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Harvests in mid-round: a page written before it is copied is sent once. Only a copy takes a page out of the early pages.
+//! Early harvests: a page that is written before it is copied is sent once. Only a copy makes an early page clean.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -12,9 +12,9 @@ use software_guest::memory::{Memory, one};
 use software_guest::{Guest, Outcome, migrate, rounds};
 use spec::PageRange;
 
-/// Pages, all in use; a round is long enough for a harvest in it well before its last pages.
+/// Pages, all in use: enough for an early harvest well before a round's last pages.
 const PAGES: u64 = 6000;
-/// The last pages, which an address-ordered sender comes to last.
+/// The last pages, which a sender in address order sends last.
 const LAST: u64 = PAGES - 1;
 
 fn guest() -> Arc<Guest> {
@@ -87,13 +87,13 @@ fn a_page_written_after_its_hint_and_found_early_is_sent_all_the_same() {
 }
 
 #[test]
-fn a_hole_that_was_written_and_found_early_is_no_hole() {
+fn a_hole_that_was_written_and_found_early_is_sent() {
     let guest = guest();
     let theirs = Arc::clone(&guest);
     guest.hints.on_open(move |epoch| {
         match epoch {
             1 => (0..4000).for_each(|pfn| theirs.write(pfn)),
-            // The holes have been asked for, and the guest takes one back.
+            // The migrator has asked for the holes, and the guest takes one of them into use.
             2 => theirs.write(LAST),
             _ => {}
         }
@@ -102,7 +102,7 @@ fn a_hole_that_was_written_and_found_early_is_no_hole() {
     let mut source = guest.source();
     let taken = PageRange::new(PAGES - 100, 100).unwrap();
     source.logs.push(Box::new(Balloon::new(&guest, taken)));
-    // The one early harvest of the first round comes when half is sent: the second round has that half to send.
+    // The only early harvest of the first round comes when half is sent, so the second round has that half to send.
     let params = MigrationParams {
         early_harvests: 2,
         ..rounds(3)

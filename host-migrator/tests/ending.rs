@@ -65,7 +65,7 @@ impl Destination {
         self.stream.write_all(&header.to_bytes()).unwrap();
     }
 
-    /// Reads everything that has arrived. Does not wait.
+    /// Reads and discards what has arrived. Does not wait.
     fn forget_received(&mut self) {
         self.stream.set_nonblocking(true).unwrap();
         let mut bytes = vec![0; 64 << 10];
@@ -95,7 +95,7 @@ fn fill(stream: &UnixStream) {
     }
 }
 
-/// A machine that cannot be saved, and what happens meanwhile.
+/// A machine that cannot be saved, and what happens while it fails.
 struct Unsavable(Box<dyn SourceMachine>, Box<dyn FnMut() + Send>);
 
 impl SourceMachine for Unsavable {
@@ -115,7 +115,7 @@ impl SourceMachine for Unsavable {
         (self.1)();
         Err(MachineError {
             action: "save the machine",
-            reason: "the test wants it so".into(),
+            reason: "the test has ordered this error".into(),
         })
     }
 
@@ -128,8 +128,8 @@ impl SourceMachine for Unsavable {
     }
 }
 
-/// A migration that fails while the guest is stopped, with a connection that takes no byte more. `source` is what the
-/// engine gets; `destination` comes when the connection is full.
+/// A migration that fails while the guest is stopped, and whose connection takes no more bytes. `source` is what the
+/// engine gets; `destination` arrives when the connection is full.
 struct Failing {
     source: Source,
     channel: Connection,
@@ -152,7 +152,7 @@ fn failing(guest: &Guest) -> Failing {
     let (tell, destination) = channel();
     let mut source = guest.source();
     let save = move || {
-        // From here on it reads nothing.
+        // It reads nothing from here on.
         let destination = heard_all.recv().unwrap();
         fill(&full);
         tell.send(destination).unwrap();
@@ -181,18 +181,24 @@ fn guest() -> Guest {
     guest
 }
 
-/// Checks the state of `guest` when its hints end: the guest runs and no log does.
+/// Checks `guest` when its hints end: by then the guest runs and its logs have stopped.
 fn check_when_done(guest: &Guest, then: impl FnOnce() + Send + 'static) {
     let machine = Arc::clone(&guest.machine);
     let logs = [guest.vcpu_log.clone(), guest.own_log.clone()];
     guest.hints.on_done(move || {
-        assert!(!machine.is_stopped(), "the guest comes first");
-        assert!(!logs.iter().any(|log| log.is_running()), "then its logs");
+        assert!(
+            !machine.is_stopped(),
+            "the guest runs again before its hints end"
+        );
+        assert!(
+            !logs.iter().any(|log| log.is_running()),
+            "the logs stop before the hints end"
+        );
         then();
     });
 }
 
-/// The order of what a failure puts back, as the trace has it.
+/// In which order the trace says that a failure undoes what the migration did.
 fn put_back_in_order(guest: &Guest) -> Vec<Event> {
     let (records, _) = guest.trace.records();
     let events = records.into_iter().flatten().map(|record| record.event);
@@ -208,7 +214,7 @@ fn put_back_in_order(guest: &Guest) -> Vec<Event> {
 }
 
 #[test]
-fn the_destination_is_told_after_guest_logs_and_hints_were_put_right() {
+fn the_destination_is_told_after_guest_logs_and_hints_were_restored() {
     let guest = guest();
     let Failing {
         source,
@@ -225,7 +231,7 @@ fn the_destination_is_told_after_guest_logs_and_hints_were_put_right() {
     });
     let (_, sent) = Migration::start(source, patient(), channel).unwrap().join();
     let error = sent.unwrap_err().to_string();
-    assert!(error.contains("the test wants it so"), "{error}");
+    assert!(error.contains("the test has ordered this error"), "{error}");
     let order = put_back_in_order(&guest);
     assert!(
         matches!(
@@ -240,11 +246,7 @@ fn the_destination_is_told_after_guest_logs_and_hints_were_put_right() {
         ),
         "{order:?}"
     );
-    let mut destination = kept
-        .lock()
-        .unwrap()
-        .take()
-        .expect("the guest was told DONE");
+    let mut destination = kept.lock().unwrap().take().expect("the guest is told DONE");
     let told = loop {
         match destination.section() {
             Some((SectionKind::Heartbeat, _)) => {}
@@ -265,10 +267,10 @@ fn a_destination_that_takes_no_byte_is_not_waited_for_without_end() {
         destination,
     } = failing(&guest);
     check_when_done(&guest, || ());
-    // It would wait for ever.
+    // Without a limit it would wait for ever.
     let (_, sent) = Migration::start(source, patient(), channel).unwrap().join();
     assert!(sent.is_err());
     assert_eq!(put_back_in_order(&guest).len(), 5);
-    // Until here it was there.
+    // Keeps the destination connected until here.
     drop(destination);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The cost of guest memory at a high address depends on its size, not on its address. There is a single test, because it
-//! measures the process.
+//! The cost of guest memory at a high address depends on its size, not on the address. This file has a single test,
+//! because it measures the whole process.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -12,11 +12,11 @@ use software_guest::memory::Memory;
 use software_guest::{Guest, migrate};
 use spec::{PAGE_SIZE, PageRange};
 
-/// Pages of either region.
+/// Pages of each region.
 const PAGES: u64 = 4096;
-/// The first page of the second: 64 TiB. A flat bitmap up to there has 2 GiB.
+/// The first page of the second region: at 64 TiB. A flat bitmap up to there would have 2 GiB.
 const FAR: u64 = 64 << (40 - 12);
-/// The most that the whole migration may take of the host's memory: the guest's, twice, and as much again.
+/// The most host memory that the whole migration may take: three times the guest's memory.
 const MOST: u64 = 4 * 2 * PAGES * PAGE_SIZE;
 
 #[test]
@@ -52,7 +52,7 @@ fn memory_at_64_tib_is_migrated_with_hints_in_little_memory() {
     assert!(peak < MOST, "{peak} bytes");
 }
 
-/// The most memory that this process had from the host at any time.
+/// The most memory that this process has had from the host.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

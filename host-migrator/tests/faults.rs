@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the guest never runs on
-//! both sides.
+//! Connections that die and bytes that change, at every place of a migration: nothing is lost, and the guest never runs
+//! on both sides.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -35,7 +35,7 @@ fn migrate_through(guest: &Guest, forth: Fault, back: Fault) -> (Outcome, Vec<u8
     (outcome, from_source, from_destination)
 }
 
-/// Where the sections of a stream begin, and its end.
+/// The offsets at which the sections of a stream begin, and that of its end.
 fn borders(stream: &[u8]) -> Vec<(SectionKind, usize)> {
     let mut at = STREAM_HEADER_BYTES;
     let mut borders = Vec::new();
@@ -48,24 +48,24 @@ fn borders(stream: &[u8]) -> Vec<(SectionKind, usize)> {
     borders
 }
 
-/// What must hold however a migration ended. Where nobody knows the owner, an operator decides for a `side`, and the
-/// guest goes on there, whole.
+/// Checks what must hold however a migration ended. Where neither side knows the owner, an operator decides for a
+/// `side`, and the whole guest goes on there.
 fn assert_one_owner(guest: Guest, mut outcome: Outcome, side: Side, place: &str) {
     let runs_there = outcome.destination.runs;
     let handed_over = guest.machine.is_handed_over();
     assert!(
         !runs_there || handed_over,
-        "{place}: it runs there and belongs here"
+        "{place}: it runs at the destination and belongs to the source"
     );
     let (here, there) = (guest.ownership.get(), outcome.arrived.get());
     assert_eq!(
         runs_there,
         there.owner == Owner::Here,
-        "{place}: {there:?} says so"
+        "{place}: the destination's record is {there:?}"
     );
     match &outcome.sent {
         Ok(_) => {
-            assert!(runs_there, "{place}: it runs nowhere");
+            assert!(runs_there, "{place}: it runs on neither side");
             assert_eq!(outcome.wrong_pages(&guest.memory), [], "{place}");
             assert_eq!(here.owner, Owner::There, "{place}");
             assert_eq!(
@@ -88,10 +88,10 @@ fn assert_one_owner(guest: Guest, mut outcome: Outcome, side: Side, place: &str)
             assert_eq!(here.owner, Owner::Here, "{place}");
             assert!(
                 !handed_over && !guest.machine.is_stopped(),
-                "{place}: it runs nowhere"
+                "{place}: it runs on neither side"
             );
             assert!(outcome.received.is_err(), "{place}");
-            // Another migration is exact, whatever the first one has left behind.
+            // A second migration loses nothing, whatever the first has left behind.
             guest.write(2);
             let again = migrate(outcome.source, MigrationParams::default());
             assert!(again.destination.runs, "{place}: {:?}", again.sent);
@@ -104,8 +104,8 @@ fn assert_one_owner(guest: Guest, mut outcome: Outcome, side: Side, place: &str)
     );
 }
 
-/// All places of the last `tail` bytes of `stream`, all section borders and their neighbours, and every
-/// `stride`-th byte.
+/// All offsets of the last `tail` bytes of `stream`, all section borders with their neighbours, and every `stride`-th
+/// offset.
 fn places(stream: &[u8], tail: usize, stride: usize) -> Vec<usize> {
     let mut places: Vec<usize> = (0..stream.len()).step_by(stride).collect();
     places.extend(stream.len() - tail..stream.len());
@@ -117,7 +117,7 @@ fn places(stream: &[u8], tail: usize, stride: usize) -> Vec<usize> {
     places
 }
 
-/// For which side an operator decides.
+/// The side for which an operator decides.
 #[derive(Clone, Copy, Debug)]
 enum Side {
     Source,
@@ -134,7 +134,7 @@ impl Side {
     }
 }
 
-/// Decides where neither side knows. The guest goes on, and the other side's record is the older one.
+/// Has an operator decide where neither side knows. The guest goes on there, and the other side's record is older.
 fn decide(guest: &Guest, outcome: &mut Outcome, side: Side, place: &str) {
     let trace = &guest.trace;
     let (winner, loser) = match side {
@@ -152,7 +152,7 @@ fn decide(guest: &Guest, outcome: &mut Outcome, side: Side, place: &str) {
             let again = migrate(guest.source(), MigrationParams::default());
             assert!(again.destination.runs, "{place}: {:?}", again.sent);
             assert_eq!(again.wrong_pages(&guest.memory), [], "{place}");
-            // What is compared afterwards.
+            // The memory that is compared afterwards.
             outcome.ram = again.ram;
         }
     }
@@ -184,7 +184,7 @@ fn a_connection_cut_at_any_place_leaves_the_guest_with_one_owner() {
         );
     }
     assert!(handed_over > 0, "no cut was in the hand-over");
-    assert!(undecided > 1, "no destination was left in doubt");
+    assert!(undecided > 1, "no destination was left undecided");
     for cut in 0..answers.len() {
         let guest = guest();
         let fault = Fault {
@@ -251,7 +251,7 @@ fn the_source_learns_why_the_destination_gave_up() {
     );
 }
 
-/// A destination whose device dies while memory arrives.
+/// A destination that loses a device while memory arrives.
 struct LosesADevice;
 
 impl DestinationMachine for LosesADevice {
@@ -267,7 +267,7 @@ impl DestinationMachine for LosesADevice {
     }
 
     fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
-        panic!("everything was sent to a machine that could not take it");
+        panic!("everything was sent to a machine that had lost a device");
     }
 
     fn run(&mut self) -> Result<(), MachineError> {

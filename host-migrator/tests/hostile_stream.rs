@@ -26,7 +26,7 @@ fn memory() -> Memory {
     Memory::new(64, 8)
 }
 
-/// A source that sends what the test says.
+/// A source that sends whatever the test orders.
 struct Liar {
     stream: UnixStream,
     sequence: u32,
@@ -90,12 +90,12 @@ impl Liar {
     }
 }
 
-/// A destination's result for `lies`.
+/// The destination's result after `lies`.
 fn received(lies: impl FnOnce(&mut Liar, &GuestRam)) -> Result<(), ReceiveError> {
     received_into(&Arc::new(like(&memory().ram)), lies)
 }
 
-/// As [`received`], with the destination's memory.
+/// As [`received`], with memory that the test provides.
 fn received_into(
     ram: &Arc<GuestRam>,
     lies: impl FnOnce(&mut Liar, &GuestRam),
@@ -125,7 +125,7 @@ fn received_into(
     liar.stream.read_exact(&mut greeting).unwrap();
     liar.session = Greeting::from_bytes(&greeting).unwrap().session;
     lies(&mut liar, ram);
-    // The destination hears all, and is heard.
+    // The destination reads to the end, and its answers are read.
     liar.stream.shutdown(Shutdown::Write).unwrap();
     let _ = liar.stream.read_to_end(&mut Vec::new());
     destination.join().unwrap()
@@ -143,7 +143,7 @@ fn pages(first: u64, count: u64, claimed: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_liar_that_tells_the_truth_is_believed() {
+fn an_honest_stream_is_accepted() {
     let result = received(|liar, ram| {
         liar.start(ram);
         liar.section(SectionKind::Pages, &pages(60, 4, 4));

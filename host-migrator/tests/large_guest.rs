@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A large guest, to show what hints save over TCP.
+//! A large guest over TCP, to show what hints save.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -17,7 +17,7 @@ use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
 use spec::PageRange;
 
-/// Pages: 512 MiB of memory, 384 MiB freed with content, 64 MiB in use.
+/// Pages: 512 MiB of memory, of which 384 MiB were written and freed, and 64 MiB are in use.
 const PAGES: u64 = 128 << 10;
 const FREED: u64 = 96 << 10;
 const IN_USE: u64 = 16 << 10;
@@ -33,7 +33,7 @@ fn guest() -> Arc<Guest> {
     Arc::new(guest)
 }
 
-/// Migrates over TCP; the guest answers in blocks of 4 MiB, one each 100 microseconds.
+/// Migrates over TCP. The guest answers in blocks of 4 MiB, one every 100 microseconds.
 fn migrate(use_hints: bool) -> MigrationReport {
     let guest = guest();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Slow is not dead, and dead is not slow: slow links and peers, and lost ones.
+//! A slow peer is not a dead one: slow links and slow peers are waited for, lost ones are given up.
 //!
 //! The time limits are short here, so that a test takes seconds instead of half a minute.
 #![allow(clippy::unwrap_used)]
@@ -22,9 +22,9 @@ use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::{Guest, Outcome, migrate_over, rounds};
 
-/// How long each side waits for a silent peer. Four heartbeats come in this time.
+/// How long each side waits for a silent peer. The peer sends four heartbeats in this time.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longer than that.
+/// Longer than the patience.
 const LONG: Duration = Duration::from_secs(3);
 
 /// A stopped guest that has written `pages` pages.
@@ -42,7 +42,7 @@ fn impatient() -> MigrationParams {
     }
 }
 
-/// Migrates `source` of `guest` with two impatient sides. `observer` is the destination's.
+/// Migrates `source` of `guest` between two impatient sides. The destination has `observer`.
 fn migrate(
     guest: &Guest,
     source: Source,
@@ -98,7 +98,7 @@ fn a_sender_that_keeps_to_32_kib_a_second_is_not_taken_for_dead_and_sends_small_
     let began = Instant::now();
     let ends = UnixStream::pair().unwrap();
     assert_complete(migrate(&guest, guest.source(), params, ends, small));
-    // No faster than the limit, apart from a small credit.
+    // Not faster than the limit, apart from a small credit.
     let seconds = began.elapsed().as_secs_f64();
     assert!(seconds > 50.0 / 8.0 * 0.95, "{seconds}");
 }
@@ -128,7 +128,7 @@ fn a_link_of_10_ms_carries_a_guest_that_writes() {
 }
 
 #[test]
-fn a_link_that_carries_nothing_for_8_s_in_a_round_costs_only_these() {
+fn a_link_that_carries_nothing_for_8_s_in_a_round_is_waited_for() {
     let guest = guest(2000);
     let link = Link {
         outage: Some((4 << 20, Duration::from_secs(8))),
@@ -142,12 +142,12 @@ fn a_link_that_carries_nothing_for_8_s_in_a_round_costs_only_these() {
 
 #[test]
 fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
-    /// The pages left for the stopped guest.
+    /// Pages that are left for the stopped guest.
     const LEFT: u64 = 4000;
     const SLOW: u64 = 500_000;
     let guest = Arc::new(guest(5000));
     let theirs = Arc::clone(&guest);
-    // Written again in the first round, which no later one follows.
+    // Written again in the first round, which is the last before the stop.
     guest.hints.on_open(move |epoch| {
         if epoch == 1 {
             (0..LEFT).for_each(|pfn| theirs.write(pfn));
@@ -161,7 +161,7 @@ fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
     let params = MigrationParams {
         max_rounds: Some(1),
         early_harvests: 0,
-        // Every byte that arrives shows that the link lives.
+        // Every byte that arrives shows that the link is alive.
         peer_timeout: Duration::from_secs(100_000),
         switchover_timeout: Some(Duration::from_secs(1)),
         ..MigrationParams::default()
@@ -186,7 +186,7 @@ fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
     );
     assert!(received.is_err());
     assert!(!guest.machine.is_handed_over() && !guest.vcpu_log.is_running());
-    // The link would have taken 32 seconds.
+    // The link would have needed 32 seconds.
     let stopped = stopped.join().unwrap();
     let needed = Duration::from_secs(LEFT * spec::PAGE_SIZE / SLOW);
     assert!(stopped < needed / 2, "{stopped:?}");
@@ -228,7 +228,8 @@ fn a_source_that_is_busy_for_long_between_two_sections_is_not_taken_for_dead() {
 
 #[test]
 fn a_destination_that_is_busy_for_long_in_a_round_is_not_taken_for_dead() {
-    // Less than socket buffers take, so that the source waits for an answer; and more, so that it waits to be read.
+    // Once less than socket buffers hold, so that the source waits for an answer; and once more, so that it waits to be
+    // read.
     for pages in [10, 5000] {
         let guest = guest(pages);
         let mut waited = false;
@@ -244,7 +245,7 @@ fn a_destination_that_is_busy_for_long_in_a_round_is_not_taken_for_dead() {
 }
 
 #[test]
-fn a_destination_that_is_gone_is_noticed_though_little_is_sent() {
+fn a_lost_destination_is_noticed_even_if_little_is_sent() {
     let guest = guest(5000);
     let stall = Fault {
         stall_after: Some(20_000),
@@ -255,7 +256,7 @@ fn a_destination_that_is_gone_is_noticed_though_little_is_sent() {
         ..Fault::default()
     };
     let (_wire, here, there) = Wire::new(stall, silent);
-    // What is left takes more than ten minutes at this limit, and socket buffers take much of it at once.
+    // At this limit the rest takes more than ten minutes, and socket buffers take much of it at once.
     let params = MigrationParams {
         max_bandwidth: Some(32 << 10),
         ..impatient()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A VMM that has guest memory as a mapping and no memory file, written against the public interface alone.
+//! A VMM that has guest memory as a mapping and no memory file. It uses only the public interface.
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ const PAGE_WORDS: u64 = 512;
 /// Two regions of a guest's memory, and a hole between them.
 const REGIONS: [(u64, u64); 2] = [(0, 900), (4096, 300)];
 
-/// Memory that only this process has.
+/// Memory of this process alone.
 struct Mapping {
     layout: Layout,
     /// The words of each region.
@@ -79,7 +79,7 @@ impl GuestMemory for Mapping {
     }
 }
 
-/// The VMM's machine on either side. Its vCPU has written page 5 before it is stopped.
+/// The VMM's machine on either side. Its vCPU writes page 5 before it is stopped.
 #[derive(Default)]
 struct Machine {
     runs: bool,
@@ -128,7 +128,7 @@ impl DestinationMachine for Machine {
     }
 }
 
-/// A vCPU that writes a page in each round.
+/// The log of a vCPU that writes a page in each round.
 struct Log(Arc<Mapping>, u64);
 
 impl DirtyLog for Log {
@@ -157,7 +157,7 @@ impl DirtyLog for Log {
 fn memory_without_a_file_arrives_whole() {
     let (from, to) = (Mapping::new(), Mapping::new());
     for (number, word) in from.regions.iter().flatten().enumerate() {
-        // Every third page holds something.
+        // Every third page has content.
         if (number as u64 / PAGE_WORDS).is_multiple_of(3) {
             word.store(number as u64, Ordering::Relaxed);
         }
@@ -181,7 +181,7 @@ fn memory_without_a_file_arrives_whole() {
     let seen = Arc::clone(&states);
     let on_change = move |status: &MigrationStatus| {
         seen.lock().unwrap().push(status.status);
-        // An observer that panics harms nobody.
+        // A panic of the observer does no harm.
         assert!(status.status != MigrationState::Active);
     };
     let here = Connection::try_from(here).unwrap();
@@ -200,6 +200,6 @@ fn memory_without_a_file_arrives_whole() {
         MigrationState::Completed,
     ];
     assert_eq!(*states.lock().unwrap(), expected);
-    assert_eq!(report.pages_holes, 0, "nobody knows the holes");
+    assert_eq!(report.pages_holes, 0, "holes are unknown without a file");
     assert!(report.totals.pages_zero >= 780, "{report:?}");
 }

@@ -14,8 +14,7 @@ use software_guest::memory::{Memory, one};
 use software_guest::workload::{Behaviour, Workload};
 use software_guest::{Guest, Outcome, migrate, rounds};
 
-/// A guest with two regions, of whose pages every third is in use and every fourth of the others freed
-/// with old content.
+/// A guest with two regions. Every third page is in use; every fourth of the others has been freed with its content.
 fn guest() -> Arc<Guest> {
     let guest = Guest::new(Memory::new(1500, 700));
     let pages: Vec<u64> = guest.memory.pages().collect();
@@ -30,7 +29,7 @@ fn guest() -> Arc<Guest> {
     Arc::new(guest)
 }
 
-/// The pages that a guest of [`guest`] has freed are hinted at once.
+/// Hints all pages that a guest of [`guest`] has freed.
 fn hint_all_free(guest: &Arc<Guest>) {
     let theirs = Arc::clone(guest);
     guest.hints.on_open(move |_| {
@@ -60,7 +59,7 @@ fn assert_exact(guest: &Guest, outcome: &Outcome) {
     assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
 }
 
-/// Checks that the maps of the rounds agree with their statistics.
+/// Checks that the rounds' maps agree with their statistics.
 fn assert_maps_agree(report: &MigrationReport) {
     let maps = report.maps.as_ref().unwrap();
     assert_eq!(maps.memory.iter().sum::<u64>(), report.pages_total);
@@ -162,7 +161,7 @@ fn pages_hinted_after_they_were_sent_are_made_zero_again() {
     let guest = guest();
     let theirs = Arc::clone(&guest);
     guest.hints.on_open(move |epoch| {
-        // Round 1 sends page 3; then it is written, freed and hinted.
+        // Round 1 sends page 3. Then the guest writes, frees and hints it.
         match epoch {
             1 => {}
             2 => {
@@ -229,7 +228,7 @@ fn hints_of_a_device_that_fails_to_close_are_not_used_again() {
     hint_all_free(&guest);
     guest.hints.fail_to_close.store(true, Ordering::Release);
     let theirs = Arc::clone(&guest);
-    // After the failed close the guest reuses a hinted page, which is still in the map.
+    // After the failed close the guest reuses a hinted page that is still in the map.
     let outcome = {
         let params = rounds(3);
         let workload = Workload::start(

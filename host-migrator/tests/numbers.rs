@@ -28,7 +28,7 @@ fn guest() -> Arc<Guest> {
 }
 
 #[test]
-fn a_page_that_is_hinted_too_late_again_and_again_counts_once() {
+fn a_page_that_is_hinted_too_late_repeatedly_counts_once() {
     let guest = guest();
     let theirs = Arc::clone(&guest);
     guest.hints.on_open(move |epoch| {
@@ -42,10 +42,10 @@ fn a_page_that_is_hinted_too_late_again_and_again_counts_once() {
         }
         theirs.hints.finish();
         if epoch == 2 {
-            // It is sent again, so a hint can be too late for it again.
+            // It is sent again, so a hint for it can be too late again.
             theirs.write(7);
         }
-        // Something to do for the next round.
+        // Another page, so that the next round has something to send.
         theirs.write(100 + epoch);
     });
     let params = MigrationParams {
@@ -71,7 +71,7 @@ fn a_page_in_two_logs_counts_once_and_the_last_round_brings_none() {
     let theirs = Arc::clone(&guest);
     guest.hints.on_open(move |epoch| {
         if epoch == 1 {
-            // In the vCPUs' log and the VMM's; in one each.
+            // Some pages are in both logs, the vCPUs' and the VMM's; some in one of them.
             theirs.write(5);
             theirs.write_by_vmm(5);
             theirs.write(6);
@@ -92,7 +92,7 @@ fn a_page_in_two_logs_counts_once_and_the_last_round_brings_none() {
     assert_eq!(report.totals.dirty_harvested, 3);
 }
 
-/// A log that finds the same pages written at every harvest, which takes a while.
+/// A log in which the same pages are dirty at every harvest. The harvest takes a while.
 struct Busy {
     pages: PageRange,
     takes: Duration,
@@ -124,10 +124,10 @@ fn busy(pages: u64, takes: Duration) -> Box<dyn DirtyLog> {
 }
 
 #[test]
-fn a_guest_that_writes_faster_than_the_limit_is_stopped_when_the_channel_is_fast_enough() {
+fn a_guest_that_writes_faster_than_the_limit_is_stopped_if_the_link_is_fast_enough() {
     let guest = guest();
     let mut source = guest.source();
-    // At the limit they take a second, which is over the downtime limit: rounds would go on without end.
+    // At the limit they take a second, which is longer than the downtime limit: rounds would never end.
     source.logs.push(busy(256, Duration::ZERO));
     let params = MigrationParams {
         max_bandwidth: Some(1 << 20),
@@ -143,7 +143,7 @@ fn a_guest_that_writes_faster_than_the_limit_is_stopped_when_the_channel_is_fast
 }
 
 #[test]
-fn the_expected_downtime_has_the_parts_that_are_not_memory() {
+fn the_expected_downtime_includes_the_parts_that_are_not_memory() {
     let guest = guest();
     let mut source = guest.source();
     source.logs.push(busy(10, Duration::from_millis(50)));
@@ -157,7 +157,7 @@ fn the_expected_downtime_has_the_parts_that_are_not_memory() {
 }
 
 #[test]
-fn a_limit_that_is_too_short_for_the_rest_is_one_for_memory() {
+fn a_downtime_limit_that_the_other_parts_exceed_applies_to_memory_alone() {
     let guest = guest();
     let params = MigrationParams {
         besides_memory: Duration::from_secs(3600),
@@ -176,7 +176,7 @@ fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
     let (here, there) = UnixStream::pair().unwrap();
     let channel = Connection::try_from(here).unwrap();
     let params = MigrationParams {
-        // A page a second: nothing has been measured with the first.
+        // A page a second: with the first page nothing has been measured yet.
         max_bandwidth: Some(4096),
         ..MigrationParams::default()
     };
@@ -200,7 +200,7 @@ fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
         assert!(status.get("expected-downtime").is_none());
     }
     let after = seen(&handle, 2);
-    // No more than the limit, which is what goes through.
+    // At most the limit, which is the real rate.
     let mbps = after["ram"]["mbps"].as_f64().unwrap();
     assert!(mbps <= 4096.0 * 8.0 / 1e6, "{mbps}");
     assert!(handle.cancel());

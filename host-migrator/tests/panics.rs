@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Parts that panic in the migration's thread: the guest runs on, as after any other error.
+//! Panics in the migration's thread: the guest runs on, as after any other error.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -14,7 +14,7 @@ use host_migrator::{
 use software_guest::memory::Memory;
 use software_guest::{Guest, migrate, rounds};
 
-/// Panics when it is called for the last time.
+/// Panics at its last allowed call.
 #[derive(Clone)]
 struct Fuse(Arc<AtomicU32>);
 
@@ -92,7 +92,7 @@ fn guest() -> Guest {
     guest
 }
 
-/// Checks that the migration of `source` panics and that everything is put back.
+/// Checks that the migration of `source` panics and that everything it changed is undone.
 fn assert_put_back(guest: &Guest, source: Source, what: &str) {
     let outcome = migrate(source, rounds(3));
     let error = outcome.sent.unwrap_err();
@@ -130,7 +130,7 @@ fn a_panic_in_any_call_of_a_log_leaves_the_guest_running_and_nothing_behind() {
 }
 
 #[test]
-fn a_panic_with_the_guest_stopped_lets_it_run_on() {
+fn a_guest_that_was_stopped_before_a_panic_runs_on() {
     for call in 1..=3 {
         let guest = guest();
         let mut source = guest.source();
@@ -140,10 +140,10 @@ fn a_panic_with_the_guest_stopped_lets_it_run_on() {
 }
 
 #[test]
-fn a_panic_while_all_is_put_back_keeps_nothing_from_being_put_back() {
+fn a_panic_during_the_cleanup_does_not_stop_the_cleanup() {
     let guest = guest();
     let mut source = guest.source();
-    // Start, harvest, and the stop after the error of the machine, whose own fuse burns first.
+    // A log's calls are start, harvest, and the stop after the machine's panic, which comes first.
     let logs = [guest.vcpu_log.clone(), guest.own_log.clone()];
     let calls = Arc::new(AtomicU32::new(u32::MAX));
     source.logs = logs
@@ -182,7 +182,7 @@ fn a_panic_while_all_is_put_back_keeps_nothing_from_being_put_back() {
         }
     }
     source.machine = Box::new(Last(source.machine, calls));
-    // The record of a log whose stop panicked is missing, so the trace is not checked here.
+    // The record of a log whose stop panicked is missing from the trace, so the trace is not checked here.
     source.trace = host_migrator::Trace::default();
     assert_put_back(&guest, source, "the stop of a log");
 }

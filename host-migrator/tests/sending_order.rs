@@ -6,10 +6,10 @@ mod simulation;
 
 use simulation::{Arrival, FREE_SHARES, Policy, Scenario, grid};
 
-/// The simulation's steps are a millisecond, so a wait may begin and end that much too late.
+/// A step of the simulation is a millisecond, so a wait may begin and end that much too late.
 const TICKS: f64 = 0.002;
 
-/// The simulated seconds and bytes of every scenario, under the bound that `check` states.
+/// Runs every scenario, and checks the bound that `check` states.
 fn everywhere(check: impl Fn(Scenario) -> Result<(), String>) {
     let broken: Vec<String> = grid()
         .filter_map(|scenario| check(scenario).err())
@@ -36,7 +36,7 @@ fn hints_never_cost_more_time_than_the_advance() {
 }
 
 #[test]
-fn no_byte_is_sent_that_a_sender_who_never_waits_would_not_have_sent() {
+fn no_more_is_sent_than_by_a_sender_that_never_waits() {
     everywhere(|scenario| {
         let bound = scenario.run(Policy::NeverWait).bytes;
         at_most("bytes", scenario, scenario.run(Policy::Real).bytes, bound)
@@ -44,7 +44,7 @@ fn no_byte_is_sent_that_a_sender_who_never_waits_would_not_have_sent() {
 }
 
 #[test]
-fn it_is_never_slower_than_to_wait_for_all_hints() {
+fn it_is_never_slower_than_waiting_for_all_hints() {
     everywhere(|scenario| {
         let bound = scenario.run(Policy::WaitForAll).seconds + TICKS;
         at_most("time", scenario, scenario.run(Policy::Real).seconds, bound)
@@ -52,7 +52,7 @@ fn it_is_never_slower_than_to_wait_for_all_hints() {
 }
 
 #[test]
-fn it_takes_no_more_than_twice_as_long_as_never_to_wait() {
+fn it_takes_at_most_twice_as_long_as_without_waiting() {
     everywhere(|scenario| {
         let never = scenario.run(Policy::NeverWait).seconds;
         let bound = 2.0 * never + scenario.advance() + TICKS;
@@ -61,7 +61,7 @@ fn it_takes_no_more_than_twice_as_long_as_never_to_wait() {
 }
 
 #[test]
-fn what_is_waited_is_never_more_than_hints_saved_of_sending_everything() {
+fn the_wait_never_exceeds_the_time_that_hints_save() {
     everywhere(|scenario| {
         let real = scenario.run(Policy::Real);
         let waited = real.seconds - real.bytes / scenario.link;
@@ -71,7 +71,7 @@ fn what_is_waited_is_never_more_than_hints_saved_of_sending_everything() {
 }
 
 #[test]
-fn steady_hints_at_twice_the_links_speed_leave_no_twentieth_in_vain() {
+fn with_steady_hints_at_twice_the_links_speed_at_most_a_twentieth_is_sent_in_vain() {
     everywhere(|scenario| {
         if scenario.arrival != Arrival::Steady || scenario.hint_speed < 2.0 * scenario.link {
             return Ok(());
@@ -87,7 +87,7 @@ fn steady_hints_at_twice_the_links_speed_leave_no_twentieth_in_vain() {
 }
 
 #[test]
-fn a_guest_of_which_nothing_comes_costs_no_byte() {
+fn a_silent_guest_costs_no_byte() {
     for free in FREE_SHARES {
         for scenario in grid().filter(|scenario| scenario.free == free) {
             if matches!(scenario.arrival, Arrival::Silent | Arrival::Flood) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every source of pages that need not be sent is counted apart, and can be chosen apart.
+//! Each source of pages that need not be sent is counted on its own and can be switched off on its own.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -19,11 +19,11 @@ const HIGH: u64 = 500;
 const USED: PageRange = range(0, 100);
 /// In use, and written with zeros.
 const ZEROS: PageRange = range(100, 10);
-/// Freed with old content. The driver hints the first 64 pages, the agent the last 64.
+/// Freed with their content. The driver hints the first 64 pages, the agent the last 64.
 const FREED: PageRange = range(200, 96);
 const DRIVERS: PageRange = range(200, 64);
 const AGENTS: PageRange = range(232, 64);
-/// Given back to the host, all of the first and most of the second: its first page came back to life.
+/// Given back to the host: all of the first range and most of the second, whose first page is in use again.
 const BALLOONED: PageRange = range(400, 50);
 const REPORTED: PageRange = range(500, 30);
 const REVIVED: u64 = 500;
@@ -109,7 +109,8 @@ fn a_source_that_is_not_chosen_removes_nothing() {
     for source in PageSource::ALL {
         let (_, outcome) = migrate_with(PageSources::ALL.without(source));
         let found = outcome.report().totals.pages_by_source;
-        // What is not left out as a hole is still found to be zero; and what both told, one of them has told.
+        // A page that is not skipped as a hole is still found to be zero. A page that both driver and agent report
+        // needs only one of them.
         let expected = match source {
             PageSource::Driver => PagesBySource {
                 driver: 0,
@@ -145,8 +146,8 @@ fn a_source_that_is_not_chosen_removes_nothing() {
 }
 
 #[test]
-fn what_a_balloon_takes_while_the_guest_is_migrated_is_counted_as_the_balloons() {
-    // Pages in use, of which the balloon gets the first eighty when the first round ends.
+fn pages_that_the_balloon_takes_during_a_migration_are_counted_as_ballooned() {
+    // Pages in use. The balloon gets the first eighty when the first round ends.
     let taken = range(0, 80);
     for (sources, of_balloon) in [
         (PageSources::ALL, 80),
@@ -190,12 +191,12 @@ fn hints_that_come_too_late_and_pages_that_come_back_are_counted_for_their_sourc
             1 => {
                 theirs.hints.hint(DRIVERS);
                 theirs.hints.hint_by_agent(AGENTS);
-                // Taken into use again: one page of each, a hole and one of the balloon.
+                // The guest takes one page of each into use again: a hole, and one of the balloon.
                 for pfn in [200, 240, 295, 900, BALLOONED.first()] {
                     theirs.write(pfn);
                 }
             }
-            // Both are at the destination by now.
+            // Both have been sent by now.
             2 => {
                 theirs.memory.free(10);
                 theirs.hints.hint(one(10));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A destination waits among strangers for a matching source, and writes no memory for anybody else.
+//! A destination waits among strangers for a source that fits, and writes no memory for anybody else.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -28,7 +28,7 @@ use spec::stream::{GREETING_BYTES, Greeting, SectionHeader, SectionKind, StreamH
 /// The time limit for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(30);
 
-/// A destination that waits for a guest like `guest`. Its memory has something in it.
+/// A destination that waits for a guest like `guest`. Its memory has old content.
 struct Waiting {
     address: Address,
     ram: Arc<GuestRam>,
@@ -71,7 +71,7 @@ impl Waiting {
         assert_eq!(page, OLD, "memory was touched for a stranger");
     }
 
-    /// The true source comes.
+    /// The true source connects, and its guest arrives.
     fn receives(self, guest: &Guest) {
         let channel = Connection::connect(&self.address, FOR_EVER).unwrap();
         let migration = Migration::start(guest.source(), MigrationParams::default(), channel);
@@ -82,7 +82,7 @@ impl Waiting {
     }
 }
 
-/// Carries the bytes between two streams, until either ends.
+/// Copies bytes between two streams until one of them ends.
 fn relay(here: UnixStream, there: TcpStream) {
     let (mut from, mut to) = (here.try_clone().unwrap(), there.try_clone().unwrap());
     thread::spawn(move || {
@@ -111,17 +111,17 @@ fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory
     drop(destination.stranger());
     let mut nonsense = destination.stranger();
     nonsense.write_all(&[b'G'; 4096]).unwrap();
-    // It is refused: the end comes, or a reset.
+    // It is refused: the connection ends or is reset.
     let _ = nonsense.read_to_end(&mut Vec::new());
     destination.assert_untouched();
     destination.receives(&guest);
 }
 
 #[test]
-fn a_crowd_that_says_nothing_does_not_lock_the_true_source_out() {
+fn a_crowd_of_silent_strangers_does_not_lock_out_the_source() {
     let guest = guest();
     let destination = Waiting::for_a_guest_like(&guest);
-    // One after the other they would take longer than the source waits.
+    // One after the other, they would take longer than the source waits.
     let crowd: Vec<_> = (0..100).map(|_| destination.stranger()).collect();
     destination.assert_untouched();
     destination.receives(&guest);
@@ -142,7 +142,7 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
         regions: guest.memory.ram.regions().len() as u32,
     };
     source.write_all(&header.to_bytes()).unwrap();
-    // More than have a place. They came after it, and the first of them has to give way.
+    // More than there are places for. They came after the source, so the oldest of them must give way.
     let mut crowd: Vec<_> = (0..150).map(|_| destination.stranger()).collect();
     let _ = crowd[0].read_to_end(&mut Vec::new());
     let mut sections = Vec::new();
@@ -182,7 +182,7 @@ fn a_source_far_away_gets_through_while_strangers_flood() {
         thread::spawn(move || {
             let mut crowd = VecDeque::new();
             while !over.load(Ordering::Acquire) {
-                // The destination no longer listens when the guest has arrived.
+                // The destination no longer listens once the guest has arrived.
                 let Ok(stranger) = Connection::connect(&address, FOR_EVER) else {
                     continue;
                 };
@@ -196,7 +196,7 @@ fn a_source_far_away_gets_through_while_strangers_flood() {
         })
     };
     floods.recv().unwrap();
-    // The greeting is on the way for 50 ms, and so is the answer: time for many strangers.
+    // Greeting and answer each take 50 ms: time for many strangers.
     let far = Link {
         delay: Duration::from_millis(50),
         ..Link::default()

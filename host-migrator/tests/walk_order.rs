@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The order in which the engine really takes pages (`spec/sending-order.md`), as its trace has it.
+//! The order in which the engine takes pages (`spec/sending-order.md`), as recorded in its trace.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -71,8 +71,8 @@ fn pages_that_were_free_in_the_epoch_before_go_last() {
     assert_eq!(words_of_round(&outcome, 2), [1, 9, 0]);
 }
 
-/// Milliseconds held back for a guest whose agent has named every second page at once, on a slow link, and says
-/// a while later that this is all. It has told of every page below `answered`.
+/// For how many milliseconds the sender holds back on a slow link. The agent reports every second page at once, and
+/// ends its answer a while later. Of all pages below `answered`, it has already said whether they are free.
 fn held_back(answered: u64) -> f64 {
     let guest = guest();
     let theirs = Arc::clone(&guest);
@@ -106,7 +106,7 @@ fn held_back(answered: u64) -> f64 {
 }
 
 #[test]
-fn pages_that_the_agent_has_told_of_do_not_wait_and_others_do() {
+fn the_sender_waits_only_for_pages_that_the_agent_has_not_reported_on() {
     assert_eq!(held_back(PAGES), 0.0);
     assert!(held_back(0) > 0.0);
 }

@@ -219,7 +219,7 @@ fn a_guest_that_writes_faster_than_the_link_sends_moves_after_so_many_rounds() {
     assert_eq!(
         pending.len(),
         4,
-        "three, and the stopped guest's: {report:?}"
+        "three rounds and the stopped guest's: {report:?}"
     );
     assert!(pending[3] > 0, "{report:?}");
 }

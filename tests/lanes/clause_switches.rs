@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A second build of the program under test, in which clauses of the rule can be switched off.
 //!
-//! `cfg(clause_switches)` is set by rustc's flags for all crates, so this build has its own target folder. The tests that
-//! need it build it once. All other tests use the program that users get.
+//! rustc's flags set `cfg(clause_switches)` for all crates, so this build has a target folder of its own. The tests
+//! that need it build it once. All other tests use the program that users get.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn cargo() -> Command {
     cargo
 }
 
-/// The program that one of cargo's messages names, if it is the one that was asked for.
+/// The program that one of cargo's messages names, if it is the requested one.
 fn executable(message: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     let program = message["executable"].as_str()?;

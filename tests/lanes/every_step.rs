@@ -65,7 +65,7 @@ fn settled(destination: &mut Host) -> Option<Status> {
     }
 }
 
-/// Why `host` refuses `command`.
+/// The reason for which `host` refuses `command`.
 fn refused(host: &Host, command: &Command) -> String {
     let mut client = host.client().expect("the machine answers");
     match client.tell(command) {
@@ -80,7 +80,7 @@ fn end_guest(host: &Host) {
     tell(host, &Command::Quit(Some(even_so)));
 }
 
-/// The guest runs on `host`, and all its memory is right.
+/// Checks that the guest runs on `host` and that all its memory is right.
 fn goes_on(host: &mut Host, place: &str) {
     if status(host).machine == MachineState::Held {
         tell(host, &Command::Cont);

@@ -16,7 +16,7 @@ use crate::lab::{
     until_round, whole_pass,
 };
 
-/// The guest runs on at the source: it checks all its memory, and was told DONE as often as it was asked.
+/// Checks that the guest runs on at the source: all its memory is right, and it was told DONE for each request.
 fn runs_on(source: &mut Host) {
     assert_eq!(status(source).machine, MachineState::Running);
     let guest = whole_pass(source);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The life of a machine's process: it never takes its guest with it unnoticed, and a command that has returned is done.
+//! The life of a machine's process: it never ends a guest unnoticed, and a command that has returned is done.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -42,7 +42,7 @@ fn in_first_round(source: &mut Host) {
     assert!(!status(source).migration.status.is_over());
 }
 
-/// A source in the first round of a migration to a receiver that is to `hold` the guest.
+/// A source in the first round of a migration to a receiver, which holds the guest if `hold` is set.
 fn in_mid_migration(lab: &Lab, hold: bool) -> (Host, Host) {
     let mut source = lab.running("source");
     let (receiver, uri) = lab.receiving("receiver", hold);
@@ -51,7 +51,7 @@ fn in_mid_migration(lab: &Lab, hold: bool) -> (Host, Host) {
     (source, receiver)
 }
 
-/// Migrates without looking at the memory.
+/// Migrates without comparing memory.
 fn migrate(source: &mut Host, uri: &str) {
     Migration::default().begin(source, uri);
     ends(source, MigrationState::Completed);
@@ -186,7 +186,7 @@ fn a_cancel_that_has_returned_has_given_the_guest_back() {
             "{name}"
         );
     }
-    // So that the next one can begin at once.
+    // The next migration can begin at once.
     let (mut receiver, uri) = lab.receiving("receiver", true);
     migrate(&mut source, &uri);
     release_and_check(&mut receiver);
@@ -218,7 +218,7 @@ fn sigterm_leaves_no_socket_and_does_not_succeed_if_a_guest_is_lost() {
     let address = format!("unix:{}", stream.display());
     let (mut waiting, _) = lab.receiving_at("waiting", &address, true);
     signal(&waiting, Signal::TERM);
-    assert_eq!(end_of(&mut waiting), Some(0), "no guest was there");
+    assert_eq!(end_of(&mut waiting), Some(0), "it had no guest");
     assert!(!stream.exists() && !waiting.control.exists());
 
     let mut source = lab.running("source");
@@ -247,7 +247,7 @@ fn a_guest_that_ends_in_mid_migration_ends_it_at_once_and_says_why() {
     let ended = ends(&mut source, MigrationState::Failed);
     let why = ended.error_desc.unwrap();
     assert!(why.contains("the guest has ended"), "{why}");
-    // The migration ends before all of memory was sent in vain.
+    // The migration ends before all of memory is sent in vain.
     assert_eq!(ended.round, 1);
     assert_eq!(status(&source).machine, MachineState::Ended);
     let shown = lacuna(&["status", "--control", source.control.to_str().unwrap()]);

@@ -77,7 +77,7 @@ fn a_stock_linux_guest_goes_on_at_the_destination_and_no_page_is_wrong() {
     );
 }
 
-/// How many tries there are. One was always enough so far, but churn and rounds are independent and might miss each other.
+/// The number of tries. So far one was always enough, but churn and rounds are independent and might miss each other.
 const TRIES: [&str; 3] = ["1", "2", "3"];
 
 #[test]
@@ -92,7 +92,8 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
             "128M",
             "--dirty-rate",
             "4M",
-            // The guest's churned memory is by turns in use and free: in each round some of the pages to be sent are free.
+            // The guest's churned memory is alternately in use and free, so in each round some of the pages to be sent
+            // are free.
             "--churn",
             "12288",
             "--hints",
@@ -122,7 +123,10 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
             panic!("one mode, {} records", records.len())
         };
         assert!(record.is_exact(), "{record:?}");
-        assert_eq!(record.rounds, 5, "four and the stopped guest's: {record:?}");
+        assert_eq!(
+            record.rounds, 5,
+            "four rounds and the stopped guest's: {record:?}"
+        );
         if record.pages_hinted_by_round[1..]
             .iter()
             .any(|&pages| pages > 0)
@@ -220,7 +224,8 @@ fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() 
     assert_eq!(facts["guest-failure"], Value::Null);
 }
 
-/// The guest's own wall clock has lost nothing of the time that it stood still, by its first line after each arrival.
+/// Checks, by the guest's first line after each arrival, that its wall clock has not lost the time in which it stood
+/// still.
 fn assert_clock_is_right_at_once(facts: &Value) {
     let behind: Vec<i64> =
         serde_json::from_value(facts["clock-behind-ms"].clone()).expect("clocks");
@@ -228,7 +233,7 @@ fn assert_clock_is_right_at_once(facts: &Value) {
     for (hop, behind_now) in behind[1..].iter().enumerate() {
         let downtime = &facts["migrations"][hop]["downtime-ms"];
         stood += downtime.as_f64().expect("a downtime");
-        // How long a line is on its way through the console differs, but not by so much.
+        // The time that a line takes through the console varies, but not that much.
         let lost = behind_now.abs_diff(behind[0]) as f64;
         assert!(lost < stood / 2.0, "{lost} ms of {stood}: {facts}");
     }
@@ -240,7 +245,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
         return;
     };
     let number = |path: &str| number(&facts, path);
-    // Reporting gave memory back to the host (the job waits for that), and inflating did, too.
+    // Memory has gone back to the host by reporting (the job waits for that) and by inflating.
     assert!(number("/reported/reported") > 0, "{facts}");
     for (moment, target) in [("inflated", TARGET), ("arrived", LATER_TARGET)] {
         let taken = number(&format!("/taken-when-{moment}"));
@@ -271,7 +276,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     let ballooned = number("/arrived/ballooned");
     assert_eq!(ballooned, number("/left/ballooned"), "{facts}");
     assert!(ballooned.abs_diff(LATER_TARGET) <= ON_THE_MOVE, "{facts}");
-    // The guest has reported the memory that it took back meanwhile.
+    // The guest has reported the memory that it took back before.
     assert!(
         number("/left/reported") > number("/inflated/reported"),
         "{facts}"

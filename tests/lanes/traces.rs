@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of the checker: if two events of a real migration's trace are swapped, the check fails at the right one.
+//! Tests of the checker: if two events of a real migration's trace are swapped, the check fails at the first of them.
 
 use spec::trace::check::{Clause, Verdict, check_records};
 use spec::trace::{Event, Reader, Record};
@@ -9,7 +9,7 @@ use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
 /// A kind of events.
 type Kind = fn(&Event) -> bool;
 
-/// Pairs of events whose order the rule requires, and the clause that does.
+/// Pairs of events whose order the rule requires, and the clause that requires it.
 const ORDERS: [(&str, Kind, Kind, Clause); 10] = [
     (
         "a log starts, an epoch opens",
@@ -87,7 +87,7 @@ fn recorded() -> Vec<Record> {
     let reader = Reader::open(&bytes).expect("a trace");
     reader
         .records()
-        .map(|record| record.expect("nobody died"))
+        .map(|record| record.expect("no writer died"))
         .collect()
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Threads with a device and a sandbox of their own.
+//! Threads that know their device and their sandbox.
 //!
-//! A thread passes both on to the threads that it starts: the device that it works for, which each line of the log names,
-//! and its sandbox.
+//! A thread hands both to the threads that it starts. The log names a thread's device in each line.
 
 use std::cell::RefCell;
 use std::io;
@@ -21,10 +20,10 @@ thread_local! {
     static CONTEXT: RefCell<Context> = RefCell::default();
 }
 
-/// Starts a thread for the purpose of `group`.
+/// Starts a thread of `group`.
 ///
 /// # Errors
-/// If there can be no more threads.
+/// If the system allows no more threads.
 pub fn spawn<T: Send + 'static>(
     group: Group,
     work: impl FnOnce() -> T + Send + 'static,
@@ -37,33 +36,33 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
-/// Restricts the calling thread, and those that it starts, to what `group` needs, if the process is in a sandbox.
+/// Restricts the calling thread, and the threads that it starts, to what `group` needs, if the process is in a sandbox.
 pub fn confine(group: Group) {
     let filters = CONTEXT.with_borrow(|context| context.filters.clone());
     if let Some(filters) = filters
         && let Err(error) = filters.confine_thread(group)
     {
-        // What the whole process may not do, it may not do either.
+        // A failure is safe: the thread keeps the process's filter.
         log::warn!(
-            "the thread '{}' keeps the filter of all: {error}",
+            "the thread '{}' keeps the process's filter: {error}",
             group.name()
         );
     }
 }
 
-/// Says that the process is in a sandbox with these filters.
+/// Notes that the process is in a sandbox with these filters.
 pub fn set_filters(filters: Option<Arc<Filters>>) {
     CONTEXT.with_borrow_mut(|context| context.filters = filters);
 }
 
-/// Works for `device` from now on, or for none.
+/// Sets the device that the calling thread works for; `None` for no device.
 pub fn set_device(device: Option<Arc<str>>) {
     CONTEXT.with_borrow_mut(|context| context.device = device);
 }
 
 /// The device that the calling thread works for.
 pub fn device() -> Option<Arc<str>> {
-    // A thread that ends may still have something to say.
+    // A thread that is ending may still log.
     CONTEXT
         .try_with(|context| context.try_borrow().ok()?.device.clone())
         .ok()?

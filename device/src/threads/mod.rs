@@ -3,7 +3,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`context`] | a thread knows which device it works for, and what it may do |
+//! | [`context`] | a thread's device and sandbox |
 //! | [`server`] | a thread that serves until it is told to stop |
 
 pub mod context;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A thread that serves others until it is told to stop.
+//! A thread that serves until it is told to stop.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,22 +11,22 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::sandbox::seccomp::Group;
 use crate::threads::context;
 
-/// A thread that serves until this is dropped, which waits for its end.
+/// A thread that serves until this value is dropped. The drop waits for its end.
 #[derive(Debug)]
 pub struct ServerThread {
     stop: StopEvent,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Becomes readable, and stays so, when the thread is to end.
+/// Becomes readable, and stays so, when the thread shall end.
 #[derive(Clone, Debug)]
 pub struct StopEvent(Arc<OwnedFd>);
 
 impl ServerThread {
-    /// Starts a thread for the purpose of `group`. `serve` is to return when its argument becomes readable.
+    /// Starts a thread of `group`. `serve` must return when its argument becomes readable.
     ///
     /// # Errors
-    /// If there can be no more threads or file descriptors.
+    /// If the system allows no more threads or file descriptors.
     pub fn start(group: Group, serve: impl FnOnce(StopEvent) + Send + 'static) -> io::Result<Self> {
         let stop = StopEvent::new()?;
         let event = stop.clone();
@@ -37,7 +37,7 @@ impl ServerThread {
         })
     }
 
-    /// Tells the thread to end, without waiting for that.
+    /// Tells the thread to end. Does not wait for that.
     pub fn stop(&self) {
         self.stop.set();
     }
@@ -52,14 +52,14 @@ impl Drop for ServerThread {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {
-            // One that has panicked has said so in the log.
+            // A panic of the thread is in the log already.
             let _ = thread.join();
         }
     }
 }
 
 impl StopEvent {
-    /// Nothing is to end yet.
+    /// An event that is not set.
     ///
     /// # Errors
     /// If there is no file descriptor left.
@@ -68,9 +68,9 @@ impl StopEvent {
         Ok(Self(Arc::new(eventfd(0, flags)?)))
     }
 
-    /// Makes it readable.
+    /// Makes the event readable.
     pub fn set(&self) {
-        // The counter of an eventfd that nobody reads overflows after more calls than can ever be made.
+        // The counter of an eventfd overflows only after more calls than can ever be made.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }

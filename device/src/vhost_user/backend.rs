@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device as the vhost-user crates see it.
 //!
-//! One lock makes everything take turns: the crate's worker thread (queues), its daemon thread (messages of
-//! the front end) and the control thread (the migrator).
+//! One lock serialises the crate's worker thread (queues), its daemon thread (messages of the front end) and the
+//! control thread (the migrator).
 //!
-//! A thread that holds it may touch memory that the front end has lent, and hang there for ever. So only the device's own
-//! threads wait for it without a limit ([`Backend::balloon`]). Threads that serve others as well use
+//! A thread that holds it may touch memory that the front end has lent, and hang there for ever. So only the device's
+//! own threads wait for it without a limit ([`Backend::balloon`]). Threads that also serve other devices use
 //! [`Backend::balloon_within`].
 //!
-//! A panic poisons none of the device's locks (they are `parking_lot`'s): nothing that they guard is left half changed, and
-//! the guest is better told DONE by a device with a bug than not at all.
+//! A panic does not poison the device's locks (they are `parking_lot`'s). No code leaves what they guard half changed,
+//! and a device with a bug should still tell its guest DONE.
 
 use std::fs::File;
 use std::io;
@@ -37,7 +37,7 @@ use crate::vhost_user::transfer::Transfer;
 use crate::vhost_user::worker::{self, WorkerCall};
 use crate::virtqueue::ring::{MAX_QUEUE_SIZE, Ring};
 
-/// Guards of one device: for its regions and its log, before and after a change.
+/// The guards of one device: one for its regions, one for its log.
 const GUARDS: usize = 2 * (MAX_REGIONS + 1);
 
 /// A [`Balloon`] behind its lock.
@@ -46,11 +46,11 @@ pub struct Backend {
     balloon: FairMutex<Balloon>,
     guards: Share,
     worker: WorkerCall,
-    /// Apart from the balloon, as waiting for the end of a transfer must not hold up the migrator.
+    /// Has a lock of its own: waiting for the end of a transfer must not hold up the migrator.
     transfer: Mutex<Option<Transfer>>,
     log: Arc<DirtyLog>,
     memory: Mutex<LentMemory>,
-    /// Written when memory of the front end is lost.
+    /// Written when the device touches memory that the front end has truncated.
     lost: OwnedFd,
 }
 
@@ -77,7 +77,7 @@ impl Backend {
         &self.log
     }
 
-    /// The state that is on its way, if one is.
+    /// The state that is being transferred, if any.
     pub fn transfer(&self) -> MutexGuard<'_, Option<Transfer>> {
         self.transfer.lock()
     }
@@ -92,26 +92,26 @@ impl Backend {
         self.memory.lock().is_lost() || self.log.is_lost()
     }
 
-    /// What its front end's mappings are guarded with.
+    /// What guards the mappings of this device's front end.
     pub fn guards(&self) -> &Share {
         &self.guards
     }
 
-    /// The balloon, once nobody else uses it. That may be never: for threads of this device only.
+    /// Locks the balloon and waits for the lock without a limit. Only for threads of this device.
     pub fn balloon(&self) -> FairMutexGuard<'_, Balloon> {
         self.balloon.lock()
     }
 
-    /// The balloon, if it can be had within `patience`.
+    /// Locks the balloon, if that is possible within `patience`.
     pub fn balloon_within(&self, patience: Duration) -> Option<FairMutexGuard<'_, Balloon>> {
         self.balloon.try_lock_for(patience)
     }
 
-    /// Gets ready for a front end that `daemon` will serve. To be ended with [`Backend::detach`].
+    /// Prepares for a front end that `daemon` will serve. [`Backend::detach`] ends this.
     ///
     /// # Errors
-    /// If the daemon's worker does not come when it is called. Dropping the daemon would wait for it for ever, so
-    /// it is forgotten instead.
+    /// If the daemon's worker does not answer a call. Dropping the daemon would then wait for ever, so it is leaked
+    /// instead.
     pub fn attach(
         &self,
         daemon: VhostUserDaemon<Arc<Self>>,
@@ -130,10 +130,10 @@ impl Backend {
         }
     }
 
-    /// The front end of `daemon` has hung up.
+    /// Ends what [`Backend::attach`] began, after the front end of `daemon` has hung up.
     pub fn detach(&self, daemon: VhostUserDaemon<Arc<Self>>) {
         self.worker.dismiss();
-        // Waits for the worker, so only now.
+        // Waits for the worker, so it comes last.
         drop(daemon);
         *self.transfer.lock() = None;
         self.balloon().front_end_gone();
@@ -176,10 +176,10 @@ impl VhostUserBackend for Backend {
             | VhostUserProtocolFeatures::RESET_DEVICE
     }
 
-    /// A front end that resets the device need not stop its rings first. The crate has disabled them by now.
+    /// A front end may reset the device without stopping its rings first. The crate has disabled them by now.
     fn reset_device(&self) {
         if let Err(error) = self.worker.wait() {
-            log::warn!("the device is reset without its worker: {error}");
+            log::warn!("the device is reset, but its worker does not answer: {error}");
         }
         let mut balloon = self.balloon();
         self.log.log_every_write(false);
@@ -201,13 +201,13 @@ impl VhostUserBackend for Backend {
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {
         if let Err(error) = self.worker.wait() {
-            log::warn!("queue {index} stops without its worker: {error}");
+            log::warn!("queue {index} stops, but its worker does not answer: {error}");
         }
         self.balloon().queue_stops(index as usize);
         Ok(())
     }
 
-    /// Fails only when the worker thread is to end: that is what an error does to it.
+    /// Fails only when the worker thread shall end: the crate ends it on an error.
     fn handle_event(
         &self,
         event: u16,
@@ -264,9 +264,10 @@ mod tests {
 
     use crate::balloon::options::Options;
 
-    /// As a guest does that floods the inflate queue, and a migrator that closes epochs meanwhile.
+    /// One thread takes the device again and again, as for a guest that floods the inflate queue. Another waits for it,
+    /// as the migrator does to close an epoch.
     #[test]
-    fn whoever_waits_for_the_device_has_it_before_a_thread_that_takes_it_again_and_again() {
+    fn a_waiting_thread_gets_the_device_before_one_that_takes_it_again_and_again() {
         const FLOOD: u32 = 2000;
         let balloon = Balloon::new(Options::default(), Arc::default());
         let backend = Backend::new(balloon).unwrap();
@@ -290,6 +291,9 @@ mod tests {
             over.store(1, Ordering::SeqCst);
             turns.load(Ordering::SeqCst)
         });
-        assert!(had < FLOOD, "it had the device {had} times");
+        assert!(
+            had < FLOOD,
+            "the flooding thread had the device {had} times"
+        );
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One front end's connection, from its first message to its end.
 //!
-//! The vhost-user crate's daemon does what messages say, in threads of its own, behind the relay. It takes
-//! nothing else than a listener to get its messages from, so it gets one with a single connection: ours.
+//! The vhost-user crate's daemon does what messages say, in threads of its own, behind the relay. It reads messages
+//! only from a connection that it has accepted itself, so it gets a listener with a single waiting connection: ours.
 
 use std::io;
 use std::net::Shutdown;
@@ -25,31 +25,31 @@ use crate::memory::guest_memory::Memory;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::relay::relay;
 
-/// How often strangers may come first on the inner connection.
+/// How often a listener is made anew because a stranger connected to it first.
 const ATTEMPTS: usize = 16;
 
-/// Why a front end's connection ended, if it did not hang up.
+/// Why a front end's connection ended without a hang-up.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontEndError {
-    /// The connection between relay and vhost-user crate cannot be made.
+    /// The relay cannot connect to the vhost-user crate.
     #[error("cannot connect the relay: {0}")]
     Relay(#[source] io::Error),
-    /// The vhost-user crate's worker thread cannot be reached.
-    #[error("the queues' worker thread does not do its work: {0}")]
+    /// The vhost-user crate's worker thread does not answer.
+    #[error("the queues' worker thread does not answer: {0}")]
     Worker(#[source] io::Error),
-    /// A front end broke the vhost-user protocol.
-    #[error("the front end's connection ends: {0}")]
+    /// The front end broke the vhost-user protocol.
+    #[error("the front end's connection was closed: {0}")]
     Connection(#[source] io::Error),
-    /// The vhost-user crate gave up.
+    /// The vhost-user crate failed.
     #[error("vhost-user: {0}")]
     VhostUser(vhost_user_backend::Error),
 }
 
-/// Serves one front end until it hangs up, or `front` is shut down. `channel` is what the device of `backend`
-/// tells it of changes through.
+/// Serves one front end until it hangs up, or `front` is shut down. Through `channel` the device of `backend` tells it
+/// that the configuration has changed.
 ///
 /// # Errors
-/// [`FrontEndError`] if it does not end by itself.
+/// [`FrontEndError`] if the connection ends otherwise.
 pub fn serve(
     front: &UnixStream,
     backend: &Arc<Backend>,
@@ -64,7 +64,7 @@ pub fn serve(
     result
 }
 
-/// Starts `daemon` behind the relay and waits for the end of both.
+/// Starts `daemon` behind the relay and waits until both have ended.
 fn pass_messages(
     front: &UnixStream,
     daemon: &mut VhostUserDaemon<Arc<Backend>>,
@@ -76,7 +76,7 @@ fn pass_messages(
         .start(&mut listener)
         .map_err(FrontEndError::VhostUser)?;
     let relayed = relay(front, &back, backend, channel);
-    // Both sides see the end, whichever was its cause. A side that has gone needs no telling.
+    // Shuts down both sides, whichever ended first. A side that has gone already ignores it.
     let _ = front.shutdown(Shutdown::Both);
     let _ = back.shutdown(Shutdown::Both);
     match (relayed, daemon.wait()) {
@@ -88,7 +88,7 @@ fn pass_messages(
     }
 }
 
-/// A front end that is killed leaves its messages unread or half written.
+/// Whether the front end has hung up. One that is killed leaves its messages unread or half written.
 fn is_hang_up(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -96,9 +96,9 @@ fn is_hang_up(error: &io::Error) -> bool {
     )
 }
 
-/// A listener with one connection waiting, ours. It has a name that no file has: the sandbox reaches no files.
-/// Others could connect to it; but there is room for one, so if we come in without having to wait, nobody else
-/// has, and nobody will before the daemon has taken ours and closed the listener.
+/// A listener with one waiting connection, ours. Its name is abstract, as the sandbox lets nobody reach files. Others
+/// could connect to it, but its queue holds one connection. If ours enters without waiting, nobody else is in the
+/// queue, and nobody can enter it before the daemon has accepted ours and closed the listener.
 fn inner_connection() -> io::Result<(Listener, UnixStream)> {
     let new_socket = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -118,7 +118,7 @@ fn inner_connection() -> io::Result<(Listener, UnixStream)> {
                 connection.set_nonblocking(false)?;
                 return Ok((Listener::from(UnixListener::from(listener)), connection));
             }
-            // A stranger is waiting there.
+            // A stranger is in the queue.
             Err(Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }
@@ -133,7 +133,7 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
 
     #[test]
-    fn the_one_connection_that_the_daemon_takes_is_ours() {
+    fn the_daemon_accepts_our_connection() {
         let (listener, mut ours) = inner_connection().unwrap();
         let mut theirs = listener.accept().unwrap().unwrap();
         ours.write_all(b"ours").unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_gets_in_beside_us() {
+    fn a_stranger_cannot_connect_beside_us() {
         let (_listener, ours) = inner_connection().unwrap();
         let address = ours.peer_addr().unwrap();
         assert!(address.as_abstract_name().is_some());

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is refused, or done, before the vhost-user crate sees a message.
+//! Checks each message before the vhost-user crate sees it, and does what the crate cannot do.
 //!
-//! The crate checks types, sizes and the arithmetic of single fields. What it does not check is checked here: how
-//! long files are, that regions do not overlap and the log reaches them, that rings which run are not changed,
-//! that kicks and interrupts are what can be one. What it cannot do is done here: the dirty log, reads past the end
-//! of the configuration, the flags of configuration writes, and the socket for configuration changes, which it hides.
+//! The crate checks types, sizes and the arithmetic of single fields. The gate checks the rest: that files are long
+//! enough, that regions do not overlap and the dirty log covers them, that nothing changes a running ring, and that
+//! kicks and interrupts are eventfds. The gate also does what the crate cannot do: the dirty log, reads past the end of
+//! the configuration, the flags of configuration writes, and the socket for configuration changes, which the crate
+//! hides.
 //!
-//! Every error is a refusal, and nothing has changed then.
+//! Every error is a refusal. A refused message has changed nothing.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,14 +35,14 @@ const REGION_BYTES: usize = 32;
 /// Where the region of `ADD_MEM_REG` and the first of `SET_MEM_TABLE` start.
 const FIRST_REGION: usize = 8;
 
-/// What becomes of a message that is not refused.
+/// What happens to a message that is not refused.
 #[derive(Debug)]
 pub enum Passage {
     /// The crate gets it.
     Pass,
-    /// It has been done. A front end that asked for an acknowledgement gets one.
+    /// The gate has done it. A front end that asked for an acknowledgement gets one.
     Done,
-    /// It has been done, and this is the answer.
+    /// The gate has done it, and this is the answer.
     Answer(Message),
 }
 
@@ -51,7 +52,8 @@ pub struct Gate<'a> {
     backend: &'a Backend,
     channel: &'a ConfigChannel,
     acknowledges: bool,
-    /// The front end takes configuration changes, or what does not work without them has been said.
+    /// Whether it is settled that the front end takes configuration changes, or the log says what does not work without
+    /// them.
     changes_are_settled: bool,
     log_all: bool,
     slots: Vec<Slot>,
@@ -75,7 +77,7 @@ struct RingState {
 }
 
 impl<'a> Gate<'a> {
-    /// For a front end that has said nothing yet.
+    /// The gate of a front end that has not sent anything yet.
     pub fn new(backend: &'a Backend, channel: &'a ConfigChannel) -> Self {
         Self {
             backend,
@@ -88,13 +90,13 @@ impl<'a> Gate<'a> {
         }
     }
 
-    /// Whether the front end hears of a refusal of `message`: it has asked, and there is no other answer.
+    /// Whether `message` asks for an acknowledgement and has no other answer that could report a refusal.
     pub fn acknowledges(&self, message: &Message) -> bool {
         let answered = [request::GET_VRING_BASE, request::SET_LOG_BASE];
         self.acknowledges && message.needs_reply() && !answered.contains(&message.request())
     }
 
-    /// What becomes of `message`.
+    /// Checks `message`, and does it if the crate cannot.
     ///
     /// # Errors
     /// Why it is refused.
@@ -120,12 +122,12 @@ impl<'a> Gate<'a> {
             request::SET_VRING_KICK => self.set_kick(message),
             request::SET_VRING_CALL | request::SET_VRING_ERR => {
                 self.ring(message.payload_word(0) & 0xff)?;
-                refuse_if(message.fds.len() > 1, "more than one interrupt")?;
+                refuse_if(message.fds.len() > 1, "more than one file for an interrupt")?;
                 // User Mode Linux is interrupted through a socket.
                 let fits = |fd| is_eventfd(fd) || file_type(fd) == Ok(FileType::Socket);
                 refuse_if(
                     !message.fds.iter().all(fits),
-                    "an interrupt that is no eventfd",
+                    "the interrupt is not an eventfd",
                 )?;
                 message.fds.iter().try_for_each(unblock)?;
                 Ok(Passage::Pass)
@@ -148,7 +150,10 @@ impl<'a> Gate<'a> {
 
     fn set_features(&mut self, features: u64) -> io::Result<Passage> {
         let offered = self.backend.balloon().offered_features();
-        refuse_if(features & !offered != 0, "features that were not offered")?;
+        refuse_if(
+            features & !offered != 0,
+            "it sets features that were not offered",
+        )?;
         let log_all = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         if log_all {
             self.refuse_beyond_log(&self.slots)?;
@@ -156,7 +161,7 @@ impl<'a> Gate<'a> {
         self.log_all = log_all;
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             // User Mode Linux: rings run from the start and are never stopped. A driver that is loaded again
-            // acknowledges its features again, and then sets its rings up anew.
+            // acknowledges its features again, and then sets up its rings anew.
             self.rings = Default::default();
         }
         Ok(Passage::Pass)
@@ -166,14 +171,14 @@ impl<'a> Gate<'a> {
         let offered = self.backend.protocol_features().bits();
         refuse_if(
             features & !offered != 0,
-            "protocol features that were not offered",
+            "it sets protocol features that were not offered",
         )?;
         self.acknowledges = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         self.settle_changes(features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0);
         Ok(Passage::Pass)
     }
 
-    /// Says, once, what does not work with a front end that takes no configuration changes.
+    /// Logs, once, what does not work with a front end that takes no configuration changes.
     fn settle_changes(&mut self, are_taken: bool) {
         if !std::mem::replace(&mut self.changes_are_settled, true) && !are_taken {
             log::warn!(
@@ -189,7 +194,7 @@ impl<'a> Gate<'a> {
         let regions = message.payload().len().saturating_sub(FIRST_REGION) / REGION_BYTES;
         refuse_if(
             regions != message.fds.len(),
-            "not as many files as memory regions",
+            "the number of files differs from the number of memory regions",
         )?;
         let mut slots = Vec::new();
         for (number, file) in message.fds.iter().enumerate() {
@@ -202,7 +207,7 @@ impl<'a> Gate<'a> {
 
     fn add_mem_region(&mut self, message: &Message) -> io::Result<Passage> {
         let [file] = &message.fds[..] else {
-            return Err(invalid("not exactly one file for a memory region"));
+            return Err(invalid("a memory region needs exactly one file"));
         };
         let slot = slot_of(message, FIRST_REGION, file)?;
         refuse_overlap(&self.slots, slot)?;
@@ -213,7 +218,7 @@ impl<'a> Gate<'a> {
     }
 
     fn remove_mem_region(&mut self, message: &mut Message) -> io::Result<Passage> {
-        // The specification lets a file descriptor come along, for old front ends.
+        // The specification allows a file descriptor here, for old front ends.
         message.fds.clear();
         let gone = region(message, FIRST_REGION);
         let mut slots = self.slots.clone();
@@ -233,20 +238,20 @@ impl<'a> Gate<'a> {
     fn refuse_beyond_log(&self, slots: &[Slot]) -> io::Result<Passage> {
         refuse_if(
             !self.backend.log().reaches(end_of(slots)),
-            "guest memory beyond the end of the dirty log",
+            "guest memory reaches beyond the dirty log",
         )
     }
 
-    /// `size u64, offset u64` of the log. The answer is the same.
+    /// Payload: `size u64, offset u64` of the log. The answer repeats it.
     fn set_log_base(&mut self, message: &mut Message) -> io::Result<Passage> {
         let file = message.fds.pop().filter(|_| message.fds.is_empty());
-        let file = file.ok_or_else(|| invalid("not exactly one file for the dirty log"))?;
+        let file = file.ok_or_else(|| invalid("the dirty log needs exactly one file"))?;
         let (size, offset) = (message.payload_u64(0), message.payload_u64(8));
         let (share, wake) = (self.backend.guards(), self.backend.lost_event().as_fd());
         let file = LogFile::open(file.into(), offset, size, share, wake)?;
         refuse_if(
             !file.reaches(end_of(&self.slots)),
-            "a dirty log smaller than guest memory",
+            "the dirty log is smaller than guest memory",
         )?;
         self.backend.log().set_file(file);
         let words = [0, 4, 8, 12].map(|at| message.payload_word(at));
@@ -256,7 +261,7 @@ impl<'a> Gate<'a> {
         )))
     }
 
-    /// `ring u32, size u32`.
+    /// Payload: `ring u32, size u32`.
     fn set_ring_size(&mut self, message: &Message) -> io::Result<Passage> {
         let size = message.payload_word(4);
         if !size.is_power_of_two() || size as usize > MAX_QUEUE_SIZE {
@@ -276,8 +281,8 @@ impl<'a> Gate<'a> {
         Ok(Passage::Pass)
     }
 
-    /// `ring u32, flags u32`, addresses of descriptors, used and available ring, and where the used ring is
-    /// logged, 8 bytes each.
+    /// Payload: `ring u32, flags u32`, then 8 bytes each: the addresses of descriptors, used ring and available ring,
+    /// and where the used ring is logged.
     fn set_ring_addresses(&mut self, message: &Message) -> io::Result<Passage> {
         let addresses = [8, 16, 24].map(|at| message.payload_u64(at));
         let number = message.payload_word(0);
@@ -287,7 +292,7 @@ impl<'a> Gate<'a> {
             let inside = |slot: &Slot| address.wrapping_sub(slot.user) < slot.size;
             self.slots.iter().any(inside)
         });
-        refuse_if(!known, "a ring outside guest memory")?;
+        refuse_if(!known, "the ring lies outside guest memory")?;
         let ring = self.ring(number)?;
         let known = ring.addresses.filter(|_| ring.started);
         if known.is_some_and(|known| known != addresses) {
@@ -296,7 +301,7 @@ impl<'a> Gate<'a> {
         ring.addresses = Some(addresses);
         let balloon = self.backend.balloon();
         balloon.log_used_ring(number as usize, self.backend.log(), log);
-        // The crate would read the position in the used ring anew, while it is being written.
+        // The crate would read the used ring's index again, while it is being written.
         Ok(if known.is_some() {
             Passage::Done
         } else {
@@ -304,29 +309,30 @@ impl<'a> Gate<'a> {
         })
     }
 
-    /// `ring u8`, and bit 8 if there is no file descriptor.
+    /// Payload: `ring u8`, and bit 8 if no file descriptor comes along.
     fn set_kick(&mut self, message: &Message) -> io::Result<Passage> {
         let [kick] = &message.fds[..] else {
-            return Err(invalid("a ring without a kick: polling is not offered"));
+            return Err(invalid("the ring has no kick, and polling is not offered"));
         };
-        refuse_if(!is_eventfd(kick), "a kick that is no eventfd")?;
+        refuse_if(!is_eventfd(kick), "the kick is not an eventfd")?;
         unblock(kick)?;
         self.settle_changes(false);
         let ring = self.ring(message.payload_word(0) & 0xff)?;
-        refuse_if(ring.started, "a started ring cannot get another kick")?;
+        refuse_if(ring.started, "the kick of a started ring cannot be changed")?;
         ring.started = true;
         Ok(Passage::Pass)
     }
 
-    /// `offset u32, size u32, flags u32` and bytes. QEMU's number for migration is the flag that other front ends
-    /// set for the guest's own writes, so only the crate's flag for migration lets read-only fields be written.
+    /// Payload: `offset u32, size u32, flags u32` and bytes. QEMU marks a migration's write with the flag that other
+    /// front ends set for the guest's own writes. So only the crate's flag for migration makes read-only fields
+    /// writable.
     fn set_config(&mut self, message: &Message) -> io::Result<Passage> {
         let (offset, size) = (message.payload_word(0), message.payload_word(4));
         let bytes = message.payload().get(CONFIG_HEADER_BYTES..);
         let bytes = bytes.unwrap_or_default();
         refuse_if(
             bytes.len() != size as usize,
-            "not as many bytes as announced",
+            "the write has another size than announced",
         )?;
         let migration = VhostUserConfigFlags::LIVE_MIGRATION.bits();
         let mut balloon = self.backend.balloon();
@@ -344,7 +350,8 @@ impl<'a> Gate<'a> {
             socket_domain(socket) == Ok(AddressFamily::UNIX)
                 && socket_type(socket) == Ok(SocketType::STREAM)
         });
-        let socket = socket.ok_or_else(|| invalid("not exactly one unix stream socket"))?;
+        let socket = socket
+            .ok_or_else(|| invalid("configuration changes need exactly one unix stream socket"))?;
         self.channel.set(socket);
         self.backend.balloon().channel_came();
         Ok(Passage::Done)
@@ -363,12 +370,12 @@ fn region(message: &Message, at: usize) -> Slot {
     Slot { start, size, user }
 }
 
-/// The region at byte `at` of the payload, if `file` has it.
+/// The region at byte `at` of the payload, if `file` is long enough for it.
 fn slot_of(message: &Message, at: usize, file: &OwnedFd) -> io::Result<Slot> {
     let slot = region(message, at);
     refuse_unfit(file, message.payload_u64(at + 24), slot.size)?;
     if slot.start.checked_add(slot.size).is_none() || slot.user.checked_add(slot.size).is_none() {
-        return Err(invalid("a memory region beyond the last address"));
+        return Err(invalid("a memory region ends beyond the last address"));
     }
     Ok(slot)
 }
@@ -378,7 +385,7 @@ fn refuse_overlap(slots: &[Slot], new: Slot) -> io::Result<()> {
         new.start < slot.start.saturating_add(slot.size) && slot.start < new.start + new.size
     };
     match slots.iter().any(overlaps) {
-        true => Err(invalid("memory regions that overlap")),
+        true => Err(invalid("memory regions overlap")),
         false => Ok(()),
     }
 }
@@ -391,7 +398,7 @@ fn end_of(slots: &[Slot]) -> u64 {
     ends.max().unwrap_or(0)
 }
 
-/// Sees to it that `file` does not block.
+/// Makes `file` non-blocking.
 fn unblock(file: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(file)?;
     Ok(fcntl_setfl(file, flags | OFlags::NONBLOCK)?)

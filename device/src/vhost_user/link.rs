@@ -10,19 +10,19 @@ use parking_lot::Mutex;
 
 use crate::threads::server::StopEvent;
 
-/// The connection to a device's front end, if there is one. Another thread can look at it, and end it for good.
+/// The connection to a device's front end, if there is one. Any thread can look at it and end it for good.
 #[derive(Debug)]
 pub struct FrontEndLink {
     end: StopEvent,
     ended: AtomicBool,
-    /// The front end's connection, to hang up on it.
+    /// The front end's connection, to shut it down.
     current: Mutex<Option<UnixStream>>,
     connections: AtomicU64,
     failures: AtomicU64,
 }
 
 impl FrontEndLink {
-    /// There is no front end yet.
+    /// A link without a front end.
     ///
     /// # Errors
     /// If there is no file descriptor left.
@@ -41,17 +41,17 @@ impl FrontEndLink {
         self.current.lock().is_some()
     }
 
-    /// How many have connected so far.
+    /// How many front ends have connected so far.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// How many of them did not end by hanging up, but by what they did.
+    /// How many of them were hung up on for what they did.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Lets no more in, and hangs up on the one that is there, wherever it has stalled.
+    /// Lets no more front ends in and hangs up on the present one, even if it has stalled.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.end.set();
@@ -60,17 +60,17 @@ impl FrontEndLink {
         }
     }
 
-    /// Becomes readable when no more are to be let in.
+    /// Becomes readable when no more front ends are let in.
     pub fn end_event(&self) -> &StopEvent {
         &self.end
     }
 
-    /// Whether no more are to be let in.
+    /// Whether no more front ends are let in.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// `front` has connected.
+    /// Notes that `front` has connected.
     ///
     /// # Errors
     /// If there is no file descriptor left.
@@ -79,13 +79,13 @@ impl FrontEndLink {
         self.connections.fetch_add(1, Ordering::Relaxed);
         *self.current.lock() = Some(ours);
         if self.has_ended() {
-            // The thread that hangs up on front ends may have missed this one.
+            // The thread that called [`FrontEndLink::end`] may have missed this front end.
             let _ = front.shutdown(Shutdown::Both);
         }
         Ok(())
     }
 
-    /// The front end has gone, or was hung up on because it `failed`.
+    /// Notes that the front end has gone, or that it was hung up on because it `failed`.
     pub fn disconnected(&self, failed: bool) {
         *self.current.lock() = None;
         self.failures.fetch_add(failed.into(), Ordering::Relaxed);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages of the vhost-user protocol as they come: a header, a payload, file descriptors.
+//! Messages of the vhost-user protocol in raw form: a header, a payload, file descriptors.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,16 +10,16 @@ use crate::sockets;
 
 /// Bytes of a header: `request u32, flags u32, size u32`.
 const HEADER_BYTES: usize = 12;
-/// The most payload that is taken: what the vhost crate takes at most.
+/// The longest payload that is accepted: the vhost crate's own limit.
 const MAX_PAYLOAD: usize = 0x1000;
-/// The header's flag of a front end that waits for an answer.
+/// The header's flag of a message that wants an answer.
 const FLAG_NEED_REPLY: u32 = 1 << 3;
-/// Version 1 and the mark of a reply.
+/// The header's flags of a reply: version 1 and the mark of a reply.
 const REPLY_FLAGS: u32 = 1 | 1 << 2;
-/// How long the rest of a message may take.
+/// How long the rest of a message may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The requests that are more than passed on, by the names that the specification gives them.
+/// The requests that the gate or the relay treats specially, by their names in the specification.
 #[allow(missing_docs, reason = "the specification says what they are")]
 pub mod request {
     pub const GET_FEATURES: u32 = 1;
@@ -46,16 +46,16 @@ pub mod request {
 /// Bytes before those of the configuration in `GET_CONFIG` and `SET_CONFIG`: `offset u32, size u32, flags u32`.
 pub const CONFIG_HEADER_BYTES: usize = 12;
 
-/// One message: header and payload, and what came along.
+/// One message: header, payload and file descriptors.
 #[derive(Debug)]
 pub struct Message {
     bytes: Vec<u8>,
-    /// The file descriptors that came along.
+    /// The file descriptors that came with it.
     pub fds: Vec<OwnedFd>,
 }
 
 impl Message {
-    /// A request without payload, of our own.
+    /// A request of our own, without payload.
     pub fn ask(request: u32) -> Self {
         Self::new(request, 1, &[])
     }
@@ -65,7 +65,7 @@ impl Message {
         Self::new(request, REPLY_FLAGS, words)
     }
 
-    /// The answer to a `request` that has none of its own: whether it was refused.
+    /// The acknowledgement of a `request` that has no other answer: whether it was refused.
     pub fn acknowledgement(request: u32, refused: bool) -> Self {
         Self::reply(request, &[refused.into(), 0])
     }
@@ -79,7 +79,7 @@ impl Message {
         }
     }
 
-    /// Takes a message from `stream`; `None` if the peer has hung up.
+    /// Receives a message from `stream`; `None` if the peer has hung up.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for a message that is too long or carries too many file descriptors,
@@ -89,7 +89,7 @@ impl Message {
         Self::receive_until(stream, Some(Instant::now() + PATIENCE))
     }
 
-    /// As [`Message::receive`], but waits up to `deadline`, or for as long as it takes.
+    /// As [`Message::receive`], but waits for its beginning until `deadline`; with `None` for ever.
     ///
     /// # Errors
     /// As [`Message::receive`].
@@ -117,26 +117,26 @@ impl Message {
         Ok(Some(message))
     }
 
-    /// Passes the message on.
+    /// Sends the message on.
     ///
     /// # Errors
-    /// Whatever hinders that.
+    /// Any error of the socket.
     pub fn send(&self, stream: &UnixStream) -> io::Result<()> {
         sockets::send(stream, &self.bytes, &self.fds)
     }
 
-    /// The number that says what is asked for.
+    /// The number of the request.
     pub fn request(&self) -> u32 {
         self.word(0)
     }
 
-    /// Whether an answer is waited for, even if there is nothing to say.
+    /// Whether the sender waits for an answer, even for a request that has none of its own.
     pub fn needs_reply(&self) -> bool {
         self.word(4) & FLAG_NEED_REPLY != 0
     }
 
-    /// Cuts the payload, `regions u32, zero u32, 32 bytes a region`, to its regions. User Mode Linux sends more
-    /// bytes than that, which the crate refuses.
+    /// Cuts the payload, `regions u32, zero u32, 32 bytes a region`, after its last region. User Mode Linux sends more
+    /// bytes, which the crate refuses.
     pub fn trim_mem_table(&mut self) {
         let regions = self.word(HEADER_BYTES) as usize;
         let exact = 8 + regions.saturating_mul(32);
@@ -147,9 +147,9 @@ impl Message {
         }
     }
 
-    /// The answer to this `GET_CONFIG`, `offset u32, size u32, flags u32` and room for the bytes, from the configuration
-    /// space `config`. It is the guest who chooses what is read, and a front end may wait for as many bytes as it has
-    /// asked for: what lies past the end reads as zeros. A message without that much room gets no bytes, an error.
+    /// The answer to this `GET_CONFIG`: `offset u32, size u32, flags u32` and the bytes from the configuration space
+    /// `config`. The guest chooses what is read, and the front end may wait for as many bytes as it asked for, so
+    /// everything past the end reads as zeros. A request without room for these bytes is answered with an error.
     pub fn config_answer(&self, config: &[u8]) -> Self {
         let [offset, size, flags] = [0, 4, 8].map(|at| self.payload_word(at));
         let room = self.payload().len().saturating_sub(CONFIG_HEADER_BYTES);
@@ -158,7 +158,7 @@ impl Message {
         let there = config.iter().skip(offset as usize).copied();
         let bytes = there.chain(std::iter::repeat(0)).take(size as usize);
         answer.bytes.extend(bytes);
-        // No longer than the question, so it fits.
+        // No longer than the request, so it fits.
         let length = CONFIG_HEADER_BYTES as u32 + size;
         answer.bytes[8..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
         answer
@@ -169,17 +169,17 @@ impl Message {
         &self.bytes[HEADER_BYTES..]
     }
 
-    /// The payload's word at byte `at`, 0 past the end.
+    /// The payload's 32-bit word at byte `at`; 0 past the end.
     pub fn payload_word(&self, at: usize) -> u32 {
         self.word(HEADER_BYTES + at)
     }
 
-    /// The payload's double word at byte `at`, 0 past the end.
+    /// The payload's 64-bit word at byte `at`; 0 past the end.
     pub fn payload_u64(&self, at: usize) -> u64 {
         u64::from(self.payload_word(at)) | u64::from(self.payload_word(at + 4)) << 32
     }
 
-    /// The header's or payload's word at byte `at`, 0 past the end.
+    /// The message's 32-bit word at byte `at` from the header's start; 0 past the end.
     fn word(&self, at: usize) -> u32 {
         self.bytes
             .get(at..)
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_table_is_cut_to_its_regions_and_keeps_its_files() {
+    fn a_memory_table_is_cut_after_its_last_region_and_keeps_its_files() {
         let mut payload = [0; 72];
         payload[0] = 1;
         payload[40] = 0xff;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_table_that_claims_more_regions_than_it_has_stays_as_it_is() {
+    fn a_memory_table_that_claims_too_many_regions_is_not_cut() {
         for regions in [2, 3, u32::MAX] {
             let payload = [&regions.to_le_bytes()[..], &[0; 36]].concat();
             let mut table = Message {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_claims_more_than_a_page_is_not_waited_for() {
+    fn a_message_that_claims_more_than_a_page_is_refused_at_once() {
         let (mut front, back) = UnixStream::pair().unwrap();
         let mut header = bytes(1, &[]);
         header[8..12].copy_from_slice(&0x1001u32.to_le_bytes());
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_followed_by_zeros_up_to_what_was_asked_for() {
+    fn a_configuration_is_filled_with_zeros_up_to_the_size_asked_for() {
         let ask = |offset: u32, size: u32, room: usize| {
             let words = [offset, size, 1];
             let mut payload = spec_testing::bytes::words(&words);

@@ -4,11 +4,11 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`worker`] | waiting for the crate's worker thread |
-//! | [`transfer`] | the pipe that the state migrates through |
+//! | [`transfer`] | the pipe through which the state migrates |
 //! | [`backend`] | the device as the vhost-user crates see it |
-//! | [`messages`] | messages as they come |
-//! | [`gate`] | what is refused or done before the vhost-user crate sees it |
-//! | [`relay`] | what stands between the front end and the vhost-user crate, and why |
+//! | [`messages`] | messages in raw form |
+//! | [`gate`] | checks messages before the vhost-user crate sees them, and does what the crate cannot |
+//! | [`relay`] | passes messages between the front end and the vhost-user crate |
 //! | [`front_end`] | one front end's connection, from its first message to its end |
 //! | [`link`] | that connection, as other threads see it |
 

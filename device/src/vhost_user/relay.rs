@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What stands between the front end and the vhost-user crate, and why.
+//! Passes messages between the front end and the vhost-user crate.
 //!
-//! The crate's daemon gets its requests through this relay, which takes each message whole, has the [`Gate`] look
-//! at it, passes it on as it came, file descriptors included, and waits until it is done. So messages take effect
-//! in their order, whoever does them, a front end that stops in mid-message stops nobody, and much of what the
-//! crate would hang up on is refused with an answer instead.
+//! The crate's daemon gets its requests through this relay. The relay receives a message whole, has the [`Gate`] check
+//! it, passes it on unchanged with its file descriptors, and waits until the crate has done it. So messages take effect
+//! in order, whether the gate or the crate does them. A front end that stops in the middle of a message stops nobody
+//! else. And much of what would make the crate hang up gets a refusal as its answer.
 //!
-//! What is checked where: [`Message`] the length of a message and the number of its file descriptors; the
-//! [`Gate`] files, regions, rings that run, and what the guest writes to its configuration; the crate types, flags,
-//! sizes and the arithmetic of fields; [`crate::virtqueue`] what the guest has in its rings;
-//! [`crate::memory::sigbus`] that memory stays where it is.
+//! Who checks what: [`Message`] checks the length of a message and the number of its file descriptors; the [`Gate`]
+//! checks files, regions, running rings and the guest's configuration writes; the crate checks types, flags, sizes and
+//! the arithmetic of fields; [`crate::virtqueue`] checks what the guest puts into its rings; [`crate::memory::sigbus`]
+//! guards against memory that disappears.
 //!
 //! Kicks, interrupts and guest memory do not pass through here.
 
@@ -26,12 +26,12 @@ use crate::vhost_user::gate::{Gate, Passage};
 use crate::vhost_user::messages::{Message, request};
 use crate::vhost_user::transfer::Transfer;
 
-/// Passes messages between `front` and `back`, where the crate serves `backend`, until one of them hangs up.
+/// Passes messages between `front` and the crate's end `back` until one of them hangs up.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] for a message that is too long or carries too many file descriptors,
-/// [`io::ErrorKind::TimedOut`] for one whose rest does not come, [`io::ErrorKind::InvalidInput`] for one that was
-/// refused to a front end which does not want to know, and whatever hinders the passing.
+/// [`io::ErrorKind::InvalidData`] for a message that is too long or carries too many file descriptors;
+/// [`io::ErrorKind::TimedOut`] for one whose rest does not arrive; [`io::ErrorKind::InvalidInput`] for a refused one
+/// whose sender did not ask for an acknowledgement; any error of the sockets.
 pub fn relay(
     front: &UnixStream,
     back: &UnixStream,
@@ -43,7 +43,7 @@ pub fn relay(
         let ready = wait(front, back, backend)?;
         if backend.has_lost_memory() {
             return Err(io::Error::other(
-                "it has truncated memory that the device uses",
+                "the front end has truncated memory that the device uses",
             ));
         }
         if ready.transfer
@@ -52,7 +52,7 @@ pub fn relay(
             transfer.go_on();
         }
         if ready.back {
-            // The crate says nothing unasked.
+            // The crate sends nothing unasked, so it has hung up.
             return Ok(());
         }
         if ready.front {
@@ -66,7 +66,7 @@ pub fn relay(
     }
 }
 
-/// What there is to do.
+/// Which of the descriptors are ready.
 struct Ready {
     front: bool,
     back: bool,
@@ -74,7 +74,7 @@ struct Ready {
 }
 
 fn wait(front: &UnixStream, back: &UnixStream, backend: &Backend) -> io::Result<Ready> {
-    // The crate's thread has nothing to do now, so nobody else wants the transfer.
+    // The crate is idle now, so no other thread needs the transfer.
     let transfer = backend.transfer();
     let transfer = transfer.as_ref().and_then(Transfer::event);
     let mut polled: Vec<_> = [front.as_fd(), back.as_fd(), backend.lost_event().as_fd()]
@@ -95,7 +95,7 @@ fn wait(front: &UnixStream, back: &UnixStream, backend: &Backend) -> io::Result<
     })
 }
 
-/// Does what `message` says, or refuses it; `false` if the crate has hung up.
+/// Does or refuses what `message` asks; `false` if the crate has hung up.
 fn deal_with(
     message: &mut Message,
     gate: &mut Gate<'_>,
@@ -116,7 +116,7 @@ fn deal_with(
             log::warn!("the front end's request {request} is refused: {refusal}");
             Message::acknowledgement(request, true).send(front)?;
         }
-        // What the guest writes to its configuration must not cut it off from its device.
+        // A bad configuration write by the guest must not cost it the device.
         Err(refusal) if request == request::SET_CONFIG => {
             log::debug!("a configuration write is ignored: {refusal}");
         }
@@ -125,10 +125,10 @@ fn deal_with(
     Ok(true)
 }
 
-/// Has the crate do what `message` says, and passes its answer on; `false` if it hangs up instead.
+/// Has the crate do what `message` asks, and passes the answer on; `false` if the crate hangs up instead.
 fn pass_on(message: &Message, front: &UnixStream, back: &UnixStream) -> io::Result<bool> {
     message.send(back)?;
-    // A question that changes nothing and is always answered: by then the message has been dealt with.
+    // This request changes nothing and always has an answer. The crate answers in order, so `message` is done by then.
     match Message::ask(request::GET_FEATURES).send(back) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         sent => sent?,
@@ -136,7 +136,7 @@ fn pass_on(message: &Message, front: &UnixStream, back: &UnixStream) -> io::Resu
     let mut expected = 1 + usize::from(message.request() == request::GET_FEATURES);
     loop {
         let reply = match Message::receive_until(back, None) {
-            // It has left the question unread.
+            // It has hung up before it read that request.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
             reply => reply?,
         };
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_passed_on_and_the_relays_own_question_is_not() {
+    fn the_front_end_gets_the_answer_to_its_request_and_not_that_to_the_relays() {
         between(
             |front| {
                 for request in [request::GET_FEATURES, 15, request::GET_FEATURES] {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_back_end_that_hangs_up_ends_the_relay_with_what_it_said_before() {
+    fn a_back_ends_last_answer_is_passed_on_before_its_hang_up() {
         between(
             |front| {
                 Message::ask(15).send(&front).unwrap();

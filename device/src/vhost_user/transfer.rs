@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The pipe that the device's state migrates through.
+//! The pipe through which the device's state migrates.
 //!
-//! The front end reads or writes its end after the device has answered, at its own pace, or never. So the session
-//! waits for the pipe along with all else, and only [`Transfer::finish`] waits for it alone, and not for long.
+//! The front end reads or writes its end after the device has answered, at its own pace, or never. So the front end's
+//! session waits for the pipe beside everything else. Only [`Transfer::finish`] waits for the pipe alone, for a short
+//! time.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,12 +16,12 @@ use crate::balloon::device_state::MAX_BYTES;
 use crate::memory::lent_file::file_type;
 use crate::sockets;
 
-/// How long a front end may leave its end of the pipe as it is after it asked how the transfer went.
+/// How long [`Transfer::finish`] waits for the front end to read or write.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes at once: what a pipe usually holds.
+/// Bytes written at once: what a pipe usually holds.
 const PIECE: usize = 0x10000;
 
-/// A state on its way.
+/// A state that is being saved or loaded.
 #[derive(Debug)]
 pub struct Transfer {
     /// Closed when the transfer has ended.
@@ -33,35 +34,35 @@ pub struct Transfer {
 enum Direction {
     /// The bytes that are still to be written.
     Save(Vec<u8>),
-    /// The bytes that have come.
+    /// The bytes that have arrived.
     Load(Vec<u8>),
 }
 
 impl Transfer {
-    /// Starts to write `state` to `pipe`, which is closed after that.
+    /// Starts to write `state` to `pipe`, and closes it after that.
     ///
     /// # Errors
-    /// If `pipe` is no pipe and no socket.
+    /// If `pipe` is neither a pipe nor a socket.
     pub fn save(pipe: File, state: Vec<u8>) -> io::Result<Self> {
         let mut transfer = Self::start(pipe, Direction::Save(state))?;
-        // Most states fit a pipe whole.
+        // Most states fit into a pipe at once.
         transfer.go_on();
         Ok(transfer)
     }
 
-    /// Starts to read a state from `pipe`, up to its end.
+    /// Starts to read a state from `pipe` up to its end.
     ///
     /// # Errors
-    /// If `pipe` is no pipe and no socket.
+    /// If `pipe` is neither a pipe nor a socket.
     pub fn load(pipe: File) -> io::Result<Self> {
         Self::start(pipe, Direction::Load(Vec::new()))
     }
 
     fn start(pipe: File, direction: Direction) -> io::Result<Self> {
-        // To read or write anything else may block, or hang for ever, whatever its flags say.
+        // Other kinds of files may block, or hang for ever, whatever their flags say.
         let kinds = [FileType::Fifo, FileType::Socket];
         if !file_type(&pipe).is_ok_and(|kind| kinds.contains(&kind)) {
-            let text = "a state goes through a pipe or a socket only";
+            let text = "the state must go through a pipe or a socket";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let flags = fcntl_getfl(&pipe)?;
@@ -73,7 +74,7 @@ impl Transfer {
         })
     }
 
-    /// What to wait for before [`Transfer::go_on`], if the transfer has not ended.
+    /// The event to wait for before [`Transfer::go_on`], unless the transfer has ended.
     pub fn event(&self) -> Option<PollFd<'_>> {
         let flags = match self.direction {
             Direction::Save(_) => PollFlags::OUT,
@@ -82,7 +83,7 @@ impl Transfer {
         Some(PollFd::new(self.pipe.as_ref()?, flags))
     }
 
-    /// Writes or reads what can be at once.
+    /// Writes or reads as much as is possible without waiting.
     pub fn go_on(&mut self) {
         let Some(pipe) = &mut self.pipe else {
             return;
@@ -103,10 +104,10 @@ impl Transfer {
         }
     }
 
-    /// Waits for the end of the transfer; the bytes that arrived, if some were to.
+    /// Waits for the end of the transfer. Returns the bytes of a state that was loaded.
     ///
     /// # Errors
-    /// What went wrong, or [`io::ErrorKind::TimedOut`] if the front end does not do its part.
+    /// What went wrong, or [`io::ErrorKind::TimedOut`] if the front end does not read or write.
     pub fn finish(mut self) -> io::Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(event) = self.event() {
@@ -120,14 +121,14 @@ impl Transfer {
     }
 }
 
-/// Writes some of `rest`; whether that was all.
+/// Writes a piece of `rest`. Returns whether nothing is left.
 fn write_piece(pipe: &mut File, rest: &mut Vec<u8>) -> io::Result<bool> {
     let written = pipe.write(&rest[..rest.len().min(PIECE)])?;
     rest.drain(..written);
     Ok(rest.is_empty())
 }
 
-/// Appends what comes to `bytes`; whether it has come to an end, or to more bytes than a state has.
+/// Appends a piece to `bytes`. Returns whether the pipe has ended. More bytes than a state can have are an error.
 fn read_piece(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let had = bytes.len();
     bytes.resize(had + PIECE, 0);
@@ -135,7 +136,7 @@ fn read_piece(pipe: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
     bytes.truncate(had + read.as_ref().copied().unwrap_or(0));
     let read = read?;
     if bytes.len() > MAX_BYTES {
-        let text = "a state that is longer than any balloon's";
+        let text = "the state is longer than any balloon's";
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(read == 0)

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Calling the vhost-user crate's worker thread, and waiting until it comes.
+//! Calls the vhost-user crate's worker thread and waits until it answers.
 //!
-//! Three things need it:
-//! - The crate shows the device its rings only when something happens. So something happens, before the front
-//!   end is heard: a migrator that comes as soon as the rings run finds the device ready.
-//! - When a ring is stopped, the worker may still be about to read a kick. If the front end gives a new kick
-//!   before it does, the worker finds nothing there to read, and ends for good.
-//! - When the front end has gone, the worker is to end. The crate has an exit event for that, but loses a file
-//!   descriptor with each: a device that outlives its front ends would run out of them.
+//! Three tasks need this:
+//! - The crate shows the device its rings only together with an event. So the device makes one before it listens to the
+//!   front end: a migrator that comes as soon as the rings run finds the device ready.
+//! - When a ring is stopped, the worker may still be about to read a kick. If the front end gives the ring a new kick
+//!   before that, the worker finds nothing to read and ends for good.
+//! - When the front end has gone, the worker must end. The crate has an exit event for that, but leaks a file
+//!   descriptor with each: a device that outlives many front ends would run out of them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,12 +19,12 @@ use spec::balloon::QueueNumbering;
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
 use vmm_sys_util::epoll::EventSet;
 
-/// The number of the worker's event for this; those up to the number of queues are the crate's.
+/// The number of the worker's event for calls. The crate has taken those below the number of queues.
 pub const EVENT: u16 = QueueNumbering::MAX_QUEUES as u16 + 1;
-/// A worker that takes longer has ended.
+/// A worker that does not answer within this time has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Calls the worker and counts how often it has come.
+/// Calls the worker and counts its answers.
 #[derive(Debug)]
 pub struct WorkerCall {
     event: OwnedFd,
@@ -34,14 +34,14 @@ pub struct WorkerCall {
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// How often the worker has come.
+    /// How often the worker has answered.
     passes: u64,
-    /// The worker is to end when it comes.
+    /// The worker shall end with its next answer.
     dismissed: bool,
 }
 
 impl WorkerCall {
-    /// A call that no worker hears yet.
+    /// A call that no worker waits for yet.
     ///
     /// # Errors
     /// If there is no file descriptor left.
@@ -53,20 +53,20 @@ impl WorkerCall {
         })
     }
 
-    /// Has `worker` hear the calls from now on, as event [`EVENT`].
+    /// Lets `worker` wait for the calls from now on, as event [`EVENT`].
     ///
     /// # Errors
-    /// If the worker's epoll takes no more.
+    /// If the worker's epoll takes no more events.
     pub fn register<T: VhostUserBackend>(&self, worker: &VringEpollHandler<T>) -> io::Result<()> {
         self.calls.lock().dismissed = false;
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
         worker.register_listener(self.event.as_raw_fd(), set, u64::from(EVENT))
     }
 
-    /// The worker comes.
+    /// The worker's answer to a call.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Interrupted`] if it is dismissed: the crate's worker ends with an error.
+    /// [`io::ErrorKind::Interrupted`] if the worker shall end: the crate's worker ends on an error.
     pub fn pass(&self) -> io::Result<()> {
         let mut calls = self.calls.lock();
         calls.passes += 1;
@@ -77,11 +77,11 @@ impl WorkerCall {
         Ok(())
     }
 
-    /// Calls the worker and waits until it comes: all that it had begun before is then done. Must not be called
-    /// with a lock that the worker may wait for.
+    /// Calls the worker and waits for its answer. All that it had begun before is done then. The caller must not hold a
+    /// lock that the worker may wait for.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] if it does not come.
+    /// [`io::ErrorKind::TimedOut`] if it does not answer.
     pub fn wait(&self) -> io::Result<()> {
         let mut calls = self.calls.lock();
         let before = calls.passes;
@@ -94,7 +94,7 @@ impl WorkerCall {
         Ok(())
     }
 
-    /// Calls the worker to its end.
+    /// Calls the worker to end.
     pub fn dismiss(&self) {
         self.calls.lock().dismissed = true;
         self.call();
@@ -102,6 +102,6 @@ impl WorkerCall {
 
     fn call(&self) {
         rustix::io::write(&self.event, &1u64.to_ne_bytes())
-            .expect("an eventfd has room for more calls than can ever be made");
+            .expect("an eventfd counts more calls than can ever be made");
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A bound for the work of one pass over a queue.
+//! Bounds the work of one pass over a queue.
 
 use virtio_queue::desc::split::Descriptor;
 
 use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 
-/// How many descriptors a pass may still walk. Without it, chains that share descriptors, which no honest driver makes, would
-/// make a pass as long as the square of the queue.
+/// How many more descriptors a pass may walk. Chains that share descriptors, which no honest driver makes, could
+/// otherwise make a pass as long as the square of the queue's length.
 #[derive(Debug)]
 pub struct DescriptorBudget(u32);
 
@@ -18,14 +18,14 @@ impl Default for DescriptorBudget {
 }
 
 impl DescriptorBudget {
-    /// So many `descriptors`.
+    /// A budget of so many `descriptors`.
     pub fn new(descriptors: u32) -> Self {
         Self(descriptors)
     }
 
     /// The next descriptor of `chain`, unless there is none or the budget is used up.
     pub fn next_of(&mut self, chain: &mut impl Iterator<Item = Descriptor>) -> Option<Descriptor> {
-        // To look past the end of a chain costs nothing: a full ring of single descriptors is taken whole.
+        // Looking past the end of a chain is free, so a full ring of single descriptors is taken whole.
         let left = self.0.checked_sub(1)?;
         let descriptor = chain.next()?;
         self.0 = left;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Taking buffers from a virtqueue and giving them back.
+//! Takes buffers from a virtqueue and gives them back.
 //!
-//! Buffers are taken only from a ring that runs. What was taken goes back to a ring that is disabled meanwhile, too.
+//! Buffers are taken only from a running ring. They are given back even to a ring that has been disabled meanwhile.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -14,23 +14,23 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use crate::memory::guest_memory::{Memory, MemoryGuard};
 use crate::virtqueue::ring::Ring;
 
-/// A ring that cannot be read: its addresses or its indices make no sense.
+/// A ring whose addresses or indices are invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("the ring cannot be used: {0}")]
 pub struct BrokenRing(#[from] virtio_queue::Error);
 
-/// What becomes of a chain that was taken.
+/// What happens to a chain that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chain {
-    /// It goes back to the guest with used length 0: nothing was written.
+    /// The chain goes back to the guest with used length 0: nothing was written.
     Used,
-    /// It is kept, to be given back with [`give_back`].
+    /// The chain is kept until [`give_back`].
     Kept,
 }
 
-/// Lets `take` have every chain that the guest has queued up to now, and no later one.
+/// Calls `take` with every chain that the guest has queued up to now, and with no later one.
 ///
-/// Does nothing while the ring does not run. A ring's length bounds the work.
+/// Does nothing while the ring does not run. The ring's length bounds the work.
 ///
 /// # Errors
 /// [`BrokenRing`] if the available ring cannot be read or claims more than the ring holds.
@@ -42,7 +42,7 @@ pub fn drain(
     drain_some(ring, memory, |chain| ControlFlow::Continue(take(chain))).map(|_| ())
 }
 
-/// As [`drain`], but takes no more chains once `take` breaks. Whether it did.
+/// As [`drain`], but stops when `take` breaks. Returns whether it did.
 ///
 /// # Errors
 /// As [`drain`].
@@ -74,7 +74,7 @@ pub fn drain_some(
     Ok(broken_off)
 }
 
-/// Gives back the chains at `heads`, which [`drain`] kept. A ring that was stopped meanwhile does not get them.
+/// Gives back the chains at `heads`, which [`drain`] kept. Does nothing if the ring has been stopped meanwhile.
 ///
 /// # Errors
 /// [`BrokenRing`] if the used ring cannot be written.
@@ -94,20 +94,20 @@ fn return_used(
     heads: &[u16],
 ) -> Result<(), BrokenRing> {
     let size = queue.size();
-    // A head that is no descriptor has no place in the used ring either.
+    // An invalid head cannot be put into the used ring.
     for &head in heads.iter().filter(|head| **head < size) {
         let slot = queue.next_used() % size;
         queue.add_used(&**memory, head, 0)?;
         ring.log_used(slot);
     }
     if !heads.is_empty() && wants_interrupt(queue, memory) {
-        // A front end that has closed its end has no guest to interrupt.
+        // Fails if the front end has closed its end. Then no guest is left to interrupt.
         let _ = ring.signal_used_queue();
     }
     Ok(())
 }
 
-/// Linux asks for no interrupts on the hint queue; `virtio-queue` does not look.
+/// Whether the driver wants an interrupt. Linux asks for none on the hint queue, and `virtio-queue` does not check.
 fn wants_interrupt(queue: &Queue, memory: &MemoryGuard) -> bool {
     std::sync::atomic::fence(Ordering::SeqCst);
     let flags = GuestAddress(queue.avail_ring());

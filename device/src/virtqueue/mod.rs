@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Virtqueues, as a front end lends them.
+//! The virtqueues that a front end lends.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`ring`] | a virtqueue, which the front end starts, enables and stops |
-//! | [`buffers`] | taking buffers from a virtqueue and giving them back |
-//! | [`budget`] | how much of a virtqueue one pass may walk |
-//! | [`position`] | how far a virtqueue has been read, to know a new driver's from it |
+//! | [`ring`] | a virtqueue that the front end starts, enables and stops |
+//! | [`buffers`] | takes buffers from a virtqueue and gives them back |
+//! | [`budget`] | bounds the work of one pass over a virtqueue |
+//! | [`position`] | how far a virtqueue has been read, to notice when a driver sets it up anew |
 
 pub mod budget;
 pub mod buffers;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A ring of the vhost-user-backend crate with what the crate's own rings do not have: kicks and interrupts that
-//! block nobody, whatever the front end does with its file descriptors, and a log of its used ring.
+//! A ring of the vhost-user-backend crate, with three additions: kicks and interrupts that never block, whatever the
+//! front end does with its file descriptors, and a dirty log of the used ring.
 //!
-//! A ring is *started* or stopped, and *enabled* or not, whatever the other. It *runs* while it is both.
+//! A ring is *started* or stopped. Independently of that, it is *enabled* or disabled. It *runs* while it is started
+//! and enabled.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -21,7 +22,7 @@ use vm_memory::GuestAddressSpace;
 use crate::memory::dirty_log::DirtyLog;
 use crate::memory::guest_memory::Memory;
 
-/// The longest queue that a front end may set up: Linux keeps one entry a hint block in flight.
+/// The longest queue that a front end may set up. Linux keeps one entry in flight for each hint block.
 pub const MAX_QUEUE_SIZE: usize = 1024;
 
 /// A virtqueue of a front end.
@@ -37,7 +38,7 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// The front end's ends of the ring.
+/// What the front end gave for the ring.
 #[derive(Debug, Default)]
 struct Ends {
     kick: Option<Arc<OwnedFd>>,
@@ -45,7 +46,7 @@ struct Ends {
     used_log: Option<UsedLog>,
 }
 
-/// Where what is written to the used ring is logged: at guest-physical `address` and up.
+/// Where writes to the used ring are logged: from guest-physical `address` on.
 #[derive(Clone, Debug)]
 struct UsedLog {
     log: Arc<DirtyLog>,
@@ -69,7 +70,7 @@ impl Ring {
         state.is_enabled() && state.get_queue().ready()
     }
 
-    /// Whether the guest has not queued anything on the ring, neither for this device nor for one before it.
+    /// Whether the guest has never queued anything on the ring, neither for this device nor for one before it.
     pub fn is_unused(&self, memory: &Memory) -> bool {
         let state = self.get_ref();
         let queue = state.get_queue();
@@ -77,21 +78,22 @@ impl Ring {
         queue.next_avail() == 0 && queued.is_ok_and(|index| index.0 == 0)
     }
 
-    /// The number of the next chain to be taken.
+    /// The number of the next chain that will be taken.
     pub fn next_chain(&self) -> u16 {
         self.get_ref().get_queue().next_avail()
     }
 
-    /// Takes the ring for stopped, without a last look: its memory may be somebody else's. The crate waits for a new
-    /// kick only if there is none.
+    /// Stops the ring without a last look at its memory, which may have another use by now. The crate waits for a new
+    /// kick only if the ring has none.
     pub fn abandon(&self) {
         self.set_queue_ready(false);
         self.set_kick(None);
     }
 
-    /// Does `last` with a ring that the front end is stopping. The crate has stopped it already, but not answered.
+    /// Calls `last` while the front end is stopping the ring. The crate has stopped it already, but has not answered
+    /// yet.
     pub fn before_it_stops(&self, last: impl FnOnce()) {
-        // The crate takes the kick away only afterwards: a ring without one was not started.
+        // The crate takes the kick away only after this. A ring without a kick was not started.
         if self.get_ref().get_kick().is_some() {
             self.set_queue_ready(true);
             last();
@@ -99,7 +101,7 @@ impl Ring {
         }
     }
 
-    /// Logs what is written to the used ring as written at `address` from now on, or not apart from the rest.
+    /// From now on, logs writes to the used ring as writes at `address`; with `None`, does not log them apart.
     pub fn set_used_log(&self, log: &Arc<DirtyLog>, address: Option<u64>) {
         self.ends.lock().used_log = address.map(|address| UsedLog {
             log: Arc::clone(log),
@@ -107,7 +109,7 @@ impl Ring {
         });
     }
 
-    /// Element `slot` of the used ring, and its index, have been written.
+    /// Notes in the log that element `slot` of the used ring and its index have been written.
     pub fn log_used(&self, slot: u16) {
         let used_log = self.ends.lock().used_log.clone();
         if let Some(UsedLog { log, address }) = used_log {
@@ -117,22 +119,22 @@ impl Ring {
         }
     }
 
-    /// Has the worker come back to the ring, after what else waits for it.
+    /// Has the worker come back to the ring, after it has done its other work.
     pub fn kick_again(&self) {
         let Some(kick) = self.ends.lock().kick.clone() else {
             return;
         };
-        // A kick that has no room is one that the worker has not seen yet, and one that cannot be written to is no
-        // honest front end's: its guest kicks again.
+        // If the kick has no room, the worker has still to read it. If it cannot be written, the front end is not
+        // honest, and the guest kicks again anyway.
         let mut polled = [PollFd::new(&*kick, PollFlags::OUT)];
         if poll(&mut polled, Some(&Timespec::default())) == Ok(1) {
             let _ = rustix::io::write(&*kick, &1u64.to_ne_bytes());
         }
     }
 
-    /// Begins where the used ring ends, if the front end says that the device shall begin a little later. No request
-    /// is in flight when a ring starts: what lies between has been queued for nobody yet. (Cloud Hypervisor says how
-    /// far the guest has queued, also when a driver has queued before its device started, or a device has died.)
+    /// Begins where the used ring ends, if the front end says that the device shall begin a little later. No request is
+    /// in flight when a ring starts, so nobody has taken the chains in between. (Cloud Hypervisor always gives the
+    /// guest's newest position, even if the driver queued chains before the device started or after a device died.)
     fn begin_at_used(&self) {
         let mut state = self.inner.get_mut();
         let queue = state.get_queue_mut();
@@ -159,7 +161,7 @@ impl VringT<Memory> for Ring {
         })
     }
 
-    /// Takes the guest's kick. Does not block if somebody else has taken it.
+    /// Reads the guest's kick. Does not block if another thread has read it.
     fn read_kick(&self) -> io::Result<bool> {
         let kick = self.ends.lock().kick.clone();
         let mut count = [0; 8];
@@ -167,7 +169,7 @@ impl VringT<Memory> for Ring {
             let mut bytes = [IoSliceMut::new(&mut count)];
             preadv2(&*kick, &mut bytes, u64::MAX, ReadWriteFlags::NOWAIT)
         }) {
-            // The crate has no event without a kick.
+            // The crate reports no event of a ring without a kick.
             None | Some(Ok(8) | Err(Errno::AGAIN | Errno::INTR)) => {
                 Ok(self.inner.get_ref().is_enabled())
             }
@@ -188,7 +190,7 @@ impl VringT<Memory> for Ring {
             Ok(_) | Err(Errno::AGAIN) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        // One that is full is an interrupt that nobody has seen yet.
+        // A full eventfd holds an interrupt that nobody has read yet.
         let mut polled = [PollFd::new(&*call, PollFlags::OUT)];
         if poll(&mut polled, Some(&Timespec::default()))? == 1 {
             rustix::io::write(&*call, &one)?;
@@ -196,12 +198,12 @@ impl VringT<Memory> for Ring {
         Ok(())
     }
 
-    /// A ring that has been stopped starts with its kick.
+    /// A stopped ring starts when it gets its kick.
     fn set_kick(&self, file: Option<File>) {
         if file.is_some() {
             self.begin_at_used();
         }
-        // The crate waits for its own duplicate. Without another the ring is not kicked.
+        // The crate waits for its own duplicate. Without ours, only [`Ring::kick_again`] does nothing.
         let copy = file.as_ref().and_then(|file| file.try_clone().ok());
         self.ends.lock().kick = copy.map(|file| Arc::new(file.into()));
         self.inner.set_kick(file);
@@ -212,7 +214,7 @@ impl VringT<Memory> for Ring {
     }
 
     fn set_err(&self, _file: Option<File>) {
-        // What is wrong with a ring is told in the program's log.
+        // Faults of a ring are reported in the program's log instead.
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The configuration space, read and written in every way that a guest can make its front end try.
+//! The configuration space, with all reads and writes that a guest can have its front end send.
 
 use crate::raw::{GET_CONFIG, NEED_REPLY, Raw, SET_CONFIG, words};
 use crate::rig::guest::Daemon;
 
-/// Reads `size` bytes at `offset`; what the answer says of them, and the bytes.
+/// Reads `size` bytes at `offset`. Returns the answer's header and the bytes.
 fn read(raw: &mut Raw, offset: u32, size: u32) -> (Vec<u8>, Vec<u8>) {
     let mut payload = words(&[offset, size, 1]);
     payload.resize(12 + size.min(1024) as usize, 0);
@@ -39,7 +39,7 @@ fn every_part_of_the_configuration_can_be_read_and_what_follows_it_reads_as_zero
     }
     for offset in [0, 16, u32::MAX] {
         let none = read(&mut raw, offset, u32::MAX).1;
-        assert!(none.is_empty(), "no message has room for that");
+        assert!(none.is_empty(), "a request without room gets no bytes");
     }
 }
 
@@ -50,9 +50,9 @@ fn a_guest_writes_its_fields_only_and_a_migration_the_hosts_too() {
     for flags in [0, 1] {
         assert_eq!(write(&mut raw, 0, flags, &[0xff; 16]), Some(0));
         let whole = read(&mut raw, 0, 16).1;
-        assert_eq!(whole[..4], [0; 4], "pages wanted");
-        assert_eq!(whole[4..8], [0xff; 4], "pages in the balloon");
-        assert_eq!(whole[8..12], [0; 4], "command id");
+        assert_eq!(whole[..4], [0; 4], "the wanted pages");
+        assert_eq!(whole[4..8], [0xff; 4], "the pages in the balloon");
+        assert_eq!(whole[8..12], [0; 4], "the command id");
         assert_eq!(whole[12..], [0xff; 4], "poison");
     }
     assert_eq!(write(&mut raw, 0, 2, &[7; 16]), Some(0));
@@ -75,7 +75,7 @@ fn a_write_past_the_configuration_has_no_effect_there_and_cuts_nobody_off() {
     assert_eq!(read(&mut raw, 4, 4).1, [7; 4]);
     assert_eq!(write(&mut raw, 12, 1, &[0; 8]), Some(0));
     assert_eq!(write(&mut raw, 4, 1, &[0; 4]), Some(0));
-    // Announced and sent lengths differ, or there is no payload at all.
+    // The announced length differs from the sent one, or there is no payload at all.
     raw.send(SET_CONFIG, 1, &words(&[0, 16, 1]), &[]);
     raw.send(SET_CONFIG, 1, &[], &[]);
     assert_eq!(raw.order(SET_CONFIG, &words(&[0, 8, 1, 5]), &[]), Some(1));

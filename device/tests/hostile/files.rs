@@ -22,7 +22,7 @@ use crate::rig::guest::{Daemon, Guest, LOG_ALL, USUAL};
 use crate::rig::migrator::Migrator;
 
 #[test]
-fn a_front_end_that_truncates_its_memory_loses_its_connection_and_no_other_loses_anything() {
+fn a_front_end_that_truncates_its_memory_loses_its_connection_and_no_other_is_affected() {
     let mut daemon = Daemon::start(&[]);
     let before = idle(&daemon);
     for round in 0..3 {
@@ -40,10 +40,10 @@ fn a_front_end_that_truncates_its_memory_loses_its_connection_and_no_other_loses
 }
 
 #[test]
-fn memory_that_is_lost_while_the_migrator_looks_into_it_hurts_neither() {
+fn memory_that_is_lost_during_a_close_harms_neither_device_nor_migrator() {
     let mut daemon = Daemon::start(&[]);
     let mut machine = Machine::running(&daemon);
-    // Without a channel for changes the guest could not be asked, and no epoch would open.
+    // Without a channel for changes the guest could not be asked, so no epoch would open.
     let (_notices, channel) = UnixStream::pair().unwrap();
     let channel = [copy(&channel)];
     assert_eq!(
@@ -53,7 +53,7 @@ fn memory_that_is_lost_while_the_migrator_looks_into_it_hurts_neither() {
     let mut migrator = Migrator::connect(&daemon.control());
     migrator.open(1);
     machine.file.set_len(0).unwrap();
-    // Nobody kicks: it is the migrator's close that takes what is queued, and so reads the ring.
+    // Without a kick: the migrator's close takes what is queued, and so reads the ring.
     assert_eq!(migrator.close(1).pages, 0);
     assert!(machine.raw.hangs_up());
     assert_eq!(migrator.status().epoch, 0);
@@ -61,11 +61,11 @@ fn memory_that_is_lost_while_the_migrator_looks_into_it_hurts_neither() {
 }
 
 #[test]
-fn half_of_the_memory_gone_is_all_of_the_front_end_gone() {
+fn truncating_a_part_of_the_memory_ends_the_connection() {
     let mut daemon = Daemon::start(&[]);
     let mut machine = Machine::running(&daemon);
     machine.start(INFLATE);
-    // The rings stay; the page with the numbers goes.
+    // The rings stay. The page with the numbers goes.
     machine.describe(INFLATE, 0, (MEMORY - 4096, 1024, 0, 0));
     machine.offer(INFLATE, 0);
     machine.file.set_len(MEMORY / 2).unwrap();
@@ -97,11 +97,11 @@ fn a_log_that_is_truncated_ends_the_connection_and_not_the_daemon() {
 }
 
 #[test]
-fn only_eventfds_kick_and_only_they_and_sockets_interrupt() {
+fn kicks_are_eventfds_and_interrupts_are_eventfds_or_sockets() {
     let daemon = Daemon::start(&[]);
     let mut machine = Machine::new(&daemon);
     let wrong: [fn() -> OwnedFd; 4] = [
-        // Like an eventfd, it lies in no folder.
+        // Like an eventfd, it is in no folder.
         || epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
         || memory_file(4096).into(),
         || File::open("/dev/zero").unwrap().into(),
@@ -125,21 +125,21 @@ fn only_eventfds_kick_and_only_they_and_sockets_interrupt() {
     machine.send(HINTS, (0, 4096, WRITE, 0));
     let mut interrupt = [0; 8];
     interrupts.read_exact(&mut interrupt).unwrap();
-    // One that is full blocks nobody.
+    // A full eventfd blocks nobody.
     for _ in 0..10_000 {
         machine.send(HINTS, (0, 4096, WRITE, 0));
     }
 }
 
 #[test]
-fn an_interrupt_that_would_block_and_a_kick_that_somebody_else_takes_stop_nobody() {
+fn neither_a_full_interrupt_nor_a_stolen_kick_blocks_the_device() {
     let mut daemon = Daemon::start(&[]);
     let mut machine = Machine::new(&daemon);
     machine.calls[HINTS as usize] = eventfd(0, EventfdFlags::empty()).unwrap();
     machine.start(HINTS);
     let call = &machine.calls[HINTS as usize];
     rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    // The front end undoes what the device did about it.
+    // The front end makes it blocking again.
     rustix::fs::fcntl_setfl(call, rustix::fs::OFlags::empty()).unwrap();
     for _ in 0..100 {
         machine.send(HINTS, (0, 4096, WRITE, 0));
@@ -163,7 +163,7 @@ fn the_channel_for_changes_is_one_unix_socket_or_none() {
 }
 
 #[test]
-fn a_state_is_not_read_from_or_written_to_what_is_no_pipe() {
+fn a_state_is_not_saved_into_the_reading_end_of_a_pipe() {
     let daemon = Daemon::start(&[]);
     let mut raw = Raw::negotiate(&daemon);
     // A pipe's reading end cannot be written to.
@@ -175,12 +175,12 @@ fn a_state_is_not_read_from_or_written_to_what_is_no_pipe() {
 }
 
 #[test]
-fn what_is_lent_on_a_file_system_that_never_answers_is_refused_without_asking_it() {
+fn files_of_a_file_system_that_never_answers_are_refused_without_asking_it() {
     let mut daemon = Daemon::start(&[]);
     let fuse = match Fuse::mount() {
         Ok(fuse) => fuse,
         Err(error) => {
-            return spec_testing::skipped(format_args!("this user cannot mount FUSE: {error}"));
+            return spec_testing::skipped(format_args!("this user may not mount FUSE: {error}"));
         }
     };
     let file = fuse.open();
@@ -220,7 +220,7 @@ fn what_is_lent_on_a_file_system_that_never_answers_is_refused_without_asking_it
 fn memory_on_a_file_system_without_a_disk_is_refused() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::running(&daemon);
-    // For those who cannot mount FUSE.
+    // For machines where FUSE cannot be mounted.
     let proc = OwnedFd::from(File::open("/proc/self/maps").unwrap());
     let plugged = slot([MEMORY, 4096, USER + MEMORY, 0]);
     assert_eq!(machine.raw.order(ADD_MEM_REG, &plugged, &[proc]), Some(1));

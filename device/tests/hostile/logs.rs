@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The dirty log: what it may be, when it is written, and what is in it.
+//! The dirty log: which files are accepted, when it is written, and what is in it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -25,16 +25,18 @@ fn set_features(machine: &mut Machine, features: u64) -> Option<u64> {
         .order(SET_FEATURES, &features.to_le_bytes(), &[])
 }
 
-/// The pages of the log that are marked, which are taken out of it.
+/// Takes the marked pages out of the log.
 fn harvest(log: &File) -> Vec<u64> {
     let marked = marked(log);
     log.write_all_at(&[0; LOG_BYTES as usize], 0).unwrap();
     marked
 }
 
-/// The same, once `count` pages are marked: a page is marked a moment after it was written.
+/// As [`harvest`], once `count` pages are marked: a page is marked a moment after it was written.
 fn harvest_of(log: &File, count: usize) -> Vec<u64> {
-    eventually("the log", || (marked(log).len() >= count).then_some(()));
+    eventually("the marked pages", || {
+        (marked(log).len() >= count).then_some(())
+    });
     harvest(log)
 }
 
@@ -82,7 +84,11 @@ fn logging_starts_stops_and_starts_again_with_the_features() {
     let used = Machine::used_ring(HINTS) / 4096;
     assert!(set_log(&mut machine, &log, LOG_BYTES, 0).is_some());
     hint(&machine);
-    assert_eq!(harvest(&log), NOTHING, "not asked for yet");
+    assert_eq!(
+        harvest(&log),
+        NOTHING,
+        "nothing is logged before the feature is set"
+    );
     for _ in 0..3 {
         set_features(&mut machine, USUAL | LOG_ALL);
         hint(&machine);
@@ -112,13 +118,17 @@ fn a_ring_logs_its_used_ring_where_it_is_told_to() {
     let at = 1000 * 4096 - 4;
     switch(&mut machine, VRING_F_LOG, at);
     hint(&machine);
-    assert_eq!(harvest_of(&log, 2), [999, 1000], "index and element");
+    assert_eq!(
+        harvest_of(&log, 2),
+        [999, 1000],
+        "the pages of the index and the element"
+    );
     switch(&mut machine, 0, at);
     hint(&machine);
     assert_eq!(harvest(&log), NOTHING);
     switch(&mut machine, VRING_F_LOG, u64::MAX - 2);
     hint(&machine);
-    assert_eq!(harvest(&log), NOTHING, "beyond the end of all logs");
+    assert_eq!(harvest(&log), NOTHING, "beyond the end of the log");
     switch(&mut machine, VRING_F_LOG, at);
     set_features(&mut machine, USUAL | LOG_ALL);
     hint(&machine);
@@ -141,7 +151,7 @@ fn zero_length_descriptors_are_not_logged() {
 }
 
 #[test]
-fn memory_that_is_plugged_in_while_logging_is_logged_and_none_beyond_the_log_is_taken() {
+fn memory_that_is_plugged_in_while_logging_is_logged_and_refused_beyond_the_log() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
     let log = memory_file(LOG_BYTES);
@@ -164,7 +174,7 @@ fn memory_that_is_plugged_in_while_logging_is_logged_and_none_beyond_the_log_is_
     machine.offer(HINTS, 0);
     machine.kick(HINTS);
     crate::rig::eventually("the new memory to be logged", || {
-        // Only read: a write of zeros could take a mark that has just come.
+        // Only read: writing zeros could erase a new mark.
         (marked(&log) == [(end - MIB) / 4096]).then_some(())
     });
     assert_eq!(machine.raw.order(REM_MEM_REG, &last, &[]), Some(0));
@@ -180,7 +190,7 @@ fn the_log_cannot_be_switched_on_for_less_than_all_memory() {
     assert!(set_log(&mut machine, &log, needed, 0).is_some());
     let more = slot([MEMORY, MIB, USER + MEMORY, 0]);
     let file = memory_file(MIB);
-    // While it is off it does not matter.
+    // Accepted while logging is off.
     assert_eq!(
         machine.raw.order(ADD_MEM_REG, &more, &[copy(&file)]),
         Some(0)

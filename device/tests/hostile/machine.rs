@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A front end with memory and rings, laid by hand, so that they can be wrong.
+//! A front end with hand-made memory and rings, which may be wrong.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,12 +18,12 @@ use crate::raw::{
 };
 use crate::rig::guest::{Daemon, MIB};
 
-/// Where the front end has guest memory, it says.
+/// The user address at which the front end claims to have guest memory.
 pub const USER: u64 = 0x7000_0000_0000;
 /// Bytes of guest memory, from guest-physical 0.
 pub const MEMORY: u64 = 16 * MIB;
 pub const RING_SIZE: u16 = 64;
-/// Guest memory of one ring: descriptors, available ring, used ring and buffers, a part each.
+/// Bytes of guest memory for one ring, a part each for descriptors, available ring, used ring and buffers.
 const RING_BYTES: u64 = 0x10000;
 const PART: u64 = 0x4000;
 
@@ -31,7 +31,7 @@ pub const INFLATE: u32 = 0;
 pub const STATISTICS: u32 = 2;
 pub const HINTS: u32 = 3;
 
-/// A file that can be truncated, unlike those of honest front ends.
+/// A file that can be truncated; honest front ends seal theirs.
 pub fn memory_file(bytes: u64) -> File {
     let file = File::from(memfd_create("hostile", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(bytes).unwrap();
@@ -60,7 +60,7 @@ pub fn slot(region: [u64; 4]) -> Vec<u8> {
     [longs(&[0]), longs(&region)].concat()
 }
 
-/// The payload of `SET_VRING_ADDR` for parts at these user addresses.
+/// The payload of `SET_VRING_ADDR` for a ring whose parts have these user addresses.
 pub fn addresses(ring: u32, flags: u32, parts: [u64; 3], log: u64) -> Vec<u8> {
     let [descriptors, available, used] = parts;
     [
@@ -79,7 +79,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Connects, negotiates, and lends its memory.
+    /// Connects, negotiates, and shares its memory.
     pub fn new(daemon: &Daemon) -> Self {
         let mut raw = Raw::negotiate(daemon);
         let file = memory_file(MEMORY);
@@ -96,7 +96,7 @@ impl Machine {
         }
     }
 
-    /// The same guest, with the same memory and rings, after its front end has been killed and another connects.
+    /// The same guest, with the same memory and rings, after its front end was killed and another has connected.
     pub fn reconnected(self, daemon: &Daemon) -> Self {
         let Self {
             raw,
@@ -145,18 +145,18 @@ impl Machine {
         self.start_at(ring, &addresses(ring, 0, Self::parts(ring), 0));
     }
 
-    /// As [`Machine::start`], but the device goes on at the chain with number `next`.
+    /// As [`Machine::start`], but the device begins at the chain with number `next`.
     pub fn start_from(&mut self, ring: u32, next: u16) {
         let parts = addresses(ring, 0, Self::parts(ring), 0);
         self.start_with(ring, &parts, next.into());
     }
 
-    /// Starts a ring with this payload of `SET_VRING_ADDR`.
+    /// Starts a ring with `parts` as the payload of `SET_VRING_ADDR`.
     pub fn start_at(&mut self, ring: u32, parts: &[u8]) {
         self.start_with(ring, parts, self.available(ring).into());
     }
 
-    /// Starts a ring that was stopped; the device goes on where the used ring ends.
+    /// Starts a ring again. The device goes on where the used ring ends.
     pub fn start_again(&mut self, ring: u32) {
         self.start_from(ring, self.used(ring));
     }
@@ -199,7 +199,7 @@ impl Machine {
         queue(ring).offer(&self.memory, self.available(ring), head);
     }
 
-    /// Claims that so many chains were offered.
+    /// Claims that `index` chains were offered.
     pub fn claim(&self, ring: u32, index: u16) {
         queue(ring).set_available(&self.memory, index);
     }
@@ -229,7 +229,7 @@ impl Machine {
         queue(ring).wait_until_used(&self.memory, self.available(ring));
     }
 
-    /// Asks the device something that it answers after all that came before.
+    /// Sends a request that the device answers after all that came before.
     pub fn is_answered(&mut self) {
         assert_eq!(self.raw.ask(crate::raw::GET_QUEUE_NUM, &[]).len(), 8);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hostile front ends and guests, with a real daemon process: it survives, leaks nothing, touches nothing
-//! that it should not, and serves the next front end.
+//! Hostile front ends and guests against a real daemon process: it survives, leaks nothing, touches nothing that it
+//! must not, and serves the next front end.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "../rig/mod.rs"]

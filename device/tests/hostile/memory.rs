@@ -8,7 +8,7 @@ use crate::raw::{ADD_MEM_REG, GET_MAX_MEM_SLOTS, REM_MEM_REG, Raw, SET_MEM_TABLE
 use crate::rig::guest::{Daemon, MIB};
 
 #[test]
-fn a_table_that_makes_no_sense_is_refused_and_a_good_one_taken_after_it() {
+fn an_invalid_table_is_refused_and_a_valid_one_accepted_after_it() {
     let daemon = Daemon::start(&["--once"]);
     let mut raw = Raw::negotiate(&daemon);
     let good = [0, MEMORY, USER, 0];
@@ -40,7 +40,7 @@ fn a_table_that_makes_no_sense_is_refused_and_a_good_one_taken_after_it() {
 }
 
 #[test]
-fn what_the_kernel_does_not_map_ends_the_connection_only() {
+fn memory_that_the_kernel_does_not_map_ends_only_the_connection() {
     let mut daemon = Daemon::start(&[]);
     for region in [[0, 4096, USER, 1], [0, 1 << 62, USER, 0]] {
         let mut raw = Raw::negotiate(&daemon);
@@ -54,7 +54,7 @@ fn what_the_kernel_does_not_map_ends_the_connection_only() {
 }
 
 #[test]
-fn a_region_that_overlaps_or_is_not_there_cannot_be_added_or_removed() {
+fn an_overlapping_region_cannot_be_added_and_an_unknown_one_cannot_be_removed() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
     let file = memory_file(MIB);
@@ -82,10 +82,10 @@ fn a_region_that_overlaps_or_is_not_there_cannot_be_added_or_removed() {
     ] {
         assert_eq!(machine.raw.order(REM_MEM_REG, &slot(region), &[]), Some(1));
     }
-    // The file descriptor of old front ends is closed.
+    // The file descriptor that old front ends send is closed.
     let fds = open_in(&daemon)[0];
     if fds == 0 {
-        // Nobody may look, and the test has said so.
+        // Mappings are unreadable here, and the test has said so.
         return;
     }
     assert_eq!(machine.raw.order(REM_MEM_REG, &good, &two[1..]), Some(0));
@@ -127,7 +127,7 @@ fn a_region_that_is_removed_is_unmapped_when_the_answer_comes_and_never_touched_
     machine.start(INFLATE);
     let mapped = open_in(&daemon)[1];
     if mapped == 0 {
-        // Nobody may look, and the test has said so.
+        // Mappings are unreadable here, and the test has said so.
         return;
     }
     let file = memory_file(MIB);
@@ -137,7 +137,7 @@ fn a_region_that_is_removed_is_unmapped_when_the_answer_comes_and_never_touched_
         assert_eq!(machine.raw.order(ADD_MEM_REG, &plugged, &fd), Some(0));
         assert_eq!(open_in(&daemon)[1], mapped + 1);
         machine.send(HINTS, (MEMORY, 4096, WRITE, 0));
-        // Queued before, and looked at after the region has gone.
+        // Queued before the region is removed, and read after it.
         machine.describe(HINTS, 63, (MEMORY, MIB as u32, WRITE, 0));
         machine.offer(HINTS, 63);
         let pages: Vec<u8> = (0..256u32)
@@ -156,7 +156,7 @@ fn a_region_that_is_removed_is_unmapped_when_the_answer_comes_and_never_touched_
         machine.wait_until_used(INFLATE);
         let mut bytes = [0; 4096];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
-        assert_eq!(bytes, [round + 1; 4096], "nothing was discarded");
+        assert_eq!(bytes, [round + 1; 4096], "nothing is discarded");
     }
 }
 

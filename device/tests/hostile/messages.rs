@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages in wrong numbers, cut in half, or with superfluous file descriptors.
+//! Messages in wrong numbers, cut short, or with superfluous file descriptors.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -15,13 +15,13 @@ use crate::rig::eventually;
 use crate::rig::guest::{Daemon, Guest, MIB, USUAL};
 use crate::rig::migrator::Migrator;
 
-/// Often enough for any leak to show.
+/// Often enough to show any leak.
 const OFTEN: usize = 10_000;
-/// Messages that are under way at once: less than a socket holds.
+/// Messages in flight at once: fewer than a socket holds.
 const BATCH: usize = 50;
 
-/// Sends a message often, with the file descriptors that `fds` makes, in an own connection, and compares what
-/// is open in the daemon before and after. `answers` says whether each is answered unasked.
+/// Sends a message many times over its own connection, with the file descriptors that `fds` makes, and compares what
+/// the daemon has open before and after. `answers` says whether each message has an answer of its own.
 fn send_often(
     name: &str,
     request: u32,
@@ -42,7 +42,7 @@ fn send_often(
             }
             for _ in 0..BATCH {
                 let answer = machine.raw.answer();
-                let answer = answer.unwrap_or_else(|| panic!("{name}: hung up on"));
+                let answer = answer.unwrap_or_else(|| panic!("{name}: the device hung up"));
                 assert!(answers || answer.len() == 8, "{name}");
             }
         }
@@ -99,7 +99,7 @@ fn messages_about_memory_leave_nothing_behind_however_often() {
     send_often("SET_MEM_TABLE", SET_MEM_TABLE, &one, false, || {
         vec![copy(&file)]
     });
-    // The first is taken, the others overlap it.
+    // The first is accepted. The others overlap it.
     let more = slot([MEMORY, MIB, USER + MEMORY, 0]);
     send_often("ADD_MEM_REG", ADD_MEM_REG, &more, false, || {
         vec![copy(&file)]
@@ -140,7 +140,7 @@ fn messages_about_rings_leave_nothing_behind_however_often() {
         false,
         none,
     );
-    // The first starts the ring, the others are refused.
+    // The first starts the ring. The others are refused.
     send_often("SET_VRING_KICK", SET_VRING_KICK, &ring, false, || {
         vec![copy(&event)]
     });
@@ -205,7 +205,7 @@ fn file_descriptors_are_closed_whatever_message_brings_them() {
             let mut raw = Raw::negotiate(&daemon);
             let fds: Vec<_> = (0..count).map(|_| event()).collect();
             let _ = raw.try_send(request, 1, &[0; 40], &fds);
-            // Some more with the payload of another.
+            // Some more, with another message's payload.
             let _ = raw.try_send(GET_QUEUE_NUM, 1, &[], &fds[..1]);
         }
         settles(&daemon, idle);
@@ -214,7 +214,7 @@ fn file_descriptors_are_closed_whatever_message_brings_them() {
 }
 
 #[test]
-fn every_request_with_every_short_payload_ends_well() {
+fn every_request_with_a_short_payload_is_answered_or_ends_the_connection() {
     let mut daemon = Daemon::start(&[]);
     let idle = idle(&daemon);
     for request in 0..REQUESTS {
@@ -231,7 +231,7 @@ fn every_request_with_every_short_payload_ends_well() {
             let mut raw = Raw::negotiate(&daemon);
             raw.send(request, 1 | NEED_REPLY, &vec![fill; size], &[]);
             raw.send(GET_FEATURES, 1, &[], &[]);
-            // An answer or a hang-up; waiting for ever would be a failure of its own.
+            // An answer or a hang-up. Waiting for ever would end in a timeout.
             raw.answer();
         }
     }
@@ -266,7 +266,7 @@ fn a_message_may_be_cut_off_anywhere() {
 }
 
 #[test]
-fn a_message_in_single_bytes_is_a_message() {
+fn a_message_may_arrive_byte_by_byte() {
     let daemon = Daemon::start(&["--once"]);
     let mut raw = Raw::negotiate(&daemon);
     for byte in words(&[GET_QUEUE_NUM, 1, 0]) {
@@ -276,7 +276,7 @@ fn a_message_in_single_bytes_is_a_message() {
 }
 
 #[test]
-fn a_front_end_that_stops_in_mid_message_stops_neither_migrator_nor_end() {
+fn a_front_end_that_stops_in_mid_message_holds_up_neither_the_migrator_nor_the_end() {
     for part in [&[1u8][..], &words(&[SET_CONFIG, 1, 40])[..]] {
         let mut daemon = Daemon::start(&[]);
         let mut raw = Raw::negotiate(&daemon);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A front end that sends whatever bytes it likes.
+//! A front end that can send any bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -14,11 +14,11 @@ use crate::rig::{PATIENCE, eventually};
 
 pub use spec_testing::bytes::{longs, words};
 
-// Headers and numbers are written down again here, from the specification, not taken from the device: a mistake in
-// its reading of them shall show.
+// Headers and numbers are written again from the specification and not taken from the device, so that a misreading in
+// the device shows.
 
 pub const NEED_REPLY: u32 = 1 << 3;
-/// Everything that the device offers: `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `RESET_DEVICE`,
+/// All protocol features of the device: `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `RESET_DEVICE`,
 /// `CONFIGURE_MEM_SLOTS`, `DEVICE_STATE`.
 pub const PROTOCOL_FEATURES: u64 =
     1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 19;
@@ -48,7 +48,7 @@ pub const ADD_MEM_REG: u32 = 37;
 pub const REM_MEM_REG: u32 = 38;
 pub const SET_DEVICE_STATE_FD: u32 = 42;
 pub const CHECK_DEVICE_STATE: u32 = 43;
-/// One more than the last request that has a meaning.
+/// One more than the last defined request.
 pub const REQUESTS: u32 = 46;
 
 /// A connection.
@@ -78,7 +78,7 @@ impl Raw {
         raw
     }
 
-    /// Sends a message. Whether the device still takes it is another matter.
+    /// Sends a message. The device may have hung up.
     pub fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[OwnedFd]) {
         let _ = self.try_send(request, flags, payload, fds);
     }
@@ -93,7 +93,7 @@ impl Raw {
         sockets::send(&self.0, &message(request, flags, payload), fds)
     }
 
-    /// Sends bytes that need not be a message.
+    /// Sends any bytes.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         let _ = self.0.write_all(bytes);
     }
@@ -117,20 +117,20 @@ impl Raw {
         }
     }
 
-    /// Sends a question and returns the answer's payload.
+    /// Sends a request and returns its answer's payload.
     pub fn ask(&mut self, request: u32, payload: &[u8]) -> Vec<u8> {
         self.send(request, 1, payload, &[]);
         self.answer().expect("an answer")
     }
 
-    /// Sends an order and asks how it went: 0 is well, `None` that the device has hung up.
+    /// Sends a request that wants an acknowledgement. Returns 0 for success, `None` if the device has hung up.
     pub fn order(&mut self, request: u32, payload: &[u8], fds: &[OwnedFd]) -> Option<u64> {
         self.send(request, 1 | NEED_REPLY, payload, fds);
         let answer = self.answer()?;
         Some(u64::from_le_bytes(answer.try_into().unwrap()))
     }
 
-    /// Whether the device hangs up, whatever it says before.
+    /// Whether the device hangs up, perhaps after some answers.
     pub fn hangs_up(mut self) -> bool {
         loop {
             match self.0.read(&mut [0; 4096]) {
@@ -149,21 +149,21 @@ pub fn open_in(daemon: &Daemon) -> [usize; 3] {
     let maps = spec_testing::seen_of_process(maps);
     [
         open_files(process),
-        // Those of files: what the allocator maps is its own affair.
+        // Mappings of files. The allocator's own mappings do not matter.
         maps.lines().filter(|line| line.contains("memfd:")).count(),
         threads(process),
     ]
 }
 
-/// What the daemon has open once no front end is left, which takes it a moment to notice.
+/// Waits until the daemon has open what it had `before`: it takes a moment to notice that a front end has gone.
 pub fn settles(daemon: &Daemon, before: [usize; 3]) {
     eventually("the daemon to close everything", || {
         (open_in(daemon) == before).then_some(())
     });
 }
 
-/// What the daemon has open when it serves no front end. Its sockets can be connected to before its threads run,
-/// the last of which is the one that serves front ends.
+/// What the daemon has open while it serves no front end. Its sockets accept connections before its threads run; the
+/// last thread is the one that serves front ends.
 pub fn idle(daemon: &Daemon) -> [usize; 3] {
     let tasks = format!("/proc/{}/task", daemon.process.id());
     eventually("the daemon's threads", || {
@@ -178,6 +178,6 @@ pub fn idle(daemon: &Daemon) -> [usize; 3] {
         std::thread::sleep(std::time::Duration::from_millis(20));
         (open_in(daemon) == first).then_some(first)
     });
-    assert_eq!(before[1], 0, "memory of no front end is mapped");
+    assert_eq!(before[1], 0, "no front end's memory is mapped");
     before
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front ends that are killed at any moment, and transfers of state that go wrong.
+//! Front ends that are killed at any moment, and state transfers that fail.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -119,14 +119,14 @@ fn a_statistics_buffer_that_a_killed_front_end_left_is_taken_again() {
     };
     offer(&machine, 0);
     offer(&machine, 1);
-    eventually("the first", || {
+    eventually("the first statistics", || {
         (machine.used(STATISTICS) == 1).then_some(())
     });
-    // The same guest under a new connection: its front end goes on where the used ring ends.
+    // The same guest over a new connection: its front end goes on where the used ring ends.
     let mut machine = machine.reconnected(&daemon);
     machine.start_from(STATISTICS, 1);
     offer(&machine, 2);
-    eventually("the second", || {
+    eventually("the second statistics", || {
         (machine.used(STATISTICS) == 2).then_some(())
     });
     let element = machine.read(Machine::used_ring(STATISTICS) + 4 + 8, 8);
@@ -137,7 +137,7 @@ fn a_statistics_buffer_that_a_killed_front_end_left_is_taken_again() {
 }
 
 #[test]
-fn a_state_is_given_and_taken_while_every_ring_is_stopped_even_if_none_is_enabled() {
+fn a_state_is_saved_and_loaded_while_every_ring_is_stopped_even_if_none_is_enabled() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::running(&daemon);
     let disable = words(&[HINTS, 0]);
@@ -155,7 +155,7 @@ fn a_state_is_given_and_taken_while_every_ring_is_stopped_even_if_none_is_enable
     }
 }
 
-/// Asks for a save (0) or a load (1) over `fd`, of which the device then has the only copy.
+/// Asks for a save (0) or a load (1) over `fd`. The device then has the only copy of `fd`.
 fn transfer(machine: &mut Machine, direction: u32, fd: impl Into<OwnedFd>) {
     let payload = words(&[direction, 0]);
     machine
@@ -164,11 +164,11 @@ fn transfer(machine: &mut Machine, direction: u32, fd: impl Into<OwnedFd>) {
     assert_eq!(machine.raw.answer(), Some(longs(&[0x100])));
 }
 
-/// Loads `state`, of which the pipe may stay open; whether the device took it.
+/// Loads `state`, and closes the pipe if `close` is set. Returns whether the device accepted it.
 fn load(machine: &mut Machine, state: &[u8], close: bool) -> bool {
     let (reader, mut writer) = std::io::pipe().unwrap();
     transfer(machine, 1, reader);
-    // The device may have enough before all is written.
+    // The device may close the pipe before everything is written.
     let _ = writer.write_all(state);
     let open = (!close).then_some(writer);
     let taken = machine.raw.ask(CHECK_DEVICE_STATE, &[]) == longs(&[0]);
@@ -186,7 +186,7 @@ fn save(machine: &mut Machine) -> Vec<u8> {
 }
 
 #[test]
-fn no_state_is_too_odd_to_be_refused() {
+fn every_invalid_state_is_refused() {
     let mut daemon = Daemon::start(&[]);
     let mut machine = Machine::new(&daemon);
     let good = save(&mut machine);
@@ -202,11 +202,14 @@ fn no_state_is_too_odd_to_be_refused() {
             odd[at..at + 4].copy_from_slice(&word.to_le_bytes());
             if load(&mut machine, &odd, true) {
                 assert_eq!(save(&mut machine).len(), good.len());
-                assert!(load(&mut machine, &good, true), "back to the good one");
+                assert!(
+                    load(&mut machine, &good, true),
+                    "the good state is still accepted"
+                );
             }
         }
     }
-    // Nothing is to be checked twice, or without a transfer.
+    // A check that comes twice, or without a transfer, fails.
     assert_eq!(machine.raw.ask(CHECK_DEVICE_STATE, &[]), longs(&[1]));
     machine.start(INFLATE);
     assert!(daemon.lives());

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings at wrong places, rings that change while they run, and guests that write invalid data into
-//! them.
+//! Rings at wrong places, rings that change while they run, and guests that write invalid data into them.
 
 use crate::machine::{
     HINTS, INDIRECT, INFLATE, MEMORY, Machine, NEXT, RING_SIZE, STATISTICS, USER, WRITE, addresses,
@@ -46,7 +45,7 @@ fn rings_outside_memory_and_misaligned_ones_do_nothing() {
         [descriptors + 8, available, used],
         [descriptors, available + 1, used],
         [descriptors, available, used + 2],
-        // They begin inside.
+        // They begin inside memory and end outside.
         [end - 16, available, used],
         [descriptors, end - 2, used],
         [descriptors, available, end - 4],
@@ -71,7 +70,7 @@ fn rings_outside_memory_and_misaligned_ones_do_nothing() {
 fn a_ring_over_the_edge_of_its_region_does_not_reach_what_lies_behind() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
-    // Neighbours for the front end, but with a hole between them for the guest.
+    // Neighbours in the front end's addresses, with a hole between them in the guest's.
     let file = memory_file(MIB);
     let other = slot([MEMORY + MIB, MIB, USER + MEMORY, 0]);
     let fd = [crate::machine::copy(&file)];
@@ -106,7 +105,7 @@ fn a_ring_that_runs_cannot_be_changed_and_goes_on() {
     };
     refused(SET_VRING_NUM, &words(&[HINTS, 128]), &[]);
     refused(SET_VRING_BASE, &words(&[HINTS, 7]), &[]);
-    // A refusal changes nothing, so the second is refused as well.
+    // A refusal changes nothing, so the second attempt is refused, too.
     refused(SET_VRING_ADDR, &moved, &[]);
     refused(SET_VRING_ADDR, &moved, &[]);
     refused(SET_VRING_KICK, &ring, &[event()]);
@@ -149,7 +148,7 @@ fn there_is_no_ring_beyond_the_last() {
 }
 
 #[test]
-fn chains_that_never_end_come_to_an_end() {
+fn endless_chains_are_cut_off() {
     let daemon = Daemon::start(&["--once"]);
     for ring in [INFLATE, STATISTICS, HINTS] {
         let daemon = if ring == INFLATE {
@@ -164,12 +163,12 @@ fn chains_that_never_end_come_to_an_end() {
             let kept = u16::from(ring == STATISTICS);
             machine.offer(ring, head);
             machine.kick(ring);
-            eventually("the chain back", || {
+            eventually("the chain's return", || {
                 (machine.available(ring) - machine.used(ring) <= kept).then_some(())
             });
         };
         for flags in [NEXT, NEXT | WRITE] {
-            // To itself, to another and back, and beyond the table.
+            // To itself, to another one and back, and beyond the table.
             machine.describe(ring, 0, (buffer, 8, flags, 0));
             offer(0);
             machine.describe(ring, 0, (buffer, 8, flags, 1));
@@ -180,7 +179,8 @@ fn chains_that_never_end_come_to_an_end() {
             machine.describe(ring, 0, (buffer, u32::MAX, flags, 1));
             offer(0);
         }
-        // Indirect tables are not offered: one that refers to itself, to the ring, to nothing, and an odd one.
+        // Indirect tables are not offered. These refer to themselves, to the ring, or to nothing; one has an odd
+        // length.
         machine.write(buffer, &descriptor_bytes((buffer, 64, INDIRECT | NEXT, 0)));
         for (address, length) in [
             (buffer, 64),
@@ -214,7 +214,7 @@ fn an_index_that_jumps_further_than_the_ring_is_long_stops_the_ring_only() {
 }
 
 #[test]
-fn heads_that_are_no_descriptors_are_passed_over() {
+fn invalid_heads_are_skipped() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::running(&daemon);
     for head in [RING_SIZE, 0x7fff, u16::MAX] {
@@ -225,7 +225,9 @@ fn heads_that_are_no_descriptors_are_passed_over() {
     machine.describe(HINTS, 7, (0, 4096, WRITE, 0));
     machine.offer(HINTS, 7);
     machine.kick(HINTS);
-    eventually("the good one", || (machine.used(HINTS) == 1).then_some(()));
+    eventually("the good chain's return", || {
+        (machine.used(HINTS) == 1).then_some(())
+    });
     let element = machine.read(Machine::used_ring(HINTS) + 4, 8);
     assert_eq!(element, words(&[7, 0]));
 }
@@ -251,7 +253,7 @@ fn buffers_on_the_rings_themselves_harm_the_guest_only() {
 }
 
 #[test]
-fn a_guest_that_inflates_its_own_rings_loses_them_and_nobody_else_does() {
+fn a_guest_that_inflates_its_own_rings_affects_nobody_else() {
     let mut daemon = Daemon::start(&[]);
     let mut machine = Machine::running(&daemon);
     machine.start(INFLATE);
@@ -261,7 +263,7 @@ fn a_guest_that_inflates_its_own_rings_loses_them_and_nobody_else_does() {
     machine.describe(INFLATE, 0, (buffer, 1024, 0, 0));
     machine.offer(INFLATE, 0);
     machine.kick(INFLATE);
-    eventually("the rings to go", || {
+    eventually("the discard of the rings", || {
         (machine.available(INFLATE) == 0).then_some(())
     });
     machine.is_answered();
@@ -287,9 +289,9 @@ fn statistics_with_any_tag_are_taken() {
         machine.describe(STATISTICS, head, (buffer, length, 0, 0));
         machine.offer(STATISTICS, head);
         machine.kick(STATISTICS);
-        // The newest is kept, and the one before it given back.
+        // The device keeps the newest buffer and gives back the one before.
         let before = machine.available(STATISTICS).wrapping_sub(1);
-        eventually("the buffer before", || {
+        eventually("the return of the buffer before", || {
             (machine.used(STATISTICS) == before).then_some(())
         });
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random messages, of which most are nearly right, for a few seconds. The seed is fixed.
+//! Random messages for a few seconds, most of them nearly valid. The seed is fixed.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use crate::raw::*;
 use crate::rig::guest::{Daemon, Guest, LOG_ALL, MIB, USUAL};
 use crate::rig::migrator::Migrator;
 
-/// What a front end might say, at random.
+/// Random values that a front end might send.
 struct Random(spec::stamp::Random);
 
 impl Random {
@@ -56,7 +56,7 @@ impl Random {
     }
 }
 
-/// A payload and file descriptors for `request` that may well be right.
+/// A payload and file descriptors for `request`, possibly valid.
 fn message(random: &mut Random, request: u32) -> (Vec<u8>, Vec<OwnedFd>) {
     let ring = random.below(6) as u32;
     let file = || OwnedFd::from(memory_file(MEMORY));
@@ -160,7 +160,7 @@ fn random_messages_neither_end_the_daemon_nor_fill_it() {
                 break;
             }
             messages += 1;
-            // Some requests are only answered when the protocol features allow it: a question always is.
+            // Whether some requests are answered depends on the protocol features. `GET_FEATURES` is always answered.
             raw.send(GET_FEATURES, 1, &[], &[]);
             if raw.answer().is_none() {
                 break;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings that stop are drained; a device whose rings are all stopped writes nothing and says nothing.
+//! Rings that stop are drained. A device whose rings are all stopped writes nothing and sends nothing.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ fn stop(machine: &mut Machine, ring: u32) -> u16 {
     u32::from_le_bytes(answer[4..].try_into().unwrap()) as u16
 }
 
-/// Queues a page to be inflated and tells nobody.
+/// Queues a page for the balloon without a kick.
 fn queue_inflate(machine: &Machine, page: u32) {
     let head = machine.available(INFLATE) % RING_SIZE;
     let buffer = Machine::buffers(INFLATE) + u64::from(head) * 4;
@@ -36,7 +36,7 @@ fn interrupts(machine: &Machine, ring: u32) -> u64 {
 }
 
 #[test]
-fn what_was_queued_is_done_before_a_ring_has_stopped() {
+fn queued_chains_are_done_before_a_ring_stops() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
     for round in 0..10 {
@@ -56,7 +56,7 @@ fn what_was_queued_is_done_before_a_ring_has_stopped() {
 }
 
 #[test]
-fn a_ring_that_is_disabled_is_left_as_it_is_and_goes_on_from_there() {
+fn a_disabled_ring_rests_and_goes_on_where_it_was() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
     machine.start(INFLATE);
@@ -76,13 +76,13 @@ fn a_ring_that_is_disabled_is_left_as_it_is_and_goes_on_from_there() {
     machine.write(8 * MIB, &[1]);
     queue_inflate(&machine, 2048);
     machine.kick(INFLATE);
-    // Disabled and then stopped, as QEMU does.
+    // Disabled and then stopped, as QEMU does it.
     assert_eq!(stop(&mut machine, INFLATE), 1);
     assert_eq!(
         (machine.used(INFLATE), machine.read(8 * MIB, 1)),
         (1, vec![1])
     );
-    // Enabled and not started is not running either.
+    // A ring that is enabled but not started does not run.
     enable(&mut machine, 1);
     machine.is_answered();
     assert_eq!(machine.used(INFLATE), 1);
@@ -100,7 +100,7 @@ fn the_statistics_buffer_comes_back_from_a_ring_that_was_disabled_first() {
     let daemon = Daemon::start(&["--once"]);
     let mut machine = Machine::new(&daemon);
     machine.start(STATISTICS);
-    // One statistic, of tag 4, so that it shows when the device has taken the buffer.
+    // One statistic, with tag 4, that shows when the device has taken the buffer.
     let statistic = [&4u16.to_le_bytes()[..], &77u64.to_le_bytes()].concat();
     machine.write(Machine::buffers(STATISTICS), &statistic);
     machine.describe(STATISTICS, 9, (Machine::buffers(STATISTICS), 10, 0, 0));
@@ -110,18 +110,22 @@ fn the_statistics_buffer_comes_back_from_a_ring_that_was_disabled_first() {
     eventually("the statistics", || {
         matches!(person.ask(Request::Statistics), Reply::Statistics(_)).then_some(())
     });
-    assert_eq!(machine.used(STATISTICS), 0, "the device holds the buffer");
+    assert_eq!(machine.used(STATISTICS), 0, "the device keeps the buffer");
     let disable = words(&[STATISTICS, 0]);
     assert_eq!(machine.raw.order(SET_VRING_ENABLE, &disable, &[]), Some(0));
     assert_eq!(stop(&mut machine, STATISTICS), 1);
-    assert_eq!(machine.used(STATISTICS), 1, "as many back as taken");
+    assert_eq!(
+        machine.used(STATISTICS),
+        1,
+        "the device gives back as many buffers as it took"
+    );
     // A second stop has nothing to give back.
     assert_eq!(stop(&mut machine, STATISTICS), 1);
     assert_eq!(machine.used(STATISTICS), 1);
 }
 
 #[test]
-fn a_suspended_device_writes_nothing_and_says_nothing() {
+fn a_suspended_device_writes_nothing_and_sends_nothing() {
     let daemon = Daemon::start(&["--once", "--stats-interval", "1"]);
     let mut machine = Machine::new(&daemon);
     let (notices, channel) = UnixStream::pair().unwrap();
@@ -143,7 +147,7 @@ fn a_suspended_device_writes_nothing_and_says_nothing() {
     notices.set_nonblocking(true).unwrap();
     while (&notices).read(&mut [0; 4096]).is_ok() {}
 
-    // All that could make it write or speak: kicks, queued buffers, the migrator, the time.
+    // Everything that could make it write or send: kicks, queued buffers, the migrator, time.
     for ring in [INFLATE, STATISTICS, HINTS] {
         machine.describe(ring, 1, (Machine::buffers(ring), 8, WRITE, 0));
         machine.offer(ring, 1);
@@ -160,12 +164,19 @@ fn a_suspended_device_writes_nothing_and_says_nothing() {
         machine.is_answered();
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(machine.read(0, MEMORY as usize) == before, "guest memory");
-    assert!((&notices).read(&mut [0; 12]).is_err(), "a message");
+    assert!(
+        machine.read(0, MEMORY as usize) == before,
+        "guest memory is unchanged"
+    );
+    assert!((&notices).read(&mut [0; 12]).is_err(), "no message is sent");
     for ring in [INFLATE, STATISTICS, HINTS] {
-        assert_eq!(interrupts(&machine, ring), 0, "an interrupt of ring {ring}");
+        assert_eq!(
+            interrupts(&machine, ring),
+            0,
+            "ring {ring} does not interrupt the guest"
+        );
     }
-    // And when it runs again, the guest hears what it missed.
+    // When it runs again, the guest gets what it missed.
     machine.start_again(HINTS);
     notices.set_nonblocking(false).unwrap();
     notices

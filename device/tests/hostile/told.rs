@@ -8,7 +8,7 @@ use crate::rig::guest::{Daemon, USUAL};
 
 /// The protocol feature of configuration changes.
 const BACKEND_REQ: u64 = 1 << 5;
-/// What is said of a front end without it.
+/// What the log says of a front end without that feature.
 const WITHOUT: &str = "takes no configuration changes";
 
 fn lines(daemon: &Daemon, with: &str) -> Vec<String> {
@@ -29,7 +29,7 @@ fn negotiate(daemon: &Daemon, protocol: Option<u64>) -> Raw {
 }
 
 #[test]
-fn a_front_end_without_configuration_changes_is_told_once_what_works_without_them() {
+fn the_log_says_once_what_does_not_work_without_configuration_changes() {
     let daemon = Daemon::start_with_log(&[]);
     drop(negotiate(&daemon, Some(PROTOCOL_FEATURES)));
     assert!(lines(&daemon, WITHOUT).is_empty());
@@ -55,7 +55,7 @@ fn a_front_end_without_configuration_changes_is_told_once_what_works_without_the
     }
     drop(raw);
 
-    // One that negotiates nothing of the kind.
+    // A front end that negotiates no protocol features.
     let mut raw = negotiate(&daemon, None);
     assert_eq!(lines(&daemon, WITHOUT).len(), 1);
     raw.send(
@@ -69,7 +69,7 @@ fn a_front_end_without_configuration_changes_is_told_once_what_works_without_the
 }
 
 #[test]
-fn a_ring_that_is_too_long_is_refused_with_the_name_of_the_option_that_makes_it_shorter() {
+fn the_refusal_of_a_ring_that_is_too_long_names_the_option_that_shortens_it() {
     let daemon = Daemon::start_with_log(&[]);
     let mut machine = Machine::new(&daemon);
     let size = words(&[0, 32768]);
@@ -81,12 +81,12 @@ fn a_ring_that_is_too_long_is_refused_with_the_name_of_the_option_that_makes_it_
         daemon.log()
     );
     drop(machine);
-    // A front end that ignores it is disconnected.
+    // A front end that ignores the refusal is disconnected.
     let mut machine = Machine::new(&daemon);
     machine.raw.send(SET_VRING_NUM, 1, &size, &[]);
     assert!(machine.raw.hangs_up());
     eventually("the reason", || {
-        lines(&daemon, "connection ends")
+        lines(&daemon, "connection was closed")
             .iter()
             .any(helps)
             .then_some(())

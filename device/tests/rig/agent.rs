@@ -18,7 +18,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Connects and says nothing.
+    /// Connects and sends nothing.
     pub fn connect_only(daemon: &Daemon) -> Self {
         let path = daemon.agent();
         let port = eventually("the agent's socket", || UnixStream::connect(&path).ok());
@@ -29,14 +29,14 @@ impl Agent {
         }
     }
 
-    /// Connects, is greeted, and answers that its kernel has these `flags`.
+    /// Connects, gets the device's greeting, and answers that its kernel has these `flags`.
     pub fn connect(daemon: &Daemon, flags: u32) -> Self {
         let mut agent = Self::connect_only(daemon);
         agent.greet(flags);
         agent
     }
 
-    /// Connects and proves that it has `key`. The device has not answered to that yet.
+    /// Connects and proves that it has `key`. The device may still have to answer.
     pub fn prove(daemon: &Daemon, key: &[u8]) -> Self {
         let mut agent = Self::connect_only(daemon);
         let challenge = agent.challenged();
@@ -44,13 +44,13 @@ impl Agent {
         agent
     }
 
-    /// Answers to the device's greeting that its kernel has these `flags`.
+    /// Answers the device's greeting: its kernel has these `flags`.
     pub fn greet(&mut self, flags: u32) {
         assert_eq!(self.asked(), Ask::Hello);
         self.hello(flags);
     }
 
-    /// Says that its kernel has these `flags`.
+    /// Sends Hello: its kernel has these `flags`.
     pub fn hello(&mut self, flags: u32) {
         let settings = Settings {
             version: VERSION,
@@ -61,12 +61,12 @@ impl Agent {
         self.say(Answer::HELLO, 0, &settings.to_bytes());
     }
 
-    /// What the device asks for proof of.
+    /// Receives the device's challenge.
     pub fn challenged(&mut self) -> Challenge {
         self.next(|frame| Challenge::read(frame).expect("a challenge"))
     }
 
-    /// The next question.
+    /// Receives the next request.
     pub fn asked(&mut self) -> Ask {
         self.next(|frame| Ask::read(frame).unwrap())
     }
@@ -82,7 +82,7 @@ impl Agent {
         }
     }
 
-    /// Whether a question, or what is left of an earlier one, waits to be read.
+    /// Whether a request, or the rest of one, waits to be read.
     pub fn is_asked(&self) -> bool {
         self.polled(PollFlags::IN) == PollFlags::IN
     }
@@ -105,7 +105,7 @@ impl Agent {
         self.port.write_all(bytes).unwrap();
     }
 
-    /// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.
+    /// Reports free pages: of the `count` pages from `first` on, those whose bits are set in `words`.
     pub fn map(&mut self, epoch: u64, first: u64, count: u64, words: &[u64]) {
         self.send(&map_frame(epoch, first, count, words));
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest whose driver inflates and deflates, and a person who looks at the device.
+//! A guest whose driver inflates and deflates the balloon, and a person who asks the device about it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -17,9 +17,9 @@ use super::migrator::memfd;
 use super::person::Person;
 use super::queue::{Buffer, Queue};
 
-/// Where page numbers lie, after the queues.
+/// Where page numbers lie: after the queues.
 pub const NUMBERS: u64 = 2 * MIB;
-/// Where pages for the balloon lie, after that, in the first region.
+/// Where pages for the balloon lie: after the numbers, in the first region.
 pub const FREE: u64 = 8 * MIB;
 
 pub struct Ballooning {
@@ -37,14 +37,14 @@ impl Ballooning {
         Self::boot_with(flags, features, guest_memory(&[LOW, HIGH]))
     }
 
-    /// As [`Ballooning::boot`], with memory of the test's own.
+    /// As [`Ballooning::boot`], with memory that the test provides.
     pub fn boot_with(flags: &[&str], features: u64, memory: GuestMemoryMmap) -> Self {
         let daemon = Daemon::start(flags);
         let stream = daemon.connect();
         Self::boot_over(daemon, stream, features, memory)
     }
 
-    /// As [`Ballooning::boot_with`], over a connection to a daemon that runs already.
+    /// As [`Ballooning::boot_with`], over a connection to a running daemon.
     pub fn boot_over(
         daemon: Daemon,
         stream: UnixStream,

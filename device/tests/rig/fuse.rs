@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A file on a file system that is a program, this one, which answers nothing but what opening and closing it ask.
+//! A file in a FUSE file system of this program, which answers only requests to open and close the file.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -24,17 +24,17 @@ const BATCH_FORGET: u32 = 42;
 /// Bytes of the file.
 pub const BYTES: u64 = 16 << 20;
 
-/// The mounted file system, with one file.
+/// The mounted file system with its one file.
 pub struct Fuse {
     folder: tempfile::TempDir,
     asked: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Fuse {
-    /// Mounts it.
+    /// Mounts the file system.
     ///
     /// # Errors
-    /// If this user may not.
+    /// If this user may not mount it.
     pub fn mount() -> io::Result<Self> {
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         let folder = tempfile::tempdir()?;
@@ -43,7 +43,7 @@ impl Fuse {
             device.as_raw_fd()
         );
         let (target, options) = (c_path(folder.path()), CString::new(options).unwrap());
-        // SAFETY: all are strings that end with zero, and live as long as the call.
+        // SAFETY: all arguments are zero-terminated strings that live as long as the call.
         let result = unsafe {
             libc::mount(
                 c"never".as_ptr(),
@@ -68,7 +68,7 @@ impl Fuse {
         File::options().read(true).write(true).open(path).unwrap()
     }
 
-    /// The numbers of the questions that were not answered.
+    /// The numbers of the unanswered requests.
     pub fn unanswered(&self) -> BTreeSet<u32> {
         self.asked.lock().unwrap().clone()
     }
@@ -77,8 +77,8 @@ impl Fuse {
 impl Drop for Fuse {
     fn drop(&mut self) {
         let target = c_path(self.folder.path());
-        // SAFETY: a string that ends with zero, and lives as long as the call. With MNT_FORCE, whoever waits for an
-        // answer gets an error.
+        // SAFETY: a zero-terminated string that lives as long as the call. MNT_FORCE ends each wait for an answer with
+        // an error.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_FORCE) };
         // SAFETY: as above.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
@@ -89,7 +89,7 @@ fn c_path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
 }
 
-/// Until it is unmounted.
+/// Answers requests until the file system is unmounted.
 fn serve(device: &File, unanswered: &Mutex<BTreeSet<u32>>) {
     let mut request = vec![0; 1 << 20];
     loop {
@@ -106,7 +106,7 @@ fn serve(device: &File, unanswered: &Mutex<BTreeSet<u32>>) {
         }
         let opcode = u32::from_le_bytes(request[4..8].try_into().unwrap());
         let answer = match opcode {
-            // Version 7.31, and no features.
+            // Version 7.31, no features.
             INIT => [words(&[7, 31, 0, 0, 0, 1 << 16, 1]), vec![0; 36]].concat(),
             LOOKUP => entry(),
             OPEN => vec![0; 16],
@@ -120,12 +120,12 @@ fn serve(device: &File, unanswered: &Mutex<BTreeSet<u32>>) {
         let mut reply = words(&[16 + answer.len() as u32, 0]);
         reply.extend_from_slice(&request[8..16]);
         reply.extend(answer);
-        // SAFETY: writes that many bytes of a buffer. One that nobody waits for any more fails.
+        // SAFETY: writes that many bytes of the buffer. Fails if the request's process waits no more.
         unsafe { libc::write(device.as_raw_fd(), reply.as_ptr().cast(), reply.len()) };
     }
 }
 
-/// A regular file that all may read and write, whose attributes must be asked for anew each time.
+/// A regular file that all may read and write. Its attributes must not be cached.
 fn entry() -> Vec<u8> {
     let node = longs(&[2, 0, 0, 0, 0]);
     let attributes = longs(&[2, BYTES, BYTES / 512, 0, 0, 0]);

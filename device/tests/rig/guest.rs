@@ -24,10 +24,10 @@ use super::{PATIENCE, eventually};
 pub type Memory = Arc<GuestMemoryMmap>;
 
 pub const MIB: u64 = 1 << 20;
-/// Two regions with a hole between them; queues lie at the start of the first.
+/// Two regions with a hole between them. The queues lie at the start of the first.
 pub const LOW: (u64, u64) = (0, 16 * MIB);
 pub const HIGH: (u64, u64) = (32 * MIB, 16 * MIB);
-/// The hint map's pages: up to the end of the second region.
+/// The hint map's pages: all up to the end of the second region.
 pub const PAGES: u64 = (48 * MIB) / 4096;
 
 pub const VERSION_1: u64 = 1 << feature::VERSION_1;
@@ -37,10 +37,11 @@ pub const REPORTING: u64 = 1 << feature::REPORTING;
 pub const POISON: u64 = 1 << feature::PAGE_POISON;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const LOG_ALL: u64 = 1 << 26;
-/// What the stock Linux driver takes.
+/// The features that the stock Linux driver takes.
 pub const USUAL: u64 = VERSION_1 | STATS | HINT | PROTOCOL;
 
-/// The device's program and its first arguments: that of these tests, or the command's, which borrows the rig.
+/// The device's program and its first arguments: that of this package's tests, or the command `lacuna` for the package
+/// that borrows the rig.
 const DEVICE: (&str, &[&str]) = match (
     option_env!("CARGO_BIN_EXE_vhost-device-balloon"),
     option_env!("CARGO_BIN_EXE_lacuna"),
@@ -50,10 +51,10 @@ const DEVICE: (&str, &[&str]) = match (
     (None, None) => panic!("cargo gives every test the programs of its package"),
 };
 
-/// The log in a daemon's folder.
+/// The log file in a daemon's folder.
 const LOG: &str = "log";
 
-/// A daemon process; ends with the test.
+/// A daemon process. It is ended with the test.
 pub struct Daemon {
     pub process: Child,
     pub folder: tempfile::TempDir,
@@ -64,7 +65,7 @@ impl Daemon {
         Self::start_in(tempfile::tempdir().unwrap(), flags)
     }
 
-    /// A daemon whose log goes to a file.
+    /// Starts a daemon that logs into a file.
     pub fn start_with_log(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join(LOG)).unwrap();
@@ -96,7 +97,7 @@ impl Daemon {
         Self { process, folder }
     }
 
-    /// A daemon whose guest may have an agent, over a port that only the guest's root can open.
+    /// Starts a daemon whose guest may have an agent, over a port that only the guest's root can open.
     pub fn start_with_agent() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent");
@@ -108,8 +109,8 @@ impl Daemon {
         )
     }
 
-    /// A daemon whose guest's agent comes over a transport that every process of the guest can reach, and is to have
-    /// `key`.
+    /// Starts a daemon whose guest's agent uses a transport that every process of the guest can reach, and must prove
+    /// that it has `key`.
     pub fn start_with_agent_key(key: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [socket, file] = ["agent", "key"].map(|name| folder.path().join(name));
@@ -119,7 +120,7 @@ impl Daemon {
         Self::start_in(folder, &["--agent-socket", socket, "--agent-key", file])
     }
 
-    /// How many file descriptors it has open.
+    /// How many file descriptors the daemon has open.
     pub fn descriptors(&self) -> usize {
         spec_testing::open_files(self.process.id())
     }
@@ -138,7 +139,7 @@ impl Daemon {
         eventually("the daemon's socket", || UnixStream::connect(&path).ok())
     }
 
-    /// Whether it still runs.
+    /// Whether the daemon still runs.
     pub fn lives(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
@@ -151,12 +152,12 @@ impl Drop for Daemon {
     }
 }
 
-/// A front end with a guest whose driver is up.
+/// A front end with a guest whose driver has started.
 pub struct Guest {
     pub front_end: Frontend,
     pub memory: Memory,
     pub hints: Queue,
-    /// Where the device's configuration change messages come out.
+    /// Where the device's messages of configuration changes arrive.
     pub notices: UnixStream,
 }
 
@@ -173,12 +174,12 @@ impl Guest {
         Self::negotiate_over(daemon.connect(), features, hint_queue)
     }
 
-    /// As [`Guest::negotiate`], over a connection that is there already.
+    /// As [`Guest::negotiate`], over the connection `stream`.
     pub fn negotiate_over(stream: UnixStream, features: u64, hint_queue: usize) -> Self {
         Self::with_memory(stream, features, hint_queue, guest_memory(&[LOW, HIGH]))
     }
 
-    /// As [`Guest::negotiate_over`], with memory of the test's own.
+    /// As [`Guest::negotiate_over`], with memory that the test provides.
     pub fn with_memory(
         stream: UnixStream,
         features: u64,
@@ -215,7 +216,7 @@ impl Guest {
         }
     }
 
-    /// Another queue of the guest, with a place of its own in its memory.
+    /// Another queue of the guest, in an unused part of its memory.
     pub fn queue(&self, index: usize) -> Queue {
         let base = (index as u64 + 1) * QUEUE_BYTES;
         Queue::new(Arc::clone(&self.memory), index, base)
@@ -248,8 +249,8 @@ impl Guest {
         self.config_if_there()
     }
 
-    /// Gives the device another socket for configuration change messages. Whether it has sent one by the time that it
-    /// answers; that one is read.
+    /// Gives the device another socket for messages of configuration changes. Returns whether the device sends a
+    /// message before it answers. That message is read.
     pub fn renew_notices(&mut self) -> bool {
         let (notices, channel) = UnixStream::pair().unwrap();
         notices.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -283,7 +284,10 @@ impl Guest {
             .read_slice(&mut page, GuestAddress(address))
             .unwrap();
         let filled = page == [0x5a; 4096];
-        assert!(filled || page == [0; 4096], "half of {address:#x}");
+        assert!(
+            filled || page == [0; 4096],
+            "the page at {address:#x} was discarded in part"
+        );
         filled
     }
 
@@ -294,7 +298,7 @@ impl Guest {
     }
 }
 
-/// Memory with regions of these starts and sizes, each from a file of its own.
+/// Memory with regions of these starts and sizes, each in a file of its own.
 pub fn guest_memory(regions: &[(u64, u64)]) -> GuestMemoryMmap {
     let regions = regions.iter().map(|&(start, bytes)| {
         let file = FileOffset::new(memfd(bytes).into(), 0);

@@ -19,12 +19,12 @@ pub use spec_testing::memory_file::sealed as memfd;
 /// A client that has a hint map.
 pub struct Migrator {
     client: Client,
-    /// The device's map, as mapped here.
+    /// The device's map, mapped here.
     pub map: HintMap<SharedMap>,
 }
 
 impl Migrator {
-    /// Connects, greets and hands a map for the whole guest over.
+    /// Connects, greets, and hands over a map for the whole guest.
     pub fn connect(control: &Path) -> Self {
         let mut migrator = Self::connect_only(control);
         migrator.hello();
@@ -34,7 +34,7 @@ impl Migrator {
         migrator
     }
 
-    /// Connects and says nothing.
+    /// Connects and sends nothing.
     pub fn connect_only(control: &Path) -> Self {
         let (_, _, map) = map_file(64);
         Self {
@@ -43,7 +43,7 @@ impl Migrator {
         }
     }
 
-    /// Hangs up; the map stays.
+    /// Hangs up and returns the map.
     pub fn hang_up(self) -> HintMap<SharedMap> {
         self.map
     }

@@ -13,7 +13,8 @@ use spec::balloon::CommandId;
 
 pub use spec_testing::{PATIENCE, eventually};
 
-/// The usual guest of `daemon` and a migrator, in the round of epoch 1, and the round's id.
+/// The usual guest of `daemon` and its migrator, after the guest has started the round of epoch 1. Returns the round's
+/// id, too.
 pub fn hinting(daemon: &guest::Daemon) -> (guest::Guest, migrator::Migrator, CommandId) {
     let mut guest = guest::Guest::boot(daemon, guest::USUAL, 3);
     let mut migrator = migrator::Migrator::connect(&daemon.control());

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// The name of memory files that are held in the process that maps them, if [`hold`] runs there.
+/// The name of the memory files that [`hold`] holds in the process that maps them.
 pub const NAME: &str = "never-answers";
 
 const USER_MODE_ONLY: libc::c_int = 1;
@@ -18,11 +18,11 @@ const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const API: u64 = 0xaa;
 const MODE_MISSING: u64 = 1;
 
-/// Holds every access of this process to a missing page of the next memory file with [`NAME`] that it maps. `folder`
-/// then has a file `held`, and another, `touched`, once an access hangs.
+/// Holds every access of this process to a missing page of the next memory file with [`NAME`] that it maps. Then makes
+/// a file `held` in `folder`, and a file `touched` once an access hangs.
 ///
 /// # Errors
-/// If this kernel has no userfaultfd for this user.
+/// If this user may not use userfaultfd.
 pub fn hold(folder: &Path) -> io::Result<()> {
     let faults = userfaultfd()?;
     let folder = folder.to_owned();
@@ -42,7 +42,7 @@ pub fn hold(folder: &Path) -> io::Result<()> {
         let mut message = [0; 32];
         rustix::io::read(&faults, &mut message).unwrap();
         File::create(folder.join("touched")).unwrap();
-        // Open for ever: an end would let the access go on.
+        // Never closed, because that would let the access go on.
         std::mem::forget(faults);
     });
     Ok(())
@@ -54,7 +54,7 @@ fn userfaultfd() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: the kernel has just opened it for this call.
     let faults = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
     let mut api = [API, 0, 0];
     // SAFETY: the argument is a `struct uffdio_api`.

@@ -17,7 +17,7 @@ use vhost_device_balloon::sockets;
 use super::PATIENCE;
 use super::migrator::Migrator;
 
-/// A connection that has said hello and is not the migrator's.
+/// A connection that has sent its hello and does not become the migrator.
 pub struct Person(Migrator);
 
 impl Person {
@@ -41,7 +41,7 @@ impl Person {
         }
     }
 
-    /// The pages of `set`, as runs of first page and count, and the regions they lie in.
+    /// The pages of `set`, as runs of first page and count, and the regions of the map.
     pub fn page_map(&mut self, set: PageSet) -> (Vec<(u64, u64)>, Vec<PageRange>) {
         self.send_raw(&frame(Request::PageMap(set), 7));
         let (mut header, mut fds) = ([0; HEADER_BYTES], Vec::new());
@@ -59,7 +59,7 @@ impl Person {
         File::from(fds.remove(0)).read_to_end(&mut content).unwrap();
         assert_eq!(content.len() as u64, bytes);
         let map = PageMap::parse(&content).unwrap();
-        // A bit a page, wherever memory lies, and the table of regions.
+        // A bit for each page of memory, wherever it lies, and the table of regions.
         let count: u64 = map.regions().map(|region| region.count()).sum();
         assert!(bytes <= count / 8 + 4096, "{bytes} bytes for {count} pages");
         let is_set = |page: &u64| map.word((page / 64) as usize) >> (page % 64) & 1 == 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A virtqueue from the driver's side, laid by hand into guest memory.
+//! A hand-made virtqueue in guest memory, from the driver's side.
 
 use spec_testing::virtqueue::{NEXT, Virtqueue, WRITE};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -10,15 +10,15 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::guest::Memory;
 
 pub const QUEUE_SIZE: u16 = 1024;
-/// Bytes between the queue's parts, more than any part has.
+/// Bytes from one part of the queue to the next. Each part is smaller.
 const PART: u64 = 0x8000;
-/// Bytes of guest memory that one queue takes, room for commands included.
+/// Bytes of guest memory for one queue, with room for commands.
 pub const QUEUE_BYTES: u64 = 4 * PART;
 
 /// One descriptor of a chain.
 #[derive(Clone, Copy, Debug)]
 pub enum Buffer {
-    /// The device reads it: a command, at an address of the test's choice.
+    /// The device reads it: a command, at any address.
     Out(u64, u32),
     /// The device may write it: a hint.
     In(u64, u32),
@@ -49,13 +49,13 @@ impl Queue {
         }
     }
 
-    /// Has the device run the queue from where it is.
+    /// Has the device run the queue. `next` is the number of the first chain that it takes.
     pub fn start(&self, front_end: &mut Frontend, next: u16) {
         self.start_enabled(front_end, next);
         front_end.set_vring_enable(self.index, true).unwrap();
     }
 
-    /// As [`Queue::start`], for a front end whose rings are enabled from the beginning.
+    /// As [`Queue::start`], for a front end whose rings are always enabled.
     pub fn start_enabled(&self, front_end: &mut Frontend, next: u16) {
         let host = |address| self.memory.get_host_address(GuestAddress(address)).unwrap() as u64;
         front_end.set_vring_num(self.index, QUEUE_SIZE).unwrap();
@@ -74,17 +74,17 @@ impl Queue {
         front_end.set_vring_kick(self.index, &self.kick).unwrap();
     }
 
-    /// Uses a kick of its own from the next start on, as a front end does that makes its queues anew.
+    /// Uses a new kick from the next start on, as a front end does that makes its queues anew.
     pub fn renew_kick(&mut self) {
         self.kick = EventFd::new(EFD_NONBLOCK).unwrap();
     }
 
-    /// Stops the queue; the number of the next chain that the device would take.
+    /// Stops the queue. Returns the number of the next chain that the device would take.
     pub fn stop(&self, front_end: &Frontend) -> u16 {
         front_end.get_vring_base(self.index).unwrap() as u16
     }
 
-    /// Writes a command's bytes where no hint lies and returns its buffer.
+    /// Writes a command's bytes to a place without hints and returns its buffer.
     pub fn command(&self, bytes: &[u8]) -> Buffer {
         let address = self.ring.used + PART + u64::from(self.available) * 16;
         self.memory
@@ -93,8 +93,8 @@ impl Queue {
         Buffer::Out(address, bytes.len() as u32)
     }
 
-    /// Makes one chain available without telling the device. Descriptors are used round and round: at
-    /// most a ring full of them may be on its way.
+    /// Makes one chain available without a kick. Descriptors are used in turn, so at most a ring full of them may be in
+    /// flight.
     pub fn add(&mut self, buffers: &[Buffer]) {
         let head = self.next_descriptor;
         for (position, buffer) in buffers.iter().enumerate() {
@@ -119,7 +119,7 @@ impl Queue {
         self.ring.describe(&*self.memory, index, descriptor);
     }
 
-    /// Makes the chain at `head` available without telling the device.
+    /// Makes the chain at `head` available without a kick.
     pub fn add_head(&mut self, head: u16) {
         self.ring.offer(&*self.memory, self.available, head);
         self.available = self.available.wrapping_add(1);
@@ -130,7 +130,7 @@ impl Queue {
         self.ring.set_available(&*self.memory, index);
     }
 
-    /// Empties the used ring, as a driver does that sets the queue up anew.
+    /// Empties the used ring, as a driver does that sets up the queue anew.
     pub fn clear_used(&self) {
         self.ring.clear_used(&*self.memory);
     }
@@ -144,7 +144,7 @@ impl Queue {
         self.kick.write(1).unwrap();
     }
 
-    /// Makes one chain available, tells the device and waits until it has used everything.
+    /// Makes one chain available, kicks, and waits until the device has used everything.
     pub fn send(&mut self, buffers: &[Buffer]) {
         self.add(buffers);
         self.kick();
@@ -155,7 +155,7 @@ impl Queue {
         self.ring.used_count(&*self.memory)
     }
 
-    /// The used ring's first page, for the dirty log.
+    /// The page in which the used ring begins, for the dirty log.
     pub fn used_page(&self) -> u64 {
         self.ring.used / 4096
     }
@@ -164,7 +164,7 @@ impl Queue {
         self.available
     }
 
-    /// Waits until the device has given back everything, and checks that it claims to have written nothing.
+    /// Waits until the device has given back everything. Checks that each used length is 0.
     pub fn wait_until_used(&self) {
         self.ring.wait_until_used(&*self.memory, self.available);
         for slot in 0..self.used().min(QUEUE_SIZE) {

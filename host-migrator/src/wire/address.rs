@@ -22,7 +22,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// The text is not an address.
+/// Why a text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
@@ -32,7 +32,7 @@ pub enum AddressError {
     /// No port after the host.
     #[error("{0:?} has no port: write tcp:HOST:PORT")]
     NoPort(String),
-    /// A port that is no number from 0 to 65535.
+    /// The port is not a number from 0 to 65535.
     #[error("{0:?} is not a port: it must be a number from 0 to 65535")]
     Port(String),
     /// Nothing where the host should be.
@@ -41,7 +41,7 @@ pub enum AddressError {
     /// An IPv6 address without brackets.
     #[error("{0:?} is ambiguous: write an IPv6 address in brackets, tcp:[ADDRESS]:PORT")]
     Brackets(String),
-    /// A path that no socket can have.
+    /// The path is too long for a socket.
     #[error("{path:?} has {length} bytes, and a socket's path has at most {LONGEST_SOCKET_PATH}: take a shorter one", length = .path.as_os_str().len())]
     LongPath {
         /// The path.
@@ -100,14 +100,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_is_what_was_read() {
+    fn an_address_is_printed_as_it_was_read() {
         for text in ["tcp:localhost:4444", "tcp:[::1]:0", "unix:/run/a b.sock"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn text_that_is_no_address_gets_the_error_that_helps() {
+    fn text_that_is_not_an_address_gets_an_error_that_says_what_to_write() {
         let error = |text: &str| text.parse::<Address>().unwrap_err();
         assert!(matches!(error("localhost:4444"), AddressError::Scheme(_)));
         assert!(matches!(error("tcp:localhost"), AddressError::NoPort(_)));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connected stream whose every wait has an end: data, a closed socket, a stop from another thread, a peer that has
-//! been silent for too long, or a deadline.
+//! A connection whose every wait ends: with data, a closed socket, a stop by another thread, a peer that has been
+//! silent for too long, or a deadline.
 //!
-//! A silent peer neither takes nor gives a byte. The sizes of the socket's buffers are left to the kernel: it never tunes a
-//! size that a program has set, and a long link then carries only a part of what it could.
+//! A silent peer neither takes nor gives a byte. The kernel chooses the sizes of the socket's buffers: it never tunes a
+//! size that a program has set, and a long link would then carry only a part of what it can.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
@@ -20,10 +20,10 @@ use super::dial;
 use super::error::TransportError;
 use super::stop::StopFlag;
 
-/// How often a blocked read or write looks whether it has been stopped.
+/// How often a blocked read or write checks whether another thread has stopped it.
 const TICK: Duration = Duration::from_millis(20);
-/// When the kernel gives up a peer that does not acknowledge what was sent, in patiences. More than one: the kernel
-/// counts the time in which a slow peer acknowledges everything but has no room for more, and this side does not.
+/// After so many patiences the kernel gives up a peer that acknowledges nothing. More than one, because the kernel also
+/// counts the time in which a slow peer acknowledges everything but has no room. This side does not count that time.
 const KERNEL_PATIENCES: u32 = 4;
 /// How long a peer may be silent, unless the operator says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `address`. All addresses of a name are tried side by side.
+    /// Connects to `address`. All addresses of a name are tried in parallel.
     ///
     /// # Errors
     /// [`TransportError`] if none answers within `timeout`, the name's resolution included.
@@ -63,7 +63,7 @@ impl Connection {
         }
     }
 
-    /// Sets how long the peer may neither take nor give a byte that is waited for.
+    /// Sets how long the peer may be silent while this side waits for it.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -71,7 +71,7 @@ impl Connection {
         self
     }
 
-    /// Raised by another thread, it ends all waits of this channel.
+    /// Another thread can raise this flag to end all waits of this connection.
     pub(crate) fn stop_flag(&self) -> StopFlag {
         self.stop.clone()
     }
@@ -110,7 +110,7 @@ impl TryFrom<TcpStream> for Connection {
 
     fn try_from(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        // Finds a peer whose machine has gone within 25 seconds, also while nothing is to be sent.
+        // Detects within 25 seconds that the peer's machine has gone, even if nothing has to be sent.
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
@@ -139,7 +139,7 @@ impl Closer {
     /// Closes the connection both ways; the peer sees its end.
     pub fn close(&self) {
         self.stop.raise();
-        // A socket that is closed already cannot be shut down, and need not be.
+        // Shutting down a socket that is already closed fails, and does not matter.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }
@@ -159,8 +159,7 @@ impl Reader {
         self.patience = patience;
     }
 
-    /// An error if no byte of the peer has been read for longer than the patience. To be asked when nothing is there
-    /// to be read.
+    /// An error if the peer has sent no byte for longer than the patience. For use when nothing is there to be read.
     pub(crate) fn check_heard(&self) -> io::Result<()> {
         if self.heard.elapsed() < self.patience {
             Ok(())
@@ -185,7 +184,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether the peer has sent something, or hung up. Does not wait.
+    /// Whether the peer has sent something or hung up. Does not wait.
     pub(crate) fn is_ready(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         !matches!(
@@ -194,10 +193,10 @@ impl Reader {
         )
     }
 
-    /// Reads what has come, and forgets it. Does not wait.
+    /// Reads and discards what has arrived. Does not wait.
     pub(crate) fn forget_received(&mut self) {
         let mut bytes = [0; 4096];
-        // A peer that floods this side need not be heard out.
+        // Bounded, because a peer may flood this side.
         for _ in 0..1024 {
             if !matches!(
                 recv(&*self.socket, &mut bytes, RecvFlags::DONTWAIT),
@@ -208,8 +207,8 @@ impl Reader {
         }
     }
 
-    /// Reads what still comes, up to the peer's end or for a short time, and forgets it: a socket that is
-    /// closed with unread data takes back what it sent.
+    /// Reads and discards what still arrives, up to the peer's end or for a short time. If a socket is closed with
+    /// unread data, the kernel discards what it has still to send.
     pub(crate) fn drain(&mut self, time: Duration) {
         let end = Instant::now() + time;
         let mut bytes = vec![0; 64 << 10];
@@ -243,7 +242,7 @@ impl Writer {
         self.patience = patience;
     }
 
-    /// Writes all `parts`, in few calls.
+    /// Writes all `parts` in few system calls.
     pub(crate) fn write_all(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<(), WriteError> {
         let mut written = 0;
         IoSlice::advance_slices(&mut parts, 0);
@@ -262,26 +261,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes as much of `bytes` as the kernel takes at once. Returns how much; 0 also for a connection that has
-    /// failed, which the next [`Writer::write_all`] will say.
+    /// Writes as much of `bytes` as the kernel takes at once. Returns how much: 0 also if the connection has failed.
+    /// The next [`Writer::write_all`] reports that.
     pub(crate) fn try_write(&mut self, bytes: &[u8]) -> usize {
         let mut no_fds = SendAncillaryBuffer::default();
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         sendmsg(&*self.socket, &[IoSlice::new(bytes)], &mut no_fds, flags).unwrap_or(0)
     }
 
-    /// No more is sent; the peer sees the end after what was sent.
+    /// Ends the sending direction. The peer sees the end after all that was sent.
     pub(crate) fn finish(&mut self) {
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write);
     }
 }
 
-/// One wait for a socket, whose calls return after at most [`TICK`].
+/// One wait for a socket. Its system calls return after at most [`TICK`].
 struct Wait<'a> {
     socket: &'a OwnedFd,
     stop: &'a StopFlag,
     patience: Duration,
-    /// Since when the peer has been silent, and what of it was unread then.
+    /// Since when the peer has been silent, and how many of its bytes were unread then.
     silence: Option<(Instant, u64)>,
 }
 
@@ -314,10 +313,10 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Since when nothing has come from the peer: one that takes nothing may still send heartbeats. The call that
-    /// began at `begin` was in vain.
+    /// Since when nothing has arrived from the peer: one that takes nothing may still send heartbeats. The call that
+    /// began at `begin` moved no byte.
     fn silence_since(&mut self, begin: Instant) -> Instant {
-        // A socket that cannot say what is unread has failed, and the next call says so.
+        // If the socket cannot say what is unread, it has failed. The next call reports that.
         let unread = rustix::io::ioctl_fionread(self.socket).unwrap_or(0);
         match self.silence {
             Some((since, before)) if before == unread => since,
@@ -335,10 +334,10 @@ fn silent(patience: Duration) -> io::Error {
     io::Error::new(ErrorKind::TimedOut, text)
 }
 
-/// Has the kernel give up a TCP peer that acknowledges nothing. Sockets of other kinds know nothing of it.
+/// Has the kernel give up a TCP peer that acknowledges nothing. Other kinds of sockets do not support this.
 fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
     let patience = patience.saturating_mul(KERNEL_PATIENCES);
-    // The kernel takes milliseconds as a signed number of 32 bits. A longer time means no limit.
+    // The kernel takes milliseconds as a signed 32-bit number. A longer time becomes no limit.
     let limit = (patience.as_millis() <= i32::MAX as u128).then_some(patience);
     let _ = SockRef::from(socket).set_tcp_user_timeout(limit);
 }
@@ -352,7 +351,7 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// A TCP connection: a channel, and the peer's bare socket.
+    /// A TCP connection and the peer's bare socket.
     fn tcp() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -361,11 +360,11 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_sizes_the_buffers_of_a_channel() {
+    fn the_kernel_chooses_the_sizes_of_the_buffers() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let bare = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (channel, _far) = tcp();
-        let (ours, bare) = (SockRef::from(&channel.socket), SockRef::from(&bare));
+        let (connection, _far) = tcp();
+        let (ours, bare) = (SockRef::from(&connection.socket), SockRef::from(&bare));
         let sizes = |socket: &SockRef<'_>| {
             let send = socket.send_buffer_size().unwrap();
             (send, socket.recv_buffer_size().unwrap())
@@ -374,19 +373,19 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_looks_for_a_tcp_peer_that_is_gone() {
-        let (channel, _far) = tcp();
-        let channel = channel.with_patience(Duration::from_secs(20));
-        let socket = SockRef::from(&channel.socket);
+    fn the_kernel_detects_a_tcp_peer_that_has_gone() {
+        let (connection, _far) = tcp();
+        let connection = connection.with_patience(Duration::from_secs(20));
+        let socket = SockRef::from(&connection.socket);
         assert!(socket.keepalive().unwrap());
         let given_up = socket.tcp_user_timeout().unwrap();
         assert_eq!(given_up, Some(Duration::from_secs(80)));
     }
 
     #[test]
-    fn a_peer_that_takes_nothing_and_speaks_is_not_silent() {
-        let (channel, far) = tcp();
-        let (_, mut writer) = channel.with_patience(Duration::from_millis(500)).split();
+    fn a_peer_that_takes_nothing_but_sends_is_not_silent() {
+        let (connection, far) = tcp();
+        let (_, mut writer) = connection.with_patience(Duration::from_millis(500)).split();
         let speaker = std::thread::spawn(move || {
             use std::io::Write;
             for _ in 0..30 {
@@ -399,7 +398,7 @@ mod tests {
         let error = writer.write_all(&mut [IoSlice::new(&bytes)]).unwrap_err();
         let gave_up = Instant::now();
         assert_eq!(error.source.kind(), ErrorKind::TimedOut);
-        // The far end stays open until here.
+        // Keeps the far end open until here.
         let (fell_silent, _far) = speaker.join().unwrap();
         assert!(gave_up > fell_silent);
     }

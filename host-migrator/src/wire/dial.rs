@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Connects to an address, with one deadline for the name's resolution and all attempts.
 //!
-//! A name may have several addresses, and some of them may not answer. They are tried side by side (RFC 8305, "happy
-//! eyeballs"): the next one begins when one has failed, or has not answered for a while, and the first that answers
-//! wins.
+//! A name may have several addresses, and some of them may not answer. They are tried in parallel (RFC 8305, "happy
+//! eyeballs"): the next attempt begins when the one before has failed or has not been answered for a while. The first
+//! connection wins.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -18,9 +18,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// How long an address may take to answer before the next one is tried besides.
+/// How long an attempt may remain unanswered before the next address is tried, too.
 const HEAD_START: Duration = Duration::from_millis(250);
-/// How often a unix socket whose queue is full is tried.
+/// How often connecting to a unix socket with a full queue is tried again.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Connects to `port` of `host`, a name or an address.
@@ -33,10 +33,10 @@ pub(super) fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Resul
     Race::new(addresses, deadline).run()
 }
 
-/// Connects to the unix socket at `path`. Where its queue of connections is full, it waits for room.
+/// Connects to the unix socket at `path`. While its queue of connections is full, waits for room.
 ///
 /// # Errors
-/// [`ErrorKind::TimedOut`] after `timeout`, or that of the connection.
+/// [`ErrorKind::TimedOut`] after `timeout`, or the connection's own error.
 pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let deadline = Instant::now() + timeout;
     let address = SockAddr::unix(path)?;
@@ -46,7 +46,7 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
         match socket.connect(&address) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if Instant::now() >= deadline {
-                    let text = "it accepts no connection, and its queue of them is full";
+                    let text = "its queue of connections is full, and none is accepted";
                     return Err(io::Error::new(ErrorKind::TimedOut, text));
                 }
                 thread::sleep(RETRY);
@@ -60,7 +60,7 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     }
 }
 
-/// All addresses of `host`, each once.
+/// All addresses of `host`, without duplicates.
 pub(super) fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for address in (host, port).to_socket_addrs()? {
@@ -71,7 +71,8 @@ pub(super) fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// As [`resolve`], in a thread of its own: a name server may take longer than `deadline`.
+/// As [`resolve`], but gives up at `deadline`. It resolves in a thread of its own, because a name server may take
+/// longer.
 fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![(address, port).into()]);
@@ -81,7 +82,7 @@ fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<Soc
     thread::Builder::new()
         .name("resolve".into())
         .spawn(move || {
-            // Nobody listens any more after the deadline.
+            // After the deadline nobody receives the result.
             let _ = tell.send(resolve(&name, port));
         })?;
     let left = deadline.saturating_duration_since(Instant::now());
@@ -91,7 +92,7 @@ fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<Soc
     })
 }
 
-/// IPv4 and IPv6 in turn, beginning with the family that the resolver prefers.
+/// IPv4 and IPv6 addresses in turn. The family that the resolver prefers comes first.
 fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
     let (preferred, others): (Vec<_>, Vec<_>) =
@@ -106,12 +107,12 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     turns
 }
 
-/// Connections to several addresses, of which the first that is made wins.
+/// Connection attempts to several addresses. The first that succeeds wins.
 struct Race {
     waiting: std::vec::IntoIter<SocketAddr>,
     running: Vec<(SocketAddr, Socket)>,
     lost: Vec<(SocketAddr, io::Error)>,
-    /// When the next address has its turn.
+    /// When the next address is tried.
     next: Instant,
     deadline: Instant,
 }
@@ -157,7 +158,7 @@ impl Race {
         }
     }
 
-    /// Waits until a connection is made or has failed, or another address has its turn.
+    /// Waits until an attempt succeeds or fails, or until the next address is to be tried.
     fn wait(&mut self) -> io::Result<Option<Socket>> {
         if self.running.is_empty() {
             return Ok(None);
@@ -216,7 +217,7 @@ impl Race {
     }
 }
 
-/// A connection that is being made.
+/// Begins to connect.
 fn begin(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -232,7 +233,7 @@ mod tests {
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
 
-    /// An address that does not answer: its queue is full. It lasts as long as the sockets.
+    /// An address that does not answer, because its queue is full. It exists as long as the sockets.
     fn silent_address() -> (SocketAddr, Socket, Vec<Socket>) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_that_answers_is_enough_and_the_others_share_the_deadline() {
+    fn one_address_that_answers_is_enough() {
         let silent: Vec<_> = (0..3).map(|_| silent_address()).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let live = listener.local_addr().unwrap();
@@ -278,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_all_refuse_are_an_error_at_once() {
+    fn if_all_addresses_refuse_the_error_comes_at_once() {
         let refusing = || {
             TcpListener::bind("127.0.0.1:0")
                 .unwrap()
                 .local_addr()
                 .unwrap()
         };
-        // Far away: the error is no timeout.
+        // The deadline is far away, so the error is not a timeout.
         let deadline = Instant::now() + Duration::from_secs(100_000);
         let error = Race::new(vec![refusing(), refusing()], deadline)
             .run()
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_whose_queue_is_full_is_waited_for_and_then_given_up() {
+    fn a_unix_socket_with_a_full_queue_is_tried_until_the_deadline() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();

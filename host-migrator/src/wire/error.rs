@@ -7,7 +7,7 @@ use super::address::Address;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {address}: {source}")]
 pub struct TransportError {
-    /// What was tried.
+    /// What was attempted.
     pub action: &'static str,
     /// Where.
     pub address: Address,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Heartbeats: a side that has nothing to send, because it waits or works, tells the peer that it is alive.
+//! Heartbeats: a side that has nothing to send, because it waits or works, shows the peer that it is alive.
 //!
-//! They have a thread of their own, so that they go on while a disk, a device or a kernel call keeps the migration's
-//! thread. They show that the process lives and that the connection carries bytes. They do not show that the migration
-//! makes progress, so steps with a time limit also have a deadline.
+//! A thread of its own sends them, so they go on while a disk, a device or a kernel call blocks the migration's thread.
+//! They show that the process lives and that the connection carries bytes. They do not show that the migration makes
+//! progress, so steps with a time limit also have a deadline.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use super::sections::SectionWriter;
 
-/// A side that has sent nothing for this long sends a heartbeat. The peer may expect one each second; half of that
-/// leaves time for a thread that wakes late.
+/// A side that has sent nothing for this long sends a heartbeat. The peer expects one each second; half of that leaves
+/// time for a thread that wakes late.
 pub(super) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Sends heartbeats from its start until it is dropped.
@@ -25,7 +25,7 @@ pub(crate) struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Begins to send heartbeats on `out`. Both sides have sent what comes before the first section.
+    /// Begins to send heartbeats on `out`. Both sides must have sent everything that comes before the first section.
     ///
     /// # Errors
     /// If no thread can be started.
@@ -51,7 +51,7 @@ impl Drop for Heartbeats {
     fn drop(&mut self) {
         self.alive = None;
         if let Some(thread) = self.thread.take() {
-            // It never waits for the peer, so it ends at once. A panic in it has ended the heartbeats before.
+            // The thread never waits for the peer, so it ends at once. If it panicked, only the heartbeats ended.
             let _ = thread.join();
         }
     }

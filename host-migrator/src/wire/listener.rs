@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Waiting for the other side to connect.
+//! Listens for connections of the other side.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,23 +17,23 @@ use super::connection::Connection;
 use super::dial;
 use super::error::TransportError;
 
-/// Connections that may wait to be accepted.
+/// How many connections may wait to be accepted.
 const QUEUE: i32 = 128;
-/// How many ports are tried where one is wanted that is free at several addresses.
+/// How many ports are tried to find one that is free at several addresses.
 const PORTS_TRIED: u32 = 16;
 
-/// A socket that listens. A unix socket's file is removed when it is dropped.
+/// A listening socket. Dropping it removes the file of a unix socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
     address: Address,
-    /// Of a unix socket.
+    /// The file of a unix socket.
     file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
 enum Socket {
-    /// One for each address of the name.
+    /// One listener for each address of the name.
     Tcp(Vec<TcpListener>),
     Unix(UnixListener),
 }
@@ -56,20 +56,21 @@ impl Socket {
 }
 
 impl Listener {
-    /// Listens at `address`, a unix socket for its owner alone. See [`Listener::bind_for`].
+    /// Listens at `address`. Only the owner may connect to a unix socket. See [`Listener::bind_for`].
     ///
     /// # Errors
-    /// [`TransportError`] with what hinders it.
+    /// [`TransportError`] with the reason.
     pub fn bind(address: &Address) -> Result<Self, TransportError> {
         Self::bind_for(address, Access::OWNER)
     }
 
-    /// Listens at `address`: at all addresses that a name has on this machine, IPv4 and IPv6, at one port. `[::]`
-    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. A unix socket is for those whom
-    /// `access` lets connect: one that a program left behind there is replaced; one that is in use, or a file of
+    /// Listens at `address`, with one port at all addresses that a name has on this machine, IPv4 and IPv6. `[::]`
+    /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. `access` says who may connect to a unix
+    /// socket. A socket file that a dead program left behind is replaced. A socket in use, or a file of another kind,
+    /// is an error.
     /// another kind, is not.
     ///
-    /// # Errors
+    /// [`TransportError`] with the reason.
     /// [`TransportError`] with what hinders it.
     pub fn bind_for(address: &Address, access: Access) -> Result<Self, TransportError> {
         let bound = match address {
@@ -93,12 +94,12 @@ impl Listener {
         })
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// The address at which it listens, with the port that the system chose.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Waits for one connection; without `timeout` for ever.
+    /// Waits for one connection; without a `timeout` for ever.
     ///
     /// # Errors
     /// [`TransportError`], with [`io::ErrorKind::TimedOut`] after `timeout`.
@@ -110,8 +111,8 @@ impl Listener {
         })
     }
 
-    /// Removes the file of a unix socket, also while another thread waits for a connection: for a process that
-    /// ends.
+    /// Removes the file of a unix socket, for a process that is about to end. Another thread may be waiting for a
+    /// connection.
     pub fn remove_file(&self) {
         if let Some(file) = &self.file
             && let Err(error) = file.remove()
@@ -138,7 +139,7 @@ impl Listener {
                     continue;
                 }
                 match self.socket.accept(index) {
-                    // It has gone again: others may come.
+                    // The connection has gone again. Others may come.
                     Err(error)
                         if matches!(
                             error.kind(),
@@ -153,19 +154,19 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Before the socket is closed: one on which nobody listens may be replaced.
+        // Before the socket is closed: afterwards another program may have replaced the file.
         self.remove_file();
     }
 }
 
-/// Listens at `port` of all addresses of `host`. Returns the port, too: for 0 the system chooses it.
+/// Listens at `port` of all addresses of `host`; 0 lets the system choose a port. Returns the port.
 fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
     let addresses = dial::resolve(host, port)?;
     let mut tries = if port == 0 { PORTS_TRIED } else { 1 };
     loop {
         tries -= 1;
         match listen_at_all(&addresses, port) {
-            // The port that is free at the first address is not free at another.
+            // The port is free at the first address and in use at another.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             result => return result,
         }
@@ -182,7 +183,7 @@ fn listen_at_all(addresses: &[SocketAddr], mut port: u16) -> io::Result<(Vec<Tcp
                 port = socket.local_addr()?.port();
                 sockets.push(socket);
             }
-            // A name may stand for both families where one of them is switched off.
+            // A name may stand for both families on a machine where one of them is switched off.
             Err(error) if is_not_here(&error) => {
                 log::info!("not listening at {}: {error}", address.ip());
                 missing = error;
@@ -205,10 +206,10 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // Whatever the system's default is: `[::]` is both families, any other address its own.
+        // Does not depend on the system's default: `[::]` is both families, any other address only its own.
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // A connection that has gone between poll and accept is not waited for.
+    // Non-blocking, because a connection may go between poll and accept.
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(QUEUE)?;
@@ -219,7 +220,7 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use super::*;
 
-    /// For what must happen.
+    /// The time limit for what must happen.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     #[test]
@@ -250,14 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_listened_at_in_both_families() {
+    fn a_name_is_listened_on_in_both_families() {
         if TcpListener::bind("[::1]:0").is_err() {
             spec_testing::skipped("this machine has no IPv6");
             return;
         }
         let families = dial::resolve("localhost", 0).unwrap();
         if !families.iter().any(SocketAddr::is_ipv6) {
-            spec_testing::skipped("localhost is no name for ::1 on this machine");
+            spec_testing::skipped("localhost does not resolve to ::1 on this machine");
             return;
         }
         let listener = Listener::bind(&"tcp:localhost:0".parse().unwrap()).unwrap();
@@ -276,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_listened_at_at_every_address_that_is_here() {
-        // The second address is nobody's; the third needs the first one's port.
+    fn one_port_is_used_at_every_address_of_this_machine() {
+        // The second address is not on this machine. The third must get the first one's port.
         let addresses = ["127.0.0.1:0", "192.0.2.1:0", "127.0.0.2:0"];
         let addresses = addresses.map(|address| address.parse().unwrap());
         let (sockets, port) = listen_at_all(&addresses, 0).unwrap();
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_who_connects_is_a_timeout() {
+    fn accept_without_a_connection_times_out() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
         let error = listener.accept(Some(Duration::from_millis(1))).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::TimedOut);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The way between source and destination: addresses, connections, and the sections that travel on them.
+//! The path between source and destination: addresses, connections, and the sections that travel on them.
 
 mod address;
 mod connection;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Sections of the migration stream on a channel: numbered, summed and counted.
+//! Sections of the migration stream on a connection: numbered, with checksums, counted.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError
 
 use super::connection::{Reader, WriteError, Writer};
 
-/// A stream that broke off, or that is not what it should be.
+/// A stream that has broken off or is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SectionError {
     /// The connection failed.
     #[error("connection to the other side: {0}")]
     Io(#[from] io::Error),
-    /// Bytes that are no migration stream.
+    /// The bytes are not a migration stream.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// A section was lost, repeated or came out of order.
+    /// A section was lost, repeated or reordered.
     #[error("section {found} arrived where section {expected} was due")]
     Sequence {
-        /// The number that was due.
+        /// The expected number.
         expected: u32,
-        /// The number that came.
+        /// The number that arrived.
         found: u32,
     },
     /// The payload's checksum is wrong.
@@ -36,12 +36,12 @@ pub enum SectionError {
         /// Its number.
         sequence: u32,
     },
-    /// A section that has no place here.
+    /// A section of a kind that is not allowed here.
     #[error("a {found:?} section arrived where {expected} was due")]
     Unexpected {
-        /// What came.
+        /// What arrived.
         found: SectionKind,
-        /// What was due.
+        /// What was expected.
         expected: &'static str,
     },
     /// The other side ended the migration.
@@ -49,7 +49,7 @@ pub enum SectionError {
     Aborted(String),
 }
 
-/// Sends sections. Its clones send on the same connection, section by section.
+/// Sends sections. Its clones send on the same connection, one section at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct SectionWriter(Arc<Mutex<Line>>);
 
@@ -60,12 +60,12 @@ struct Line {
     sequence: u32,
     round: u32,
     bytes: u64,
-    /// The rest of a heartbeat of which the kernel took only the beginning. It is sent before anything else.
+    /// The rest of a heartbeat that the kernel took only in part. It is sent before anything else.
     owed: Vec<u8>,
     last_sent: Instant,
-    /// The peer reads no more: no heartbeat is sent any more.
+    /// The peer does not read any more, so no more heartbeats are sent.
     quiet: bool,
-    /// A section was sent in part, so the peer would not understand anything after it.
+    /// A section was sent only in part, so the peer cannot read anything after it.
     broken: bool,
 }
 
@@ -88,17 +88,17 @@ impl SectionWriter {
         self.0.lock().bytes
     }
 
-    /// How long the peer may take nothing from now on.
+    /// Sets how long the peer may take nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.0.lock().out.set_patience(patience);
     }
 
-    /// The round that the next sections belong to.
+    /// Sets the round that the next sections belong to.
     pub(crate) fn set_round(&mut self, round: u32) {
         self.0.lock().round = round;
     }
 
-    /// Sends bytes that are not in a section: a greeting or a stream header.
+    /// Sends bytes outside of any section: a greeting or a stream header.
     pub(crate) fn start(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0
             .lock()
@@ -106,7 +106,7 @@ impl SectionWriter {
             .map_err(|error| error.source)
     }
 
-    /// Sends one section, whose payload is `parts` in turn.
+    /// Sends one section. Its payload is `parts`, one after the other.
     pub(crate) fn section<const N: usize>(
         &mut self,
         kind: SectionKind,
@@ -117,7 +117,7 @@ impl SectionWriter {
         sent.map_err(|error| error.source)
     }
 
-    /// Sends the totals, with the bytes sent before them filled in.
+    /// Sends the totals. Fills in the number of bytes sent before them.
     pub(crate) fn commit(&mut self, totals: Totals) -> io::Result<()> {
         let mut line = self.0.lock();
         // The rest of a heartbeat is sent before the totals.
@@ -127,16 +127,17 @@ impl SectionWriter {
         sent.map_err(|error| error.source)
     }
 
-    /// Gives the guest up: the last section, after which no heartbeat follows. The error says how many of its bytes
-    /// left this side.
+    /// Gives the guest up. This section is the last, and no heartbeat follows. The error says how many bytes of it left
+    /// this side.
     pub(crate) fn hand_over(&mut self) -> Result<(), WriteError> {
         let mut line = self.0.lock();
-        // The destination reads no more, and a socket that is closed with unread bytes takes back its last answer.
+        // The destination reads no more. If its socket is closed with unread bytes, the kernel discards its last
+        // answer.
         line.quiet = true;
         line.section(SectionKind::HandOver, [], sum(&[]))
     }
 
-    /// Sends a heartbeat if nothing was sent for `interval`. Returns when to look again. Never waits: while another
+    /// Sends a heartbeat if nothing was sent for `interval`. Returns when to check again. Never waits: while another
     /// section is being sent, or the socket is full, the peer has something to read anyway.
     pub(super) fn beat(&self, interval: Duration) -> Duration {
         let Some(mut line) = self.0.try_lock() else {
@@ -150,19 +151,19 @@ impl SectionWriter {
         interval
     }
 
-    /// Tells the other side that the migration is off, and why, if it can still be told.
+    /// Tells the other side, if that is still possible, that the migration is cancelled, and why.
     pub(crate) fn abort(&mut self, reason: &str) {
         let limit = SectionKind::Abort.max_length() as usize;
         let reason = &reason.as_bytes()[..reason.len().min(limit)];
         let mut line = self.0.lock();
         line.quiet = true;
         if !line.broken {
-            // The connection may be why the migration is off.
+            // Fails if the connection is the reason for the cancellation.
             let _ = line.section(SectionKind::Abort, [reason], sum(&[reason]));
         }
     }
 
-    /// Nothing more is sent.
+    /// Ends the sending direction.
     pub(crate) fn finish(&mut self) {
         let mut line = self.0.lock();
         line.quiet = true;
@@ -203,7 +204,7 @@ impl Line {
             return;
         }
         if self.owed.is_empty() {
-            // Numbered only if it is sent: the next section must not seem to follow one that is lost.
+            // Numbered only if it is sent: the next section must not seem to follow a lost one.
             let number = self.sequence;
             let header = self.next_header(SectionKind::Heartbeat, sum(&[]));
             match self.out.try_write(&header) {
@@ -227,7 +228,7 @@ impl Line {
                 (result.as_ref()).map_or_else(|error| error.written, |()| self.owed.len());
             self.owed.drain(..written);
             self.count(written);
-            // Nothing of the section itself has been sent.
+            // No byte of the section itself has been sent.
             result.map_err(|error| WriteError {
                 written: 0,
                 ..error
@@ -289,7 +290,7 @@ impl SectionReader {
         }
     }
 
-    /// How long the peer may give nothing from now on.
+    /// Sets how long the peer may send nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.input.set_patience(patience);
     }
@@ -299,20 +300,20 @@ impl SectionReader {
         self.bytes
     }
 
-    /// Of these, what came before the section whose header was read last.
+    /// Of these, the bytes before the section whose header was read last.
     pub(crate) fn bytes_before_section(&self) -> u64 {
         self.before_section
     }
 
-    /// Receives bytes that are not in a section.
+    /// Receives bytes outside of any section.
     pub(crate) fn start<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Receives a section's header. Heartbeats are taken for what they are; an [`SectionKind::Abort`] section comes
-    /// back as an error.
+    /// Receives the header of the next section that is no heartbeat. An [`SectionKind::Abort`] section is returned as
+    /// an error.
     pub(crate) fn header(&mut self) -> Result<SectionHeader, SectionError> {
         loop {
             if let Some(header) = self.header_or_heartbeat()? {
@@ -321,7 +322,7 @@ impl SectionReader {
         }
     }
 
-    /// Receives a section's header, or a heartbeat.
+    /// Receives a section's header; `None` for a heartbeat.
     fn header_or_heartbeat(&mut self) -> Result<Option<SectionHeader>, SectionError> {
         self.before_section = self.bytes;
         let header = SectionHeader::from_bytes(&self.start::<SECTION_HEADER_BYTES>()?)?;
@@ -343,20 +344,20 @@ impl SectionReader {
         }
     }
 
-    /// Receives the whole payload of a section, which its kind has bounded.
+    /// Receives the whole payload of a section. Its length is at most what its kind allows.
     pub(crate) fn payload(&mut self, header: &SectionHeader) -> Result<Vec<u8>, SectionError> {
         let mut payload = Vec::new();
         self.payload_into(header, &mut payload)?;
         Ok(payload)
     }
 
-    /// As [`SectionReader::payload`], into a buffer that is used again.
+    /// As [`SectionReader::payload`], but into a buffer that can be used again.
     pub(crate) fn payload_into(
         &mut self,
         header: &SectionHeader,
         payload: &mut Vec<u8>,
     ) -> Result<(), SectionError> {
-        // The length fits memory: it is at most `SectionKind::max_length`.
+        // Fits into memory: it is at most `SectionKind::max_length`.
         payload.resize(header.length as usize, 0);
         self.exact(payload)?;
         check(header, crc32fast::hash(payload))
@@ -382,8 +383,8 @@ impl SectionReader {
         self.payload(&header).map(|_| ())
     }
 
-    /// An error if the other side has given up or hung up, or has not been heard for too long. Does not wait, unless
-    /// a part of a section came.
+    /// An error if the other side has given up or hung up, or has been silent for too long. Waits only if a section has
+    /// arrived in part.
     pub(crate) fn check_peer(&mut self) -> Result<(), SectionError> {
         while self.input.is_ready() {
             if let Some(header) = self.header_or_heartbeat()? {
@@ -394,12 +395,12 @@ impl SectionReader {
         Ok(self.input.check_heard()?)
     }
 
-    /// Reads and forgets what has come. Does not wait.
+    /// Reads and discards what has arrived. Does not wait.
     pub(crate) fn forget_received(&mut self) {
         self.input.forget_received();
     }
 
-    /// Reads and forgets what still comes, for at most `time`.
+    /// Reads and discards what still arrives, for at most `time`.
     pub(crate) fn drain(&mut self, time: Duration) {
         self.input.drain(time);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What ends the waits of a channel besides its peer: a stop from another thread, and a deadline that no byte extends.
+//! What ends the waits of a connection besides its peer: a stop by another thread, and a deadline that no byte extends.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Shared by both directions of a channel, and by whoever may end its waits.
+/// Both directions of a connection share it with whoever may end their waits.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StopFlag(Arc<Inner>);
 
@@ -34,8 +34,8 @@ impl StopFlag {
         self.0.raised.load(Ordering::Acquire)
     }
 
-    /// From now on all waits together may take `limit`, whatever the peer sends or takes meanwhile. `what` has to be
-    /// done by then.
+    /// From now on all waits together may take `limit`, whatever the peer sends or takes meanwhile. `what` names what
+    /// must be done by then.
     pub(crate) fn set_deadline(&self, limit: Duration, what: &'static str) {
         let at = Instant::now().checked_add(limit);
         *self.0.deadline.lock() = at.map(|at| Deadline { at, limit, what });
@@ -45,7 +45,7 @@ impl StopFlag {
         *self.0.deadline.lock() = None;
     }
 
-    /// An error if the deadline is over.
+    /// An error if the deadline has passed.
     pub(crate) fn check_deadline(&self) -> io::Result<()> {
         match *self.0.deadline.lock() {
             Some(Deadline { at, limit, what }) if Instant::now() >= at => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A balloon that takes memory while the guest is migrated, and logs that as a vhost-user back end does.
+//! A balloon that takes memory while the guest is migrated, and logs it as a vhost-user back end does.
 
 use std::sync::Arc;
 

@@ -11,17 +11,17 @@ use spec::hint_map::{HintBits, HintMap, HintPhase, Tellers, Words, bytes_for};
 use spec::trace::Event;
 use spec::trace::event::Hinted;
 
-/// What the guest does at once when an epoch opens.
+/// What the guest does when an epoch opens.
 type OnOpen = Box<dyn FnMut(u64) + Send>;
 
 pub struct SoftHints {
     map: HintMap<OwnWords>,
     trace: Trace,
-    /// The barrier: held while a hint is taken, and while the epoch is being closed.
+    /// The barrier: held while a hint is taken and while the epoch is being closed.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
     on_done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    /// In the balloon, and reported.
+    /// The pages in the balloon, and the reported ones.
     given_up: Mutex<[Vec<PageRange>; 2]>,
     /// Whether the device disconnects at the next close.
     pub fail_to_close: AtomicBool,
@@ -56,22 +56,22 @@ impl SoftHints {
         *self.on_open.lock().unwrap() = Some(Box::new(action));
     }
 
-    /// Called when the guest is told DONE.
+    /// Sets what happens when the guest is told DONE.
     pub fn on_done(&self, action: impl FnOnce() + Send + 'static) {
         *self.on_done.lock().unwrap() = Some(Box::new(action));
     }
 
-    /// The open epoch, 0 if none is.
+    /// The open epoch; 0 if none is open.
     pub fn epoch(&self) -> u64 {
         self.map.epoch()
     }
 
-    /// The guest has given memory up.
+    /// The guest has given up this memory.
     pub fn has_given_up(&self, ballooned: PageRange, reported: PageRange) {
         *self.given_up.lock().unwrap() = [vec![ballooned], vec![reported]];
     }
 
-    /// The guest's driver hints `pages`. Dropped if no epoch is open or the driver was not asked.
+    /// The guest's driver hints `pages`. Ignored if no epoch is open or the driver was not asked.
     pub fn hint(&self, pages: PageRange) {
         self.take_hint(pages, self.map.asked().driver, HintMap::insert);
     }
@@ -96,12 +96,12 @@ impl SoftHints {
         }
     }
 
-    /// The agent has reported all free pages below `page`.
+    /// The agent has reported on all pages below `page`.
     pub fn has_answered(&self, page: u64) {
         self.map.set_answered(page);
     }
 
-    /// The guest has hinted all it can.
+    /// The guest has hinted all that is free.
     pub fn finish(&self) {
         let _gate = self.gate.lock().unwrap();
         if self.map.epoch() != 0 {

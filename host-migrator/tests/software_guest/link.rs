@@ -18,7 +18,7 @@ pub struct Link {
     pub rate: Option<u64>,
     /// The delay of each byte.
     pub delay: Duration,
-    /// After this many bytes nothing moves for this time.
+    /// After so many bytes, nothing moves for so long.
     pub outage: Option<(usize, Duration)>,
     /// Bytes a second while this machine is stopped.
     pub collapse: Option<(Arc<SoftMachine>, u64)>,
@@ -34,11 +34,11 @@ impl Link {
     }
 }
 
-/// The most bytes on the way.
+/// The most bytes in flight.
 const CHUNKS_ON_THE_WAY: usize = 1024;
 const CHUNK: usize = 16 << 10;
 
-/// A wire whose two directions are `forth` and `back`. Returns the source's end and the destination's.
+/// A link with the directions `forth` and `back`. Returns the source's end and the destination's.
 pub fn wire(forth: Link, back: Link) -> (UnixStream, UnixStream) {
     let (source, here) = UnixStream::pair().unwrap();
     let (there, destination) = UnixStream::pair().unwrap();
@@ -61,7 +61,7 @@ fn put_in(mut from: UnixStream, link: Link, put: &SyncSender<OnTheWay>) {
     let mut buffer = vec![0; CHUNK];
     let mut done = 0;
     loop {
-        // A slow wire carries small pieces.
+        // A slow link carries small pieces.
         let piece = link
             .rate()
             .map_or(CHUNK, |rate| (rate / 32).max(1) as usize);
@@ -93,6 +93,6 @@ fn take_out(mut to: UnixStream, take: &Receiver<OnTheWay>) {
             return;
         }
     }
-    // The other side sees the end after everything that was sent before.
+    // The other side sees the end after everything that was sent before it.
     let _ = to.shutdown(Shutdown::Write);
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use host_migrator::{DestinationMachine, MachineError, SourceMachine};
 
-/// What the source's machine needs at the destination.
+/// What the source's machine requires of the destination.
 pub const DESCRIPTION: &[u8] = b"a machine for a guest made of threads";
-/// What the source's machine says about itself.
+/// The state of the source's machine.
 pub const STATE: &[u8] = b"registers of a guest made of threads";
 
 #[derive(Default)]
@@ -37,8 +37,8 @@ impl SoftMachine {
         self.changed.notify_all();
     }
 
-    /// Called by a vCPU between two of its steps: waits while the machine is stopped. Returns `false` if it
-    /// never runs again.
+    /// A vCPU calls this between two of its steps. Waits while the machine is stopped. Returns `false` if it will never
+    /// run again.
     pub fn run_point(&self) -> bool {
         let mut state = self.state.lock().unwrap();
         if state.stopped {
@@ -87,7 +87,7 @@ impl SourceMachine for MachineForEngine {
         let mut state = self.0.state.lock().unwrap();
         assert!(
             !state.handed_over,
-            "a guest that was handed over is touched"
+            "a guest that was handed over is stopped again"
         );
         state.stopped = true;
         drop(

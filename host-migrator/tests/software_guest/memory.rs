@@ -12,15 +12,15 @@ use spec::{PAGE_SIZE, PageRange};
 
 const SEED: u64 = 11;
 
-/// Guest memory, and the guest's record of its content.
+/// Guest memory, and the guest's record of what it contains.
 pub struct Memory {
     pub ram: Arc<GuestRam>,
-    /// Of each page of memory: the version of its stamp, 0 while it is free.
+    /// For each page of memory the version of its stamp; 0 while it is free.
     versions: Vec<AtomicU64>,
     writes: AtomicU64,
 }
 
-/// A page that is wrong at the destination.
+/// A page with wrong content at the destination.
 #[derive(Debug, PartialEq)]
 pub struct WrongPage {
     pub pfn: u64,
@@ -28,7 +28,7 @@ pub struct WrongPage {
 }
 
 impl Memory {
-    /// Memory of `low` pages from 0 and `high` pages from 4 GiB minus 16 MiB (so that a bitmap has a hole).
+    /// Memory of `low` pages from 0 and `high` pages from 4 GiB minus 16 MiB, with a hole between them.
     pub fn new(low: u64, high: u64) -> Self {
         let ram = GuestRam::map(
             [(0, low), (1 << 24, high)]
@@ -41,7 +41,7 @@ impl Memory {
         Self::of(Arc::new(ram))
     }
 
-    /// The record of a guest that has not touched its memory yet.
+    /// The record of a guest that has not used its memory yet.
     pub fn of(ram: Arc<GuestRam>) -> Self {
         Self {
             versions: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
@@ -50,7 +50,7 @@ impl Memory {
         }
     }
 
-    /// This guest's record, for a copy of the memory.
+    /// The same record, for a copy of the memory in `ram`.
     pub fn moved_to(&self, ram: Arc<GuestRam>) -> Self {
         let copy = |from: &AtomicU64| AtomicU64::new(from.load(Ordering::Acquire));
         Self {
@@ -69,14 +69,14 @@ impl Memory {
             }
             before += region.count();
         }
-        panic!("page {pfn:#x} is no memory");
+        panic!("page {pfn:#x} is not memory");
     }
 
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.ram.regions().iter().flat_map(|r| r.first()..r.end())
     }
 
-    /// Writes page `pfn`, whole, with a new version.
+    /// Writes the whole page `pfn` with a new version.
     pub fn write(&self, pfn: u64) {
         let version = self.writes.fetch_add(1, Ordering::AcqRel) + 1;
         let mut words = [0; PAGE_WORDS];
@@ -95,7 +95,7 @@ impl Memory {
         self.version(pfn).load(Ordering::Acquire) != 0
     }
 
-    /// Compares every page of `there` with this memory, whose guest is stopped: pages in use must have their stamp, and all
+    /// Compares every page of `there` with this memory, whose guest is stopped. Pages in use must have their stamp. All
     /// others must be equal, or zero if they were skipped.
     pub fn wrong_pages(
         &self,
@@ -122,7 +122,7 @@ impl Memory {
     }
 }
 
-/// New, empty memory laid out as `ram`.
+/// New, empty memory with the layout of `memory`.
 pub fn like(memory: &dyn GuestMemory) -> GuestRam {
     let regions = memory.layout().regions().iter();
     GuestRam::map(
@@ -155,7 +155,7 @@ fn words(ram: &GuestRam, pfn: u64) -> [u64; PAGE_WORDS] {
     std::array::from_fn(|index| u64::from_le_bytes(words[index]))
 }
 
-/// A dirty log: writers mark pages after they wrote them.
+/// A dirty log. Writers mark a page after they have written it.
 #[derive(Clone)]
 pub struct SoftLog {
     source: LogSource,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest made of threads: real memory files, a real hint map, real concurrent writes; no KVM.
 //!
-//! Every test binary uses a part of it.
+//! Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod balloon;
@@ -29,7 +29,7 @@ use memory::{Memory, SoftLog, WrongPage};
 use spec::trace::Role;
 use spec::trace::check::{Verdict, check_records};
 
-/// A source guest, and the parts that tests inspect while the engine has the rest.
+/// A source guest. Tests look into its parts while the engine uses them.
 pub struct Guest {
     pub memory: Arc<Memory>,
     pub machine: Arc<SoftMachine>,
@@ -56,7 +56,7 @@ impl Guest {
         }
     }
 
-    /// What the engine gets.
+    /// The source that the engine gets.
     pub fn source(&self) -> Source {
         Source {
             machine: Box::new(MachineForEngine(Arc::clone(&self.machine))),
@@ -71,7 +71,7 @@ impl Guest {
         }
     }
 
-    /// The guest writes `pfn`, which it may have reused.
+    /// The guest writes `pfn`, and may thereby reuse it.
     pub fn write(&self, pfn: u64) {
         self.memory.write(pfn);
         self.vcpu_log.mark(pfn);
@@ -143,8 +143,8 @@ pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
     migrate_over(source, params, here, there, ram)
 }
 
-/// Migrates `source` into `ram`, between two connected streams. What it records must be as the rule wants it,
-/// unless a clause is switched off.
+/// Migrates `source` into `ram` between two connected streams. The trace must satisfy the rule, unless a clause is
+/// switched off.
 pub fn migrate_over(
     source: Source,
     params: MigrationParams,

@@ -13,7 +13,7 @@ use spec::stream::{GREETING_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionK
 /// What happens to the bytes of one direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fault {
-    /// The connection is cut, both ways, after this many bytes.
+    /// The connection is cut in both directions after this many bytes.
     pub cut_after: Option<usize>,
     /// This byte gets one bit flipped.
     pub flip: Option<usize>,
@@ -21,21 +21,21 @@ pub struct Fault {
     pub stall_after: Option<usize>,
     /// The bytes arrive one by one, with this pause before each.
     pub trickle: Option<Duration>,
-    /// Only the destination's greeting and this many answers (without heartbeats) are forwarded.
+    /// Only the destination's greeting and this many answers (heartbeats not counted) are forwarded.
     pub answers: Option<usize>,
 }
 
-/// A wire that runs until one of its ends is closed.
+/// A wire that carries bytes until one of its ends is closed.
 pub struct Wire {
     threads: Vec<JoinHandle<()>>,
-    /// What the source sent.
+    /// What the source has sent.
     pub from_source: Arc<Mutex<Vec<u8>>>,
-    /// What the destination sent.
+    /// What the destination has sent.
     pub from_destination: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Wire {
-    /// Makes a wire and its two ends: the source's, the destination's.
+    /// Makes a wire and its two ends: the source's and the destination's.
     pub fn new(from_source: Fault, from_destination: Fault) -> (Self, UnixStream, UnixStream) {
         let (source, here) = UnixStream::pair().unwrap();
         let (there, destination) = UnixStream::pair().unwrap();
@@ -84,7 +84,7 @@ fn pump(
         loop {
             let stall = fault.stall_after.map_or(usize::MAX, |at| at - done);
             if stall == 0 {
-                // Nothing is read until an end is closed.
+                // Reads nothing until an end is closed.
                 while !closed(&to) && !closed(&from) {
                     thread::sleep(std::time::Duration::from_millis(1));
                 }
@@ -126,7 +126,7 @@ fn pump(
     })
 }
 
-/// Passes the destination's greeting on, and its sections up to the last of so many `answers`. Returns their bytes.
+/// Forwards the destination's greeting and then its sections, up to the last of `answers`. Returns their bytes.
 fn pass_answers(
     from: &mut UnixStream,
     to: &mut UnixStream,

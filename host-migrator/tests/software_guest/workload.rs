@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest does while it is migrated: it allocates, writes and frees pages, hints them, and reuses hinted pages at
-//! once.
+//! What the guest does while it is migrated: it allocates, writes and frees pages, hints them, and reuses hinted pages
+//! at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,9 +24,9 @@ pub struct Behaviour {
     pub seed: u64,
     /// It answers when it is asked for its free pages.
     pub hints: bool,
-    /// Microseconds of sleep after each step: how fast it dirties memory.
+    /// Microseconds of sleep after each step: they set how fast it dirties memory.
     pub pause: u64,
-    /// It does not touch the pages below this one.
+    /// It does not touch pages below this one.
     pub first_page: u64,
 }
 
@@ -49,12 +49,12 @@ impl Workload {
         }
     }
 
-    /// Steps done so far: it grows while the guest runs.
+    /// Steps done so far. The number grows while the guest runs.
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Acquire)
     }
 
-    /// Ends the guest; it must not be stopped for good by a migration that is under way.
+    /// Ends the guest. A migration under way must not have stopped it for good.
     pub fn stop(mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -88,7 +88,7 @@ fn run(guest: &Guest, behaviour: Behaviour, stop: &AtomicBool, steps: &AtomicU64
     }
 }
 
-/// Hints the free pages among the next few, in the epoch that is open.
+/// Hints the free pages among the next few in the open epoch.
 fn hint_some(guest: &Guest, pages: &[u64], (epoch, next): &mut (u64, usize)) {
     let open = guest.hints.epoch();
     if open == 0 {

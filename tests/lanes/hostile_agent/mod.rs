@@ -33,7 +33,7 @@ fn guest(answer: &'static str) -> BareGuest {
     }
 }
 
-/// Slow, so that a liar has all the time it wants.
+/// Slow enough for a liar to report anything in time.
 fn slowly(bytes_a_second: u64) -> Migration {
     Migration {
         max_bandwidth: Some(bytes_a_second),
@@ -146,7 +146,7 @@ fn a_guest_that_calls_all_its_memory_free_keeps_what_it_writes_afterwards() {
              zero; the oracle calls {} of them wrong, {} given up",
             verdict.pages_wrong, verdict.pages_given_up
         );
-        // Who lies until the end may have written nothing since.
+        // After the last lie of an agent that lies until the end, the guest may have written nothing.
         assert!(written > 0 || lie == Lie::AllFree, "{report:?}");
         assert!(own_harm > 0, "{report:?}");
         assert_eq!(verdict.pages_wrong + verdict.pages_given_up, own_harm);

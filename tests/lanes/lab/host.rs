@@ -22,7 +22,7 @@ pub fn end_of(host: &mut Host) -> Option<i32> {
     })
 }
 
-/// `lacuna JOB --control SOCKET` for the machine of `host`; standard error if it failed.
+/// Runs `lacuna JOB --control SOCKET` for the machine of `host`. Returns standard error if it fails.
 pub fn command(host: &Host, job: &[&str]) -> Result<(), String> {
     let mut args = job.to_vec();
     args.extend(["--control", host.control.to_str().expect("a path in UTF-8")]);

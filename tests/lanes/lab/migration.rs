@@ -95,7 +95,7 @@ impl Migration {
     }
 }
 
-/// Waits until the migration away from `source` is over.
+/// Waits until the migration away from `source` has ended.
 pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareError> {
     let status = source.wait_until("the migration to end", PATIENCE, |status| {
         Ok(status.migration.status.is_over())
@@ -103,10 +103,10 @@ pub fn end_of_migration(source: &mut Host) -> Result<MigrationStatus, CompareErr
     Ok(status.migration)
 }
 
-/// Waits until the migration away from `source` has ended in this way.
+/// Waits until the migration away from `source` has ended in the state `how`.
 ///
 /// # Panics
-/// If it ends in another.
+/// If it ends in another state.
 pub fn ends(source: &mut Host, how: MigrationState) -> MigrationStatus {
     let ended = end_of_migration(source).expect("the machine says how it ended");
     assert_eq!(ended.status, how, "{ended:?}");

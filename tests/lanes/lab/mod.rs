@@ -67,8 +67,8 @@ impl Lab {
         self.folder.path().join("trace")
     }
 
-    /// What the rule says of all that happened so far, and the events around the one that breaks it. The lab
-    /// asks no more itself.
+    /// What the rule says of everything that has happened so far, with the events around the breach. The lab then does
+    /// not check the trace itself.
     pub fn rule(&self) -> (RuleVerdict, String) {
         self.trace_is_checked.set(true);
         check_file(&self.trace()).expect("a trace")
@@ -77,7 +77,7 @@ impl Lab {
     /// Asserts that no page is wrong. For wrong pages, prints the events about them.
     ///
     /// # Panics
-    /// If one did.
+    /// If a page is wrong.
     pub fn assert_right(&self, verdict: &Verdict, what: impl std::fmt::Display) {
         if verdict.pages_wrong == 0 {
             return;
@@ -95,8 +95,8 @@ impl Lab {
         panic!("{what}: {} pages are wrong", verdict.pages_wrong);
     }
 
-    /// Migrates from `source` to a new host, `name`. Its memory must be right when the guest arrives, and after the guest has
-    /// run on there.
+    /// Migrates from `source` to a new host, `name`. All memory must be right when the guest arrives, and after the
+    /// guest has run on there.
     ///
     /// # Panics
     /// If it is not.

@@ -15,7 +15,7 @@ pub fn skipped_without_kvm(test: &str) -> bool {
     true
 }
 
-/// The command as users get it, with the jobs that the tests need besides (`examples/lacuna-under-test`).
+/// The command as users get it, plus the jobs that the tests need (`examples/lacuna-under-test`).
 pub fn program() -> PathBuf {
     let program = profile_folder().join("examples/lacuna-under-test");
     assert!(
