@@ -14,8 +14,6 @@ mod against_qemu;
 mod job;
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;
-#[path = "../shared/qmp.rs"]
-mod qmp;
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ mod figures;
 pub mod jobs;
 pub mod machine;
 pub mod nested;
+pub mod qmp;
 pub mod size;
 mod terminal;
 pub mod trace;

@@ -68,6 +68,7 @@ fn every_arm_moves_all_of_memory_and_its_destination_is_compared() {
                 let compared = if name == "bare-scratch" { 0 } else { pages };
                 assert_eq!(sample["pages-compared"], compared, "{name}");
                 assert_eq!(sample["pages-wrong"], 0, "{name}");
+                assert!(sample["cpu-ms"].as_f64().unwrap() > 0.0, "{name}");
                 let is_populated = name.ends_with("populated");
                 assert_eq!(sample["populate-ms"].is_f64(), is_populated, "{name}");
                 if name.starts_with("lacuna") {
@@ -156,6 +157,40 @@ fn iperf3_reports_what_its_server_received() {
             assert!(sample["gb-per-s"].as_f64().unwrap() > 0.0, "{report}");
         }
     }
+}
+
+#[test]
+fn qemu_migrates_the_same_memory_and_its_destination_is_compared() {
+    if !in_path("qemu-system-x86_64") {
+        return spec_testing::skipped("QEMU is not installed on this machine");
+    }
+    for channels in ["1", "2"] {
+        let report = json(&bench(&[
+            "--size",
+            "1M",
+            "--channels",
+            channels,
+            "--runs",
+            "1",
+            "--arms",
+            "qemu-fresh,bare-fresh",
+            "--json",
+        ]));
+        let sample = &arms(&report)["qemu-fresh"]["samples"][0];
+        assert_eq!(sample["pages-compared"], 256);
+        assert_eq!(sample["pages-wrong"], 0);
+        assert!(sample["wire-bytes"].as_u64().unwrap() > 1 << 20, "{report}");
+    }
+}
+
+#[test]
+fn a_qemu_that_does_not_start_is_an_error_that_says_why() {
+    let output = command(&["--size", "64K", "--arms", "qemu-fresh"])
+        .env("LACUNA_QEMU", "/bin/false")
+        .output()
+        .unwrap();
+    let said = complaint(&output);
+    assert!(said.contains("QEMU failed: it ended with"), "{said}");
 }
 
 fn in_path(program: &str) -> bool {

@@ -17,8 +17,6 @@ mod inflate;
 #[path = "../../shared/memory_files.rs"]
 mod memory_files;
 mod qemu;
-#[path = "../../shared/qmp.rs"]
-mod qmp;
 mod stalls;
 
 use std::error::Error;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lacuna::qmp::Qmp;
 use serde_json::{Value, json};
 
 use crate::MIB;
-use crate::qmp::Qmp;
 
 /// The environment variable that names the program.
 const VARIABLE: &str = "LACUNA_QEMU";
@@ -179,7 +179,7 @@ impl Qemu {
 
     fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, Box<dyn Error>> {
         let qmp = self.qmp.as_mut().ok_or("QMP is not open")?;
-        qmp.ask(command, arguments)
+        Ok(qmp.ask(command, arguments)?)
     }
 }
 

@@ -8,8 +8,6 @@ mod balloon;
 mod linux_guest;
 #[path = "../../shared/memory_files.rs"]
 mod memory_files;
-#[path = "../../shared/qmp.rs"]
-mod qmp;
 #[path = "../../shared/wire.rs"]
 #[allow(
     clippy::unwrap_used,

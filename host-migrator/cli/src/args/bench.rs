@@ -44,6 +44,8 @@ bare-populated    the same, and the memory file has all its pages before the sta
 iperf3            iperf3 over TCP: its own buffers, no memory
 lacuna-fresh      a whole migration over TCP into new memory
 lacuna-populated  the same into memory that has all its pages before the start
+qemu-fresh        a whole migration by QEMU with multifd, over TCP into new memory; its own time. LACUNA_QEMU names the program
+                  [default: qemu-system-x86_64]
 bare-unix-fresh, bare-unix-populated, lacuna-unix-fresh, lacuna-unix-populated
                   the same over a unix socket";
 
@@ -103,6 +105,8 @@ pub enum ArmName {
     LacunaFresh,
     /// A migration over TCP into memory that has all its pages.
     LacunaPopulated,
+    /// QEMU with multifd over TCP, into new memory.
+    QemuFresh,
     /// A bare loop over a unix socket, into a new memory file.
     BareUnixFresh,
     /// A bare loop over a unix socket, into a memory file that has all its pages.
@@ -115,13 +119,14 @@ pub enum ArmName {
 
 impl ArmName {
     /// Those that run unless others are asked for.
-    pub const USUAL: [Self; 8] = [
+    pub const USUAL: [Self; 9] = [
         Self::BareScratch,
         Self::BareFresh,
         Self::BarePopulated,
         Self::Iperf3,
         Self::LacunaFresh,
         Self::LacunaPopulated,
+        Self::QemuFresh,
         Self::BareUnixFresh,
         Self::LacunaUnixFresh,
     ];
@@ -129,7 +134,7 @@ impl ArmName {
     /// The arms that this one is compared with.
     pub fn baselines(self) -> &'static [Self] {
         match self {
-            Self::LacunaFresh => &[Self::BareFresh],
+            Self::LacunaFresh => &[Self::BareFresh, Self::QemuFresh],
             Self::LacunaPopulated => &[Self::BarePopulated, Self::Iperf3],
             Self::LacunaUnixFresh => &[Self::BareUnixFresh],
             Self::LacunaUnixPopulated => &[Self::BareUnixPopulated],
@@ -137,6 +142,7 @@ impl ArmName {
             | Self::BareFresh
             | Self::BarePopulated
             | Self::Iperf3
+            | Self::QemuFresh
             | Self::BareUnixFresh
             | Self::BareUnixPopulated => &[],
         }

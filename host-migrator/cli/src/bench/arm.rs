@@ -6,6 +6,7 @@ use super::bare_loop::BareLoop;
 use super::content::Content;
 use super::engine::Engine;
 use super::iperf::Iperf;
+use super::qemu::Qemu;
 use super::record::Sample;
 use crate::args::{ArmName, Transport};
 use crate::nested::PackageError;
@@ -66,6 +67,7 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
         ArmName::Iperf3 => Ok(Box::new(Iperf::find(channels)?)),
         ArmName::LacunaFresh => ours(Transport::Tcp, Place::Fresh),
         ArmName::LacunaPopulated => ours(Transport::Tcp, Place::Populated),
+        ArmName::QemuFresh => Ok(Box::new(Qemu::find(channels)?)),
         ArmName::BareUnixFresh => bare(Transport::Unix, Place::Fresh),
         ArmName::BareUnixPopulated => bare(Transport::Unix, Place::Populated),
         ArmName::LacunaUnixFresh => ours(Transport::Unix, Place::Fresh),

@@ -9,7 +9,6 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, ScopedJoinHandle};
-use std::time::Instant;
 
 use host_migrator::{GuestMemory, GuestRam};
 use rustix::net::{RecvFlags, recv};
@@ -20,7 +19,7 @@ use super::BenchError;
 use super::arm::{Arm, Place};
 use super::content::{CHUNK_BYTES, Content, chunks};
 use super::memory::Destination;
-use super::record::Sample;
+use super::record::{Clock, Sample};
 use crate::args::Transport;
 
 /// A bare loop with `channels` connections.
@@ -43,15 +42,17 @@ impl Arm for BareLoop {
             .collect::<io::Result<Vec<_>>>()
             .map_err(BenchError::io("cannot connect to this machine"))?;
         let parts = content.parts(self.channels);
-        let began = Instant::now();
+        let clock = Clock::start();
         thread::scope(|scope| {
             let mut threads: Vec<ScopedJoinHandle<'_, Result<(), BenchError>>> = Vec::new();
             for (part, (near, far)) in parts.into_iter().zip(connections) {
                 let to = destination.as_ref();
                 // Each thread owns its end: if it fails, the other end's thread ends, too.
-                let sender = thread::Builder::new().spawn_scoped(scope, move || {
-                    send(content.ram(), part, near).map_err(BenchError::io("cannot send"))
-                });
+                let sender = thread::Builder::new()
+                    .name("bare-source".into())
+                    .spawn_scoped(scope, move || {
+                        send(content.ram(), part, near).map_err(BenchError::io("cannot send"))
+                    });
                 threads.push(sender.map_err(BenchError::io("cannot start a thread"))?);
                 let receiver =
                     thread::Builder::new().spawn_scoped(scope, move || receive(to, part, &far));
@@ -66,7 +67,7 @@ impl Arm for BareLoop {
                 })
                 .collect::<Result<Vec<()>, _>>()
         })?;
-        let took = began.elapsed();
+        let took = clock.took();
         Sample::new(took, content, destination.as_ref())
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The memory that every arm moves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::sync::Arc;
 
 use host_migrator::{GuestRam, RamRegion};
@@ -26,6 +26,7 @@ const LINE_WORDS: usize = 4;
 #[derive(Debug)]
 pub(super) struct Content {
     ram: Arc<GuestRam>,
+    file: File,
 }
 
 impl Content {
@@ -42,7 +43,8 @@ impl Content {
                 available: Size(available),
             });
         }
-        let ram = new_memory(args.size.0)?;
+        warm_up(args.size.0)?;
+        let (ram, file) = new_memory(args.size.0)?;
         let mut bytes = Vec::with_capacity(CHUNK_BYTES);
         for chunk in chunks(ram.regions()[0]) {
             bytes.clear();
@@ -54,12 +56,18 @@ impl Content {
             // A guest that has run has touched its memory: the first arm must not pay for the page faults.
             ram.read(chunk, &mut bytes)?;
         }
-        Ok(Self { ram: Arc::new(ram) })
+        let ram = Arc::new(ram);
+        Ok(Self { ram, file })
     }
 
     /// The memory: one region from guest-physical 0.
     pub(super) fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// The memory file that it is.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// All its pages.
@@ -77,10 +85,30 @@ impl Content {
     }
 }
 
-/// New memory without pages: one region from guest-physical 0.
-pub(super) fn new_memory(bytes: u64) -> Result<GuestRam, BenchError> {
-    let region = RamRegion::new(0, bytes).map_err(BenchError::io("cannot make memory"))?;
-    Ok(GuestRam::map(vec![region])?)
+/// New memory without pages: one region from guest-physical 0, and its memory file.
+pub(super) fn new_memory(bytes: u64) -> Result<(GuestRam, File), BenchError> {
+    let failed = BenchError::io("cannot make memory");
+    let made = RamRegion::new(0, bytes).and_then(|region| {
+        let file = region.file.try_clone()?;
+        Ok((region, file))
+    });
+    let (region, file) = made.map_err(failed)?;
+    Ok((GuestRam::map(vec![region])?, file))
+}
+
+/// Writes zeros to all of `ram`, so that it has all its pages.
+pub(super) fn populate(ram: &GuestRam) -> Result<(), BenchError> {
+    let zeros = vec![0; CHUNK_BYTES];
+    for chunk in ram.regions().iter().flat_map(|region| chunks(*region)) {
+        ram.write(chunk, &zeros[..chunk.bytes() as usize])?;
+    }
+    Ok(())
+}
+
+/// Takes memory for a destination and gives it back. On a virtual machine whose host gives it memory only when it is first
+/// touched, the first arm would otherwise pay for that.
+fn warm_up(bytes: u64) -> Result<(), BenchError> {
+    populate(&new_memory(bytes)?.0)
 }
 
 /// `pages` in pieces of at most [`CHUNK_PAGES`].
@@ -157,9 +185,9 @@ mod tests {
 
     #[test]
     fn parts_have_every_page_once() {
-        let content = Content {
-            ram: Arc::new(new_memory(37 * PAGE_SIZE).unwrap()),
-        };
+        let (ram, file) = new_memory(37 * PAGE_SIZE).unwrap();
+        let ram = Arc::new(ram);
+        let content = Content { ram, file };
         for count in [1, 2, 7, 37] {
             let parts = content.parts(count);
             assert_eq!(parts.len(), usize::from(count));

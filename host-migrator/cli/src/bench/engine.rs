@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use host_migrator::wire::{Address, Listener};
 use host_migrator::{
@@ -15,7 +15,7 @@ use super::BenchError;
 use super::arm::{Arm, Place};
 use super::content::Content;
 use super::memory::Destination;
-use super::record::Sample;
+use super::record::{Clock, Sample};
 use crate::args::Transport;
 
 /// How long this machine may take to connect to itself.
@@ -32,9 +32,10 @@ impl Arm for Engine {
     fn run(&self, content: &Content) -> Result<Sample, BenchError> {
         let destination = Destination::new(content, self.place == Place::Populated)?;
         let (near, far) = self.connected()?;
-        let began = Instant::now();
+        let clock = Clock::start();
         let (sent, received) = thread::scope(|scope| {
             let receiving = thread::Builder::new()
+                .name("destination".into())
                 .spawn_scoped(scope, || {
                     let ownership = OwnershipRecord::there();
                     receive(far, &destination, &mut Memory, &ownership, &mut |_| ())
@@ -49,7 +50,7 @@ impl Arm for Engine {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, BenchError>((sent, received))
         })?;
-        let took = began.elapsed();
+        let took = clock.took();
         // If the destination failed, the source can only repeat what it was told.
         received?;
         let report = sent?;

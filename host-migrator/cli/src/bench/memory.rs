@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The memory that is moved into.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -8,13 +9,14 @@ use host_migrator::{GuestMemory, GuestRam, Layout, MigrationBitmap, RamError};
 use spec::PageRange;
 
 use super::BenchError;
-use super::content::{CHUNK_BYTES, Content, chunks, new_memory};
+use super::content::{Content, new_memory, populate};
 use crate::compare::{Verdict, compare_memory};
 
 /// Memory of the size of the content.
 #[derive(Debug)]
 pub(super) struct Destination {
     ram: GuestRam,
+    file: File,
     /// How long it took to give it all its pages; none: it has no page yet.
     populated_ms: Option<f64>,
     /// Something was written to it.
@@ -27,19 +29,22 @@ impl Destination {
     /// # Errors
     /// [`BenchError`] if it cannot be made.
     pub(super) fn new(content: &Content, populated: bool) -> Result<Self, BenchError> {
-        let ram = new_memory(content.pages().bytes())?;
+        let (ram, file) = new_memory(content.pages().bytes())?;
         let began = Instant::now();
         if populated {
-            let zeros = vec![0; CHUNK_BYTES];
-            for chunk in chunks(content.pages()) {
-                ram.write(chunk, &zeros[..chunk.bytes() as usize])?;
-            }
+            populate(&ram)?;
         }
         Ok(Self {
             ram,
+            file,
             populated_ms: populated.then(|| began.elapsed().as_secs_f64() * 1000.0),
             written: AtomicBool::new(false),
         })
+    }
+
+    /// The memory file that it is.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// How long it took to give it all its pages, in milliseconds.

@@ -6,7 +6,7 @@
 //! | `transport` | `lacuna bench transport`: runs the arms in turns |
 //! | `arm` | what an arm is, and the arms of the command line |
 //! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
-//! | `bare_loop`, `engine`, `iperf` | the arms |
+//! | `bare_loop`, `engine`, `iperf`, `qemu` | the arms |
 //! | `record`, `picture` | what was measured, as JSON, as a table and as a picture |
 
 mod arm;
@@ -16,6 +16,7 @@ mod engine;
 mod iperf;
 mod memory;
 mod picture;
+mod qemu;
 mod record;
 mod transport;
 
@@ -26,6 +27,7 @@ use host_migrator::{MigrationError, RamError, ReceiveError};
 
 use crate::args::BenchJob;
 use crate::compare::OracleError;
+use crate::qmp::QmpError;
 use crate::size::Size;
 
 /// A measurement that could not be carried out.
@@ -72,6 +74,9 @@ pub enum BenchError {
         /// What it said, or what it should have said.
         said: String,
     },
+    /// QEMU does not do what it is asked.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
     /// Files, sockets and threads.
     #[error("{what}: {source}")]
     Io {

@@ -2,8 +2,9 @@
 //! What was measured: one JSON object, or a table.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::BenchError;
@@ -22,6 +23,10 @@ pub(super) struct Sample {
     pub(super) bytes: u64,
     /// Bytes of memory a second, in units of 10^9.
     pub(super) gb_per_s: f64,
+    /// Processor time of both sides together, in milliseconds, where both are in this process. Other work on the machine
+    /// changes it less than the rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cpu_ms: Option<f64>,
     /// Bytes on the wire, both ways, headers and all, where they are counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) wire_bytes: Option<u64>,
@@ -35,16 +40,19 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// `content` was moved in `took`; `destination` is compared with it.
+    /// `content` was moved in the time that `took` says; `destination` is compared with it.
     ///
     /// # Errors
     /// [`BenchError`] if memory cannot be compared.
     pub(super) fn new(
-        took: Duration,
+        took: Took,
         content: &Content,
         destination: Option<&Destination>,
     ) -> Result<Self, BenchError> {
-        let sample = Self::of_no_memory(took, content.pages().bytes());
+        let sample = Self {
+            cpu_ms: took.cpu.map(|time| time.as_secs_f64() * 1000.0),
+            ..Self::of_no_memory(took.time, content.pages().bytes())
+        };
         let Some(destination) = destination else {
             return Ok(sample);
         };
@@ -67,6 +75,50 @@ impl Sample {
             ..Self::default()
         }
     }
+}
+
+/// A clock that was started.
+#[derive(Debug)]
+pub(super) struct Clock {
+    began: Instant,
+    cpu: Duration,
+}
+
+/// What an arm took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    /// The time.
+    pub(super) time: Duration,
+    /// The processor time of this process, if both sides are in it.
+    pub(super) cpu: Option<Duration>,
+}
+
+impl Clock {
+    /// Starts now.
+    pub(super) fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            cpu: cpu_time(),
+        }
+    }
+
+    /// The time since then.
+    pub(super) fn took(&self) -> Took {
+        Took {
+            time: self.began.elapsed(),
+            cpu: Some(cpu_time().saturating_sub(self.cpu)),
+        }
+    }
+}
+
+/// Processor time of this process.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    // The kernel gives no negative time.
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs() as u32,
+    )
 }
 
 /// All runs of one arm.
@@ -194,6 +246,7 @@ impl Report {
     fn cells(&self, arm: &ArmRecord) -> Vec<String> {
         let rates = || arm.samples.iter().map(|sample| sample.gb_per_s);
         let sum = |of: fn(&Sample) -> u64| arm.samples.iter().map(of).sum::<u64>();
+        let cpu = || arm.samples.iter().filter_map(|sample| sample.cpu_ms);
         let compared = match sum(|sample| sample.pages_compared) {
             0 => "-".into(),
             pages => format!("{}/{pages}", sum(|sample| sample.pages_wrong)),
@@ -211,13 +264,25 @@ impl Report {
                 rates().fold(0.0, f64::max)
             ),
             format!("{:.0}", median(arm.samples.iter().map(|sample| sample.ms))),
+            match cpu().next() {
+                Some(_) => format!("{:.0}", median(cpu())),
+                None => "-".into(),
+            },
             compared,
             against.join(", "),
         ]
     }
 }
 
-const HEADINGS: [&str; 6] = ["arm", "GB/s", "range", "ms", "wrong/compared", "ratio"];
+const HEADINGS: [&str; 7] = [
+    "arm",
+    "GB/s",
+    "range",
+    "ms",
+    "cpu ms",
+    "wrong/compared",
+    "ratio",
+];
 
 /// Every arm against its baselines, turn by turn.
 fn ratios(arms: &[ArmRecord]) -> Vec<Ratio> {

@@ -9,9 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lacuna::qmp::Qmp;
 use serde_json::{Value, json};
-
-use crate::qmp::Qmp;
 
 type Failure = Box<dyn Error>;
 
