@@ -14,7 +14,7 @@ use crate::dma::DmaRegion;
 use crate::mmio::{INTERRUPT_CONFIG, MAGIC, Register, Registers, VERSION, status};
 use crate::queue::{MAX_SIZE, Queue, QueueError, QueueLayout};
 
-/// The most pages of one hint: 4 MiB, as in Linux, so that every device can handle it.
+/// The most pages of one hint: 4 MiB, as in Linux, so that every device accepts it.
 pub const MAX_HINT_PAGES: u64 = 1024;
 
 /// Descriptors of a queue that the device requires and the driver does not use.
@@ -58,7 +58,7 @@ pub enum RoundError {
     Broken,
 }
 
-/// A balloon device that takes free page hints.
+/// A balloon device that accepts free page hints.
 #[derive(Debug)]
 pub struct Balloon<R: Registers> {
     registers: R,

@@ -61,7 +61,7 @@ fn the_driver_takes_hinting_alone_and_numbers_the_queues_without_gaps() {
 }
 
 #[test]
-fn the_poison_value_is_written_with_its_feature_only() {
+fn the_poison_value_is_written_only_with_its_feature() {
     for (offered, expected) in [(true, 0xaa), (false, 0)] {
         let (device, rings) = Handle::new();
         if !offered {
@@ -124,7 +124,7 @@ fn a_round_keeps_its_id_while_a_later_one_is_queued_behind_it() {
     assert_eq!(
         device.serve(HINTS, usize::MAX),
         expected.map(Buffer::Word),
-        "a hint of the first round must never look like one of the second"
+        "a hint of the first round must not look like one of the second"
     );
 }
 
@@ -142,7 +142,7 @@ fn hints_belong_to_a_round_and_have_a_limit() {
 }
 
 #[test]
-fn news_is_told_once() {
+fn poll_returns_each_change_once() {
     let (device, mut driver) = Handle::with_driver(1024);
     assert_eq!(driver.poll(), Some(Command::Stop), "the state at the start");
     assert_eq!(driver.poll(), None);
@@ -156,7 +156,7 @@ fn news_is_told_once() {
 }
 
 #[test]
-fn a_request_from_before_the_driver_came_is_found() {
+fn a_request_from_before_the_drivers_start_is_found() {
     let (device, rings) = Handle::new();
     device.change().config.free_page_hint_cmd_id = CommandId::FIRST.get();
     let mut driver = probe(&device, rings).unwrap();
@@ -182,7 +182,7 @@ fn the_device_is_notified_when_it_wants_to_be() {
 
 #[test]
 fn a_device_that_returns_a_buffer_it_does_not_have_is_not_used_any_more() {
-    // The first buffer's descriptor a second time; one past the table; one past every table.
+    // The first buffer's descriptor again; one past the table; one past every table.
     for descriptor in [3, 4, u32::MAX] {
         let (device, mut driver) = Handle::with_driver(4);
         driver.begin_round(CommandId::FIRST).unwrap();
@@ -197,7 +197,7 @@ fn a_device_that_returns_a_buffer_it_does_not_have_is_not_used_any_more() {
 }
 
 #[test]
-fn a_device_that_gives_no_hinting_is_left_alone() {
+fn a_device_without_hinting_is_refused_and_left_alone() {
     type Change = fn(&mut Device);
     let cases: [(Change, ProbeError); 5] = [
         (|device| device.magic = 0, ProbeError::NoDevice),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Each clause of the rule is needed: without it the model finds how a page is lost, and with it it does not.
+//! Each clause of the rule is needed: without it the model finds a way to lose a page, and with it none.
 
 use spec_model::device::DeviceAction::{Answer, Restart, TakeBuffer, TakeFrame};
 use spec_model::guest::GuestAction::{
@@ -21,7 +21,7 @@ use spec_model::{Clause, Migration, Rule, catalogue};
 const A: Page = Page::A;
 const B: Page = Page::B;
 
-/// The clause's story has `actions` in this order, and there is none with the whole rule.
+/// Checks that the clause's story has `actions` in this order, and that the whole rule has no story.
 fn assert_needed(clause: Clause, actions: &[Action]) {
     let case = catalogue::without(clause);
     let found = case.migration.look_for_story(case.property);
@@ -60,7 +60,7 @@ fn clause_1_a_page_written_before_it_is_armed_is_lost() {
 }
 
 #[test]
-fn clause_1_that_a_page_is_armed_when_its_hint_arrives_is_not_enough() {
+fn clause_1_a_page_armed_after_the_request_loses_a_write_before_its_hint() {
     assert_needed(
         Clause::ArmedWhenAsked,
         &[
@@ -163,7 +163,7 @@ fn clause_3_an_old_hint_in_a_new_epoch_loses_what_was_written_between() {
 }
 
 #[test]
-fn clause_3_a_map_that_was_made_in_one_epoch_is_false_in_the_next() {
+fn clause_3_a_map_made_in_one_epoch_loses_a_write_in_the_next() {
     assert_needed(
         Clause::TagWhenLookedAt,
         &[
@@ -180,7 +180,7 @@ fn clause_3_a_map_that_was_made_in_one_epoch_is_false_in_the_next() {
 }
 
 #[test]
-fn clause_3_a_bit_read_before_and_cleared_after_a_hint_takes_the_write_between() {
+fn clause_3_a_bit_read_before_a_hint_and_cleared_after_it_loses_the_write_between() {
     assert_needed(
         Clause::CompleteHarvest,
         &[
@@ -341,7 +341,7 @@ fn clause_8_the_other_half_of_a_page_is_lost() {
 }
 
 #[test]
-fn a_new_device_that_takes_what_an_old_one_left_in_the_queue_is_lied_to() {
+fn a_new_device_that_takes_hints_queued_for_the_old_one_loses_a_write() {
     assert_needed(
         Clause::FreshIds,
         &[
@@ -360,7 +360,7 @@ fn a_new_device_that_takes_what_an_old_one_left_in_the_queue_is_lied_to() {
 }
 
 #[test]
-fn pages_hinted_to_a_device_that_died_are_given_back_by_the_next_one_or_never() {
+fn without_done_from_the_next_device_hinted_pages_never_come_back() {
     assert_needed(
         Clause::SayDoneAtStart,
         &[Guest(Hint(A)), Device(Restart), Host(Fail), Host(PutBack)],
@@ -368,7 +368,7 @@ fn pages_hinted_to_a_device_that_died_are_given_back_by_the_next_one_or_never() 
 }
 
 #[test]
-fn a_claim_after_the_copy_takes_the_bit_of_the_write_between() {
+fn a_claim_after_the_copy_loses_the_write_between() {
     assert_needed(
         Clause::ClaimBeforeCopy,
         &[
@@ -382,7 +382,7 @@ fn a_claim_after_the_copy_takes_the_bit_of_the_write_between() {
 }
 
 #[test]
-fn two_channels_can_turn_two_versions_round() {
+fn two_channels_can_swap_two_versions() {
     assert_needed(
         Clause::DrainChannels,
         &[
@@ -413,7 +413,7 @@ fn a_write_that_a_back_end_logs_after_the_last_harvest_is_lost() {
 }
 
 #[test]
-fn a_source_that_takes_back_what_it_gave_runs_the_guest_twice() {
+fn a_source_that_takes_back_a_guest_it_gave_away_runs_it_twice() {
     assert_needed(
         Clause::TwoPhaseHandOver,
         &[
@@ -426,7 +426,7 @@ fn a_source_that_takes_back_what_it_gave_runs_the_guest_twice() {
 }
 
 #[test]
-fn a_hand_over_that_was_lost_is_the_end_of_the_guest_unless_somebody_decides() {
+fn after_a_lost_hand_over_no_host_runs_the_guest_until_an_operator_decides() {
     assert_needed(
         Clause::OperatorDecides,
         &[Host(HandOver), Network(Break), Host(NoticeBreak)],
@@ -447,7 +447,7 @@ fn a_destination_that_forgets_the_guest_loses_it_with_the_source() {
 }
 
 #[test]
-fn an_operator_who_decides_without_a_look_runs_the_guest_twice() {
+fn an_operator_who_decides_without_looking_runs_the_guest_twice() {
     assert_needed(Clause::LookFirst, &[Host(Pause)]);
     let case = catalogue::without(Clause::LookFirst);
     let story = case.migration.look_for_story(case.property).story.unwrap();

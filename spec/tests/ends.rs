@@ -9,7 +9,7 @@ use stateright::Model;
 
 /// Visits all states, depth first, and calls `end` for each without a next state. Returns whether no path is a circle.
 fn walk(model: &Migration, mut end: impl FnMut(&State)) -> bool {
-    // The states on the current path with the actions left to try; below, `true` marks finished states.
+    // The states on the current path, with the actions that are left to try. Below, `true` marks finished states.
     let mut path: Vec<(State, Vec<Action>)> = Vec::new();
     let mut done: HashMap<State, bool> = HashMap::new();
     let actions = |state: &State| {

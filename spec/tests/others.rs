@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What other hypervisors do, and how it loses pages.
+//! What other hypervisors do, and how that loses pages.
 
 use spec_model::catalogue;
 use spec_model::device::DeviceAction::TakeBuffer;

@@ -270,7 +270,7 @@ fn a_comparison_draws_every_round_of_every_mode() {
 }
 
 #[test]
-fn after_the_migration_the_guest_has_its_memory_back() {
+fn the_guest_gets_its_memory_back_after_a_migration() {
     if skipped_without_kvm("bare, done") {
         return;
     }

@@ -63,7 +63,7 @@ fn cancel_gives_the_guest_back_in_every_round() {
 }
 
 #[test]
-fn a_destination_that_is_killed_costs_nothing_but_the_migration() {
+fn a_killed_destination_costs_only_the_migration() {
     if skipped_without_kvm("destination killed") {
         return;
     }
@@ -185,7 +185,7 @@ fn a_device_that_was_started_again_on_the_same_paths_takes_over_and_hints() {
 }
 
 #[test]
-fn mistakes_on_the_command_line_get_one_clear_sentence() {
+fn a_mistake_on_the_command_line_gets_one_clear_sentence() {
     let long = "x".repeat(108);
     let long_address = format!("unix:{long}");
     for (args, expected) in [

@@ -193,7 +193,7 @@ fn a_cancel_that_has_returned_has_given_the_guest_back() {
 }
 
 #[test]
-fn clients_that_say_nothing_do_not_lock_cancel_out() {
+fn silent_clients_do_not_lock_cancel_out() {
     if skipped_without_kvm("idle clients") {
         return;
     }
@@ -285,7 +285,7 @@ fn ctrl_c_in_send_says_that_the_migration_goes_on_and_how_to_cancel_it() {
 }
 
 #[test]
-fn a_report_is_there_as_soon_as_the_migration_is_over() {
+fn the_report_exists_as_soon_as_the_migration_has_ended() {
     if skipped_without_kvm("report") {
         return;
     }

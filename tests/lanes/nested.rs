@@ -199,7 +199,7 @@ fn number(facts: &Value, path: &str) -> u64 {
 }
 
 #[test]
-fn an_agent_tells_free_pages_through_its_port_before_and_after_each_migration() {
+fn an_agent_reports_free_pages_through_its_port_before_and_after_each_migration() {
     let Some(facts) = run_job("agent-under-migration", 3) else {
         return;
     };

@@ -92,7 +92,7 @@ fn recorded() -> Vec<Record> {
 }
 
 #[test]
-fn two_events_of_a_real_trace_that_are_swapped_break_it_at_the_right_one() {
+fn a_real_trace_with_two_events_swapped_breaks_at_the_first_of_them() {
     if skipped_without_kvm("swapped events") {
         return;
     }

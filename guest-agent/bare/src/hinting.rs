@@ -112,7 +112,7 @@ impl<'m> Hinting<'m> {
         Ok(more)
     }
 
-    /// Takes the host's new command. Every new command ends the round.
+    /// Follows the host's new command. Every new command ends the round.
     fn obey(&mut self, news: Option<Command>) {
         let Some(command) = news else {
             return;

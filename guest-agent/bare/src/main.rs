@@ -77,7 +77,7 @@ fn run(vcpu: u64, info: &BootInfo) -> ! {
     }
 }
 
-/// Waits until all vCPUs are here.
+/// Waits until all vCPUs have arrived.
 fn meet(arrived: &AtomicU64, vcpus: u64) {
     arrived.fetch_add(1, Ordering::AcqRel);
     while arrived.load(Ordering::Acquire) < vcpus {

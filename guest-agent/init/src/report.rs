@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest says of itself, for the watcher on the other side of the serial line.
+//! What the guest reports about itself on the serial console.
 
 use std::fs;
 use std::io::{Write, stdout};
@@ -23,7 +23,7 @@ pub struct Report {
     /// Microseconds of the longest time between two ticks of the work since the last report: more than the tick
     /// takes when the guest, or its processor, stood still.
     pub longest_gap: u64,
-    /// A wrong stamp, or why there is no start at all.
+    /// A wrong stamp, or the reason why the guest did not start.
     pub failure: Option<String>,
 }
 
@@ -62,7 +62,7 @@ fn realtime() -> u64 {
     since.map_or(0, |time| time.as_nanos() as u64)
 }
 
-/// Memory that the kernel calls free; 0 if it does not say.
+/// Memory that is free according to the kernel; 0 if it does not say.
 fn free_bytes() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo

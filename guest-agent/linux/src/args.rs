@@ -59,7 +59,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_definition_is_sound_and_nothing_is_prepared_unasked() {
+    fn the_command_line_is_valid_and_both_preparations_are_off_by_default() {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["lacuna-agent"]).unwrap();
         assert_eq!(args.preparation(), Preparation::default());

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_is_told_wherever_the_range_begins_and_nothing_past_the_end_of_memory() {
+    fn free_pages_are_reported_wherever_the_range_begins_and_none_past_the_end_of_memory() {
         let is_free = |page: u64| page.is_power_of_two() || page % 100 < 40;
         let memory = 3 * PIECE as u64 + 77;
         let mut pages = FreePages::of(file_of(
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_in_doubt_is_told_only_if_it_is_free_the_second_time() {
+    fn a_doubtful_page_is_reported_only_if_it_is_free_twice() {
         let file = file_of((0..100).map(|page| if page == 65 { 0 } else { FREE }));
         assert_eq!(look_again(&file, 0b1011, 64).unwrap(), 0b1001);
         assert_eq!(look_again(&file, 1 << 63, 0).unwrap(), 1 << 63);

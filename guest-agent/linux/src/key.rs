@@ -7,7 +7,7 @@ use std::path::Path;
 use spec::agent::proof::{Key, KeyLengthError};
 use spec_sockets::secret::{self, Readers, SecretError};
 
-/// The file is not a valid key.
+/// Why the file is not accepted as a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read, or it is not kept from others.

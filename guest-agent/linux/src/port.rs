@@ -30,7 +30,7 @@ pub enum Address {
     Device(PathBuf),
 }
 
-/// The text is not an address.
+/// Why a text is not an address.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("'{0}' is not an address: write virtio:NAME, vsock:CID:PORT or the path of a device")]
 pub struct NoAddress(String);
@@ -153,7 +153,7 @@ fn write_all(
 ) -> io::Result<()> {
     while !bytes.is_empty() {
         match write(bytes) {
-            // A virtio port reports so that its queue is full. To try again would be a busy loop.
+            // A virtio port reports this when its queue is full. Trying again at once would be a busy loop.
             Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::AGAIN) => wait()?,

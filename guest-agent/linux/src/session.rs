@@ -55,7 +55,7 @@ pub struct Session {
     output: Box<[u8; MAX_FRAME]>,
     /// The key by which the host recognises the agent.
     key: Option<Key>,
-    /// Whether a proof was sent and the host has asked nothing since.
+    /// Whether a proof was sent and the host has sent no request since.
     is_on_trial: bool,
     was_asked: bool,
 }
@@ -317,7 +317,7 @@ mod tests {
     /// The kernel's flag of a free page.
     const FREE: u64 = 1 << 10;
 
-    /// The ranges that an agent whose kernel has `flags`, one a page, tells of in one answer, in their order.
+    /// The ranges that an agent reports in one answer, in order. `flags` are its kernel's, one word a page.
     fn told_of(flags: &[u64]) -> Vec<PageRange> {
         let file: File = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = flags.iter().flat_map(|flags| flags.to_ne_bytes()).collect();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_without_a_free_page_is_told_so_that_the_host_does_not_wait_for_it() {
+    fn a_part_without_a_free_page_is_sent_because_the_host_waits_for_it() {
         let part = u64::from(MAX_MAP_PAGES);
         let mut flags = vec![FREE; 3 * MAX_MAP_PAGES as usize];
         flags[MAX_MAP_PAGES as usize..][..MAX_MAP_PAGES as usize].fill(0);

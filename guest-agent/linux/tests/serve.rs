@@ -23,7 +23,7 @@ fn ask(epoch: u64) -> Ask {
     }
 }
 
-/// The page frames of `memory`, which has been written.
+/// The page frames of `memory`, whose pages have been written.
 fn frames_of(memory: &[u8]) -> Vec<u64> {
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let first = memory.as_ptr() as usize / PAGE;
@@ -84,7 +84,7 @@ fn the_map_holds_what_is_free_and_nothing_that_is_in_use() {
 }
 
 #[test]
-fn a_new_question_ends_the_answer_to_the_last() {
+fn a_new_request_ends_the_answer_to_the_last() {
     let Some(mut served) = rig::served(&[]) else {
         return;
     };
@@ -112,7 +112,7 @@ fn a_new_question_ends_the_answer_to_the_last() {
 }
 
 #[test]
-fn noise_and_half_questions_are_passed_over() {
+fn noise_and_half_requests_are_skipped() {
     let Some(mut served) = rig::served(&[]) else {
         return;
     };
@@ -130,7 +130,7 @@ fn noise_and_half_questions_are_passed_over() {
 }
 
 #[test]
-fn a_host_that_goes_and_comes_again_is_served_again() {
+fn a_host_that_reconnects_is_served_again() {
     let Some(mut served) = rig::served(&[]) else {
         return;
     };
@@ -146,7 +146,7 @@ fn a_host_that_goes_and_comes_again_is_served_again() {
 }
 
 #[test]
-fn a_port_at_whose_other_end_nobody_asks_is_spoken_of_once() {
+fn a_port_without_a_host_is_logged_once() {
     if !rig::page_flags_can_be_read() {
         return;
     }
@@ -186,7 +186,7 @@ fn key_file(folder: &Path, key: &[u8]) -> PathBuf {
 }
 
 #[test]
-fn a_host_that_wants_it_gets_the_proof_of_the_key_and_is_served_then() {
+fn a_host_that_asks_for_proof_gets_it_and_is_then_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = key_file(folder.path(), &[7; 32]);
     let Some(mut served) = rig::served(&["--key", path.to_str().unwrap()]) else {
@@ -207,7 +207,7 @@ fn a_host_that_wants_it_gets_the_proof_of_the_key_and_is_served_then() {
 }
 
 #[test]
-fn an_agent_that_is_not_heard_says_what_to_do_about_its_key() {
+fn an_agent_that_is_refused_says_what_to_do_about_its_key() {
     if !rig::page_flags_can_be_read() {
         return;
     }
@@ -224,7 +224,7 @@ fn an_agent_that_is_not_heard_says_what_to_do_about_its_key() {
             assert!(matches!(host.next(), Got::Proof(_)));
             drop(host);
         }
-        assert!(!agent.wait(), "it is not served");
+        assert!(!agent.wait(), "the agent is not served");
         let said = fs::read_to_string(&log).unwrap();
         assert!(said.contains(wants), "{said}");
     }
@@ -246,7 +246,7 @@ fn a_key_that_others_can_read_is_not_used() {
 }
 
 #[test]
-fn told_to_serve_once_it_ends_with_the_host() {
+fn an_agent_that_serves_once_ends_with_its_host() {
     let Some(mut served) = rig::served(&["--once"]) else {
         return;
     };
@@ -256,7 +256,7 @@ fn told_to_serve_once_it_ends_with_the_host() {
 }
 
 #[test]
-fn its_memory_does_not_grow_with_the_maps() {
+fn the_agents_memory_does_not_grow_with_the_maps() {
     let Some(mut served) = rig::served(&[]) else {
         return;
     };
@@ -273,7 +273,7 @@ fn its_memory_does_not_grow_with_the_maps() {
 }
 
 #[test]
-fn what_is_free_can_be_printed() {
+fn a_summary_of_free_pages_can_be_printed() {
     if !rig::page_flags_can_be_read() {
         return;
     }
@@ -287,7 +287,7 @@ fn what_is_free_can_be_printed() {
 }
 
 #[test]
-fn a_device_that_is_not_there_ends_a_program_that_is_to_serve_once() {
+fn an_agent_that_serves_once_ends_if_its_device_is_missing() {
     let output = Command::new(env!("CARGO_BIN_EXE_lacuna-agent"))
         .args(["--once", "--port", "/no/such/device"])
         .output()

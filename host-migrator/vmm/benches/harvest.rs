@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What KVM's dirty log costs: arming 1 GiB, and harvesting it clean and dirty.
+//! The cost of KVM's dirty log: arming 1 GiB, and harvesting it clean and dirty.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ fn harvest(criterion: &mut Criterion) {
     });
     criterion.bench_function("harvest 1 GiB all dirty", |bencher| {
         bencher.iter_custom(|rounds| {
-            // Switched off and on again, with nothing cleared, a log says that all pages are dirty.
+            // A log that is switched off and on again, with nothing cleared, says that all pages are dirty.
             let all_dirty = || {
                 slots.set_logging(false).expect("off");
                 slots.set_logging(true).expect("on");
@@ -61,7 +61,7 @@ fn log_start(slots: &Arc<MemorySlots>) {
         .expect("started");
 }
 
-/// The time of `rounds` times `work`, without that of `prepare` before each.
+/// The time of `rounds` times `work`, without the time of `prepare` before each.
 fn timed<T>(rounds: u64, mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> Duration {
     let mut total = Duration::ZERO;
     for _ in 0..rounds {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a round costs besides its pages: logs, maps and bitmaps of guests from 1 GiB to 12 TiB, of which no page is dirty,
-//! one in 10 000 somewhere, or as many in runs of 64.
+//! The cost of a round besides its pages: logs, maps and bitmaps of guests from 1 GiB to 12 TiB. No page is dirty, or
+//! one in 10 000, at random places or in runs of 64.
 //!
-//! Guest memory is never touched, so it takes none of the host's. KVM's log is part of it where the kernel gives memory
-//! slots of that size; the time without it is printed, too.
+//! Guest memory is never touched, so it takes no host memory. KVM's log is included if the kernel accepts memory slots
+//! of that size. The time without it is printed, too.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,10 +26,10 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 const GIB: u64 = 1 << 30;
 const SIZES: [u64; 4] = [GIB, 16 * GIB, 256 * GIB, 12 << 40];
-/// One page in so many is dirty, and one hinted.
+/// One in this many pages is dirty, and one is hinted.
 const SPARSE: u64 = 10_000;
 const ROUNDS: usize = 9;
-/// KVM has eight bytes and more for each page of a slot: 24 GiB for 12 TiB.
+/// KVM needs at least eight bytes for each page of a slot: 24 GiB for 12 TiB.
 const MOST_WITH_KVM: u64 = 256 * GIB;
 
 /// Where the dirty pages lie.
@@ -73,7 +73,7 @@ fn measure(bytes: u64, with_kvm: bool, dirty: Dirty) {
     let hints: &mut dyn HintSource = &mut hints;
     let mut tracker =
         Tracker::arm(ram.regions(), &mut logs, Some(hints), Tellers::ALL, &trace).expect("armed");
-    // The first round sends all of memory; the others are measured.
+    // The first round sends all of memory. The others are measured.
     tracker.bitmap().clear_all();
     let mut random = Random::new(bytes);
     let (dirty, run, where_) = match dirty {
@@ -161,7 +161,7 @@ impl Words for OwnWords {
     }
 }
 
-/// A device that is always asked, and whose guest hints whatever [`make_dirty`] says.
+/// A device that can always be asked, and whose guest hints what [`make_dirty`] says.
 struct Hints(Arc<HintMap<OwnWords>>);
 
 impl Hints {

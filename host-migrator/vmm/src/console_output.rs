@@ -64,7 +64,7 @@ impl ConsoleOutput {
     /// Waits until all output is written, for at most `time`.
     pub(crate) fn drain(&self, time: Duration) {
         let waits = |state: &mut State| state.writing || !state.bytes.is_empty();
-        // Whether it was written in time is of no matter to anybody.
+        // A timeout is no error.
         let mut state = self.0.state.lock();
         (self.0.changed).wait_while_for(&mut state, waits, time);
     }
@@ -123,7 +123,7 @@ mod tests {
     const FOR_EVER: Duration = Duration::from_secs(60);
 
     #[test]
-    fn output_that_nobody_reads_is_bounded_and_what_is_lost_is_said() {
+    fn unread_output_is_bounded_and_its_loss_is_reported() {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = ConsoleOutput::new(Box::new(writer)).unwrap();
         // More than the pipe and the queue can hold together.
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn all_output_is_there_once_it_was_waited_for() {
+    fn after_a_drain_all_output_is_written() {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = ConsoleOutput::new(Box::new(writer)).unwrap();
         output.push(b"hello");

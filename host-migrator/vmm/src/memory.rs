@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_are_no_pages_are_refused() {
+    fn sizes_that_are_not_whole_pages_are_refused() {
         for bytes in [0, 1, PAGE_SIZE + 1] {
             let made = MachineMemory::new(bytes, MemoryOptions::default());
             assert!(matches!(made, Err(MemoryError::Size(size)) if size == bytes));

@@ -21,7 +21,7 @@ pub const PORTS: u16 = 8;
 /// Its interrupt.
 pub const GSI: u32 = crate::linux::layout::SERIAL_GSI;
 
-/// Where the guest's output goes. It may block: a thread of its own writes it, and no vCPU waits for it.
+/// Where the guest's output goes. It may block: a thread of its own writes the output, so no vCPU waits for it.
 pub type Output = Box<dyn Write + Send>;
 
 /// The serial console of a machine.
@@ -49,7 +49,7 @@ impl Console {
     /// A console that writes to `output`.
     ///
     /// # Errors
-    /// The system's, if there is no eventfd for the interrupt or no thread for the output.
+    /// The system's, if it provides no eventfd for the interrupt or no thread for the output.
     pub fn new(output: Output) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let trigger = Interrupt(interrupt.try_clone()?);
@@ -131,7 +131,7 @@ impl Console {
         };
         let mut uart = self.uart.lock();
         let trigger = Interrupt(self.interrupt.try_clone().map_err(|e| refused(&e))?);
-        // Made without the output first, so that the output is not lost if the state is refused.
+        // Checked without the output first, so that the output is kept if the state is refused.
         let mut loaded = Serial::from_state(&registers, trigger, NoEvents, Switch(None))
             .map_err(|e| refused(&e))?;
         loaded.writer_mut().0 = uart.writer_mut().0.take();

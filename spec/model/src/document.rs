@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_story_is_told_where_it_belongs_and_again_the_same() {
+    fn a_story_replaces_the_old_one_and_stays_the_same_when_retold() {
         let text = "Before.\n<!-- story: stop-logging -->\nold\n<!-- end of story -->\nAfter.\n";
         let retold = retell(text).unwrap();
         assert!(retold.starts_with("Before.\n<!-- story: stop-logging -->\n\n1. The migrator"));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_story_of_nothing_or_without_end_is_refused() {
+    fn a_story_without_a_known_clause_or_an_end_is_refused() {
         let unknown = "<!-- story: nothing -->\n<!-- end of story -->";
         assert!(matches!(retell(unknown), Err(DocumentError::Clause(_))));
         let endless = "<!-- story: arm-first -->\n1. And so on";

@@ -78,6 +78,6 @@ pub(crate) fn set_mode(file: &OwnedFd, mode: Mode) -> Result<(), Errno> {
     if Mode::from_raw_mode(fstat(file)?.st_mode) & Mode::from_raw_mode(0o777) == mode {
         return Ok(());
     }
-    // By the kernel's link to the open file: its name may belong to another file by now.
+    // Through the kernel's link to the open file, because its name may belong to another file by now.
     chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
 }

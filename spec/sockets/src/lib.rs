@@ -17,7 +17,7 @@
 //! | [`access`] | who may connect |
 //! | [`file`](mod@file) | the name of a socket in the file system |
 //! | `replace` | dead sockets give way |
-//! | [`secret`] | a file that is kept from others |
+//! | [`secret`] | a file that must be kept from others |
 #![forbid(unsafe_code)]
 
 pub mod access;

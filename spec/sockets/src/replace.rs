@@ -50,7 +50,7 @@ pub(crate) fn dead(
     }
 }
 
-/// Whether there is a dead socket. Nothing there is no error; everything else is.
+/// Whether a dead socket is there. No file at all is fine, too; any other file is an error.
 fn gives_way(path: &Path, address: &SocketAddrUnix) -> Result<bool, ListenError> {
     let what = match lstat(path) {
         Ok(found) => kind(&found),
@@ -67,8 +67,8 @@ fn gives_way(path: &Path, address: &SocketAddrUnix) -> Result<bool, ListenError>
     }
 }
 
-/// Whether no program has the socket any more. The kernel answers a datagram socket that it does not fit, so the
-/// program behind the socket does not notice; and a socket that is bound, but does not listen yet, is not dead.
+/// Whether no program has the socket any more. The kernel answers the connection of a datagram socket, which does not
+/// fit, so the program behind the socket notices nothing. A socket that is bound but does not listen yet is not dead.
 fn is_dead(address: &SocketAddrUnix) -> Result<bool, Errno> {
     let probe = socket_with(
         AddressFamily::UNIX,
@@ -83,7 +83,7 @@ fn is_dead(address: &SocketAddrUnix) -> Result<bool, Errno> {
     }
 }
 
-/// The right to replace what lies at a path.
+/// The right to replace the file at a path.
 struct Lock {
     path: PathBuf,
     _file: OwnedFd,
@@ -100,7 +100,7 @@ impl Lock {
             let file = openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_named(&file, &path)? => return Ok(Self { path, _file: file }),
-                // Whoever had it has removed it.
+                // The program that had the lock has removed it.
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(PAUSE),
                 Err(Errno::WOULDBLOCK) => return Err(ListenError::Locked(path)),
@@ -110,7 +110,7 @@ impl Lock {
     }
 }
 
-/// Whether `path` still leads to `file`, which is a lock and not somebody's data.
+/// Whether `path` still names `file`, and `file` is a lock and not somebody's data.
 fn is_named(file: &OwnedFd, path: &Path) -> Result<bool, ListenError> {
     let ours = fstat(file)?;
     if kind(&ours) != FileType::RegularFile || ours.st_size != 0 {
@@ -125,7 +125,7 @@ fn is_named(file: &OwnedFd, path: &Path) -> Result<bool, ListenError> {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Still locked, so it is still ours. One that cannot be removed is used again.
+        // Still locked, so it is still ours. If it cannot be removed, the next program uses it again.
         let _ = unlink(&self.path);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A file with a secret, which is taken only if it is kept from others.
+//! A file with a secret, which is read only if it is kept from others.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-/// Why a file is not taken for a secret.
+/// Why a file is not accepted as a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// It cannot be read.
@@ -18,11 +18,11 @@ pub enum SecretError {
     /// It has no fixed content.
     #[error("it is not a regular file")]
     NotRegular,
-    /// Whoever owns it knows it, or can replace it.
+    /// Its owner knows it, or can replace it.
     #[error("it belongs to user {0}: make root or this program's user its owner")]
     Owner(u32),
     /// Others know it, or can replace it.
-    #[error("its mode is {0:o}, which lets others at it: make it 600")]
+    #[error("its mode {0:o} lets others read or replace it: make it 600")]
     Mode(u32),
 }
 
@@ -51,7 +51,7 @@ impl Readers {
 /// # Errors
 /// [`SecretError`] if it cannot be read, or others than its owner and `readers` can.
 pub fn read(path: &Path, readers: Readers, most: usize) -> Result<Vec<u8>, SecretError> {
-    // Not blocking, should it be a pipe.
+    // Non-blocking, in case the file is a pipe.
     let file = File::options()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_was_asked_for_and_only_of_a_regular_file() {
+    fn at_most_the_requested_bytes_are_read_and_only_from_a_regular_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         let read = |path: &Path| read(path, Readers::Owner, 100);

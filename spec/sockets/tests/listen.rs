@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who may connect to a socket, and what is replaced at its path. The umask is the process's, and tests are threads:
-//! each umask is tried in a process of its own, this program once more.
+//! Who may connect to a socket, and what is replaced at its path. The umask belongs to the process, and tests are
+//! threads, so each umask is tried in a new process of this program.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
@@ -51,7 +51,7 @@ fn attempt(name: &str, folder: &Path, user: Option<u32>) -> bool {
     output.status.success()
 }
 
-/// Not a claim: what another test of this file has asked for.
+/// Not a test: makes the attempt that another test of this file has asked for.
 #[test]
 fn process_that_makes_the_attempt() {
     let Ok(attempt) = std::env::var(ATTEMPT) else {
@@ -85,7 +85,7 @@ fn process_that_makes_the_attempt() {
                 matches!(result, Err(ListenError::Group { .. })),
                 "{result:?}"
             );
-            assert!(!path.exists(), "nothing is left behind");
+            assert!(!path.exists(), "no socket is left behind");
         }
         _ => panic!("no such attempt: {attempt}"),
     }
@@ -103,9 +103,9 @@ fn the_mode_is_what_was_asked_for_under_any_umask() {
 }
 
 #[test]
-fn another_user_gets_in_only_if_the_mode_says_so() {
+fn another_user_can_connect_only_if_the_mode_allows_it() {
     if !geteuid().is_root() {
-        return skipped("another user can only be tried by root");
+        return skipped("only root can try to connect as another user");
     }
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -130,9 +130,9 @@ fn another_user_gets_in_only_if_the_mode_says_so() {
 }
 
 #[test]
-fn a_group_of_which_the_owner_is_no_member_is_an_error_that_leaves_nothing() {
+fn a_group_without_the_owner_as_a_member_is_an_error_that_leaves_no_socket() {
     if !geteuid().is_root() {
-        return skipped("another user can only be tried by root");
+        return skipped("only root can try to connect as another user");
     }
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -140,7 +140,7 @@ fn a_group_of_which_the_owner_is_no_member_is_an_error_that_leaves_nothing() {
 }
 
 #[test]
-fn what_is_not_a_dead_socket_stays_as_it_is() {
+fn only_a_dead_socket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("file"), "a file").unwrap();
@@ -159,7 +159,7 @@ fn what_is_not_a_dead_socket_stays_as_it_is() {
     assert_eq!(
         folder.path().read_dir().unwrap().count(),
         4,
-        "nothing is left"
+        "no other file is left"
     );
 }
 
@@ -175,7 +175,7 @@ fn a_living_socket_stays_and_its_program_does_not_notice() {
     assert_eq!(
         error.kind(),
         io::ErrorKind::WouldBlock,
-        "nobody has knocked"
+        "the program sees no connection"
     );
     UnixStream::connect(&path).unwrap();
 }
@@ -192,7 +192,7 @@ fn a_socket_that_is_bound_and_does_not_listen_yet_is_not_dead() {
 }
 
 #[test]
-fn of_many_that_find_a_dead_socket_one_gets_its_place_and_keeps_it() {
+fn of_many_programs_that_find_a_dead_socket_one_replaces_it_and_keeps_its_place() {
     for round in 0..50 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
@@ -234,14 +234,14 @@ fn a_file_that_has_the_name_of_the_lock_is_not_lost() {
     let error = listen(&path, Access::OWNER).unwrap_err();
     assert!(matches!(error, ListenError::Locked(_)), "{error}");
     assert_eq!(fs::read(&lock).unwrap(), b"somebody's");
-    // One that a program left there when it was killed is used again.
+    // A lock that a killed program left behind is used again.
     fs::write(&lock, "").unwrap();
     let (_listener, _) = listen(&path, Access::OWNER).unwrap();
     assert!(!lock.exists());
 }
 
 #[test]
-fn a_socket_is_removed_and_what_has_taken_its_name_is_not() {
+fn a_socket_is_removed_and_another_file_of_its_name_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let (_listener, file) = listen(&path, Access::OWNER).unwrap();

@@ -4,7 +4,7 @@
 use spec::PageRange;
 use spec::agent::{Answer, Frame, MAX_FRAME, MAX_FRAME_PAYLOAD, map};
 
-/// A frame of this kind, which need not be one that agents send.
+/// A frame of any kind, even one that no agent sends.
 pub fn frame(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
     let frame = Frame {
         kind,
@@ -14,10 +14,10 @@ pub fn frame(kind: u16, epoch: u64, payload: &[u8]) -> Vec<u8> {
     frame.encode(&mut [0; MAX_FRAME]).to_vec()
 }
 
-/// Tells that of the `count` pages from `first` on those are free whose bits are set in `words`.
+/// A frame that reports free pages: of the `count` pages from `first` on, those whose bits are set in `words`.
 ///
 /// # Panics
-/// If no frame can say so.
+/// If no frame can hold that.
 pub fn map_frame(epoch: u64, first: u64, count: u64, words: &[u64]) -> Vec<u8> {
     let range = PageRange::new(first, count).expect("a range that can be written");
     let mut payload = [0; MAX_FRAME_PAYLOAD];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A client of the device's control protocol, which says what the test wants.
+//! A client of the device's control protocol that sends whatever the test orders.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -25,13 +25,13 @@ pub fn frame(request: Request, sequence: u32) -> Vec<u8> {
 /// A connection to the device's control socket.
 #[derive(Debug)]
 pub struct Client {
-    /// The connection itself, for what is no request.
+    /// The connection itself, for bytes that are not a request.
     pub stream: UnixStream,
     sequence: u32,
 }
 
 impl Client {
-    /// Connects as soon as the device listens, and says nothing.
+    /// Connects as soon as the device listens. Sends nothing.
     ///
     /// # Panics
     /// If it never listens.
@@ -44,7 +44,7 @@ impl Client {
         }
     }
 
-    /// Says hello.
+    /// Sends the hello.
     ///
     /// # Panics
     /// If the device speaks another version.
@@ -60,7 +60,7 @@ impl Client {
     /// Hands over a hint map of `bytes` bytes.
     ///
     /// # Panics
-    /// If the device does not take it.
+    /// If the device does not accept it.
     pub fn give_map(&mut self, file: OwnedFd, bytes: u64) {
         let taken = self.ask_with(Request::SetHintMap { bytes }, &[file]);
         assert_eq!(taken, Reply::Ok);
@@ -77,10 +77,10 @@ impl Client {
         }
     }
 
-    /// Why an epoch is not opened.
+    /// The refusal to open an epoch.
     ///
     /// # Panics
-    /// If it is.
+    /// If the device opens it.
     pub fn open_refused(&mut self, epoch: u64) -> Refusal {
         match self.ask(Request::Open { epoch }) {
             Reply::Refused(refusal) => refusal,
@@ -99,7 +99,7 @@ impl Client {
         }
     }
 
-    /// What the device answers to `request`.
+    /// The device's answer to `request`.
     ///
     /// # Panics
     /// If it does not answer, or answers something else.
@@ -107,7 +107,7 @@ impl Client {
         self.ask_with(request, &[])
     }
 
-    /// As [`Client::ask`], with `fds` beside the request.
+    /// As [`Client::ask`], with `fds` attached to the request.
     ///
     /// # Panics
     /// As [`Client::ask`].
@@ -132,7 +132,7 @@ impl Client {
     /// The next reply and its number.
     ///
     /// # Panics
-    /// If the device has hung up, or what comes is no reply.
+    /// If the device has hung up, or sends something else.
     pub fn reply(&mut self) -> (u32, Reply) {
         self.next_reply().expect("the device has not hung up")
     }
@@ -140,7 +140,7 @@ impl Client {
     /// As [`Client::reply`]; `None` if the device has hung up.
     ///
     /// # Panics
-    /// If what comes is no reply.
+    /// If the device sends something else.
     pub fn next_reply(&mut self) -> Option<(u32, Reply)> {
         let mut header = [0; HEADER_BYTES];
         let (first, rest) = header.split_at_mut(1);
@@ -155,20 +155,20 @@ impl Client {
         Some((header.sequence, reply))
     }
 
-    /// Whether the device has hung up, with nothing left to read.
+    /// Whether the device has hung up and nothing is left to read.
     pub fn is_hung_up_on(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
 }
 
-/// Sends `bytes` and, with the first of them, at most eight `fds`.
+/// Sends `bytes`, with at most eight `fds` attached to the first of them.
 fn send(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> rustix::io::Result<usize> {
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         let fits = control.push(SendAncillaryMessage::ScmRights(&fds));
-        assert!(fits, "so many file descriptors fit into no message");
+        assert!(fits, "a message holds fewer file descriptors");
     }
     sendmsg(
         stream,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the tests of several crates share.
 //!
-//! It lies above the types that the parts agree on and below all else, because all may depend on it there.
+//! It depends only on the types that the parts agree on, so every crate's tests can use it.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `wait` | waiting without guessing: [`eventually`], [`within`] |
-//! | `skip` | a word about tests that this machine cannot run: [`skipped`] |
+//! | `wait` | waits for something without guessing how long it takes: [`eventually`], [`within`] |
+//! | `skip` | says that this machine cannot run a test: [`skipped`] |
 //! | [`process`] | what another process has open |
 //! | [`bits`] | the pages of a bitmap, and their runs |
-//! | [`bytes`] | numbers as protocols write them |
+//! | [`bytes`] | numbers as protocols encode them |
 //! | [`memory_file`] | sealed memory files, hint maps |
-//! | [`virtqueue`] | a virtqueue from the driver's side, laid by hand |
+//! | [`virtqueue`] | a hand-made virtqueue from the driver's side |
 //! | [`control`] | a client of the device's control protocol |
 //! | [`agent`] | frames of a guest's agent |
 //! | [`vhost_user`] | messages of the vhost-user protocol |

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory files, as well-behaved programs lend them.
+//! Memory files as well-behaved programs share them.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use spec::hint_map::{MAGIC, VERSION, bytes_for};
 /// A memory file of `bytes` zero bytes, sealed against shrinking.
 ///
 /// # Panics
-/// If this machine gives none.
+/// If this machine cannot make one.
 pub fn sealed(bytes: u64) -> OwnedFd {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = memfd_create("test", flags).expect("a memory file");
@@ -23,7 +23,7 @@ pub fn sealed(bytes: u64) -> OwnedFd {
 /// An empty hint map for `pages` pages, as a migrator makes it, and its size in bytes.
 ///
 /// # Panics
-/// If this machine gives no memory file, or no map is so large.
+/// If this machine cannot make the file, or no map can be so large.
 pub fn hint_map(pages: u64) -> (OwnedFd, u64) {
     let bytes = bytes_for(pages).expect("a map may be so large");
     let file = File::from(sealed(bytes));

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A word about tests that this machine cannot run.
+//! Says that this machine cannot run a test.
 
 use std::fmt::Display;
 use std::io::Write;
 use std::thread;
 
-/// Says on standard error that the calling test is skipped, and why. The test harness hides what a test that passes
-/// prints; it does not hide this.
+/// Prints on standard error that the calling test is skipped, and why. The test harness hides the output of a test that
+/// passes, but not this.
 pub fn skipped(why: impl Display) {
     let test = thread::current();
     let test = test.name().unwrap_or("a test");
-    // One line in one write: other tests say something, too. A closed standard error is no reason to fail.
+    // One write for the whole line, because other tests print, too. A closed standard error is no reason to fail.
     let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {why}\n").as_bytes());
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages of the vhost-user protocol, written down from its specification.
+//! Messages of the vhost-user protocol, after its specification.
 
 use crate::bytes::words;
 

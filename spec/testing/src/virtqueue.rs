@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A split virtqueue from the driver's side, laid by hand into guest memory: it can be right, and it can be what no good
-//! driver would write.
+//! A hand-made split virtqueue in guest memory, from the driver's side. Tests can also make one that no good driver
+//! would make.
 
 use std::sync::atomic::Ordering;
 
@@ -18,28 +18,28 @@ pub const INDIRECT: u16 = 4;
 /// One descriptor: address, length, flags, next.
 pub type Descriptor = (u64, u32, u16, u16);
 
-/// A descriptor as it lies in memory.
+/// A descriptor's bytes in memory.
 pub fn descriptor_bytes((address, length, flags, next): Descriptor) -> [u8; 16] {
     let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;
     (u128::from(rest) << 64 | u128::from(address)).to_le_bytes()
 }
 
-/// Where a queue lies in guest memory. Whoever has it knows how many chains were made available.
+/// Where a queue lies in guest memory. The caller keeps count of the chains that were made available.
 #[derive(Clone, Copy, Debug)]
 pub struct Virtqueue {
-    /// Descriptors, and entries of each ring.
+    /// The number of descriptors, and of entries of each ring.
     pub size: u16,
     /// The descriptors' guest-physical address.
     pub descriptors: u64,
-    /// The available ring's.
+    /// The available ring's address.
     pub available: u64,
-    /// The used ring's.
+    /// The used ring's address.
     pub used: u64,
 }
 
-/// Each panics where memory has no room for the queue.
+/// Every method panics if guest memory has no room for the queue.
 impl Virtqueue {
-    /// A queue of `size` entries whose parts lie `part` bytes apart, from `base` on.
+    /// A queue of `size` entries. Its parts begin `part` bytes apart, the first one at `base`.
     pub const fn new(size: u16, base: u64, part: u64) -> Self {
         Self {
             size,
@@ -57,7 +57,7 @@ impl Virtqueue {
             .expect("guest memory");
     }
 
-    /// Makes the chain at `head` available after `before` others.
+    /// Makes the chain at `head` available, as number `before` (from 0).
     pub fn offer(self, memory: &impl GuestMemoryBackend, before: u16, head: u16) {
         let entry = self.available + 4 + u64::from(before % self.size) * 2;
         memory
@@ -81,7 +81,7 @@ impl Virtqueue {
         load(memory, self.used + 2)
     }
 
-    /// Empties the used ring, as a driver does that sets the queue up anew.
+    /// Empties the used ring, as a driver does that sets up the queue anew.
     pub fn clear_used(self, memory: &impl GuestMemoryBackend) {
         store(memory, self.used + 2, 0);
     }
@@ -91,7 +91,7 @@ impl Virtqueue {
         store(memory, self.available, 1);
     }
 
-    /// The chain that was given back after `before` others: its head, and how many bytes were written to it.
+    /// The chain that was given back as number `before` (from 0): its head, and the number of bytes written to it.
     pub fn used_chain(self, memory: &impl GuestMemoryBackend, before: u16) -> (u32, u32) {
         let at = self.used + 4 + u64::from(before % self.size) * 8;
         let word = |at| memory.read_obj(GuestAddress(at)).expect("guest memory");
@@ -106,7 +106,7 @@ impl Virtqueue {
     }
 }
 
-/// An index is written after what it speaks of, and read before that.
+/// An index is written after the entries that it counts, and read before them.
 fn store(memory: &impl GuestMemoryBackend, at: u64, index: u16) {
     memory
         .store(index, GuestAddress(at), Ordering::SeqCst)

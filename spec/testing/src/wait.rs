@@ -4,24 +4,24 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The end of a wait that no guest's kernel takes part in. Reaching it is a failure.
+/// The time limit of a wait that does not involve a guest's kernel. Reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The longest pause between two attempts: others need the processor, too.
+/// The longest pause between two attempts. Other processes need the processor, too.
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
-/// Tries until `attempt` gives something.
+/// Calls `attempt` until it returns a value.
 ///
 /// # Panics
-/// If it gives nothing within [`PATIENCE`]; says `what` was waited for.
+/// If it returns none within [`PATIENCE`]. The message names `what` was waited for.
 pub fn eventually<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> T {
     within(PATIENCE, what, attempt)
 }
 
-/// As [`eventually`], for what may take as long as `patience`.
+/// As [`eventually`], with another time limit.
 ///
 /// # Panics
-/// If `attempt` gives nothing within `patience`; says `what` was waited for.
+/// If `attempt` returns no value within `patience`. The message names `what` was waited for.
 pub fn within<T>(patience: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_late_is_returned() {
+    fn a_late_value_is_returned() {
         let mut attempts = 0..3;
         let found = eventually("an end", || attempts.next().is_none().then_some("it"));
         assert_eq!(found, "it");
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "never came: a miracle")]
-    fn what_never_comes_is_a_failure_that_says_so() {
+    fn a_value_that_never_comes_is_a_failure_that_names_it() {
         within(Duration::ZERO, "a miracle", || None::<()>)
     }
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The folders of a crate stand in an order: each uses only those before it. In the crates named here no two files use each
-//! other in a circle either.
+//! The folders of a crate have an order, and each uses only those before it. In some crates, no two files may use each
+//! other in a circle.
 //!
-//! The test reads the sources as text. It looks at paths that begin with `crate`, `super`, `self` or a child module, wherever they
-//! stand, but not at unit tests, which may use anything.
+//! The test reads the sources as text. It looks at paths that begin with `crate`, `super`, `self` or a child module.
+//! Unit tests are left out, because they may use anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What lies directly in a crate's `src` besides `lib.rs` and `main.rs`, from the ground up.
+/// The files and folders directly in a crate's `src`, except `lib.rs` and `main.rs`, lowest first.
 const ORDERS: &[(&str, &[&str])] = &[
     (
         "host-migrator/src",
@@ -50,7 +50,7 @@ const ORDERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Crates whose files do not use each other in a circle.
+/// The crates in which no files may use each other in a circle.
 const WITHOUT_CIRCLES: &[&str] = &["device/src", "host-migrator/src"];
 
 /// The path of a module in its crate.
@@ -119,7 +119,7 @@ fn a_circle_is_found_however_the_path_is_written() {
     assert_eq!(circle(&graph), None);
     let mut files = files;
     files.insert(module("b"), "use super::d;".into());
-    let found = circle(&uses(&files)).expect("there is one");
+    let found = circle(&uses(&files)).expect("there is a circle");
     assert_eq!(found.first(), found.last());
     assert_eq!(found.len(), 4, "{found:?}");
 }
@@ -156,7 +156,7 @@ fn files_of(source: &Path) -> BTreeMap<Module, String> {
     files
 }
 
-/// Which other files each file uses.
+/// The other files that each file uses.
 fn uses(files: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Module>> {
     let used_by = |(module, text): (&Module, &String)| {
         let used = paths(module, text, files)
@@ -174,7 +174,7 @@ fn uses(files: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Module>> 
     files.iter().map(used_by).collect()
 }
 
-/// The paths in `text` that begin in this crate, from its root on.
+/// The paths in `text` that lead into this crate, from its root.
 fn paths(module: &Module, text: &str, files: &BTreeMap<Module, String>) -> Vec<Module> {
     let tokens = tokens(text);
     let mut paths = Vec::new();
@@ -197,7 +197,7 @@ fn paths(module: &Module, text: &str, files: &BTreeMap<Module, String>) -> Vec<M
     paths
 }
 
-/// Follows the path behind `base`, which may branch. Returns how many tokens it takes.
+/// Follows the path after `base`, which may branch. Returns the number of its tokens.
 fn follow(base: &Module, tokens: &[String], paths: &mut Vec<Module>) -> usize {
     let mut path = base.clone();
     let mut at = 0;
@@ -272,7 +272,7 @@ fn tokens(text: &str) -> Vec<String> {
     tokens
 }
 
-/// The length of the string literal that `text` begins with.
+/// The length of the string literal at the beginning of `text`.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, character) in text.char_indices().skip(1) {
@@ -286,7 +286,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// The length of the character literal that `text` begins with; of a lifetime, that of its sign.
+/// The length of the character literal at the beginning of `text`; for a lifetime, that of its sign.
 fn character_length(text: &str) -> usize {
     let mut characters = text.char_indices().skip(1);
     match characters.next() {
@@ -302,7 +302,7 @@ fn character_length(text: &str) -> usize {
     }
 }
 
-/// A circle, if there is one: its first file is its last.
+/// A circle, if there is one. Its first file is also its last.
 fn circle(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Option<Vec<Module>> {
     let mut done = BTreeSet::new();
     graph

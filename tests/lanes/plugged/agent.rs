@@ -144,7 +144,7 @@ fn fragment(guest: &mut Guest) {
     ));
 }
 
-pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm) {
+pub fn the_agent_reports_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "");
     fragment(&mut guest);
@@ -167,7 +167,7 @@ pub fn the_agent_tells_every_free_page_and_the_driver_whole_blocks(vmm: &dyn Vmm
     device.check();
 }
 
-pub fn pages_that_are_zeroed_when_freed_are_told(vmm: &dyn Vmm) {
+pub fn pages_that_are_zeroed_when_freed_are_reported(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "init_on_free=1");
     let summary = guest.run("lacuna-agent --print");
@@ -177,7 +177,7 @@ pub fn pages_that_are_zeroed_when_freed_are_told(vmm: &dyn Vmm) {
     device.check();
 }
 
-pub fn poisoned_pages_are_not_told_by_the_agent_either(vmm: &dyn Vmm) {
+pub fn the_agent_does_not_report_poisoned_pages_either(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let mut guest = vmm.run(&mut device, "page_poison=1");
     let summary = guest.run("lacuna-agent --print");
@@ -194,7 +194,7 @@ pub fn poisoned_pages_are_not_told_by_the_agent_either(vmm: &dyn Vmm) {
     device.check();
 }
 
-pub fn what_the_agent_may_do_first_makes_more_pages_free(vmm: &dyn Vmm) {
+pub fn the_agents_preparation_makes_more_pages_free(vmm: &dyn Vmm) {
     let mut device = vmm.device();
     let cached = 128 * MIB;
     File::create(device.disk())

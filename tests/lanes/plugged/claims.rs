@@ -35,8 +35,8 @@ macro_rules! claims_under {
             claims::a_target_that_is_set_before_the_driver_runs_is_kept_for_it,
             claims::a_guest_outlives_its_device,
             claims::a_device_that_is_ended_gives_the_guest_its_memory_back,
-            agent::the_agent_tells_every_free_page_and_the_driver_whole_blocks,
-            agent::what_the_agent_may_do_first_makes_more_pages_free,
+            agent::the_agent_reports_every_free_page_and_the_driver_whole_blocks,
+            agent::the_agents_preparation_makes_more_pages_free,
         }
     };
     ($find:path: $($of:ident::$claim:ident,)*) => {

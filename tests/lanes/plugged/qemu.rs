@@ -122,8 +122,8 @@ claims_under!(Qemu::find);
 // The kernel of User Mode Linux has no page poisoning, and does not reopen a serial line.
 claims_under! { Qemu::find:
     claims::poisoned_pages_are_neither_hinted_nor_discarded,
-    agent::pages_that_are_zeroed_when_freed_are_told,
-    agent::poisoned_pages_are_not_told_by_the_agent_either,
+    agent::pages_that_are_zeroed_when_freed_are_reported,
+    agent::the_agent_does_not_report_poisoned_pages_either,
     agent::the_agent_comes_back_to_a_device_that_was_restarted,
     agent::the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch,
 }

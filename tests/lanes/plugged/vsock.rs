@@ -76,7 +76,7 @@ impl Vmm for WithVsock {
 
 /// Any process of the guest can connect as these agents do.
 #[test]
-fn an_agent_without_the_key_is_not_heard() {
+fn an_agent_without_the_key_is_ignored() {
     let Some(vmm) = WithVsock::find() else {
         return;
     };
@@ -100,7 +100,7 @@ fn an_agent_without_the_key_is_not_heard() {
 }
 
 claims_under! { WithVsock::find:
-    agent::the_agent_tells_every_free_page_and_the_driver_whole_blocks,
+    agent::the_agent_reports_every_free_page_and_the_driver_whole_blocks,
     agent::the_agent_comes_back_to_a_device_that_was_restarted,
     agent::the_agent_comes_back_to_a_device_that_was_killed_in_an_epoch,
 }

@@ -131,7 +131,7 @@ impl Agent {
         Self(Self::command(port, flags).spawn().unwrap())
     }
 
-    /// Its log goes to the file `log`.
+    /// Starts the agent with its log in the file `log`.
     pub fn start_with_log(port: &Path, flags: &[&str], log: &Path) -> Self {
         let mut command = Self::command(port, flags);
         let log = File::create(log).unwrap();

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_that_the_host_does_not_know_is_one_without_features() {
+    fn a_leaf_that_the_host_does_not_know_has_no_features() {
         let guest = [amd(), entry(0x8000_0021, 0, [1 << 8, 0, 0, 0])];
         assert_eq!(
             lacking(&guest, &[amd()]),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn vendors_sizes_and_places_are_compared_as_what_they_are() {
+    fn vendors_sizes_and_places_are_each_compared_in_their_own_way() {
         let intel = entry(0, 0, [0x10, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
         let wide = entry(0x8000_0008, 0, [0x3934, 0, 0, 0]);
         let narrow = entry(0x8000_0008, 0, [0x302e, 0, 0, 0]);

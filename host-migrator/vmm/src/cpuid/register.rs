@@ -5,7 +5,7 @@ use std::fmt;
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-/// A register that CPUID answers in.
+/// A register that CPUID writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
     /// EAX.

@@ -290,7 +290,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn garbage_in_any_header_byte_is_no_panic() {
+    fn garbage_in_any_header_byte_causes_no_panic() {
         for image in [elf(), bzimage()] {
             let headers = image
                 .len()
@@ -306,7 +306,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_named_so() {
+    fn a_file_that_is_not_a_kernel_is_refused_as_such() {
         let no_kernel = vec![0x55; 4096];
         let mut no_entry = bzimage();
         no_entry[0x236] = 0;

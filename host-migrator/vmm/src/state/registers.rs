@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_list_leaves_out_is_carried_and_what_has_its_own_place_is_not_carried_twice() {
+    fn registers_missing_in_the_list_are_carried_and_none_is_carried_twice() {
         let carried = carried(&[0x174, 0x10, 0x11, 0x6e0, 0xc001_0117]);
         for index in [0x174, 0x200, 0x2ff, 0xc000_0103] {
             assert!(carried.contains(&index), "{index:#x}");

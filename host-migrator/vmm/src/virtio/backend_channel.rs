@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_acknowledged_though_nobody_takes_them() {
+    fn changes_are_acknowledged_even_if_nobody_takes_them() {
         let mut served = served();
         for _ in 0..3 {
             served.channel.write_all(&message(2, 0x9, &[])).unwrap();

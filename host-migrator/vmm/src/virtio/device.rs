@@ -303,7 +303,7 @@ impl Device {
 
     /// Called when the connection has ended.
     pub fn hung_up(&self) {
-        // A conversation that broke over it names its cause itself, first.
+        // A request that failed because of this names its cause first.
         let _turn = self.front_end.lock();
         self.lose("the connection was closed".into());
     }
@@ -366,7 +366,7 @@ impl Device {
             });
         }
         front_end.start(rings)?;
-        // A change while the driver was coming up could not be told then.
+        // A configuration change during the driver's start could not be reported then.
         self.tell(self.transport.lock().must_interrupt());
         Ok(())
     }

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_are_no_power_of_two_or_too_large_are_refused() {
+    fn sizes_that_are_not_a_power_of_two_or_too_large_are_refused() {
         for size in [0, 3, 255, 2048, u16::MAX] {
             let queue = Queue { size, ..GOOD };
             assert_eq!(queue.check(&ram()), Err(QueueError::Size(size)));

@@ -111,7 +111,7 @@ fn driver_ok_without_features_ok_is_ignored() {
 }
 
 #[test]
-fn a_driver_cannot_take_status_bits_back_but_by_a_reset() {
+fn a_driver_can_clear_status_bits_only_by_a_reset() {
     let mut device = negotiated();
     assert_eq!(write(&mut device, reg::VIRTIO_MMIO_STATUS, 3), Effect::None);
     assert_eq!(read(&device, reg::VIRTIO_MMIO_STATUS), 11);

@@ -12,17 +12,17 @@ use spec_testing::control::Client;
 use spec_testing::memory_file::hint_map;
 use vhost_device_balloon::Args;
 
-/// The environment variable that makes this program the daemon, with the folder of its sockets.
+/// The environment variable that turns this program into the daemon. Its value is the folder of the sockets.
 const FOLDER: &str = "BALLOON_DAEMON_FOLDER";
 
-/// A daemon process; ends with the test.
+/// A daemon process. It is ended with the test.
 pub struct Daemon {
     process: Child,
     folder: tempfile::TempDir,
 }
 
 impl Daemon {
-    /// Starts one, which will listen soon.
+    /// Starts a daemon, which will listen soon.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let process = start_in(folder.path());
@@ -34,18 +34,18 @@ impl Daemon {
         self.folder.path().join("vhost-user")
     }
 
-    /// Starts another in the place of one that has ended.
+    /// Starts a daemon in place of one that has ended.
     pub fn start_again(&mut self) {
         self.process = start_in(self.folder.path());
     }
 
-    /// Ends it as a crash would.
+    /// Kills the daemon, as in a crash.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Stops it with SIGSTOP. It is stopped when this returns.
+    /// Stops the daemon with SIGSTOP, and waits until it is stopped.
     pub fn freeze(&self) {
         let process = Pid::from_child(&self.process);
         kill_process(process, Signal::STOP).unwrap();
@@ -73,7 +73,7 @@ fn start_in(folder: &Path) -> Child {
         .unwrap()
 }
 
-/// Not a claim: the test program started by [`Daemon::start`] is the daemon.
+/// Not a test: when [`Daemon::start`] runs this program, this is the daemon.
 #[test]
 fn process_of_the_daemon() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else {
@@ -97,7 +97,7 @@ fn process_of_the_daemon() {
 pub struct Migrator(Client);
 
 impl Migrator {
-    /// Connects and passes a map for `pages` pages.
+    /// Connects and hands over a map for `pages` pages.
     pub fn connect(daemon: &Daemon, pages: u64) -> Self {
         let mut client = Client::connect(&daemon.folder.path().join("control"));
         client.hello();

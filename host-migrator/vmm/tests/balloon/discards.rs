@@ -26,12 +26,12 @@ const GIVEN_UP: PageRange = match PageRange::new(4 * MIB / PAGE_SIZE, MIB / PAGE
 /// Memory below this holds the driver's queues, which it may write at any time.
 const QUEUES_END: u64 = MIB;
 
-/// When the guest gives its memory up.
+/// When the guest gives up its memory.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     /// At the end of this round.
     round: u32,
-    /// After the back end's log was harvested, so that only the next harvest can know.
+    /// After the back end's log was harvested, so that only the next harvest can find it.
     after_harvest: bool,
 }
 
@@ -54,13 +54,13 @@ const MOMENTS: [Moment; 4] = [
     },
 ];
 
-/// What a guest does while it migrates.
+/// What a guest does while it is migrated.
 #[derive(Clone, Copy, Debug)]
 struct Scene {
     moment: Moment,
-    /// The back end's log takes part.
+    /// Whether the back end's log takes part.
     with_log: bool,
-    /// At the end of the second round, the guest writes the first page that it gave up.
+    /// Whether the guest writes the first page that it gave up, at the end of the second round.
     written_again: bool,
 }
 
@@ -75,7 +75,7 @@ impl Scene {
 }
 
 #[test]
-fn pages_reported_between_rounds_are_zero_at_the_destination_as_they_are_at_the_source() {
+fn pages_reported_between_rounds_are_zero_on_both_sides() {
     for moment in MOMENTS {
         let Some(wrong) = wrong_pages(Scene::of(moment), report) else {
             return;
@@ -85,7 +85,7 @@ fn pages_reported_between_rounds_are_zero_at_the_destination_as_they_are_at_the_
 }
 
 #[test]
-fn pages_inflated_between_rounds_are_zero_at_the_destination_as_they_are_at_the_source() {
+fn pages_inflated_between_rounds_are_zero_on_both_sides() {
     let inflate = |driver: &mut Driver| {
         driver.inflate((GIVEN_UP.first()..GIVEN_UP.end()).map(|pfn| pfn as u32));
     };
@@ -98,7 +98,7 @@ fn pages_inflated_between_rounds_are_zero_at_the_destination_as_they_are_at_the_
 }
 
 #[test]
-fn without_the_back_ends_log_the_destination_has_what_the_source_has_not() {
+fn without_the_back_ends_log_discarded_pages_differ() {
     let scene = Scene {
         with_log: false,
         ..Scene::of(MOMENTS[0])
@@ -126,8 +126,7 @@ fn report(driver: &mut Driver) {
     driver.report(GIVEN_UP.first() * PAGE_SIZE, GIVEN_UP.bytes() as u32);
 }
 
-/// Migrates a guest that gives memory up, and returns the pages that are not the same on both sides;
-/// `None` where there is no KVM.
+/// Migrates a guest that gives up memory. Returns the pages that differ between the two sides; `None` without KVM.
 fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> Option<Vec<u64>> {
     let Scene {
         moment,
@@ -185,7 +184,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
         ownership: OwnershipRecord::here(),
     };
     let params = MigrationParams {
-        // The queues alone are too much for it, so that there is a second round.
+        // The queues alone are too much for the downtime limit, so that there is a second round.
         downtime_limit: Duration::ZERO,
         max_rounds: Some(2),
         ..MigrationParams::default()
@@ -196,7 +195,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
     receiver.join().unwrap().unwrap();
     assert!(
         sent.rounds[0].pages_sent >= GIVEN_UP.count(),
-        "the pages were to be sent before they are given up: {:?}",
+        "the pages are not sent before they are given up: {:?}",
         sent.rounds
     );
     let known_in_second_round = moment.round == 1 && !moment.after_harvest;
@@ -209,7 +208,7 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
         };
         assert!(
             (GIVEN_UP.first()..GIVEN_UP.end()).all(kept),
-            "the migration has taken memory back that the balloon gave up"
+            "the migration allocated memory that the balloon had given up"
         );
     }
     let mut still_there = vec![0; content.len()];
@@ -220,12 +219,12 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
     }
     assert!(
         still_there.iter().all(|byte| *byte == 0),
-        "the source has discarded them"
+        "the source has not discarded the pages"
     );
     Some(different(&ram, &destination_ram))
 }
 
-/// The pages that are not the same in both memories.
+/// The pages that differ between the two memories.
 fn different(source: &GuestRam, destination: &GuestRam) -> Vec<u64> {
     let page = |ram: &GuestRam, pfn: u64| {
         let mut bytes = [0; PAGE_SIZE as usize];
@@ -240,7 +239,7 @@ fn different(source: &GuestRam, destination: &GuestRam) -> Vec<u64> {
         .collect()
 }
 
-/// What the guest writes: any page of its queues may be new at any time.
+/// The driver's own writes: any page of its queues may have changed at any time.
 struct GuestWrites {
     written_again: bool,
 }
@@ -323,7 +322,7 @@ impl SourceMachine for Leaving {
     fn hand_over(&mut self) {}
 }
 
-/// Such a machine at the destination, which holds its guest.
+/// A machine with only a balloon at the destination, which holds its guest.
 struct Arriving(Arc<VhostUserBalloon>);
 
 impl DestinationMachine for Arriving {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A driver that reaches the balloon by register accesses and lays its queues into guest memory by hand, so
-//! that it can also do what a good driver would not.
+//! A driver that uses the balloon through register accesses and hand-made queues in guest memory, so that it can also
+//! do what no good driver would do.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub const FEATURES: u64 =
     1 << feature::VERSION_1 | 1 << feature::STATS_VQ | 1 << feature::FREE_PAGE_HINT;
 /// All queues.
 pub const REPORTING_TOO: u64 = FEATURES | 1 << feature::REPORTING;
-/// The queues' numbers under either.
+/// The queues' numbers with and without statistics.
 pub const INFLATE: u32 = 0;
 pub const DEFLATE: u32 = 1;
 pub const STATISTICS: u32 = 2;
@@ -31,7 +31,7 @@ pub const SIZE: u16 = 64;
 const QUEUES: usize = 5;
 /// Room for the content of a buffer.
 const MESSAGE_BYTES: u64 = 256;
-/// Queue `n` lies at `n + 1` times this; descriptors, rings and room for commands a part each.
+/// Queue `n` begins at `n + 1` times this. Descriptors, rings and commands take a part each.
 const QUEUE_BYTES: u64 = 0x10000;
 const PART: u64 = 0x4000;
 
@@ -41,7 +41,7 @@ pub struct Driver {
     pub device: Arc<VhostUserBalloon>,
     ram: Arc<GuestRam>,
     features: u64,
-    /// What the driver has made available on each queue.
+    /// How many buffers the driver has made available on each queue.
     available: [u16; QUEUES],
 }
 
@@ -55,12 +55,12 @@ impl Driver {
         }
     }
 
-    /// A driver that takes these features.
+    /// Sets the features that the driver takes.
     pub fn with_features(self, features: u64) -> Self {
         Self { features, ..self }
     }
 
-    /// A driver whose guest has been moved to `device`.
+    /// The driver after its guest was moved to `device`.
     pub fn moved_to(self, device: &Arc<VhostUserBalloon>) -> Self {
         Self {
             device: Arc::clone(device),
@@ -68,7 +68,7 @@ impl Driver {
         }
     }
 
-    /// Up to DRIVER_OK, as Linux does it; panics where Linux would give up.
+    /// Sets up the device until DRIVER_OK, as Linux does. Panics where Linux would give up.
     pub fn bring_up(&mut self) {
         self.negotiate();
         for queue in 0..self.queues() {
@@ -77,13 +77,13 @@ impl Driver {
         self.go();
     }
 
-    /// Up to FEATURES_OK.
+    /// Sets up the device until FEATURES_OK.
     pub fn negotiate(&mut self) {
         self.available = [0; QUEUES];
         self.accept(self.features);
     }
 
-    /// Returns whether the queue was ready before.
+    /// Sets up the queue. Returns whether it was ready before.
     pub fn set_queue_up(&self, queue: u32) -> bool {
         let base = base(queue);
         let zeros = vec![0; QUEUE_BYTES as usize];
@@ -125,12 +125,12 @@ impl Driver {
         self.notify(HINTS);
     }
 
-    /// Puts pages into the balloon and waits until the device has them.
+    /// Puts pages into the balloon and waits until the device has taken them.
     pub fn inflate(&mut self, pfns: impl IntoIterator<Item = u32>) {
         self.tell_pages(INFLATE, pfns);
     }
 
-    /// Takes pages out of the balloon and waits until the device knows.
+    /// Takes pages out of the balloon and waits until the device has noted that.
     pub fn deflate(&mut self, pfns: impl IntoIterator<Item = u32>) {
         self.tell_pages(DEFLATE, pfns);
     }
@@ -157,17 +157,17 @@ impl Driver {
         self.wait_for_queue(REPORTS);
     }
 
-    /// What was made available on the hint queue.
+    /// How many buffers were made available on the hint queue.
     pub fn available(&self) -> u16 {
         self.available[HINTS as usize]
     }
 
-    /// What came back on the hint queue.
+    /// How many buffers of the hint queue came back.
     pub fn used(&self) -> u16 {
         self.used_of(HINTS)
     }
 
-    /// What came back on `queue`.
+    /// How many buffers of `queue` came back.
     pub fn used_of(&self, queue: u32) -> u16 {
         self::queue(queue).used_count(self.memory())
     }
@@ -182,7 +182,7 @@ impl Driver {
         queue(HINTS).used
     }
 
-    /// Waits until every buffer has come back, and checks that each came once, in order, unwritten.
+    /// Waits until every buffer has come back. Checks that each came once, in order, and unwritten.
     pub fn wait_for_queue(&self, queue: u32) {
         let available = self.available[queue as usize];
         let ring = self::queue(queue);
@@ -210,7 +210,7 @@ impl Driver {
         }
     }
 
-    /// Makes a buffer with `message` for the device available.
+    /// Makes a buffer with `message` available to the device.
     fn say(&mut self, queue: u32, message: &[u8]) {
         let slot = u64::from(self.available[queue as usize] % SIZE);
         let at = base(queue) + 3 * PART + slot * MESSAGE_BYTES;
@@ -221,7 +221,7 @@ impl Driver {
         self.add(queue, at, message.len() as u32, 0);
     }
 
-    /// Buffer `n` lies in descriptor `n % SIZE`: at most a ring full of them may be on its way.
+    /// Buffer `n` uses descriptor `n % SIZE`, so at most a ring full of them may be in flight.
     fn add(&mut self, queue: u32, address: u64, bytes: u32, flags: u16) {
         let available = self.available[queue as usize];
         let slot = available % SIZE;
@@ -248,7 +248,7 @@ fn base(queue: u32) -> u64 {
     (u64::from(queue) + 1) * QUEUE_BYTES
 }
 
-/// A queue where the driver puts it.
+/// The place that the driver gives a queue.
 fn queue(queue: u32) -> Virtqueue {
     Virtqueue::new(SIZE, base(queue), PART)
 }

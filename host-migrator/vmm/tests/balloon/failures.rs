@@ -25,9 +25,9 @@ fn a_back_end_that_dies_is_noticed_and_the_guest_runs_on() {
     assert_eq!(
         driver.read(reg::VIRTIO_MMIO_STATUS),
         0xf,
-        "another back end may come"
+        "the driver keeps the device, so that another back end can take over"
     );
-    // A migration learns of it; its log may lack what the back end wrote last.
+    // A migration learns of the loss, because the log may lack what the back end wrote last.
     assert!(
         log.harvest(&MigrationBitmap::new(subject.ram.bitmap_pages()))
             .is_err()
@@ -58,13 +58,13 @@ fn a_machine_whose_back_end_has_died_migrates_without_it() {
     }
     source.daemon.kill();
     eventually("the loss", || source.device.lost());
-    // Queued for nobody.
+    // A buffer that no back end takes.
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     let mut log = source.device.dirty_log();
     log.start().unwrap();
     source.device.stop().unwrap();
-    // A back end that only hangs may write to a used ring once more.
+    // A back end that only hangs may still write to a used ring.
     let bitmap = MigrationBitmap::new(ram.bitmap_pages());
     log.harvest(&bitmap).unwrap();
     assert!(bitmap.contains(driver.used_ring() / spec::PAGE_SIZE));
@@ -107,7 +107,7 @@ fn another_back_end_on_the_same_socket_takes_the_place_of_one_that_died() {
     driver.wait_until_used();
     assert_eq!(driver.used(), 2);
     assert_eq!(driver.wait_for_change().actual, 77);
-    // What the first one wrote last is in no log: that migration must fail, the next one need not.
+    // What the first one wrote last is in no log, so this migration must fail. The next one need not.
     let bitmap = MigrationBitmap::new(subject.ram.bitmap_pages());
     let refused = log.harvest(&bitmap).unwrap_err().to_string();
     assert!(refused.contains("migrate again"), "{refused}");
@@ -143,7 +143,7 @@ fn a_back_end_that_hangs_ends_in_an_error() {
 }
 
 #[test]
-fn nobody_who_listens_and_nobody_who_answers_are_errors() {
+fn a_socket_without_a_listener_or_without_answers_is_an_error() {
     let Some(vm) = machine() else { return };
     let (folder, ram) = (tempfile::tempdir().unwrap(), guest_ram());
     let socket = folder.path().join("socket");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest's accesses do to the real back end, and what comes back.
+//! The effects of the guest's accesses on the real back end, and the answers.
 
 use virtio_bindings::virtio_mmio as reg;
 
@@ -52,7 +52,7 @@ fn a_write_of_a_vcpu_to_queue_notify_kicks_the_back_end_without_an_exit() {
 }
 
 #[test]
-fn what_the_guest_writes_to_its_configuration_stays_and_the_rest_does_not() {
+fn only_the_guests_own_fields_of_the_configuration_keep_what_it_writes() {
     let Some(subject) = Subject::new(&guest_ram()) else {
         return;
     };
@@ -84,7 +84,7 @@ fn a_driver_that_resets_the_device_starts_from_the_beginning() {
         driver.wait_until_used();
         driver.add_hint(4 * MIB, 4096);
         driver.write(reg::VIRTIO_MMIO_STATUS, 0);
-        // After the reset the device is silent, kicked or not.
+        // After the reset the device does nothing, kicked or not.
         let used = driver.used();
         driver.kick();
         assert_eq!(driver.used(), used);
@@ -114,12 +114,12 @@ fn a_driver_that_stops_one_queue_gets_no_more_from_it() {
 }
 
 #[test]
-fn queues_outside_guest_memory_need_a_reset_and_nothing_worse() {
+fn queues_outside_guest_memory_only_need_a_reset() {
     let Some(subject) = Subject::new(&guest_ram()) else {
         return;
     };
     let mut driver = subject.driver();
-    // The hole between the regions, their ends, far away, unaligned, and no size.
+    // In the hole between the regions, across their ends, far away, unaligned, and without a size.
     for (offset, value) in [
         (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, 20 * MIB),
         (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, 16 * MIB - 2),

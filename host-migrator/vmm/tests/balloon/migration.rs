@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration needs: the state, and the dirty log.
+//! What a migration needs: the state and the dirty log.
 
 use host_migrator::{DirtyLog, MigrationBitmap};
 use reference_vmm::virtio::{StateError, VirtioError, VirtioState};
@@ -32,21 +32,25 @@ fn a_second_back_end_goes_on_where_the_first_was_stopped() {
         driver.kick();
     }
     let state = source.device.save().unwrap();
-    assert_eq!(driver.used(), 100, "a stopped back end took a buffer");
+    assert_eq!(driver.used(), 100, "a stopped back end must take no buffer");
     assert_eq!(state.bases[3], 100);
     let bytes = postcard::to_allocvec(&state).unwrap();
 
     let state: VirtioState = postcard::from_bytes(&bytes).unwrap();
     destination.device.load(&state).unwrap();
     let mut driver = driver.moved_to(&destination.device);
-    assert_eq!(driver.used(), 100, "a back end ran before it was told to");
+    assert_eq!(
+        driver.used(),
+        100,
+        "a back end must not run before it is told to"
+    );
     destination.device.resume();
     driver.wait_until_used();
     driver.add_hint(4 * MIB, 4096);
     driver.kick();
     driver.wait_until_used();
     assert_eq!(driver.used(), 104);
-    // The guest must learn that the hinting it knows of is over.
+    // The guest must learn that its round of hints is over.
     eventually("the interrupt", || {
         vcpu::interrupt_is_pending(&destination.vm).then_some(())
     });
@@ -56,7 +60,7 @@ fn a_second_back_end_goes_on_where_the_first_was_stopped() {
 }
 
 #[test]
-fn what_is_in_the_balloon_moves_with_the_guest() {
+fn the_balloons_content_moves_with_the_guest() {
     let ram = guest_ram();
     let (Some(source), Some(destination)) = (Subject::new(&ram), Subject::new(&ram)) else {
         return;
@@ -70,12 +74,12 @@ fn what_is_in_the_balloon_moves_with_the_guest() {
     driver.inflate(1024..1536);
     driver.inflate([8192, 8200]);
     driver.set_actual(514);
-    // A migration stops the rings and starts them again before it stops them for good.
+    // A failed migration stops the rings and starts them again. The next one stops them for good.
     let mut log = source.device.dirty_log();
     log.start().unwrap();
     assert_eq!(migrator.balloon().ballooned_pages, 514);
     source.device.stop().unwrap();
-    // The statistics buffer is the guest's again: the other device has none.
+    // The statistics buffer belongs to the guest again: the other device has none.
     assert_eq!(driver.used_of(STATISTICS), 1);
     let state = source.device.save().unwrap();
 
@@ -135,7 +139,7 @@ fn a_guest_without_a_driver_migrates_too() {
 }
 
 #[test]
-fn a_state_is_given_only_while_stopped_and_taken_only_by_an_unused_device() {
+fn a_state_is_saved_only_while_stopped_and_loaded_only_into_an_unused_device() {
     let Some(subject) = Subject::new(&guest_ram()) else {
         return;
     };
@@ -217,7 +221,7 @@ fn the_dirty_log_has_the_used_ring_and_nothing_of_the_hinted_pages() {
     let mut log = subject.device.dirty_log();
     assert!(
         harvest(&mut *log, pages).is_empty(),
-        "a log that was not started"
+        "a log that was not started is empty"
     );
     log.start().unwrap();
     harvest(&mut *log, pages);

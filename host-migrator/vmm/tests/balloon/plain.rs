@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A minimal back end with only queues and a configuration space: no
-//! acknowledgements, no channel, no state, no dirty log.
+//! A minimal back end with only queues and a configuration space: no acknowledgements, no channel, no state, no dirty
+//! log.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use vmm_sys_util::event::{
 
 use crate::driver::FEATURES;
 
-/// The back end, in a thread; it ends with its front end.
+/// The back end, in a thread. It ends with its front end.
 pub struct PlainBackEnd {
     folder: tempfile::TempDir,
     _thread: JoinHandle<()>,

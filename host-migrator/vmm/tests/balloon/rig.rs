@@ -15,7 +15,7 @@ pub use crate::shared::{MIB, eventually, machine};
 
 /// Two regions with a hole between them.
 const REGIONS: [(u64, u64); 2] = [(0, 16 * MIB), (32 * MIB, 16 * MIB)];
-/// In the hole that real mode can reach, and an input of the old interrupt controller too.
+/// In the hole, at an address that real mode can reach. The interrupt is also an input of the old interrupt controller.
 pub const SLOT: MmioSlot = MmioSlot {
     gpa: 0xd0000,
     gsi: 5,
@@ -26,7 +26,7 @@ pub fn guest_ram() -> Arc<GuestRam> {
     Arc::new(GuestRam::map(regions.into()).unwrap())
 }
 
-/// A machine, its memory, and a balloon whose back end has a process of its own.
+/// A machine, its memory, and a balloon whose back end is a process of its own.
 pub struct Subject {
     pub device: Arc<VhostUserBalloon>,
     pub daemon: Daemon,
@@ -35,7 +35,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// A balloon for a guest in `ram`; `None` where there is no KVM.
+    /// A balloon for a guest in `ram`; `None` without KVM.
     pub fn new(ram: &Arc<GuestRam>) -> Option<Self> {
         let vm = machine()?;
         let daemon = Daemon::start();
@@ -48,12 +48,12 @@ impl Subject {
         })
     }
 
-    /// A driver that has not touched the device yet.
+    /// A driver that has not used the device yet.
     pub fn driver(&self) -> Driver {
         Driver::new(&self.device, &self.ram)
     }
 
-    /// A driver that has brought the device up.
+    /// A driver that has set up the device.
     pub fn running_driver(&self) -> Driver {
         let mut driver = self.driver();
         driver.bring_up();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What needs a real virtual machine: the arrival of an interrupt, and a store of a vCPU.
+//! What needs a real virtual machine: whether an interrupt has arrived, and a store by a vCPU.
 #![allow(unsafe_code)]
 
 use host_migrator::GuestRam;
@@ -11,7 +11,7 @@ use crate::rig::SLOT;
 
 const CODE: u64 = 0x7000;
 
-/// Whether the device's interrupt waits in the old interrupt controller, whose inputs are requested by an edge.
+/// Whether the device's interrupt is pending in the old interrupt controller, whose inputs are edge-triggered.
 pub fn interrupt_is_pending(vm: &VmFd) -> bool {
     let mut chip = kvm_irqchip {
         chip_id: KVM_IRQCHIP_PIC_MASTER,
@@ -23,8 +23,8 @@ pub fn interrupt_is_pending(vm: &VmFd) -> bool {
     requested & (1 << SLOT.gsi) != 0
 }
 
-/// Has a vCPU in real mode store `value` at `offset` of the device's window, and nothing else; panics if the store
-/// leaves the guest.
+/// Has a vCPU in real mode store `value` at `offset` of the device's window, and do nothing else. Panics if the store
+/// causes an exit.
 pub fn store_word(vm: &VmFd, ram: &GuestRam, offset: u32, value: u32) {
     let segment = (SLOT.gpa >> 4) as u16;
     let mut code = vec![0xb8];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A driver that reaches the console by register accesses and does what Linux's `virtio_console` does, or what no
-//! good driver would.
+//! A driver that uses the console through register accesses. It does what Linux's `virtio_console` does, or what no
+//! good driver would do.
 
 use std::sync::Arc;
 
@@ -33,10 +33,10 @@ const PORT_READY: u16 = 3;
 const PORT_OPEN: u16 = 6;
 const NAME: u16 = 7;
 
-/// Queue `n` lies at `n + 1` times this; descriptors, rings and buffers a part each.
+/// Queue `n` begins at `n + 1` times this. Descriptors, rings and buffers take a part each.
 const QUEUE_BYTES: u64 = 0x40000;
 const PART: u64 = 0x1000;
-/// Bytes of a buffer of which the driver says nothing else.
+/// The size of a buffer if the test does not give one.
 pub const BUFFER: u64 = 0x1000;
 
 /// A driver of a console.
@@ -45,7 +45,7 @@ pub struct Driver {
     pub device: Arc<VirtioConsole>,
     pub memory: Arc<MachineMemory>,
     available: [u16; QUEUES],
-    /// What the driver has taken back.
+    /// How many buffers the driver has taken back from each queue.
     seen: [u16; QUEUES],
 }
 
@@ -59,7 +59,7 @@ impl Driver {
         }
     }
 
-    /// A driver whose guest has been moved to `device`.
+    /// The driver after its guest was moved to `device`.
     pub fn moved_to(self, device: &Arc<VirtioConsole>) -> Self {
         Self {
             device: Arc::clone(device),
@@ -67,7 +67,7 @@ impl Driver {
         }
     }
 
-    /// Up to DRIVER_OK, with buffers for the device's messages.
+    /// Sets up the device until DRIVER_OK, with buffers for its messages.
     pub fn bring_up(&mut self) {
         self.bring_up_without_buffers();
         for _ in 0..SIZE {
@@ -75,7 +75,7 @@ impl Driver {
         }
     }
 
-    /// Up to DRIVER_OK.
+    /// Sets up the device until DRIVER_OK, without buffers.
     pub fn bring_up_without_buffers(&mut self) {
         (self.available, self.seen) = ([0; QUEUES], [0; QUEUES]);
         self.accept(FEATURES);
@@ -91,7 +91,7 @@ impl Driver {
         self.place_queue(queue, &Virtqueue::new(SIZE, base, PART));
     }
 
-    /// Says that the driver is up, and sets the device's port up.
+    /// Reports that the driver is ready, and sets up the device's port.
     pub fn add_port(&mut self) {
         self.say_ready();
         assert_eq!(self.hear(), (PORT_ADD, 1, Vec::new()));
@@ -99,7 +99,7 @@ impl Driver {
         assert_eq!(self.hear(), (NAME, 1, PORT_NAME.as_bytes().to_vec()));
     }
 
-    /// Says that the driver is up.
+    /// Reports that the driver is ready.
     pub fn say_ready(&mut self) {
         self.tell(u32::MAX, DEVICE_READY, 1);
     }
@@ -109,7 +109,7 @@ impl Driver {
         self.tell(0, PORT_OPEN, open.into());
     }
 
-    /// Waits to be told that the host's end is open, or closed.
+    /// Waits for the message that the host's end is open, or closed.
     pub fn wait_for_host(&mut self, open: bool) {
         assert_eq!(self.hear(), (PORT_OPEN, open.into(), Vec::new()));
     }
@@ -128,12 +128,12 @@ impl Driver {
         self.add(queue, &[(buffer(queue, slot), bytes, WRITE, 0)]);
     }
 
-    /// The next bytes of the host, of which the driver has offered buffers.
+    /// The next bytes from the host. The driver must have offered buffers for them.
     pub fn listen(&mut self) -> Vec<u8> {
         self.take_back(RECEIVE)
     }
 
-    /// Waits until the device has given all buffers of `queue` back.
+    /// Waits until the device has given back all buffers of `queue`.
     pub fn wait_for(&self, queue: u32) {
         let available = self.available[queue as usize];
         self::queue(queue).wait_until_used(self.memory.ram().memory(), available);
@@ -144,8 +144,8 @@ impl Driver {
         self::queue(queue).used_count(self.memory.ram().memory())
     }
 
-    /// Makes the chain `descriptors` available, whose first one's place is this buffer's; the others come from the
-    /// end of the table. Kicks.
+    /// Makes the chain `descriptors` available, and kicks. The first descriptor is in this buffer's place, the others
+    /// at the end of the table.
     pub fn add(&mut self, queue: u32, descriptors: &[Descriptor]) {
         let available = self.available[queue as usize];
         let slot = available % SIZE;
@@ -157,7 +157,7 @@ impl Driver {
         self.make_available(queue, slot);
     }
 
-    /// Puts the chain that begins at `head` into the ring, whatever is there. Kicks.
+    /// Puts the chain that begins at `head` into the ring, whatever it contains, and kicks.
     pub fn make_available(&mut self, queue: u32, head: u16) {
         let available = &mut self.available[queue as usize];
         self::queue(queue).offer(self.memory.ram().memory(), *available, head);
@@ -175,7 +175,7 @@ impl Driver {
         self.put(at, &descriptor_bytes(*descriptor));
     }
 
-    /// Writes guest memory as a vCPU does: past the log of the VMM's own writes.
+    /// Writes guest memory as a vCPU does: the log of the VMM's own writes does not see it.
     pub fn put(&self, at: u64, bytes: &[u8]) {
         let ram = self.memory.ram().memory();
         ram.write_slice(bytes, GuestAddress(at)).unwrap();
@@ -201,7 +201,7 @@ impl Driver {
         self.wait_for(CONTROL_TRANSMIT);
     }
 
-    /// The next message: event, value and what follows. Its buffer is offered again.
+    /// The next message: its event, its value and what follows. Its buffer is offered again.
     fn hear(&mut self) -> (u16, u16, Vec<u8>) {
         let message = self.take_back(CONTROL_RECEIVE);
         self.offer(CONTROL_RECEIVE, BUFFER as u32);
@@ -210,7 +210,7 @@ impl Driver {
         (half(4), half(6), message[8..].to_vec())
     }
 
-    /// Waits for the next buffer that comes back, and returns what is in it.
+    /// Waits for the next buffer that comes back, and returns its content.
     fn take_back(&mut self, queue: u32) -> Vec<u8> {
         let seen = self.seen[queue as usize];
         eventually("a buffer", || (self.used(queue) != seen).then_some(()));
@@ -228,7 +228,7 @@ impl Registers for Driver {
     }
 }
 
-/// A queue where the driver puts it.
+/// The place that the driver gives a queue.
 fn queue(queue: u32) -> Virtqueue {
     Virtqueue::new(SIZE, base(queue), PART)
 }
@@ -238,7 +238,7 @@ pub fn base(queue: u32) -> u64 {
     (u64::from(queue) + 1) * QUEUE_BYTES
 }
 
-/// Where a buffer lies; the rings of a queue leave room for as many large ones as it has entries.
+/// Where a buffer lies. After a queue's rings there is room for as many large buffers as it has entries.
 pub fn buffer(queue: u32, slot: u16) -> u64 {
     base(queue) + 4 * PART + u64::from(slot) * 0x4000
 }

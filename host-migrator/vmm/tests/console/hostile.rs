@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hostile and broken drivers: they harm only their own guest.
+//! Hostile and broken drivers harm only their own guest.
 
 use spec::stamp::Random;
 use virtio_bindings::virtio_mmio as reg;
@@ -17,7 +17,7 @@ const NEEDS_RESET: u32 = 0x40;
 const FREE: u64 = 8 * MIB;
 
 #[test]
-fn buffers_that_are_no_memory_or_of_no_use_come_back_and_are_counted() {
+fn useless_buffers_come_back_and_are_counted() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -28,7 +28,7 @@ fn buffers_that_are_no_memory_or_of_no_use_come_back_and_are_counted() {
         (TRANSMIT, (FREE, u32::MAX, 0, 0)),
         (RECEIVE, (MEMORY, 8, WRITE, 0)),
         (RECEIVE, (FREE, 0, WRITE, 0)),
-        // Not to be written.
+        // A buffer that the device must not write.
         (RECEIVE, (FREE, 8, 0, 0)),
         (CONTROL_TRANSMIT, (FREE, 7, 0, 0)),
         (CONTROL_TRANSMIT, (MEMORY - 1, 8, 0, 0)),
@@ -45,19 +45,19 @@ fn buffers_that_are_no_memory_or_of_no_use_come_back_and_are_counted() {
 }
 
 #[test]
-fn chains_that_run_in_circles_or_into_tables_of_tables_end() {
+fn circular_chains_and_nested_tables_are_cut_off() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
     let (mut driver, host) = subject.joined();
-    // Each descriptor's next is itself: as many bytes come out as the queue has entries.
+    // Each descriptor is its own successor: as many bytes come out as the queue has entries.
     let slot = driver.used(TRANSMIT) % SIZE;
     driver.put(FREE, b"x");
     driver.add(TRANSMIT, &[(FREE, 1, NEXT, slot)]);
     assert_eq!(read(&host, SIZE.into()), vec![b'x'; SIZE.into()]);
     driver.wait_for(TRANSMIT);
-    // An indirect table that refers to itself, one that is no multiple of 16 bytes, one outside memory, and one
-    // without an end.
+    // An indirect table that refers to itself, one whose length is not a multiple of 16 bytes, one outside memory, and
+    // one without an end.
     driver.put_descriptor(FREE, &(FREE, 16, INDIRECT, 0));
     for (address, bytes) in [(FREE, 16), (FREE, 17), (MEMORY, 32), (FREE, u32::MAX - 15)] {
         driver.add(TRANSMIT, &[(address, bytes, INDIRECT, 0)]);
@@ -73,7 +73,7 @@ fn chains_that_run_in_circles_or_into_tables_of_tables_end() {
 }
 
 #[test]
-fn one_buffer_of_nearly_all_memory_many_times_over_is_sent_piece_by_piece() {
+fn a_chain_that_repeats_nearly_all_memory_is_sent_piece_by_piece() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -88,7 +88,7 @@ fn one_buffer_of_nearly_all_memory_many_times_over_is_sent_piece_by_piece() {
         );
     }
     driver.add(TRANSMIT, &[(FREE, (COUNT * 16) as u32, INDIRECT, 0)]);
-    // In the middle of it the device can be stopped, and everything else be done.
+    // Meanwhile the device can be stopped, and everything else works.
     subject.device.stop();
     assert_eq!(driver.used(TRANSMIT), 0);
     subject.device.resume();
@@ -99,7 +99,7 @@ fn one_buffer_of_nearly_all_memory_many_times_over_is_sent_piece_by_piece() {
 }
 
 #[test]
-fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
+fn invalid_rings_stop_the_device_until_it_is_reset() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -111,7 +111,7 @@ fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
         let interrupts = driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
         assert_eq!(interrupts & reg::VIRTIO_MMIO_INT_CONFIG, 2, "queue {queue}");
     }
-    // A queue that is not looked at before there is something to tell.
+    // The device looks at this queue only when it has something to send.
     let (mut driver, host) = subject.joined();
     let index = driver.used(CONTROL_RECEIVE).wrapping_sub(1);
     driver.set_available_index(CONTROL_RECEIVE, index);
@@ -154,7 +154,7 @@ fn queues_outside_memory_are_refused_when_the_driver_is_up() {
 }
 
 #[test]
-fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() {
+fn random_descriptors_and_rings_harm_only_their_own_guest() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -163,11 +163,11 @@ fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() 
     // The guest does not wait for the device, which may have seen little of a round when it is reset.
     eventually("something that makes no sense", || {
         let (mut driver, host) = subject.joined();
-        // Whatever the guest sends is read, and there is always something for it.
+        // The host reads everything that the guest sends, and always has something to send.
         fill(&host);
         let reader = std::thread::spawn(move || {
             host.set_nonblocking(false).unwrap();
-            // It ends when the device hangs up.
+            // Ends when the device hangs up.
             let _ = std::io::copy(&mut &host, &mut std::io::sink());
         });
         for _ in 0..40 {
@@ -180,7 +180,7 @@ fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() 
                 };
                 let magnitude = random.below(33);
                 let bytes = random.below(1 << magnitude) as u32;
-                // Mostly flags and numbers that exist.
+                // Mostly valid flags and numbers.
                 let (flags, next) = (random.below(9) as u16, random.below(10) as u16);
                 let at = base(queue) + index * 16;
                 driver.put_descriptor(at, &(address, bytes, flags, next));
@@ -201,7 +201,7 @@ fn no_descriptors_and_no_rings_of_any_content_break_more_than_their_own_guest() 
 }
 
 #[test]
-fn what_a_driver_without_room_is_to_be_told_waits_until_there_is_some() {
+fn messages_for_a_driver_without_buffers_wait_until_it_offers_some() {
     let Some(subject) = Subject::new() else {
         return;
     };
@@ -210,7 +210,7 @@ fn what_a_driver_without_room_is_to_be_told_waits_until_there_is_some() {
     for _ in 0..1000 {
         driver.say_ready();
     }
-    // Too small for any message: it comes back without one.
+    // Too small for any message: it comes back empty.
     driver.offer(CONTROL_RECEIVE, 7);
     driver.wait_for(CONTROL_RECEIVE);
     assert_eq!(subject.device.ignored_accesses(), 1);
@@ -221,5 +221,5 @@ fn what_a_driver_without_room_is_to_be_told_waits_until_there_is_some() {
         (driver.used(CONTROL_RECEIVE) == 2).then_some(())
     });
     driver.say_ready();
-    assert_eq!(driver.used(CONTROL_RECEIVE), 2, "no message comes twice");
+    assert_eq!(driver.used(CONTROL_RECEIVE), 2, "each message comes once");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The console on virtio-mmio with its port connected to a real socket, and a driver that lays its queues into guest
-//! memory by hand. Where there is no KVM the tests say so, and pass.
+//! The console on virtio-mmio, with its port connected to a real socket, and a driver with hand-made queues in guest
+//! memory. Without KVM the tests say so and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

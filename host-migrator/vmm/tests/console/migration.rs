@@ -32,7 +32,8 @@ fn the_destination_goes_on_where_the_source_stood_with_a_connection_of_its_own()
     assert_eq!(read(&host, 3), b"bye");
     driver.wait_for(TRANSMIT);
     source.device.stop();
-    // Sent while the device is stopped: the destination passes it to its own host, or drops it while there is none.
+    // Sent while the device is stopped. The destination passes it to its own host, or drops it while no host is
+    // connected.
     driver.say(b"on the way");
     driver.offer(RECEIVE, BUFFER as u32);
     let state = source.device.save().unwrap();
@@ -42,7 +43,11 @@ fn the_destination_goes_on_where_the_source_stood_with_a_connection_of_its_own()
     let destination = Subject::in_memory(&source.memory).unwrap();
     destination.device.load(&state).unwrap();
     let mut driver = driver.moved_to(&destination.device);
-    assert_eq!(driver.used(TRANSMIT), 1, "it ran before it was told to");
+    assert_eq!(
+        driver.used(TRANSMIT),
+        1,
+        "the device must not run before it is told to"
+    );
     destination.device.resume();
     driver.wait_for_host(false);
     let mut host = destination.host.accept();
@@ -74,7 +79,7 @@ fn a_chain_that_was_sent_in_part_goes_on_with_its_rest() {
         driver.say(&piece);
         said += 1;
     }
-    // Sockets take some bytes of a piece rather than wait for room for all.
+    // A socket takes a part of a piece rather than wait for room for all of it.
     subject.device.stop();
     let state = subject.device.save().unwrap();
     assert!((state.taken as usize) < piece.len());
@@ -85,7 +90,7 @@ fn a_chain_that_was_sent_in_part_goes_on_with_its_rest() {
 }
 
 #[test]
-fn what_the_device_writes_is_in_the_log_of_the_vmms_own_writes() {
+fn the_devices_writes_are_in_the_log_of_the_vmms_own_writes() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -128,7 +133,7 @@ fn what_the_device_writes_is_in_the_log_of_the_vmms_own_writes() {
 }
 
 #[test]
-fn a_device_that_is_stopped_writes_no_byte_however_busy_it_was() {
+fn a_stopped_device_writes_no_byte_however_busy_it_was() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -147,7 +152,7 @@ fn a_device_that_is_stopped_writes_no_byte_however_busy_it_was() {
         driver.listen();
         driver.offer(RECEIVE, BUFFER as u32);
         subject.device.stop();
-        // From here on nothing is written.
+        // Nothing may be written from here on.
         log.start().unwrap();
         let used = driver.used(RECEIVE);
         thread::yield_now();
@@ -201,7 +206,7 @@ fn a_state_that_does_not_fit_is_refused_and_so_is_one_for_a_device_in_use() {
         count,
         Err(ConsoleError::State(StateError::QueueCount { index: 4, .. }))
     ));
-    // Numbers that only a hostile source would send: they harm only the guest.
+    // Numbers that only a hostile source sends. They harm only the guest.
     spoilt(|state| {
         state.taken = u32::MAX;
         state.virtio.bases = [9; 5];

@@ -23,7 +23,7 @@ const SLOT: MmioSlot = MmioSlot {
     gsi: 6,
 };
 
-/// A console that runs, on a machine without vCPUs.
+/// A running console on a machine without vCPUs.
 pub struct Subject {
     pub device: Arc<VirtioConsole>,
     pub memory: Arc<MachineMemory>,
@@ -32,7 +32,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// A console for a guest in new memory; `None` where there is no KVM.
+    /// A console for a guest in new memory; `None` without KVM.
     pub fn new() -> Option<Self> {
         let memory = MachineMemory::new(MEMORY, MemoryOptions::default()).unwrap();
         let subject = Self::in_memory(&Arc::new(memory))?;
@@ -40,7 +40,7 @@ impl Subject {
         Some(subject)
     }
 
-    /// A console for a guest in `memory`, which does not run yet.
+    /// A stopped console for a guest in `memory`.
     pub fn in_memory(memory: &Arc<MachineMemory>) -> Option<Self> {
         let vm = machine()?;
         let host = Host::new();
@@ -52,12 +52,12 @@ impl Subject {
         })
     }
 
-    /// A driver that has not touched the device yet.
+    /// A driver that has not used the device yet.
     pub fn driver(&self) -> Driver {
         Driver::new(&self.device, &self.memory)
     }
 
-    /// A driver whose port is open at both ends, and the host's end of it.
+    /// A driver whose port is open at both ends, and the host's end of the port.
     pub fn joined(&mut self) -> (Driver, UnixStream) {
         let mut driver = self.driver();
         driver.bring_up();
@@ -100,7 +100,7 @@ impl Host {
         std::fs::remove_file(self.path()).unwrap();
     }
 
-    /// Whether somebody has connected.
+    /// Whether a connection is waiting.
     pub fn is_called(&self) -> bool {
         let listener = self.listener.as_ref().unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -136,7 +136,7 @@ pub fn fill(mut to: &UnixStream) -> usize {
     sent
 }
 
-/// Bytes that look like no other part of themselves.
+/// Bytes in which no part looks like another.
 pub fn pattern(count: usize) -> Vec<u8> {
     (0..count as u32)
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)

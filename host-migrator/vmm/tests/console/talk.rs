@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Bytes between the guest and the host, and ends that open, close and do not read.
+//! Bytes between the guest and the host, and ends that open, close or do not read.
 
 use std::io::{Read, Write};
 
@@ -10,7 +10,7 @@ use crate::rig::{Subject, eventually, fill, pattern, read};
 use crate::shared::registers::Registers;
 
 #[test]
-fn a_driver_finds_one_port_with_a_name_and_open_when_the_host_is_there() {
+fn a_driver_finds_one_named_port_which_is_open_while_the_host_is_connected() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -19,7 +19,10 @@ fn a_driver_finds_one_port_with_a_name_and_open_when_the_host_is_there() {
     assert_eq!(driver.read(reg::VIRTIO_MMIO_CONFIG + 4), 1, "ports");
     driver.write(reg::VIRTIO_MMIO_QUEUE_SEL, 4);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
-    assert!(!subject.host.is_called(), "nobody there to be called for");
+    assert!(
+        !subject.host.is_called(),
+        "the port does not connect before the guest opens it"
+    );
     subject.joined();
     assert_eq!(subject.device.ignored_accesses(), 0);
 }
@@ -53,7 +56,7 @@ fn a_host_that_does_not_read_stops_the_guests_buffers_and_nothing_else() {
     let (mut driver, mut host) = subject.joined();
     let piece = pattern(0x4000);
     let mut said = 0;
-    // A socket takes a bounded number of bytes; then the guest's ring fills up, and stays full.
+    // A socket takes a bounded number of bytes. Then the guest's ring fills up and stays full.
     eventually("the host's socket to be full", || {
         if said - u32::from(driver.used(TRANSMIT)) < u32::from(SIZE) {
             driver.say(&piece);
@@ -63,7 +66,7 @@ fn a_host_that_does_not_read_stops_the_guests_buffers_and_nothing_else() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         (said - u32::from(driver.used(TRANSMIT)) == u32::from(SIZE)).then_some(())
     });
-    // The other way is open, and so are the registers.
+    // The other direction and the registers still work.
     host.write_all(b"are you there").unwrap();
     driver.offer(RECEIVE, BUFFER as u32);
     assert_eq!(driver.listen(), b"are you there");
@@ -81,7 +84,7 @@ fn a_guest_that_does_not_read_leaves_the_hosts_bytes_in_the_hosts_socket() {
     };
     let (mut driver, host) = subject.joined();
     let sent = fill(&host);
-    // The device has not taken a byte: nor does it take any later.
+    // The device has not taken a byte, and takes none later.
     assert_eq!(fill(&host), 0);
     driver.say(b"I am here");
     host.set_nonblocking(false).unwrap();
@@ -95,7 +98,7 @@ fn a_guest_that_does_not_read_leaves_the_hosts_bytes_in_the_hosts_socket() {
 }
 
 #[test]
-fn nothing_is_brought_to_a_guest_that_has_not_opened_the_port() {
+fn a_guest_that_has_not_opened_the_port_gets_no_bytes() {
     let Some(subject) = Subject::new() else {
         return;
     };
@@ -106,7 +109,7 @@ fn nothing_is_brought_to_a_guest_that_has_not_opened_the_port() {
     driver.wait_for_host(true);
     driver.offer(RECEIVE, BUFFER as u32);
     host.write_all(b"who is there").unwrap();
-    // What the guest says is taken in the same turn, so a byte brought to it would show by now.
+    // The device takes what the guest sends in the same turn, so a byte for the guest would show by now.
     driver.say(b"nobody");
     assert_eq!(read(&host, 6), b"nobody");
     assert_eq!(driver.used(RECEIVE), 0);
@@ -115,7 +118,7 @@ fn nothing_is_brought_to_a_guest_that_has_not_opened_the_port() {
 }
 
 #[test]
-fn a_host_that_goes_and_comes_again_is_told_to_the_guest_each_time() {
+fn the_guest_learns_each_time_the_host_disconnects_or_reconnects() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -123,7 +126,7 @@ fn a_host_that_goes_and_comes_again_is_told_to_the_guest_each_time() {
     subject.host.go();
     drop(host);
     driver.wait_for_host(false);
-    // Bytes without a connected host are dropped, and the guest's buffer comes back.
+    // Without a connected host, bytes are dropped and the guest's buffer comes back.
     driver.say(b"to nobody");
     driver.wait_for(TRANSMIT);
     subject.host.come();
@@ -134,14 +137,18 @@ fn a_host_that_goes_and_comes_again_is_told_to_the_guest_each_time() {
 }
 
 #[test]
-fn who_opens_the_guests_end_anew_gets_a_new_connection() {
+fn a_program_that_opens_the_guests_end_again_gets_a_new_connection() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
     let (mut driver, mut host) = subject.joined();
     host.write_all(b"for the one before").unwrap();
     driver.open_port(false);
-    assert_eq!(host.read(&mut [0]).unwrap_or(0), 0, "the end");
+    assert_eq!(
+        host.read(&mut [0]).unwrap_or(0),
+        0,
+        "the old connection ends"
+    );
     driver.wait_for_host(false);
     let mut host = subject.host.accept();
     driver.wait_for_host(true);
@@ -152,7 +159,7 @@ fn who_opens_the_guests_end_anew_gets_a_new_connection() {
 }
 
 #[test]
-fn a_driver_that_resets_the_device_begins_anew() {
+fn a_driver_that_resets_the_device_starts_again() {
     let Some(mut subject) = Subject::new() else {
         return;
     };
@@ -168,7 +175,7 @@ fn a_driver_that_resets_the_device_begins_anew() {
         assert_eq!(
             driver.used(CONTROL_RECEIVE),
             used,
-            "a device that was reset is silent"
+            "a device does nothing after a reset"
         );
     }
 }

@@ -34,7 +34,7 @@ fn ready(subject: &Subject) {
     assert_eq!(event, MachineEvent::Announced(Event::Ready), "{said}");
 }
 
-/// Waits for two more passes of the guest's checks, then asks what they found.
+/// Waits for two more passes of the guest's checks, then checks their result.
 fn check(subject: &mut Subject) {
     let passes = status(subject, StatusWord::FullPasses);
     subject.wait("the guest's checks", |subject| {
@@ -68,7 +68,7 @@ fn the_bare_guest_runs_and_checks_on_two_vcpus_before_and_after_a_move() {
 }
 
 #[test]
-fn a_move_that_forgets_the_vmms_own_writes_is_noticed_by_the_guest() {
+fn a_guest_notices_if_a_move_forgets_the_vmms_own_writes() {
     if !have_kvm() {
         return;
     }

@@ -12,13 +12,13 @@ use crate::guests::{
 };
 
 const HOPS: u32 = 10;
-/// How long the guest is stopped on its way, each time.
+/// How long the guest is stopped at each hop.
 const STOPPED: Duration = Duration::from_millis(150);
-/// How long it is held where it has arrived, each time.
+/// How long the guest is held after each arrival.
 const HELD: Duration = Duration::from_millis(100);
 
-/// Nanoseconds by which the guest's paravirtual clock is behind the host's wall clock, but for a constant. It is what
-/// the guest's own wall clock is behind.
+/// By how many nanoseconds the guest's paravirtual clock is behind the host's wall clock, except for a constant. The
+/// guest's own wall clock is behind by the same.
 fn behind(state: &[u8]) -> i128 {
     let clock = MachineState::from_bytes(state).unwrap().platform.clock;
     i128::from(clock.realtime) - i128::from(clock.value)

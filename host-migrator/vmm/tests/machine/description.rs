@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A machine that lacks what a guest needs refuses it before its memory comes, and names all that it lacks.
+//! A machine that lacks something that a guest needs refuses it before its memory arrives, and names everything that is
+//! missing.
 
 use host_migrator::{DestinationMachine, SourceMachine};
 use reference_vmm::GuestKind;
@@ -16,7 +17,7 @@ fn described() -> (Subject, MachineDescription) {
     (subject, MachineDescription::from_bytes(&bytes).unwrap())
 }
 
-/// What a machine with one vCPU says of `description`.
+/// The objection of a machine with one vCPU to `description`.
 fn refusal(description: &MachineDescription) -> String {
     let mut machine = incoming(&config(MEMORY, 1)).machine;
     let bytes = description.to_bytes().unwrap();
@@ -41,7 +42,7 @@ fn with_features(
 }
 
 #[test]
-fn a_guest_fits_a_machine_like_its_own_and_may_be_described_while_it_runs() {
+fn a_guest_fits_a_machine_like_its_own_and_can_be_described_while_it_runs() {
     if !have_kvm() {
         return;
     }
@@ -50,21 +51,24 @@ fn a_guest_fits_a_machine_like_its_own_and_may_be_described_while_it_runs() {
     let description = subject.machine.describe().unwrap();
     let mut next = incoming(&config(MEMORY, 1));
     next.machine.judge(&description).unwrap();
-    // One that arrived is described like one that was started.
+    // A guest that has arrived is described like one that was started.
     subject.stop();
     let state = subject.machine.save().unwrap();
     next.machine.load(&state).unwrap();
     assert_eq!(next.machine.describe().unwrap(), description);
-    assert!(next.machine.judge(&description).is_err(), "it has a guest");
+    assert!(
+        next.machine.judge(&description).is_err(),
+        "a machine with a guest accepts no other"
+    );
 }
 
 #[test]
-fn a_processor_that_lacks_what_the_guest_has_is_refused_by_the_names_of_the_features() {
+fn a_refusal_names_the_features_that_the_processor_lacks() {
     if !have_kvm() {
         return;
     }
     let (_, description) = described();
-    // No host has all of these: AVX512PF went with Xeon Phi. VMX no guest gets.
+    // No host has all of these: AVX512PF ended with Xeon Phi, and no guest gets VMX.
     let other = with_features(&description, (7, 0), [1 << 26, 0]);
     let other = with_features(&other, (1, 0), [0, 1 << 5]);
     let refusal = refusal(&other);
@@ -74,7 +78,7 @@ fn a_processor_that_lacks_what_the_guest_has_is_refused_by_the_names_of_the_feat
 }
 
 #[test]
-fn a_state_whose_processor_is_not_the_described_one_is_refused_too() {
+fn a_state_with_another_processor_than_described_is_refused() {
     if !have_kvm() {
         return;
     }
@@ -157,7 +161,7 @@ fn a_long_list_of_differences_is_cut_and_a_refusal_changes_nothing() {
 }
 
 #[test]
-fn bytes_that_are_no_description_are_refused() {
+fn invalid_descriptions_are_refused() {
     if !have_kvm() {
         return;
     }
@@ -179,7 +183,7 @@ fn bytes_that_are_no_description_are_refused() {
         let mut damaged = good.clone();
         let at = 12 + random.below(damaged.len() as u64 - 12) as usize;
         damaged[at] = random.next() as u8;
-        // Refused or not: it is compared, and that is all.
+        // Whether it is refused or not, it is only compared.
         let _ = machine.judge(&damaged);
     }
     machine.judge(&good).unwrap();

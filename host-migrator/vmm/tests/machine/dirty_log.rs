@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! KVM's dirty log is exact: a harvest holds what was written since the one before, and nothing else.
+//! KVM's dirty log is exact: a harvest holds what was written since the last one, and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn kvm_log(subject: &Subject) -> Box<dyn DirtyLog> {
     logs.find(|log| log.source() == LogSource::Kvm).unwrap()
 }
 
-/// The pages of a harvest, but for page tables (below the image): the processor sets bits in them.
+/// The pages of a harvest, except the page tables below the image, in which the processor sets bits.
 fn harvest(subject: &Subject, log: &mut dyn DirtyLog) -> BTreeSet<u64> {
     let bitmap = MigrationBitmap::new(subject.machine.ram().bitmap_pages());
     let taken = log.harvest(&bitmap).unwrap();
@@ -25,7 +25,7 @@ fn harvest(subject: &Subject, log: &mut dyn DirtyLog) -> BTreeSet<u64> {
     pages.range(IMAGE_GPA / PAGE_SIZE..).copied().collect()
 }
 
-/// What the guest's own bookkeeping dirties besides: the mailbox.
+/// These pages and the mailbox, which the guest also writes.
 fn with_mailbox(pages: &[u64]) -> BTreeSet<u64> {
     pages.iter().copied().chain([MAILBOX / PAGE_SIZE]).collect()
 }
@@ -35,7 +35,7 @@ fn a_harvest_holds_exactly_the_pages_written_since_the_one_before() {
     if !have_kvm() {
         return;
     }
-    // 100 pages more than a multiple of 64: the last word of the log is half used.
+    // 100 pages more than a multiple of 64, so the last word of the log is half used.
     let mut subject = program((64 << 20) + 100 * PAGE_SIZE, &postman());
     let last = subject.machine.ram().bitmap_pages() - 1;
     subject.machine.start().unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Machines with programs of a few instructions, for the machine of [`spec::bare`].
+//! Machines that run programs of a few instructions, in the environment of [`spec::bare`].
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,24 +14,24 @@ use spec::bare::IMAGE_GPA;
 use spec_testing::within;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Where the programs below keep what they share with the test.
+/// Where the programs below keep the data that they share with the test.
 pub const MAILBOX: u64 = 0x30_0000;
 /// The first of the pages that [`counter`] writes.
 pub const COUNTED: u64 = 0x40_0000;
-/// How many there are.
+/// How many pages [`counter`] writes.
 pub const COUNTED_PAGES: u64 = 256;
 
-/// Where a console goes.
+/// Where the console's output goes.
 pub type Output = Box<dyn Write + Send>;
 
-/// A machine of the test, and what its guest says.
+/// A test's machine, with its output and its events.
 pub struct Subject {
     pub machine: Machine,
     pub console: Receiver<u8>,
     pub events: Receiver<MachineEvent>,
 }
 
-/// Whether there is a KVM to test with.
+/// Whether this machine has KVM.
 pub fn have_kvm() -> bool {
     match kvm_ioctls::Kvm::new() {
         Ok(_) => true,
@@ -59,7 +59,7 @@ pub fn program(memory_bytes: u64, code: &[u8]) -> Subject {
     guest_on(&config(memory_bytes, 1), &guest)
 }
 
-/// A machine of 16 MiB whose guest has begun to count, and is stopped.
+/// A machine of 16 MiB whose guest has begun to count and is stopped.
 pub fn stopped_counter() -> Subject {
     let mut subject = program(16 << 20, &counter());
     subject.machine.start().unwrap();
@@ -68,7 +68,7 @@ pub fn stopped_counter() -> Subject {
     subject
 }
 
-/// As [`program`], with a console that goes to `output`.
+/// As [`program`], with the console's output going to `output`.
 pub fn program_with_console(memory_bytes: u64, code: &[u8], output: Output) -> Subject {
     let guest = Guest::BareImage(elf(code), BareWorkload::default());
     let config = config(memory_bytes, 1);
@@ -103,8 +103,8 @@ fn subject(make: impl FnOnce(Outlets) -> Machine) -> Subject {
     }
 }
 
-/// Adds 1 to the words whose addresses the test puts at [`MAILBOX`] + 8, as many as it then says at
-/// [`MAILBOX`]; writes 0 there when done.
+/// Waits until [`MAILBOX`] is not 0. Then adds 1 to that many words, whose addresses begin at [`MAILBOX`] + 8, and
+/// writes 0 to [`MAILBOX`].
 pub fn postman() -> Vec<u8> {
     [
         &[0x48, 0x8b, 0x0c, 0x25, 0x00, 0x00, 0x30, 0x00][..], // wait: mov rcx, [MAILBOX]
@@ -126,8 +126,8 @@ pub fn postman() -> Vec<u8> {
     .concat()
 }
 
-/// Counts at [`MAILBOX`] for ever; writes each number to one of [`COUNTED_PAGES`] in turn, and its last byte
-/// to the console.
+/// Counts at [`MAILBOX`] for ever. Writes each number to one of [`COUNTED_PAGES`] in turn, and its last byte to the
+/// console.
 pub fn counter() -> Vec<u8> {
     [
         &[0x48, 0x8b, 0x1c, 0x25, 0x00, 0x00, 0x30, 0x00][..], // again: mov rbx, [MAILBOX]
@@ -147,7 +147,7 @@ pub fn counter() -> Vec<u8> {
 }
 
 impl Subject {
-    /// Has [`postman`] write `pages`, and waits until it has.
+    /// Has [`postman`] write `pages`, and waits until it has done so.
     pub fn post(&mut self, pages: &[u64]) {
         let memory = self.machine.ram().memory();
         for (at, page) in (MAILBOX + 8..).step_by(8).zip(pages) {
@@ -169,7 +169,7 @@ impl Subject {
             .unwrap()
     }
 
-    /// Waits until `done`; a guest that crashes, or a minute, ends the test.
+    /// Waits until `done` returns true. Fails if the guest crashes, or after a minute.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         within(Duration::from_secs(60), what, || {
             if let Ok(event @ MachineEvent::Crashed(_)) = self.events.try_recv() {
@@ -185,7 +185,7 @@ impl Subject {
     }
 }
 
-/// Makes the memory of one machine that of another.
+/// Copies the memory of one machine to another.
 pub fn copy_memory(from: &GuestRam, to: &GuestRam) {
     for region in from.regions() {
         for first in (region.first()..region.end()).step_by(256) {

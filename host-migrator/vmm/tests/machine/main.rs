@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests of whole machines on the real KVM. Where there is none they say so, and pass.
+//! Tests of whole machines on the real KVM. Without KVM they say so and pass.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

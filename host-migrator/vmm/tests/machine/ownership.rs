@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest runs in one place.
+//! A guest runs in only one place.
 
 use host_migrator::{DestinationMachine, SourceMachine};
 use reference_vmm::{Guest, Machine, MachineConfig, MachineEvent, Outlets, SetupError};

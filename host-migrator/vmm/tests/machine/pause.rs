@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest that is paused and resumed again and again loses nothing and does nothing twice.
+//! A guest that is paused and resumed many times loses nothing and does nothing twice.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use crate::guests::{
     COUNTED, COUNTED_PAGES, MAILBOX, Subject, counter, have_kvm, program, program_with_console,
 };
 
-/// For what must happen: it does not, if it has not after this time.
+/// The time limit for what must happen.
 const FOR_EVER: Duration = Duration::from_secs(60);
 
 fn counted(subject: &Subject) -> Vec<u64> {
@@ -38,7 +38,7 @@ fn a_thousand_pauses_lose_no_write_and_no_output() {
     for round in 0..1000 {
         subject.machine.start().unwrap();
         if round % 10 == 0 {
-            // Long enough to be in the guest; else the pause comes before or while the vCPU enters it.
+            // Long enough for the vCPU to be in the guest. Otherwise the pause comes before or during its entry.
             std::thread::sleep(Duration::from_millis(1));
         }
         subject.machine.stop_vcpus().unwrap();
@@ -53,21 +53,28 @@ fn a_thousand_pauses_lose_no_write_and_no_output() {
                 "round {round}: page {page} changed and is not in the log"
             );
         }
-        assert_eq!(subject.word(MAILBOX), count, "a paused guest counts on");
+        assert_eq!(
+            subject.word(MAILBOX),
+            count,
+            "a paused guest does not count"
+        );
         shadow = now;
     }
     subject.machine.bus().console().drain(FOR_EVER);
     let said: Vec<u8> = subject.console.try_iter().collect();
     assert!(
         said.len() > 1000,
-        "only {} numbers: the guest hardly ran",
+        "the guest counted only {} numbers",
         said.len()
     );
     for (index, byte) in said.iter().enumerate() {
         assert_eq!(*byte, (index + 1) as u8, "output {index}");
     }
     let written = subject.word(MAILBOX) - said.len() as u64;
-    assert!(written <= 1, "{written} numbers counted and not said");
+    assert!(
+        written <= 1,
+        "{written} numbers were counted and not printed"
+    );
 }
 
 #[test]
@@ -88,7 +95,7 @@ fn a_sleeping_vcpu_is_woken_to_be_paused() {
         subject.machine.start().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         subject.machine.stop_vcpus().unwrap();
-        // The sleep that was cut short counts as slept: the guest goes on behind it.
+        // The interrupted sleep counts as done: the guest goes on after it.
         assert_eq!(subject.word(MAILBOX), round - 1);
     }
 }
@@ -98,14 +105,14 @@ fn a_console_that_nobody_reads_does_not_hold_the_guest() {
     if !have_kvm() {
         return;
     }
-    // A reader that has stopped: the socket takes no byte more.
+    // A reader that has stopped: its socket takes no more bytes.
     let (reader, mut writer) = UnixStream::pair().unwrap();
     writer.set_nonblocking(true).unwrap();
     while writer.write(&[b'.'; 4096]).is_ok() {}
     writer.set_nonblocking(false).unwrap();
     let mut subject = program_with_console(16 << 20, &counter(), Box::new(writer));
     subject.machine.start().unwrap();
-    // It says one byte for each number.
+    // The guest prints one byte for each number.
     subject.wait("the guest to go on", |subject| subject.word(MAILBOX) > 100);
     subject.machine.stop_vcpus().unwrap();
     drop(reader);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every register that holds a value arrives with it, whether KVM's index list names it or not.
+//! Every register that holds a value arrives with it, whether KVM's index list has it or not.
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -10,7 +10,7 @@ use reference_vmm::state::registers::{Fate, row_of};
 
 use crate::guests::have_kvm;
 
-/// A vCPU with the CPUID that guests get, and all that keeps it alive.
+/// A vCPU with the CPUID that guests get, and everything that keeps it alive.
 struct Subject {
     vcpu: VcpuFd,
     vm: VmFd,
@@ -34,7 +34,7 @@ impl Subject {
         (self.vcpu.get_msrs(&mut msrs).unwrap() == 1).then(|| msrs.as_slice()[0].data)
     }
 
-    /// Sets a register; whether it holds the value.
+    /// Sets a register. Returns whether it then holds the value.
     fn set(&self, index: u32, data: u64) -> bool {
         let taken = self.vcpu.set_msrs(&one(index, data)).unwrap() == 1;
         taken && self.get(index) == Some(data)
@@ -45,7 +45,7 @@ impl Subject {
         VcpuState::save(&self.vm, &self.vcpu, &indices).unwrap()
     }
 
-    /// The same vCPU on another machine, by way of the stream's bytes.
+    /// The same vCPU on another machine, moved as the stream's bytes.
     fn hop(&self) -> Self {
         let bytes = postcard::to_allocvec(&self.save()).unwrap();
         let state: VcpuState = postcard::from_bytes(&bytes).unwrap();
@@ -70,8 +70,8 @@ fn write_combining_ranges_and_other_registers_that_the_list_leaves_out_survive_a
         return;
     }
     let subject = Subject::new();
-    // What `echo "base=0xd0000000 size=0x1000000 type=write-combining" >/proc/mtrr` sets, ranges of fixed
-    // places, and what else there is.
+    // What `echo "base=0xd0000000 size=0x1000000 type=write-combining" >/proc/mtrr` sets, ranges at fixed places, and
+    // other registers.
     let values = [
         (0x2ff, 0xc06),
         (0x200, 0xd000_0001),
@@ -90,9 +90,9 @@ fn write_combining_ranges_and_other_registers_that_the_list_leaves_out_survive_a
         .filter(|(index, value)| subject.set(*index, *value))
         .collect();
     for (index, _) in values.iter().filter(|value| !held.contains(value)) {
-        spec_testing::skipped(format_args!("this KVM's vCPUs do not take MSR {index:#x}"));
+        spec_testing::skipped(format_args!("this KVM does not accept MSR {index:#x}"));
     }
-    assert!(held.len() > 3, "only {held:x?}");
+    assert!(held.len() > 3, "too few registers hold a value: {held:x?}");
     let arrived = subject.hop().hop();
     for (index, value) in held {
         assert_eq!(arrived.get(index), Some(value), "MSR {index:#x}");
@@ -119,7 +119,7 @@ fn every_register_of_this_kvm_that_holds_a_value_is_in_its_list_or_in_the_table(
             continue;
         };
         let known = listed.as_slice().contains(&index) || row_of(index).is_some();
-        // Some take only all ones, or a type in their lowest bits.
+        // Some accept only all ones, or a type in their lowest bits.
         let holds = [1, 6, 0x100, u64::MAX]
             .into_iter()
             .any(|value| value != was && subject.set(index, value));
@@ -128,7 +128,10 @@ fn every_register_of_this_kvm_that_holds_a_value_is_in_its_list_or_in_the_table(
         }
         subject.set(index, was);
     }
-    assert!(unknown.is_empty(), "what becomes of {unknown:?}?");
+    assert!(
+        unknown.is_empty(),
+        "neither in KVM's list nor in the table: {unknown:?}"
+    );
 }
 
 #[test]
@@ -144,7 +147,7 @@ fn registers_that_the_table_hides_or_leaves_behind_are_not_carried_as_such() {
             "{index:#x}: {fate:?}"
         );
     }
-    // What hides is hidden: a guest cannot have guests whose state would be lost.
+    // Hidden features are really hidden: a guest cannot have guests whose state would be lost.
     let cpuid = subject.vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
     for entry in cpuid.as_slice() {
         let nested = match entry.function {
@@ -211,7 +214,7 @@ fn a_deadline_that_has_passed_still_interrupts_after_a_hop() {
         }
     }
     subject.vcpu.set_lapic(&lapic).unwrap();
-    // Long ago: it has expired, and its interrupt has not been given to the guest, which has not run.
+    // Long ago: it has expired. Its interrupt was not delivered, because the guest has not run.
     assert!(subject.set(0x6e0, 1));
     let arrived = subject.hop();
     let deadline = arrived.get(0x6e0);
@@ -221,6 +224,6 @@ fn a_deadline_that_has_passed_still_interrupts_after_a_hop() {
     let pending = request.cast_unsigned() & 1 << (0xef % 8) != 0;
     assert!(
         deadline == Some(1) || pending,
-        "deadline {deadline:?}, and nothing pending"
+        "the deadline is {deadline:?}, and no interrupt is pending"
     );
 }

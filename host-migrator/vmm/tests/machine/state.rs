@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest goes on, on another machine, where it was; damaged states are refused.
+//! A guest goes on where it was on another machine. Damaged states are refused.
 
 use host_migrator::{DestinationMachine, SourceMachine};
 use proptest::prelude::*;
@@ -141,9 +141,9 @@ fn a_damaged_state_is_loaded_or_refused_and_never_brings_the_vmm_down() {
         }
         let mut machine = incoming(&config(16 << 20, 1)).machine;
         if machine.load(&damaged).is_ok() {
-            // Whatever the guest does now, the VMM goes on.
+            // Whatever the guest does now, the VMM must go on.
             machine.run().unwrap();
-            // One that has ended by then cannot be paused.
+            // A guest that has ended by then cannot be paused.
             let _ = machine.stop_vcpus();
         }
     }
@@ -151,11 +151,11 @@ fn a_damaged_state_is_loaded_or_refused_and_never_brings_the_vmm_down() {
 
 proptest! {
     #[test]
-    fn random_bytes_are_no_state(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn random_bytes_are_refused_as_a_state(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         prop_assert!(MachineState::from_bytes(&bytes).is_err());
         let mut with_header = [b"LACUNAVM", &VERSION.to_le_bytes()[..]].concat();
         with_header.extend(&bytes);
-        // Short of a whole state in any case.
+        // Always shorter than a whole state.
         prop_assert!(MachineState::from_bytes(&with_header).is_err());
     }
 }

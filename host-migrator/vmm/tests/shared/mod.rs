@@ -8,7 +8,7 @@ pub use spec_testing::eventually;
 
 pub const MIB: u64 = 1 << 20;
 
-/// A virtual machine with interrupt controllers; `None`, with a word about it, where there is no KVM.
+/// A virtual machine with interrupt controllers. Without KVM, prints that and returns `None`.
 pub fn machine() -> Option<VmFd> {
     let kvm = match Kvm::new() {
         Ok(kvm) => kvm,

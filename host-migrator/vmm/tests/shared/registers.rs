@@ -5,7 +5,7 @@ use reference_vmm::mmio::MmioDevice;
 use spec_testing::virtqueue::Virtqueue;
 use virtio_bindings::virtio_mmio as reg;
 
-/// Something that reaches a virtio-mmio device.
+/// Something with access to a virtio-mmio device.
 pub trait Registers {
     fn registers(&self) -> &dyn MmioDevice;
 
@@ -29,7 +29,7 @@ pub trait Registers {
         half(1) << 32 | half(0)
     }
 
-    /// From a reset to FEATURES_OK with these `features`; panics where Linux would give up.
+    /// Goes from a reset to FEATURES_OK with these `features`. Panics where Linux would give up.
     fn accept(&self, features: u64) {
         for status in [0, 1, 3] {
             self.write(reg::VIRTIO_MMIO_STATUS, status);
@@ -44,13 +44,17 @@ pub trait Registers {
         assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 11, "features refused");
     }
 
-    /// From FEATURES_OK to DRIVER_OK.
+    /// Goes from FEATURES_OK to DRIVER_OK.
     fn go(&self) {
         self.write(reg::VIRTIO_MMIO_STATUS, 15);
-        assert_eq!(self.read(reg::VIRTIO_MMIO_STATUS), 15, "does not run");
+        assert_eq!(
+            self.read(reg::VIRTIO_MMIO_STATUS),
+            15,
+            "the device does not run"
+        );
     }
 
-    /// Says where queue number `queue` lies. Returns whether it was ready before.
+    /// Tells the device where queue number `queue` lies. Returns whether it was ready before.
     fn place_queue(&self, queue: u32, place: &Virtqueue) -> bool {
         self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
         let ready = self.read(reg::VIRTIO_MMIO_QUEUE_READY);
@@ -69,7 +73,7 @@ pub trait Registers {
         ready != 0
     }
 
-    /// Says that there is something on `queue`.
+    /// Notifies the device of new buffers on `queue`.
     fn notify(&self, queue: u32) {
         self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }

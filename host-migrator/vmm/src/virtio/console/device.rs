@@ -88,7 +88,7 @@ impl Device {
         match offset {
             STATUS | QUEUE_READY => self.write_control(offset, data),
             CONFIG.. => {
-                // None of it is the driver's: this only counts.
+                // No field belongs to the driver, so this only counts the access.
                 let _ = self.transport.lock().config_write(offset, data.len());
             }
             _ => {
