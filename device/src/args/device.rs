@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The options of one device. They stand on the command line. For one of several devices they stand in the value of
-//! `--device`; options on the command line are then the defaults of all devices.
+//! The options of one device. They stand on the command line, or, for one of several devices, in the value of
+//! `--device`. Then the options on the command line are the defaults of all devices.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -178,7 +178,7 @@ impl DeviceArgs {
         }
     }
 
-    /// Its name, or a name made from its front end's socket.
+    /// The device's name, or else a name made from its front end's socket.
     fn name(&self) -> String {
         match (&self.name, &self.socket_path, self.fd) {
             (Some(name), ..) => name.clone(),
@@ -290,7 +290,7 @@ pub struct Config {
     pub statistics_interval: Option<Duration>,
     /// Pages (4 KiB) that are wanted in the balloon.
     pub target: u32,
-    /// When the target is lowered for a guest that is short of memory; `None` for never.
+    /// Below which memory the target of a guest is lowered; `None` for never.
     pub auto_shrink: Option<AutoShrink>,
     /// After which time the device ends a round of hints for a person; `None` for never.
     pub round_limit: Option<Duration>,
@@ -315,7 +315,7 @@ impl From<DeviceArgs> for Config {
             socket_access: Access::new(args.socket_mode, args.socket_group),
             control_access: Access::new(args.control_socket_mode, args.control_socket_group),
             agent_socket: args.agent_socket,
-            // The VMM connects to both.
+            // The VMM connects to both sockets.
             agent_access: Access::new(
                 args.agent_socket_mode.or(args.socket_mode),
                 args.agent_socket_group.or(args.socket_group),
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_of_hints_is_without_a_limit_only_where_that_is_asked_for() {
+    fn a_round_of_hints_has_no_limit_only_if_that_is_asked_for() {
         let limit = |seconds: u32| config(&format!("fd=3,hint-round-limit={seconds}")).round_limit;
         assert_eq!((limit(0), limit(5)), (None, Some(Duration::from_secs(5))));
     }
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_device_says_goes_before_what_all_say() {
+    fn a_devices_own_options_override_the_defaults_of_all() {
         let common = device_line("target=1M,must-tell-host,deflate-on-oom,name=x").unwrap();
         let device = device_line("fd=3,target=2M,must-tell-host=off").unwrap();
         let config = Config::from(device.or(&common));
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_socket_is_for_the_vmm_like_the_front_ends_unless_told_otherwise() {
+    fn the_agents_socket_has_the_access_of_the_front_ends_by_default() {
         let config = config("fd=3,socket-mode=660,socket-group=7,control-socket-mode=666");
         let vmm = Access::new(Some(Mode::from_raw_mode(0o660)), Some(Gid::from_raw(7)));
         assert_eq!((config.socket_access, config.agent_access), (vmm, vmm));
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_to_prove_itself_unless_its_transport_is_said_to_be_roots() {
+    fn an_agent_must_prove_itself_unless_its_transport_is_a_console() {
         assert_eq!(
             config("fd=3,agent-socket=a").agent_transport,
             AgentTransport::Vsock

@@ -43,15 +43,16 @@ pub struct Prepared {
     channel: Arc<ConfigChannel>,
     source: FrontEndSource,
     control: Option<BoundSocket>,
-    /// Its socket, and the key that it is to have.
+    /// The agent's socket, and the key that the agent must have.
     agent: Option<(BoundSocket, Option<Key>)>,
 }
 
 impl Prepared {
-    /// Makes the device and binds its sockets, or takes them from the service manager. `only`: there is no other.
+    /// Makes the device and binds its sockets, or takes them from the service manager. `only` says that there is no
+    /// other device.
     ///
     /// # Errors
-    /// [`DaemonError`] if a socket cannot be had.
+    /// [`DaemonError`] if a socket cannot be bound or taken.
     pub fn new(
         config: Config,
         activation: &mut Activation,
@@ -139,10 +140,10 @@ impl Prepared {
         }
     }
 
-    /// Starts to serve. `events` is told of what happens.
+    /// Starts to serve. Events go to `events`.
     ///
     /// # Errors
-    /// If there can be no more threads or file descriptors.
+    /// If the system allows no more threads or file descriptors.
     pub fn start(self, events: Sender<DaemonEvent>) -> Result<Device, DaemonError> {
         threads::set_device(Some(Arc::clone(&self.name)));
         let device = self.start_threads(events);
@@ -171,7 +172,7 @@ impl Prepared {
             events: events.clone(),
         };
         let name = Arc::clone(&self.name);
-        // The thread says itself when it is over.
+        // The thread reports its end itself.
         drop(threads::spawn(Group::FrontEnds, move || {
             let result = catch_unwind(AssertUnwindSafe(|| front_ends.serve()));
             drop(front_ends);
@@ -203,12 +204,12 @@ pub struct Device {
 }
 
 impl Device {
-    /// Its name.
+    /// The device's name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// It, to be looked at.
+    /// The device for the metrics.
     pub fn observed(&self) -> Observed {
         Observed {
             name: Arc::clone(&self.name),
@@ -222,8 +223,8 @@ impl Device {
         &self.link
     }
 
-    /// Nobody is served on the control socket any more, and hinting ends: the guest is told. Goes on with that, and
-    /// says whether it is done. Never waits: to be called again until it is.
+    /// Closes the control socket and ends hinting: the guest is told DONE. Call this until it returns true, which means
+    /// that hinting has ended. It never waits.
     pub fn end_hinting(&mut self) -> bool {
         if let Some(control) = &self.control
             && !control.has_stopped()
@@ -231,7 +232,7 @@ impl Device {
             control.stop();
             return false;
         }
-        // Only now, as a round could be started there.
+        // Only after the control socket is closed, because a round could be started there.
         self.ticker.end_hinting();
         self.ticker.has_ended()
     }
@@ -242,7 +243,7 @@ impl Device {
         self.link.is_connected() && self.backend.balloon_within(GLANCE).is_some_and(is_unread)
     }
 
-    /// Leaves it as it is: some thread of it hangs, and is not waited for. Its sockets are removed.
+    /// Abandons the device: one of its threads hangs, and nobody waits for it. Its sockets are removed.
     pub fn abandon(self) {
         for file in &self.files {
             // The process is ending, so an error cannot be handled.

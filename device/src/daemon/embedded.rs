@@ -8,11 +8,11 @@ use super::error::{DaemonError, DaemonEvent};
 use super::service_manager::Activation;
 use crate::args::Config;
 
-/// Runs one device in the process that this is, until its only front end hangs up, or, if it may have several, for
-/// ever. Signals, the sandbox and the log are the caller's business; [`crate::args::Program::run`] minds them too.
+/// Runs one device in the calling process until its only front end hangs up, or, if it serves several, for ever. The
+/// caller handles signals, the sandbox and the log; [`crate::args::Program::run`] also does that.
 ///
 /// # Errors
-/// [`DaemonError`]; a front end that misbehaves ends the device only if it was to be the only one.
+/// [`DaemonError`]. A misbehaving front end ends the device only if the device serves no other.
 pub fn run(config: Config) -> Result<(), DaemonError> {
     let (events, inbox) = mpsc::channel();
     let _device = Prepared::new(config, &mut Activation::default(), true)?.start(events)?;

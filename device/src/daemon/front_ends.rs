@@ -18,37 +18,37 @@ use crate::vhost_user::link::FrontEndLink;
 /// Where front ends come from.
 #[derive(Debug)]
 pub enum FrontEndSource {
-    /// They connect to a socket, which does not block.
+    /// Front ends connect to a non-blocking socket.
     Listener {
         /// The socket.
         socket: BoundSocket,
         /// Serve only one.
         once: bool,
     },
-    /// There is one, and it is connected.
+    /// One front end, which is connected.
     Connected(UnixStream),
 }
 
 /// Serves the front ends of a device, in a thread of its own.
 #[derive(Debug)]
 pub struct FrontEnds {
-    /// Where they come from.
+    /// Where the front ends come from.
     pub source: FrontEndSource,
     /// The device.
     pub backend: Arc<Backend>,
-    /// How the device tells them of changes.
+    /// Through which the device reports changes of its configuration to them.
     pub channel: Arc<ConfigChannel>,
-    /// The connection to the one that is there.
+    /// The connection to the present front end.
     pub link: Arc<FrontEndLink>,
     /// Receives an event when a front end comes or goes.
     pub events: Sender<DaemonEvent>,
 }
 
 impl FrontEnds {
-    /// Serves them until the last has gone or [`FrontEndLink::end`] is called.
+    /// Serves front ends until the last has gone or [`FrontEndLink::end`] is called.
     ///
     /// # Errors
-    /// [`DaemonError`]; a front end that misbehaves ends this only if it was to be the only one.
+    /// [`DaemonError`]. A misbehaving front end ends this only if the device serves no other.
     pub fn serve(&self) -> Result<(), DaemonError> {
         match &self.source {
             FrontEndSource::Connected(front) => self.attend(front),
@@ -67,7 +67,7 @@ impl FrontEnds {
         }
     }
 
-    /// The next to connect; `None` if the end comes first.
+    /// The next front end; `None` if the end comes first.
     fn next(&self, socket: &BoundSocket) -> Result<Option<UnixStream>, DaemonError> {
         let end = self.link.end_event().as_fd();
         loop {
@@ -90,7 +90,7 @@ impl FrontEnds {
         }
     }
 
-    /// Serves one until it hangs up.
+    /// Serves a front end until it hangs up.
     fn attend(&self, front: &UnixStream) -> Result<(), DaemonError> {
         log::info!("a front end has connected");
         self.link.connected(front).map_err(DaemonError::Accept)?;

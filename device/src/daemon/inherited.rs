@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketType};
 /// refuses it.)
 ///
 /// # Errors
-/// If it is not open, or something else.
+/// If it is not an open unix stream socket.
 pub(super) fn inherited(fd: RawFd) -> io::Result<UnixStream> {
     // SAFETY: a number that is not an open descriptor gives an error; an open one is neither closed nor changed.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };

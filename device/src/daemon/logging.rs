@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The log. Each message is one line and names its device, and their number is limited.
-//!
-//! A guest or a front end can cause messages without limit. So each place in the program may write ten lines at once for
+//! A guest or a front end can cause any number of messages. So for each device, each line of code may log ten lines at
+//! once, and then one a second. That one says how many were left out.
 //! each device, and then one a second, which says how many were left out.
 
 use std::collections::HashMap;
@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 
 use crate::threads;
 
-/// Lines that one place may write at once.
+/// Lines that one place in the code may log at once.
 const BURST: u32 = 10;
-/// The time between lines after that.
+/// The time between two lines after that.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Logs what `RUST_LOG` says, warnings by default, to standard error.
@@ -99,11 +99,11 @@ impl Log for Limited {
     }
 }
 
-/// How many lines one place may still write.
+/// How many lines one place in the code may still log.
 #[derive(Debug)]
 struct Bucket {
     tokens: u32,
-    /// Up to when tokens have been given.
+    /// The time up to which tokens have been added.
     given: Option<Instant>,
     left_out: u64,
 }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_says_ten_lines_at_once_and_then_one_a_second() {
+    fn a_place_logs_ten_lines_at_once_and_then_one_a_second() {
         let mut bucket = Bucket::default();
         let start = Instant::now();
         let said = |bucket: &mut Bucket, at: Instant| (0..100).filter(|_| bucket.take(at)).count();

@@ -7,12 +7,12 @@
 //! | [`embedded`] | one device in a process that is not this program's |
 //! | [`device`] | one device: sockets and threads |
 //! | [`front_ends`] | its front ends, one after the other |
-//! | [`error`] | what can go wrong, and what happens to a device |
+//! | [`error`] | the errors, and the events of a device |
 //! | `inherited` | the connection that `--fd` names |
 //! | [`ticker`] | tells the balloon the time |
 //! | [`logging`] | the log |
 //! | [`signals`] | SIGTERM and SIGINT |
-//! | [`service_manager`] | sockets from systemd, and word to it |
+//! | [`service_manager`] | sockets from systemd, and reports to it |
 
 pub mod device;
 pub mod embedded;

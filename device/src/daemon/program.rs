@@ -37,7 +37,7 @@ impl Args {
     /// Does what the command line says: prints something, or runs the program.
     ///
     /// # Errors
-    /// As [`Program::run`]; and a command line that makes no sense.
+    /// As [`Program::run`], and an invalid command line.
     pub fn run(self) -> Result<(), DaemonError> {
         if self.print_capabilities {
             return print(CAPABILITIES);
@@ -55,12 +55,13 @@ fn print(text: &str) -> Result<(), DaemonError> {
 }
 
 impl Program {
-    /// Runs the devices until all have ended, or SIGTERM or SIGINT come: then guests are told to take hinted pages
-    /// back, front ends are hung up on and sockets removed. To be called before there are other threads.
+    /// Runs the devices until all have ended, or until SIGTERM or SIGINT. Then it tells the guests to take back their
+    /// hinted pages, hangs up on the front ends, and removes the sockets. Call this before the process has other
+    /// threads.
     ///
     /// # Errors
-    /// [`DaemonError`] if not all devices can start, or of the first that ended with one. One that ends does not
-    /// end the others.
+    /// [`DaemonError`] if not all devices can start, or else the error of the first device that ended with one. The end
+    /// of one device does not end the others.
     pub fn run(self) -> Result<(), DaemonError> {
         let (events, inbox) = mpsc::channel();
         let signals = EndSignals::register().map_err(DaemonError::Signals)?;
@@ -132,7 +133,7 @@ fn watch_signals(
     threads::spawn(Group::Signals, move || {
         let _ = events.send(DaemonEvent::End(signals.wait()));
         thread::sleep(GRACE);
-        log::error!("the end takes too long and is cut short");
+        log::error!("the orderly end takes too long: the process ends at once");
         if let Some(remover) = remover.upgrade() {
             remover.remove_all();
         }
@@ -141,7 +142,7 @@ fn watch_signals(
     .map(drop)
 }
 
-/// Waits for the end; with what result, and which devices run on.
+/// Waits for the end. Returns its result and the devices that still run.
 fn wait(
     devices: &[Device],
     inbox: &Receiver<DaemonEvent>,
@@ -172,7 +173,7 @@ fn wait(
     (result, running)
 }
 
-/// Ends the devices, of which those named are `running`. One that hangs holds up no other.
+/// Ends the devices, of which those in `running` still run. A device that hangs holds up no other.
 fn end(
     devices: Vec<Device>,
     mut running: BTreeSet<Arc<str>>,
