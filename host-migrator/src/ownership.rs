@@ -86,6 +86,7 @@ pub struct Ownership {
 
 /// The operator's decision is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClaimError {
     /// There is nothing to decide.
     #[error("there is nothing to decide: the guest is on this side already")]

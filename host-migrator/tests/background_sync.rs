@@ -80,12 +80,10 @@ fn start(seed: u64) -> Case {
         let taken = PageRange::new(0, TAKEN).unwrap();
         source.logs.push(Box::new(Balloon::new(&guest, taken)));
     }
-    let params = MigrationParams {
-        sync_pages: Some(1 + random.below(LOW + HIGH)),
-        early_harvests: random.below(2) as u32 * 8,
-        sources: some_sources(&mut random),
-        ..rounds(1 + random.below(4) as u32)
-    };
+    let params = rounds(1 + random.below(4) as u32)
+        .with_sync_pages(1 + random.below(LOW + HIGH))
+        .with_early_harvests(random.below(2) as u32 * 8)
+        .with_sources(some_sources(&mut random));
     let workload = Workload::start(&guest, behaviour);
     Case {
         guest,

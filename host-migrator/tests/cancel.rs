@@ -78,10 +78,7 @@ fn assert_cancels(guest: &Arc<Guest>, handle: MigrationHandle) {
         assert!(Instant::now() < end, "the guest does not run on");
         thread::yield_now();
     }
-    let params = MigrationParams {
-        max_rounds: Some(3),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_max_rounds(3);
     let again = migrate(source, params);
     workload.stop();
     assert!(again.destination.runs);
@@ -116,10 +113,7 @@ fn cancelled_while_the_destination_takes_no_byte_any_more() {
 #[test]
 fn cancelled_while_it_keeps_to_a_bandwidth_limit() {
     let guest = guest();
-    let params = MigrationParams {
-        max_bandwidth: Some(1 << 10),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_max_bandwidth(1 << 10);
     let handle = start(&guest, Fault::default(), Fault::default(), params);
     wait_for(&handle, |handle| handle.status().ram.normal > 0);
     assert_cancels(&guest, handle);
@@ -149,12 +143,10 @@ fn a_stopped_guest_waits_for_the_destination_no_longer_than_the_switchover_may_t
         answers: Some(3),
         ..Fault::default()
     };
-    let params = MigrationParams {
+    let params = MigrationParams::default()
         // Longer than any test runs.
-        peer_timeout: Duration::from_secs(100_000),
-        switchover_timeout: Some(Duration::from_millis(100)),
-        ..MigrationParams::default()
-    };
+        .with_peer_timeout(Duration::from_secs(100_000))
+        .with_switchover_timeout(Duration::from_millis(100));
     let (_, result) = start(&guest, Fault::default(), back, params).join();
     let error = result.unwrap_err().to_string();
     assert!(error.contains("the switchover was not done in"), "{error}");
@@ -169,10 +161,7 @@ fn a_guest_that_was_handed_over_cannot_be_taken_back() {
         answers: Some(4),
         ..Fault::default()
     };
-    let params = MigrationParams {
-        peer_timeout: Duration::from_secs(2),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_peer_timeout(Duration::from_secs(2));
     let handle = start(&guest, Fault::default(), back, params);
     wait_for(&handle, |_| guest.machine.is_handed_over());
     assert!(!handle.cancel());
@@ -192,10 +181,7 @@ fn a_destination_that_is_silent_for_too_long_is_given_up() {
         stall_after: Some(1 << 20),
         ..Fault::default()
     };
-    let params = MigrationParams {
-        peer_timeout: Duration::from_millis(100),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_peer_timeout(Duration::from_millis(100));
     let (_, result) = start(&guest, forth, Fault::default(), params).join();
     let error = result.unwrap_err().to_string();
     assert!(error.contains("silent"), "{error}");
@@ -206,13 +192,11 @@ fn a_destination_that_is_silent_for_too_long_is_given_up() {
 /// run on.
 fn assert_given_up_in_the_switchover(forth: Fault, back: Fault) {
     let guest = guest();
-    let params = MigrationParams {
+    let params = MigrationParams::default()
         // Longer than any test runs.
-        peer_timeout: Duration::from_secs(100_000),
-        switchover_timeout: Some(Duration::from_millis(30)),
-        max_rounds: Some(1),
-        ..MigrationParams::default()
-    };
+        .with_peer_timeout(Duration::from_secs(100_000))
+        .with_switchover_timeout(Duration::from_millis(30))
+        .with_max_rounds(1);
     let (_, result) = start(&guest, forth, back, params).join();
     let error = result.unwrap_err().to_string();
     assert!(error.contains("the switchover was not done in"), "{error}");

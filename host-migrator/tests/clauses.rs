@@ -8,7 +8,7 @@ mod software_guest;
 
 use std::sync::Arc;
 
-use host_migrator::{Clause, MigrationParams, Source};
+use host_migrator::{Clause, Source};
 use software_guest::balloon::Balloon;
 use software_guest::memory::{Memory, WrongPage, one};
 use software_guest::{Guest, migrate, rounds};
@@ -41,11 +41,9 @@ fn wrong_pages(
     switched_off: Option<Clause>,
     sync_pages: Option<u64>,
 ) -> (Vec<WrongPage>, Option<check::Clause>) {
-    let params = MigrationParams {
-        switched_off: switched_off.into_iter().collect(),
-        sync_pages,
-        ..rounds(2)
-    };
+    let params = rounds(2)
+        .with_switched_off(switched_off.into_iter().collect())
+        .with_sync_pages(sync_pages);
     let outcome = migrate(source, params);
     outcome.report();
     assert!(outcome.destination.runs);

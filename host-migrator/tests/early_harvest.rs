@@ -26,10 +26,7 @@ fn guest() -> Arc<Guest> {
 }
 
 fn params(early_harvests: u32) -> MigrationParams {
-    MigrationParams {
-        early_harvests,
-        ..MigrationParams::default()
-    }
+    MigrationParams::default().with_early_harvests(early_harvests)
 }
 
 fn assert_exact(guest: &Guest, outcome: &Outcome) {
@@ -103,10 +100,7 @@ fn a_hole_that_was_written_and_found_early_is_sent() {
     let taken = PageRange::new(PAGES - 100, 100).unwrap();
     source.logs.push(Box::new(Balloon::new(&guest, taken)));
     // The only early harvest of the first round comes when half is sent, so the second round has that half to send.
-    let params = MigrationParams {
-        early_harvests: 2,
-        ..rounds(3)
-    };
+    let params = rounds(3).with_early_harvests(2);
     let outcome = migrate(source, params);
     assert_exact(&guest, &outcome);
     let rounds = &outcome.report().rounds;

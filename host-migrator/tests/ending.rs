@@ -167,12 +167,10 @@ fn failing(guest: &Guest) -> Failing {
 
 /// Time limits that are never reached: for a silent destination, and for the switchover.
 fn patient() -> MigrationParams {
-    MigrationParams {
-        max_rounds: Some(1),
-        peer_timeout: Duration::from_secs(100_000),
-        switchover_timeout: Some(Duration::from_secs(100_000)),
-        ..MigrationParams::default()
-    }
+    MigrationParams::default()
+        .with_max_rounds(1)
+        .with_peer_timeout(Duration::from_secs(100_000))
+        .with_switchover_timeout(Duration::from_secs(100_000))
 }
 
 fn guest() -> Guest {

@@ -39,10 +39,7 @@ fn memory_at_64_tib_is_migrated_with_hints_in_little_memory() {
         }
         theirs.hints.finish();
     });
-    let params = MigrationParams {
-        map_rounds: true,
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_map_rounds(true);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.report().totals.pages_hinted, free.count());
     assert_eq!(outcome.wrong_pages(&guest.memory), []);

@@ -60,14 +60,11 @@ fn migrate(use_hints: bool) -> MigrationReport {
             guest.hints.finish();
         });
     });
-    let params = MigrationParams {
-        sources: if use_hints {
-            PageSources::ALL
-        } else {
-            PageSources::ALL.without_hints()
-        },
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_sources(if use_hints {
+        PageSources::ALL
+    } else {
+        PageSources::ALL.without_hints()
+    });
     let channel = Connection::connect(&address, Duration::from_secs(10)).unwrap();
     let (_, report) = Migration::start(guest.source(), params, channel)
         .unwrap()

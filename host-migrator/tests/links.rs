@@ -35,11 +35,9 @@ fn guest(pages: u64) -> Guest {
 }
 
 fn impatient() -> MigrationParams {
-    MigrationParams {
-        peer_timeout: PATIENCE,
-        sources: [PageSource::Zero].into_iter().collect(),
-        ..MigrationParams::default()
-    }
+    MigrationParams::default()
+        .with_peer_timeout(PATIENCE)
+        .with_sources([PageSource::Zero].into_iter().collect())
 }
 
 /// Migrates `source` of `guest` between two impatient sides. The destination has `observer`.
@@ -86,10 +84,7 @@ fn assert_exact(guest: &Guest, outcome: &Outcome) {
 #[test]
 fn a_sender_that_keeps_to_32_kib_a_second_is_not_taken_for_dead_and_sends_small_sections() {
     let guest = guest(50);
-    let params = MigrationParams {
-        max_bandwidth: Some(32 << 10),
-        ..impatient()
-    };
+    let params = impatient().with_max_bandwidth(32 << 10);
     let mut before = 0;
     let small = move |status: &ReceiveStatus| {
         assert!(status.pages - before <= 1, "{status:?}");
@@ -158,14 +153,12 @@ fn a_link_that_collapses_as_the_guest_is_stopped_does_not_hold_it() {
         collapse: Some((Arc::clone(&guest.machine), SLOW)),
         ..Link::default()
     };
-    let params = MigrationParams {
-        max_rounds: Some(1),
-        early_harvests: 0,
+    let params = MigrationParams::default()
+        .with_max_rounds(1)
+        .with_early_harvests(0)
         // Every byte that arrives shows that the link is alive.
-        peer_timeout: Duration::from_secs(100_000),
-        switchover_timeout: Some(Duration::from_secs(1)),
-        ..MigrationParams::default()
-    };
+        .with_peer_timeout(Duration::from_secs(100_000))
+        .with_switchover_timeout(Duration::from_secs(1));
     let machine = Arc::clone(&guest.machine);
     let stopped = thread::spawn(move || {
         let wait_while = |stopped| {
@@ -257,10 +250,7 @@ fn a_lost_destination_is_noticed_even_if_little_is_sent() {
     };
     let (_wire, here, there) = Wire::new(stall, silent);
     // At this limit the rest takes more than ten minutes, and socket buffers take much of it at once.
-    let params = MigrationParams {
-        max_bandwidth: Some(32 << 10),
-        ..impatient()
-    };
+    let params = impatient().with_max_bandwidth(32 << 10);
     let (sent, received) = migrate(&guest, guest.source(), params, (here, there), |_| ());
     let error = sent.unwrap_err().to_string();
     assert!(error.contains("silent for 2s"), "{error}");

@@ -173,10 +173,7 @@ fn memory_without_a_file_arrives_whole() {
     });
     let machine = Box::new(Machine { runs: true });
     let source = Source::new(machine, Arc::<Mapping>::clone(&from)).log(Log(Arc::clone(&from), 0));
-    let params = MigrationParams {
-        max_rounds: Some(3),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_max_rounds(3);
     let states = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&states);
     let on_change = move |status: &MigrationStatus| {

@@ -43,10 +43,7 @@ fn hint_all_free(guest: &Arc<Guest>) {
 }
 
 fn without_hints() -> MigrationParams {
-    MigrationParams {
-        sources: PageSources::ALL.without_hints(),
-        ..MigrationParams::default()
-    }
+    MigrationParams::default().with_sources(PageSources::ALL.without_hints())
 }
 
 fn assert_exact(guest: &Guest, outcome: &Outcome) {
@@ -66,19 +63,16 @@ fn assert_maps_agree(report: &MigrationReport) {
     assert_eq!(maps.rows.len(), report.rounds.len());
     for (row, round) in maps.rows.iter().zip(&report.rounds) {
         let sum = row.sum();
-        let expected = Fates {
-            sent: round.pages_sent,
-            zero: round.pages_zero,
-            skipped: round.pages_hinted,
-            holes: if round.round == 1 {
-                report.pages_holes
-            } else {
-                0
-            },
-            resent: round.pages_resent,
-            late: round.pages_hinted_too_late,
-            in_vain: sum.in_vain,
-        };
+        let mut expected = Fates::default();
+        expected.sent = round.pages_sent;
+        expected.zero = round.pages_zero;
+        expected.skipped = round.pages_hinted;
+        if round.round == 1 {
+            expected.holes = report.pages_holes;
+        }
+        expected.resent = round.pages_resent;
+        expected.late = round.pages_hinted_too_late;
+        expected.in_vain = sum.in_vain;
         assert_eq!((row.first_round, sum), (round.round, expected));
         for (cell, memory) in row.cells.iter().zip(&maps.memory) {
             assert!(cell.sent + cell.zero + cell.skipped + cell.holes <= *memory);
@@ -91,14 +85,11 @@ fn assert_maps_agree(report: &MigrationReport) {
 fn a_guest_that_stands_still_arrives_whole() {
     for skip_holes in [false, true] {
         let guest = guest();
-        let params = MigrationParams {
-            sources: if skip_holes {
-                PageSources::ALL.without_hints()
-            } else {
-                [PageSource::Zero].into_iter().collect()
-            },
-            ..without_hints()
-        };
+        let params = without_hints().with_sources(if skip_holes {
+            PageSources::ALL.without_hints()
+        } else {
+            [PageSource::Zero].into_iter().collect()
+        });
         let outcome = migrate(guest.source(), params);
         assert_exact(&guest, &outcome);
         let report = outcome.report();
@@ -142,12 +133,10 @@ fn a_guest_that_writes_frees_hints_and_reuses_while_it_is_migrated_loses_nothing
             first_page: 0,
         };
         let workload = Workload::start(&guest, behaviour);
-        let params = MigrationParams {
-            downtime_limit: Duration::from_micros(200),
-            max_rounds: Some(6),
-            map_rounds: true,
-            ..MigrationParams::default()
-        };
+        let params = MigrationParams::default()
+            .with_downtime_limit(Duration::from_micros(200))
+            .with_max_rounds(6)
+            .with_map_rounds(true);
         let outcome = migrate(guest.source(), params);
         workload.stop();
         assert_exact(&guest, &outcome);
@@ -197,10 +186,7 @@ fn hints_that_come_too_late_are_counted_and_harmless() {
         }
         theirs.hints.finish();
     });
-    let params = MigrationParams {
-        map_rounds: true,
-        ..rounds(2)
-    };
+    let params = rounds(2).with_map_rounds(true);
     let outcome = migrate(guest.source(), params);
     assert_exact(&guest, &outcome);
     let report = outcome.report();

@@ -48,10 +48,7 @@ fn a_page_that_is_hinted_too_late_repeatedly_counts_once() {
         // Another page, so that the next round has something to send.
         theirs.write(100 + epoch);
     });
-    let params = MigrationParams {
-        map_rounds: true,
-        ..rounds(5)
-    };
+    let params = rounds(5).with_map_rounds(true);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let report = outcome.report();
@@ -79,10 +76,7 @@ fn a_page_in_two_logs_counts_once_and_the_last_round_brings_none() {
         }
         theirs.hints.finish();
     });
-    let params = MigrationParams {
-        early_harvests: 0,
-        ..rounds(1)
-    };
+    let params = rounds(1).with_early_harvests(0);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let report = outcome.report();
@@ -129,12 +123,10 @@ fn a_guest_that_writes_faster_than_the_limit_is_stopped_if_the_link_is_fast_enou
     let mut source = guest.source();
     // At the limit they take a second, which is longer than the downtime limit: rounds would never end.
     source.logs.push(busy(256, Duration::ZERO));
-    let params = MigrationParams {
-        max_bandwidth: Some(1 << 20),
-        sources: [PageSource::Zero].into_iter().collect(),
-        max_rounds: Some(8),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default()
+        .with_max_bandwidth(1 << 20)
+        .with_sources([PageSource::Zero].into_iter().collect())
+        .with_max_rounds(8);
     let outcome = migrate(source, params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let report = outcome.report();
@@ -147,10 +139,7 @@ fn the_expected_downtime_includes_the_parts_that_are_not_memory() {
     let guest = guest();
     let mut source = guest.source();
     source.logs.push(busy(10, Duration::from_millis(50)));
-    let params = MigrationParams {
-        besides_memory: Duration::from_millis(100),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_besides_memory(Duration::from_millis(100));
     let outcome = migrate(source, params);
     let expected = outcome.report().expected_downtime_ms;
     assert!(expected >= 150.0, "{expected}");
@@ -159,11 +148,9 @@ fn the_expected_downtime_includes_the_parts_that_are_not_memory() {
 #[test]
 fn a_downtime_limit_that_the_other_parts_exceed_applies_to_memory_alone() {
     let guest = guest();
-    let params = MigrationParams {
-        besides_memory: Duration::from_secs(3600),
-        max_rounds: Some(100),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default()
+        .with_besides_memory(Duration::from_secs(3600))
+        .with_max_rounds(100);
     let outcome = migrate(guest.source(), params);
     assert!(outcome.report().rounds.len() < 100);
 }
@@ -175,11 +162,9 @@ fn rates_are_absent_before_anything_was_measured_and_there_afterwards() {
     let guest = guest();
     let (here, there) = UnixStream::pair().unwrap();
     let channel = Connection::try_from(here).unwrap();
-    let params = MigrationParams {
+    let params = MigrationParams::default()
         // A page a second: with the first page nothing has been measured yet.
-        max_bandwidth: Some(4096),
-        ..MigrationParams::default()
-    };
+        .with_max_bandwidth(4096);
     let handle = Migration::start(guest.source(), params, channel).unwrap();
     let ram = like(&guest.memory.ram);
     let destination = thread::spawn(move || {

@@ -64,13 +64,17 @@ fn guest() -> Arc<Guest> {
 
 fn migrate_with(sources: PageSources) -> (Arc<Guest>, Outcome) {
     let guest = guest();
-    let params = MigrationParams {
-        sources,
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_sources(sources);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     (guest, outcome)
+}
+
+/// Counts with what `set` sets.
+fn counts(set: impl FnOnce(&mut PagesBySource)) -> PagesBySource {
+    let mut counts = PagesBySource::default();
+    set(&mut counts);
+    counts
 }
 
 /// Pages that were never touched.
@@ -84,15 +88,13 @@ fn holes() -> u64 {
 fn each_source_is_counted_for_what_it_removed() {
     let (_, outcome) = migrate_with(PageSources::ALL);
     let report = outcome.report();
-    let expected = PagesBySource {
-        driver: 32,
-        agent: 32,
-        both: 32,
-        holes: holes(),
-        balloon: BALLOONED.count(),
-        reported: REPORTED.count() - 1,
-        zero: ZEROS.count(),
-    };
+    let expected = counts(|pages| {
+        (pages.driver, pages.agent, pages.both) = (32, 32, 32);
+        pages.holes = holes();
+        pages.balloon = BALLOONED.count();
+        pages.reported = REPORTED.count() - 1;
+        pages.zero = ZEROS.count();
+    });
     assert_eq!(report.totals.pages_by_source, expected);
     assert_eq!(report.rounds[0].pages_by_source, expected);
     assert_eq!(report.hints.pages_by_source, expected);
@@ -111,36 +113,31 @@ fn a_source_that_is_not_chosen_removes_nothing() {
         let found = outcome.report().totals.pages_by_source;
         // A page that is not skipped as a hole is still found to be zero. A page that both driver and agent report
         // needs only one of them.
-        let expected = match source {
-            PageSource::Driver => PagesBySource {
-                driver: 0,
-                agent: all.agent + all.both,
-                both: 0,
-                ..all
-            },
-            PageSource::Agent => PagesBySource {
-                driver: all.driver + all.both,
-                agent: 0,
-                both: 0,
-                ..all
-            },
-            PageSource::Holes => PagesBySource {
-                holes: 0,
-                zero: all.zero + all.holes,
-                ..all
-            },
-            PageSource::Balloon => PagesBySource {
-                balloon: 0,
-                zero: all.zero + all.balloon,
-                ..all
-            },
-            PageSource::Reported => PagesBySource {
-                reported: 0,
-                zero: all.zero + all.reported,
-                ..all
-            },
-            PageSource::Zero => PagesBySource { zero: 0, ..all },
-        };
+        let mut expected = all;
+        match source {
+            PageSource::Driver => {
+                (expected.driver, expected.both) = (0, 0);
+                expected.agent += all.both;
+            }
+            PageSource::Agent => {
+                (expected.agent, expected.both) = (0, 0);
+                expected.driver += all.both;
+            }
+            PageSource::Holes => {
+                expected.holes = 0;
+                expected.zero += all.holes;
+            }
+            PageSource::Balloon => {
+                expected.balloon = 0;
+                expected.zero += all.balloon;
+            }
+            PageSource::Reported => {
+                expected.reported = 0;
+                expected.zero += all.reported;
+            }
+            PageSource::Zero => expected.zero = 0,
+            other => panic!("nobody has said what {other} does"),
+        }
         assert_eq!(found, expected, "without {source}");
     }
 }
@@ -157,19 +154,12 @@ fn pages_that_the_balloon_takes_during_a_migration_are_counted_as_ballooned() {
         guest.hints.has_given_up(taken, REPORTED);
         let mut source = guest.source();
         source.logs.push(Box::new(Balloon::new(&guest, taken)));
-        let params = MigrationParams {
-            sources,
-            ..rounds(2)
-        };
+        let params = rounds(2).with_sources(sources);
         let outcome = migrate(source, params);
         assert_eq!(outcome.wrong_pages(&guest.memory), []);
         let second = &outcome.report().rounds[1];
         assert_eq!(second.pages_zero, 80);
-        let expected = PagesBySource {
-            balloon: of_balloon,
-            zero: 80 - of_balloon,
-            ..PagesBySource::default()
-        };
+        let expected = counts(|pages| (pages.balloon, pages.zero) = (of_balloon, 80 - of_balloon));
         assert_eq!(second.pages_by_source, expected);
     }
 }
@@ -211,20 +201,12 @@ fn hints_that_come_too_late_and_pages_that_come_back_are_counted_for_their_sourc
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let report = outcome.report();
-    let too_late = PagesBySource {
-        driver: 1,
-        agent: 1,
-        ..PagesBySource::default()
-    };
+    let too_late = counts(|pages| (pages.driver, pages.agent) = (1, 1));
     assert_eq!(report.rounds[1].too_late_by_source, too_late);
     assert_eq!(report.totals.pages_hinted_too_late, 2);
-    let back = PagesBySource {
-        driver: 1,
-        agent: 1,
-        both: 1,
-        holes: 1,
-        balloon: 1,
-        ..PagesBySource::default()
-    };
+    let back = counts(|pages| {
+        (pages.driver, pages.agent, pages.both) = (1, 1, 1);
+        (pages.holes, pages.balloon) = (1, 1);
+    });
     assert_eq!(report.totals.back_dirty_by_source, back);
 }

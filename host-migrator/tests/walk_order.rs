@@ -91,10 +91,7 @@ fn held_back(answered: u64) -> f64 {
             later.hints.finish();
         });
     });
-    let params = MigrationParams {
-        max_bandwidth: Some(8 << 20),
-        ..MigrationParams::default()
-    };
+    let params = MigrationParams::default().with_max_bandwidth(8 << 20);
     let outcome = migrate(guest.source(), params);
     assert_eq!(outcome.wrong_pages(&guest.memory), []);
     let first = &outcome.report().rounds[0];

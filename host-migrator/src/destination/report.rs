@@ -14,6 +14,7 @@ pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The progress of a migration at the destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ReceiveState {
     /// Greeting the source.
     #[default]
@@ -31,6 +32,7 @@ pub enum ReceiveState {
 /// What has been received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct ReceiveStatus {
     /// How far it has come.
     pub status: ReceiveState,
@@ -49,6 +51,7 @@ pub struct ReceiveStatus {
 /// A guest that has arrived and runs.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct ReceiveReport {
     /// What was received.
     pub received: ReceiveStatus,

@@ -25,6 +25,7 @@ const EXACT_SINCE: (u32, u32) = (6, 4);
 const CHUNK: u64 = 1 << 20;
 
 /// Limits the work of a search for holes. A guest can make as many holes as it has pages.
+#[non_exhaustive]
 pub struct HoleBudget<'a> {
     /// How many more holes may be found. Each takes two system calls.
     pub holes: u64,
@@ -32,6 +33,17 @@ pub struct HoleBudget<'a> {
     pub bytes: u64,
     /// Called every few milliseconds of work: whether to go on.
     pub go_on: &'a mut dyn FnMut() -> bool,
+}
+
+impl<'a> HoleBudget<'a> {
+    /// No limit but `go_on`.
+    pub fn unlimited(go_on: &'a mut dyn FnMut() -> bool) -> Self {
+        Self {
+            holes: u64::MAX,
+            bytes: u64::MAX,
+            go_on,
+        }
+    }
 }
 
 impl fmt::Debug for HoleBudget<'_> {

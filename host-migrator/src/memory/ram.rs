@@ -231,12 +231,9 @@ impl GuestRam {
     /// The error of the file.
     pub fn holes(&self) -> Result<Vec<PageRange>, RamError> {
         let mut holes = Vec::new();
-        let mut all = HoleBudget {
-            holes: u64::MAX,
-            bytes: u64::MAX,
-            go_on: &mut || true,
-        };
-        self.find_holes(&mut all, &mut |hole| holes.push(hole))?;
+        self.find_holes(&mut HoleBudget::unlimited(&mut || true), &mut |hole| {
+            holes.push(hole)
+        })?;
         Ok(holes)
     }
 

@@ -12,6 +12,7 @@ use spec::hint_map::{HintBits, Tellers};
 /// A source that says that a page need not be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PageSource {
     /// The guest's balloon driver hints the page.
     Driver,
@@ -161,6 +162,7 @@ impl fmt::Debug for PageSources {
 /// Numbers of pages by source. A page that driver and agent both hinted has its own count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct PagesBySource {
     /// Hinted by the driver alone.
     pub driver: u64,

@@ -23,6 +23,7 @@ const WORD_PAGES: u64 = 64;
 /// A migration's work by round and guest-physical address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct RoundMaps {
     /// Pages (4 KiB) of a cell: a power of two. Cell `n` begins at page `n * cell_pages`, guest-physical.
     pub cell_pages: u64,
@@ -35,6 +36,7 @@ pub struct RoundMaps {
 /// What one round did with the pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct RoundMap {
     /// The first round of the row, from 1.
     pub first_round: u32,
@@ -48,6 +50,7 @@ pub struct RoundMap {
 /// [`Fates::holes`] was not to be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<u64>", into = "Vec<u64>")]
+#[non_exhaustive]
 pub struct Fates {
     /// Sent with their content.
     pub sent: u64,

@@ -13,6 +13,7 @@ use crate::report::round_map::RoundMaps;
 /// The state of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MigrationState {
     /// None has been started.
     #[default]
@@ -48,6 +49,7 @@ impl MigrationState {
 /// The status of a migration. Times are in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct MigrationStatus {
     /// Where it stands.
     pub status: MigrationState,
@@ -75,6 +77,7 @@ pub struct MigrationStatus {
 /// The memory of a [`MigrationStatus`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct RamStatus {
     /// Bytes on the wire so far, heartbeats included.
     pub transferred: u64,
@@ -105,6 +108,7 @@ pub struct RamStatus {
 /// The hints of a [`MigrationStatus`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct HintStatus {
     /// Hints are being used.
     pub active: bool,
@@ -130,6 +134,7 @@ pub struct HintStatus {
 /// One round of a [`MigrationReport`]. The last is the one with the guest stopped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct RoundStats {
     /// Its number, from 1.
     pub round: u32,
@@ -175,6 +180,7 @@ pub struct RoundStats {
 /// The steps of the downtime, in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct DowntimeSteps {
     /// Stopping the vCPUs.
     pub stop_vcpus: f64,
@@ -208,6 +214,7 @@ impl DowntimeSteps {
 /// A migration that has completed. Times are milliseconds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct MigrationReport {
     /// Bytes that the source sent, everything counted.
     pub wire_bytes: u64,

@@ -29,6 +29,7 @@ pub struct Pass<'a> {
 
 /// The claimed pages of a 64-page word: they were pending and are not any more. Each set is bits of that word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Claimed {
     /// All of them.
     pub pages: u64,
@@ -161,6 +162,7 @@ impl<'a> Pass<'a> {
 
 /// What [`Pass::copied`] knows of the destination. Each set is bits of the word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Copied {
     /// Pages with content whose older content the destination has.
     pub resent: u64,

@@ -42,6 +42,7 @@ pub struct Tracker<'a> {
 
 /// What a harvest brought.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Harvest {
     /// Pages that are now to be sent and were not before.
     pub dirty: u64,

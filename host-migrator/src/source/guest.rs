@@ -12,6 +12,7 @@ use crate::vm::hint_source::HintSource;
 use crate::vm::machine::SourceMachine;
 
 /// Everything that a migration needs of the guest.
+#[non_exhaustive]
 pub struct Source {
     /// Stops, saves and resumes the guest.
     pub machine: Box<dyn SourceMachine>,
@@ -44,6 +45,13 @@ impl Source {
     #[must_use]
     pub fn log(mut self, log: impl DirtyLog + 'static) -> Self {
         self.logs.push(Box::new(log));
+        self
+    }
+
+    /// As [`Source::log`], for logs that the VMM has in boxes.
+    #[must_use]
+    pub fn logs(mut self, logs: impl IntoIterator<Item = Box<dyn DirtyLog>>) -> Self {
+        self.logs.extend(logs);
         self
     }
 

@@ -7,7 +7,15 @@ use crate::report::page_source::PageSources;
 use crate::rule::clause::Clauses;
 
 /// How to migrate. Names follow QEMU's parameters where they mean the same.
+///
+/// ```
+/// use host_migrator::MigrationParams;
+///
+/// let params = MigrationParams::default().with_max_bandwidth(100 << 20).with_max_rounds(30);
+/// assert_eq!(params.max_rounds, Some(30));
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MigrationParams {
     /// Bytes a second to send at most while the guest runs; none: as fast as the channel takes them.
     /// The last pages, sent while the guest is stopped, know no limit.
@@ -69,6 +77,112 @@ impl Default for MigrationParams {
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: std::collections::BTreeSet::new(),
+        }
+    }
+}
+
+/// Each sets the field of its name.
+impl MigrationParams {
+    /// Sets [`MigrationParams::max_bandwidth`].
+    #[must_use]
+    pub fn with_max_bandwidth(self, max_bandwidth: impl Into<Option<u64>>) -> Self {
+        Self {
+            max_bandwidth: max_bandwidth.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::downtime_limit`].
+    #[must_use]
+    pub fn with_downtime_limit(self, downtime_limit: Duration) -> Self {
+        Self {
+            downtime_limit: downtime_limit,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::besides_memory`].
+    #[must_use]
+    pub fn with_besides_memory(self, besides_memory: Duration) -> Self {
+        Self {
+            besides_memory: besides_memory,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::sources`].
+    #[must_use]
+    pub fn with_sources(self, sources: PageSources) -> Self {
+        Self {
+            sources: sources,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::max_rounds`].
+    #[must_use]
+    pub fn with_max_rounds(self, max_rounds: impl Into<Option<u32>>) -> Self {
+        Self {
+            max_rounds: max_rounds.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::peer_timeout`].
+    #[must_use]
+    pub fn with_peer_timeout(self, peer_timeout: Duration) -> Self {
+        Self {
+            peer_timeout: peer_timeout,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::switchover_timeout`].
+    #[must_use]
+    pub fn with_switchover_timeout(self, switchover_timeout: impl Into<Option<Duration>>) -> Self {
+        Self {
+            switchover_timeout: switchover_timeout.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::early_harvests`].
+    #[must_use]
+    pub fn with_early_harvests(self, early_harvests: u32) -> Self {
+        Self {
+            early_harvests: early_harvests,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::sync_pages`].
+    #[must_use]
+    pub fn with_sync_pages(self, sync_pages: impl Into<Option<u64>>) -> Self {
+        Self {
+            sync_pages: sync_pages.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::map_rounds`].
+    #[must_use]
+    pub fn with_map_rounds(self, map_rounds: bool) -> Self {
+        Self {
+            map_rounds: map_rounds,
+            ..self
+        }
+    }
+
+    /// Breaks clauses of the rule on purpose.
+    #[cfg(clause_switches)]
+    #[must_use]
+    pub fn with_switched_off(
+        self,
+        switched_off: std::collections::BTreeSet<crate::rule::clause::Clause>,
+    ) -> Self {
+        Self {
+            switched_off,
+            ..self
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::memory::bitmap::MigrationBitmap;
 
 /// Whose writes a log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LogSource {
     /// The vCPUs' (and the kernel's on their behalf).
     Kvm,

@@ -10,6 +10,7 @@ pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// An address to listen on or to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Address {
     /// `tcp:host:port`; an IPv6 address stands in brackets.
     Tcp {

@@ -6,6 +6,7 @@ use super::address::Address;
 /// A connection that cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {address}: {source}")]
+#[non_exhaustive]
 pub struct TransportError {
     /// What was attempted.
     pub action: &'static str,

@@ -58,17 +58,13 @@ impl Guest {
 
     /// The source that the engine gets.
     pub fn source(&self) -> Source {
-        Source {
-            machine: Box::new(MachineForEngine(Arc::clone(&self.machine))),
-            ram: Arc::<GuestRam>::clone(&self.memory.ram),
-            logs: vec![
-                Box::new(self.vcpu_log.clone()),
-                Box::new(self.own_log.clone()),
-            ],
-            hints: Some(Box::new(HintsForEngine(Arc::clone(&self.hints)))),
-            trace: self.trace.clone(),
-            ownership: self.ownership.clone(),
-        }
+        let machine = Box::new(MachineForEngine(Arc::clone(&self.machine)));
+        Source::new(machine, Arc::<GuestRam>::clone(&self.memory.ram))
+            .log(self.vcpu_log.clone())
+            .log(self.own_log.clone())
+            .hints(HintsForEngine(Arc::clone(&self.hints)))
+            .trace(self.trace.clone())
+            .ownership(self.ownership.clone())
     }
 
     /// The guest writes `pfn`, and may thereby reuse it.
@@ -129,11 +125,9 @@ impl Outcome {
 
 /// Parameters for exactly `rounds` rounds and the last one, however little is pending.
 pub fn rounds(count: u32) -> MigrationParams {
-    MigrationParams {
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(count),
-        ..MigrationParams::default()
-    }
+    MigrationParams::default()
+        .with_downtime_limit(Duration::ZERO)
+        .with_max_rounds(count)
 }
 
 /// Migrates `source` into new memory, over a unix socket.

@@ -86,11 +86,8 @@ fn are_allowed() -> bool {
 fn put_together(ram: &GuestRam, stop: &AtomicBool) -> u64 {
     let goes_on = || !stop.load(Ordering::Acquire);
     let holes = MigrationBitmap::new(ram.bitmap_pages());
-    let mut budget = HoleBudget {
-        holes: u64::MAX,
-        bytes: u64::MAX,
-        go_on: &mut || goes_on(),
-    };
+    let mut goes_on_searching = goes_on;
+    let mut budget = HoleBudget::unlimited(&mut goes_on_searching);
     match ram.find_holes(&mut budget, &mut |hole| holes.insert(hole)) {
         Ok(true) => {}
         Ok(false) => return 0,

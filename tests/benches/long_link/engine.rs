@@ -10,7 +10,7 @@ use std::thread;
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
     Migration, MigrationBitmap, MigrationParams, MigrationReport, OwnershipRecord, RamRegion,
-    Source, SourceMachine, Trace, receive,
+    Source, SourceMachine, receive,
 };
 use spec::{PAGE_SIZE, PageRange};
 
@@ -34,14 +34,7 @@ pub fn migrate(
     for range in ranges(&ram) {
         ram.write(range, &content)?;
     }
-    let source = Source {
-        machine: Box::new(StillMachine),
-        ram,
-        logs: vec![Box::new(NothingWritten)],
-        hints: None,
-        trace: Trace::default(),
-        ownership: OwnershipRecord::here(),
-    };
+    let source = Source::new(Box::new(StillMachine), ram).log(NothingWritten);
     let destination = thread::spawn({
         let arrived = Arc::clone(&arrived);
         let channel = Connection::try_from(there)?;

@@ -263,14 +263,11 @@ impl Process {
         let channel = Connection::connect(&address, CONNECT_TIMEOUT).map_err(text)?;
         let logs = self.machine.lock().dirty_logs();
         let machine = Box::new(self.machine.clone());
-        let source = Source {
-            machine,
-            ram: Arc::<GuestRam>::clone(&self.ram),
-            logs,
-            hints,
-            trace: self.trace.clone(),
-            ownership: self.ownership.clone(),
-        };
+        let mut source = Source::new(machine, Arc::<GuestRam>::clone(&self.ram))
+            .logs(logs)
+            .trace(self.trace.clone())
+            .ownership(self.ownership.clone());
+        source.hints = hints;
         let start = || self.outgoing.start(source, params, channel);
         self.life.send_away(start)
     }
@@ -366,22 +363,21 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
             "a max-bandwidth of {slow} bytes a second is less than one page: leave it out to use all that the link has"
         ));
     }
-    Ok(MigrationParams {
-        max_bandwidth: arguments.max_bandwidth,
-        downtime_limit: Duration::from_millis(arguments.downtime_limit),
-        switchover_timeout: arguments.switchover_timeout.map(Duration::from_millis),
-        early_harvests: arguments.early_harvests,
-        max_rounds: arguments.max_rounds.map(NonZeroU32::get),
-        sources: arguments.hints.sources(arguments.sources),
-        map_rounds: arguments.map_rounds,
-        #[cfg(clause_switches)]
-        switched_off: arguments
-            .switched_off
-            .iter()
+    let params = MigrationParams::default()
+        .with_max_bandwidth(arguments.max_bandwidth)
+        .with_downtime_limit(Duration::from_millis(arguments.downtime_limit))
+        .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
+        .with_early_harvests(arguments.early_harvests)
+        .with_max_rounds(arguments.max_rounds.map(NonZeroU32::get))
+        .with_sources(arguments.hints.sources(arguments.sources))
+        .with_map_rounds(arguments.map_rounds);
+    #[cfg(clause_switches)]
+    let params = params.with_switched_off(
+        (arguments.switched_off.iter())
             .map(|name| host_migrator::rule::clause::switch(name).map_err(text))
             .collect::<Result<_, _>>()?,
-        ..Default::default()
-    })
+    );
+    Ok(params)
 }
 
 /// Whether a source other than zero pages is used. The device has the guest's hints, and knows which holes it made.

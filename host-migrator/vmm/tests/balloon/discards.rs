@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
-    Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source, SourceMachine, Trace,
-    receive,
+    Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source, SourceMachine, receive,
 };
 use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 use spec::{PAGE_SIZE, PageRange};
@@ -175,20 +174,12 @@ fn wrong_pages(scene: Scene, give_up: impl Fn(&mut Driver) + Send + 'static) -> 
             &mut |_| (),
         )
     });
-    let from = Source {
-        machine: Box::new(Leaving(Arc::clone(&source.device))),
-        ram: Arc::<GuestRam>::clone(&ram),
-        logs,
-        hints: None,
-        trace: Trace::default(),
-        ownership: OwnershipRecord::here(),
-    };
-    let params = MigrationParams {
+    let machine = Box::new(Leaving(Arc::clone(&source.device)));
+    let from = Source::new(machine, Arc::<GuestRam>::clone(&ram)).logs(logs);
+    let params = MigrationParams::default()
         // The queues alone are too much for the downtime limit, so that there is a second round.
-        downtime_limit: Duration::ZERO,
-        max_rounds: Some(2),
-        ..MigrationParams::default()
-    };
+        .with_downtime_limit(Duration::ZERO)
+        .with_max_rounds(2);
     let migration = Migration::start(from, params, Connection::try_from(here).unwrap()).unwrap();
     let (_, sent) = migration.join();
     let sent = sent.unwrap();

@@ -195,10 +195,10 @@ hints on: guest memory in each round, 256 KiB per character, and how much was se
     fn many_rounds_are_cut_short_but_not_the_last() {
         let mut maps = maps();
         let second = maps.rows[1].clone();
-        maps.rows.extend((3..=40).map(|round| RoundMap {
-            first_round: round,
-            last_round: round,
-            cells: second.cells.clone(),
+        maps.rows.extend((3..=40).map(|round| {
+            let mut row = second.clone();
+            (row.first_round, row.last_round) = (round, round);
+            row
         }));
         let text = draw(&[record(HintMode::On, Some(maps))], 80, false);
         assert_eq!(text.lines().count(), 1 + MAX_LINES + 1 + 2);
