@@ -96,7 +96,7 @@ impl MigrationParams {
     #[must_use]
     pub fn with_downtime_limit(self, downtime_limit: Duration) -> Self {
         Self {
-            downtime_limit: downtime_limit,
+            downtime_limit,
             ..self
         }
     }
@@ -105,7 +105,7 @@ impl MigrationParams {
     #[must_use]
     pub fn with_besides_memory(self, besides_memory: Duration) -> Self {
         Self {
-            besides_memory: besides_memory,
+            besides_memory,
             ..self
         }
     }
@@ -113,10 +113,7 @@ impl MigrationParams {
     /// Sets [`MigrationParams::sources`].
     #[must_use]
     pub fn with_sources(self, sources: PageSources) -> Self {
-        Self {
-            sources: sources,
-            ..self
-        }
+        Self { sources, ..self }
     }
 
     /// Sets [`MigrationParams::max_rounds`].
@@ -132,7 +129,7 @@ impl MigrationParams {
     #[must_use]
     pub fn with_peer_timeout(self, peer_timeout: Duration) -> Self {
         Self {
-            peer_timeout: peer_timeout,
+            peer_timeout,
             ..self
         }
     }
@@ -150,7 +147,7 @@ impl MigrationParams {
     #[must_use]
     pub fn with_early_harvests(self, early_harvests: u32) -> Self {
         Self {
-            early_harvests: early_harvests,
+            early_harvests,
             ..self
         }
     }
@@ -167,10 +164,7 @@ impl MigrationParams {
     /// Sets [`MigrationParams::map_rounds`].
     #[must_use]
     pub fn with_map_rounds(self, map_rounds: bool) -> Self {
-        Self {
-            map_rounds: map_rounds,
-            ..self
-        }
+        Self { map_rounds, ..self }
     }
 
     /// Breaks clauses of the rule on purpose.
