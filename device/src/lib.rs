@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A vhost-user back end for the virtio memory balloon.
 //!
-//! The front end (a VMM) connects to the vhost-user socket. What the guest puts into the balloon or reports as free
-//! is given back to the host; its statistics are kept.
+//! The front end (a VMM) connects to the vhost-user socket. Memory that the guest puts into the balloon or reports as
+//! free goes back to the host. The device keeps the guest's statistics.
 //!
-//! A migrator connects to the control socket, hands over a shared bitmap and opens and closes hint epochs. The guest's
-//! free page hints of the open epoch end up in the bitmap, and nowhere else: nothing hinted is discarded or written.
+//! A migrator connects to the control socket, hands over a shared bitmap, and opens and closes hint epochs. The guest's
+//! hints of the open epoch become bits of that bitmap and have no other effect: hinted memory is neither discarded nor
+//! written.
 //!
-//! Each module uses only those above it in this list; the test `imports` of `spec/testing` holds that.
+//! Each module uses only those above it in this list. The test `imports` of `spec/testing` checks that.
 //!
 //! | module | what it is |
 //! |---|---|

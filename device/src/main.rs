@@ -10,7 +10,7 @@ use vhost_device_balloon::args::CAPABILITIES;
 use vhost_device_balloon::daemon::logging;
 
 fn main() -> ExitCode {
-    // The conventions for vhost-user programs: whatever else is on the command line.
+    // By the conventions for vhost-user programs, this option works whatever else is on the command line.
     if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;

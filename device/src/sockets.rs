@@ -20,14 +20,14 @@ use spec_sockets::{Access, SocketFile};
 
 use crate::sandbox::remover::Remover;
 
-/// The most file descriptors that one message may carry: as many as the vhost-user crate takes.
+/// The most file descriptors of a message: as many as the vhost-user crate accepts.
 pub const MAX_FDS: usize = 32;
 
-/// How long a server that could not accept a connection lets no more in: what it lacked, such as file descriptors, is
-/// not there at once.
+/// How long a server pauses after it could not accept a connection: what it lacked, such as file descriptors, may take
+/// a while.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A listening socket, and its file, which goes with it, if it was bound here.
+/// A listening socket. If it was bound here, its file is removed with it.
 #[derive(Debug)]
 pub struct BoundSocket {
     listener: UnixListener,
@@ -35,11 +35,11 @@ pub struct BoundSocket {
 }
 
 impl BoundSocket {
-    /// Listens at `path` for those whom `access` lets connect. A socket that a program left behind there is
-    /// replaced; one that is in use, or a file of another kind, is not.
+    /// Listens at `path` for clients that `access` lets connect. A socket file that a dead program left behind is
+    /// replaced. A socket in use, or a file of another kind, is an error.
     ///
     /// # Errors
-    /// Whatever hinders it, with what to do about it.
+    /// The reason, and what to do about it.
     pub fn bind(path: &Path, access: Access) -> io::Result<Self> {
         let (listener, file) = spec_sockets::listen(path, access)?;
         Ok(Self {
@@ -51,12 +51,12 @@ impl BoundSocket {
         })
     }
 
-    /// Its file in the file system, if it is this program's to remove.
+    /// The socket's file, if this program must remove it.
     pub fn file(&self) -> Option<&BoundFile> {
         self.file.as_ref()
     }
 
-    /// Has its file removed by `remover`, as this process is going to lose the right to.
+    /// Has `remover` remove the file, because this process is going to lose the right to.
     pub fn removed_by(&mut self, remover: &Arc<Remover>) {
         if let Some(file) = &mut self.file {
             file.remover = Some(Arc::clone(remover));
@@ -77,10 +77,10 @@ impl BoundFile {
         &self.file
     }
 
-    /// Removes it. It is no error if it is gone, or if another file has its name now.
+    /// Removes the file. It is not an error if the file is gone, or if another file has its name now.
     ///
     /// # Errors
-    /// Whatever hinders the removal.
+    /// Any error of the removal.
     pub fn remove(&self) -> io::Result<()> {
         match &self.remover {
             Some(remover) => remover.remove(&self.file),
@@ -89,7 +89,7 @@ impl BoundFile {
     }
 }
 
-/// Somebody else has bound it, and keeps it.
+/// A socket that another program has bound, and whose file it keeps.
 impl From<UnixListener> for BoundSocket {
     fn from(listener: UnixListener) -> Self {
         Self {
@@ -109,7 +109,7 @@ impl Deref for BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        // Before the listener is closed: a socket on which nobody listens may be replaced.
+        // Before the listener is closed: afterwards another program may have replaced the file.
         if let Some(file) = &self.file
             && let Err(error) = file.remove()
         {
@@ -118,7 +118,7 @@ impl Drop for BoundSocket {
     }
 }
 
-/// Waits until one of `fds` is readable or closed, or `deadline` has passed; says which are.
+/// Waits until one of `fds` is readable or closed, or `deadline` has passed. Returns which are.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] after the deadline.
@@ -131,7 +131,7 @@ pub fn wait<const N: usize>(
     Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
-/// Waits until there is something to say about one of `polled`, or `deadline` has passed.
+/// Waits until one of `polled` has an event, or `deadline` has passed.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] after the deadline.
@@ -148,8 +148,8 @@ pub fn wait_for(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Res
     }
 }
 
-/// Fills `bytes` from `stream` and appends the file descriptors that come along to `fds`. `false` if the
-/// peer has hung up before the first byte.
+/// Fills `bytes` from `stream`, and appends the file descriptors that arrive to `fds`. Returns `false` if the peer has
+/// hung up before the first byte.
 ///
 /// # Errors
 /// [`io::ErrorKind::UnexpectedEof`] if the peer hangs up later, [`io::ErrorKind::TimedOut`] after
@@ -176,11 +176,11 @@ pub fn receive(
     Ok(true)
 }
 
-/// Reads what there is, at most `bytes`, and appends the file descriptors that come along to `fds`. 0 bytes: the
-/// peer has hung up.
+/// Reads what has arrived, at most `bytes`, and appends the file descriptors that arrive to `fds`. 0 bytes mean that
+/// the peer has hung up.
 ///
 /// # Errors
-/// Whatever hinders the reading; [`io::ErrorKind::InvalidData`] for more than [`MAX_FDS`] file descriptors.
+/// Any error of the socket; [`io::ErrorKind::InvalidData`] for more than [`MAX_FDS`] file descriptors.
 pub fn receive_some(
     stream: &UnixStream,
     bytes: &mut [u8],
@@ -211,7 +211,7 @@ pub fn receive_some(
 /// Sends `bytes` with `fds` attached to the first of them.
 ///
 /// # Errors
-/// Whatever hinders the sending; [`io::ErrorKind::InvalidInput`] for more than [`MAX_FDS`].
+/// Any error of the socket; [`io::ErrorKind::InvalidInput`] for more than [`MAX_FDS`].
 pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -225,7 +225,7 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()
     Ok(())
 }
 
-/// Sends what there is room for, with `fds` attached to the first byte; says how many bytes that were.
+/// Sends as much as there is room for, with `fds` attached to the first byte. Returns how many bytes were sent.
 ///
 /// # Errors
 /// As [`send`].

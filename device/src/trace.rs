@@ -10,13 +10,12 @@ use spec::trace::{Event, Recorder, Role};
 
 use crate::memory::shared_map::SharedMap;
 
-/// Where the device records what it does; the default records nothing, and costs a comparison.
+/// Where the device records what it does. The default records nothing and costs a comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Trace(Option<Arc<Recorder<SharedMap>>>);
 
 impl Trace {
-    /// Opens the trace at `path`, to record as the device of `host`. The file must not shrink while it is
-    /// open.
+    /// Opens the trace at `path`, to record as the device of `host`. The file must not shrink while it is open.
     ///
     /// # Errors
     /// [`io::Error`] if there is no trace.

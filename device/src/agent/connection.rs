@@ -24,13 +24,13 @@ impl Connection {
         }
     }
 
-    /// The socket, to be written to.
+    /// The socket, for writing.
     pub fn port(&self) -> &Arc<UnixStream> {
         &self.port
     }
 
-    /// Reads what there is: how many bytes, 0 if the other end has hung up. To be called when the socket is readable
-    /// and [`Connection::next_frame`] has returned `None`.
+    /// Reads what has arrived. Returns the number of bytes, 0 if the other end has hung up. Call this when the socket
+    /// is readable and [`Connection::next_frame`] has returned `None`.
     ///
     /// # Errors
     /// The socket's.

@@ -6,7 +6,7 @@ use std::path::Path;
 use spec::agent::proof::{Key, KeyLengthError};
 use spec_sockets::secret::{self, Readers, SecretError};
 
-/// Why a file is no key.
+/// Why a file is not accepted as a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read, or it is not kept from others.
@@ -20,7 +20,7 @@ pub enum KeyFileError {
 /// Reads the key in the file at `path`: all of its bytes.
 ///
 /// # Errors
-/// [`KeyFileError`] if it cannot be read, others than its owner and its group can, or it is no key.
+/// [`KeyFileError`] if it cannot be read, if others than its owner and its group have access, or if it is not a key.
 pub fn read(path: &Path) -> Result<Key, KeyFileError> {
     // One byte more than a key has shows that the file is too long.
     let bytes = secret::read(path, Readers::Group, Key::MAX_BYTES + 1)?;

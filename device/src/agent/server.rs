@@ -67,7 +67,7 @@ struct Server {
     backend: Arc<Backend>,
     stop: StopEvent,
     door: Door,
-    /// No client could be accepted.
+    /// Until when no client is accepted, because one could not be accepted.
     closed_until: Option<Instant>,
     served: Option<Served>,
     /// The agent that replaces the served one if that stays silent until the given time.

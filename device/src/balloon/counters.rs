@@ -3,7 +3,7 @@
 
 use std::iter::Sum;
 
-/// Counters that only rise, also across resets and front ends. Pages have 4 KiB.
+/// Counters that only increase, even across resets and front ends. Pages have 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Pages that the guest put into the balloon.

@@ -161,8 +161,8 @@ impl Balloon {
         self.target.publish(&mut self.guest);
     }
 
-    /// The queue with number `index` has something for the device, or has just been started. `rings` are all
-    /// of the front end's.
+    /// The queue with number `index` has something for the device, or has just been started. `rings` are all of the
+    /// front end's rings.
     pub fn queue_event(&mut self, index: usize, rings: &[Ring]) {
         self.guest.set_rings(rings);
         self.notice_new_driver();
@@ -209,7 +209,8 @@ impl Balloon {
         });
     }
 
-    /// The queue with number `index` logs what is written to its used ring as written at `address`, or not apart.
+    /// From now on, the queue with number `index` logs writes to its used ring as writes at `address`; with `None`, it
+    /// does not log them apart.
     pub fn log_used_ring(&self, index: usize, log: &Arc<DirtyLog>, address: Option<u64>) {
         self.guest.log_used_ring(index, log, address);
     }

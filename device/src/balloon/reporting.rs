@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Free page reporting: memory that the guest does not use now goes back to the host.
 //!
-//! Each descriptor that the device could write is a report of its own. Its memory is discarded before the
-//! buffer is returned, as the guest keeps it aside until then. The device writes nothing into it, so it returns a length of
-//! zero. Reporting changes neither the configuration space nor an epoch of hinting.
+//! Each device-writable descriptor is a report. Its memory is discarded before the buffer is returned, because until
+//! then the guest does not use it. The device writes nothing into it, so it returns a length of zero. Reporting changes
+//! neither the configuration space nor an epoch of hinting.
 
 use spec::PageRange;
 use spec::balloon::QueueRole;
@@ -18,8 +18,8 @@ use crate::trace::Trace;
 use crate::virtqueue::budget::DescriptorBudget;
 use crate::virtqueue::buffers::{self, Chain};
 
-/// Chunks of memory whose reported pages are remembered: those of 8 TiB, in 256 MiB. A front end can lend a file
-/// of any size, so without a bound its guest could fill the process's memory.
+/// How many chunks of memory the device keeps reported pages of: those of 8 TiB, 256 MiB in all. A front end can lend a
+/// file of any size, so without a limit its guest could fill the process's memory.
 const MAX_CHUNKS: usize = 1 << 16;
 
 /// The reports of one pass over the queue.
@@ -66,7 +66,7 @@ impl ReportingQueue {
         self.trace = trace;
     }
 
-    /// The pages that were given back to the host because this guest reported them; some are in use again by now.
+    /// The pages that went back to the host because this guest reported them. Some may be in use again.
     pub fn pages(&self) -> &SparsePageSet {
         &self.pages
     }
@@ -118,7 +118,7 @@ impl ReportingQueue {
         self.pages.keep_only(regions);
     }
 
-    /// The driver that has reported has gone: the next one may use those pages already.
+    /// The driver has gone. The next one may already use the pages that it reported.
     pub fn forget_driver(&mut self) {
         self.pages.clear();
     }
@@ -129,7 +129,7 @@ fn pages(ranges: &[PageRange]) -> u64 {
     ranges.iter().map(|range| range.count()).sum()
 }
 
-/// The pages of `ranges` as the longest runs, rising.
+/// The pages of `ranges` as maximal runs in ascending order.
 fn merged(mut ranges: Vec<PageRange>) -> Vec<PageRange> {
     ranges.sort_unstable();
     let mut runs: Vec<PageRange> = Vec::with_capacity(ranges.len());
@@ -147,7 +147,7 @@ fn merged(mut ranges: Vec<PageRange>) -> Vec<PageRange> {
     runs
 }
 
-/// Whether one of the rising `runs` holds all of `page`.
+/// Whether one of the ascending `runs` contains all of `page`.
 fn covers(runs: &[PageRange], page: PageRange) -> bool {
     let before = runs.partition_point(|run| run.first() <= page.first());
     runs[..before]

@@ -158,7 +158,7 @@ impl SparsePageSet {
         })
     }
 
-    /// The chunks that are not empty, with their numbers, rising.
+    /// The chunks that are not empty, with their numbers, in ascending order.
     pub fn chunks(&self) -> impl Iterator<Item = (u64, &Chunk)> {
         self.chunks
             .iter()
@@ -192,7 +192,7 @@ impl SparsePageSet {
     }
 }
 
-/// The pages whose bits are set in `chunk`, counted from its start, as the longest runs, rising.
+/// The pages whose bits are set in `chunk`, counted from its start, as maximal runs in ascending order.
 pub fn runs_of(chunk: &Chunk) -> impl Iterator<Item = PageRange> {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a set of numbers.
+        /// Compared with a set of numbers.
         #[test]
         fn it_holds_what_a_set_of_page_numbers_holds(
             steps in proptest::collection::vec((any::<bool>(), range()), 1..20),

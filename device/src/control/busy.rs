@@ -9,8 +9,8 @@ use spec::control::Refusal;
 use crate::balloon::Balloon;
 use crate::vhost_user::backend::Backend;
 
-/// How long a request waits for a busy device. Giving back much memory takes a while; an access to lent memory may block
-/// for ever.
+/// How long a request waits for a busy device. Giving back much memory takes a while, and an access to lent memory may
+/// block for ever.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// The balloon of `backend`, for one request.

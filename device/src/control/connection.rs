@@ -14,7 +14,7 @@ use super::peer::{Peer, Response};
 use crate::sockets;
 use crate::vhost_user::backend::Backend;
 
-/// How long the rest of a frame may take, and a reply may wait to be read.
+/// How long the rest of a frame may take to arrive, and how long a reply may wait to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection {
@@ -22,13 +22,13 @@ pub(super) struct Connection {
     peer: Peer,
     input: Input,
     output: Option<Output>,
-    /// The page map that is being written for it, and the number of its request.
+    /// The page map that is being written for this connection, and the number of its request.
     page_map: Option<(PageMapWriter, u32)>,
     /// The deadline for the rest of a frame, or for room for a reply.
     deadline: Option<Instant>,
-    /// When bytes last came from it.
+    /// When bytes last arrived.
     heard: Instant,
-    /// It has sent an invalid request: it is closed when the answer has been sent.
+    /// The client has sent an invalid request: the connection is closed after the answer.
     ends: bool,
     over: bool,
 }
@@ -67,7 +67,7 @@ impl Connection {
         })
     }
 
-    /// Whether it is the migrator's.
+    /// Whether the connection is the migrator's.
     pub(super) fn migrates(&self) -> bool {
         self.peer.migrates()
     }
@@ -89,7 +89,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is work for it that need not wait.
+    /// Whether there is work that need not wait for the client.
     pub(super) fn is_busy(&self) -> bool {
         self.page_map.is_some()
     }
@@ -98,7 +98,7 @@ impl Connection {
         self.over
     }
 
-    /// Ends it. That of the migrator is worth a warning.
+    /// Ends the connection. The end of the migrator's is worth a warning.
     pub(super) fn end(&mut self, why: impl std::fmt::Display) {
         let level = match self.peer.migrates() {
             true => log::Level::Warn,
@@ -113,13 +113,13 @@ impl Connection {
         self.peer.gone(backend, patience)
     }
 
-    /// The peer, of whose end the device must still be told.
+    /// The peer, whose end the device must still be told.
     pub(super) fn into_peer(self) -> Peer {
         self.peer
     }
 
-    /// Reads a request and answers it, writes a piece of a page map, or sends the rest of an answer, as far as that goes
-    /// without waiting.
+    /// Reads a request and answers it, writes a piece of a page map, or sends the rest of an answer. Does only what is
+    /// possible without waiting.
     pub(super) fn turn(&mut self, backend: &Backend, another_migrates: bool) {
         self.heard = Instant::now();
         let result = match (&self.output, &self.page_map) {
@@ -147,7 +147,7 @@ impl Connection {
                 }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
-                // A wait between two frames may take any time.
+                // The time between two frames is not limited.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && filled == 0 => {
                     return Ok(());
                 }
@@ -238,7 +238,7 @@ impl Input {
         }
     }
 
-    /// Bytes of the frame, as far as that is known. The next frame is left alone.
+    /// The length of the frame, as far as it is known. Bytes of the next frame are not read.
     fn length(&self) -> usize {
         HEADER_BYTES + self.header.map_or(0, |header| header.length as usize)
     }
@@ -247,7 +247,7 @@ impl Input {
         self.header.is_some() && self.filled == self.length()
     }
 
-    /// Takes what there is, up to the end of the frame; says how many bytes that were.
+    /// Reads what has arrived, up to the end of the frame. Returns how many bytes that were.
     fn fill(&mut self, stream: &UnixStream) -> io::Result<usize> {
         let length = self.length();
         let mut fds = Vec::new();
@@ -283,7 +283,7 @@ impl Output {
         }
     }
 
-    /// Sends what there is room for; `true` when all has gone.
+    /// Sends as much as there is room for. Returns `true` when everything was sent.
     fn send(&mut self, stream: &UnixStream) -> io::Result<bool> {
         let rest = &self.frame[self.sent..self.length];
         self.sent += sockets::send_some(stream, rest, self.fd.as_slice())?;

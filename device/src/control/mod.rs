@@ -3,10 +3,10 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `server` | one thread, a bounded number of connections that take turns |
-//! | `connection` | bytes in, bytes out, and how long that may take |
+//! | `server` | one thread, and a bounded number of connections that take turns |
+//! | `connection` | bytes in and out, with time limits |
 //! | `peer` | the requests that the other end may make, and the answers |
-//! | `busy` | waiting for a device that is busy |
+//! | `busy` | waits for a busy device |
 //! | `people` | the answers to people |
 //! | `page_map_writer` | a map of guest memory, written to a file |
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A map of guest memory as a file: the pages that are hinted, ballooned or reported.
 //!
-//! It is written a piece at a time, so that the map of a very large guest does not hold up others, such as a migrator that
-//! closes its epoch. Stretches without a bit stay holes of the file.
+//! It is written in pieces, so that the map of a very large guest does not hold up others, such as a migrator that
+//! closes its epoch. Ranges without a set bit stay holes of the file.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +23,7 @@ use crate::vhost_user::backend::Backend;
 
 /// Words of the bitmap that are written at a time: a page of the file.
 const CHUNK: u64 = 512;
-/// Chunks of one piece of work: the bits of 32 GiB of guest memory.
+/// Chunks of one piece: the bits of 32 GiB of guest memory.
 const PIECE: usize = 256;
 
 /// A map that is being written.
@@ -31,7 +31,7 @@ const PIECE: usize = 256;
 pub(super) struct PageMapWriter {
     source: Source,
     file: MapFile,
-    /// What has not been written yet, the next at the end.
+    /// What is still to be written. The next range is at the end.
     left: Vec<Stretch>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct PageMapWriter {
 struct Stretch {
     /// Word `index` is about pages `64 * index ..`.
     indices: Range<u64>,
-    /// Where in the file they begin.
+    /// The offset of these words in the file.
     offset: u64,
 }
 
@@ -117,7 +117,7 @@ impl PageMapWriter {
 }
 
 impl MapFile {
-    /// A file for the map of `regions`, with everything but the bits, which are to be written.
+    /// A file for the map of `regions`, complete except for the bits, and the ranges of bits to write.
     fn new(regions: &[PageRange]) -> io::Result<(Self, Vec<Stretch>)> {
         let regions: Vec<_> = Region::lay_out(regions.iter().copied()).collect();
         let header = Header::of(regions.iter().copied());
@@ -138,7 +138,7 @@ impl MapFile {
         Ok((Self { file, bytes }, left))
     }
 
-    /// Writes a piece of what is `left`: the bits are `words`, by index.
+    /// Writes a piece of what is `left`. `words` gives the bits of a word by its index.
     fn write(&self, left: &mut Vec<Stretch>, words: impl Fn(u64) -> u64) -> io::Result<()> {
         let mut chunk = Vec::with_capacity(CHUNK as usize * 8);
         for _ in 0..PIECE {
@@ -183,7 +183,7 @@ mod tests {
         PageRange::new(first, count).unwrap()
     }
 
-    /// Writes a whole map of `regions`, and says in how many pieces.
+    /// Writes a whole map of `regions`. Returns the file, its size and the number of pieces.
     fn write(regions: &[PageRange], words: impl Fn(u64) -> u64) -> (File, u64, usize) {
         let (map, mut left) = MapFile::new(regions).unwrap();
         let mut pieces = 0;
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_file_holds_regions_and_bits_and_nobody_can_change_it() {
-        // The second begins in the first one's last word, and ends with a part of one.
+        // The second region begins in the first one's last word, and ends in the middle of a word.
         let regions = [range(0, 70), range(100, 20), range(100_000, 64 * 2000)];
         let words = |index: u64| match index {
             1 => 0b11 | 1 << (110 - 64),

@@ -20,9 +20,9 @@ use crate::vhost_user::backend::Backend;
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     greeted: bool,
-    /// It has set a hint map and not said Done yet.
+    /// It has set a hint map and has not sent Done since.
     migrates: bool,
-    /// It has opened an epoch since.
+    /// It has opened an epoch since then.
     hinted: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) enum Response {
     Reply(Box<Reply>),
     /// This refusal, and the end of the connection.
     Last(Refusal, PeerError),
-    /// A page map, when it has been written.
+    /// A page map, which is sent when it has been written.
     PageMap(PageMapWriter),
 }
 
@@ -63,7 +63,7 @@ impl Peer {
         self.greeted
     }
 
-    /// The connection is over. `false` if the device is busy: to be said again, then.
+    /// The connection has ended. Returns `false` if the device is busy: call this again later.
     pub(super) fn gone(&mut self, backend: &Backend, patience: Duration) -> bool {
         if self.migrates {
             let Some(mut balloon) = backend.balloon_within(patience) else {
@@ -75,7 +75,7 @@ impl Peer {
         true
     }
 
-    /// The answer to a frame that came with `fds` file descriptors, of which only a single one is kept.
+    /// The answer to a frame that came with `fds` file descriptors. Only a single one is kept.
     pub(super) fn answer(
         &mut self,
         header: &Header,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The log. Each message is one line and names its device, and their number is limited.
+//!
 //! A guest or a front end can cause any number of messages. So for each device, each line of code may log ten lines at
 //! once, and then one a second. That one says how many were left out.
-//! each device, and then one a second, which says how many were left out.
 
 use std::collections::HashMap;
 use std::io::Write;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Telling the guest that its configuration has changed.
+//! Tells the guest that its configuration has changed.
 //!
-//! vhost-user has a message for it, on a socket that the front end gives the back end. It carries no
-//! content: the guest reads the configuration again. The device asks for no reply, because none could change what it
-//! does, and because the front end may be waiting for the device at that moment.
+//! vhost-user has a message for this, on a socket that the front end gives the back end. The message has no content:
+//! the guest reads the configuration again. The device asks for no reply, because the reply would change nothing, and
+//! because the front end may be waiting for the device at that moment.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 pub struct ConfigChannel(Mutex<Option<UnixStream>>);
 
 impl ConfigChannel {
-    /// Uses `socket` from now on, instead of any before.
+    /// Uses `socket` from now on.
     pub fn set(&self, socket: OwnedFd) {
         *self.0.lock() = Some(UnixStream::from(socket));
     }
@@ -45,7 +45,7 @@ impl ConfigChannel {
             &CONFIG_CHANGE,
             SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
         ) {
-            // A full socket holds such messages already: the front end will find one of them.
+            // A full socket already holds such messages, and the front end will read one of them.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),
         }

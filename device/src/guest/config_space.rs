@@ -9,8 +9,8 @@ use spec::balloon::{CONFIG_SIZE, Command, Config};
 
 use super::config_channel::ConfigChannel;
 
-/// After this long without a read, the guest has read all it wants. A driver reads more than once: it has one task for
-/// the target and another for the hints, which read a moment apart.
+/// If the guest has not read for this long, it has finished reading a change. A driver reads more than once: it has one
+/// task for the target and another for the hints, which read a moment apart.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// The configuration space, and whether the guest knows its last change.
@@ -46,7 +46,7 @@ impl ConfigSpace {
         }
     }
 
-    /// What is in it, without the command id.
+    /// The configuration, without the command id.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -77,22 +77,22 @@ impl ConfigSpace {
         }
     }
 
-    /// The guest, or the front end for it, writes `written` at `offset`. What the guest cannot change stays as it is:
-    /// some front ends write the whole space back. Bytes past its end have no effect.
+    /// The guest, or the front end for it, writes `written` at `offset`. Fields that the guest cannot change stay as
+    /// they are: some front ends write the whole space back. Bytes past the end have no effect.
     pub fn write(&mut self, offset: u32, written: &[u8]) {
         let config = self.with(offset, written);
         self.set_by_guest(config.actual, config.poison_val);
     }
 
-    /// As [`ConfigSpace::write`], but for a front end that brings a migrated guest: what only the host changes is taken
-    /// too, but for the command id, which is part of the device's state. Returns the new target, if it is another one.
+    /// As [`ConfigSpace::write`], but for a front end that brings a migrated guest: the host's fields are taken, too,
+    /// except the command id, which is part of the device's state. Returns the new target, if it has changed.
     pub fn restore(&mut self, offset: u32, written: &[u8]) -> Option<u32> {
         let asked_for = self.with(offset, written).num_pages;
         self.write(offset, written);
         self.set_target(asked_for).then_some(asked_for)
     }
 
-    /// What the guest writes: the pages in its balloon, and the value with which it fills free pages.
+    /// Sets the guest's fields: the pages in its balloon, and the value with which it fills free pages.
     pub fn set_by_guest(&mut self, actual: u32, poison_val: u32) {
         self.config.actual = actual;
         self.config.poison_val = poison_val;
@@ -103,17 +103,18 @@ impl ConfigSpace {
         std::mem::replace(&mut self.config.num_pages, pages) != pages
     }
 
-    /// Whether there is a change of which the guest has not been told.
+    /// Whether the guest has not been told of the last change.
     pub fn is_untold(&self) -> bool {
         self.is_untold
     }
 
-    /// Whether the guest is to be told of the last change through a new channel: it has not been, or has not read it.
+    /// Whether the guest must be told of the last change through a new channel, because it was not told of it or has
+    /// not read it.
     pub fn is_to_be_told_again(&self) -> bool {
         self.is_untold || self.last_told == LastTold::Unread
     }
 
-    /// The guest is to be told of a change later.
+    /// Notes that the guest must be told of a change later.
     pub fn tell_later(&mut self) {
         self.is_untold = true;
     }
@@ -133,13 +134,13 @@ impl ConfigSpace {
         !self.is_untold
     }
 
-    /// The front end has hung up, and nobody can be told through it. What the guest wrote stands: it may be the same
-    /// guest that comes again, and it would not write it again.
+    /// The front end has hung up. The guest's fields are kept: the same guest may connect again, and would not write
+    /// them again.
     pub fn front_end_gone(&self) {
         self.channel.clear();
     }
 
-    /// What would be in it with `written` at `offset`.
+    /// The configuration with `written` at `offset`.
     fn with(&self, offset: u32, written: &[u8]) -> Config {
         let mut bytes = self.config.to_bytes();
         let field = bytes.iter_mut().skip(offset as usize);

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`state`] | what the front end has shown of the guest |
 //! | [`config_space`] | the configuration space |
-//! | [`config_channel`] | telling the guest that its configuration has changed |
+//! | [`config_channel`] | tells the guest that its configuration has changed |
 
 pub mod config_channel;
 pub mod config_space;

@@ -17,7 +17,7 @@ use crate::memory::guest_memory::Memory;
 use crate::virtqueue::buffers;
 use crate::virtqueue::ring::Ring;
 
-/// Acknowledged by a front end that uses the protocol features. Others do not stop the rings of a driver that goes away.
+/// Acknowledged by front ends that use the protocol features. Others do not stop the rings of a driver that goes away.
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 /// Features of the front end, not of the guest: the dirty log and the protocol features.
 pub const FRONT_END_FEATURES: u64 = VhostUserVirtioFeatures::LOG_ALL.bits() | PROTOCOL_FEATURES;
@@ -28,7 +28,7 @@ pub struct Guest {
     /// What the front end acknowledged for the guest.
     features: u64,
     memory: Option<Memory>,
-    /// The whole pages of each memory region, rising.
+    /// The whole pages of each memory region, in ascending order.
     regions: Vec<PageRange>,
     /// The front end's rings, once an event has shown them.
     rings: Vec<Ring>,
@@ -47,7 +47,7 @@ impl fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// A guest of which nothing is known but how its queues are numbered. It is told of changes through `channel`.
+    /// A guest of which only the numbering of its queues is known. It is told of changes through `channel`.
     pub fn new(numbering: QueueNumbering, channel: Arc<ConfigChannel>) -> Self {
         Self {
             numbering,
@@ -100,7 +100,7 @@ impl Guest {
         self.memory.is_some()
     }
 
-    /// The whole pages of each memory region, rising.
+    /// The whole pages of each memory region, in ascending order.
     pub fn regions(&self) -> &[PageRange] {
         &self.regions
     }
@@ -110,7 +110,7 @@ impl Guest {
         self.regions.iter().map(|region| region.count()).sum()
     }
 
-    /// The parts of `runs` that lie in guest memory; they rise as the runs do.
+    /// The parts of `runs` that lie in guest memory. Both are in ascending order.
     pub fn cut_to_memory(&self, runs: &[PageRange]) -> Vec<PageRange> {
         runs.iter()
             .flat_map(|run| {
@@ -128,7 +128,7 @@ impl Guest {
         }
     }
 
-    /// What the queue with number `index` is for.
+    /// The role of the queue with number `index`.
     pub fn role(&self, index: usize) -> Option<QueueRole> {
         self.numbering.role(index, self.features)
     }
@@ -162,7 +162,8 @@ impl Guest {
         }
     }
 
-    /// The queue with number `index` logs what is written to its used ring as written at `address`, or not apart.
+    /// From now on, the queue with number `index` logs writes to its used ring as writes at `address`; with `None`, it
+    /// does not log them apart.
     pub fn log_used_ring(&self, index: usize, log: &Arc<DirtyLog>, address: Option<u64>) {
         if let Some(ring) = self.ring_at(index) {
             ring.set_used_log(log, address);
@@ -191,8 +192,8 @@ impl Guest {
         }
     }
 
-    /// Tells the guest that its configuration has changed, or will when its rings run again: some front ends
-    /// do not survive such a message before that. `false` if the front end cannot be told.
+    /// Tells the guest that its configuration has changed, now or when its rings run again: some front ends do not
+    /// survive the message earlier. Returns `false` if the front end cannot be told.
     pub fn tell(&mut self) -> bool {
         if self.is_running() {
             return self.config.tell_now();

@@ -53,7 +53,7 @@ impl FreePageHinting {
                 log::debug!("the agent's map of epoch {epoch}: {totals:?}");
                 let is_awaited = self.agent_ended(epoch);
                 if is_awaited && let Some(hints) = &self.map {
-                    // Nothing more comes, so the migrator need not wait.
+                    // Nothing more will come, so the migrator need not wait.
                     hints.set_answered(u64::MAX);
                 }
                 is_awaited
@@ -101,7 +101,7 @@ impl FreePageHinting {
         });
         let told_to = self.agent.has_told(map.range(), guest.regions());
         if let Some(hints) = &self.map {
-            // After the bits: who sees this sees them, too.
+            // After the bits: a reader that sees this also sees the bits.
             hints.set_answered(told_to);
         }
         self.state.told_by_agent(added);
@@ -116,7 +116,7 @@ impl FreePageHinting {
         awaited
     }
 
-    /// Whether `epoch` is the open one, the guest has not been reset in it, and the agent has not told all.
+    /// Whether `epoch` is open, the guest has not been reset in it, and the agent has not reported everything.
     fn awaits_agent(&self, epoch: u64) -> bool {
         let open = matches!(
             self.state.phase(),

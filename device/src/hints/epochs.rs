@@ -12,17 +12,17 @@ use super::hinting::FreePageHinting;
 use crate::guest::Guest;
 
 impl FreePageHinting {
-    /// Opens `epoch`: asks the guest for its free pages, under a new command id. Where the agent can be asked, the
-    /// driver is kept in reserve, for an agent that does not answer.
+    /// Opens `epoch`: asks the guest for its free pages under a new command id. If the agent can be asked, the driver
+    /// is kept in reserve in case that the agent does not answer.
     ///
     /// # Errors
-    /// [`Refusal`] if the guest cannot be asked, or its answer could not be used.
+    /// [`Refusal`] if the guest cannot be asked, or its answer would be useless.
     pub fn open(&mut self, guest: &mut Guest, epoch: u64) -> Result<CommandId, Refusal> {
         let asked = self.map.as_ref().map_or(Tellers::ALL, |map| map.asked());
         let agent = asked.agent && self.agent.is_usable();
         let driver = match ask_driver(guest) {
             Ok(()) => asked.driver,
-            // The agent alone can do it.
+            // The agent alone can answer.
             Err(Refusal::NotNegotiated) if agent => false,
             Err(refusal) => return Err(refusal),
         };
@@ -52,10 +52,10 @@ impl FreePageHinting {
         Ok(command_id)
     }
 
-    /// Closes `epoch`: takes what the guest has queued up to now, and nothing after it.
+    /// Closes `epoch`: takes the hints that the guest has queued up to now, and none later.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchEpoch`] if it is not the open one.
+    /// [`Refusal::NoSuchEpoch`] if `epoch` is not open.
     pub fn close(&mut self, guest: &mut Guest, epoch: u64) -> Result<EpochReport, Refusal> {
         if epoch != 0 && epoch == self.state.epoch() {
             self.take_hints(guest);
@@ -77,7 +77,7 @@ impl FreePageHinting {
         self.release();
     }
 
-    /// The map was the migrator's, and is nobody's now.
+    /// Releases the map, which was the migrator's.
     pub(super) fn release(&mut self) {
         self.map = None;
         self.holder = HintHolder::Nobody;
@@ -93,7 +93,7 @@ impl FreePageHinting {
     }
 }
 
-/// Whether the driver can be asked for hints, and its answer be used.
+/// Whether the driver can be asked for hints, and its answer would be useful.
 fn ask_driver(guest: &Guest) -> Result<(), Refusal> {
     let Some(ring) = guest.ring(QueueRole::FreePageHint) else {
         return Err(if guest.has(feature::FREE_PAGE_HINT) {

@@ -29,15 +29,15 @@ use crate::virtqueue::ring::MAX_QUEUE_SIZE;
 pub struct FreePageHinting {
     pub(super) state: Hinting,
     pub(super) latency: HintLatency,
-    /// The agent, the other source of hints besides the driver.
+    /// The agent, which is a source of hints besides the driver.
     pub(super) agent: Agent,
-    /// Whose the map is.
+    /// Who holds the map.
     pub(super) holder: HintHolder,
     /// The last round that a person started.
     pub(super) round: PersonRound,
     pub(super) map: Option<Arc<HintMap<SharedMap>>>,
     pub(super) position: QueuePosition,
-    /// The hint queue has run since the front end came.
+    /// Whether the hint queue has run since the front end connected.
     pub(super) queue_seen: bool,
     pub(super) trace: Trace,
 }
@@ -58,13 +58,13 @@ impl Default for FreePageHinting {
     }
 }
 
-/// Where the command ids of this device begin. What a guest had queued for a device that died, or its agent had
-/// sent, carries an id of that one's; the new one must not use it again.
+/// The first command id of this device. Hints that a guest has queued for a device that died, and maps that its agent
+/// has sent, carry that device's ids. The new device must not use such an id again.
 fn seed() -> u32 {
     let mut bytes = [0; 4];
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK) {
         Ok(4) => u32::from_le_bytes(bytes),
-        // So early in the life of a machine no other device of its kind has died.
+        // No random numbers this early after boot, so no other device has died on this machine.
         _ => 0,
     }
 }
@@ -75,7 +75,7 @@ impl FreePageHinting {
         self.trace = trace;
     }
 
-    /// What the guest is to read in `free_page_hint_cmd_id`.
+    /// What the guest shall read in `free_page_hint_cmd_id`.
     pub fn command(&self) -> Command {
         self.state.command()
     }
@@ -90,12 +90,12 @@ impl FreePageHinting {
         &self.latency
     }
 
-    /// The map of what has been hinted, to be read without the device's lock.
+    /// The map of hinted pages. It can be read without the device's lock.
     pub fn map(&self) -> Option<Arc<HintMap<SharedMap>>> {
         self.map.clone()
     }
 
-    /// How far the guest is, driver and agent together.
+    /// How far the guest is, driver and agent taken together.
     pub fn phase(&self) -> HintPhase {
         match (self.state.phase(), self.agent.phase()) {
             (driver @ (HintPhase::Closed | HintPhase::Done), _) => driver,
@@ -105,7 +105,7 @@ impl FreePageHinting {
         }
     }
 
-    /// Takes what the guest has queued on the hint queue up to now.
+    /// Takes the hints that the guest has queued up to now.
     pub fn take_hints(&mut self, guest: &Guest) {
         let Some((ring, memory)) = guest.queue(QueueRole::FreePageHint) else {
             return;
@@ -134,13 +134,13 @@ impl FreePageHinting {
         self.publish_phase();
     }
 
-    /// The hint queue is being stopped. What is queued there stays: no hint is needed.
+    /// The hint queue is being stopped. Queued hints stay in the queue: none is needed.
     pub fn queue_stops(&mut self) {
         self.position.stop();
     }
 
-    /// The hint queue has been started. A front end that starts one which has been used before has a guest that may hold
-    /// pages which it hinted to a device that is gone, and nobody else tells it to take them back.
+    /// The hint queue has been started. If it was used before, the guest may hold pages that it hinted to a device that
+    /// is gone. Nobody else tells the guest to take them back.
     pub fn queue_starts(&mut self, guest: &mut Guest) {
         if std::mem::replace(&mut self.queue_seen, true) || self.state.epoch() != 0 {
             return;
@@ -162,7 +162,7 @@ impl FreePageHinting {
         self.state.restore(last);
     }
 
-    /// The agent does not tell all of the open epoch's free pages: the driver is asked, if it was kept for that.
+    /// The agent does not report all free pages of the open epoch. Asks the driver, if it is in reserve.
     pub(super) fn call_driver(&mut self, guest: &mut Guest) {
         if self.state.call_driver() && !guest.tell() {
             self.state.without_driver();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! For whom the guest hints: a migrator, a person, or nobody.
 //!
-//! A migrator takes precedence. While it holds the hints, no person's round can start. A round that is under way when
-//! the migrator comes is ended: the guest is told to take its pages back, and the state says why.
+//! A migrator takes precedence. While it holds the hints, no person's round can start. When a migrator comes, a
+//! person's round ends: the guest is told to take its pages back, and the state says why.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::memory::shared_map::{self, SharedMap, SharedMapError};
 use crate::virtqueue::position::QueuePosition;
 
 impl FreePageHinting {
-    /// Uses the migrator's hint `map`, if it could be opened, instead of any before. Ends a round for a person.
+    /// Uses the migrator's hint `map` from now on, if it could be opened. Ends a person's round.
     ///
     /// # Errors
     /// [`Refusal::EpochOpen`] while the migrator has an epoch open, [`Refusal::HintMap`] for a map that could not be
@@ -40,7 +40,7 @@ impl FreePageHinting {
         Ok(())
     }
 
-    /// The migrator has gone. If it has `hinted` and has not said Done since, the device does so for it.
+    /// The migrator has gone. If it has `hinted` and has not sent Done since, the device acts as if it had.
     pub fn migrator_gone(&mut self, guest: &mut Guest, hinted: bool) {
         if hinted {
             self.done(guest);
@@ -65,7 +65,7 @@ impl FreePageHinting {
             Refusal::Resources
         })?;
         let before = self.map.replace(Arc::new(map));
-        // Only migrators use the numbers of epochs; for a person any number will do.
+        // Only migrators use numbers of epochs. For a person any number will do.
         if let Err(refusal) = self.open(guest, self.state.status().epochs + 1) {
             self.map = before;
             return Err(refusal);
@@ -90,12 +90,12 @@ impl FreePageHinting {
         }
     }
 
-    /// Ends rounds of a person after `limit` from the next one on, or never.
+    /// Sets the time limit of a person's rounds, from the next one on; `None` for no limit.
     pub fn set_round_limit(&mut self, limit: Option<Duration>) {
         self.round.set_limit(limit);
     }
 
-    /// Ends a person's round if its time is over; when to look again, if one is open.
+    /// Ends a person's round if its time is over. Returns when to check again, if a round is open.
     pub fn end_overdue_round(&mut self, guest: &mut Guest, now: Instant) -> Option<Instant> {
         let open = self.holder == HintHolder::Person && self.state.epoch() != 0;
         let until = self.round.until.filter(|_| open)?;
@@ -109,8 +109,8 @@ impl FreePageHinting {
         None
     }
 
-    /// Ends a person's round, if there is one, and tells the guest. Its last hints are taken. Returns whether there was
-    /// one.
+    /// Ends a person's round, if there is one, and tells the guest. Takes its last hints. Returns whether there was a
+    /// round.
     pub fn end_round(&mut self, guest: &mut Guest, why: RoundEnd) -> bool {
         let epoch = self.state.epoch();
         if self.holder != HintHolder::Person || epoch == 0 {
@@ -132,7 +132,7 @@ impl FreePageHinting {
         true
     }
 
-    /// How far the guest is, and for whom.
+    /// How far the guest is, and for whom it hints.
     pub fn hint_state(&self) -> HintState {
         let open = self.state.report();
         let round = if open.epoch == 0 {
@@ -164,8 +164,8 @@ impl FreePageHinting {
         }
     }
 
-    /// The driver that answered has gone. The next one may have read the command id already: it is told that the
-    /// person's round is over; a migrator will say so itself.
+    /// The driver that answered has gone. The next one may already have read the command id, so it is told that a
+    /// person's round is over. A migrator sends that itself.
     fn end_answered_round(&mut self, guest: &mut Guest) {
         if self.end_round(guest, RoundEnd::Reset) {
             self.state.done();

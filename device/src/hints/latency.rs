@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How long hints take.
 //!
-//! Two times are kept since the device started: from the opening of an epoch to the moment at which a hint of the
-//! guest's driver is in the map (its *age*), and how long the device takes for all that one look at the hint queue
-//! finds (a *batch*). The clock is read twice a batch, not for every hint.
+//! Two times are recorded since the device's start: the *age* of each hint of the guest's driver, which is the time
+//! from the opening of the epoch until the hint is in the map; and the time of each *batch*, which is all that one look
+//! at the hint queue finds. The clock is read twice for a batch, not for every hint.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-/// Times above this count as this.
+/// Longer times count as this.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Digits of a time that are kept.
+/// Significant digits that are kept of a time.
 const DIGITS: u8 = 2;
 
 /// Histograms of both times.
@@ -38,7 +38,7 @@ impl HintLatency {
         self.opened = Some(now);
     }
 
-    /// A batch of so many `hints`, begun at `begin`, has been taken by `end`.
+    /// A batch of `hints` hints was taken between `begin` and `end`.
     pub(crate) fn batch(&mut self, begin: Instant, end: Instant, hints: u64) {
         if hints == 0 {
             return;
@@ -49,12 +49,12 @@ impl HintLatency {
         }
     }
 
-    /// From the opening of the epoch to each hint in the map.
+    /// The ages of the hints.
     pub fn ages(&self) -> &Times {
         &self.ages
     }
 
-    /// For each batch of hints.
+    /// The times of the batches.
     pub fn batches(&self) -> &Times {
         &self.batches
     }
@@ -74,17 +74,17 @@ impl Times {
         self.0.saturating_record_n(nanoseconds(time), count);
     }
 
-    /// How many there are.
+    /// How many times were recorded.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The time that the part `quantile` (0 to 1) of them does not exceed; 0 if there are none.
+    /// The time that the part `quantile` (0 to 1) of all times does not exceed; 0 without times.
     pub fn quantile(&self, quantile: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(quantile))
     }
 
-    /// The longest.
+    /// The longest time.
     pub fn longest(&self) -> Duration {
         Duration::from_nanos(self.0.max())
     }

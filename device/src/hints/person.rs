@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A round of hints that a person has started: no migration asked for it, and its map is the device's own.
+//! A round of hints that a person has started. No migration asked for it, and its map belongs to the device.
 
 use std::time::{Duration, Instant};
 
 use spec::control::{EpochReport, RoundEnd};
 
-/// How long a round lasts by default. Meanwhile the guest is without its free memory, and the client that started the
-/// round may have been killed.
+/// How long a round lasts by default. The guest is without its free memory in this time, and the client that started
+/// the round may have been killed.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(60);
 
-/// The round that a person has started last, and how long the next ones may last.
+/// The last round that a person has started, and the time limit of the next ones.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PersonRound {
     limit: Option<Duration>,
-    /// When it is ended if nobody has.
+    /// When the round is ended, unless that happens earlier.
     pub(super) until: Option<Instant>,
     pub(super) ended: RoundEnd,
     /// Its results.
@@ -21,7 +21,7 @@ pub(super) struct PersonRound {
 }
 
 impl PersonRound {
-    /// There was no round yet.
+    /// No round yet.
     pub(super) fn none() -> Self {
         Self {
             limit: Some(ROUND_LIMIT),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! From the hint queue's descriptor chains to bits of the map.
 //!
-//! A readable part of a chain is a command, each writable descriptor is a hint of its own. The buffers of
-//! hints are never touched: neither read nor written, so neither faulted in nor logged as dirty.
+//! A readable part of a chain is a command; each writable descriptor is a hint. The device neither reads nor writes the
+//! buffers of hints, so they are neither faulted in nor logged as dirty.
 
 use std::ops::Deref;
 
@@ -18,7 +18,7 @@ use crate::hints::state_machine::{Hinting, Rejection};
 use crate::trace::Trace;
 use crate::virtqueue::budget::DescriptorBudget;
 
-/// Takes what one pass over the hint queue finds.
+/// Takes the commands and hints of one pass over the hint queue.
 #[derive(Debug)]
 pub struct HintSink<'a, W> {
     hinting: &'a mut Hinting,
@@ -47,7 +47,7 @@ impl<'a, W: Words> HintSink<'a, W> {
         }
     }
 
-    /// The same, recording every hint in `trace`.
+    /// Records every hint in `trace`, too.
     pub fn recorded(self, trace: &'a Trace) -> Self {
         Self {
             trace: Some(trace),
@@ -55,7 +55,7 @@ impl<'a, W: Words> HintSink<'a, W> {
         }
     }
 
-    /// Takes one chain: commands and hints in the order they have in it.
+    /// Takes one chain: its commands and hints in order.
     pub fn chain<M>(&mut self, chain: DescriptorChain<M>)
     where
         M: Deref,
@@ -74,7 +74,7 @@ impl<'a, W: Words> HintSink<'a, W> {
                 }
                 self.hint(descriptor.addr().0, u64::from(descriptor.len()));
             } else if hints_have_begun {
-                // What the device reads comes first in every legal chain.
+                // In every legal chain, device-readable descriptors come first.
                 has_end = false;
                 break;
             } else {
@@ -134,7 +134,7 @@ impl<'a, W: Words> HintSink<'a, W> {
     }
 }
 
-/// The readable part of a chain. A driver may spread it over descriptors as it likes.
+/// The readable part of a chain. A driver may spread it over several descriptors.
 #[derive(Default)]
 struct CommandBuffer {
     present: bool,
@@ -149,7 +149,7 @@ impl CommandBuffer {
         self.length = self.length.saturating_add(u64::from(descriptor.len()));
         let part = &mut self.bytes[at..self.length.min(4) as usize];
         if memory.read_slice(part, descriptor.addr()).is_err() {
-            // What cannot be read is of no size that a command has.
+            // An unreadable command gets a size that no command has.
             self.length = u64::MAX;
         }
     }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a count of every page by hand.
+        /// Compared with a count of every page by hand.
         #[test]
         fn exactly_the_whole_pages_inside_guest_memory_are_marked(
             low in 1u64..60, hole in 1u64..40, high in 1u64..200,

@@ -6,17 +6,17 @@
 //! Closed ────────► Requested ───────────────────► Running ──────────────────────► Finished
 //!    ▲                 │                             │                               │
 //!    └─────────────────┴──────── close, reset ───────┴───────────────────────────────┘
-//! Done: by the migrator's word or its disappearance, from any state; the next epoch leaves it.
+//! Done: when the migrator says so or disappears, from any state. The next epoch leaves it.
 //! ```
 //!
-//! Hints count only while [`HintPhase::Running`]. It is entered only from `Requested` and only with
-//! the current id, so that an old id that is played again starts nothing. No I/O happens here.
+//! Hints count only while [`HintPhase::Running`]. That is entered only from `Requested` and only with the current id,
+//! so a replayed id starts nothing. No I/O happens here.
 
 use spec::balloon::{Command, CommandId};
 use spec::control::{DeviceStatus, EpochReport, Refusal};
 use spec::hint_map::HintPhase;
 
-/// Why nothing of a hint buffer could be used.
+/// Why a hint buffer was useless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// Length 0.
@@ -34,9 +34,9 @@ pub struct Hinting {
     command_id: CommandId,
     phase: HintPhase,
     driver: Driver,
-    /// Of the open epoch; its number is 0 if none is open.
+    /// The report of the open epoch; its number is 0 if none is open.
     report: EpochReport,
-    /// Since the device started. `phase`, `epoch` and what is the device's are filled in on demand.
+    /// The totals since the device's start. `phase`, `epoch` and the device's own fields are filled in on demand.
     totals: DeviceStatus,
 }
 
@@ -45,9 +45,9 @@ pub struct Hinting {
 enum Driver {
     /// It is asked for its hints.
     Asked,
-    /// Nothing: another source tells what is free. It may yet be asked.
+    /// It is not asked, because another source reports free pages. It may still be asked later.
     InReserve,
-    /// Nothing.
+    /// It is not asked.
     Spared,
 }
 
@@ -58,7 +58,7 @@ impl Default for Hinting {
 }
 
 impl Hinting {
-    /// A device that goes on from `last_id`.
+    /// A device that goes on after `last_id`.
     pub fn after(last_id: CommandId) -> Self {
         Self {
             command_id: last_id,
@@ -79,7 +79,7 @@ impl Hinting {
         self.report.epoch
     }
 
-    /// What the open epoch has brought so far.
+    /// The results of the open epoch so far.
     pub fn report(&self) -> &EpochReport {
         &self.report
     }
@@ -89,8 +89,8 @@ impl Hinting {
         self.command_id
     }
 
-    /// What the guest is to read in `free_page_hint_cmd_id`. The id stands until the epoch is closed:
-    /// a guest that finds STOP while it is hinting would end its round early.
+    /// What the guest shall read in `free_page_hint_cmd_id`. The id stays until the epoch is closed, because a guest
+    /// that reads STOP while it hints ends its round early.
     pub fn command(&self) -> Command {
         match self.phase {
             HintPhase::Closed => Command::Stop,
@@ -134,10 +134,10 @@ impl Hinting {
         Ok(self.command_id)
     }
 
-    /// Closes `epoch` and says what it brought.
+    /// Closes `epoch` and returns its results.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchEpoch`] if it is not the open one.
+    /// [`Refusal::NoSuchEpoch`] if `epoch` is not open.
     pub fn close(&mut self, epoch: u64) -> Result<EpochReport, Refusal> {
         if epoch == 0 || epoch != self.report.epoch {
             return Err(Refusal::NoSuchEpoch);
@@ -150,8 +150,8 @@ impl Hinting {
         Ok(report)
     }
 
-    /// Ends the epoch that has just been opened, as nobody could be asked for hints. `before` is the phase in which it
-    /// was opened: a guest that may not have read DONE yet still has to. The epoch's id is not used again.
+    /// Ends the epoch that has just been opened, because nobody could be asked for hints. `before` is the phase in
+    /// which it was opened: a guest that may not have read DONE yet still has to. The epoch's id is not used again.
     pub fn withdraw(&mut self, before: HintPhase) {
         self.report = EpochReport::default();
         self.phase = match before {
@@ -166,14 +166,14 @@ impl Hinting {
         self.phase = HintPhase::Done;
     }
 
-    /// The guest's driver has gone or starts anew. An epoch stays open, for the migrator to close, but
-    /// nothing more comes in it.
+    /// The guest's driver has gone or starts again. An open epoch stays open until the migrator closes it, but no more
+    /// hints count in it.
     pub fn reset(&mut self) {
         self.phase = HintPhase::Closed;
     }
 
-    /// Goes on from a device that migrated here: it has used ids up to `last_id`, and its guest may
-    /// hold hinted pages, so it is told to take them back.
+    /// Goes on after a device that migrated here and has used ids up to `last_id`. Its guest may hold hinted pages, so
+    /// it is told DONE.
     pub fn restore(&mut self, last_id: CommandId) {
         self.command_id = last_id;
         self.done();
@@ -198,7 +198,7 @@ impl Hinting {
         }
     }
 
-    /// Whether a hint buffer counts now. If not, it is counted as stale.
+    /// Whether a hint counts now. If not, it is counted as stale.
     pub fn takes_hint(&mut self) -> bool {
         let running = self.phase == HintPhase::Running;
         if !running {
@@ -207,7 +207,7 @@ impl Hinting {
         running
     }
 
-    /// A hint buffer was used: `added` pages of it are new, and some of it lay outside if `cut`.
+    /// A hint was used: `added` of its pages are new. `cut` says whether a part of it lay outside of memory.
     pub fn hinted(&mut self, added: u64, cut: bool) {
         self.report.hints += 1;
         self.report.pages += added;
@@ -216,7 +216,7 @@ impl Hinting {
         self.totals.out_of_range += u64::from(cut);
     }
 
-    /// A map of the guest's agent was used: `added` pages of it are new.
+    /// A map of the guest's agent was used: `added` of its pages are new.
     pub fn told_by_agent(&mut self, added: u64) {
         self.report.pages += added;
         self.report.agent_pages += added;
@@ -224,13 +224,13 @@ impl Hinting {
         self.totals.agent_pages += added;
     }
 
-    /// A hint, or a map of the guest's agent, came when none was wanted.
+    /// A hint, or a map of the agent, came when none was wanted.
     pub fn stale(&mut self) {
         self.report.stale += 1;
         self.totals.stale += 1;
     }
 
-    /// The driver cannot be asked in this epoch, or is not to be.
+    /// The driver cannot or must not be asked in this epoch.
     pub fn without_driver(&mut self) {
         self.phase = HintPhase::Finished;
         self.driver = Driver::Spared;
@@ -242,7 +242,7 @@ impl Hinting {
         self.driver = Driver::InReserve;
     }
 
-    /// Asks the driver if it was kept for this epoch, and has not gone meanwhile. Returns whether it was.
+    /// Asks the driver if it is in reserve for this epoch, and has not gone meanwhile. Returns whether it is asked.
     pub fn call_driver(&mut self) -> bool {
         let kept = self.phase == HintPhase::Finished && self.driver == Driver::InReserve;
         if kept {
@@ -252,7 +252,7 @@ impl Hinting {
         kept
     }
 
-    /// Nothing of a hint buffer could be used.
+    /// A hint was useless.
     pub fn rejected(&mut self, why: Rejection) {
         self.report.rejected += 1;
         match why {

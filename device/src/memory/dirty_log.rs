@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which pages of guest memory the device has written: the front end's dirty log.
 //!
-//! The log is one bit a 4 KiB page, from guest-physical 0, in a file of the front end
-//! (`VHOST_USER_SET_LOG_BASE`). Two switches turn logging on and off while rings run:
-//! - `VHOST_F_LOG_ALL` among the features: every write to guest memory. [`LogBitmap`] is how guest memory tells
-//!   of its writes, that of regions which are plugged in later too.
-//! - `VHOST_VRING_F_LOG` of a ring's addresses: what is written to its used ring, at an address of the front
-//!   end's choice. The ring tells of them itself, see [`Ring::log_used`](crate::virtqueue::ring::Ring::log_used).
+//! The log has one bit for each 4 KiB page, from guest-physical 0, in a file of the front end
+//! (`VHOST_USER_SET_LOG_BASE`). Two flags switch logging on and off while rings run:
+//! - `VHOST_F_LOG_ALL` among the features: every write to guest memory is logged. Guest memory reports its writes
+//!   through [`LogBitmap`], also in regions that are plugged in later.
+//! - `VHOST_VRING_F_LOG` among the flags of a ring's addresses: writes to its used ring are logged, at an address that
+//!   the front end chooses. The ring reports them itself, see
+//!   [`Ring::log_used`](crate::virtqueue::ring::Ring::log_used).
 
 use std::fs::File;
 use std::io;
@@ -24,7 +25,7 @@ use vm_memory::{FileOffset, GuestMemoryRegion, MmapRegion, VolatileMemory};
 use crate::memory::lent_file::refuse_unfit;
 use crate::memory::sigbus::{Guard, Share};
 
-/// Bytes of a page in the log, whatever pages the host has (`VHOST_LOG_PAGE`).
+/// Bytes of a page in the log, whatever the host's page size (`VHOST_LOG_PAGE`).
 const PAGE: u64 = 4096;
 
 /// The log of one front end, and whether it is in use.
@@ -35,12 +36,12 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// Logs to `file` from now on, instead of any before.
+    /// Logs to `file` from now on.
     pub fn set_file(&self, file: LogFile) {
         *self.file.write() = Some(file);
     }
 
-    /// Logs every write to guest memory from now on, or only those to used rings that ask for it.
+    /// From now on, logs every write to guest memory, or only writes to the used rings that ask for it.
     pub fn log_every_write(&self, on: bool) {
         self.every_write.store(on, Ordering::Release);
     }
@@ -56,14 +57,14 @@ impl DirtyLog {
         self.every_write.load(Ordering::Acquire)
     }
 
-    /// Whether memory up to guest-physical `end` can be logged. Without a log file nothing is missed: the
-    /// front end does not look.
+    /// Whether memory up to guest-physical `end` can be logged. Without a log file the answer is yes, because the front
+    /// end does not read a log.
     pub fn reaches(&self, end: u64) -> bool {
         let file = self.file.read();
         file.as_ref().is_none_or(|file| file.reaches(end))
     }
 
-    /// The `length` bytes at guest-physical `address` have been written.
+    /// Notes that the `length` bytes at guest-physical `address` have been written.
     pub fn mark(&self, address: u64, length: u64) {
         let file = self.file.read();
         if let Some(file) = file.as_ref() {
@@ -81,7 +82,7 @@ impl DirtyLog {
 /// The front end's log file, mapped.
 #[derive(Debug)]
 pub struct LogFile {
-    // Goes first: see `Guard`.
+    // Dropped first: see `Guard`.
     guard: Guard,
     map: MmapRegion,
 }
@@ -108,7 +109,7 @@ impl LogFile {
         })
     }
 
-    /// Whether it has a bit for every page below guest-physical `end`.
+    /// Whether the file has a bit for every page below guest-physical `end`.
     pub fn reaches(&self, end: u64) -> bool {
         end.div_ceil(PAGE).div_ceil(8) <= self.map.size() as u64
     }
@@ -125,8 +126,8 @@ impl LogFile {
             let Some(at) = word.checked_mul(8).filter(|at| *at < self.map.size()) else {
                 return;
             };
-            // The bytes of the log are in ascending order of pages. A fence for the write that is logged, too:
-            // it must be seen by whoever sees the bit.
+            // The bytes of the log are in ascending order of pages. The fence orders the logged write before the bit:
+            // whoever sees the bit must see the write.
             match self.map.get_atomic_ref::<AtomicU64>(at) {
                 Ok(word) => {
                     word.fetch_or(mask.to_le(), Ordering::SeqCst);
@@ -136,7 +137,7 @@ impl LogFile {
         }
     }
 
-    /// The last bytes of a log that does not end with a whole word.
+    /// Marks pages in the last bytes of a log whose length is not a multiple of a word.
     fn mark_bytes(&self, at: usize, mask: u64) {
         for (byte, bits) in mask.to_le_bytes().into_iter().enumerate() {
             if let Ok(byte) = self.map.get_atomic_ref::<AtomicU8>(at + byte) {
@@ -146,15 +147,15 @@ impl LogFile {
     }
 }
 
-/// What guest memory tells of its writes. One that belongs to no region yet tells nobody.
+/// The part of guest memory that reports its writes. If it belongs to no region yet, it reports nothing.
 #[derive(Clone, Debug, Default)]
 pub struct LogBitmap {
     region: Arc<OnceLock<LoggedRegion>>,
-    /// Where the part of the region starts that this speaks of.
+    /// The offset in the region at which this part begins.
     offset: u64,
 }
 
-/// A region of guest memory: where it lies, and the log that hears of its writes.
+/// A region of guest memory: where it lies, and the log of its writes.
 #[derive(Debug)]
 struct LoggedRegion {
     log: Arc<DirtyLog>,
@@ -162,8 +163,8 @@ struct LoggedRegion {
 }
 
 impl LogBitmap {
-    /// Tells `log` of writes from now on, as those of a region at guest-physical `start`. Only the first call
-    /// counts: a region does not move.
+    /// Reports writes to `log` from now on, as those of a region at guest-physical `start`. Only the first call counts,
+    /// because a region does not move.
     pub fn belongs_to(&self, log: &Arc<DirtyLog>, start: u64) {
         self.region.get_or_init(|| LoggedRegion {
             log: Arc::clone(log),
@@ -183,7 +184,7 @@ impl Bitmap for LogBitmap {
         }
     }
 
-    /// The front end takes bits away at any time, so there is nothing to say.
+    /// Unknown, because the front end clears bits at any time.
     fn dirty_at(&self, _offset: usize) -> bool {
         false
     }
@@ -216,7 +217,7 @@ impl BitmapReplace for LogBitmap {
     }
 }
 
-/// What the crate would make of a log file if it got one.
+/// The type of a log file that the crate would make. It never gets one.
 #[derive(Debug)]
 pub enum Unused {}
 
@@ -307,7 +308,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against every page by hand, in logs that end within a word too.
+        /// Compared with every page by hand, in logs that may end within a word.
         #[test]
         fn exactly_the_pages_that_were_touched_are_marked(
             size in 1u64..40, writes in proptest::collection::vec((0u64..400 * PAGE, 0u64..80 * PAGE), 1..5),

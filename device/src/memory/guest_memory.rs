@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory as the front end lends it: regions of files, which come and go while rings run.
 //!
-//! A change happens all at once and under the balloon's lock, so nobody is in the middle of an access: what is
-//! plugged in is logged, guarded and known to the device from the next access on; what is taken away is unmapped
-//! when the front end gets its answer. For that the device has the memory of the last change to itself: what the
-//! crate's rings see has changed before the device is told.
+//! A change is made as a whole and under the balloon's lock, so no access is under way. Memory that is plugged in is
+//! logged, guarded and known to the device from the next access on. Memory that is removed is unmapped before the front
+//! end gets its answer. That works because at that time only the device still has the old memory: the crate changes
+//! what its rings see before it tells the device.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,7 +17,7 @@ use vm_memory::{
 use crate::memory::dirty_log::{DirtyLog, LogBitmap};
 use crate::memory::sigbus::{Guard, Share};
 
-/// The most regions that a front end may lend: what the vhost-user crate says.
+/// The most regions that a front end may lend: the vhost-user crate's limit.
 pub const MAX_REGIONS: usize = 509;
 
 /// Guest memory whose writes go to the vhost-user dirty log.
@@ -28,7 +28,7 @@ pub type MemoryGuard = GuestMemoryLoadGuard<GuestMemoryMmap<LogBitmap>>;
 /// The memory that the front end lends now.
 #[derive(Debug)]
 pub struct LentMemory {
-    // Goes first: see `Guard`.
+    // Dropped first: see `Guard`.
     guards: Vec<Guarded>,
     memory: Arc<GuestMemoryMmap<LogBitmap>>,
     share: Share,
@@ -42,7 +42,7 @@ struct Guarded {
 }
 
 impl LentMemory {
-    /// None yet. Its guards are of `share`, which must have room for the regions before and after a change.
+    /// No memory yet. Guards are taken from `share`, which must have room for the regions before and after a change.
     pub fn new(share: Share) -> Self {
         Self {
             guards: Vec::new(),
@@ -51,8 +51,8 @@ impl LentMemory {
         }
     }
 
-    /// It is `memory` from now on. Its writes go to `log`; `wake` is called if a region disappears. Returns what
-    /// the device is to use; the memory before is unmapped when nobody uses it any more.
+    /// Changes guest memory to `memory`. Its writes go to `log`; `wake` is called if a region disappears. Returns the
+    /// memory for the device to use. The old memory is unmapped when nobody uses it any more.
     ///
     /// # Errors
     /// If a region cannot be guarded; nothing has changed then.
@@ -62,7 +62,7 @@ impl LentMemory {
         log: &Arc<DirtyLog>,
         wake: BorrowedFd<'_>,
     ) -> io::Result<Memory> {
-        // A region that stays keeps its guard, which may have something to say.
+        // A region that stays keeps its guard, which may already have a fault to report.
         let mut added = Vec::new();
         for region in memory.iter() {
             let (start, length) = (region.as_ptr() as usize, region.size());
@@ -83,7 +83,7 @@ impl LentMemory {
                 .iter()
                 .any(|region| guarded.is_at(region.as_ptr() as usize, region.size()))
         };
-        // First the guards of what goes, then the memory.
+        // First the guards of the removed regions, then their memory.
         self.guards.retain(stays);
         self.guards.append(&mut added);
         for region in memory.iter() {

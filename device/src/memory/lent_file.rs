@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Files of another process: what they are, before the device maps, reads or writes them.
+//! Checks files of another process before the device maps, reads or writes them.
 //!
-//! A file system may be a program of that process (FUSE) or another machine (NFS). If it does not answer, the
-//! thread that asked hangs, and may not even end with its process. So nothing here asks one: the kernel knows by
-//! itself that a file is memory, and `statx` can be told not to refresh what it knows.
+//! A file system may be a program of that process (FUSE) or another machine (NFS). If it does not answer, the thread
+//! that asked hangs, and may not even end with its process. So nothing here asks a file system. The kernel itself knows
+//! which files are memory, and `statx` can be told not to refresh what the kernel knows.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 /// `f_type` of FUSE, which has block devices, too.
 const FUSE: u64 = 0x6573_5546;
 
-/// What can be mapped.
+/// The kinds of files that can be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// memfd, tmpfs or hugetlbfs.
@@ -29,25 +29,24 @@ enum Kind {
     Device,
 }
 
-/// Refuses to map `size` bytes of `file` from `offset` on, as guest memory or as a dirty log, if an access to them
-/// may hang, or if the file does not have them: an access beyond a file's end raises a signal. A device has no
-/// length to compare with.
+/// Refuses to map `size` bytes of `file` from `offset` on, as guest memory or as a dirty log, if an access may hang, or
+/// if the file is too short: an access beyond a file's end raises a signal. A device has no length to check.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`], with the reason.
 pub fn refuse_unfit(file: impl AsFd, offset: u64, size: u64) -> io::Result<()> {
     let end = offset.checked_add(size);
     let end = end.filter(|end| size != 0 && *end <= i64::MAX as u64);
-    let end = end.ok_or_else(|| refused("a file range that cannot be"))?;
+    let end = end.ok_or_else(|| refused("an impossible range of a file"))?;
     let kind = kind(&file)?;
     if kind != Kind::Device && end > length(&file)? {
-        return Err(refused("a file range beyond the file's end"));
+        return Err(refused("the range ends beyond the file's end"));
     }
     // The kernel maps huge pages whole, whatever the length, and would neither unmap nor replace a part of one.
     if let Some(page) = huge_page(&file, kind)?
         && !(offset.is_multiple_of(page) && size.is_multiple_of(page))
     {
-        return Err(refused("a part of a huge page: lend whole ones"));
+        return Err(refused("a part of a huge page: lend whole huge pages"));
     }
     Ok(())
 }
@@ -68,13 +67,13 @@ fn length(file: impl AsFd) -> io::Result<u64> {
 
 /// Whether `file` is an eventfd that can be written.
 pub fn is_eventfd(file: impl AsFd) -> bool {
-    // It lies in no folder, so it has no type, as many others; but of these only it takes eight bytes. It adds them to
-    // its counter: nothing.
+    // An eventfd is in no folder, so it has no type. Many others have none either, but of these only an eventfd accepts
+    // eight bytes. They add 0 to its counter.
     file_type(&file) == Ok(FileType::Unknown)
         && rustix::io::write(file, &0u64.to_ne_bytes()) == Ok(8)
 }
 
-/// The type of `file`, as far as the kernel knows it by itself.
+/// The type of `file`, if the kernel itself knows it.
 ///
 /// # Errors
 /// If the kernel does not know the file.
@@ -99,18 +98,18 @@ fn kind(file: impl AsFd) -> io::Result<Kind> {
         FileType::RegularFile if known.stx_dev_major == 0 => Err(hangs()),
         FileType::RegularFile if type_of_system(&file)? == FUSE => Err(hangs()),
         FileType::RegularFile => Ok(Kind::Disk),
-        // Of a file that is another user's FUSE the kernel says only the file system.
+        // For a file in another user's FUSE the kernel only names the file system.
         _ if known.stx_mode == 0 && known.stx_dev_major == 0 => Err(hangs()),
         _ => Err(refused("not a file that can be memory")),
     }
 }
 
-/// The seals of `file`: only files in memory have any, and the kernel looks at nothing else to say so.
+/// The seals of `file`. Only files in memory have any, and the kernel asks no file system for them.
 fn seals(file: impl AsFd) -> Option<SealFlags> {
     fcntl_get_seals(file).ok()
 }
 
-/// Bytes of a page of `file`, if it has huge ones.
+/// The size of the huge pages of `file`, if it has huge pages.
 fn huge_page(file: impl AsFd, kind: Kind) -> io::Result<Option<u64>> {
     if kind != Kind::Memory {
         return Ok(None);
@@ -120,11 +119,11 @@ fn huge_page(file: impl AsFd, kind: Kind) -> io::Result<Option<u64>> {
 }
 
 fn type_of_system(file: impl AsFd) -> io::Result<u64> {
-    // In 32 bits, whatever the type of the field.
+    // In 32 bits, whatever the field's type is.
     Ok(fstatfs(file)?.f_type as u64 & u64::from(u32::MAX))
 }
 
-/// What the kernel knows of `file` without asking its file system.
+/// What the kernel knows about `file` without asking its file system.
 fn known(file: impl AsFd) -> Result<Statx, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     statx(file, c"", flags, StatxFlags::empty())
@@ -143,7 +142,7 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
 
-    /// `None` where the kernel has no huge pages to give.
+    /// `None` if the kernel has no huge pages to give.
     fn memfd(flags: MemfdFlags, bytes: u64) -> Option<File> {
         let file = memfd_create("lent", MemfdFlags::CLOEXEC | flags).ok()?;
         let file = File::from(file);

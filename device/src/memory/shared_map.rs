@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The memory of a hint map: the migrator's file, mapped, or the device's own.
+//! The memory of a hint map: the migrator's mapped file, or the device's own memory.
 
 use std::fs::File;
 use std::io;
@@ -14,22 +14,22 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use crate::memory::lent_file::is_plain_memory;
 use crate::memory::sigbus::{Guard, Share};
 
-/// Pages of the largest guest that a person can ask for hints: 16 TiB, for which a map takes 1 GiB at most. A front
-/// end can lend a file of any size.
+/// The most pages of a guest that a person can ask for hints: 16 TiB, for which a map takes at most 1 GiB. A front end
+/// can lend a file of any size.
 pub const MOST_PRIVATE_PAGES: u64 = 1 << 32;
 
-/// Memory shared with the migrator or our own, as atomic words.
+/// Memory that is shared with the migrator, or the device's own, as atomic words.
 #[derive(Debug)]
 pub struct SharedMap {
-    // Goes first: see `Guard`. Where nobody else can change the memory, there is none.
+    // Dropped first: see `Guard`. There is none if nobody else can change the memory.
     _guard: Option<Guard>,
     memory: MmapRegion,
 }
 
-/// A file that cannot serve as hint map.
+/// Why a file cannot be a hint map.
 #[derive(Debug, thiserror::Error)]
 pub enum SharedMapError {
-    /// The file's kind, size or seals cannot be read, or its mapping not be guarded.
+    /// The file's kind, size or seals cannot be read, or its mapping cannot be guarded.
     #[error("cannot examine the hint map's file: {0}")]
     Examine(#[from] io::Error),
     /// The file is shorter than the migrator said.
@@ -40,16 +40,16 @@ pub enum SharedMapError {
         /// Bytes announced.
         claimed: u64,
     },
-    /// The file could shrink later, and an access to it would then find nothing.
+    /// The file could shrink later, and an access would then fail.
     #[error("the hint map's file is not sealed against shrinking")]
     NotSealed,
-    /// The file is not a memory file, or has huge pages, of which the host may have none left when one is touched.
+    /// The file is not a memory file, or has huge pages, which the host may not have when one is touched.
     #[error("the hint map's file is not a memfd with pages of the usual size")]
     Kind,
     /// The file cannot be mapped.
     #[error("cannot map the hint map: {0}")]
     Map(#[from] MmapRegionError),
-    /// What the file contains is not a hint map.
+    /// The content of the file is not a hint map.
     #[error(transparent)]
     Layout(#[from] HintMapError),
 }
@@ -57,9 +57,9 @@ pub enum SharedMapError {
 /// Maps `bytes` bytes of `file` and opens the hint map in them.
 ///
 /// # Errors
-/// [`SharedMapError`] for a file that is no plain memfd, too short, can shrink, or holds no hint map.
+/// [`SharedMapError`] for a file that is not a plain memfd, is too short, can shrink, or does not contain a hint map.
 pub fn open(file: OwnedFd, bytes: u64) -> Result<HintMap<SharedMap>, SharedMapError> {
-    // In this order: only of memory can the size be asked for without fear.
+    // In this order, because only the size of a memory file can be read without the risk of hanging.
     if !is_plain_memory(&file)? {
         return Err(SharedMapError::Kind);
     }
@@ -83,7 +83,7 @@ pub fn open(file: OwnedFd, bytes: u64) -> Result<HintMap<SharedMap>, SharedMapEr
     })?)
 }
 
-/// A closed, empty map for `pages` pages that nobody shares: for a round that a person has started.
+/// A closed, empty map for `pages` pages that is not shared, for a round that a person has started.
 ///
 /// # Errors
 /// [`SharedMapError`] if there is no memory for it, or `pages` are more than [`MOST_PRIVATE_PAGES`].
@@ -92,7 +92,7 @@ pub fn private(pages: u64) -> Result<HintMap<SharedMap>, SharedMapError> {
     let length = bytes_for(pages)
         .filter(|_| pages <= MOST_PRIVATE_PAGES)
         .and_then(|bytes| usize::try_from(bytes).ok());
-    // Not private memory, all of which would count against the process's limit before any is used.
+    // Not private memory: all of it would count against the process's limit before it is used.
     let memory = MmapRegion::build(
         None,
         length.ok_or(too_small)?,
@@ -186,7 +186,7 @@ mod tests {
         let bytes = bytes_for(64).unwrap();
         let file: OwnedFd = File::open("/proc/self/exe").unwrap().into();
         assert!(matches!(open(file, bytes), Err(SharedMapError::Kind)));
-        // Whether the host has a huge page to give or not.
+        // Refused whether the host has a huge page to give or not.
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
         let Ok(file) = memfd_create("hint map", flags) else {
             return spec_testing::skipped("this kernel has no huge pages for memory files");

@@ -211,7 +211,7 @@ impl Collector for Devices {
     }
 }
 
-/// A guest may make tags up: those without a name are left out, or it could fill the server's memory.
+/// A guest may invent tags. Tags without a name are left out, because they could fill the server's memory.
 fn guest_statistics(mut metric: MetricEncoder<'_>, samples: &[Sample]) -> fmt::Result {
     for sample in samples {
         for &(tag, value) in &sample.statistics {

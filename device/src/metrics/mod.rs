@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`collector`] | the metrics |
-//! | [`sample`] | what they see of a device at one moment |
+//! | [`sample`] | what the metrics show of a device at one moment |
 //! | [`server`] | HTTP over a unix socket |
 
 pub mod collector;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The values that metrics show of a device, also when it does not answer.
+//! The values that the metrics show of a device, even if the device does not answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::hints::latency::Times;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::link::FrontEndLink;
 
-/// The quantiles of times that are shown.
+/// The quantiles that are shown of times.
 pub(super) const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
-/// How long a scrape waits for a device, while the other devices wait for their turn.
+/// How long a scrape waits for a device. Other devices wait for their turn meanwhile.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long it waits for one that did not answer the last time.
+/// How long it waits for a device that did not answer last time.
 const BRIEF: Duration = Duration::from_millis(5);
 
-/// A device that is looked at.
+/// A device in the metrics.
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// Its name.
@@ -32,7 +32,7 @@ pub struct Observed {
     pub link: Arc<FrontEndLink>,
 }
 
-/// A device, and what was seen of it last.
+/// A device, and its last values.
 #[derive(Debug)]
 pub(super) struct Watched {
     device: Observed,
@@ -40,7 +40,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Of `device` nothing has been seen yet.
+    /// A device without values yet.
     pub(super) fn new(device: Observed) -> Self {
         let nothing = Sample {
             answers: true,
@@ -55,7 +55,7 @@ impl Watched {
 
     /// The current values; if the balloon's lock is not free in time, the last values.
     pub(super) fn look(&self) -> Sample {
-        // Held by scrapes alone.
+        // Only scrapes hold this lock.
         let mut last = self.last.lock();
         let patience = if last.answers { PATIENCE } else { BRIEF };
         match self.device.backend.balloon_within(patience) {
@@ -72,10 +72,10 @@ impl Watched {
     }
 }
 
-/// What is seen of a device at one moment.
+/// The values of a device at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
-    /// Whether the balloon could be looked at.
+    /// Whether the balloon answered.
     pub(super) answers: bool,
     pub(super) name: Arc<str>,
     pub(super) front_ends: u64,
@@ -96,7 +96,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Of `balloon`, without its front ends.
+    /// The values of `balloon`, without those of its front ends.
     fn of(name: &Arc<str>, balloon: &mut Balloon) -> Self {
         balloon.notice_new_driver();
         let statistics = balloon.statistics();
@@ -120,7 +120,7 @@ impl Sample {
     }
 }
 
-/// Seconds, at [`QUANTILES`].
+/// A time in seconds for each of [`QUANTILES`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quantiles(pub(super) [f64; QUANTILES.len()]);
 

@@ -30,7 +30,7 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Serves those of `registry` to whoever connects to `listener`.
+    /// Serves the metrics of `registry` to all clients of `listener`.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -146,7 +146,7 @@ fn answer(head: &[u8], registry: &Registry) -> String {
     }
 }
 
-/// A response with `body`, or only what is said about it.
+/// A response, with its `body` if it is `whole`.
 fn response(status: &str, kind: &str, body: &str, whole: bool) -> String {
     let length = body.len();
     let body = if whole { body } else { "" };

@@ -10,7 +10,7 @@ use super::{landlock, limits};
 /// The sandbox cannot be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The kernel takes no filter.
+    /// The kernel does not accept a filter.
     #[error("the sandbox cannot be entered (--sandbox off runs without it): {0}")]
     Seccomp(#[from] SeccompError),
     /// The kernel has Landlock and refuses the rules.
@@ -18,11 +18,11 @@ pub enum SandboxError {
     Landlock(#[from] ::landlock::RulesetError),
 }
 
-/// Restricts the process, which serves so many `devices` and has one thread yet, for good. The filters that come back narrow each later thread
-/// further; there are none if nothing is restricted.
+/// Restricts the process for good. It serves `devices` devices and must still have only one thread. Returns the filters
+/// that further restrict each later thread; `None` if nothing is restricted.
 ///
 /// # Errors
-/// [`SandboxError`]: the process is not to go on then, as its user relies on the restrictions.
+/// [`SandboxError`]: the process must then end, because its user relies on the restrictions.
 pub fn enter(mode: SandboxMode, devices: usize) -> Result<Option<Arc<Filters>>, SandboxError> {
     if mode == SandboxMode::Off {
         return Ok(None);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! No file system, no network, no signals to other processes.
 //!
-//! Restrictions that the kernel's Landlock does not know are left out, and the log says which are in force.
+//! If the kernel's Landlock lacks some restrictions, they are left out. The log says which ones are in force.
 
 use std::path::PathBuf;
 
@@ -10,14 +10,14 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest version that the crate knows. Each kernel takes the part that it knows itself.
+/// The newest version that the crate knows. Each kernel uses the part that it supports.
 const ABI_KNOWN: ABI = ABI::V9;
 
-/// Restricts the calling thread and those that it starts from now on, and says how far the kernel can. Files may be
-/// removed from `folders` and all that lies below: there is no such right for a single file.
+/// Restricts the calling thread and the threads that it starts from now on. Returns how much of that the kernel
+/// supports. Files may be removed from `folders` and everything below: there is no such right for a single file.
 ///
 /// # Errors
-/// [`RulesetError`] if the kernel has Landlock and refuses.
+/// [`RulesetError`] if the kernel has Landlock and refuses the rules.
 pub fn restrict(folders: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(landlock::CompatLevel::BestEffort)

@@ -44,7 +44,7 @@ impl Group {
         Self::Signals,
     ];
 
-    /// What it needs beyond [`EVERY_THREAD`].
+    /// The calls that it needs beyond [`EVERY_THREAD`].
     fn calls(self) -> &'static [&'static [Call]] {
         match self {
             Self::Main => &[HANG_UP],
@@ -71,7 +71,7 @@ impl Group {
     }
 }
 
-/// The kernel takes no filter.
+/// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
     /// No filter can be made for this machine.
@@ -86,13 +86,13 @@ pub enum SeccompError {
 #[derive(Debug)]
 pub struct Filters {
     process: BpfProgram,
-    /// Make calls fail that libraries try. None where nothing is forbidden.
+    /// Makes calls fail that libraries try. `None` if nothing is forbidden.
     refusals: Vec<BpfProgram>,
     groups: BTreeMap<Group, BpfProgram>,
 }
 
 impl Filters {
-    /// The filters for this machine: `mode` says what they do, and is not [`SandboxMode::Off`].
+    /// The filters for this machine. `mode` says what they do; it is not [`SandboxMode::Off`].
     ///
     /// # Errors
     /// [`SeccompError::Compile`] on a processor that the compiler does not know.
@@ -134,7 +134,7 @@ impl Filters {
         })
     }
 
-    /// Restricts the calling thread, and those that it starts, to what some thread needs.
+    /// Restricts the calling thread, and the threads that it starts, to the calls that any thread needs.
     ///
     /// # Errors
     /// [`SeccompError::Install`]
@@ -146,7 +146,7 @@ impl Filters {
         Ok(())
     }
 
-    /// Restricts the calling thread, and those that it starts, to what `group` needs.
+    /// Restricts the calling thread, and the threads that it starts, to the calls that `group` needs.
     ///
     /// # Errors
     /// [`SeccompError::Install`]
@@ -158,7 +158,7 @@ impl Filters {
     }
 }
 
-/// Restricts the calling process to what [`super::remover`] needs.
+/// Restricts the calling process to the calls that [`super::remover`] needs.
 ///
 /// # Errors
 /// [`SeccompError`]
@@ -198,13 +198,13 @@ fn compile(
     Ok(SeccompFilter::new(rules, otherwise, matched, machine)?.try_into()?)
 }
 
-/// A system call, and when it may be made: always, or if one of its arguments is as said.
+/// A system call, and when it is allowed: always, or if one of its arguments has a given value.
 struct Call {
     number: c_long,
     when: &'static [When],
 }
 
-/// An argument, as far as `mask` shows its bits.
+/// An argument. Only the bits in `mask` count.
 struct When {
     argument: u8,
     mask: u64,
@@ -219,7 +219,7 @@ enum Equals {
 }
 
 impl When {
-    /// Most arguments are numbers of 32 bits, and what stands above them is left over; pointers have 64.
+    /// Most arguments are 32-bit numbers, whose upper bits are undefined. Pointers have 64 bits.
     fn length(&self) -> SeccompCmpArgLen {
         if self.mask > ALL_BITS {
             SeccompCmpArgLen::Qword
@@ -235,32 +235,32 @@ const fn call(number: c_long) -> Call {
 
 const ALL_BITS: u64 = u32::MAX as u64;
 
-/// The argument with this number is one of the values.
+/// Allows the call if the argument with this number is one of the values.
 macro_rules! is {
     ($argument:literal, $($value:expr),+) => {
         &[$(When { argument: $argument, mask: ALL_BITS, equals: Equals::Value($value as u64) }),+]
     };
 }
 
-/// Memory that is not executed.
+/// Memory that is not executable.
 const NOT_EXECUTABLE: &[When] = &[When {
     argument: 2,
     mask: libc::PROT_EXEC as u64,
     equals: Equals::Value(0),
 }];
-/// A thread of this process, not another process.
+/// Starting a thread of this process, not another process.
 const THREAD: &[When] = &[When {
     argument: 0,
     mask: libc::CLONE_THREAD as u64,
     equals: Equals::Value(libc::CLONE_THREAD as u64),
 }];
-/// A signal to a thread of this process: what an abort does.
+/// A signal to a thread of this process: an abort sends one.
 const OWN_PROCESS: &[When] = &[When {
     argument: 0,
     mask: ALL_BITS,
     equals: Equals::OwnProcess,
 }];
-/// A message to whom the socket is connected to, without an address of another.
+/// A message to the socket's peer, not to another address.
 const NO_ADDRESS: &[When] = &[When {
     argument: 4,
     mask: u64::MAX,
@@ -307,7 +307,7 @@ const EVERY_THREAD: &[Call] = &[
     call(libc::SYS_rt_sigreturn),
     call(libc::SYS_sched_getaffinity),
     call(libc::SYS_sched_yield),
-    // The handler of a signal tells the thread that waits for it, from whichever thread it interrupts.
+    // The handler of a signal wakes the thread that waits for it, from whichever thread the signal interrupts.
     Call {
         number: libc::SYS_sendto,
         when: NO_ADDRESS,
@@ -320,19 +320,19 @@ const EVERY_THREAD: &[Call] = &[
     call(libc::SYS_write),
 ];
 
-/// Threads are started, no processes.
+/// Starting threads, but no processes.
 const BEGIN_THREADS: &[Call] = &[
     Call {
         number: libc::SYS_clone,
         when: THREAD,
     },
-    // Fails: its flags cannot be looked at.
+    // Fails, because its flags cannot be checked.
     call(libc::SYS_clone3),
     call(libc::SYS_rseq),
     call(libc::SYS_set_robust_list),
 ];
 
-/// Threads get their own filters.
+/// Installing the filters of threads.
 const BEGIN_FILTERS: &[Call] = &[
     Call {
         number: libc::SYS_prctl,
@@ -341,7 +341,7 @@ const BEGIN_FILTERS: &[Call] = &[
     call(libc::SYS_seccomp),
 ];
 
-/// Connections come and go.
+/// Accepting and closing connections.
 const SERVE_SOCKETS: &[Call] = &[
     call(libc::SYS_accept4),
     call(libc::SYS_getsockopt),
@@ -369,7 +369,7 @@ const FCNTL: Call = Call {
     ),
 };
 
-/// Memory that others share is mapped and given back.
+/// Mapping and unmapping memory of other processes.
 const GUEST_MEMORY: &[Call] = &[
     call(libc::SYS_fallocate),
     call(libc::SYS_fstat),
@@ -379,7 +379,7 @@ const GUEST_MEMORY: &[Call] = &[
     call(libc::SYS_statx),
 ];
 
-/// Rings, and the connection to the vhost-user crate's threads, of which each front end gets new ones.
+/// Rings, and new connections to the vhost-user crate's threads for each front end.
 const RINGS: &[Call] = &[
     call(libc::SYS_bind),
     call(libc::SYS_connect),
@@ -397,19 +397,19 @@ const RINGS: &[Call] = &[
     },
 ];
 
-/// Maps are handed out as files in memory.
+/// Maps are handed out as memory files.
 const MEMORY_FILES: &[Call] = &[
     call(libc::SYS_ftruncate),
     call(libc::SYS_memfd_create),
     call(libc::SYS_pwrite64),
 ];
 
-/// Front ends are hung up on in the end.
+/// Hanging up on front ends at the end.
 const HANG_UP: &[Call] = &[call(libc::SYS_shutdown)];
 
-/// Sockets go from the file system. The process that may do it does nothing else.
+/// Removing sockets from the file system. The process that may do this does nothing else.
 const REMOVE_SOCKETS: &[Call] = &[
-    // It is looked at first: another's of the same name stays.
+    // It checks the file first: another one of the same name stays.
     call(libc::SYS_newfstatat),
     call(libc::SYS_statx),
     #[cfg(target_arch = "x86_64")]
@@ -417,7 +417,7 @@ const REMOVE_SOCKETS: &[Call] = &[
     call(libc::SYS_unlinkat),
 ];
 
-/// Fail: the C library looks at the machine, a panic looks for the program's symbols.
+/// These fail: the C library examines the machine, a panic looks for the program's symbols.
 const TRIED: &[Call] = &[
     call(libc::SYS_getcwd),
     #[cfg(target_arch = "x86_64")]
@@ -428,5 +428,5 @@ const TRIED: &[Call] = &[
     call(libc::SYS_readlinkat),
 ];
 
-/// Fail as on a kernel that does not have them: the C library falls back to [`libc::SYS_clone`].
+/// These fail as on a kernel that does not have them: the C library falls back to [`libc::SYS_clone`].
 const TRIED_NEWER: &[Call] = &[call(libc::SYS_clone3)];

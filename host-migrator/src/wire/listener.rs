@@ -68,10 +68,9 @@ impl Listener {
     /// stands for all addresses of both families, `0.0.0.0` for those of IPv4. `access` says who may connect to a unix
     /// socket. A socket file that a dead program left behind is replaced. A socket in use, or a file of another kind,
     /// is an error.
-    /// another kind, is not.
     ///
+    /// # Errors
     /// [`TransportError`] with the reason.
-    /// [`TransportError`] with what hinders it.
     pub fn bind_for(address: &Address, access: Access) -> Result<Self, TransportError> {
         let bound = match address {
             Address::Tcp { host, port } => listen_tcp(host, *port).map(|(sockets, port)| {

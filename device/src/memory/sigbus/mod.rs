@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Lent memory that disappears under the device.
 //!
-//! A front end can truncate a file after the device has mapped it. An access to what is gone raises `SIGBUS`,
-//! which ends a process: all its devices, for one hostile front end. With a [`Guard`] on a mapping, such a
-//! fault replaces the whole mapping by zero pages and wakes the owner, who then ends that connection. Any other
-//! `SIGBUS` goes to whoever handled it before, and this handler stays for the next.
+//! A front end can truncate a file after the device has mapped it. An access to the lost part raises `SIGBUS`, which
+//! ends a process: all its devices, because of one hostile front end. With a [`Guard`] on a mapping, such a fault
+//! replaces the whole mapping by zero pages and wakes the owner, who then ends that connection. Any other `SIGBUS` goes
+//! to its earlier handler, and this handler stays in place for the next.
 //!
-//! Each device has a [`Share`] of guards, so none can use up another's.
+//! Each device has a [`Share`] of guards, so no device can use up another's.
 //!
-//! The handler reads atomics and calls `mmap`, `write`, `sigaction` and `raise`: all may be called in a
-//! signal handler. A seccomp filter must let it have `mmap`, `write` to the wake-up call, `rt_sigaction`,
-//! `tgkill` and `rt_sigreturn`.
+//! The handler reads atomics and calls `mmap`, `write`, `sigaction` and `raise`, which are all allowed in a signal
+//! handler. A seccomp filter must allow `mmap`, `write` to the owner's eventfd, `rt_sigaction`, `tgkill` and
+//! `rt_sigreturn`.
 #![allow(unsafe_code)]
 
 mod table;
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use table::{Guarded, Slot, Table};
 
 static TABLE: Table = Table::new();
-/// What was done about `SIGBUS` before; written once, before the handler can run.
+/// The earlier handler of `SIGBUS`. Written once, before this handler can run.
 static BEFORE: Before = Before(std::cell::UnsafeCell::new(MaybeUninit::zeroed()));
 
 struct Before(std::cell::UnsafeCell<MaybeUninit<libc::sigaction>>);
@@ -36,7 +36,7 @@ struct Before(std::cell::UnsafeCell<MaybeUninit<libc::sigaction>>);
 // read.
 unsafe impl Sync for Before {}
 
-/// So many guards, for one user, who cannot have more, and whom nobody can keep from having as many.
+/// A number of guards for one user, who cannot have more and always gets as many.
 #[derive(Clone, Debug)]
 pub struct Share(Arc<Promise>);
 
@@ -47,7 +47,7 @@ struct Promise {
 }
 
 impl Share {
-    /// A share of so many `guards`.
+    /// A share of `guards` guards.
     ///
     /// # Errors
     /// If the signal handler cannot be installed.
@@ -106,7 +106,7 @@ impl Drop for Promise {
     }
 }
 
-/// Keeps a fault in one mapping from ending the process. To be dropped before the mapping is unmapped.
+/// Keeps a fault in one mapping from ending the process. Must be dropped before the mapping is unmapped.
 #[derive(Debug)]
 pub struct Guard {
     slot: &'static Slot,
@@ -114,7 +114,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Whether the mapping has been lost: what is there now are zero pages that nobody shares.
+    /// Whether the mapping has been lost and replaced by private zero pages.
     pub fn is_lost(&self) -> bool {
         self.slot.is_lost()
     }
@@ -153,13 +153,12 @@ fn install() -> io::Result<()> {
     Ok(())
 }
 
-/// [`on_sigbus`], as the kernel takes and gives it.
+/// [`on_sigbus`] as the kernel represents a handler.
 fn handler() -> usize {
     on_sigbus as *const () as usize
 }
 
-/// Mends a fault in a guarded mapping. The faulting instruction then runs again, and reads or writes zero
-/// pages.
+/// Repairs a fault in a guarded mapping. The faulting instruction then runs again, and reads or writes zero pages.
 extern "C" fn on_sigbus(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -167,10 +166,10 @@ extern "C" fn on_sigbus(
 ) {
     // SAFETY: the location of this thread's error number, which the interrupted code may be about to read.
     let error_number = unsafe { *libc::__errno_location() };
-    // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`; a SIGBUS carries an address, and one that
-    // somebody sent is told by its code before the address is used.
+    // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`. A SIGBUS carries an address; a signal that a
+    // process sent is recognised by its code before the address is used.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    // That memory which nobody touches is broken is said with a code of its own: no access waits to be repeated.
+    // Broken memory that no thread has touched is reported with its own code: no access waits to be repeated.
     let is_fault = code > 0 && code != libc::BUS_MCEERR_AO;
     if !(is_fault && mend(address)) {
         pass_on(signal, info, context, is_fault);
@@ -179,8 +178,8 @@ extern "C" fn on_sigbus(
     unsafe { *libc::__errno_location() = error_number };
 }
 
-/// Has the signal handled as it was before this handler came, which stays for the other threads. `is_fault`: it comes
-/// again if nobody mends its cause.
+/// Has the earlier handler handle the signal. This handler stays in place for other threads. `is_fault` says that the
+/// signal comes again if nobody repairs its cause.
 fn pass_on(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -210,8 +209,9 @@ fn pass_on(
     }
 }
 
-/// A handler may put the default in place and return, so that the fault comes again and ends the process (Rust's own
-/// does). A signal that is no fault does not come again: without this the process would live on with no handler.
+/// A handler may restore the default action and return, so that the fault comes again and ends the process (Rust's own
+/// handler does). A signal that is no fault does not come again: without this function the process would live on
+/// without a handler.
 fn end_if_given_up(is_fault: bool) {
     // SAFETY: all zero is a valid `sigaction`.
     let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -231,13 +231,13 @@ fn end_process() {
     }
 }
 
-/// Replaces the guarded mapping that `address` lies in; `false` if there is none.
+/// Replaces the guarded mapping that contains `address`. Returns `false` if there is none.
 fn mend(address: usize) -> bool {
     let Some((slot, Guarded { start, end, wake })) = TABLE.find(address) else {
         return false;
     };
-    // Shared rather than private: a limit on private memory (RLIMIT_DATA) could forbid as much as a guest has.
-    // All of it rather than a page: every page would be a mapping of its own, and their number is limited.
+    // Shared, not private: a limit on private memory (RLIMIT_DATA) could forbid as much as a guest has. The whole
+    // mapping, not a page: every page would become a mapping of its own, and their number is limited.
     // SAFETY: the slot's owner promised that this is one whole mapping of his, which lives longer than the slot
     // is in the table; it holds plain memory that others may change at any time, so zeroes break nothing. The
     // slot is in the table as long as this thread is in its access, and was read in one piece.
@@ -323,13 +323,13 @@ mod tests {
         }
         let other = guard(&modest, &regions[0].1, &wake).unwrap();
         assert!(guard(&modest, &regions[0].1, &wake).is_err());
-        // Each of them still guards.
+        // Each of them still works.
         for (file, region) in &regions {
             file.set_len(0).unwrap();
             assert_eq!(region.as_volatile_slice().read_obj::<u64>(0).unwrap(), 0);
         }
         assert!(other.is_lost() && guards.iter().all(Guard::is_lost));
-        // What is given back can be had again.
+        // A guard that was dropped can be taken again.
         guards.pop();
         let again = guard(&greedy, &regions[599].1, &wake).unwrap();
         assert!(!again.is_lost());

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The table of guarded mappings. A signal handler reads it without a lock, and never reads a half-changed entry.
 //!
-//! Slots lie in segments that are made as shares are taken, and never freed. Whoever fills or frees a slot holds
-//! [`Book`]'s lock. The handler does not: each slot has a version, odd while the slot changes. A slot whose version is
-//! odd, or has changed while it was read, is passed over. It cannot be the one that the handler looks for: that
-//! one is filled before the first access to its mapping, and freed after the last.
+//! Slots lie in segments, which are made when shares are taken and never freed. Whoever fills or frees a slot holds
+//! [`Book`]'s lock. The handler takes no lock. Instead each slot has a version, which is odd while the slot changes.
+//! The handler skips a slot whose version is odd or has changed while it was read. Such a slot cannot be the one that
+//! it looks for: that one is filled before the first access to its mapping, and freed after the last.
 
 #![allow(unsafe_code)]
 
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 /// Slots of a segment.
 const SEGMENT: usize = 512;
 
-/// A mapping and whom to wake, as one read of a slot finds them.
+/// A mapping and the eventfd of its owner, as one read of a slot finds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Guarded {
     /// The first address.
@@ -35,12 +35,12 @@ pub(super) struct Table {
     book: Mutex<Book>,
 }
 
-/// What only those see who fill and free slots.
+/// For those who fill and free slots only.
 #[derive(Debug)]
 struct Book {
     /// How many slots there are.
     slots: usize,
-    /// Slots that shares have been promised.
+    /// Slots that are promised to shares.
     promised: usize,
 }
 
@@ -71,7 +71,7 @@ impl Table {
         }
     }
 
-    /// Promises so many slots, which there are then.
+    /// Promises `slots` slots, and makes them if necessary.
     pub(super) fn promise(&'static self, slots: usize) {
         let mut book = self.book.lock();
         book.promised += slots;
@@ -83,15 +83,15 @@ impl Table {
         }
     }
 
-    /// Takes a promise back, when its slots are free.
+    /// Takes a promise back, after its slots were freed.
     pub(super) fn take_back(&self, slots: usize) {
         self.book.lock().promised -= slots;
     }
 
-    /// Fills a free slot. There is one for everybody who keeps to what was promised.
+    /// Fills a free slot. There always is one if everybody uses at most what was promised.
     ///
     /// # Errors
-    /// [`io::ErrorKind::OutOfMemory`] if there is none all the same.
+    /// [`io::ErrorKind::OutOfMemory`] if there is none nevertheless.
     pub(super) fn fill(&'static self, guarded: Guarded) -> io::Result<&'static Slot> {
         let _book = self.book.lock();
         let free = self.slots().find(|slot| slot.is_free());
@@ -111,7 +111,7 @@ impl Table {
         });
     }
 
-    /// The slot of the mapping that `address` lies in. For the signal handler: takes no lock.
+    /// The slot of the mapping that contains `address`. Takes no lock, because the signal handler calls this.
     pub(super) fn find(&'static self, address: usize) -> Option<(&'static Slot, Guarded)> {
         self.slots().find_map(|slot| {
             let guarded = slot.read()?;
@@ -159,7 +159,7 @@ impl Slot {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// Whether it has.
+    /// Whether the mapping has been replaced.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
@@ -172,13 +172,13 @@ impl Slot {
             end: self.end.load(Ordering::Relaxed),
             wake: Some(self.wake.load(Ordering::Relaxed)).filter(|wake| *wake >= 0),
         };
-        // Whoever sees one of a writer's values sees that writer's odd version, too.
+        // Whoever sees a writer's value also sees that writer's odd version.
         fence(Ordering::Acquire);
         let after = self.version.load(Ordering::Relaxed);
         (before == after && before.is_multiple_of(2)).then_some(guarded)
     }
 
-    /// For one writer at a time.
+    /// Only one writer at a time may call this.
     fn change(&self, guarded: Guarded) {
         let version = self.version.load(Ordering::Relaxed);
         self.version
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// One thread fills and frees a slot with mappings of other addresses and lengths; readers look meanwhile.
+    /// One thread fills and frees a slot with two mappings of different addresses and lengths, while others read it.
     #[test]
     fn no_reader_ever_sees_parts_of_two_mappings() {
         static TABLE: Table = Table::new();
@@ -224,7 +224,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        // Lies in both.
+                        // An address in both mappings.
                         if let Some((_, found)) = TABLE.find(small.start) {
                             torn.fetch_or(found != small && found != large, Ordering::Relaxed);
                             seen.fetch_add(1, Ordering::Relaxed);
@@ -232,7 +232,7 @@ mod tests {
                     }
                 });
             }
-            // As often as it takes for the readers to have met both, however late they start.
+            // Until the readers have met both mappings, however late they start.
             let mut rounds = 0;
             while rounds < 200_000 || seen.load(Ordering::Relaxed) < 1000 {
                 let guarded = if rounds % 2 == 0 { small } else { large };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A child process that has nothing of its parent but its memory and one socket.
+//! Starts a child process that has only its parent's memory and one socket.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -11,8 +11,8 @@ use std::ptr::null_mut;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-/// Has a child process do `work` with one end of a pair of sockets that keep messages apart, and returns the other
-/// end. The child ends with `work`. No signal that can be blocked reaches it.
+/// Has a child process do `work` with one end of a pair of sockets that keep messages apart. Returns the other end. The
+/// child ends after `work`. No signal that can be blocked reaches it.
 ///
 /// # Errors
 /// If the process has more than one thread, or its limits leave no room for the child.
@@ -26,14 +26,15 @@ pub(super) fn start(work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // Blocked before the fork: the child must never run a handler, whose pipe it shares with its parent.
+    // Blocked before the fork: the child must never run a handler, because it shares the handler's pipe with its
+    // parent.
     let before = block_signals()?;
-    // SAFETY: there is one thread, so that no lock of the C library or of ours is held by a thread that the child
-    // does not have.
+    // SAFETY: there is only one thread. So no other thread, which the child would not have, can hold a lock of the C
+    // library or of this program.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(ours);
-        // What the parent owns, sockets' files for example, must not be dropped here: the child never returns.
+        // The child must not drop what the parent owns, such as the sockets' files. So it never returns.
         let _ = catch_unwind(AssertUnwindSafe(|| work(theirs)));
         // SAFETY: ends the process without running what the parent has registered for its own end.
         unsafe { libc::_exit(0) };
@@ -44,12 +45,12 @@ pub(super) fn start(work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
     failed.map_or(Ok(ours), Err)
 }
 
-/// Closes all descriptors but `kept`, which becomes descriptor 0.
+/// Closes all descriptors except `kept`, which becomes descriptor 0.
 ///
 /// # Errors
 /// If some may have stayed open.
 pub(super) fn close_others(kept: OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: what was descriptor 0 is not used by this process any more, which is told to keep only `kept`.
+    // SAFETY: this process uses the old descriptor 0 no more: it must keep only `kept`.
     if kept.as_raw_fd() != 0 && unsafe { libc::dup2(kept.as_raw_fd(), 0) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A process that removes the socket files of the sandboxed one, and does nothing else.
 //!
-//! Landlock gives the right to remove files for a folder and all below it. A process that was taken over could remove
-//! every file of its user there. So the right is left to a child that was started before the sandbox was entered: it
-//! knows the files by device and inode, and is told the number of the one to remove.
+//! Landlock gives the right to remove files only for a folder and everything below it. With this right, a process that
+//! was taken over could remove every file of its user there. So only a child has the right. It is started before the
+//! sandbox is entered, knows the files by device and inode, and is told the number of the file to remove.
 //!
-//! The child has no descriptor but its socket, and no signal ends it but SIGKILL. It ends when the process that it
-//! works for ends, however that ends. It removes nothing then: a dead socket is replaced by the next program that
-//! wants its path, and might be that program's already.
+//! The child has no descriptor except its socket, and only SIGKILL ends it early. It ends with the process that it
+//! works for, however that ends. It removes nothing at that moment: the next program that wants the path replaces the
+//! dead socket, and may have done so already.
 
 mod fork;
 
@@ -26,7 +26,7 @@ use super::entry::SandboxError;
 use super::mode::SandboxMode;
 use super::{landlock, limits, seccomp};
 
-/// How long an answer may take. A removal needs three system calls; the file system may be slow.
+/// How long an answer may take. A removal takes three system calls, but the file system may be slow.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The child's message when it is ready. Any other message is the reason why it is not.
 const READY: &[u8] = b"ready";
@@ -43,10 +43,11 @@ pub struct Remover {
 }
 
 impl Remover {
-    /// Starts the child, which restricts itself as `mode` says, and that is not [`SandboxMode::Off`]. To be called before there are other threads.
+    /// Starts the child, which restricts itself as `mode` says; `mode` is not [`SandboxMode::Off`]. Call this before
+    /// there are other threads.
     ///
     /// # Errors
-    /// If the process has threads, can have no child, or the child cannot restrict itself.
+    /// If the process has other threads, if it can have no child, or if the child cannot restrict itself.
     pub fn start(files: Vec<SocketFile>, mode: SandboxMode) -> io::Result<Self> {
         let channel = fork::start(|channel| serve(channel, &files, mode))?;
         let mut said = [0; LONGEST_REASON];
@@ -80,7 +81,7 @@ impl Remover {
                 return Err(io::Error::other("the process that removes it has ended"));
             }
             let [a, b, c, d, error @ ..] = answer;
-            // The answer to an earlier request, which was not waited for, says nothing of this one.
+            // The answer to an earlier request that timed out says nothing about this one.
             if u32::from_le_bytes([a, b, c, d]) == number {
                 return match i32::from_le_bytes(error) {
                     0 => Ok(()),
@@ -98,7 +99,7 @@ impl Remover {
     }
 }
 
-/// The child ends, and is waited for: nothing of a program that has ended goes on.
+/// Ends the child and waits for its end, so that nothing of this program goes on after it.
 impl Drop for Remover {
     fn drop(&mut self) {
         let channel = self.channel.get_mut();
@@ -108,7 +109,7 @@ impl Drop for Remover {
     }
 }
 
-/// The child: restricts itself, and removes what it is told to until nobody is there to tell it.
+/// The child: restricts itself, and removes files as it is told, until the parent has gone.
 fn serve(channel: OwnedFd, files: &[SocketFile], mode: SandboxMode) {
     let Ok(channel) = fork::close_others(channel) else {
         return;
@@ -118,11 +119,11 @@ fn serve(channel: OwnedFd, files: &[SocketFile], mode: SandboxMode) {
         Ok(()) => (READY, true),
         Err(why) => (&why.as_bytes()[..why.len().min(LONGEST_REASON)], false),
     };
-    // If it cannot be sent, the parent sees the end.
+    // If the message cannot be sent, the parent sees the child's end.
     if send(&channel, message, SendFlags::NOSIGNAL).is_err() || !is_ready {
         return;
     }
-    // Each once: the number of its inode may be another file's afterwards.
+    // Each file once: afterwards its inode number may belong to another file.
     let mut files: Vec<Option<&SocketFile>> = files.iter().map(Some).collect();
     let mut asked = [0; 4];
     while receive(&channel, &mut asked).is_ok_and(|length| length == asked.len()) {
@@ -146,7 +147,7 @@ fn serve(channel: OwnedFd, files: &[SocketFile], mode: SandboxMode) {
     }
 }
 
-/// Leaves the child what it needs to remove `files`.
+/// Leaves the child only the rights that it needs to remove `files`.
 fn restrict(files: &[SocketFile], mode: SandboxMode) -> Result<(), SandboxError> {
     if mode == SandboxMode::Enforce {
         limits::keep_private();
