@@ -24,7 +24,7 @@ pub enum Owner {
     Here,
     /// The other side: the guest does not run here.
     There,
-    /// It is not known which side. The guest does not run here until an operator decides.
+    /// Unknown. The guest does not run here until an operator decides.
     Undecided,
 }
 
@@ -71,7 +71,7 @@ impl TryFrom<String> for Session {
     }
 }
 
-/// What the record says.
+/// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ownership {
@@ -84,7 +84,7 @@ pub struct Ownership {
     pub owner: Owner,
 }
 
-/// The operator's decision is refused.
+/// Why an operator's decision is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
@@ -103,17 +103,17 @@ pub struct OwnershipRecord(Arc<Mutex<Record>>);
 #[derive(Debug)]
 struct Record {
     says: Ownership,
-    /// It is certain that the other side owns the guest: it has said so, or has not offered the guest.
+    /// Whether the other side certainly owns the guest: it has said so, or has not offered the guest.
     certain: bool,
 }
 
 impl OwnershipRecord {
-    /// For a guest that is started on this side.
+    /// The record of a guest that is started on this side.
     pub fn here() -> Self {
         Self::new(Owner::Here)
     }
 
-    /// For a side that waits for a guest.
+    /// The record of a side that waits for a guest.
     pub fn there() -> Self {
         Self::new(Owner::There)
     }
@@ -133,8 +133,8 @@ impl OwnershipRecord {
         self.0.lock().says
     }
 
-    /// An operator decides that this side owns the guest. Then the guest may run here, and must never run on the other side;
-    /// only somebody who can see both sides can know that.
+    /// An operator decides that this side owns the guest. The guest may then run here, and must never run on the other
+    /// side. Only somebody who can see both sides can decide this.
     ///
     /// # Errors
     /// [`ClaimError`] if this side knows the owner.
@@ -203,7 +203,7 @@ impl OwnershipRecord {
         self.change(Owner::Here, 0);
     }
 
-    /// The migration is over. A side that does not know the owner for certain now says `undecided`.
+    /// The migration is over. A side that does not know the owner now says `undecided`.
     pub(crate) fn settle(&self) -> Owner {
         let mut record = self.0.lock();
         if record.says.owner == Owner::There && !record.certain {

@@ -21,8 +21,8 @@ use crate::wire::connect_unix;
 
 /// A connected device that has answered Hello.
 ///
-/// After an error other than [`HintError::Refused`] the connection must be closed: a late answer would be mistaken for that
-/// to the next request.
+/// After an error other than [`HintError::Refused`] the connection must be closed. A late answer would be mistaken for
+/// the answer to the next request.
 #[derive(Debug)]
 pub struct ControlClient {
     stream: UnixStream,
@@ -55,7 +55,7 @@ impl ControlClient {
     /// Sends `request` with `fd`, and returns the answer.
     ///
     /// # Errors
-    /// [`HintError::Refused`] if the device refuses, and others if it fails to answer.
+    /// [`HintError::Refused`] if the device refuses; other errors if it does not answer properly.
     pub fn ask(
         &mut self,
         request: Request,
@@ -128,7 +128,7 @@ impl ControlClient {
         self.stream.write_all(&frame[sent..])
     }
 
-    /// Fills `bytes` before `deadline`, however slowly they come, and keeps the file descriptor that comes along.
+    /// Fills `bytes` before `deadline`, however slowly they arrive, and keeps the file descriptor that comes with them.
     /// (There is room for one; the kernel closes any other.)
     fn receive(
         &mut self,
@@ -180,7 +180,7 @@ mod tests {
     use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
     use spec::control::PageSet;
 
-    /// A device that says hello, and answers the next request with a page map of no bytes and `file`.
+    /// A device that answers Hello, and then answers the next request with a page map of no bytes and `file`.
     fn device(listener: &UnixListener, file: &OwnedFd) {
         let (mut stream, _) = listener.accept().unwrap();
         let hello = Reply::Hello {
@@ -228,7 +228,7 @@ mod tests {
         let sealed = memory();
         fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
         assert!(matches!(answer_with(sealed), Ok((_, Some(_)))));
-        // Nobody will ever write into that pipe.
+        // Nobody ever writes into that pipe.
         let (pipe, _writer) = io::pipe().unwrap();
         for other in [memory(), pipe.into()] {
             let refused = answer_with(other);

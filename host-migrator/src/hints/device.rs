@@ -20,8 +20,8 @@ use crate::vm::hint_source::{HintError, HintSource};
 
 /// If the device does not answer in this time, the migration goes on without hints.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Answers that are only for statistics may take longer, like the map of a large guest. Meanwhile no pages are sent, but the
-/// guest runs.
+/// Answers that are only for statistics may take longer, such as the map of a large guest. No pages are sent in this
+/// time, but the guest runs.
 const STATISTICS_PATIENCE: Duration = Duration::from_secs(5);
 /// Older statistics say little about the hints to come, and are not used.
 const OLDEST_STATISTICS: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub struct DeviceHints {
     connection: Option<ControlClient>,
     /// A second connection, for statistics only. If it fails, hints still work.
     aside: Option<ControlClient>,
-    /// Whether the device failed to answer on it in time. Then it is not asked again in this migration.
+    /// Whether the device failed to answer on it in time. If so, it is not asked again in this migration.
     statistics_failed: bool,
     map: Option<HintMap<MapMemory>>,
 }
@@ -42,7 +42,7 @@ impl DeviceHints {
     /// Connects to the device's control socket at `path`.
     ///
     /// # Errors
-    /// [`HintError`] if no device answers there, or speaks another version.
+    /// [`HintError`] if no device answers there, or has another protocol version.
     pub fn connect(path: impl Into<PathBuf>) -> Result<Self, HintError> {
         let path = path.into();
         Ok(Self {
@@ -54,8 +54,8 @@ impl DeviceHints {
         })
     }
 
-    /// Sends a request, and closes the connection if the device does not answer, because a late answer must not be mistaken
-    /// for that to the next request. The device notices the end, and tells the guest DONE.
+    /// Sends a request. Closes the connection if the device does not answer, because a late answer must not be mistaken
+    /// for the answer to the next request. The device then notices the end and tells the guest DONE.
     fn ask(&mut self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Reply, HintError> {
         let connection = self.connection.as_mut().ok_or_else(given_up_before)?;
         let result = connection.ask(request, fd);
@@ -85,7 +85,7 @@ impl DeviceHints {
     }
 }
 
-/// Whether a late answer may still come, which would be mistaken for that to the next request.
+/// Whether a late answer may still come, which would be mistaken for the answer to the next request.
 fn is_fatal<T>(result: &Result<T, HintError>) -> bool {
     matches!(result, Err(HintError::Io(_) | HintError::Protocol(_)))
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A page map of the device's, as a bitmap.
+//! Reads a page map of the device into a bitmap.
 //!
-//! Only its bits for the guest's memory are read, a piece at a time. So neither the sizes that it claims nor the addresses
-//! of its regions cost anything.
+//! Only its bits for the guest's memory are read, in pieces. So neither the claimed sizes nor the addresses of its
+//! regions cost anything.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -17,14 +17,14 @@ use crate::vm::hint_source::HintError;
 
 /// More regions than any guest has. A map with more of them is not read.
 const MOST_REGIONS: u64 = 4096;
-/// Words that are read at a time.
+/// Words that are read at once.
 const PIECE: usize = 8192;
 
-/// The pages of `memory`, which is in rising order, that are set in the map in the first `bytes` bytes of `file`, a memory
-/// file that cannot shrink.
+/// The pages of `memory` that are set in the map. `memory` is in ascending order. The map is in the first `bytes` bytes
+/// of `file`, a memory file that cannot shrink.
 ///
 /// # Errors
-/// [`HintError`] if they are not a valid map, or have too many regions.
+/// [`HintError`] if the map is invalid or has too many regions.
 pub(super) fn read(
     file: OwnedFd,
     bytes: u64,
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn regions_of_the_device_and_of_the_migrator_need_not_be_the_same() {
-        // Memory of the device's that is no guest memory, and one region that is two there.
+        // The device has memory that is not guest memory, and one region that is two regions here.
         let theirs = [range(10, 30), range(40, 100), range(100_000, 20)];
         let content = map(&theirs, &[u64::MAX, u64::MAX, u64::MAX, u64::MAX, u64::MAX]);
         let map = read(
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_map_of_much_more_than_the_guest_has_is_read_where_the_guest_is() {
-        // All of 64 TiB, in a file without a block, which has 2 GiB.
+        // A map of 64 TiB, in a file of 2 GiB that has no block.
         let content = head(&[range(0, 1 << 34)]);
         let bytes = content.len() as u64 + (1 << 31);
         let file = file(&content);

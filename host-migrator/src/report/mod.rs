@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a migration says about itself: status, rounds, maps of them, sources of left-out pages, and the trace.
+//! What a migration reports: status, rounds and their maps, sources of left-out pages, and the trace.
 
 pub mod page_source;
 pub mod round_map;

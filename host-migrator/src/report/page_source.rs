@@ -97,17 +97,17 @@ impl PageSources {
         self.0 & (1 << source as u8) != 0
     }
 
-    /// The same, without `source`.
+    /// The same set without `source`.
     pub const fn without(self, source: PageSource) -> Self {
         Self(self.0 & !(1 << source as u8))
     }
 
-    /// The same, without hints from the guest.
+    /// The same set without hints from the guest.
     pub const fn without_hints(self) -> Self {
         self.without(PageSource::Driver).without(PageSource::Agent)
     }
 
-    /// Whose hints are used.
+    /// The tellers whose hints are used.
     pub(crate) const fn tellers(self) -> Tellers {
         Tellers {
             driver: self.contains(PageSource::Driver),
@@ -168,7 +168,7 @@ pub struct PagesBySource {
     pub driver: u64,
     /// Reported by the agent alone.
     pub agent: u64,
-    /// HintBits by both.
+    /// Reported by both.
     pub both: u64,
     /// Holes that were never touched.
     pub holes: u64,
@@ -252,7 +252,7 @@ impl Reason {
     /// The reasons that are hints.
     pub(crate) const HINTED: [Self; 3] = [Self::Driver, Self::Agent, Self::Both];
 
-    /// The pages of `told`, by who told them.
+    /// The pages of `told`, by teller.
     pub(crate) fn by_teller(told: HintBits) -> [(Self, u64); 3] {
         let HintBits { driver, agent } = told;
         [

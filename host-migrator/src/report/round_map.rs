@@ -2,9 +2,9 @@
 //! A map of each round: it divides guest memory into cells of equal size, and counts for each cell what the round did with
 //! its pages.
 //!
-//! It is kept only on request ([`MigrationParams::map_rounds`](crate::MigrationParams)). It costs a few sums for each
-//! 64-page word that is sent or skipped, a byte for each page to know which round sent it last, and at most 64 rows of
-//! 1024 cells, however long the migration takes.
+//! It is kept only on request ([`MigrationParams::map_rounds`](crate::MigrationParams)). It costs a few additions for
+//! each 64-page word that is sent or skipped, a byte for each page (the round that sent it last), and at most 64 rows
+//! of 1024 cells, however long the migration takes.
 
 use serde::{Deserialize, Serialize};
 use spec::PageRange;
@@ -29,25 +29,25 @@ pub struct RoundMaps {
     pub cell_pages: u64,
     /// How many pages of each cell are guest memory.
     pub memory: Vec<u64>,
-    /// A row for each round; the rounds from the 64th on share the last.
+    /// A row for each round. The rounds from the 64th on share the last row.
     pub rows: Vec<RoundMap>,
 }
 
-/// What one round did with the pages.
+/// What one row's rounds did with the pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct RoundMap {
     /// The first round of the row, from 1.
     pub first_round: u32,
-    /// Its last.
+    /// The last round of the row.
     pub last_round: u32,
-    /// Cell by cell.
+    /// The cells, in order.
     pub cells: Vec<Fates>,
 }
 
-/// What a round did with a cell's pages. A page that is in none of [`Fates::sent`], [`Fates::zero`], [`Fates::skipped`] and
-/// [`Fates::holes`] was not to be sent.
+/// What a round did with a cell's pages. A page that is not in [`Fates::sent`], [`Fates::zero`], [`Fates::skipped`] or
+/// [`Fates::holes`] was not pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<u64>", into = "Vec<u64>")]
 #[non_exhaustive]
@@ -60,12 +60,12 @@ pub struct Fates {
     pub skipped: u64,
     /// Left out as never touched before the first round.
     pub holes: u64,
-    /// Of those sent, the destination had older content of these already.
+    /// Of the sent pages, those of which the destination already had older content.
     pub resent: u64,
-    /// Of those sent, these were hinted afterwards, in this round or a later one, and not sent again before.
+    /// Of the sent pages, those that were hinted later, in this round or a later one, and not sent again before that.
     pub in_vain: u64,
-    /// Hinted in this round though the destination has their content, for the first time since it got it: the rounds
-    /// before may have sent it.
+    /// Pages that were hinted in this round although the destination has their content, for the first time since it got
+    /// it. An earlier round may have sent it.
     pub late: u64,
 }
 
@@ -84,7 +84,7 @@ impl Fates {
     }
 }
 
-/// Short where little happened: zeros at the end are left out.
+/// Written in short form: zeros at the end are left out.
 impl From<Fates> for Vec<u64> {
     fn from(fates: Fates) -> Self {
         let mut numbers = vec![
@@ -136,7 +136,8 @@ struct Recording {
     sent_in: SentIn,
 }
 
-/// For each page of memory the row that sent it last, counted from 1; 0 if none did, or that is told already.
+/// For each page of memory the row that sent it last, counted from 1; 0 if no row did, or if the page has been counted
+/// as sent in vain.
 #[derive(Debug)]
 struct SentIn(Vec<(PageRange, Box<[u8]>)>);
 
@@ -147,7 +148,7 @@ impl SentIn {
         Self(regions.iter().map(region).collect())
     }
 
-    /// Of `page`, if it is memory.
+    /// The row of `page`, if it is memory.
     fn row(&mut self, page: u64) -> Option<&mut u8> {
         let below = self.0.partition_point(|(region, _)| region.end() <= page);
         let (region, rows) = self.0.get_mut(below)?;
@@ -156,7 +157,7 @@ impl SentIn {
 }
 
 impl Recorder {
-    /// For a guest with `ram`, of which `pending` is to be sent: the rest are holes.
+    /// For a guest with `ram`. The pages in `pending` are to be sent; the others are holes.
     pub(crate) fn new(ram: &dyn GuestMemory, pending: &MigrationBitmap) -> Self {
         let pages = ram.layout().bitmap_pages();
         let cell_pages = pages
@@ -191,7 +192,7 @@ impl Recorder {
         }))
     }
 
-    /// What follows belongs to `round`.
+    /// Begins round `round`.
     pub(crate) fn begin(&mut self, round: u32) {
         let Some(Recording { maps, .. }) = &mut self.0 else {
             return;
@@ -207,7 +208,7 @@ impl Recorder {
         }
     }
 
-    /// The pages `bits` of word `index` were sent; the destination had `there` of the word's pages before.
+    /// The pages `bits` of word `index` were sent. The destination had the pages `there` of the word before.
     pub(crate) fn sent(&mut self, index: usize, bits: u64, there: u64) {
         let Some(recording) = self.0.as_mut().filter(|_| bits != 0) else {
             return;
@@ -230,7 +231,8 @@ impl Recorder {
         }
     }
 
-    /// The pages `bits` of word `index` were not sent because of a hint; the destination had `stale` of them.
+    /// The pages `bits` of word `index` were not sent because of a hint. The destination has old content of the pages
+    /// `stale`.
     pub(crate) fn skipped(&mut self, index: usize, bits: u64, stale: u64) {
         if let Some(recording) = &mut self.0 {
             recording.fates(index).skipped += count(bits);
@@ -246,14 +248,14 @@ impl Recorder {
         }
     }
 
-    /// The maps, if they were asked for.
+    /// The maps, if they were requested.
     pub(crate) fn finish(&mut self) -> Option<RoundMaps> {
         self.0.take().map(|recording| recording.maps)
     }
 }
 
 impl Recording {
-    /// The fates of the cell in which word `index` lies, in the row of the round that has begun.
+    /// The fates of the cell of word `index`, in the row of the current round.
     fn fates(&mut self, index: usize) -> &mut Fates {
         let row = self.maps.rows.len() - 1;
         self.fates_in(row, index)
@@ -264,7 +266,7 @@ impl Recording {
         &mut self.maps.rows[row].cells[cell]
     }
 
-    /// Tells the rows that sent the pages `bits` of word `index` last.
+    /// Counts the pages `bits` of word `index` as sent in vain, in the rows that sent them last.
     fn sent_in_vain(&mut self, index: usize, bits: u64) {
         for page in pages_of(index, bits) {
             let row = self.sent_in.row(page).map_or(0, std::mem::take);
@@ -292,7 +294,7 @@ mod tests {
     use crate::memory::ram::GuestRam;
     use crate::memory::ram::RamRegion;
 
-    /// Memory of regions of so many pages from these page frames on.
+    /// Memory with these regions: first page and number of pages.
     fn ram(regions: &[(u64, u64)]) -> GuestRam {
         let region = |(first, pages): &(u64, u64)| {
             RamRegion::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
@@ -345,7 +347,7 @@ mod tests {
         recorder.sent(0, 0b0010, 0b1111);
         recorder.sent(1, 0b1, 0);
         recorder.skipped(0, 0b1_0100, 0b0100);
-        // The guest hints all its free pages in each round: what is told is not told again.
+        // The guest hints all its free pages in each round. A page that was counted is not counted again.
         recorder.late(0, 0b0011);
         recorder.begin(3);
         recorder.zero(1, 0b1);

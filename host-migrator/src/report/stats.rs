@@ -53,13 +53,13 @@ impl MigrationState {
 pub struct MigrationStatus {
     /// Where it stands.
     pub status: MigrationState,
-    /// Since its start.
+    /// Time since its start.
     pub total_time: u64,
-    /// Until the dirty logs were armed.
+    /// Time from the start until the dirty logs were armed.
     pub setup_time: u64,
     /// How long the guest was stopped; 0 before it was.
     pub downtime: u64,
-    /// How long the guest would be stopped now, all parts of the downtime included; absent before the channel was
+    /// How long the guest would be stopped now, all parts of the downtime included; absent before the link was
     /// measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expected_downtime: Option<u64>,
@@ -216,15 +216,15 @@ impl DowntimeSteps {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct MigrationReport {
-    /// Bytes that the source sent, everything counted.
+    /// All bytes that the source sent.
     pub wire_bytes: u64,
-    /// From the start to the destination's Running.
+    /// Time from the start to the destination's Running.
     pub total_ms: f64,
-    /// Until the dirty logs were armed.
+    /// Time from the start until the dirty logs were armed.
     pub setup_ms: f64,
     /// How long the guest was stopped.
     pub downtime_ms: f64,
-    /// What was expected when the guest was stopped.
+    /// The downtime that was expected when the guest was stopped.
     pub expected_downtime_ms: f64,
     /// The parts of the downtime.
     pub downtime: DowntimeSteps,
@@ -238,7 +238,7 @@ pub struct MigrationReport {
     pub rounds: Vec<RoundStats>,
     /// Free page hints.
     pub hints: HintStatus,
-    /// Where in memory the rounds' work went, if that was asked for.
+    /// Where in memory the rounds' work was, if that was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maps: Option<RoundMaps>,
     /// Pages whose latest content was not sent because the guest hinted them: they read as zero at the

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Recording what migrator and machine do, for a check against the rule (`spec/trace.md`).
+//! Records what migrator and machine do, for a check against the rule (`spec/trace.md`).
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use crate::memory::map_file::MapMemory;
 /// The number of slots of a trace for a guest of a few gigabytes. The file is sparse: unused slots take no space.
 pub const DEFAULT_SLOTS: u64 = 1 << 21;
 
-/// Where a part records what it does; the default records nothing, and costs a comparison.
+/// Where a part records what it does. The default records nothing and costs a comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Trace(Option<Part>);
 
@@ -64,8 +64,8 @@ impl Trace {
         self.0.is_some()
     }
 
-    /// What all parts have recorded so far, each record as [`spec::trace::Reader::records`] gives it; and
-    /// how many found no room.
+    /// What all parts have recorded so far, each record as [`spec::trace::Reader::records`] returns it, and the number
+    /// of records that found no room.
     pub fn records(&self) -> (Vec<Option<Record>>, u64) {
         let recorder = self.0.as_ref().map(|part| &part.recorder);
         recorder.map_or_else(Default::default, |recorder| {

@@ -31,9 +31,9 @@ impl HintError {
 
 /// A source of free page hints.
 ///
-/// The engine opens an epoch when every page is armed, reads the map while it sends, and closes the epoch
-/// before any harvest. Between [`HintSource::close`] and the next [`HintSource::open`] no bit of the map
-/// changes but by [`HintSource::take_all`].
+/// The engine opens an epoch when every page is armed, reads the map while it sends, and closes the epoch before any
+/// harvest. Between [`HintSource::close`] and the next [`HintSource::open`] only [`HintSource::take_all`] changes the
+/// map.
 pub trait HintSource: Send {
     /// Prepares for the migration of a guest whose bitmap has `pages` bits. Only `tellers` will be asked.
     ///
@@ -62,7 +62,7 @@ pub trait HintSource: Send {
         0
     }
 
-    /// How many pages were free a short while ago according to the guest, if it said so.
+    /// How many pages were free a short while ago, according to the guest; `None` if the guest has not said so.
     fn free_pages(&mut self) -> Option<u64> {
         None
     }
@@ -77,12 +77,12 @@ pub trait HintSource: Send {
     /// `index` is about pages `64 * index ..`.
     fn take_all(&mut self, told: &mut dyn FnMut(usize, HintBits));
 
-    /// The pages of `set`, of a guest whose memory lies in `memory`, which rises: why holes of the memory files are
-    /// holes. It is asked for statistics, and to use these sources one by one, never as a reason of its own to leave a
-    /// page out.
+    /// The pages of `set` in `memory`, which is in ascending order. They say why holes of the memory files are holes.
+    /// The answer is for statistics, and for using these sources one by one. It is never in itself a reason to leave
+    /// out a page.
     ///
     /// # Errors
-    /// [`HintError`] if it cannot be had; such pages then count as never touched.
+    /// [`HintError`] if the set is not available. Its pages then count as never touched.
     fn given_up(
         &mut self,
         set: PageSet,

@@ -13,11 +13,11 @@ pub struct MachineError {
 
 /// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
 pub trait SourceMachine: Send {
-    /// Describes the machine that this guest needs, in a format of the VMM's own that carries a version. The
-    /// destination compares it before any memory is sent ([`DestinationMachine::judge`]). The guest runs meanwhile.
+    /// Describes the machine that this guest needs, in a versioned format of the VMM. The destination compares it with
+    /// its own machine before any memory is sent ([`DestinationMachine::judge`]). The guest runs meanwhile.
     ///
     /// # Errors
-    /// [`MachineError`] if something about the machine cannot be found out; the migration then does not begin.
+    /// [`MachineError`] if something about the machine is unknown. The migration then does not begin.
     fn describe(&mut self) -> Result<Vec<u8>, MachineError>;
 
     /// Stops all vCPUs. After the return the guest does not run and the VMM does not write to guest memory.
@@ -45,22 +45,23 @@ pub trait SourceMachine: Send {
     /// [`MachineError`] if it cannot run; it stays stopped.
     fn resume(&mut self) -> Result<(), MachineError>;
 
-    /// The destination has the guest now, or may have it: this machine does not run again, unless an operator decides
-    /// that the guest is on this side after all ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
+    /// The destination has the guest now, or may have it. This machine must not run again, unless an operator decides
+    /// that the guest belongs to this side ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
     fn hand_over(&mut self);
 }
 
 /// The destination's machine: made, but not running.
 pub trait DestinationMachine: Send {
-    /// Compares what [`SourceMachine::describe`] gave with this machine. Comes before any memory, and may come
-    /// again from another source if this one is refused: it must change nothing. The bytes may come from a stranger.
+    /// Compares the description of [`SourceMachine::describe`] with this machine. This happens before any memory
+    /// arrives. If the guest is refused, another source may come, so it must change nothing. The bytes may come from a
+    /// stranger.
     ///
     /// # Errors
-    /// [`MachineError`] whose reason names everything that this machine lacks or that differs.
+    /// [`MachineError`] whose reason names everything that is missing or different here.
     fn judge(&mut self, description: &[u8]) -> Result<(), MachineError>;
 
-    /// Whether it can still take the guest: asked in every round, so that a machine that has lost a device while memory
-    /// arrives says so before the guest is stopped.
+    /// Whether the machine can still take the guest. The engine asks in every round, so that a machine that has lost a
+    /// device reports it before the guest is stopped.
     ///
     /// # Errors
     /// [`MachineError`] if it cannot; the migration ends, and the guest runs on at the source.
@@ -74,7 +75,7 @@ pub trait DestinationMachine: Send {
     /// [`MachineError`] if the state does not fit this machine.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
 
-    /// The source has given the guest up: run it (or hold it, where the operator said so).
+    /// The source has given the guest up: runs it, or holds it if the operator has asked for that.
     ///
     /// # Errors
     /// [`MachineError`] if it cannot run.

@@ -13,12 +13,12 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 /// Copies of pages.
 ///
-/// They are copied out of guest memory first, into a buffer that stays in the cache: the guest goes on
-/// writing, and the zero test, the checksum and the bytes on the wire must be of the same content.
+/// They are first copied out of guest memory into a buffer that stays in the cache: the guest goes on writing, but the
+/// zero test, the checksum and the bytes on the wire must see the same content.
 pub(super) struct Batch {
     bytes: Vec<u8>,
     pages: usize,
-    /// The most pages that it can hold.
+    /// The most pages that it may hold.
     most: u64,
     runs: Vec<PageRange>,
 }
@@ -33,12 +33,12 @@ impl Batch {
         }
     }
 
-    /// How many pages are in it.
+    /// How many pages it holds.
     pub(super) fn pages(&self) -> u64 {
         self.pages as u64
     }
 
-    /// Sets how many pages it takes, from 1 to [`MAX_SECTION_PAGES`]. It is empty.
+    /// Sets how many pages it may hold, from 1 to [`MAX_SECTION_PAGES`]. It must be empty.
     pub(super) fn set_most(&mut self, pages: u64) {
         self.most = pages.clamp(1, MAX_SECTION_PAGES);
     }
@@ -48,8 +48,8 @@ impl Batch {
         self.most.saturating_sub(self.pages())
     }
 
-    /// Adds the pages of `range`. With `find_zeros` those that are zero are not added, but returned, as bits
-    /// from its first page. The range fits, and has at most 64 pages.
+    /// Adds the pages of `range`. With `find_zeros`, zero pages are not added but returned, as bits from the range's
+    /// first page. The range must fit and have at most 64 pages.
     pub(super) fn fill(
         &mut self,
         ram: &dyn GuestMemory,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whether to send pages of which nothing is known yet, or to hold back for hints that are under way.
+//! Decides whether to send pages of which nothing is known yet, or to hold back for hints.
 //!
 //! A sender that never waits sends most free pages just before their hint arrives. A sender that waits for the guest may
-//! wait for ever. So this code compares rates: while hints remove more pages a second than the channel sends, waiting is
+//! wait for ever. So this code compares rates: while hints remove more pages a second than the link sends, waiting is
 //! faster than sending. It also limits the total wait to the time that hints have saved so far, plus a small
 //! [`HoldBack::advance`]. `spec/sending-order.md` derives the bounds.
 //!
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use spec::hint_map::HintPhase;
 
-/// The time over which hints are counted. It is long enough for a guest whose thread is preempted once.
+/// The time over which hints are counted: long enough for a guest whose thread is preempted once.
 const WINDOW: Duration = Duration::from_millis(10);
 /// Each older window counts less by this factor. Several windows are needed because hints come in blocks of 4 MiB, and a
-/// slow channel sends less than one block in a window.
+/// slow link sends less than one block in a window.
 const MEMORY: f64 = 7.0 / 8.0;
 /// In a short round the window is half the advance, but no shorter than this.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(1);
 const LOOK: Duration = Duration::from_nanos(5);
 /// The longest wait in a round before hints have saved any time.
 const LONGEST_ADVANCE: Duration = Duration::from_millis(20);
-/// The same as a part of the time that sending everything takes: a silent guest costs at most 2 %.
+/// The same limit as a part of the time for sending everything: a silent guest costs at most 2 %.
 const ADVANCE_SHARE: f64 = 0.02;
 /// If no more than this part of the pending pages can still be hinted, the sender does not wait.
 const LEAST_HOPE: f64 = 0.02;
@@ -35,26 +35,26 @@ const LEAST_HOPE: f64 = 0.02;
 pub struct Outlook {
     /// Pages to be sent.
     pub pending: u64,
-    /// Pages a second that the channel takes, as far as is known.
+    /// Pages a second that the link takes, as far as is known.
     pub pages_per_second: f64,
     /// Words of 64 pages in the bitmap.
     pub words: u64,
-    /// Pages that the guest has said to be free, if it did: so many hints may come.
+    /// Pages that are free according to the guest, if it said so: as many hints may come.
     pub free: Option<u64>,
-    /// The guest was asked in the round before, and never answered.
+    /// Whether the guest was asked in the last round and never answered.
     pub silent: bool,
 }
 
-/// What is seen at a moment.
+/// What is seen at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
-    /// Since the epoch was opened. It never falls.
+    /// The time since the epoch was opened. It never decreases.
     pub now: Duration,
     /// How far the guest is.
     pub phase: HintPhase,
     /// Pages that it has hinted, useful or not.
     pub hinted: u64,
-    /// Pages a second that the channel takes.
+    /// Pages a second that the link takes.
     pub pages_per_second: f64,
 }
 
@@ -74,7 +74,7 @@ pub struct HoldBack {
     lately: Lately,
 }
 
-/// The last windows, each older one counting less.
+/// The last windows. Older windows count less.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lately {
     seconds: f64,
@@ -122,8 +122,7 @@ impl HoldBack {
         self.advance
     }
 
-    /// Whether to wait, with things as they are `seen`. `removed` counts how many pages of the round the hints have
-    /// made needless to send.
+    /// Whether to wait, given what is `seen`. `removed` counts the pages of the round that hints have removed.
     pub fn wait(&mut self, seen: Seen, removed: impl FnOnce() -> u64) -> bool {
         self.goes_on(seen.now);
         let worth_it = match seen.phase {
@@ -137,14 +136,14 @@ impl HoldBack {
         wait
     }
 
-    /// Ends a wait at `now`, whatever [`HoldBack::wait`] said before, because the next page is known to be needed.
+    /// Ends a wait at `now`, whatever [`HoldBack::wait`] has returned, because the next page is known to be needed.
     pub fn goes_on(&mut self, now: Duration) {
         if let Some(since) = self.waiting.take() {
             self.waited += now.saturating_sub(since);
         }
     }
 
-    /// Whether hints have lately removed more than the channel would have sent meanwhile.
+    /// Whether hints have lately removed more than the link would have sent meanwhile.
     fn is_faster(&mut self, seen: Seen, removed: impl FnOnce() -> u64) -> bool {
         let Seen { now, hinted, .. } = seen;
         let window = self.window.get_or_insert(Window {
@@ -161,7 +160,7 @@ impl HoldBack {
             lately.removed *= MEMORY;
             let sent = lately.seconds * seen.pages_per_second;
             if lately.hinted > sent {
-                // They might be useless: for pages that were sent, or need not be sent anyway.
+                // They may be useless: for pages that were sent, or that need not be sent anyway.
                 let before = std::mem::replace(&mut self.removed, removed());
                 let new = self.removed.saturating_sub(before) as f64;
                 lately.removed = (lately.removed + new).min(lately.hinted);
@@ -181,7 +180,7 @@ impl HoldBack {
         self.waited.as_secs_f64() < self.advance.as_secs_f64() + saved
     }
 
-    /// Whether the guest can still have much to hint.
+    /// Whether the guest may still have many pages to hint.
     fn is_hopeful(&self, hinted: u64) -> bool {
         let least = self.pending as f64 * LEAST_HOPE;
         self.free
@@ -207,8 +206,8 @@ mod tests {
         }
     }
 
-    /// Milliseconds waited of 1000, with hints that arrive as `hinted` says, of which one in `useless + 1` removes a
-    /// page.
+    /// For how many of 1000 milliseconds it waits. Hints arrive as `hinted` says, and one in `useless + 1` of them
+    /// removes a page.
     fn waited(
         outlook: Outlook,
         phase: HintPhase,
@@ -244,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn hints_faster_than_the_channel_are_waited_for() {
+    fn hints_faster_than_the_link_are_waited_for() {
         let fast = |useless| waited(all_of(1 << 22), HintPhase::Running, useless, |ms| ms * 1100);
         assert_eq!(fast(0), 1000);
         assert!(fast(9) <= 20, "what removes little is not worth it");
     }
 
     #[test]
-    fn hints_slower_than_the_channel_are_not() {
+    fn hints_slower_than_the_link_are_not() {
         let slow = |pages| waited(all_of(pages), HintPhase::Running, 0, |ms| ms * 900);
         assert_eq!(slow(1 << 22), 10);
         assert_eq!(slow(10_000), 1, "the first window, cut to a fiftieth");

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which pages were left out, and why: three bits a page.
+//! Which pages were left out, and why: three bits for each page.
 
 use spec::hint_map::HintBits;
 
 use crate::memory::bitmap::MigrationBitmap;
 use crate::report::page_source::{PagesBySource, Reason};
 
-/// For each page the [`Reason`] why its latest content was not sent. It is a number whose three bits lie in three planes;
-/// 0 means that the page was sent or still has to be sent.
+/// For each page the [`Reason`] why its latest content was not sent. The reason is a number of three bits, one in each
+/// plane; 0 means that the page was sent or still has to be sent.
 #[derive(Debug)]
 pub(crate) struct LeftOut {
     planes: [MigrationBitmap; 3],
@@ -21,7 +21,7 @@ impl LeftOut {
         }
     }
 
-    /// Notes that the pages `bits` of a word are left out for `reason`, and returns their number. The pages must have no
+    /// Notes that the pages `bits` of a word are left out for `reason`. Returns their number. The pages must have no
     /// reason yet: call [`LeftOut::forget`] first.
     pub(crate) fn note(&self, index: usize, bits: u64, reason: Reason) -> u64 {
         for (plane, map) in self.planes.iter().enumerate() {
@@ -67,7 +67,7 @@ impl LeftOut {
     }
 }
 
-/// The pages of which the planes' `words` hold the number of `reason`.
+/// The pages whose number in the planes' `words` is that of `reason`.
 fn with(words: [u64; 3], reason: Reason) -> u64 {
     (words.into_iter().enumerate())
         .map(|(plane, word)| {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Which pages go next, and as what: hinted, a hole, zero, or content.
 //!
-//! `Walk::step` claims pending pages and gives the next piece of work. Nothing here sends anything or asks for the time,
-//! so that a migration, a test and a simulation drive the same walk.
+//! `Walk::step` claims pending pages and returns the next piece of work. Nothing here sends anything or reads a clock,
+//! so a migration, a test and a simulation use the same walk.
 
 mod batch;
 pub mod hold_back;
@@ -30,25 +30,25 @@ use left_out::LeftOut;
 use run_list::RunList;
 use word::Word;
 
-/// A walk over the pending pages of a round, and what the rounds before have done.
+/// A walk over the pending pages of a round, with the results of the rounds before.
 pub(crate) struct Walk<'a> {
     ram: &'a dyn GuestMemory,
-    /// Pages are looked at for zeros, and not sent like others.
+    /// Pages are tested for zeros; zero pages are not sent like others.
     find_zeros: bool,
     order: Order,
-    /// Decides on waits for hints in this epoch; none: the guest stands still.
+    /// Decides on waits for hints in this epoch; `None` if the guest is stopped.
     hold_back: Option<HoldBack>,
     word: Option<Word>,
     batch: Batch,
     zero: RunList,
     discard: RunList,
-    /// What the last step gave out. It is sent by now.
+    /// The work that the last step returned. It has been sent by now.
     given: Option<Part>,
     /// Pages whose latest content was not sent, and why.
     left_out: LeftOut,
     maps: Recorder,
     round: RoundStats,
-    /// Pages that the destination was told to make zero, in all rounds: hinted ones, and others.
+    /// Pages that the destination was told to make zero, in all rounds: hinted ones and others.
     discarded: u64,
     zeroed: u64,
 }
@@ -56,13 +56,13 @@ pub(crate) struct Walk<'a> {
 /// What a step does next.
 #[derive(Debug)]
 pub(crate) enum Step<'w> {
-    /// This is to be sent before the next step.
+    /// Send this before the next step.
     Send(Work<'w>),
     /// The next page is not known to be needed: wait a moment for hints.
     Wait,
-    /// Nothing is to be sent yet. The walk goes on.
+    /// Nothing to send yet. The walk goes on.
     Look,
-    /// No word is left. What was gathered for sending is to be had by [`Walk::flush`].
+    /// No word is left. [`Walk::flush`] returns the work that was gathered.
     End,
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Step<'w> {
 pub(crate) enum Work<'w> {
     /// Runs of pages, and their content in the same order.
     Pages(&'w [PageRange], &'w [u8]),
-    /// Pages that are zero, and are not at the destination.
+    /// Pages that are zero and of which the destination has other content.
     Zero(&'w [PageRange]),
     /// Hinted pages whose content the destination has.
     Discard(&'w [PageRange]),
@@ -80,22 +80,22 @@ pub(crate) enum Work<'w> {
 /// What the caller knows at a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    /// Since the epoch was opened. It never falls.
+    /// The time since the epoch was opened. It never decreases.
     pub(crate) now: Duration,
     /// Pages a second that the connection takes.
     pub(crate) pages_per_second: f64,
-    /// About the most bytes to be sent at once.
+    /// About how many bytes may be sent at once.
     pub(crate) section_bytes: u64,
-    /// The most words of 64 pages to be claimed in this step.
+    /// The most words of 64 pages that this step may claim.
     pub(crate) words: u64,
 }
 
-/// Which words have been looked at.
+/// How far the walk has come.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    /// Pages that were not free in the epoch before, below this word.
+    /// It has passed all words below this one, and taken those whose pages were not free in the last epoch.
     Needed(usize),
-    /// All pages below this word.
+    /// It has taken all words below this one.
     All(usize),
 }
 
@@ -107,7 +107,7 @@ enum Part {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk over `ram`, in which pages that are zero are found if `find_zeros`. `left_out` was left out before.
+    /// A walk over `ram`. With `find_zeros`, zero pages are found. The pages in `left_out` are already left out.
     pub(crate) fn new(ram: &'a dyn GuestMemory, find_zeros: bool, left_out: LeftOut) -> Self {
         Self {
             ram,
@@ -132,7 +132,7 @@ impl<'a> Walk<'a> {
         self.maps = maps;
     }
 
-    /// Begins round `round`, with `pending` pages to be sent.
+    /// Begins round `round`, in which `pending` pages are to be sent.
     pub(crate) fn begin_round(&mut self, round: u32, pending: u64) {
         self.round = RoundStats {
             round,
@@ -142,8 +142,8 @@ impl<'a> Walk<'a> {
         self.maps.begin(round);
     }
 
-    /// Begins to walk, with the guest running: first over the pages that are needed. Those that were free in the epoch
-    /// before, and are pending because they were used for a while, go last. About `section_bytes` are sent at once.
+    /// Begins to walk while the guest runs. Pages that were free in the last epoch, and are pending because they were
+    /// used for a while, come last. About `section_bytes` are sent at once.
     pub(crate) fn begin(&mut self, outlook: Outlook, section_bytes: u64) {
         self.order = Order::Needed(0);
         self.batch.set_most(section_bytes / PAGE_SIZE);
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
         self.hold_back = Some(HoldBack::new(outlook));
     }
 
-    /// Begins to walk, with the guest stopped: no hint is waited for.
+    /// Begins to walk while the guest is stopped. It waits for no hints.
     pub(crate) fn begin_rest(&mut self) {
         self.order = Order::All(0);
         self.batch.set_most(u64::MAX);
@@ -179,7 +179,7 @@ impl<'a> Walk<'a> {
                 return Ok(Step::End);
             };
             if next.may_wait && self.is_to_wait(pass, next.index, moment) {
-                // What is known to be needed does not wait.
+                // Pages that are known to be needed do not wait.
                 return Ok(match self.batch.pages() {
                     0 => Step::Wait,
                     _ => Step::Send(self.give(Part::Pages)),
@@ -190,7 +190,7 @@ impl<'a> Walk<'a> {
         Ok(Step::Look)
     }
 
-    /// What has been claimed and was not given out yet, piece by piece.
+    /// The work that was claimed and not returned yet, piece by piece.
     pub(crate) fn flush(&mut self, pass: &Pass<'_>) -> Result<Option<Work<'_>>, RamError> {
         self.take_given();
         let whole = self.finish_word(pass)?;
@@ -206,17 +206,17 @@ impl<'a> Walk<'a> {
         Ok(Some(self.give(part)))
     }
 
-    /// The round so far.
+    /// The statistics of the round so far.
     pub(crate) fn round(&self) -> &RoundStats {
         &self.round
     }
 
-    /// As [`Walk::round`], to add what the walk does not know.
+    /// As [`Walk::round`], for adding what the walk does not know.
     pub(crate) fn round_mut(&mut self) -> &mut RoundStats {
         &mut self.round
     }
 
-    /// Pages of the round that were copied and looked at.
+    /// Pages of the round that were copied and tested.
     pub(crate) fn pages_looked_at(&self) -> u64 {
         let gathered = match self.given {
             // They are counted as sent.
@@ -226,13 +226,13 @@ impl<'a> Walk<'a> {
         self.round.pages_sent + gathered + self.round.pages_zero
     }
 
-    /// Pages of word `index` were `told` to be free after they had been sent.
+    /// The guest has `told` that pages of word `index` are free, after they were sent.
     pub(crate) fn note_late(&mut self, index: usize, told: HintBits) {
         self.maps.late(index, told.pages());
     }
 
-    /// What the destination is to compare with what it received in `rounds` with `pages_sent` pages of content; the bytes
-    /// are counted as they are sent.
+    /// What the destination compares with what it received: `rounds` rounds and `pages_sent` pages with content. The
+    /// bytes are counted while they are sent.
     pub(crate) fn stream_totals(&self, rounds: u32, pages_sent: u64) -> Totals {
         Totals {
             pages_sent,
@@ -243,12 +243,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The maps, if they were asked for, and the pages whose latest content was not sent because of a hint.
+    /// The maps, if they were requested, and the pages whose latest content was not sent because of a hint.
     pub(crate) fn finish(mut self) -> (Option<RoundMaps>, LeftOut) {
         (self.maps.finish(), self.left_out)
     }
 
-    /// The next word, which is not claimed yet.
+    /// The next word to claim.
     fn next(&mut self, pass: &Pass<'_>) -> Option<Next> {
         if let Order::Needed(from) = self.order
             && let Some(free) = pass.free_before()
@@ -256,7 +256,7 @@ impl<'a> Walk<'a> {
             let needed = |index: usize| {
                 let mask = !free.load(index);
                 let may_wait = false;
-                // A word whose pending pages were all free is left for later.
+                // A word whose pending pages were all free in the last epoch is left for later.
                 (pass.bitmap().load(index) & mask != 0).then_some(Next {
                     index,
                     mask,
@@ -281,8 +281,8 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Whether to wait for hints before the pages of word `index`, of which nothing is known unless the guest has told
-    /// all of its free pages there.
+    /// Whether to wait for hints before the pages of word `index`. Nothing is known of them, unless the guest has
+    /// reported all of its free pages there.
     fn is_to_wait(&mut self, pass: &Pass<'_>, index: usize, moment: Moment) -> bool {
         let Some(hold_back) = &mut self.hold_back else {
             return false;
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Leaves out the hinted pages of a word; what the destination has of them becomes zero.
+    /// Leaves out the hinted pages of a word. Those of which the destination has content must become zero there.
     fn skip(&mut self, index: usize, claimed: &Claimed) {
         let (hinted, stale) = (claimed.hinted.pages(), claimed.stale);
         self.round.pages_hinted += count(hinted);
@@ -358,7 +358,7 @@ impl<'a> Walk<'a> {
         self.maps.zero(index, all_zero);
         self.round.pages_zero += count(all_zero);
         self.note_zeros(pass, index, zero, claimed.holes);
-        // The destination's memory starts as zero: only what it has got need be made so.
+        // The destination's memory starts as zero, so only pages that were sent before need a record.
         self.zeroed += count(copied.stale);
         for run in runs_of_word(index as u64 * 64, copied.stale) {
             self.zero.push(run, self.ram);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Runs of pages that have no content: zero pages, discards.
+//! Runs of pages without content: zero pages, discards.
 
 use spec::PageRange;
 use spec::stream::{MAX_SECTION_RUNS, RUN_BYTES};
 
 use crate::memory::guest_memory::GuestMemory;
 
-/// About the most pages of a list. The destination makes them zero at once, and reads nothing meanwhile.
+/// About the most pages of a list. While the destination makes them zero, it reads nothing.
 const MOST_PAGES: u64 = 1 << 18;
 
 /// Runs in order of arrival.
@@ -17,7 +17,7 @@ pub(super) struct RunList {
 }
 
 impl RunList {
-    /// Adds `run`, joined to the last one where they touch inside a region.
+    /// Adds `run`. Joins it to the last run if the two touch inside a region.
     pub(super) fn push(&mut self, run: PageRange, ram: &dyn GuestMemory) {
         for piece in ram.layout().pieces(run) {
             self.pages += piece.count();
@@ -35,7 +35,7 @@ impl RunList {
         }
     }
 
-    /// No room for the runs of another word, where about `most_bytes` of the list are sent at once.
+    /// Whether there is no room for the runs of another word, if about `most_bytes` of the list may be sent at once.
     pub(super) fn is_full(&self, most_bytes: u64) -> bool {
         // A run that may still grow does not count yet.
         let closed = self.runs.len().saturating_sub(1);

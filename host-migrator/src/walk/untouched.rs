@@ -17,11 +17,11 @@ use crate::report::page_source::{PageSource, PageSources, PagesBySource};
 use crate::report::trace::Trace;
 use crate::rule::Tracker;
 
-/// The most holes that are looked for: two seconds of work, during which the guest runs.
+/// The most holes that are searched for: two seconds of work, in which the guest runs.
 const MOST_HOLES: u64 = 1 << 20;
 
-/// Clears the holes of `sources` out of the bitmap, and notes them as left out. Returns how many they are. `go_on` is
-/// asked meanwhile whether to go on.
+/// Clears the holes of `sources` in the bitmap and notes them as left out. Returns their number. Asks `go_on` from time
+/// to time whether to go on.
 pub(crate) fn leave_out(
     tracker: &mut Tracker<'_>,
     ram: &dyn GuestMemory,
@@ -37,7 +37,7 @@ pub(crate) fn leave_out(
         return Ok(pages);
     }
     let all_are_used = used == [true; 3];
-    // Those that are not used, too: what they gave up is not left out as a hole like others.
+    // Unused sources are asked, too: the pages that they gave up are not left out as mere holes.
     let given_up = tracker.given_up(PageSources::ALL);
     trace.record(Event::HolesAsked);
     let mut budget = HoleBudget {
@@ -64,9 +64,7 @@ pub(crate) fn leave_out(
         }
     })?;
     if !whole {
-        log::info!(
-            "not all holes of guest memory were found; the others are looked at page by page"
-        );
+        log::info!("not all holes of guest memory were found; the others are read page by page");
     }
     Ok(pages)
 }

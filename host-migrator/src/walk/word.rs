@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The pages of one word on their way: claimed, and not all of them copied yet.
+//! The pages of one word: claimed, but perhaps not all copied yet.
 
 use spec::PageRange;
 
@@ -9,7 +9,7 @@ use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
 use crate::rule::Claimed;
 
-/// A word whose pages have been claimed. Its content may not fit what is sent next, so that copying stops in between.
+/// A word whose pages have been claimed. If its pages do not fit into what is sent next, copying stops in between.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Word {
     pub(super) index: usize,
@@ -30,8 +30,8 @@ impl Word {
         }
     }
 
-    /// Copies pages into `batch`, until all are copied or it is full. Whether all are copied. With `find_zeros` those
-    /// that are zero are noted instead.
+    /// Copies pages into `batch` until it is full or all pages are copied. Returns whether all are copied. With
+    /// `find_zeros`, zero pages are noted instead.
     pub(super) fn copy(
         &mut self,
         ram: &dyn GuestMemory,
@@ -40,7 +40,7 @@ impl Word {
     ) -> Result<bool, RamError> {
         let base = self.index as u64 * 64;
         while let Some(run) = runs_of_word(base, self.left).next() {
-            // A log that marks pages where there is no memory has nothing to say.
+            // A log may mark pages where there is no memory. They are ignored.
             let Some(piece) = ram.layout().pieces(run).next() else {
                 self.left &= !bits(base, run);
                 continue;
@@ -50,7 +50,7 @@ impl Word {
                 return Ok(false);
             };
             self.zero |= batch.fill(ram, part, find_zeros)? << (part.first() - base);
-            // What lies before the piece is no memory either.
+            // There is no memory before the piece either.
             let done = PageRange::new(run.first(), part.end() - run.first());
             self.left &= !done.map_or(0, |done| bits(base, done));
         }

@@ -37,11 +37,11 @@ pub fn migrate(
     let source = Source::new(Box::new(StillMachine), ram).log(NothingWritten);
     let destination = thread::spawn({
         let arrived = Arc::clone(&arrived);
-        let channel = Connection::try_from(there)?;
+        let connection = Connection::try_from(there)?;
         move || {
             let ownership = OwnershipRecord::there();
             receive(
-                channel,
+                connection,
                 &arrived,
                 &mut StillMachine,
                 &ownership,
@@ -49,8 +49,8 @@ pub fn migrate(
             )
         }
     });
-    let channel = Connection::try_from(here)?;
-    let migration = Migration::start(source, MigrationParams::default(), channel)?;
+    let connection = Connection::try_from(here)?;
+    let migration = Migration::start(source, MigrationParams::default(), connection)?;
     let (_source, report) = migration.join();
     let report = report?;
     destination
