@@ -9,6 +9,7 @@ use virtio_bindings::virtio_mmio as reg;
 
 use crate::driver::Driver;
 use crate::plain::PlainBackEnd;
+use crate::refusing::{Refusal, RefusingBackEnd};
 use crate::rig::{MIB, Subject, connect, eventually, guest_ram, machine};
 use crate::shared::registers::Registers;
 
@@ -174,4 +175,60 @@ fn a_back_end_without_the_optional_parts_works_but_has_no_dirty_log() {
     destination.resume();
     let driver = driver.moved_to(&destination);
     assert_eq!(driver.wait_for_change().actual, 77);
+}
+
+/// A driver's four queues, on a back end that refuses things.
+const ALL: [usize; 4] = [0, 1, 2, 3];
+
+#[test]
+fn a_back_end_that_does_not_stop_a_ring_is_connected_to_anew_and_all_rings_run() {
+    let Some(vm) = machine() else { return };
+    let (back_end, ram) = (RefusingBackEnd::start(), guest_ram());
+    let device = connect(&back_end.socket(), &ram, &vm).unwrap();
+    Driver::new(&device, &ram).bring_up();
+    assert_eq!(back_end.state().rings(), ALL);
+    for (connections, logs) in [(2, false), (3, true)] {
+        back_end.state().refuses = Some(Refusal::Stop(2));
+        let refused = if logs {
+            device.dirty_log().start().unwrap_err().to_string()
+        } else {
+            device.stop().unwrap_err().to_string()
+        };
+        assert!(refused.contains("GET_VRING_BASE"), "{refused}");
+        back_end.state().refuses = None;
+        eventually("all rings", || {
+            let state = back_end.state();
+            let all = state.connections == connections && state.rings() == ALL;
+            (all && !state.logs).then_some(())
+        });
+        eventually("the back end", || device.lost().is_none().then_some(()));
+        // All is as it was.
+        device.stop().unwrap();
+        assert!(back_end.state().rings().is_empty());
+        device.resume();
+        assert_eq!(back_end.state().rings(), ALL);
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_switched_on_is_switched_off_and_the_rings_run() {
+    let Some(vm) = machine() else { return };
+    let (back_end, ram) = (RefusingBackEnd::start(), guest_ram());
+    let device = connect(&back_end.socket(), &ram, &vm).unwrap();
+    Driver::new(&device, &ram).bring_up();
+    back_end.state().refuses = Some(Refusal::LoggedRing(1));
+    let mut log = device.dirty_log();
+    let refused = log.start().unwrap_err().to_string();
+    assert!(refused.contains("SET_VRING_ADDR"), "{refused}");
+    {
+        let state = back_end.state();
+        assert!(!state.logs, "a log that nobody harvests");
+        assert_eq!(state.rings(), ALL);
+        assert!(!state.running.contains(&Some(true)), "{state:?}");
+    }
+    back_end.state().refuses = None;
+    log.start().unwrap();
+    let state = back_end.state();
+    assert!(state.logs);
+    assert_eq!(state.running[..4], [Some(true); 4]);
 }

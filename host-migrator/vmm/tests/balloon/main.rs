@@ -11,6 +11,7 @@ mod failures;
 mod guest_access;
 mod migration;
 mod plain;
+mod refusing;
 mod rig;
 #[path = "../shared/mod.rs"]
 mod shared;
