@@ -276,20 +276,22 @@ impl DestinationMachine for LosesADevice {
 }
 
 #[test]
-fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
+fn a_destination_that_loses_a_device_says_so_before_the_rest_of_memory_is_sent() {
     let guest = guest();
     let ram = Arc::new(like(&guest.memory.ram));
     let (here, there) = UnixStream::pair().unwrap();
     let destination = thread::spawn(move || {
         let channel = Connection::try_from(there).unwrap();
+        let mut placed = 0;
         receive(
             channel,
             &ram,
             &mut LosesADevice,
             &OwnershipRecord::there(),
-            &mut |_| (),
+            &mut |status| placed = status.pages,
         )
-        .unwrap_err()
+        .unwrap_err();
+        placed
     });
     let channel = Connection::try_from(here).unwrap();
     let params = MigrationParams::default();
@@ -298,7 +300,7 @@ fn a_destination_that_loses_a_device_says_so_before_the_guest_is_stopped() {
         .join();
     let error = sent.unwrap_err().to_string();
     assert!(error.contains("the balloon back end is lost"), "{error}");
-    destination.join().unwrap();
+    assert_eq!(destination.join().unwrap(), 0);
     let (records, _) = source.trace.records();
     let stopped = |record: &Record| record.event == Event::Paused;
     assert!(!records.iter().flatten().any(stopped));

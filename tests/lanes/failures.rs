@@ -178,10 +178,56 @@ fn a_device_that_was_started_again_on_the_same_paths_takes_over_and_hints() {
     let mut source = lab.running("source");
     source.device.kill();
     balloon_is_lost(&mut source, true);
-    lab.start_device_again(&mut source);
+    lab.start_device_again(&mut source, 0);
     balloon_is_lost(&mut source, false);
     let moved = lab.move_whole(&Migration::default(), &mut source, "destination");
     assert!(moved.report.totals.pages_hinted > 0, "{:?}", moved.report);
+}
+
+#[test]
+fn a_destination_whose_device_dies_while_memory_arrives_refuses_at_once() {
+    if skipped_without_kvm("device killed at the destination") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", true);
+    // All of memory takes many seconds.
+    let crawling = Migration {
+        max_bandwidth: Some(1 << 20),
+        ..slow()
+    };
+    crawling.begin(&source, &uri);
+    until_round(&mut source, 1);
+    destination.device.kill();
+    let ended = ends(&mut source, MigrationState::Failed);
+    let error = ended.error_desc.unwrap_or_default();
+    assert!(error.contains("the balloon back end is lost"), "{error}");
+    assert_eq!(ended.round, 1);
+    runs_on(&mut source);
+    next_migration_is_exact(&lab, &mut source);
+}
+
+#[test]
+fn a_destination_whose_device_is_dead_refuses_before_the_first_page_and_waits_on() {
+    if skipped_without_kvm("device dead at the destination") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", true);
+    destination.device.kill();
+    balloon_is_lost(&mut destination, true);
+    Migration::default().begin(&source, &uri);
+    let ended = ends(&mut source, MigrationState::Failed);
+    let error = ended.error_desc.unwrap_or_default();
+    assert!(error.contains("the balloon back end is lost"), "{error}");
+    assert_eq!(ended.round, 0);
+    runs_on(&mut source);
+    lab.start_device_again(&mut destination, 1);
+    balloon_is_lost(&mut destination, false);
+    Migration::default().begin(&source, &uri);
+    ends(&mut source, MigrationState::Completed);
 }
 
 #[test]

@@ -142,6 +142,9 @@ impl<'a> Receiver<'a> {
                     found: header.round,
                 });
             }
+            if state.is_none() {
+                machine.check()?;
+            }
             match header.kind {
                 SectionKind::Pages | SectionKind::Zero | SectionKind::Discard
                     if state.is_none() =>
@@ -151,7 +154,6 @@ impl<'a> Receiver<'a> {
                 SectionKind::RoundEnd if state.is_none() => {
                     self.input.payload(&header)?;
                     self.rounds += 1;
-                    machine.check()?;
                     self.status.round = self.status.round.saturating_add(1);
                     self.answer(SectionKind::RoundReceived)?;
                 }

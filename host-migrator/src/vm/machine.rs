@@ -60,14 +60,13 @@ pub trait DestinationMachine: Send {
     /// [`MachineError`] whose reason names everything that is missing or different here.
     fn judge(&mut self, description: &[u8]) -> Result<(), MachineError>;
 
-    /// Whether the machine can still take the guest. The engine asks in every round, so that a machine that has lost a
-    /// device reports it before the guest is stopped.
+    /// Whether the machine can still take the guest. The engine asks before it places each section of memory (at most
+    /// 1 MiB), so that a machine that has lost a device refuses at once and not after all memory was sent. The answer
+    /// should take no time.
     ///
     /// # Errors
     /// [`MachineError`] if it cannot; the migration ends, and the guest runs on at the source.
-    fn check(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
+    fn check(&mut self) -> Result<(), MachineError>;
 
     /// Loads the state from [`SourceMachine::save`]. Guest memory is complete by now.
     ///

@@ -102,6 +102,10 @@ impl DestinationMachine for StillMachine {
         Ok(())
     }
 
+    fn check(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
         Ok(())
     }

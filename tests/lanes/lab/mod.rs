@@ -184,9 +184,16 @@ impl Lab {
         (host, status.incoming.unwrap_or_default())
     }
 
-    /// Starts a new balloon device for `host`, the lab's first, in place of the old one.
-    pub fn start_device_again(&self, host: &mut Host) {
-        let vhost = host.control.with_file_name("source-vhost");
+    /// Starts a new balloon device for `host`, the lab's host number `number` from 0, in place of the old one.
+    pub fn start_device_again(&self, host: &mut Host, number: u32) {
+        let hints = host
+            .balloon_control
+            .to_str()
+            .expect("the lab's paths are UTF-8");
+        let name = hints
+            .strip_suffix("hints")
+            .expect("the name of this socket");
+        let (vhost, number) = (format!("{name}vhost"), number.to_string());
         let args: [&OsStr; 10] = [
             "balloon".as_ref(),
             "device".as_ref(),
@@ -197,7 +204,7 @@ impl Lab {
             "--trace".as_ref(),
             &self.trace().into_os_string(),
             "--trace-host".as_ref(),
-            "0".as_ref(),
+            number.as_ref(),
         ];
         host.device = Part::start("another-device", &self.program, self.folder(), args)
             .expect("the device starts");

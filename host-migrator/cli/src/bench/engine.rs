@@ -112,6 +112,10 @@ impl DestinationMachine for Memory {
         Ok(())
     }
 
+    fn check(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
         Ok(())
     }

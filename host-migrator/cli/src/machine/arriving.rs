@@ -15,6 +15,10 @@ impl DestinationMachine for Arriving<'_> {
         self.0.machine().clone().judge(description)
     }
 
+    fn check(&mut self) -> Result<(), MachineError> {
+        self.0.machine().clone().check()
+    }
+
     /// After this returns, the engine tells the source that it may give the guest up.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         let Self(process) = self;

@@ -84,6 +84,14 @@ impl Machine {
             })
             .collect()
     }
+
+    /// Checks that no device is lost.
+    fn check_devices(&self) -> Result<(), MachineError> {
+        match self.balloon.as_ref().and_then(|balloon| balloon.lost()) {
+            Some(lost) => Err(failed("take a guest")(VirtioError::Lost(lost))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl SourceMachine for Machine {
@@ -145,6 +153,7 @@ impl DestinationMachine for Machine {
         else {
             return Err(failed("take a guest")("there is one here already"));
         };
+        self.check_devices()?;
         let description =
             MachineDescription::from_bytes(description).map_err(failed("take this guest"))?;
         let host = Host {
@@ -166,10 +175,7 @@ impl DestinationMachine for Machine {
     }
 
     fn check(&mut self) -> Result<(), MachineError> {
-        match self.balloon.as_ref().and_then(|balloon| balloon.lost()) {
-            Some(lost) => Err(failed("take a guest")(VirtioError::Lost(lost))),
-            None => Ok(()),
-        }
+        self.check_devices()
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
