@@ -54,8 +54,9 @@ impl Arm for BareLoop {
                         send(content.ram(), part, near).map_err(BenchError::io("cannot send"))
                     });
                 threads.push(sender.map_err(BenchError::io("cannot start a thread"))?);
-                let receiver =
-                    thread::Builder::new().spawn_scoped(scope, move || receive(to, part, &far));
+                let receiver = thread::Builder::new()
+                    .name("bare-target".into())
+                    .spawn_scoped(scope, move || receive(to, part, &far));
                 threads.push(receiver.map_err(BenchError::io("cannot start a thread"))?);
             }
             threads

@@ -43,7 +43,6 @@ impl Content {
                 available: Size(available),
             });
         }
-        warm_up(args.size.0)?;
         let (ram, file) = new_memory(args.size.0)?;
         let mut bytes = Vec::with_capacity(CHUNK_BYTES);
         for chunk in chunks(ram.regions()[0]) {
@@ -56,6 +55,7 @@ impl Content {
             // A guest that has run has touched its memory: the first arm must not pay for the page faults.
             ram.read(chunk, &mut bytes)?;
         }
+        warm_up(args.size.0)?;
         let ram = Arc::new(ram);
         Ok(Self { ram, file })
     }
