@@ -162,8 +162,9 @@ fn the_map_that_the_device_gets_is_the_one_that_is_read() {
     // Page 65 is bit 1 of the second word of a plane. The agent's plane follows the driver's.
     file.write_at(&[2], 4096 + 8).unwrap();
     file.write_at(&[6], 4096 + 16 * 8 + 8).unwrap();
-    // Both words share the first bit of the summary, which follows the planes.
-    file.write_at(&[1], 4096 + 2 * 16 * 8).unwrap();
+    // The marks follow. Both words have the second, and all marks share the first bit of the summary after them.
+    file.write_at(&[2], 4096 + 2 * 16 * 8).unwrap();
+    file.write_at(&[1], 4096 + 2 * 16 * 8 + 8).unwrap();
     let told = HintBits {
         driver: 2,
         agent: 6,

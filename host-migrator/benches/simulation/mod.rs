@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One round of a migration in simulated time: a link, a guest that hints, and the real decision what to wait for.
+//! The first round of a migration in simulated time: a link, a guest that hints, and the engine's own walk.
 //!
-//! The bench prints it, and a test holds the bounds of `spec/sending-order.md` against it. Memory is seen in words of
-//! 64 pages, which are walked in order as the sender does; hints come in blocks of 4 MiB, in random order.
+//! The bench prints it, and a test holds the bounds of `spec/sending-order.md` against it. [`Walk::step`] says what is sent
+//! next and when it waits; the time that this takes is the link's. Hints come in blocks of 4 MiB, in random order.
+
+mod guest;
 
 use std::time::Duration;
 
-use host_migrator::walk::hold_back::{HoldBack, Outlook, Seen};
-use spec::PAGE_SIZE;
+use host_migrator::Trace;
+use host_migrator::rule::{Tellers, Tracker};
+use host_migrator::walk::hold_back::{HoldBack, Outlook};
+use host_migrator::walk::{Moment, Step, Walk, Work};
 use spec::hint_map::HintPhase;
 use spec::stamp::Random;
+use spec::{PAGE_SIZE, PageRange};
+
+use guest::{Clock, Hints, Memory};
 
 /// Bytes of the guest's memory.
 pub const GUEST: u64 = 4 << 30;
@@ -18,7 +25,7 @@ const WORD: u64 = WORD_PAGES * PAGE_SIZE;
 const WORDS: usize = (GUEST / WORD) as usize;
 /// Words of a hint.
 const BLOCK: usize = 16;
-/// How often the sender looks.
+/// How often the sender looks while it waits.
 const TICK: f64 = 0.001;
 
 /// How the guest's hints arrive; the speed is the scenario's.
@@ -96,7 +103,7 @@ pub fn grid() -> impl Iterator<Item = Scenario> {
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// [`HoldBack`].
+    /// [`Walk`].
     Real,
     /// Send at once, whatever happens.
     NeverWait,
@@ -132,69 +139,71 @@ impl Scenario {
     /// Simulates the round.
     pub fn run(self, policy: Policy) -> Cost {
         let hinted_at = self.hint_times();
-        let mut arrivals: Vec<f64> = hinted_at
-            .iter()
-            .copied()
-            .filter(|at| at.is_finite())
-            .collect();
-        arrivals.sort_by(f64::total_cmp);
-        let last = arrivals.last().copied().unwrap_or(f64::INFINITY);
-        if policy == Policy::WaitForAll && !last.is_finite() {
+        let finite = hinted_at.iter().filter(|at| at.is_finite());
+        let last = finite.copied().fold(None, |last: Option<f64>, at| {
+            Some(last.map_or(at, |last| last.max(at)))
+        });
+        let last = last.unwrap_or(f64::INFINITY);
+        let begin = match policy {
+            Policy::WaitForAll => last,
+            _ => 0.0,
+        };
+        if !begin.is_finite() {
             return Cost {
                 seconds: f64::INFINITY,
                 bytes: 0.0,
             };
         }
-        let mut hold_back = HoldBack::new(self.outlook());
-        let (mut cursor, mut sent, mut skipped) = (0, 0usize, 0u64);
-        let mut tick = 0u64;
-        let mut credit = 0.0;
-        loop {
-            let now = tick as f64 * TICK;
-            let phase = self.phase(now, last);
-            let arrived = arrivals.partition_point(|at| *at <= now) as u64 * WORD_PAGES;
-            let hinted = arrived + self.useless_pages(now);
-            let mut idle = false;
-            while cursor < WORDS && !idle {
-                idle = match policy {
-                    Policy::NeverWait => false,
-                    Policy::WaitForAll => phase != HintPhase::Finished,
-                    Policy::Real => {
-                        let seen = Seen {
-                            now: Duration::from_secs_f64(now),
-                            phase,
-                            hinted,
-                            pages_per_second: self.link / PAGE_SIZE as f64,
-                        };
-                        let pending = &hinted_at[cursor..];
-                        hold_back.wait(seen, || {
-                            let here = pending.iter().filter(|at| **at <= now).count() as u64;
-                            (skipped + here) * WORD_PAGES
-                        })
-                    }
-                };
-                if idle {
-                    credit = 0.0;
-                } else if hinted_at[cursor] <= now {
-                    skipped += 1;
-                    cursor += 1;
-                } else if credit >= 1.0 {
-                    credit -= 1.0;
-                    sent += 1;
-                    cursor += 1;
-                } else {
-                    break;
-                }
-            }
-            if cursor == WORDS {
-                return Cost {
-                    seconds: now,
-                    ..self.sending(sent)
-                };
-            }
-            tick += 1;
-            credit += self.link * TICK / WORD as f64;
+        let clock = Clock::at(begin);
+        let phase = move |now| match policy {
+            // The walk never waits for a guest that has finished.
+            Policy::NeverWait => HintPhase::Finished,
+            _ => self.phase(now, last),
+        };
+        let useless = move |now| self.useless_pages(now);
+        let mut hints = Hints::new(&clock, hinted_at, Box::new(phase), Box::new(useless));
+        let sent = self.walk(&clock, &mut hints);
+        Cost {
+            seconds: clock.now(),
+            bytes: sent as f64 * PAGE_SIZE as f64,
         }
+    }
+
+    /// The engine's walk over the guest's memory. Sending moves `clock` on. Returns how many pages were sent.
+    fn walk(self, clock: &Clock, hints: &mut Hints) -> u64 {
+        let memory = Memory::of(GUEST / PAGE_SIZE);
+        let trace = Trace::default();
+        let regions = [PageRange::new(0, GUEST / PAGE_SIZE).expect("memory")];
+        let mut tracker = Tracker::arm(&regions, &mut [], Some(hints), Tellers::ALL, &trace)
+            .expect("there is no log that could fail");
+        let epoch = tracker.open();
+        let pass = epoch.pass();
+        let mut walk = Walk::new(&memory, false);
+        walk.begin_round(1, GUEST / PAGE_SIZE);
+        walk.begin(self.outlook(), WORD);
+        let opened = clock.now();
+        let send = |work: Work<'_>| match work {
+            Work::Pages(_, content) => clock.advance(content.len() as f64 / self.link),
+            Work::Zero(_) | Work::Discard(_) => unreachable!("nothing is at the destination yet"),
+        };
+        loop {
+            let moment = Moment {
+                now: Duration::from_secs_f64(clock.now() - opened),
+                pages_per_second: self.link / PAGE_SIZE as f64,
+                section_bytes: WORD,
+                words: 1,
+            };
+            match walk.step(&pass, moment).expect("memory") {
+                Step::Send(work) => send(work),
+                Step::Wait => clock.advance(TICK),
+                Step::Look => {}
+                Step::End => break,
+            }
+        }
+        while let Some(work) = walk.flush(&pass).expect("memory") {
+            send(work);
+        }
+        walk.round().pages_sent
     }
 
     fn sending(self, words: usize) -> Cost {

@@ -6,24 +6,64 @@ use bitvec::order::Lsb0;
 use bitvec::slice::BitSlice;
 use bitvec::vec::BitVec;
 use spec::PageRange;
-use spec::hint_map::word_masks;
+use spec::hint_map::{bits_of, word_masks};
 use spec::sync::{AtomicU64, Ordering};
+
+use super::marks::{Marks, raise};
+use super::words::zeros;
+
+/// The words of this many chunks are read ahead in one go, so that their cache misses overlap.
+const CHUNKS_AHEAD: usize = 16;
+/// Chunks with more marks than this are not read ahead: the processor sees by itself that their words follow each other.
+const FEW_MARKS: u32 = 16;
 
 /// Pages still to be sent, as 64-page words from guest-physical 0.
 ///
 /// The sender claims words (takes the bits out) before it copies the pages. Harvests of the dirty logs OR bits in. Claim
 /// before copy, always: a write after the claim is in the log.
 ///
-/// A mark for each word says whether it may have bits, and a summary says the same of every 64 marks, which are a chunk. So the
-/// cost of a walk in a late round depends on the number of dirty pages, not on the size of the guest.
+/// A mark for each word says whether it may have bits. So the cost of a walk in a late round depends on the number of dirty
+/// pages, not on the size of the guest.
 #[derive(Debug)]
 pub struct MigrationBitmap {
     words: Box<[AtomicU64]>,
-    /// Bit `w` of `marks[c]` is set if word `64 * c + w` may have bits.
-    marks: Box<[AtomicU64]>,
-    /// Bit `c % 64` of `summary[c / 64]` is set if `marks[c]` may have bits.
-    summary: Box<[AtomicU64]>,
+    marks: Marks,
+    /// Pages that were set and had not been, since the bitmap was made.
+    added: AtomicU64,
     pages: u64,
+}
+
+/// Where a walk over the words of a [`MigrationBitmap`] is. It can stop, and go on with [`MigrationBitmap::next`].
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    /// The chunk that is walked, or the first that may be.
+    chunk: usize,
+    is_in_chunk: bool,
+    /// Words of the chunk that have been passed, or are not part of the walk.
+    passed: u64,
+    /// Words of the chunk with a mark that have not been reached yet.
+    ahead: u64,
+    /// Words of the chunk that were reached and had no bits then, or have none any more.
+    empty: u64,
+    /// The word that was returned last.
+    last: Option<usize>,
+    /// The words of chunks below this one have been read ahead.
+    read: usize,
+}
+
+impl Cursor {
+    /// A walk from word `first` on.
+    pub fn from_word(first: usize) -> Self {
+        Self {
+            chunk: first / 64,
+            is_in_chunk: false,
+            passed: (1 << (first % 64)) - 1,
+            ahead: 0,
+            empty: 0,
+            last: None,
+            read: 0,
+        }
+    }
 }
 
 impl MigrationBitmap {
@@ -33,8 +73,8 @@ impl MigrationBitmap {
     pub fn new(pages: u64) -> Self {
         Self {
             words: zeros(pages.div_ceil(64)),
-            marks: zeros(pages.div_ceil(64 * 64)),
-            summary: zeros(pages.div_ceil(64 * 64 * 64)),
+            marks: Marks::new(pages.div_ceil(64)),
+            added: AtomicU64::new(0),
             pages,
         }
     }
@@ -72,8 +112,28 @@ impl MigrationBitmap {
             return 0;
         }
         let before = self.words[index].fetch_or(bits, Ordering::AcqRel);
-        self.note(index / 64, 1 << (index % 64));
-        u64::from((bits & !before).count_ones())
+        self.marks.set(index / 64, 1 << (index % 64));
+        let added = u64::from((bits & !before).count_ones());
+        self.added.fetch_add(added, Ordering::Relaxed);
+        added
+    }
+
+    /// As [`MigrationBitmap::merge`], where no other thread has the bitmap: without locked instructions.
+    pub(crate) fn merge_alone(&mut self, index: usize, bits: u64) {
+        let bits = bits & self.valid_bits(index);
+        if bits != 0 {
+            raise(&self.words[index], bits);
+            self.marks.set_alone(index / 64, 1 << (index % 64));
+        }
+    }
+
+    /// As [`MigrationBitmap::load`], for a map with few pages: the word is not read if it has no mark. No other thread may
+    /// change the map meanwhile.
+    pub(crate) fn load_marked(&self, index: usize) -> u64 {
+        match self.marks.may_have(index) {
+            true => self.load(index),
+            false => 0,
+        }
     }
 
     /// The indices of the words with bits, ascending, at the time when the iterator reaches them.
@@ -83,40 +143,93 @@ impl MigrationBitmap {
 
     /// As [`MigrationBitmap::occupied`], from word `first` on.
     pub fn occupied_from(&self, first: usize) -> impl Iterator<Item = usize> {
-        // The chunk that is being walked, its marks that were seen ahead, and its words that have been passed.
-        let mut walked = None;
-        let (mut ahead, mut passed) = (0_u64, 0_u64);
-        std::iter::from_fn(move || {
-            loop {
-                let chunk = match walked {
-                    Some(chunk) => chunk,
-                    None => *walked.insert(self.next_chunk(first / 64)?),
-                };
-                if ahead == 0 {
-                    let before_first = (1 << first.saturating_sub(chunk * 64).min(63)) - 1;
-                    ahead = self.marks[chunk].load(Ordering::Acquire) & !(passed | before_first);
-                    if ahead == 0 {
-                        self.retire(chunk, passed & !before_first);
-                        passed = 0;
-                        walked = Some(self.next_chunk(chunk + 1)?);
-                        continue;
-                    }
+        let mut cursor = Cursor::from_word(first);
+        std::iter::from_fn(move || self.next(&mut cursor, |_| 0))
+    }
+
+    /// The index of the next word with bits in the walk that is at `cursor`.
+    ///
+    /// `ahead` is called for words that come soon, once for most of them. It reads what the caller will need with that word,
+    /// and returns anything that depends on what it read.
+    #[inline]
+    pub fn next(&self, cursor: &mut Cursor, mut ahead: impl FnMut(usize) -> u64) -> Option<usize> {
+        let is_empty = |index: usize| self.words[index].load(Ordering::Relaxed) == 0;
+        if let Some(last) = cursor.last.take() {
+            cursor.empty |= u64::from(is_empty(last)) << (last % 64);
+        }
+        loop {
+            while cursor.ahead != 0 {
+                let bit = cursor.ahead.trailing_zeros();
+                cursor.ahead &= cursor.ahead - 1;
+                let index = cursor.chunk * 64 + bit as usize;
+                if !is_empty(index) {
+                    cursor.last = Some(index);
+                    return cursor.last;
                 }
-                let bit = ahead.trailing_zeros();
-                ahead &= ahead - 1;
-                // Words without a mark have been passed, too.
-                passed = u64::MAX >> (63 - bit);
-                let index = chunk * 64 + bit as usize;
-                if self.words[index].load(Ordering::Relaxed) != 0 {
-                    return Some(index);
-                }
+                cursor.empty |= 1 << bit;
             }
-        })
+            if !self.turn(cursor, &mut ahead) {
+                return None;
+            }
+        }
+    }
+
+    /// Finds marks ahead of `cursor`, in its chunk or in one after it. False if there are none.
+    #[inline(never)]
+    fn turn(&self, cursor: &mut Cursor, ahead: &mut impl FnMut(usize) -> u64) -> bool {
+        loop {
+            if cursor.is_in_chunk {
+                cursor.ahead = self.marks.of(cursor.chunk) & !cursor.passed;
+                if cursor.ahead != 0 {
+                    // Words without a mark have been passed, too.
+                    cursor.passed = u64::MAX >> cursor.ahead.leading_zeros();
+                    return true;
+                }
+                let first = cursor.chunk * 64;
+                let words = &self.words[first..self.words.len().min(first + 64)];
+                let empty = std::mem::take(&mut cursor.empty);
+                self.marks.retire(cursor.chunk, empty, words);
+                cursor.is_in_chunk = false;
+                (cursor.chunk, cursor.passed) = (cursor.chunk + 1, 0);
+            }
+            let Some(chunk) = self.marks.next_chunk(cursor.chunk) else {
+                return false;
+            };
+            if chunk != cursor.chunk {
+                (cursor.chunk, cursor.passed) = (chunk, 0);
+            }
+            cursor.is_in_chunk = true;
+            if chunk >= cursor.read {
+                cursor.read = self.read_ahead(chunk, ahead);
+            }
+        }
+    }
+
+    /// Reads the words of `chunk` and of some after it, so that they are in the cache when they are needed. Returns the chunk
+    /// after these.
+    fn read_ahead(&self, chunk: usize, ahead: &mut impl FnMut(usize) -> u64) -> usize {
+        let (mut end, mut read) = (chunk, 0);
+        for _ in 0..CHUNKS_AHEAD {
+            let Some(chunk) = self.marks.next_chunk(end) else {
+                break;
+            };
+            end = chunk + 1;
+            let marks = self.marks.of(chunk);
+            if marks.count_ones() > FEW_MARKS {
+                break;
+            }
+            for index in bits_of(marks).map(|bit| chunk * 64 + bit) {
+                read |= self.words[index].load(Ordering::Relaxed) | ahead(index);
+            }
+        }
+        // The compiler would leave out what is not used.
+        std::hint::black_box(read);
+        end
     }
 
     /// Clears `bits` of a word and returns those of them that were set.
     pub fn clear(&self, index: usize, bits: u64) -> u64 {
-        if self.words[index].load(Ordering::Relaxed) & bits == 0 {
+        if self.load_marked(index) & bits == 0 {
             return 0;
         }
         self.words[index].fetch_and(!bits, Ordering::AcqRel) & bits
@@ -128,13 +241,16 @@ impl MigrationBitmap {
         else {
             return;
         };
+        let mut added = 0;
         for (index, mask) in word_masks(range) {
-            self.words[index].fetch_or(mask, Ordering::AcqRel);
+            let before = self.words[index].fetch_or(mask, Ordering::AcqRel);
+            added += u64::from((mask & !before).count_ones());
         }
+        self.added.fetch_add(added, Ordering::Relaxed);
         let (first, last) = (range.first() / 64, (range.end() - 1) / 64);
         let words = PageRange::new(first, last - first + 1).into_iter();
         for (chunk, marks) in words.flat_map(word_masks) {
-            self.note(chunk, marks);
+            self.marks.set(chunk, marks);
         }
     }
 
@@ -168,31 +284,31 @@ impl MigrationBitmap {
         bits
     }
 
-    /// Sets the bits of `words`, whose lowest is page `first`. Each chunk is marked once.
+    /// Moves all pages to `into`, in which they are `first` higher; pages past its end are dropped. Returns how many they were.
+    pub fn move_into(&self, into: &Self, first: u64) -> u64 {
+        let (mut cursor, mut inserter, mut count) = (Cursor::from_word(0), Inserter::new(into), 0);
+        let place = |index: usize| first + index as u64 * 64;
+        let ahead = |index: usize| {
+            let word = into.words.get((place(index) / 64) as usize);
+            word.map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        while let Some(index) = self.next(&mut cursor, ahead) {
+            let bits = self.claim(index);
+            count += u64::from(bits.count_ones());
+            inserter.insert(place(index), bits);
+        }
+        inserter.finish();
+        count
+    }
+
+    /// Sets the bits of `words`, whose lowest is page `first`.
     fn insert_words(&self, first: u64, words: impl Iterator<Item = u64>) -> u64 {
-        let shift = first % 64;
-        let (mut chunk, mut marks, mut count) = (0, 0, 0);
-        for (at, word) in ((first / 64) as usize..)
-            .zip(words)
-            .filter(|(_, word)| *word != 0)
-        {
+        let (mut inserter, mut count) = (Inserter::new(self), 0);
+        for (at, word) in (0..).zip(words).filter(|(_, word)| *word != 0) {
             count += u64::from(word.count_ones());
-            let high = if shift == 0 { 0 } else { word >> (64 - shift) };
-            for (index, bits) in [(at, word << shift), (at + 1, high)] {
-                if bits == 0 || index >= self.words.len() {
-                    continue;
-                }
-                self.words[index].fetch_or(bits & self.valid_bits(index), Ordering::AcqRel);
-                if index / 64 != chunk && marks != 0 {
-                    self.note(chunk, std::mem::take(&mut marks));
-                }
-                chunk = index / 64;
-                marks |= 1 << (index % 64);
-            }
+            inserter.insert(first + at * 64, word);
         }
-        if marks != 0 {
-            self.note(chunk, marks);
-        }
+        inserter.finish();
         count
     }
 
@@ -219,53 +335,25 @@ impl MigrationBitmap {
         pfn < self.pages && self.load((pfn / 64) as usize) & (1 << (pfn % 64)) != 0
     }
 
+    /// How often a page was set that was not, since the bitmap was made. Less work than [`MigrationBitmap::count`] before and
+    /// after a harvest.
+    pub(crate) fn added(&self) -> u64 {
+        self.added.load(Ordering::Relaxed)
+    }
+
     /// Pages that are set.
     pub fn count(&self) -> u64 {
-        let chunks = std::iter::successors(self.next_chunk(0), |chunk| self.next_chunk(chunk + 1));
-        let words = chunks.flat_map(|chunk| {
-            let marks = self.marks[chunk].load(Ordering::Acquire);
-            bits_of(marks).map(move |bit| chunk * 64 + bit)
-        });
-        let pages = |index: usize| self.words[index].load(Ordering::Relaxed).count_ones();
-        words.map(|index| u64::from(pages(index))).sum()
-    }
-
-    /// Sets `marks` of `chunk`. Call it after the words were set: see [`MigrationBitmap::retire`].
-    fn note(&self, chunk: usize, marks: u64) {
-        self.marks[chunk].fetch_or(marks, Ordering::AcqRel);
-        self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::AcqRel);
-    }
-
-    /// Clears the marks `passed` of `chunk`, except of words that have bits, and then the chunk in the summary, unless it has
-    /// marks. A thread that sets a word meanwhile sets the mark either before it is cleared here, and then the check of the
-    /// word finds the bits, or afterwards. The same holds for the mark and the summary.
-    fn retire(&self, chunk: usize, passed: u64) {
-        let before = self.marks[chunk].fetch_and(!passed, Ordering::AcqRel);
-        let has_bits = |bit: &usize| self.words[chunk * 64 + bit].load(Ordering::Acquire) != 0;
-        let again = bits_of(before & passed).filter(has_bits);
-        let again = again.fold(0, |marks, bit| marks | 1 << bit);
-        if again != 0 {
-            self.note(chunk, again);
-        } else if before & !passed == 0 {
-            let (summary, bit) = (&self.summary[chunk / 64], 1 << (chunk % 64));
-            summary.fetch_and(!bit, Ordering::AcqRel);
-            if self.marks[chunk].load(Ordering::Acquire) != 0 {
-                summary.fetch_or(bit, Ordering::AcqRel);
+        let pages = |word: &AtomicU64| u64::from(word.load(Ordering::Relaxed).count_ones());
+        let next = |chunk| self.marks.next_chunk(chunk);
+        let chunks = std::iter::successors(next(0), |chunk| next(chunk + 1));
+        let in_chunk = |chunk: usize| -> u64 {
+            let words = &self.words[chunk * 64..self.words.len().min(chunk * 64 + 64)];
+            match self.marks.of(chunk) {
+                marks if marks.count_ones() > FEW_MARKS => words.iter().map(pages).sum(),
+                marks => bits_of(marks).map(|bit| pages(&words[bit])).sum(),
             }
-        }
-    }
-
-    /// The first chunk from `chunk` on that may have marks.
-    fn next_chunk(&self, chunk: usize) -> Option<usize> {
-        let mut mask = u64::MAX << (chunk % 64);
-        for (index, word) in self.summary.iter().enumerate().skip(chunk / 64) {
-            let bits = word.load(Ordering::Acquire) & mask;
-            if bits != 0 {
-                return Some(index * 64 + bits.trailing_zeros() as usize);
-            }
-            mask = u64::MAX;
-        }
-        None
+        };
+        chunks.map(in_chunk).sum()
     }
 
     fn valid_bits(&self, index: usize) -> u64 {
@@ -278,25 +366,63 @@ impl MigrationBitmap {
     }
 }
 
-/// `count` words of zero. The kernel allocates memory for them when they are first written.
-#[cfg(not(loom))]
-fn zeros(count: u64) -> Box<[AtomicU64]> {
-    bytemuck::zeroed_slice_box(count as usize)
+/// Sets words of a bitmap in ascending order, and marks each chunk once.
+struct Inserter<'a> {
+    into: &'a MigrationBitmap,
+    /// A chunk, and those of its words that were set and have no mark yet.
+    chunk: usize,
+    marks: u64,
+    added: u64,
 }
 
-/// loom's atomics cannot be made from zeroed bytes.
-#[cfg(loom)]
-fn zeros(count: u64) -> Box<[AtomicU64]> {
-    (0..count).map(|_| AtomicU64::new(0)).collect()
-}
+impl<'a> Inserter<'a> {
+    fn new(into: &'a MigrationBitmap) -> Self {
+        Self {
+            into,
+            chunk: 0,
+            marks: 0,
+            added: 0,
+        }
+    }
 
-/// The numbers of the set bits, ascending.
-pub(crate) fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-        bits &= bits - 1;
-        Some(first)
-    })
+    /// Sets the pages `bits`, whose lowest bit is page `first`.
+    #[inline]
+    fn insert(&mut self, first: u64, bits: u64) {
+        let (index, shift) = ((first / 64) as usize, first % 64);
+        self.set(index, bits << shift);
+        if shift != 0 {
+            self.set(index + 1, bits >> (64 - shift));
+        }
+    }
+
+    #[inline]
+    fn set(&mut self, index: usize, bits: u64) {
+        let into = self.into;
+        if bits == 0 || index >= into.words.len() {
+            return;
+        }
+        let bits = bits & into.valid_bits(index);
+        let before = into.words[index].fetch_or(bits, Ordering::AcqRel);
+        self.added += u64::from((bits & !before).count_ones());
+        if index / 64 != self.chunk {
+            self.mark();
+            self.chunk = index / 64;
+        }
+        self.marks |= 1 << (index % 64);
+    }
+
+    fn mark(&mut self) {
+        if self.marks != 0 {
+            self.into
+                .marks
+                .set(self.chunk, std::mem::take(&mut self.marks));
+        }
+    }
+
+    fn finish(mut self) {
+        self.mark();
+        self.into.added.fetch_add(self.added, Ordering::Relaxed);
+    }
 }
 
 /// The runs of set bits in a word whose first bit is page `base`, lowest first.
@@ -326,106 +452,4 @@ pub fn runs_of_word(base: u64, bits: u64) -> impl Iterator<Item = PageRange> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bitvec::prelude::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn agrees_with_a_naive_bit_vector(pages in 1u64..300, ops in proptest::collection::vec((0u8..4, 0u64..320, 1u64..100, any::<u64>()), 0..30)) {
-            let map = MigrationBitmap::new(pages);
-            let mut naive: BitVec<u64, Lsb0> = BitVec::repeat(false, pages as usize);
-            for (op, first, count, bits) in ops {
-                let index = (first / 64) as usize % map.word_count();
-                let in_word = |b: usize| index * 64 + b;
-                match op {
-                    0 => {
-                        map.insert(PageRange::new(first, count).unwrap());
-                        for page in first..(first + count).min(pages) { naive.set(page as usize, true); }
-                    }
-                    1 => {
-                        let mut added = 0;
-                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
-                            added += u64::from(!naive.replace(in_word(b), true));
-                        }
-                        prop_assert_eq!(map.merge(index, bits), added);
-                    }
-                    2 => {
-                        let mut cleared = 0;
-                        for b in (0..64).filter(|b| bits & (1 << b) != 0 && in_word(*b) < pages as usize) {
-                            if naive.replace(in_word(b), false) { cleared |= 1 << b; }
-                        }
-                        prop_assert_eq!(map.clear(index, bits), cleared);
-                    }
-                    _ => {
-                        let end = (index * 64 + 64).min(pages as usize);
-                        let expected: u64 = naive[index * 64..end].iter_ones().map(|b| 1u64 << b).sum();
-                        prop_assert_eq!(map.claim(index), expected);
-                        naive[index * 64..end].fill(false);
-                    }
-                }
-            }
-            prop_assert_eq!(map.count(), naive.count_ones() as u64);
-            for page in 0..pages { prop_assert_eq!(map.contains(page), naive[page as usize]); }
-        }
-
-        #[test]
-        fn bits_from_any_first_page_land_on_their_pages(
-            first in 0u64..200,
-            words in proptest::collection::vec(any::<u64>(), 1..4),
-            cut in 0usize..64,
-            pages in 1u64..500,
-        ) {
-            let map = MigrationBitmap::new(pages);
-            for dirty in [words.view_bits::<Lsb0>(), &words.view_bits()[cut..]] {
-                map.clear_all();
-                prop_assert_eq!(map.insert_bits(first, dirty), dirty.count_ones() as u64);
-                let expected = dirty.iter_ones().map(|bit| first as usize + bit);
-                let expected: Vec<_> = expected.filter(|page| *page < pages as usize).collect();
-                prop_assert_eq!(map.to_bits().iter_ones().collect::<Vec<_>>(), expected);
-            }
-        }
-
-        #[test]
-        fn a_walk_meets_every_page_that_is_set_and_forgets_none(
-            pages in 1u64..40_000,
-            inserts in proptest::collection::vec((0u64..40_000, 1u64..5000), 0..5),
-            left in proptest::collection::vec(0usize..700, 0..5),
-        ) {
-            let map = MigrationBitmap::new(pages);
-            for (first, count) in inserts {
-                map.insert(PageRange::new(first, count).unwrap());
-            }
-            let set = |map: &MigrationBitmap| -> Vec<usize> {
-                (0..map.word_count()).filter(|index| map.load(*index) != 0).collect()
-            };
-            // The first walk claims all words but some; the second finds just these.
-            let expected = set(&map);
-            let walked: Vec<usize> = map
-                .occupied()
-                .inspect(|index| if !left.contains(index) { map.claim(*index); })
-                .collect();
-            prop_assert_eq!(walked, expected);
-            prop_assert_eq!(map.occupied().collect::<Vec<_>>(), set(&map));
-            for first in [1, 63, 64, 200] {
-                let rest: Vec<usize> = set(&map).into_iter().filter(|index| *index >= first).collect();
-                prop_assert_eq!(map.occupied_from(first).collect::<Vec<_>>(), rest);
-            }
-            let count: u64 = set(&map).iter().map(|index| u64::from(map.load(*index).count_ones())).sum();
-            prop_assert_eq!(map.count(), count);
-        }
-
-        #[test]
-        fn runs_cover_exactly_the_set_bits(bits: u64) {
-            let mut rebuilt = 0u64;
-            let mut last_end = 0;
-            for run in runs_of_word(64, bits) {
-                prop_assert!(run.first() > last_end || last_end == 0, "runs must not touch");
-                last_end = run.end();
-                for page in run.first()..run.end() { rebuilt |= 1 << (page - 64); }
-            }
-            prop_assert_eq!(rebuilt, bits);
-        }
-    }
-}
+mod tests;

@@ -8,9 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 use spec::PageRange;
-use spec::hint_map::word_masks;
+use spec::hint_map::{bits_of, word_masks};
 
-use crate::memory::bitmap::{MigrationBitmap, bits_of};
+use crate::memory::bitmap::MigrationBitmap;
 use crate::memory::guest_memory::GuestMemory;
 
 /// The most cells of a map.

@@ -26,8 +26,8 @@ impl GivenUp {
     /// The pages `holes` of a word by why they are holes: for no reason that the device knows, because they are in the balloon,
     /// or because they were reported.
     pub(crate) fn reasons(&self, index: usize, holes: u64) -> [(Reason, u64); 3] {
-        let ballooned = holes & self.ballooned.load(index);
-        let reported = holes & self.reported.load(index) & !ballooned;
+        let ballooned = holes & self.ballooned.load_marked(index);
+        let reported = holes & self.reported.load_marked(index) & !ballooned;
         [
             (Reason::Hole, holes & !ballooned & !reported),
             (Reason::Balloon, ballooned),

@@ -16,6 +16,9 @@ use crate::vm::hint_source::{HintError, HintSource};
 /// With a clause switched off, the engine waits this long for hints, so that a test sees them go wrong.
 const BROKEN_CLAUSE_WAIT: Duration = Duration::from_millis(200);
 
+/// Words of hints that are taken at once.
+const AT_ONCE: usize = 64;
+
 /// The hint source, dropped for the rest of the migration when it fails.
 pub(super) struct HintLife<'a> {
     pub(super) source: Option<&'a mut dyn HintSource>,
@@ -115,23 +118,37 @@ impl<'a> HintLife<'a> {
         };
         let free = (self.free_before).get_or_insert_with(|| MigrationBitmap::new(pages));
         free.clear_all();
-        let tellers = self.tellers;
+        let (tellers, words) = (self.tellers, free.word_count());
+        let mut note = |taken: &[(usize, HintBits)]| {
+            // All are read before the first is changed, so that their cache misses overlap.
+            let read = taken
+                .iter()
+                .map(|(index, _)| delivered.load(*index) | free.load(*index));
+            std::hint::black_box(read.fold(0, |all, word| all | word));
+            for (index, told) in taken {
+                free.merge_alone(*index, told.pages());
+                let told = delivered.too_late(*index, *told);
+                if told.pages() == 0 {
+                    continue;
+                }
+                for (teller, bits) in Reason::by_teller(told) {
+                    too_late.add(teller, bits.count_ones().into());
+                }
+                late(*index, told);
+            }
+        };
+        let mut taken = Vec::with_capacity(AT_ONCE);
         source.take_all(&mut |index, told| {
             // A device may report more pages than the guest has.
-            if index >= free.word_count() {
-                return;
+            if index < words {
+                taken.push((index, told.of(tellers, u64::MAX)));
             }
-            let told = told.of(tellers, u64::MAX);
-            free.merge(index, told.pages());
-            let told = delivered.too_late(index, told);
-            if told.pages() == 0 {
-                return;
+            if taken.len() == AT_ONCE {
+                note(&taken);
+                taken.clear();
             }
-            for (teller, bits) in Reason::by_teller(told) {
-                too_late.add(teller, bits.count_ones().into());
-            }
-            late(index, told);
         });
+        note(&taken);
         self.trace.record(Event::Forgotten);
         too_late
     }

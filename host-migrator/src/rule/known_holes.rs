@@ -33,7 +33,7 @@ impl KnownHoles {
 
     /// The holes among the pages `bits` of a word.
     pub(super) fn of(&self, index: usize, bits: u64) -> u64 {
-        bits & self.pages.load(index)
+        bits & self.pages.load_marked(index)
     }
 
     /// The pages `holes` of a word by the source that they count for. A hole without another source counts as a zero page,

@@ -28,13 +28,13 @@ const PAGE: u64 = 1;
 const PREEMPTIONS: usize = 3;
 
 /// A hint map without the 500 unused words of its header.
-struct FewWords([AtomicU64; 12]);
+struct FewWords([AtomicU64; 13]);
 
 impl Words for FewWords {
     fn word(&self, index: usize) -> Option<&AtomicU64> {
         match index {
             0..=8 => self.0.get(index),
-            512..=514 => self.0.get(index - 512 + 9),
+            512..=515 => self.0.get(index - 512 + 9),
             _ => None,
         }
     }

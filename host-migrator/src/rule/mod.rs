@@ -5,7 +5,7 @@
 //!
 //! 1. [`Tracker::arm`] starts the dirty logs and marks all of memory as to be sent.
 //! 2. [`Tracker::open`] opens an [`Epoch`]: the guest is asked for its free pages.
-//! 3. [`Epoch::pass`] gives a [`Pass`] over what is pending. [`Pass::claim`] takes the pages of a word out, and says which
+//! 3. [`Epoch::pass`] gives a [`Pass`] over what is pending, and [`Pass::words`] the words to be claimed. [`Pass::claim`] takes the pages of a word out, and says which
 //!    of them are hinted, which are holes, and which are to be copied.
 //! 4. [`Epoch::sync`] does a harvest at any moment and opens the next epoch; [`Epoch::end`] does one without.
 //! 5. With the guest stopped, [`Tracker::last_harvest`] and [`Tracker::rest`] give the remaining pages.

@@ -8,7 +8,7 @@ use spec::trace::{Event, PageBits};
 
 use super::delivered::Delivered;
 use super::known_holes::KnownHoles;
-use crate::memory::bitmap::MigrationBitmap;
+use crate::memory::bitmap::{Cursor, MigrationBitmap};
 use crate::report::page_source::Reason;
 use crate::report::trace::Trace;
 use crate::vm::hint_source::HintSource;
@@ -59,6 +59,22 @@ impl<'a> Pass<'a> {
     /// The pages to be sent.
     pub fn bitmap(&self) -> &'a MigrationBitmap {
         self.bitmap
+    }
+
+    /// The words with pending pages, ascending, at the time when the iterator reaches them.
+    pub fn words(&self) -> impl Iterator<Item = usize> {
+        let mut cursor = Cursor::from_word(0);
+        std::iter::from_fn(move || self.next(&mut cursor))
+    }
+
+    /// The next word with pending pages in the walk that is at `cursor`.
+    pub(crate) fn next(&self, cursor: &mut Cursor) -> Option<usize> {
+        // What a claim reads.
+        let ahead = |index| {
+            let free = self.free_before.map_or(0, |free| free.load_marked(index));
+            free | self.delivered.load(index) | self.hints(index, u64::MAX).pages()
+        };
+        self.bitmap.next(cursor, ahead)
     }
 
     /// Takes the pending pages `mask` of word `index` out of the bitmap, and says what is known of them. Claim before

@@ -295,7 +295,7 @@ impl<'a> Tracker<'a> {
     fn harvest_logs(&mut self, last: bool) -> Result<Harvest, DirtyLogError> {
         self.trace.record(Event::HarvestBegin(last));
         let mut harvest = Harvest::default();
-        let before = self.bitmap.count();
+        let before = self.bitmap.added();
         for (index, log) in self.logs.iter_mut().enumerate() {
             if log.source() == LogSource::OwnWrites && !self.clauses.hold(Clause::MergeOwnWrites) {
                 continue;
@@ -305,11 +305,9 @@ impl<'a> Tracker<'a> {
                 harvest.by_back_ends += dirty;
             }
         }
-        for index in self.early.occupied() {
-            self.bitmap.merge(index, self.early.claim(index));
-        }
+        self.early.move_into(&self.bitmap, 0);
         // A page may be in two logs.
-        harvest.dirty = self.bitmap.count() - before;
+        harvest.dirty = self.bitmap.added() - before;
         self.trace.record(Event::HarvestEnd);
         Ok(harvest)
     }

@@ -156,7 +156,7 @@ fn run<S: Sink>(
     let pacing = Pacing::new(params.max_bandwidth);
     let estimate = Estimate::new(params.besides_memory, round_trip);
     let out = Outgoing::new(sink, progress, pacing, estimate, trace);
-    let mut walk = Walk::new(ram, params.sources.contains(PageSource::Zero), left_out);
+    let mut walk = Walk::with_left_out(ram, params.sources.contains(PageSource::Zero), left_out);
     if params.map_rounds {
         walk.record_maps(Recorder::new(ram, tracker.bitmap()));
     }

@@ -41,7 +41,7 @@ impl LeftOut {
 
     /// Removes the reasons of the pages `bits` of a word, and adds the pages to `pages` by reason.
     pub(crate) fn forget(&self, index: usize, bits: u64, pages: &mut PagesBySource) {
-        let words = self.planes.each_ref().map(|plane| plane.load(index));
+        let words = (self.planes.each_ref()).map(|plane| plane.load_marked(index));
         if (words[0] | words[1] | words[2]) & bits == 0 {
             return;
         }

@@ -11,13 +11,14 @@ mod run_list;
 pub(crate) mod untouched;
 mod word;
 
+use std::fmt;
 use std::time::Duration;
 
 use spec::hint_map::HintBits;
 use spec::stream::Totals;
 use spec::{PAGE_SIZE, PageRange};
 
-use crate::memory::bitmap::runs_of_word;
+use crate::memory::bitmap::{Cursor, runs_of_word};
 use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
 use crate::report::page_source::Reason;
@@ -31,11 +32,15 @@ use run_list::RunList;
 use word::Word;
 
 /// A walk over the pending pages of a round, with the results of the rounds before.
-pub(crate) struct Walk<'a> {
+pub struct Walk<'a> {
     ram: &'a dyn GuestMemory,
     /// Pages are tested for zeros; zero pages are not sent like others.
     find_zeros: bool,
     order: Order,
+    /// Where the walk in this order is, the word that it has found there, and the word after the one that was claimed last.
+    cursor: Cursor,
+    found: Option<Next>,
+    from: usize,
     /// Decides on waits for hints in this epoch; `None` if the guest is stopped.
     hold_back: Option<HoldBack>,
     word: Option<Word>,
@@ -55,7 +60,7 @@ pub(crate) struct Walk<'a> {
 
 /// What a step does next.
 #[derive(Debug)]
-pub(crate) enum Step<'w> {
+pub enum Step<'w> {
     /// Send this before the next step.
     Send(Work<'w>),
     /// The next page is not known to be needed: wait a moment for hints.
@@ -68,7 +73,7 @@ pub(crate) enum Step<'w> {
 
 /// A piece of work for a sink.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Work<'w> {
+pub enum Work<'w> {
     /// Runs of pages, and their content in the same order.
     Pages(&'w [PageRange], &'w [u8]),
     /// Pages that are zero and of which the destination has other content.
@@ -79,24 +84,24 @@ pub(crate) enum Work<'w> {
 
 /// What the caller knows at a step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// The time since the epoch was opened. It never decreases.
-    pub(crate) now: Duration,
+    pub now: Duration,
     /// Pages a second that the connection takes.
-    pub(crate) pages_per_second: f64,
+    pub pages_per_second: f64,
     /// About how many bytes may be sent at once.
-    pub(crate) section_bytes: u64,
+    pub section_bytes: u64,
     /// The most words of 64 pages that this step may claim.
-    pub(crate) words: u64,
+    pub words: u64,
 }
 
-/// How far the walk has come.
+/// Which pages are looked at now, by rising address.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    /// It has passed all words below this one, and taken those whose pages were not free in the last epoch.
-    Needed(usize),
-    /// It has taken all words below this one.
-    All(usize),
+    /// Those that were not free in the epoch before.
+    Needed,
+    /// All that are left.
+    All,
 }
 
 #[derive(Clone, Copy)]
@@ -106,13 +111,35 @@ enum Part {
     Discard,
 }
 
+impl fmt::Debug for Walk<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walk")
+            .field("order", &self.order)
+            .field("round", &self.round)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'a> Walk<'a> {
-    /// A walk over `ram`. With `find_zeros`, zero pages are found. The pages in `left_out` are already left out.
-    pub(crate) fn new(ram: &'a dyn GuestMemory, find_zeros: bool, left_out: LeftOut) -> Self {
+    /// A walk over `ram`. With `find_zeros`, zero pages are found.
+    pub fn new(ram: &'a dyn GuestMemory, find_zeros: bool) -> Self {
+        let pages = ram.layout().bitmap_pages();
+        Self::with_left_out(ram, find_zeros, LeftOut::new(pages))
+    }
+
+    /// As [`Walk::new`]. The pages in `left_out` are already left out.
+    pub(crate) fn with_left_out(
+        ram: &'a dyn GuestMemory,
+        find_zeros: bool,
+        left_out: LeftOut,
+    ) -> Self {
         Self {
             ram,
             find_zeros,
-            order: Order::All(0),
+            order: Order::All,
+            cursor: Cursor::from_word(0),
+            found: None,
+            from: 0,
             hold_back: None,
             word: None,
             batch: Batch::new(),
@@ -133,7 +160,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Begins round `round`, in which `pending` pages are to be sent.
-    pub(crate) fn begin_round(&mut self, round: u32, pending: u64) {
+    pub fn begin_round(&mut self, round: u32, pending: u64) {
         self.round = RoundStats {
             round,
             pending_before: pending,
@@ -144,26 +171,31 @@ impl<'a> Walk<'a> {
 
     /// Begins to walk while the guest runs. Pages that were free in the last epoch, and are pending because they were
     /// used for a while, come last. About `section_bytes` are sent at once.
-    pub(crate) fn begin(&mut self, outlook: Outlook, section_bytes: u64) {
-        self.order = Order::Needed(0);
+    pub fn begin(&mut self, outlook: Outlook, section_bytes: u64) {
+        self.begin_order(Order::Needed);
         self.batch.set_most(section_bytes / PAGE_SIZE);
         self.epoch_opened(outlook);
     }
 
     /// Another epoch was opened in the middle of the walk.
-    pub(crate) fn epoch_opened(&mut self, outlook: Outlook) {
+    pub fn epoch_opened(&mut self, outlook: Outlook) {
         self.hold_back = Some(HoldBack::new(outlook));
+        // The harvest may have brought pages between the last word and the next.
+        self.go_on_from(self.from);
     }
 
     /// Begins to walk while the guest is stopped. It waits for no hints.
-    pub(crate) fn begin_rest(&mut self) {
-        self.order = Order::All(0);
+    pub fn begin_rest(&mut self) {
+        self.begin_order(Order::All);
         self.batch.set_most(u64::MAX);
         self.hold_back = None;
     }
 
     /// The next piece of work in `pass`.
-    pub(crate) fn step(&mut self, pass: &Pass<'_>, moment: Moment) -> Result<Step<'_>, RamError> {
+    ///
+    /// # Errors
+    /// [`RamError`] if guest memory cannot be read.
+    pub fn step(&mut self, pass: &Pass<'_>, moment: Moment) -> Result<Step<'_>, RamError> {
         self.take_given();
         for _ in 0..moment.words {
             if !self.finish_word(pass)? {
@@ -179,7 +211,8 @@ impl<'a> Walk<'a> {
                 return Ok(Step::End);
             };
             if next.may_wait && self.is_to_wait(pass, next.index, moment) {
-                // Pages that are known to be needed do not wait.
+                self.found = Some(next);
+                // What is known to be needed does not wait.
                 return Ok(match self.batch.pages() {
                     0 => Step::Wait,
                     _ => Step::Send(self.give(Part::Pages)),
@@ -190,8 +223,11 @@ impl<'a> Walk<'a> {
         Ok(Step::Look)
     }
 
-    /// The work that was claimed and not returned yet, piece by piece.
-    pub(crate) fn flush(&mut self, pass: &Pass<'_>) -> Result<Option<Work<'_>>, RamError> {
+    /// What has been claimed and was not given out yet, piece by piece.
+    ///
+    /// # Errors
+    /// [`RamError`] if guest memory cannot be read.
+    pub fn flush(&mut self, pass: &Pass<'_>) -> Result<Option<Work<'_>>, RamError> {
         self.take_given();
         let whole = self.finish_word(pass)?;
         let part = if !whole || self.batch.pages() > 0 {
@@ -206,8 +242,8 @@ impl<'a> Walk<'a> {
         Ok(Some(self.give(part)))
     }
 
-    /// The statistics of the round so far.
-    pub(crate) fn round(&self) -> &RoundStats {
+    /// The round so far.
+    pub fn round(&self) -> &RoundStats {
         &self.round
     }
 
@@ -248,34 +284,39 @@ impl<'a> Walk<'a> {
         (self.maps.finish(), self.left_out)
     }
 
-    /// The next word to claim.
+    fn begin_order(&mut self, order: Order) {
+        self.order = order;
+        self.go_on_from(0);
+    }
+
+    fn go_on_from(&mut self, word: usize) {
+        (self.cursor, self.found, self.from) = (Cursor::from_word(word), None, word);
+    }
+
+    /// The next word, which is not claimed yet.
     fn next(&mut self, pass: &Pass<'_>) -> Option<Next> {
-        if let Order::Needed(from) = self.order
-            && let Some(free) = pass.free_before()
-        {
-            let needed = |index: usize| {
-                let mask = !free.load(index);
-                let may_wait = false;
-                // A word whose pending pages were all free in the last epoch is left for later.
-                (pass.bitmap().load(index) & mask != 0).then_some(Next {
-                    index,
-                    mask,
-                    may_wait,
-                })
-            };
-            let next = pass.bitmap().occupied_from(from).find_map(needed);
-            if next.is_some() {
-                return next;
-            }
+        if let Some(found) = self.found.take() {
+            return Some(found);
         }
-        let from = match self.order {
-            Order::Needed(_) => 0,
-            Order::All(from) => from,
-        };
-        self.order = Order::All(from);
-        let index = pass.bitmap().occupied_from(from).next()?;
+        if let Order::Needed = self.order {
+            if let Some(free) = pass.free_before() {
+                while let Some(index) = pass.next(&mut self.cursor) {
+                    let mask = !free.load_marked(index);
+                    // A word whose pending pages were all free is left for later.
+                    if pass.bitmap().load(index) & mask != 0 {
+                        let may_wait = false;
+                        return Some(Next {
+                            index,
+                            mask,
+                            may_wait,
+                        });
+                    }
+                }
+            }
+            self.begin_order(Order::All);
+        }
         Some(Next {
-            index,
+            index: pass.next(&mut self.cursor)?,
             mask: u64::MAX,
             may_wait: true,
         })
@@ -304,9 +345,7 @@ impl<'a> Walk<'a> {
 
     fn claim(&mut self, pass: &Pass<'_>, next: Next) {
         let Next { index, mask, .. } = next;
-        match &mut self.order {
-            Order::Needed(from) | Order::All(from) => *from = index + 1,
-        }
+        self.from = index + 1;
         let claimed = pass.claim(index, mask);
         if claimed.pages == 0 {
             return;

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use bitvec::view::BitView;
 use host_migrator::{DirtyLog, DirtyLogError, LogSource, MigrationBitmap};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
@@ -84,13 +83,7 @@ impl DirtyLog for OwnWritesLog {
     fn harvest(&mut self, bitmap: &MigrationBitmap) -> Result<u64, DirtyLogError> {
         let take = |region: &GuestRegionMmap<OwnWrites>| {
             let first = region.start_addr().raw_value() / PAGE_SIZE;
-            let written = written_in(region);
-            (written.occupied())
-                .map(|index| {
-                    let words = [written.claim(index)];
-                    bitmap.insert_bits(first + index as u64 * 64, words.view_bits())
-                })
-                .sum::<u64>()
+            written_in(region).move_into(bitmap, first)
         };
         Ok(self.memory.iter().map(take).sum())
     }

@@ -8,7 +8,7 @@ pub const HEADER_BYTES: usize = 4096;
 /// The first word: "LACUNAHM".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNAHM");
 /// The layout's version.
-pub const VERSION: u64 = 3;
+pub const VERSION: u64 = 4;
 
 pub(super) const MAGIC_WORD: usize = 0;
 pub(super) const VERSION_WORD: usize = 1;
@@ -20,7 +20,7 @@ pub(super) const AGENT_ONLY_WORD: usize = 6;
 pub(super) const ANSWERED_WORD: usize = 7;
 pub(super) const NOT_ASKED_WORD: usize = 8;
 pub(super) const PLANES_WORD: usize = HEADER_BYTES / 8;
-/// Words of a plane that share a bit of the summary.
+/// Words of a plane that have their marks in one word, and share a bit of the summary.
 pub(super) const CHUNK_WORDS: usize = 64;
 
 pub(super) const NO_DRIVER: u64 = 1;
@@ -31,10 +31,15 @@ pub const fn bytes_for(pages: u64) -> Option<u64> {
     let Some(planes) = pages.div_ceil(64).checked_mul(16) else {
         return None;
     };
-    let Some(bytes) = planes.checked_add(summary_words(pages) * 8) else {
+    let Some(bytes) = planes.checked_add((mark_words(pages) + summary_words(pages)) * 8) else {
         return None;
     };
     bytes.checked_add(HEADER_BYTES as u64)
+}
+
+/// 64-bit words of marks. Each bit stands for 64 pages.
+pub(super) const fn mark_words(pages: u64) -> u64 {
+    pages.div_ceil(64 * CHUNK_WORDS as u64)
 }
 
 /// 64-bit words of the summary. Each bit stands for 64 words of 64 pages.

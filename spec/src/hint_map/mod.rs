@@ -11,7 +11,8 @@
 //!      64    who must not be asked: 1 driver, 2 agent
 //!      4096  plane of the driver: one bit for each 4 KiB page from guest-physical 0, bit p % 64 of word p / 64
 //!      then  plane of the agent, in the same layout
-//!      then  summary: bit c % 64 of word c / 64 is set if words 64 * c .. of either plane may hold a hint
+//!      then  marks: bit w % 64 of word w / 64 is set if word w of either plane may hold a hint
+//!      then  summary: bit c % 64 of word c / 64 is set if word c of the marks may have bits
 //! ```
 //!
 //! All words are 64-bit atomics. A page is hinted if its bit is set in either plane; which plane it is in matters to
@@ -29,11 +30,11 @@ mod tests;
 use crate::sync::{AtomicU64, Ordering};
 use layout::{
     AGENT_ONLY_WORD, ANSWERED_WORD, EPOCH_WORD, HINTED_WORD, MAGIC_WORD, NO_AGENT, NO_DRIVER,
-    NOT_ASKED_WORD, PAGES_WORD, PHASE_WORD, PLANES_WORD, VERSION_WORD, check_size,
+    NOT_ASKED_WORD, PAGES_WORD, PHASE_WORD, PLANES_WORD, VERSION_WORD, check_size, mark_words,
 };
 pub use layout::{HEADER_BYTES, HintMapError, MAGIC, VERSION, Words, bytes_for};
 pub use phase::HintPhase;
-pub use planes::word_masks;
+pub use planes::{bits_of, word_masks};
 pub use tellers::{HintBits, Tellers};
 
 /// A view of the shared map in `W`.
@@ -176,7 +177,11 @@ impl<W: Words> HintMap<W> {
         PLANES_WORD + self.bitmap_words()
     }
 
-    fn summary(&self) -> usize {
+    fn marks(&self) -> usize {
         PLANES_WORD + 2 * self.bitmap_words()
+    }
+
+    fn summary(&self) -> usize {
+        self.marks() + mark_words(self.pages) as usize
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The hints themselves: the device sets bits in the planes, and the migrator reads and clears them.
 
-use super::layout::{AGENT_ONLY_WORD, CHUNK_WORDS, HINTED_WORD, summary_words};
+use super::layout::{AGENT_ONLY_WORD, CHUNK_WORDS, HINTED_WORD, mark_words, summary_words};
 use super::{HintBits, HintMap, Words};
 use crate::PageRange;
 use crate::sync::Ordering;
@@ -42,14 +42,12 @@ impl<W: Words> HintMap<W> {
             return 0;
         };
         let mut known = 0;
-        let chunk_pages = 64 * CHUNK_WORDS as u64;
-        for chunk in range.first() / chunk_pages..=(range.end() - 1) / chunk_pages {
-            // Before the planes: a device that dies in between leaves a superfluous summary bit, not a hint without one.
-            let at = self.at(self.summary() + chunk as usize / 64);
-            at.store(
-                at.load(Ordering::Relaxed) | 1 << (chunk % 64),
-                Ordering::Release,
-            );
+        // Summary, marks, planes: a device that dies in between leaves a superfluous mark, not a hint without one.
+        let (first, last) = (range.first() / 64, (range.end() - 1) / 64);
+        let words = PageRange::new(first, last - first + 1);
+        for (chunk, marks) in words.into_iter().flat_map(word_masks) {
+            self.set_in(self.summary() + chunk / 64, 1 << (chunk % 64));
+            self.set_in(self.marks() + chunk, marks);
         }
         for (word, mask) in word_masks(range) {
             // While an epoch is open only the device writes, so no bit is lost between load and store. A locked
@@ -65,6 +63,15 @@ impl<W: Words> HintMap<W> {
         range.count() - known
     }
 
+    /// Sets `bits` of a word that the device writes alone.
+    fn set_in(&self, word: usize, bits: u64) {
+        let at = self.at(word);
+        let before = at.load(Ordering::Relaxed);
+        if bits & !before != 0 {
+            at.store(before | bits, Ordering::Release);
+        }
+    }
+
     /// Adds `added` to a counter. Only the device writes counters.
     fn raise(&self, counter: usize, added: u64) {
         let counter = self.at(counter);
@@ -75,6 +82,11 @@ impl<W: Words> HintMap<W> {
     /// Migrator: the hints for the 64 pages from `64 * index` on, by source; empty past the end.
     pub fn load(&self, index: usize) -> HintBits {
         if index >= self.bitmap_words() {
+            return HintBits::default();
+        }
+        // Marks of 64 words share one, so that most of them need not be read.
+        let marks = self.load_at(self.marks() + index / CHUNK_WORDS);
+        if marks & (1 << (index % CHUNK_WORDS)) == 0 {
             return HintBits::default();
         }
         HintBits {
@@ -88,10 +100,9 @@ impl<W: Words> HintMap<W> {
         if index >= self.bitmap_words() {
             return HintBits::default();
         }
-        let take = |word| self.at(word).swap(0, Ordering::AcqRel);
         HintBits {
-            driver: take(self.driver_plane() + index),
-            agent: take(self.agent_plane() + index),
+            driver: self.take_in(self.driver_plane() + index),
+            agent: self.take_in(self.agent_plane() + index),
         }
     }
 
@@ -99,23 +110,47 @@ impl<W: Words> HintMap<W> {
     /// depends on the number of hints, not on the size of the guest.
     pub fn take_all(&self, mut told: impl FnMut(usize, HintBits)) {
         for at in 0..summary_words(self.pages) as usize {
-            // A plain load first: a swap would allocate a page of the file.
-            let summary = self.at(self.summary() + at);
-            let mut chunks = match summary.load(Ordering::Acquire) {
-                0 => continue,
-                _ => summary.swap(0, Ordering::AcqRel),
-            };
-            while chunks != 0 {
-                let first = (at * 64 + chunks.trailing_zeros() as usize) * CHUNK_WORDS;
-                chunks &= chunks - 1;
-                for index in first..first.saturating_add(CHUNK_WORDS) {
-                    if self.load(index).pages() != 0 {
-                        told(index, self.take(index));
+            for bit in bits_of(self.take_in(self.summary() + at)) {
+                let chunk = at * 64 + bit;
+                // The device may have set bits past the last chunk.
+                if chunk as u64 >= mark_words(self.pages) {
+                    break;
+                }
+                for bit in bits_of(self.take_in(self.marks() + chunk)) {
+                    let index = chunk * CHUNK_WORDS + bit;
+                    let taken = self.take(index);
+                    if taken.pages() != 0 {
+                        told(index, taken);
                     }
                 }
             }
         }
     }
+
+    /// Clears a word and returns its bits. The device does not write it now.
+    fn take_in(&self, word: usize) -> u64 {
+        let at = self.at(word);
+        let bits = at.load(Ordering::Acquire);
+        // A store would allocate a page of the file.
+        if bits != 0 {
+            at.store(0, Ordering::Release);
+        }
+        bits
+    }
+}
+
+/// The numbers of the set bits, ascending.
+///
+/// ```
+/// use spec::hint_map::bits_of;
+/// assert_eq!(bits_of(0b1001).collect::<Vec<_>>(), [0, 3]);
+/// ```
+pub fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(first)
+    })
 }
 
 /// The words that `range` touches, each with the mask of its pages.
