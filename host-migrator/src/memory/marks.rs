@@ -74,7 +74,15 @@ impl Marks {
         if before & found_empty != 0 {
             before = self.chunks[chunk].fetch_and(!found_empty, Ordering::AcqRel);
             let has_bits = |bit: &usize| words[*bit].load(Ordering::Acquire) != 0;
-            let again = bits_of(before & found_empty).filter(has_bits);
+            // A whole chunk is looked at in one go.
+            let all_are_empty = found_empty == u64::MAX
+                && words.iter().all(|word| word.load(Ordering::Acquire) == 0);
+            let cleared = if all_are_empty {
+                0
+            } else {
+                before & found_empty
+            };
+            let again = bits_of(cleared).filter(has_bits);
             let again = again.fold(0, |marks, bit| marks | 1 << bit);
             if again != 0 {
                 return self.set(chunk, again);
