@@ -74,7 +74,7 @@ impl Flush for Copier<'_> {
 }
 
 /// Migrates the memory of `source` into `copier`. The guest is stopped in the end.
-fn migrate(source: &mut Source, copier: &mut Copier<'_>) -> Result<()> {
+fn migrate(source: &mut Source<'_>, copier: &mut Copier<'_>) -> Result<()> {
     let Source {
         machine,
         ram,

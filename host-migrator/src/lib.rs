@@ -49,6 +49,8 @@ pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, S
 pub use spec::stream::Totals;
 pub use spec::{PAGE_SIZE, PageRange};
 pub use vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
+pub use vm::error::MachineError;
 pub use vm::hint_source::{HintError, HintSource};
-pub use vm::machine::{DestinationMachine, MachineError, SourceMachine};
+pub use vm::machine::{DestinationMachine, SourceMachine};
+pub use vm::state::{MachineState, StateError, StateSection};
 pub use wire::{Address, Connection, Listener};

@@ -58,7 +58,7 @@ fn some_sources(random: &mut Random) -> PageSources {
 /// A guest that runs, and how it is migrated.
 struct Case {
     guest: Arc<Guest>,
-    source: Source,
+    source: Source<'static>,
     params: MigrationParams,
     workload: Workload,
 }

@@ -37,7 +37,7 @@ fn guest() -> Arc<Guest> {
 /// the trace shows to be broken.
 fn wrong_pages(
     guest: &Guest,
-    source: Source,
+    source: Source<'static>,
     switched_off: Option<Clause>,
     sync_pages: Option<u64>,
 ) -> (Vec<WrongPage>, Option<check::Clause>) {
@@ -64,7 +64,7 @@ fn assert_needed(clause: Clause, guest: impl Fn() -> Arc<Guest>) {
 }
 
 /// As [`assert_needed`], for a clause about harvests in the middle of a round.
-fn assert_needed_in_mid_round(clause: Clause, guest: impl Fn() -> (Arc<Guest>, Source)) {
+fn assert_needed_in_mid_round(clause: Clause, guest: impl Fn() -> (Arc<Guest>, Source<'static>)) {
     let try_with = |switched_off| {
         let (guest, source) = guest();
         wrong_pages(&guest, source, switched_off, Some(SYNC_PAGES))

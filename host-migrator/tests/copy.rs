@@ -14,7 +14,7 @@ use std::thread;
 
 use host_migrator::{
     Connection, Layout, Migration, MigrationError, MigrationParams, Owner, OwnershipRecord,
-    PageStore, RamError, Sink, SinkError, StoreSink, Totals, receive,
+    PageStore, RamError, Sink, SinkError, StateSection, StoreSink, Totals, receive,
 };
 use software_guest::Guest;
 use software_guest::copy::copy;
@@ -79,9 +79,9 @@ impl Sink for Failing<'_> {
         self.sink.barrier()
     }
 
-    fn state(&mut self, state: &[u8]) -> Result<(), SinkError> {
+    fn state(&mut self, section: &StateSection) -> Result<(), SinkError> {
         self.told(Told::State)?;
-        self.sink.state(state)
+        self.sink.state(section)
     }
 
     fn commit(&mut self, totals: Totals) -> Result<(), SinkError> {

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::{Connection, MachineError, Migration, MigrationParams, Source, SourceMachine};
+use host_migrator::{
+    Connection, MachineError, MachineState, Migration, MigrationParams, Source, SourceMachine,
+};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use software_guest::Guest;
@@ -111,7 +113,7 @@ impl SourceMachine for Unsavable {
         self.0.stop_devices()
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+    fn save(&mut self) -> Result<MachineState, MachineError> {
         (self.1)();
         Err(MachineError {
             action: "save the machine",
@@ -131,7 +133,7 @@ impl SourceMachine for Unsavable {
 /// A migration that fails while the guest is stopped, and whose connection takes no more bytes. `source` is what the
 /// engine gets; `destination` arrives when the connection is full.
 struct Failing {
-    source: Source,
+    source: Source<'static>,
     channel: Connection,
     destination: Receiver<Destination>,
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread;
 
 use host_migrator::{
-    Connection, DestinationMachine, MachineError, Migration, MigrationError, MigrationParams,
-    Owner, OwnershipRecord, receive,
+    Connection, DestinationMachine, MachineError, MachineState, Migration, MigrationError,
+    MigrationParams, Owner, OwnershipRecord, receive,
 };
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
@@ -266,7 +266,7 @@ impl DestinationMachine for LosesADevice {
         })
     }
 
-    fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, _state: &mut MachineState) -> Result<(), MachineError> {
         panic!("everything was sent to a machine that had lost a device");
     }
 

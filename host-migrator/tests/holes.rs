@@ -101,7 +101,7 @@ impl DirtyLog for Discards {
 }
 
 /// A guest with such memory and such a back end. The receiver gets the limit of each search.
-fn guest(goes_on_from: usize) -> (Guest, Source, Receiver<u64>) {
+fn guest(goes_on_from: usize) -> (Guest, Source<'static>, Receiver<u64>) {
     let guest = Guest::new(Memory::new(200, 0));
     for pfn in [1, 2, 3, 100] {
         guest.write(pfn);

@@ -18,8 +18,8 @@ use software_guest::proxy::{Fault, Wire};
 use software_guest::{Guest, migrate_over};
 use spec::PageRange;
 use spec::stream::{
-    GREETING_BYTES, Greeting, PagesPrefix, SectionHeader, SectionKind, StreamError, StreamHeader,
-    Totals, run_to_bytes,
+    GREETING_BYTES, Greeting, MAX_STATE_SECTIONS, PagesPrefix, SectionHeader, SectionKind,
+    StatePrefix, StreamError, StreamHeader, Totals, run_to_bytes,
 };
 
 fn memory() -> Memory {
@@ -78,7 +78,7 @@ impl Liar {
     fn finish(&mut self, totals: Totals) {
         self.section(SectionKind::RoundEnd, &[]);
         self.round += 1;
-        self.section(SectionKind::MachineState, STATE);
+        self.section(SectionKind::MachineState, &part("vcpus", STATE));
         let bytes = self.sent.len() as u64;
         let totals = Totals {
             rounds: 1,
@@ -88,6 +88,15 @@ impl Liar {
         self.section(SectionKind::Commit, &totals.to_bytes());
         self.section(SectionKind::HandOver, &[]);
     }
+}
+
+/// The payload of a section of the machine's state.
+fn part(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let prefix = StatePrefix {
+        version: 1,
+        name_bytes: name.len() as u32,
+    };
+    [&prefix.to_bytes(), name.as_bytes(), bytes].concat()
 }
 
 /// The destination's result after `lies`.
@@ -337,7 +346,7 @@ fn a_table_that_does_not_add_up_is_refused() {
 #[test]
 fn sections_lost_repeated_or_out_of_place_are_refused() {
     type Lie = fn(&mut Liar);
-    let lies: [(&str, Lie); 7] = [
+    let lies: [(&str, Lie); 6] = [
         ("a section lost", |liar| {
             liar.sequence += 1;
             liar.section(SectionKind::RoundEnd, &[]);
@@ -353,11 +362,8 @@ fn sections_lost_repeated_or_out_of_place_are_refused() {
         ("a hand-over without commit", |liar| {
             liar.section(SectionKind::HandOver, &[]);
         }),
-        ("a commit without state", |liar| {
-            liar.section(SectionKind::Commit, &Totals::default().to_bytes());
-        }),
         ("memory after the state", |liar| {
-            liar.section(SectionKind::MachineState, STATE);
+            liar.section(SectionKind::MachineState, &part("vcpus", STATE));
             liar.section(SectionKind::Pages, &pages(1, 1, 1));
         }),
         ("an answer from the source", |liar| {
@@ -396,7 +402,10 @@ fn totals_that_differ_from_what_arrived_are_refused() {
 fn a_state_that_does_not_fit_is_refused_before_the_hand_over() {
     let result = received(|liar, ram| {
         liar.start(ram);
-        liar.section(SectionKind::MachineState, b"another machine's");
+        liar.section(
+            SectionKind::MachineState,
+            &part("vcpus", b"another machine's"),
+        );
         let totals = Totals {
             bytes: liar.sent.len() as u64,
             ..Totals::default()
@@ -407,5 +416,59 @@ fn a_state_that_does_not_fit_is_refused_before_the_hand_over() {
     assert!(
         matches!(result, Err(ReceiveError::Machine(_))),
         "{result:?}"
+    );
+}
+
+/// Why a state of these sections is refused, which come in order.
+fn refused_state(parts: impl IntoIterator<Item = Vec<u8>>) -> String {
+    let result = received(|liar, ram| {
+        liar.start(ram);
+        liar.section(SectionKind::RoundEnd, &[]);
+        liar.round += 1;
+        for part in parts {
+            liar.section(SectionKind::MachineState, &part);
+        }
+        let totals = Totals {
+            rounds: 1,
+            bytes: liar.sent.len() as u64,
+            ..Totals::default()
+        };
+        liar.section(SectionKind::Commit, &totals.to_bytes());
+        liar.section(SectionKind::HandOver, &[]);
+    });
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_state_whose_sections_lie_is_refused_and_the_section_is_named() {
+    let vcpus = part("vcpus", STATE);
+    for len in 0.."12345678vcpus".len() {
+        let error = refused_state([vcpus[..len].to_vec()]);
+        assert!(
+            error.contains("payload of a MachineState"),
+            "{len} bytes: {error}"
+        );
+    }
+    for name in ["", &"a".repeat(256)] {
+        let error = refused_state([part(name, STATE)]);
+        assert!(error.contains("payload of a MachineState"), "{error}");
+    }
+    let error = refused_state([]);
+    assert!(error.contains("no section \"vcpus\""), "{error}");
+    let error = refused_state([vcpus.clone(), vcpus.clone()]);
+    assert!(error.contains("two sections \"vcpus\""), "{error}");
+    let error = refused_state([vcpus.clone(), part("balloon", STATE)]);
+    assert!(error.contains("knows no section \"balloon\""), "{error}");
+    let many = (0..=MAX_STATE_SECTIONS).map(|number| part(&format!("n{number}"), &[]));
+    let error = refused_state(many);
+    assert!(
+        error.contains("more than 1024 sections: \"n1024\""),
+        "{error}"
+    );
+    let large = (0..5).map(|number| part(&format!("n{number}"), &[0; 15 << 20]));
+    let error = refused_state(large);
+    assert!(
+        error.contains("too large") && error.contains("\"n4\""),
+        "{error}"
     );
 }

@@ -43,7 +43,7 @@ fn impatient() -> MigrationParams {
 /// Migrates `source` of `guest` between two impatient sides. The destination has `observer`.
 fn migrate(
     guest: &Guest,
-    source: Source,
+    source: Source<'static>,
     params: MigrationParams,
     (here, there): (UnixStream, UnixStream),
     mut observer: impl FnMut(&ReceiveStatus) + Send + 'static,

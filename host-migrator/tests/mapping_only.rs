@@ -9,8 +9,9 @@ use std::thread;
 
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestMemory, Layout, LogSource,
-    MachineError, Migration, MigrationBitmap, MigrationParams, MigrationState, MigrationStatus,
-    OwnershipRecord, PageRange, RamError, Source, SourceMachine, receive,
+    MachineError, MachineState, Migration, MigrationBitmap, MigrationError, MigrationParams,
+    MigrationState, MigrationStatus, OwnershipRecord, PageRange, RamError, Source, SourceMachine,
+    receive,
 };
 
 const PAGE_WORDS: u64 = 512;
@@ -99,8 +100,10 @@ impl SourceMachine for Machine {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
-        Ok(b"registers".into())
+    fn save(&mut self) -> Result<MachineState, MachineError> {
+        let mut state = MachineState::default();
+        state.add("vcpu", 1, b"registers".into())?;
+        Ok(state)
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -121,8 +124,9 @@ impl DestinationMachine for Machine {
         Ok(())
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        assert_eq!(state, b"registers");
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
+        let vcpu = state.take("vcpu")?;
+        assert_eq!((vcpu.version, &vcpu.bytes[..]), (1, &b"registers"[..]));
         Ok(())
     }
 
@@ -175,8 +179,10 @@ fn memory_without_a_file_arrives_whole() {
         let received = receive(connection, &*arrived, &mut machine, &ownership, &mut |_| ());
         (received.map(|_| ()), machine.runs)
     });
-    let machine = Box::new(Machine { runs: true });
-    let source = Source::new(machine, Arc::<Mapping>::clone(&from)).log(Log(Arc::clone(&from), 0));
+    let mut machine = Machine { runs: true };
+    let borrowed = Box::new(&mut machine);
+    let mut source =
+        Source::new(borrowed, Arc::<Mapping>::clone(&from)).log(Log(Arc::clone(&from), 0));
     let params = MigrationParams::default().with_max_rounds(3);
     let states = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&states);
@@ -186,9 +192,16 @@ fn memory_without_a_file_arrives_whole() {
         assert!(status.status != MigrationState::Active);
     };
     let here = Connection::try_from(here).unwrap();
-    let migration = Migration::start_observed(source, params, here, on_change).unwrap();
-    let (_, report) = migration.join();
-    let report = report.unwrap();
+    let migration = Migration::observed(here, params, on_change);
+    let monitor = migration.monitor();
+    let report = migration.run(&mut source).unwrap();
+    assert_eq!(monitor.status().status, MigrationState::Completed);
+    assert!(!monitor.cancel(), "the guest was handed over");
+    drop(source);
+    assert!(
+        !machine.runs,
+        "the guest was stopped, and the machine is still here"
+    );
     let (received, runs) = destination.join().unwrap();
     received.unwrap();
     assert!(runs);
@@ -203,4 +216,22 @@ fn memory_without_a_file_arrives_whole() {
     assert_eq!(*states.lock().unwrap(), expected);
     assert_eq!(report.pages_holes, 0, "holes are unknown without a file");
     assert!(report.totals.pages_zero >= 780, "{report:?}");
+}
+
+#[test]
+fn a_cancel_from_another_thread_ends_a_migration_on_this_one() {
+    let memory = Mapping::new();
+    // Nobody answers at the other end.
+    let (here, _there) = UnixStream::pair().unwrap();
+    let mut machine = Machine { runs: true };
+    let mut source = Source::new(Box::new(&mut machine), memory);
+    let here = Connection::try_from(here).unwrap();
+    let migration = Migration::new(here, MigrationParams::default());
+    let monitor = migration.monitor();
+    let canceller = thread::spawn(move || monitor.cancel());
+    let error = migration.run(&mut source).unwrap_err();
+    assert!(matches!(error, MigrationError::Cancelled), "{error}");
+    assert!(canceller.join().unwrap());
+    drop(source);
+    assert!(machine.runs);
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use host_migrator::{
-    DirtyLog, DirtyLogError, LogSource, MachineError, MigrationBitmap, MigrationError,
-    MigrationParams, Owner, Source, SourceMachine,
+    DirtyLog, DirtyLogError, LogSource, MachineError, MachineState, MigrationBitmap,
+    MigrationError, MigrationParams, Owner, Source, SourceMachine,
 };
 use software_guest::memory::Memory;
 use software_guest::{Guest, migrate, rounds};
@@ -71,7 +71,7 @@ impl SourceMachine for PanickingMachine {
         self.0.stop_devices()
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+    fn save(&mut self) -> Result<MachineState, MachineError> {
         self.1.burn();
         self.0.save()
     }
@@ -93,7 +93,7 @@ fn guest() -> Guest {
 }
 
 /// Checks that the migration of `source` panics and that everything it changed is undone.
-fn assert_put_back(guest: &Guest, source: Source, what: &str) {
+fn assert_put_back(guest: &Guest, source: Source<'static>, what: &str) {
     let outcome = migrate(source, rounds(3));
     let error = outcome.sent.unwrap_err();
     assert!(
@@ -169,7 +169,7 @@ fn a_panic_during_the_cleanup_does_not_stop_the_cleanup() {
             self.0.stop_devices()
         }
 
-        fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        fn save(&mut self) -> Result<MachineState, MachineError> {
             self.0.save()
         }
 

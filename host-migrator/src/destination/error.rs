@@ -4,7 +4,8 @@
 use spec::stream::Totals;
 
 use crate::memory::error::RamError;
-use crate::vm::machine::MachineError;
+use crate::vm::error::MachineError;
+use crate::vm::state::StateError;
 use crate::wire::SectionError;
 
 /// A guest that could not be received.
@@ -47,6 +48,9 @@ pub enum ReceiveError {
     /// The machine's state does not fit.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A section of the machine's state that cannot be, or that the machine does not know.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// No random number for the session.
     #[error("no random number to be had: {0}")]
     Random(#[source] std::io::Error),

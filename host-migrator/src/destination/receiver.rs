@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use spec::stream::{SectionHeader, SectionKind, Totals};
+use spec::stream::{SectionHeader, SectionKind, Totals, state_from_bytes};
 
 use super::error::ReceiveError;
 use super::introduction::{self, Incoming};
@@ -14,6 +14,7 @@ use crate::memory::page_store::PageStore;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
 use crate::vm::machine::DestinationMachine;
+use crate::vm::state::MachineState;
 use crate::wire::sections::{SectionReader, SectionWriter};
 use crate::wire::{Heartbeats, SectionError};
 
@@ -84,10 +85,11 @@ impl<'a> Receiver<'a> {
         let placer = Placer::new(self.store)?;
         self.answer(SectionKind::Accept)?;
         self.enter(ReceiveState::Active);
-        let state = self.memory(placer, machine)?;
+        let mut state = self.memory(placer, machine)?;
         self.enter(ReceiveState::Device);
         let loading = Instant::now();
-        machine.load(&state)?;
+        machine.load(&mut state)?;
+        state.finish()?;
         let load_ms = loading.elapsed().as_secs_f64() * 1000.0;
         self.take_over()?;
         machine.run().map_err(ReceiveError::Run)?;
@@ -132,8 +134,8 @@ impl<'a> Receiver<'a> {
         &mut self,
         placer: Placer<'_>,
         machine: &mut dyn DestinationMachine,
-    ) -> Result<Vec<u8>, ReceiveError> {
-        let mut state = None;
+    ) -> Result<MachineState, ReceiveError> {
+        let mut state = MachineState::default();
         loop {
             let header = self.input.header()?;
             if header.round != self.status.round {
@@ -142,32 +144,29 @@ impl<'a> Receiver<'a> {
                     found: header.round,
                 });
             }
-            if state.is_none() {
+            if state.sections().is_empty() {
                 machine.check()?;
             }
             match header.kind {
                 SectionKind::Pages | SectionKind::Zero | SectionKind::Discard
-                    if state.is_none() =>
+                    if state.sections().is_empty() =>
                 {
                     self.place(placer, &header)?;
                 }
-                SectionKind::RoundEnd if state.is_none() => {
+                SectionKind::RoundEnd if state.sections().is_empty() => {
                     self.input.payload(&header)?;
                     self.rounds += 1;
                     self.status.round = self.status.round.saturating_add(1);
                     self.answer(SectionKind::RoundReceived)?;
                 }
-                SectionKind::MachineState if state.is_none() => {
-                    state = Some(self.input.payload(&header)?);
-                }
+                SectionKind::MachineState => self.state(&header, &mut state)?,
                 SectionKind::Commit => {
-                    let Some(state) = state else {
-                        return Err(unexpected(header.kind, "MachineState").into());
-                    };
                     self.commit(&header)?;
                     return Ok(state);
                 }
-                found if state.is_some() => return Err(unexpected(found, "Commit").into()),
+                found if !state.sections().is_empty() => {
+                    return Err(unexpected(found, "Commit").into());
+                }
                 found => return Err(unexpected(found, "memory").into()),
             }
             self.report();
@@ -186,6 +185,17 @@ impl<'a> Receiver<'a> {
             kind => status.pages_discarded += placer.make_zero(kind, &self.payload)?,
         }
         Ok(())
+    }
+
+    /// Receives a section of the machine's state.
+    fn state(
+        &mut self,
+        header: &SectionHeader,
+        state: &mut MachineState,
+    ) -> Result<(), ReceiveError> {
+        let payload = self.input.payload(header)?;
+        let (version, name, bytes) = state_from_bytes(&payload).map_err(SectionError::from)?;
+        Ok(state.add(name, version, bytes.into())?)
     }
 
     /// Compares the source's totals with what arrived.

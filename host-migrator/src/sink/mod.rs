@@ -15,6 +15,7 @@ use spec::PageRange;
 use spec::stream::Totals;
 
 use crate::memory::error::RamError;
+use crate::vm::state::StateSection;
 use crate::wire::SectionError;
 
 /// Takes what a migration sends. Everything about a page takes effect in the order in which it came. Pages of which nothing
@@ -52,11 +53,11 @@ pub trait Sink {
     /// [`SinkError`] if something has not taken effect.
     fn barrier(&mut self) -> Result<(), SinkError>;
 
-    /// The machine's state.
+    /// A section of the machine's state.
     ///
     /// # Errors
     /// [`SinkError`] if it cannot be taken.
-    fn state(&mut self, state: &[u8]) -> Result<(), SinkError>;
+    fn state(&mut self, section: &StateSection) -> Result<(), SinkError>;
 
     /// The whole guest was sent, with these `totals`. The sink adds the number of bytes.
     ///

@@ -8,12 +8,13 @@ use spec::stream::Totals;
 
 use super::{Sink, SinkError};
 use crate::memory::page_store::PageStore;
+use crate::vm::state::StateSection;
 
 /// Places pages in a store, and keeps what belongs to them.
 pub struct StoreSink<'a> {
     store: &'a dyn PageStore,
     bytes: u64,
-    state: Option<Vec<u8>>,
+    state: Vec<StateSection>,
     totals: Option<Totals>,
 }
 
@@ -27,14 +28,14 @@ impl<'a> StoreSink<'a> {
         Ok(Self {
             store,
             bytes: 0,
-            state: None,
+            state: Vec::new(),
             totals: None,
         })
     }
 
-    /// The machine's state, once it has come.
-    pub fn machine_state(&self) -> Option<&[u8]> {
-        self.state.as_deref()
+    /// The sections of the machine's state that have come.
+    pub fn machine_state(&self) -> &[StateSection] {
+        &self.state
     }
 
     /// What was sent, if the guest is whole.
@@ -86,9 +87,9 @@ impl Sink for StoreSink<'_> {
         Ok(())
     }
 
-    fn state(&mut self, state: &[u8]) -> Result<(), SinkError> {
-        self.bytes += state.len() as u64;
-        self.state = Some(state.into());
+    fn state(&mut self, section: &StateSection) -> Result<(), SinkError> {
+        self.bytes += section.bytes.len() as u64;
+        self.state.push(section.clone());
         Ok(())
     }
 

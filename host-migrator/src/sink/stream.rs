@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use spec::PageRange;
-use spec::stream::{PagesPrefix, SectionKind, Totals, run_to_bytes};
+use spec::stream::{PagesPrefix, SectionKind, StatePrefix, Totals, run_to_bytes};
 
 use super::link::Link;
 use super::{Sink, SinkError};
+use crate::vm::state::StateSection;
 
 impl Sink for Link {
     fn pages(&mut self, runs: &[PageRange], content: &[u8]) -> Result<(), SinkError> {
@@ -48,8 +49,13 @@ impl Sink for Link {
             .expect(SectionKind::RoundReceived, "RoundReceived")?)
     }
 
-    fn state(&mut self, state: &[u8]) -> Result<(), SinkError> {
-        Ok(self.out.section(SectionKind::MachineState, [state])?)
+    fn state(&mut self, section: &StateSection) -> Result<(), SinkError> {
+        let prefix = StatePrefix {
+            version: section.version,
+            name_bytes: section.name.len() as u32,
+        };
+        let parts = [&prefix.to_bytes(), section.name.as_bytes(), &section.bytes];
+        Ok(self.out.section(SectionKind::MachineState, parts)?)
     }
 
     fn commit(&mut self, totals: Totals) -> Result<(), SinkError> {

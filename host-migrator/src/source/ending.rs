@@ -19,7 +19,7 @@ use crate::report::stats::{MigrationReport, MigrationState};
 use crate::rule::put_back;
 use crate::sink::link::Link;
 use crate::source::params::MigrationParams;
-use crate::vm::machine::MachineError;
+use crate::vm::error::MachineError;
 use crate::wire::SectionError;
 
 /// How long to wait for the destination's reason, and for telling it ours.
@@ -36,7 +36,7 @@ pub(super) fn caught<T>(migration: impl FnOnce() -> Result<T>) -> Result<T> {
 /// Ends the migration of `source` with this `result`. Afterwards dirty logging is off, the guest was told DONE to take
 /// its pages back, and it runs if it is still here.
 pub(super) fn end(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     mut link: Link,
     progress: &Progress,
@@ -81,7 +81,7 @@ pub(super) fn end(
 /// Ends the copying of `source` with this `result`. Afterwards dirty logging is off, the guest was told DONE to take its
 /// pages back, and it runs here.
 pub(super) fn end_copy(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     progress: &Progress,
     result: Result<MigrationReport>,
@@ -115,7 +115,7 @@ fn cancelled_or(error: MigrationError, progress: &Progress) -> MigrationError {
 
 /// Lets the guest run on if it stays here, stops the logs, and tells the guest DONE. Returns why the guest cannot run.
 fn put_source_back(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     outcome: Outcome,
 ) -> Option<String> {

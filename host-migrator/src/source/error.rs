@@ -6,7 +6,7 @@ use std::io;
 use crate::memory::error::RamError;
 use crate::sink::SinkError;
 use crate::vm::dirty_log::DirtyLogError;
-use crate::vm::machine::MachineError;
+use crate::vm::error::MachineError;
 use crate::wire::SectionError;
 
 /// A migration that did not complete. The record of ownership says who owns the guest. If that is
@@ -32,9 +32,6 @@ pub enum MigrationError {
     /// The machine cannot be stopped or saved.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The machine's state is larger than the stream allows.
-    #[error("the machine's state of {0} bytes is too large for the stream")]
-    StateTooLarge(usize),
     /// The machine's description is larger than the stream allows.
     #[error("the machine's description of {0} bytes is too large for the stream")]
     DescriptionTooLarge(usize),

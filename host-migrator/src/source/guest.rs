@@ -13,9 +13,9 @@ use crate::vm::machine::SourceMachine;
 
 /// Everything that a migration needs of the guest.
 #[non_exhaustive]
-pub struct Source {
+pub struct Source<'m> {
     /// Stops, saves and resumes the guest.
-    pub machine: Box<dyn SourceMachine>,
+    pub machine: Box<dyn SourceMachine + 'm>,
     /// Its memory.
     pub ram: Arc<dyn GuestMemory>,
     /// The dirty logs of everything that writes to memory.
@@ -28,9 +28,10 @@ pub struct Source {
     pub ownership: OwnershipRecord,
 }
 
-impl Source {
-    /// A guest that is here, with `machine` and `memory`, and nothing else yet: no log, no hints, no trace.
-    pub fn new(machine: Box<dyn SourceMachine>, memory: Arc<dyn GuestMemory>) -> Self {
+impl<'m> Source<'m> {
+    /// A guest that is here, with `machine` and `memory`, and nothing else yet: no log, no hints, no trace. The machine may
+    /// be borrowed (`&mut machine`) for [`Migration::run`](crate::Migration::run).
+    pub fn new(machine: Box<dyn SourceMachine + 'm>, memory: Arc<dyn GuestMemory>) -> Self {
         Self {
             machine,
             ram: memory,
@@ -77,7 +78,7 @@ impl Source {
     }
 }
 
-impl fmt::Debug for Source {
+impl fmt::Debug for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source")
             .field("memory", self.ram.layout())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The source's side: a migration that runs in a thread of its own.
+//! The source's side: a migration on the caller's thread, or in one of its own.
 
 mod ending;
 mod error;
@@ -26,41 +26,83 @@ pub use error::MigrationError;
 pub use guest::Source;
 use progress::Progress;
 
-/// A live migration.
+/// A live migration over a connection.
+///
+/// [`Migration::run`] does it on the caller's thread, with a machine that is only borrowed; [`Migration::start`] in a thread of
+/// its own.
 #[derive(Debug)]
-pub struct Migration;
+pub struct Migration {
+    connection: Connection,
+    params: MigrationParams,
+    progress: Arc<Progress>,
+}
 
 impl Migration {
-    /// Starts to migrate `source` over `channel`, and returns at once.
+    /// A migration over `connection`, which has not begun. Its time counts from here.
+    pub fn new(connection: Connection, params: MigrationParams) -> Self {
+        Self::observed(connection, params, |_| ())
+    }
+
+    /// As [`Migration::new`]. `on_change` is called on the migration's thread whenever it enters another state, and holds
+    /// the migration up for as long as it takes: with the guest stopped, too.
+    pub fn observed(
+        connection: Connection,
+        params: MigrationParams,
+        on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
+    ) -> Self {
+        let connection = connection.with_patience(params.peer_timeout);
+        let progress = Arc::new(Progress::new(connection.stop_flag(), Box::new(on_change)));
+        Self {
+            connection,
+            params,
+            progress,
+        }
+    }
+
+    /// A handle for other threads, to read its status or cancel it.
+    pub fn monitor(&self) -> MigrationMonitor {
+        MigrationMonitor(Arc::clone(&self.progress))
+    }
+
+    /// Migrates `source` on this thread, until it has ended.
+    ///
+    /// # Errors
+    /// [`MigrationError`] if it did not complete.
+    pub fn run(self, source: &mut Source<'_>) -> Result<MigrationReport, MigrationError> {
+        precopy::migrate(source, &self.params, self.connection, &self.progress)
+    }
+
+    /// Starts to migrate `source` over `connection` in a thread of its own, and returns at once.
     ///
     /// # Errors
     /// If no thread can be started.
     pub fn start(
-        source: Source,
+        source: Source<'static>,
         params: MigrationParams,
-        channel: Connection,
+        connection: Connection,
     ) -> io::Result<MigrationHandle> {
-        Self::start_observed(source, params, channel, |_| ())
+        Self::new(connection, params).spawn(source)
     }
 
-    /// As [`Migration::start`]. `on_change` is called on the migration's thread whenever it enters another state, and holds
-    /// the migration up for as long as it takes: with the guest stopped, too.
+    /// As [`Migration::start`], with the observer of [`Migration::observed`].
     ///
     /// # Errors
     /// If no thread can be started.
     pub fn start_observed(
-        mut source: Source,
+        source: Source<'static>,
         params: MigrationParams,
-        channel: Connection,
+        connection: Connection,
         on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
     ) -> io::Result<MigrationHandle> {
-        let channel = channel.with_patience(params.peer_timeout);
-        let progress = Arc::new(Progress::new(channel.stop_flag(), Box::new(on_change)));
-        let theirs = Arc::clone(&progress);
+        Self::observed(connection, params, on_change).spawn(source)
+    }
+
+    fn spawn(self, mut source: Source<'static>) -> io::Result<MigrationHandle> {
+        let progress = Arc::clone(&self.progress);
         let thread = thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
-                let result = precopy::migrate(&mut source, &params, channel, &theirs);
+                let result = self.run(&mut source);
                 (source, result)
             })?;
         Ok(MigrationHandle { progress, thread })
@@ -77,7 +119,7 @@ impl Migration {
     /// # Errors
     /// [`MigrationError`] if the copy did not complete.
     pub fn copy<S: Sink>(
-        source: &mut Source,
+        source: &mut Source<'_>,
         params: &MigrationParams,
         sink: &mut S,
     ) -> Result<MigrationReport, MigrationError> {
@@ -90,7 +132,7 @@ impl Migration {
 #[derive(Debug)]
 pub struct MigrationHandle {
     progress: Arc<Progress>,
-    thread: JoinHandle<(Source, Result<MigrationReport, MigrationError>)>,
+    thread: JoinHandle<(Source<'static>, Result<MigrationReport, MigrationError>)>,
 }
 
 impl MigrationHandle {
@@ -122,7 +164,7 @@ impl MigrationHandle {
     ///
     /// # Panics
     /// If the end of the migration panicked; a panic before is [`MigrationError::Panicked`].
-    pub fn join(self) -> (Source, Result<MigrationReport, MigrationError>) {
+    pub fn join(self) -> (Source<'static>, Result<MigrationReport, MigrationError>) {
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -47,7 +47,7 @@ type SwitchOver<S> =
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs unless it was
 /// handed over.
 pub(crate) fn migrate(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     channel: Connection,
     progress: &Progress,
@@ -71,7 +71,7 @@ pub(crate) fn migrate(
 
 /// Copies `source` into `sink`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs.
 pub(crate) fn copy<S: Sink>(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     sink: &mut S,
     progress: &Progress,
@@ -99,7 +99,7 @@ pub(crate) fn copy<S: Sink>(
 }
 
 /// Makes sure that the guest of `source` is here.
-fn owns_guest(source: &Source, progress: &Progress) -> Result<(), MigrationError> {
+fn owns_guest(source: &Source<'_>, progress: &Progress) -> Result<(), MigrationError> {
     if source.ownership.get().owner == Owner::Here {
         return Ok(());
     }
@@ -110,7 +110,7 @@ fn owns_guest(source: &Source, progress: &Progress) -> Result<(), MigrationError
     Err(MigrationError::NotHere)
 }
 
-fn set_up(source: &Source, progress: &Progress) {
+fn set_up(source: &Source<'_>, progress: &Progress) {
     progress.update(|status| {
         status.status = MigrationState::Setup;
         status.ram.total = source.ram.layout().pages() * PAGE_SIZE;
@@ -120,7 +120,7 @@ fn set_up(source: &Source, progress: &Progress) {
 
 /// Runs the rounds and the switchover. The first answer of what is behind `sink` has taken `round_trip`.
 fn run<S: Sink>(
-    source: &mut Source,
+    source: &mut Source<'_>,
     params: &MigrationParams,
     sink: &mut S,
     round_trip: Duration,
@@ -212,7 +212,7 @@ fn run<S: Sink>(
 }
 
 /// Checks that both sides have the same stream version, memory layout and machine. Returns how long an answer took.
-fn greet(link: &mut Link, source: &mut Source) -> Result<Duration, MigrationError> {
+fn greet(link: &mut Link, source: &mut Source<'_>) -> Result<Duration, MigrationError> {
     let description = source.machine.describe()?;
     if description.len() as u64 > MAX_DESCRIPTION {
         return Err(MigrationError::DescriptionTooLarge(description.len()));

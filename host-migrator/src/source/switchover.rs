@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use spec::stream::SectionKind;
 use spec::trace::Event;
 
 use super::error::MigrationError;
@@ -84,10 +83,9 @@ pub(crate) fn stop_and_send<S: Sink>(
 
     enter(progress, MigrationState::Device);
     let state = machine.save()?;
-    if state.len() as u64 > SectionKind::MachineState.max_length() {
-        return Err(MigrationError::StateTooLarge(state.len()));
+    for section in state.sections() {
+        sender.out.sink.state(section)?;
     }
-    sender.out.sink.state(&state)?;
     steps.state = clock.step();
     let totals = sender.stream_totals();
     sender.out.sink.commit(totals)?;

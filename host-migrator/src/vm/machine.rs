@@ -1,15 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The machine being migrated, for the engine on either side.
 
-/// The machine could not do what the migration asked of it.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action}: {reason}")]
-pub struct MachineError {
-    /// What was asked, such as "cannot pause the guest".
-    pub action: &'static str,
-    /// Why it failed, with its causes.
-    pub reason: String,
-}
+use super::error::MachineError;
+use super::state::MachineState;
 
 /// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
 pub trait SourceMachine: Send {
@@ -33,11 +26,12 @@ pub trait SourceMachine: Send {
     /// [`MachineError`] if a back end does not answer.
     fn stop_devices(&mut self) -> Result<(), MachineError>;
 
-    /// The state of vCPUs, interrupt controllers and devices of a machine that is stopped.
+    /// The state of vCPUs, interrupt controllers and devices of a machine that is stopped: a section for each part, so that
+    /// a part can change its format without the others.
     ///
     /// # Errors
     /// [`MachineError`] if a part of it cannot be read.
-    fn save(&mut self) -> Result<Vec<u8>, MachineError>;
+    fn save(&mut self) -> Result<MachineState, MachineError>;
 
     /// Lets a stopped machine run on (the migration failed or was cancelled). Does nothing if it runs.
     ///
@@ -48,6 +42,33 @@ pub trait SourceMachine: Send {
     /// The destination has the guest now, or may have it. This machine must not run again, unless an operator decides
     /// that the guest belongs to this side ([`OwnershipRecord::claim`](crate::OwnershipRecord::claim)).
     fn hand_over(&mut self);
+}
+
+/// The machine stays with its VMM.
+impl<M: SourceMachine + ?Sized> SourceMachine for &mut M {
+    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
+        (**self).describe()
+    }
+
+    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
+        (**self).stop_vcpus()
+    }
+
+    fn stop_devices(&mut self) -> Result<(), MachineError> {
+        (**self).stop_devices()
+    }
+
+    fn save(&mut self) -> Result<MachineState, MachineError> {
+        (**self).save()
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        (**self).resume()
+    }
+
+    fn hand_over(&mut self) {
+        (**self).hand_over();
+    }
 }
 
 /// The destination's machine: made, but not running.
@@ -68,11 +89,12 @@ pub trait DestinationMachine: Send {
     /// [`MachineError`] if it cannot; the migration ends, and the guest runs on at the source.
     fn check(&mut self) -> Result<(), MachineError>;
 
-    /// Loads the state from [`SourceMachine::save`]. Guest memory is complete by now.
+    /// Loads the state from [`SourceMachine::save`]: takes each section out of it. If one is left, the guest is refused. Guest
+    /// memory is complete by now.
     ///
     /// # Errors
     /// [`MachineError`] if the state does not fit this machine.
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError>;
 
     /// The source has given the guest up: runs it, or holds it if the operator has asked for that.
     ///

@@ -2,5 +2,7 @@
 //! What a VMM gives the engine: a machine, dirty logs and a source of hints. Traits; nothing here does I/O.
 
 pub mod dirty_log;
+pub mod error;
 pub mod hint_source;
 pub mod machine;
+pub mod state;

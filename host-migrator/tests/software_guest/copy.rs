@@ -6,7 +6,7 @@ use host_migrator::{
 };
 use spec::trace::check::Verdict;
 
-use super::machine::{STATE, SoftMachine};
+use super::machine::{SoftMachine, state};
 use super::memory::{Memory, WrongPage, like};
 use super::{keeps_the_rule, verdict};
 
@@ -26,7 +26,7 @@ impl Copy {
 /// Copies `source` into new memory. Its machine `machine` stands still afterwards, until it is taken back. What the migration
 /// records must be as the rule wants it.
 pub fn copy(
-    source: &mut Source,
+    source: &mut Source<'_>,
     machine: &SoftMachine,
     params: &MigrationParams,
 ) -> Result<Copy, MigrationError> {
@@ -34,7 +34,7 @@ pub fn copy(
     machine.stay_stopped();
     let mut sink = StoreSink::new(&ram)?;
     let report = Migration::copy(source, params, &mut sink)?;
-    assert_eq!(sink.machine_state(), Some(STATE));
+    assert_eq!(sink.machine_state(), state().sections());
     let totals = sink.totals().expect("the guest is whole");
     assert_eq!(totals.pages_sent, report.totals.pages_sent);
     assert!(machine.is_stopped() && !machine.is_handed_over());

@@ -3,12 +3,19 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+use host_migrator::{DestinationMachine, MachineError, MachineState, SourceMachine};
 
 /// What the source's machine requires of the destination.
 pub const DESCRIPTION: &[u8] = b"a machine for a guest made of threads";
 /// The state of the source's machine.
 pub const STATE: &[u8] = b"registers of a guest made of threads";
+
+/// [`STATE`] in its section.
+pub fn state() -> MachineState {
+    let mut state = MachineState::default();
+    state.add("vcpus", 1, STATE.into()).unwrap();
+    state
+}
 
 #[derive(Default)]
 pub struct SoftMachine {
@@ -103,9 +110,9 @@ impl SourceMachine for MachineForEngine {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+    fn save(&mut self) -> Result<MachineState, MachineError> {
         assert!(self.0.is_stopped());
-        Ok(STATE.into())
+        Ok(state())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -146,9 +153,9 @@ impl DestinationMachine for SoftDestination {
         Ok(())
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
         assert!(!self.loaded && !self.runs);
-        if state != STATE {
+        if state.take("vcpus")?.bytes != STATE {
             return Err(MachineError {
                 action: "load the machine",
                 reason: "not its state".into(),

@@ -57,7 +57,7 @@ impl Guest {
     }
 
     /// The source that the engine gets.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> Source<'static> {
         let machine = Box::new(MachineForEngine(Arc::clone(&self.machine)));
         Source::new(machine, Arc::<GuestRam>::clone(&self.memory.ram))
             .log(self.vcpu_log.clone())
@@ -91,7 +91,7 @@ impl Guest {
 
 /// How a migration ended on both sides.
 pub struct Outcome {
-    pub source: Source,
+    pub source: Source<'static>,
     pub sent: Result<MigrationReport, MigrationError>,
     pub received: Result<ReceiveReport, ReceiveError>,
     pub destination: SoftDestination,
@@ -131,7 +131,7 @@ pub fn rounds(count: u32) -> MigrationParams {
 }
 
 /// Migrates `source` into new memory, over a unix socket.
-pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
+pub fn migrate(source: Source<'static>, params: MigrationParams) -> Outcome {
     let (here, there) = UnixStream::pair().unwrap();
     let ram = Arc::new(memory::like(source.ram.as_ref()));
     migrate_over(source, params, here, there, ram)
@@ -140,7 +140,7 @@ pub fn migrate(source: Source, params: MigrationParams) -> Outcome {
 /// Migrates `source` into `ram` between two connected streams. The trace must satisfy the rule, unless a clause is
 /// switched off.
 pub fn migrate_over(
-    source: Source,
+    source: Source<'static>,
     params: MigrationParams,
     here: UnixStream,
     there: UnixStream,
@@ -183,7 +183,7 @@ pub fn migrate_over(
 }
 
 /// What the checker says about the trace of `source`.
-fn verdict(source: &Source) -> Verdict {
+fn verdict(source: &Source<'_>) -> Verdict {
     let (records, dropped) = source.trace.records();
     check_records(records, dropped)
 }

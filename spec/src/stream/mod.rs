@@ -11,14 +11,17 @@
 //! | `greeting` | the first bytes of each side |
 //! | `section` | the header of every section |
 //! | `payload` | the payloads of sections |
+//! | `machine_state` | the payload of a section of the machine's state |
 
 mod greeting;
+mod machine_state;
 mod payload;
 mod section;
 #[cfg(test)]
 mod tests;
 
 pub use greeting::{Greeting, StreamHeader};
+pub use machine_state::{StatePrefix, state_from_bytes};
 pub use payload::{PagesPrefix, Totals, run_to_bytes, runs};
 pub use section::{SectionHeader, SectionKind};
 
@@ -27,7 +30,7 @@ use crate::wire;
 /// The first eight bytes of [`Greeting`] and [`StreamHeader`].
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
 /// The stream's version. A reader accepts no other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a [`Greeting`].
 pub const GREETING_BYTES: usize = 32;
 /// Bytes of a [`StreamHeader`].
@@ -44,6 +47,12 @@ pub const MAX_SECTION_RUNS: usize = 4096;
 pub const MAX_PLAIN_PAYLOAD: u64 = 16 << 20;
 /// The most bytes of a machine's description ([`SectionKind::Description`]).
 pub const MAX_DESCRIPTION: u64 = 1 << 20;
+/// The most sections of a machine's state ([`SectionKind::MachineState`]).
+pub const MAX_STATE_SECTIONS: usize = 1024;
+/// The most bytes of all sections of a machine's state together, without names and versions.
+pub const MAX_STATE_BYTES: u64 = 64 << 20;
+/// The most bytes of the name of a section of a machine's state.
+pub const MAX_STATE_NAME: usize = 255;
 /// The most memory regions of a guest.
 pub const MAX_REGIONS: u32 = 512;
 

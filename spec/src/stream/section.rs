@@ -22,7 +22,8 @@ pub enum SectionKind {
     /// Source: a round has ended; empty. The header's round number is that round. The destination answers
     /// [`SectionKind::RoundReceived`].
     RoundEnd = 5,
-    /// Source: the state of vCPUs and devices, in the VMM's own format.
+    /// Source: one part of the state of vCPUs and devices: a [`StatePrefix`](super::StatePrefix), its name (UTF-8), and bytes in
+    /// the VMM's own format.
     MachineState = 6,
     /// Source: [`Totals`]. Nothing but [`SectionKind::HandOver`] or [`SectionKind::Abort`] follows.
     Commit = 7,

@@ -86,8 +86,8 @@ impl SourceMachine for StillMachine {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
-        Ok(Vec::new())
+    fn save(&mut self) -> Result<MachineState, MachineError> {
+        Ok(MachineState::default())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -106,7 +106,7 @@ impl DestinationMachine for StillMachine {
         Ok(())
     }
 
-    fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, _state: &mut MachineState) -> Result<(), MachineError> {
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use host_migrator::wire::{Address, Listener};
 use host_migrator::{
-    Connection, DestinationMachine, MachineError, Migration, MigrationParams, OwnershipRecord,
-    Source, SourceMachine, receive,
+    Connection, DestinationMachine, MachineError, MachineState, Migration, MigrationParams,
+    OwnershipRecord, Source, SourceMachine, receive,
 };
 
 use super::BenchError;
@@ -96,8 +96,8 @@ impl SourceMachine for Memory {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
-        Ok(Vec::new())
+    fn save(&mut self) -> Result<MachineState, MachineError> {
+        Ok(MachineState::default())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -116,7 +116,7 @@ impl DestinationMachine for Memory {
         Ok(())
     }
 
-    fn load(&mut self, _state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, _state: &mut MachineState) -> Result<(), MachineError> {
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! The machine that the engine receives a guest into. It tells the process about each step of the arrival before the
 //! engine tells the source.
 
-use host_migrator::{DestinationMachine, MachineError};
+use host_migrator::{DestinationMachine, MachineError, MachineState};
 
 use super::process::Process;
 
@@ -20,7 +20,7 @@ impl DestinationMachine for Arriving<'_> {
     }
 
     /// After this returns, the engine tells the source that it may give the guest up.
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
         let Self(process) = self;
         process.life().take_over().map_err(|reason| MachineError {
             action: "load the machine's state",

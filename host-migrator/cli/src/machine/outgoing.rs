@@ -55,7 +55,7 @@ impl Outgoing {
     /// A sentence, if one is under way already or no thread can be started.
     pub fn start(
         self: &Arc<Self>,
-        source: Source,
+        source: Source<'static>,
         params: MigrationParams,
         channel: Connection,
     ) -> Result<(), String> {

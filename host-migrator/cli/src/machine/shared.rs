@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+use host_migrator::{DestinationMachine, MachineError, MachineState, SourceMachine};
 use parking_lot::{Mutex, MutexGuard};
 use reference_vmm::Machine;
 
@@ -36,7 +36,7 @@ impl SourceMachine for SharedMachine {
         self.lock().stop_devices()
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+    fn save(&mut self) -> Result<MachineState, MachineError> {
         self.lock().save()
     }
 
@@ -58,7 +58,7 @@ impl DestinationMachine for SharedMachine {
         self.lock().check()
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
         self.lock().load(state)
     }
 

@@ -7,8 +7,7 @@ use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{
-    ARCH_CAPABILITIES, CAPABILITIES, DeviceDescription, Differences, MachineDescription,
-    STATE_VERSION,
+    ARCH_CAPABILITIES, CAPABILITIES, DeviceDescription, Differences, MachineDescription, sections,
 };
 use crate::cpuid;
 use crate::state::vcpu::{fit_tsc_frequency, read_msrs, set_cpuid};
@@ -90,8 +89,16 @@ impl Host<'_> {
         };
         compare("kind of guest", &description.guest, &self.guest);
         compare("vCPUs", &description.vcpus, &self.vcpus);
-        let version = &description.state_version;
-        compare("version of the state", version, &STATE_VERSION);
+        let ours = sections();
+        for (name, theirs) in &description.sections {
+            let ours = ours.iter().find(|(known, _)| known == name);
+            let ours = ours.map_or_else(|| "none".into(), |(_, version)| version.to_string());
+            compare(
+                &format!("version of section {name:?} of the state"),
+                theirs,
+                &ours,
+            );
+        }
         let xsave = xsave::bytes(&self.trial.vm);
         compare("bytes of XSAVE area", &description.xsave_bytes, &xsave);
         found.extend(self.devices(&description.devices));

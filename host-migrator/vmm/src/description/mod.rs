@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 pub use host::{Host, Trial};
 
 use crate::state::vcpu::read_msrs;
-use crate::state::{Exact, GuestKind, StateError, VERSION as STATE_VERSION, refused, registers};
+use crate::state::{Exact, GuestKind, StateError, refused, registers, sections};
 use crate::versioned::{Format, FormatError};
 use crate::xsave;
 
 /// The version of the format. A reader accepts no other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const FORMAT: Format = Format {
     what: "the description of a machine",
     magic: *b"LACUNAMD",
@@ -42,8 +42,8 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 /// What a guest needs of its machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MachineDescription {
-    /// The version of the state that will follow the memory ([`crate::state`]).
-    pub state_version: u32,
+    /// Names and versions of the sections of the state that may follow the memory ([`crate::state`]).
+    pub sections: Vec<(String, u32)>,
     /// What runs.
     pub guest: GuestKind,
     /// vCPUs.
@@ -95,7 +95,7 @@ impl MachineDescription {
             .iter()
             .filter(|(cap, _)| vm.check_extension(*cap));
         Ok(Self {
-            state_version: STATE_VERSION,
+            sections: sections(),
             guest,
             vcpus: vcpus as u32,
             devices: Vec::new(),

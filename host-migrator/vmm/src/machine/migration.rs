@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Migrating a machine's guest: the engine's traits for the machines of source and destination.
 
-use host_migrator::{DestinationMachine, MachineError, SourceMachine};
+use host_migrator::{DestinationMachine, MachineError, MachineState as Sections, SourceMachine};
 use spec::trace::Event;
 
 use super::{Life, Machine, failed};
@@ -126,10 +126,10 @@ impl SourceMachine for Machine {
         }
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+    fn save(&mut self) -> Result<Sections, MachineError> {
         let state = self.save_state()?;
         state
-            .to_bytes()
+            .to_sections()
             .map_err(failed("write the machine's state"))
     }
 
@@ -178,12 +178,13 @@ impl DestinationMachine for Machine {
         self.check_devices()
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, sections: &mut Sections) -> Result<(), MachineError> {
         const ACTION: &str = "load the machine's state";
         if self.life != Life::Awaiting {
             return Err(failed(ACTION)("it has a guest already"));
         }
-        let state = MachineState::from_bytes(state).map_err(failed(ACTION))?;
+        let state = MachineState::take_from(sections).map_err(failed(ACTION))?;
+        sections.finish()?;
         self.load_state(&state).map_err(failed(ACTION))?;
         if let (Some(balloon), Some(state)) = (&self.balloon, &state.balloon) {
             balloon.load(state).map_err(failed(ACTION))?;

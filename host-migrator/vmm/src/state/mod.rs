@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The state of a machine besides its memory, for a migration.
-//!
-//! ```text
-//! byte 0   magic "LACUNAVM"   8   version, u32 little-endian   12  MachineState, in postcard's format
-//! ```
+//! The state of a machine besides its memory, for a migration. `sections.rs` makes sections of it.
 
 pub mod clock;
 mod exact;
 mod platform;
 pub mod registers;
+mod sections;
 pub mod vcpu;
 
 use std::fmt;
@@ -18,19 +15,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::exact::Exact;
 pub use self::platform::PlatformState;
+pub use self::sections::sections;
 pub use self::vcpu::VcpuState;
 use crate::serial::ConsoleState;
-use crate::versioned::{Format, FormatError};
+use crate::versioned::FormatError;
 use crate::virtio::VirtioState;
 use crate::virtio::console::ConsoleState as PortState;
-
-/// The version of the format. A reader accepts no other.
-pub const VERSION: u32 = 4;
-const FORMAT: Format = Format {
-    what: "the state of a machine",
-    magic: *b"LACUNAVM",
-    version: VERSION,
-};
 
 /// The kind of guest that a machine runs. It decides what else the VMM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +41,7 @@ impl fmt::Display for GuestKind {
 }
 
 /// The state of a paused machine.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct MachineState {
     /// What it runs.
     pub guest: GuestKind,
@@ -89,9 +79,12 @@ pub struct Shape<'a> {
 /// The state cannot be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The bytes are no state, or one of another version.
+    /// A section that cannot be read, or is of another version.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A section that is missing or too large.
+    #[error(transparent)]
+    Section(#[from] host_migrator::StateError),
     /// The state of a machine with other memory.
     #[error("the state belongs to a machine with other memory")]
     Memory,
@@ -155,22 +148,6 @@ pub enum StateError {
 }
 
 impl MachineState {
-    /// The state as bytes.
-    ///
-    /// # Errors
-    /// [`StateError::Format`] if it cannot be written in postcard's format. No known state causes this.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
-        Ok(FORMAT.write(self)?)
-    }
-
-    /// Reads the bytes of [`MachineState::to_bytes`].
-    ///
-    /// # Errors
-    /// [`StateError`] for anything else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
-        Ok(FORMAT.read(bytes)?)
-    }
-
     /// Checks that the state fits a machine of `shape`.
     ///
     /// # Errors

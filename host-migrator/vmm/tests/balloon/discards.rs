@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
-    Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source, SourceMachine, receive,
+    MachineState, Migration, MigrationBitmap, MigrationParams, OwnershipRecord, Source,
+    SourceMachine, receive,
 };
 use reference_vmm::virtio::{VhostUserBalloon, VirtioError};
 use spec::{PAGE_SIZE, PageRange};
@@ -300,9 +301,11 @@ impl SourceMachine for Leaving {
         self.0.stop().map_err(failed)
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, MachineError> {
-        let state = self.0.save().map_err(failed)?;
-        Ok(postcard::to_allocvec(&state).unwrap())
+    fn save(&mut self) -> Result<MachineState, MachineError> {
+        let balloon = self.0.save().map_err(failed)?;
+        let mut state = MachineState::default();
+        state.add("balloon", 1, postcard::to_allocvec(&balloon).unwrap())?;
+        Ok(state)
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -325,9 +328,10 @@ impl DestinationMachine for Arriving {
         Ok(())
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
+        let balloon = state.take("balloon")?.bytes;
         self.0
-            .load(&postcard::from_bytes(state).unwrap())
+            .load(&postcard::from_bytes(&balloon).unwrap())
             .map_err(failed)
     }
 

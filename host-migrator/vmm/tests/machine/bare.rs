@@ -54,11 +54,11 @@ fn the_bare_guest_runs_and_checks_on_two_vcpus_before_and_after_a_move() {
     ready(&source);
     check(&mut source);
     source.stop();
-    let state = source.machine.save().unwrap();
+    let mut state = source.machine.save().unwrap();
     let writes = status(&source, StatusWord::Writes);
     let mut destination = incoming(&two_vcpus());
     copy_memory(source.machine.ram(), destination.machine.ram());
-    destination.machine.load(&state).unwrap();
+    destination.machine.load(&mut state).unwrap();
     source.machine.hand_over();
     destination.machine.run().unwrap();
     destination.wait("the guest to write", |subject| {
@@ -82,11 +82,11 @@ fn a_guest_notices_if_a_move_forgets_the_vmms_own_writes() {
     source.machine.start().unwrap();
     check(&mut source);
     source.stop();
-    let state = source.machine.save().unwrap();
+    let mut state = source.machine.save().unwrap();
     let mut destination = incoming(&two_vcpus());
     copy_memory(source.machine.ram(), destination.machine.ram());
     destination.machine.ram().write(page, &old).unwrap();
-    destination.machine.load(&state).unwrap();
+    destination.machine.load(&mut state).unwrap();
     destination.machine.run().unwrap();
     destination.wait("the guest to notice", |subject| {
         status(subject, StatusWord::WrongHeartbeats) > 0

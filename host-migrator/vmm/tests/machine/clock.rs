@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::{DestinationMachine, SourceMachine};
+use host_migrator::{DestinationMachine, MachineState as Sections, SourceMachine};
 use reference_vmm::state::MachineState;
 
 use crate::guests::{
@@ -19,8 +19,9 @@ const HELD: Duration = Duration::from_millis(100);
 
 /// By how many nanoseconds the guest's paravirtual clock is behind the host's wall clock, except for a constant. The
 /// guest's own wall clock is behind by the same.
-fn behind(state: &[u8]) -> i128 {
-    let clock = MachineState::from_bytes(state).unwrap().platform.clock;
+fn behind(state: &Sections) -> i128 {
+    let state = MachineState::take_from(&mut state.clone()).unwrap();
+    let clock = state.platform.clock;
     i128::from(clock.realtime) - i128::from(clock.value)
 }
 
@@ -36,7 +37,7 @@ fn the_guests_clock_has_lost_nothing_after_ten_hops() {
         thread::sleep(STOPPED);
         let mut next = incoming(&config(16 << 20, 1));
         copy_memory(subject.machine.ram(), next.machine.ram());
-        next.machine.load(&state).unwrap();
+        next.machine.load(&mut state).unwrap();
         subject.machine.hand_over();
         thread::sleep(HELD);
         let count = subject.word(MAILBOX);
@@ -64,11 +65,11 @@ fn a_guest_that_was_stopped_for_an_hour_finds_the_right_time() {
     subject.stop();
     let bytes = subject.machine.save().unwrap();
     // As if it had been saved an hour ago.
-    let mut state = MachineState::from_bytes(&bytes).unwrap();
+    let mut state = MachineState::take_from(&mut bytes.clone()).unwrap();
     state.platform.clock.realtime -= HOUR;
-    let old = state.to_bytes().unwrap();
+    let mut old = state.to_sections().unwrap();
     let mut next = incoming(&config(16 << 20, 1));
-    next.machine.load(&old).unwrap();
+    next.machine.load(&mut old).unwrap();
     let now = next.machine.save().unwrap();
     let gained = behind(&bytes) - behind(&now);
     assert!(

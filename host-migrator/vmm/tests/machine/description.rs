@@ -5,9 +5,10 @@
 use host_migrator::{DestinationMachine, SourceMachine};
 use reference_vmm::GuestKind;
 use reference_vmm::description::{DeviceDescription, MachineDescription, VERSION};
-use reference_vmm::state::{MachineState, VERSION as STATE_VERSION};
+use reference_vmm::state::MachineState;
 
 use crate::guests::{Subject, config, counter, have_kvm, incoming, program};
+use crate::state::altered;
 
 const MEMORY: u64 = 16 << 20;
 
@@ -53,8 +54,8 @@ fn a_guest_fits_a_machine_like_its_own_and_can_be_described_while_it_runs() {
     next.machine.judge(&description).unwrap();
     // A guest that has arrived is described like one that was started.
     subject.stop();
-    let state = subject.machine.save().unwrap();
-    next.machine.load(&state).unwrap();
+    let mut state = subject.machine.save().unwrap();
+    next.machine.load(&mut state).unwrap();
     assert_eq!(next.machine.describe().unwrap(), description);
     assert!(
         next.machine.judge(&description).is_err(),
@@ -84,7 +85,7 @@ fn a_state_with_another_processor_than_described_is_refused() {
     }
     let (mut subject, description) = described();
     subject.stop();
-    let bytes = subject.machine.save().unwrap();
+    let mut state = subject.machine.save().unwrap();
     // The entry of leaf 7, byte for byte, in the state.
     let leaf = |description: &MachineDescription| {
         let mut entries = description.cpuid.iter();
@@ -95,17 +96,16 @@ fn a_state_with_another_processor_than_described_is_refused() {
     };
     let honest = leaf(&description);
     let forged = leaf(&with_features(&description, (7, 0), [1 << 26, 0]));
-    let at = bytes
-        .windows(honest.len())
-        .position(|window| window == honest)
-        .unwrap();
-    let mut other = bytes.clone();
-    other[at..at + forged.len()].copy_from_slice(&forged);
-    MachineState::from_bytes(&other).unwrap();
+    let mut other = altered(&state, "vcpus", |section| {
+        let mut windows = section.bytes.windows(honest.len());
+        let at = windows.position(|window| window == honest).unwrap();
+        section.bytes[at..at + forged.len()].copy_from_slice(&forged);
+    });
+    MachineState::take_from(&mut other.clone()).unwrap();
     let mut machine = incoming(&config(MEMORY, 1)).machine;
-    let error = machine.load(&other).unwrap_err().to_string();
+    let error = machine.load(&mut other).unwrap_err().to_string();
     assert!(error.contains("avx512pf"), "{error}");
-    machine.load(&bytes).unwrap();
+    machine.load(&mut state).unwrap();
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_machine_of_another_shape_is_refused_with_all_differences() {
     }
     let (_, description) = described();
     let other = MachineDescription {
-        state_version: STATE_VERSION + 1,
+        sections: vec![("vcpus".into(), 9), ("graphics".into(), 1)],
         guest: GuestKind::Linux,
         vcpus: 3,
         devices: vec![DeviceDescription {
@@ -131,7 +131,8 @@ fn a_machine_of_another_shape_is_refused_with_all_differences() {
     for difference in [
         "kind of guest: Linux there, bare here",
         "vCPUs: 3 there, 1 here",
-        "version of the state",
+        "version of section \"vcpus\" of the state: 9 there, 1 here",
+        "version of section \"graphics\" of the state: 1 there, none here",
         "bytes of XSAVE area",
         "balloon: there is one there, none here",
         "MSR 0x12345678",
@@ -157,7 +158,7 @@ fn a_long_list_of_differences_is_cut_and_a_refusal_changes_nothing() {
     // The next source's guest fits, and arrives.
     machine.judge(&description.to_bytes().unwrap()).unwrap();
     subject.stop();
-    machine.load(&subject.machine.save().unwrap()).unwrap();
+    machine.load(&mut subject.machine.save().unwrap()).unwrap();
 }
 
 #[test]

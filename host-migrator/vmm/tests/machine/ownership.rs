@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest runs in only one place.
 
-use host_migrator::{DestinationMachine, SourceMachine};
+use host_migrator::{DestinationMachine, MachineState as Sections, SourceMachine};
 use reference_vmm::{Guest, Machine, MachineConfig, MachineEvent, Outlets, SetupError};
 
 use crate::guests::{MAILBOX, config, have_kvm, incoming, program, stopped_counter};
@@ -17,7 +17,7 @@ fn a_machine_that_was_handed_over_never_runs_again() {
     assert!(subject.machine.resume().is_err());
     assert!(subject.machine.start().is_err());
     assert!(subject.machine.save().is_err());
-    assert!(subject.machine.load(&[]).is_err());
+    assert!(subject.machine.load(&mut Sections::default()).is_err());
     assert!(DestinationMachine::run(&mut subject.machine).is_err());
     std::thread::sleep(std::time::Duration::from_millis(20));
     assert_eq!(subject.word(MAILBOX), count);
