@@ -9,8 +9,8 @@ use std::thread;
 
 use host_migrator::{
     Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
-    Migration, MigrationBitmap, MigrationParams, MigrationReport, OwnershipRecord, RamRegion,
-    Source, SourceMachine, receive,
+    MachineState, Migration, MigrationBitmap, MigrationParams, MigrationReport, OwnershipRecord,
+    RamRegion, Source, SourceMachine, receive,
 };
 use spec::{PAGE_SIZE, PageRange};
 
