@@ -6,14 +6,23 @@
 
 mod software_guest;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use host_migrator::{Clause, Source};
+use host_migrator::{Clause, GuestRam, Source};
 use software_guest::balloon::Balloon;
-use software_guest::memory::{Memory, WrongPage, one};
-use software_guest::{Guest, migrate, rounds};
-use spec::PageRange;
+use software_guest::memory::{Memory, WrongPage, like, one};
+use software_guest::proxy::watched;
+use software_guest::{Guest, migrate, migrate_on, rounds};
+use spec::stream::{PagesPrefix, RUN_BYTES, SectionKind, runs};
 use spec::trace::check::{self, Verdict};
+use spec::{PAGE_SIZE, PageRange};
+
+/// The two ends of a connection.
+type UnixStreams = (UnixStream, UnixStream);
 
 /// Enough pages for an early harvest before the last ones are sent.
 const PAGES: u64 = 2048;
@@ -210,4 +219,88 @@ fn a_hole_that_outlives_a_harvest_loses_a_write() {
         source.logs.push(Box::new(Balloon::new(&guest, taken)));
         (guest, source)
     });
+}
+
+/// The pages of a `Pages` section.
+fn pages_of(payload: &[u8]) -> Vec<u64> {
+    let (prefix, rest) = payload.split_first_chunk().unwrap();
+    let prefix = PagesPrefix::from_bytes(prefix, payload.len() as u64).unwrap();
+    runs(
+        SectionKind::Pages,
+        &rest[..prefix.runs as usize * RUN_BYTES],
+    )
+    .map(Result::unwrap)
+    .flat_map(|run| run.first()..run.end())
+    .collect()
+}
+
+/// Two channels. The guest writes the pages of the second round's first section on one of them when they have been copied. If
+/// `held`, that section waits there until the destination has the next versions.
+fn two_channels(guest: &Arc<Guest>, ram: &Arc<GuestRam>, held: bool) -> [UnixStreams; 2] {
+    let is_there = Arc::<AtomicBool>::default();
+    let (seen, guest, ram) = (Arc::clone(&is_there), Arc::clone(guest), Arc::clone(ram));
+    let slow = watched(move |section, payload| {
+        if (section.kind, section.round) != (SectionKind::Pages, 2) || seen.load(Ordering::Acquire)
+        {
+            return;
+        }
+        let pages = pages_of(payload);
+        pages.iter().for_each(|pfn| guest.write(*pfn));
+        seen.store(true, Ordering::Release);
+        let content = |ram: &GuestRam, pfn: u64| {
+            let mut page = [0; PAGE_SIZE as usize];
+            ram.read(one(pfn), &mut page).unwrap();
+            page
+        };
+        let has_next = |pfn: &u64| content(&ram, *pfn) == content(&guest.memory.ram, *pfn);
+        while held && !pages.iter().all(has_next) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let fast = watched(move |section, _| {
+        while section.round == 2 && !is_there.load(Ordering::Acquire) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    [slow, fast]
+}
+
+#[test]
+fn channels_that_are_not_drained_turn_two_versions_round() {
+    // The first round has three epochs. In the second, pages that were free before go last, after all others.
+    const SYNC_PAGES: u64 = 900;
+    let try_with = |switched_off: Option<Clause>| {
+        let guest = guest();
+        let theirs = Arc::clone(&guest);
+        guest.hints.on_open(move |epoch| {
+            if epoch <= 3 {
+                theirs.hints.hint(one(VICTIM));
+                let others = (0..PAGES).filter(|pfn| *pfn != VICTIM);
+                others.for_each(|pfn| theirs.write(pfn));
+            }
+            theirs.hints.finish();
+        });
+        let params = rounds(2)
+            .with_sync_pages(SYNC_PAGES)
+            .with_multifd_channels(2)
+            .with_switched_off(switched_off.into_iter().collect());
+        let ram = Arc::new(like(&guest.memory.ram));
+        let mut streams = vec![UnixStream::pair().unwrap()];
+        streams.extend(two_channels(&guest, &ram, switched_off.is_some()));
+        let outcome = migrate_on(guest.source(), params, streams, ram);
+        outcome.report();
+        assert!(outcome.destination.runs);
+        (outcome.wrong_pages(&guest.memory).len(), outcome.verdict)
+    };
+    let (wrong, verdict) = try_with(None);
+    assert!(
+        wrong == 0 && matches!(verdict, Verdict::Holds(_)),
+        "{verdict}"
+    );
+    let (wrong, verdict) = try_with(Some(Clause::DrainChannels));
+    assert!(wrong > 0, "no page was lost without the clause");
+    match verdict {
+        Verdict::Broken(breach) => assert_eq!(breach.clause, check::Clause::OnePageOneOrder),
+        other => panic!("{other}"),
+    }
 }

@@ -48,6 +48,7 @@ impl Liar {
             number: 0,
             ram_bytes: ram.pages() * 4096,
             regions: ram.regions().len() as u32,
+            channels: 0,
         };
         self.bytes(&header.to_bytes());
     }
@@ -193,6 +194,7 @@ fn a_stranger_and_another_version_are_told_apart() {
             number: 0,
             ram_bytes: ram.pages() * 4096,
             regions: 2,
+            channels: 0,
         };
         let mut bytes = header.to_bytes();
         bytes[8] = 7;

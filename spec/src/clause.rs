@@ -103,6 +103,8 @@ clauses! {
     0 FlushTables "flush-tables" "flush the tables before a harvest",
     /// All channels have delivered before a harvest brings pages back.
     0 DrainChannels "drain-channels" "drain the channels before a harvest",
+    /// A channel that died with records on it ends the migration: these records are not taken for delivered.
+    0 NoticeDeadChannels "notice-dead-channels" "count what a dead channel carried as lost",
     /// A back end has logged all its writes before the last harvest.
     0 DrainBackEnds "drain-back-ends" "drain the back ends before the last harvest",
     /// After the first byte of the hand-over the source never runs the guest again.

@@ -6,11 +6,11 @@ use spec_model::guest::GuestAction::{
     AgentHears, AgentLooks, AgentSends, Free, Hint, ReadCommand, Release, Report, Take, Write,
 };
 use spec_model::host::HostAction::{
-    Abandon, Begin, Claim, ClearLog, ClearLogOf, EndRound, Fail, Flush, HandOver, HarvestBackEnd,
-    HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog, ReadLogEarly,
-    Send, StartLogging,
+    Abandon, Begin, Claim, ClearLog, ClearLogOf, Commit, EndRound, Fail, Flush, HandOver,
+    HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog,
+    ReadLogEarly, Send, StartLogging,
 };
-use spec_model::network::NetworkAction::{Break, Deliver, Forget, Hear, Lose};
+use spec_model::network::NetworkAction::{Break, Cut, Deliver, Forget, Hear, Lose};
 use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
 use spec_model::pages::Page;
 use spec_model::state::Action::{
@@ -393,6 +393,14 @@ fn two_channels_can_swap_two_versions() {
             Network(Deliver(1)),
             Network(Deliver(0)),
         ],
+    );
+}
+
+#[test]
+fn what_a_dead_channel_carried_is_missing_at_the_destination() {
+    assert_needed(
+        Clause::NoticeDeadChannels,
+        &[Host(Send(A, 0)), Network(Cut(0)), Host(Pause), Host(Commit)],
     );
 }
 

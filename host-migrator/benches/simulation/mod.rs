@@ -183,7 +183,7 @@ impl Scenario {
         walk.begin(self.outlook(), WORD);
         let opened = clock.now();
         let send = |work: Work<'_>| match work {
-            Work::Pages(_, content) => clock.advance(content.len() as f64 / self.link),
+            Work::Pages(copies) => clock.advance(copies.content().len() as f64 / self.link),
             Work::Zero(_) | Work::Discard(_) => unreachable!("nothing is at the destination yet"),
         };
         loop {

@@ -20,6 +20,44 @@ pub enum ReceiveError {
         "the stream belongs to another session: it was recorded, or meant for another destination"
     )]
     Session,
+    /// A channel does not know the secret of the session.
+    #[error(
+        "a channel does not know the session's secret: it belongs to another migration, or to nobody"
+    )]
+    Nonce,
+    /// A channel came while no source is waiting for its channels.
+    #[error("no migration waits for a channel here")]
+    NoSession,
+    /// A source came while another one's guest is being received.
+    #[error("another guest is being received here")]
+    Busy,
+    /// Two channels have the same number.
+    #[error("channel {0} has joined before")]
+    JoinedBefore(u32),
+    /// A channel has a number that the session does not have.
+    #[error("channel {channel} is none of the {channels} channels of this migration")]
+    NoSuchChannel {
+        /// The channel's number, from 0.
+        channel: u32,
+        /// How many channels there are.
+        channels: usize,
+    },
+    /// Channels did not come.
+    #[error("only {joined} of {channels} channels have joined")]
+    Missing {
+        /// Channels that have joined.
+        joined: usize,
+        /// Channels that the source wanted.
+        channels: usize,
+    },
+    /// A channel failed.
+    #[error("channel {channel}: {source}")]
+    Channel {
+        /// Its number, from 0.
+        channel: usize,
+        /// Why.
+        source: Box<ReceiveError>,
+    },
     /// The source's guest has other memory.
     #[error("the source's guest has other memory than the one here: {0}")]
     Layout(String),

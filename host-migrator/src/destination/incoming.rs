@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How a destination is used: wait for a source that fits, and receive its guest.
 
+use std::thread::{self, ScopedJoinHandle};
+
 use super::error::ReceiveError;
-use super::introduction::{Incoming, Shape};
+use super::introduction::{Heard, Incoming, Shape, hear};
 use super::receiver::Receiver;
 use super::report::{ReceiveReport, ReceiveStatus};
+use super::session::Session;
 use super::waiting;
 use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
@@ -13,7 +16,8 @@ use crate::wire::{Connection, Listener};
 
 impl Incoming {
     /// Waits at `listener` until a source whose guest fits `store` and `machine` has introduced itself. Connections of anybody else
-    /// are dropped: each has a short time, and many may be there at once.
+    /// are dropped: each has a short time, and many may be there at once. The source is accepted, and its channels join at
+    /// `listener`, too.
     ///
     /// # Errors
     /// [`ReceiveError`] if nobody can be waited for.
@@ -25,20 +29,37 @@ impl Incoming {
         waiting::wait(listener, &Shape::of(store), machine)
     }
 
-    /// Hears out the only one that there is.
+    /// Hears out the only source that there is. Its channels are those that were given to the connection
+    /// ([`Connection::with_more`]).
     ///
     /// # Errors
-    /// [`ReceiveError`] if it is no source, or its guest does not fit; it has been told.
+    /// [`ReceiveError`] if it is no source, its guest does not fit, or its channels do not join; it has been told.
     pub fn greet(
-        channel: Connection,
+        connection: Connection,
         store: &dyn PageStore,
         machine: &mut dyn DestinationMachine,
     ) -> Result<Self, ReceiveError> {
-        let mut source = Self::hear(channel, &Shape::of(store), &|| ())?;
-        match source.judged_by(machine) {
-            Ok(()) => Ok(source),
+        let shape = Shape::of(store);
+        let mut source = match hear(connection, &shape, &|| ())? {
+            Heard::Source(source) => *source,
+            Heard::Channel(joining) => {
+                joining.refuse(&ReceiveError::NoSession);
+                return Err(ReceiveError::NoSession);
+            }
+        };
+        if let Err(error) = source.judged_by(machine) {
+            source.refuse(&error);
+            return Err(error);
+        }
+        let mut given = source.redial.take_given();
+        if source.wanted == 0 {
+            given.clear();
+        }
+        let mut session = Session::accept(source)?;
+        match join_given(&mut session, given, &shape) {
+            Ok(()) => session.complete(),
             Err(error) => {
-                source.refuse(&error);
+                session.refuse(&error);
                 Err(error)
             }
         }
@@ -58,5 +79,35 @@ impl Incoming {
         observer: &mut dyn FnMut(&ReceiveStatus),
     ) -> Result<ReceiveReport, ReceiveError> {
         Receiver::new(self, store, ownership, observer).receive(machine)
+    }
+}
+
+/// Lets the `given` connections join as channels.
+fn join_given(
+    session: &mut Session,
+    given: Vec<Connection>,
+    shape: &Shape,
+) -> Result<(), ReceiveError> {
+    // At the same time, because the source may begin with any of them.
+    let heard: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (given.into_iter())
+            .map(|connection| scope.spawn(|| hear(connection, shape, &|| ())))
+            .collect();
+        threads.into_iter().map(ScopedJoinHandle::join).collect()
+    });
+    for heard in heard.into_iter().flatten() {
+        match heard? {
+            Heard::Channel(joining) => {
+                if let Some((error, _)) = session.join(joining) {
+                    return Err(error);
+                }
+            }
+            Heard::Source(_) => return Err(ReceiveError::Busy),
+        }
+    }
+    if session.is_complete() {
+        Ok(())
+    } else {
+        Err(session.missing())
     }
 }

@@ -3,23 +3,35 @@
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use spec::PAGE_SIZE;
-use spec::stream::{Greeting, STREAM_HEADER_BYTES, SectionKind, StreamHeader};
+use spec::stream::{
+    ChannelHeader, Greeting, Introduction, STREAM_HEADER_BYTES, SectionKind, StreamHeader,
+};
 
 use super::error::ReceiveError;
-use super::report::{LAST_WORDS, unexpected};
+use super::joining::{Joined, Joining};
+use super::refusal::refuse;
 use crate::memory::page_store::PageStore;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::sections::{SectionReader, SectionWriter};
-use crate::wire::{Connection, SectionError};
+use crate::wire::{Connection, Heartbeats, Redial, SectionError, StopFlag};
 
-/// A source whose guest fits: it waits to be accepted. Nothing has been touched for it yet.
+/// A source whose guest fits, and its channels. Nothing has been touched for it yet.
 #[derive(Debug)]
 pub struct Incoming {
-    pub(crate) input: SectionReader,
-    pub(crate) out: SectionWriter,
-    pub(crate) session: u64,
+    pub(super) input: SectionReader,
+    pub(super) out: SectionWriter,
+    /// Ends all waits for the source.
+    pub(super) stop: StopFlag,
+    pub(super) redial: Redial,
+    /// From the moment when the source is accepted.
+    pub(super) heartbeats: Option<Heartbeats>,
+    pub(super) session: u64,
     /// How often its guest has changed hands.
-    pub(crate) number: u64,
+    pub(super) number: u64,
+    /// How many channels are to join.
+    pub(super) wanted: u32,
+    /// Those that have joined, by their numbers.
+    pub(super) channels: Vec<Joined>,
     /// What its guest needs of the machine, in the VMM's own format.
     description: Vec<u8>,
 }
@@ -37,39 +49,71 @@ impl Incoming {
 
     /// Tells the source why its guest is not received.
     pub(super) fn refuse(&mut self, error: &ReceiveError) {
+        self.heartbeats = None;
         refuse(&mut self.input, &mut self.out, error);
     }
+}
 
-    /// Hears a connection out. `speaks` is called when it has sent a valid header.
-    pub(super) fn hear(
-        channel: Connection,
-        shape: &Shape,
-        speaks: &dyn Fn(),
-    ) -> Result<Self, ReceiveError> {
-        let (reader, writer) = channel.split();
-        let mut input = SectionReader::new(reader);
-        let mut out = SectionWriter::new(writer);
-        match introduction(&mut input, &mut out, shape, speaks) {
-            Ok((header, description)) => Ok(Self {
+/// Who has introduced itself.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Source(Box<Incoming>),
+    Channel(Joining),
+}
+
+/// Hears a connection out. `speaks` is called when it has sent a valid header.
+pub(super) fn hear(
+    mut connection: Connection,
+    shape: &Shape,
+    speaks: &dyn Fn(),
+) -> Result<Heard, ReceiveError> {
+    let (stop, closer) = (connection.stop_flag(), connection.closer());
+    let redial = Redial::of(&mut connection);
+    let (reader, writer) = connection.split();
+    let mut input = SectionReader::new(reader);
+    let mut out = SectionWriter::new(writer);
+    let introduced = greeted(&mut input, &mut out).and_then(|introduced| {
+        speaks();
+        Ok(match introduced {
+            Introduction::Source(header) => {
+                let description = described(&mut input, &header, shape)?;
+                Introduced::Source(header, description)
+            }
+            Introduction::Channel(header) => Introduced::Channel(header),
+        })
+    });
+    match introduced {
+        Ok(Introduced::Source(header, description)) => Ok(Heard::Source(Box::new(Incoming {
+            input,
+            out,
+            stop,
+            redial,
+            heartbeats: None,
+            session: header.session,
+            number: header.number,
+            wanted: header.channels,
+            channels: Vec::new(),
+            description,
+        }))),
+        Ok(Introduced::Channel(header)) => Ok(Heard::Channel(Joining {
+            channel: header.channel,
+            nonce: header.nonce,
+            joined: Joined {
                 input,
                 out,
-                session: header.session,
-                number: header.number,
-                description,
-            }),
-            Err(error) => {
-                refuse(&mut input, &mut out, &error);
-                Err(error)
-            }
+                connection: closer,
+            },
+        })),
+        Err(error) => {
+            refuse(&mut input, &mut out, &error);
+            Err(error)
         }
     }
 }
 
-/// Says why, so that it arrives.
-pub(super) fn refuse(input: &mut SectionReader, out: &mut SectionWriter, error: &ReceiveError) {
-    out.abort(&error.to_string());
-    out.finish();
-    input.drain(LAST_WORDS);
+enum Introduced {
+    Source(StreamHeader, Vec<u8>),
+    Channel(ChannelHeader),
 }
 
 /// What a source must have to fit.
@@ -110,34 +154,38 @@ impl Shape {
     }
 }
 
-/// Makes sure that both sides mean the same stream and the same memory.
-fn introduction(
+/// Greets, and receives the header that answers.
+fn greeted(
     input: &mut SectionReader,
     out: &mut SectionWriter,
-    shape: &Shape,
-    speaks: &dyn Fn(),
-) -> Result<(StreamHeader, Vec<u8>), ReceiveError> {
-    let mut session = [0; 8];
-    getrandom(&mut session, GetRandomFlags::empty())
-        .map_err(|error| ReceiveError::Random(error.into()))?;
-    let session = u64::from_le_bytes(session);
+) -> Result<Introduction, ReceiveError> {
+    let session = u64::from_le_bytes(random()?);
     let greeting = Greeting { session }.to_bytes();
     out.start(&greeting).map_err(SectionError::from)?;
     let bytes: [u8; STREAM_HEADER_BYTES] = input.start().map_err(SectionError::from)?;
-    let header = StreamHeader::from_bytes(&bytes).map_err(SectionError::from)?;
-    if header.session != session {
-        return Err(ReceiveError::Session);
+    let introduced = Introduction::from_bytes(&bytes).map_err(SectionError::from)?;
+    if introduced.session() == session {
+        Ok(introduced)
+    } else {
+        Err(ReceiveError::Session)
     }
-    speaks();
-    let layout = input.header()?;
-    if layout.kind != SectionKind::Layout {
-        return Err(unexpected(layout.kind, "Layout").into());
-    }
-    let theirs = input.payload(&layout)?;
-    shape.check(&header, &theirs)?;
-    let description = input.header()?;
-    if description.kind != SectionKind::Description {
-        return Err(unexpected(description.kind, "Description").into());
-    }
-    Ok((header, input.payload(&description)?))
+}
+
+/// Makes sure that both sides mean the same memory. Returns the guest's description.
+fn described(
+    input: &mut SectionReader,
+    header: &StreamHeader,
+    shape: &Shape,
+) -> Result<Vec<u8>, ReceiveError> {
+    let layout = input.expect_payload(SectionKind::Layout, "Layout")?;
+    shape.check(header, &layout)?;
+    Ok(input.expect_payload(SectionKind::Description, "Description")?)
+}
+
+/// Random bytes.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], ReceiveError> {
+    let mut bytes = [0; N];
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|error| ReceiveError::Random(error.into()))?;
+    Ok(bytes)
 }

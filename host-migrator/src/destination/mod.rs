@@ -2,12 +2,16 @@
 //! The destination's side: receives a guest, checks every byte, and runs it once the source has given
 //! it up.
 
+mod channels;
 mod error;
 mod incoming;
 mod introduction;
+mod joining;
 mod placing;
 mod receiver;
+mod refusal;
 mod report;
+mod session;
 mod waiting;
 
 use crate::memory::page_store::PageStore;

@@ -1,34 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reads a migration stream: which section comes when, and who has the guest. `placing.rs` places what it brings.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::Instant;
 
 use spec::stream::{SectionHeader, SectionKind, Totals, state_from_bytes};
 
+use super::channels::{Channels, Shared};
 use super::error::ReceiveError;
-use super::introduction::{self, Incoming};
+use super::introduction::Incoming;
+use super::joining::Joined;
 use super::placing::Placer;
-use super::report::{ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
+use super::refusal::refuse;
+use super::report::{LAST_WORDS, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
 use crate::memory::page_store::PageStore;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::panics::text_of;
 use crate::vm::machine::DestinationMachine;
 use crate::vm::state::MachineState;
 use crate::wire::sections::{SectionReader, SectionWriter};
-use crate::wire::{Heartbeats, SectionError};
+use crate::wire::{Heartbeats, SectionError, StopFlag};
 
 /// The receiving end of a migration.
 pub(crate) struct Receiver<'a> {
     input: SectionReader,
     out: SectionWriter,
-    /// From the moment when the source is accepted.
+    stop: StopFlag,
     heartbeats: Option<Heartbeats>,
+    channels: Vec<Joined>,
     store: &'a dyn PageStore,
     ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
     status: ReceiveStatus,
     rounds: u64,
+    /// Pages that have arrived on the control connection.
+    pages: u64,
     /// The section about pages that is being received, at most [`SectionKind::max_length`] bytes.
     payload: Vec<u8>,
     began: Instant,
@@ -45,7 +53,9 @@ impl<'a> Receiver<'a> {
         Self {
             input: source.input,
             out: source.out,
-            heartbeats: None,
+            stop: source.stop,
+            heartbeats: source.heartbeats,
+            channels: source.channels,
             store,
             ownership,
             observer,
@@ -54,6 +64,7 @@ impl<'a> Receiver<'a> {
                 ..ReceiveStatus::default()
             },
             rounds: 0,
+            pages: 0,
             payload: Vec::new(),
             began: Instant::now(),
         }
@@ -72,7 +83,7 @@ impl<'a> Receiver<'a> {
                 Owner::Undecided => ReceiveError::Undecided(Box::new(error)),
                 Owner::Here | Owner::There => error,
             };
-            introduction::refuse(&mut self.input, &mut self.out, &error);
+            refuse(&mut self.input, &mut self.out, &error);
             error
         })
     }
@@ -81,9 +92,7 @@ impl<'a> Receiver<'a> {
         &mut self,
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
-        self.heartbeats = Some(Heartbeats::start(&self.out).map_err(SectionError::from)?);
         let placer = Placer::new(self.store)?;
-        self.answer(SectionKind::Accept)?;
         self.enter(ReceiveState::Active);
         let mut state = self.memory(placer, machine)?;
         self.enter(ReceiveState::Device);
@@ -129,13 +138,33 @@ impl<'a> Receiver<'a> {
         self.input.expect(SectionKind::HandOver, "HandOver")
     }
 
-    /// Receives everything up to the commit. Returns the machine's state.
+    /// Receives everything up to the commit, on all channels. Returns the machine's state.
     fn memory(
         &mut self,
         placer: Placer<'_>,
         machine: &mut dyn DestinationMachine,
     ) -> Result<MachineState, ReceiveError> {
+        let joined = mem::take(&mut self.channels);
+        let shared = Shared::new(joined.len(), self.stop.clone());
+        thread::scope(|scope| {
+            let channels = Channels::start(scope, joined, placer, &shared)?;
+            let state = self.sections(placer, machine, &shared);
+            let (state, totals) = state.map_err(|error| self.first_failure(error, &shared))?;
+            channels.finish()?;
+            self.commit(totals, &shared)?;
+            Ok(state)
+        })
+    }
+
+    /// Reads the control connection up to the commit. Returns the machine's state and the source's totals.
+    fn sections(
+        &mut self,
+        placer: Placer<'_>,
+        machine: &mut dyn DestinationMachine,
+        channels: &Shared,
+    ) -> Result<(MachineState, Committed), ReceiveError> {
         let mut state = MachineState::default();
+        let mut drains = 0;
         loop {
             let header = self.input.header()?;
             if header.round != self.status.round {
@@ -153,23 +182,47 @@ impl<'a> Receiver<'a> {
                 {
                     self.place(placer, &header)?;
                 }
+                SectionKind::Drain if state.sections().is_empty() => {
+                    self.input.payload(&header)?;
+                    drains += 1;
+                    channels.wait_for_drain(drains)?;
+                    self.answer(SectionKind::Drained)?;
+                }
                 SectionKind::RoundEnd if state.sections().is_empty() => {
                     self.input.payload(&header)?;
                     self.rounds += 1;
                     self.status.round = self.status.round.saturating_add(1);
+                    channels.begin_round(self.status.round);
                     self.answer(SectionKind::RoundReceived)?;
                 }
                 SectionKind::MachineState => self.state(&header, &mut state)?,
                 SectionKind::Commit => {
-                    self.commit(&header)?;
-                    return Ok(state);
+                    let bytes = self.input.bytes_before_section();
+                    let payload = self.input.payload(&header)?;
+                    let totals = Totals::from_bytes(&payload).map_err(SectionError::from)?;
+                    return Ok((state, Committed { totals, bytes }));
                 }
                 found if !state.sections().is_empty() => {
                     return Err(unexpected(found, "Commit").into());
                 }
                 found => return Err(unexpected(found, "memory").into()),
             }
-            self.report();
+            self.report(channels);
+        }
+    }
+
+    /// The control connection was interrupted or failed with `error`: why, if a channel failed first. A source that ends the
+    /// migration closes its channels, and says on the control connection why.
+    fn first_failure(&mut self, error: ReceiveError, channels: &Shared) -> ReceiveError {
+        let Some(failure) = channels.take_failure() else {
+            return error;
+        };
+        self.stop.set_deadline(LAST_WORDS, "the source's reason");
+        let told = self.input.header();
+        self.stop.clear_deadline();
+        match told {
+            Err(told @ SectionError::Aborted(_)) => told.into(),
+            _ => failure,
         }
     }
 
@@ -178,7 +231,7 @@ impl<'a> Receiver<'a> {
         self.input.payload_into(header, &mut self.payload)?;
         let status = &mut self.status;
         match header.kind {
-            SectionKind::Pages => status.pages += placer.pages(&self.payload)?,
+            SectionKind::Pages => self.pages += placer.pages(&self.payload)?,
             SectionKind::Zero => {
                 status.pages_zero += placer.make_zero(header.kind, &self.payload)?;
             }
@@ -199,20 +252,19 @@ impl<'a> Receiver<'a> {
     }
 
     /// Compares the source's totals with what arrived.
-    fn commit(&mut self, header: &SectionHeader) -> Result<(), ReceiveError> {
-        let bytes = self.input.bytes_before_section();
-        let payload = self.input.payload(header)?;
-        let sent = Totals::from_bytes(&payload).map_err(SectionError::from)?;
+    fn commit(&mut self, sent: Committed, channels: &Shared) -> Result<(), ReceiveError> {
+        self.report(channels);
         let received = Totals {
             pages_sent: self.status.pages,
             pages_zero: self.status.pages_zero,
             pages_discarded: self.status.pages_discarded,
             rounds: self.rounds,
-            bytes,
+            bytes: sent.bytes + channels.drained_bytes(),
         };
-        if sent == received {
+        if sent.totals == received {
             Ok(())
         } else {
+            let sent = sent.totals;
             Err(ReceiveError::Totals { sent, received })
         }
     }
@@ -224,11 +276,19 @@ impl<'a> Receiver<'a> {
 
     fn enter(&mut self, state: ReceiveState) {
         self.status.status = state;
-        self.report();
-    }
-
-    fn report(&mut self) {
-        self.status.bytes = self.input.bytes();
         (self.observer)(&self.status);
     }
+
+    fn report(&mut self, channels: &Shared) {
+        self.status.pages = self.pages + channels.pages();
+        self.status.bytes = self.input.bytes() + channels.bytes();
+        (self.observer)(&self.status);
+    }
+}
+
+/// What the source says it has sent.
+struct Committed {
+    totals: Totals,
+    /// Bytes that had arrived on the control connection before.
+    bytes: u64,
 }

@@ -17,7 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::ReceiveError;
-use super::introduction::{Incoming, Shape};
+use super::introduction::{Heard, Incoming, Shape, hear};
+use super::session::Session;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
 
@@ -32,11 +33,11 @@ const MOST_SPEAKING: usize = 32;
 /// How often ended connections are looked for, while there are any.
 const TICK: Duration = Duration::from_millis(10);
 /// The longest wait for a connection, while there are none.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_millis(200);
 /// The pause after a connection that could not be accepted: file descriptors or threads may be short for a while.
 const PAUSE: Duration = Duration::from_millis(100);
 
-type Answer = (u64, Result<Incoming, ReceiveError>);
+type Answer = (u64, Result<Heard, ReceiveError>);
 
 /// A connection that has not introduced itself yet.
 struct Stranger {
@@ -69,65 +70,128 @@ pub(super) fn wait(
         answers,
     };
     loop {
-        if let Some(source) = strangers.source(machine) {
-            return Ok(source);
+        match strangers.next(listener, shape) {
+            Some(Heard::Source(source)) => {
+                if let Some(source) = strangers.receive(*source, listener, shape, machine) {
+                    return Ok(source);
+                }
+            }
+            Some(Heard::Channel(joining)) => {
+                send_away("channel", ReceiveError::NoSession, |error| {
+                    joining.refuse(error)
+                });
+            }
+            None => {}
         }
-        if !strangers.make_room() {
+    }
+}
+
+/// Tells a connection why it is refused: in a thread, because that may wait. Without a thread it sees only the end.
+fn send_away(who: &str, error: ReceiveError, refuse: impl FnOnce(&ReceiveError) + Send + 'static) {
+    log::info!("a {who} was refused: {error}");
+    let _ = thread::Builder::new()
+        .name("refusal".into())
+        .spawn(move || refuse(&error));
+}
+
+impl Strangers {
+    /// The next that has introduced itself, if one does so in a moment. Meanwhile others are admitted.
+    fn next(&mut self, listener: &Listener, shape: &Shape) -> Option<Heard> {
+        if let Some(heard) = self.heard() {
+            return Some(heard);
+        }
+        if !self.make_room() {
             thread::sleep(TICK);
-            continue;
+            return None;
         }
-        let patience = if strangers.waiting.is_empty() {
-            IDLE
-        } else {
-            TICK
-        };
+        let patience = if self.waiting.is_empty() { IDLE } else { TICK };
         match listener.accept(Some(patience)) {
-            Ok(connection) => strangers.admit(connection, shape),
+            Ok(connection) => self.admit(connection, shape),
             Err(error) if error.source.kind() == ErrorKind::TimedOut => {}
             Err(error) => {
                 log::warn!("{error}");
                 thread::sleep(PAUSE);
             }
         }
+        None
     }
-}
 
-impl Strangers {
-    /// The first that has introduced itself as a source that fits.
-    fn source(&mut self, machine: &mut dyn DestinationMachine) -> Option<Incoming> {
+    /// The next that has introduced itself.
+    fn heard(&mut self) -> Option<Heard> {
         loop {
             let (number, answer) = match self.answers.try_recv() {
                 Ok(answer) => answer,
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
             };
             self.waiting.retain(|stranger| stranger.number != number);
-            let mut source = match answer {
-                Ok(source) => source,
-                Err(error) => {
-                    log::info!("a connection was refused: {error}");
-                    continue;
-                }
-            };
-            let Err(error) = source.judged_by(machine) else {
-                return Some(source);
-            };
-            log::info!("a connection was refused: {error}");
-            // In a thread, because telling the reason may wait. Without a thread the source sees only the end.
-            let _ = thread::Builder::new()
-                .name("refusal".into())
-                .spawn(move || source.refuse(&error));
+            match answer {
+                Ok(heard) => return Some(heard),
+                Err(error) => log::info!("a connection was refused: {error}"),
+            }
         }
+    }
+
+    /// Accepts `source` if its guest fits, and waits for its channels. `None` if it does not come to that.
+    fn receive(
+        &mut self,
+        mut source: Incoming,
+        listener: &Listener,
+        shape: &Shape,
+        machine: &mut dyn DestinationMachine,
+    ) -> Option<Incoming> {
+        if let Err(error) = source.judged_by(machine) {
+            send_away("source", error, move |error| source.refuse(error));
+            return None;
+        }
+        let complete = Session::accept(source).and_then(|mut session| {
+            match self.gather(&mut session, listener, shape) {
+                Ok(()) => session.complete(),
+                Err(error) => {
+                    session.refuse(&error);
+                    Err(error)
+                }
+            }
+        });
+        complete
+            .inspect_err(|error| log::info!("a source was refused: {error}"))
+            .ok()
+    }
+
+    /// Waits until all channels of `session` have joined.
+    fn gather(
+        &mut self,
+        session: &mut Session,
+        listener: &Listener,
+        shape: &Shape,
+    ) -> Result<(), ReceiveError> {
+        while !session.is_complete() {
+            session.check()?;
+            match self.next(listener, shape) {
+                Some(Heard::Channel(joining)) => {
+                    if let Some((error, joining)) = session.join(joining) {
+                        send_away("channel", error, |error| joining.refuse(error));
+                    }
+                }
+                Some(Heard::Source(mut other)) => {
+                    send_away("source", ReceiveError::Busy, move |error| {
+                        other.refuse(error)
+                    });
+                }
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Closes the oldest connection if there are too many. Returns `false` if all of them are too young for that.
     fn make_room(&mut self) -> bool {
         if let (MOST_SPEAKING.., Some(oldest)) = self.crowd(true) {
-            self.send_away(oldest);
+            self.close(oldest);
         }
         match self.crowd(false) {
             (MOST_SILENT.., Some(oldest)) if self.waiting[oldest].came.elapsed() < GRACE => false,
             (MOST_SILENT.., Some(oldest)) => {
-                self.send_away(oldest);
+                self.close(oldest);
                 true
             }
             _ => true,
@@ -143,7 +207,7 @@ impl Strangers {
         (crowd().count(), crowd().next().map(|(place, _)| place))
     }
 
-    fn send_away(&mut self, place: usize) {
+    fn close(&mut self, place: usize) {
         if let Some(stranger) = self.waiting.remove(place) {
             stranger.connection.close();
         }
@@ -167,7 +231,7 @@ impl Strangers {
             .spawn(move || {
                 let stop = connection.stop_flag();
                 let speaking = || speaks.store(true, Ordering::Release);
-                let heard = Incoming::hear(connection, &shape, &speaking);
+                let heard = hear(connection, &shape, &speaking);
                 stop.clear_deadline();
                 // Another source was accepted first.
                 let _ = answer.send((number, heard));

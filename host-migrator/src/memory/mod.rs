@@ -8,6 +8,7 @@ pub(crate) mod holes;
 pub mod layout;
 pub(crate) mod map_file;
 mod marks;
+pub mod page_buffer;
 pub mod page_store;
 pub mod ram;
 pub mod sealed_file;

@@ -85,6 +85,12 @@ pub struct RamStatus {
     pub remaining: u64,
     /// Bytes of the guest's memory.
     pub total: u64,
+    /// Of these, bytes on channels besides the control connection.
+    #[serde(default)]
+    pub multifd_bytes: u64,
+    /// Bytes on each of these channels.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub bytes_by_channel: Vec<u64>,
     /// Zero pages found.
     pub duplicate: u64,
     /// Pages sent with content.
@@ -218,6 +224,10 @@ impl DowntimeSteps {
 pub struct MigrationReport {
     /// All bytes that the source sent.
     pub wire_bytes: u64,
+    /// Channels that carried pages; with 1 everything went over the control connection.
+    pub channels: u32,
+    /// Of [`MigrationReport::wire_bytes`], those on each channel besides the control connection.
+    pub bytes_by_channel: Vec<u64>,
     /// Time from the start to the destination's Running.
     pub total_ms: f64,
     /// Time from the start until the dirty logs were armed.

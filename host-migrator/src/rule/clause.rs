@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 pub use spec::clause::Clause;
 
 /// The clauses that have a switch here.
-pub const SWITCHES: [Clause; 8] = [
+pub const SWITCHES: [Clause; 9] = [
     Clause::ArmFirst,
     Clause::KeepEarly,
     Clause::ForgetOldHints,
@@ -19,6 +19,7 @@ pub const SWITCHES: [Clause; 8] = [
     Clause::MergeOwnWrites,
     Clause::FlushTables,
     Clause::ForgetHoles,
+    Clause::DrainChannels,
 ];
 
 /// A name that is not of one of [`SWITCHES`].

@@ -4,7 +4,10 @@
 //! A VMM that wants a guest's pages somewhere else, such as in a file, implements [`Sink`] and gives it to
 //! [`Migration::copy`](crate::Migration::copy).
 
+pub(crate) mod channels;
 pub(crate) mod link;
+mod pages_section;
+mod queue;
 pub mod store;
 mod stream;
 
@@ -15,6 +18,7 @@ use spec::PageRange;
 use spec::stream::Totals;
 
 use crate::memory::error::RamError;
+use crate::memory::page_buffer::PageBuffer;
 use crate::vm::state::StateSection;
 use crate::wire::SectionError;
 
@@ -29,6 +33,14 @@ pub trait Sink {
     /// [`SinkError`] if the pages cannot be taken.
     fn pages(&mut self, runs: &[PageRange], content: &[u8]) -> Result<(), SinkError>;
 
+    /// As [`Sink::pages`]. The sink may take the buffer and leave an empty one.
+    ///
+    /// # Errors
+    /// As [`Sink::pages`].
+    fn take_pages(&mut self, pages: &mut PageBuffer) -> Result<(), SinkError> {
+        self.pages(pages.runs(), pages.content())
+    }
+
     /// The pages of `runs` are zero.
     ///
     /// # Errors
@@ -40,6 +52,35 @@ pub trait Sink {
     /// # Errors
     /// [`SinkError`] if that cannot be noted.
     fn discard(&mut self, runs: &[PageRange]) -> Result<(), SinkError>;
+
+    /// A round of about `pages` begins. Everything that came before has taken effect.
+    fn begin_round(&mut self, pages: u64) {
+        let _ = pages;
+    }
+
+    /// Waits until everything that came has taken effect. Until then pages that come may not come again: only a sink with
+    /// several channels needs that.
+    ///
+    /// # Errors
+    /// [`SinkError`] if something has not taken effect.
+    fn drain(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// How many channels it has that may overtake each other.
+    fn channels(&self) -> u32 {
+        1
+    }
+
+    /// Bytes taken so far by each channel, for a sink that has several.
+    fn bytes_by_channel(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// Whether everything that came is known to have taken effect. Asked of a sink with several channels.
+    fn is_drained(&self) -> bool {
+        true
+    }
 
     /// Round `round` ends here.
     ///
@@ -93,4 +134,23 @@ pub enum SinkError {
     /// The other side gave up, disconnected, or broke the protocol.
     #[error(transparent)]
     Peer(#[from] SectionError),
+    /// A channel failed.
+    #[error("channel {channel}: {source}")]
+    Channel {
+        /// Its number, from 0.
+        channel: u32,
+        /// Why.
+        source: SectionError,
+    },
+    /// The thread of a channel panicked.
+    #[error("channel {channel} panicked: {text}")]
+    ChannelPanicked {
+        /// Its number, from 0.
+        channel: u32,
+        /// The panic's message.
+        text: String,
+    },
+    /// A channel has failed before.
+    #[error("a channel has failed before")]
+    ChannelsEnded,
 }

@@ -23,6 +23,12 @@ pub enum MigrationError {
     /// The destination gave up, disconnected, or broke the protocol.
     #[error("destination: {0}")]
     Destination(#[from] SectionError),
+    /// A channel failed, or could not join.
+    #[error("{0}")]
+    Channel(#[source] SinkError),
+    /// The destination sends no secret with which channels could join.
+    #[error("the destination takes no channels")]
+    NoChannels,
     /// A dirty log failed.
     #[error(transparent)]
     DirtyLog(#[from] DirtyLogError),
@@ -57,6 +63,9 @@ impl From<SinkError> for MigrationError {
             SinkError::Io(error) => Self::Io(error),
             SinkError::Ram(error) => Self::Ram(error),
             SinkError::Peer(error) => Self::Destination(error),
+            channel @ (SinkError::Channel { .. }
+            | SinkError::ChannelPanicked { .. }
+            | SinkError::ChannelsEnded) => Self::Channel(channel),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod ending;
 mod error;
 mod estimate;
+mod greeting;
 mod guest;
 mod handover;
 mod outgoing;

@@ -41,6 +41,9 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         estimate: Estimate,
         trace: &'a Trace,
     ) -> Self {
+        if sink.channels() > 1 {
+            trace.record(Event::Channels(sink.channels().into()));
+        }
         Self {
             paced: sink.bytes(),
             sink,
@@ -59,10 +62,10 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         self.check()?;
         let began = Instant::now();
         match work {
-            Work::Pages(runs, content) => {
+            Work::Pages(copies) => {
                 let before = self.sink.bytes();
-                self.sink.pages(runs, content)?;
-                let pages = runs.iter().map(|run| run.count()).sum();
+                let pages = copies.pages();
+                self.sink.take_pages(copies)?;
                 self.trace.record(Event::PagesSent(pages));
                 self.pacing
                     .sent(self.sink.bytes() - before, began.elapsed());
@@ -99,6 +102,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
     pub(crate) fn round_received(&mut self) -> Result<(), MigrationError> {
         let began = Instant::now();
         self.sink.barrier()?;
+        self.note_drained();
         let waited = began.elapsed();
         self.pacing.sent(0, waited);
         let (sent_at, before) = self.last_sections;
@@ -107,6 +111,21 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         self.estimate.answered(waited);
         // The last sections are sent without the limit, to measure how fast they go.
         self.keep_pace()
+    }
+
+    /// Waits until everything that was sent is in the destination's memory, if something could overtake it.
+    pub(crate) fn drain(&mut self) -> Result<(), MigrationError> {
+        let began = Instant::now();
+        self.sink.drain()?;
+        self.note_drained();
+        self.pacing.sent(0, began.elapsed());
+        Ok(())
+    }
+
+    fn note_drained(&self) {
+        if self.sink.channels() > 1 && self.sink.is_drained() {
+            self.trace.record(Event::Drained);
+        }
     }
 
     /// How long the guest would be stopped with `pending` pages to be sent.

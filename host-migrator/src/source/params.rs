@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use spec::stream::MAX_CHANNELS;
+
 use crate::report::page_source::PageSources;
 use crate::rule::clause::Clauses;
 
@@ -20,6 +22,9 @@ pub struct MigrationParams {
     /// Bytes a second to send at most while the guest runs; none: as fast as the channel takes them.
     /// The last pages, sent while the guest is stopped, know no limit.
     pub max_bandwidth: Option<u64>,
+    /// Channels that carry the pages of large rounds, besides the control connection, at most [`MAX_CHANNELS`]; with 0 or 1
+    /// everything goes over the control connection.
+    pub multifd_channels: u32,
     /// The guest is stopped when the downtime is expected to be no longer than this. Where all that does not depend on
     /// memory takes longer already, it is a limit for the memory alone.
     pub downtime_limit: Duration,
@@ -66,6 +71,7 @@ impl Default for MigrationParams {
     fn default() -> Self {
         Self {
             max_bandwidth: None,
+            multifd_channels: 1,
             downtime_limit: Duration::from_millis(300),
             besides_memory: BESIDES_MEMORY,
             sources: PageSources::ALL,
@@ -88,6 +94,15 @@ impl MigrationParams {
     pub fn with_max_bandwidth(self, max_bandwidth: impl Into<Option<u64>>) -> Self {
         Self {
             max_bandwidth: max_bandwidth.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::multifd_channels`].
+    #[must_use]
+    pub fn with_multifd_channels(self, multifd_channels: u32) -> Self {
+        Self {
+            multifd_channels,
             ..self
         }
     }
@@ -194,6 +209,14 @@ impl MigrationParams {
             let pages = expected.saturating_mul(2).max(self.downtime_limit);
             pages.saturating_add(LOAD_LIMIT)
         })
+    }
+
+    /// How many channels are to join.
+    pub(crate) fn channels(&self) -> u32 {
+        match self.multifd_channels {
+            0 | 1 => 0,
+            channels => channels.min(MAX_CHANNELS),
+        }
     }
 
     #[cfg(clause_switches)]

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, SectionKind, StreamHeader};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::ending;
 use super::error::MigrationError;
 use super::estimate::{Downtime, Estimate};
+use super::greeting;
 use super::guest::Source;
 use super::handover;
 use super::outgoing::Outgoing;
@@ -31,7 +31,7 @@ use crate::source::params::MigrationParams;
 use crate::walk::hold_back::Outlook;
 use crate::walk::left_out::LeftOut;
 use crate::walk::{Walk, untouched};
-use crate::wire::{Connection, SectionError};
+use crate::wire::Connection;
 
 /// If back ends log at least this many pages, these are not only their rings: a balloon has discarded memory.
 const DISCARDS: u64 = 64;
@@ -56,7 +56,7 @@ pub(crate) fn migrate(
     let mut link = Link::new(channel);
     let result = ending::caught(|| {
         set_up(source, progress);
-        let round_trip = greet(&mut link, source)?;
+        let round_trip = greeting::greet(&mut link, source, params)?;
         run(
             source,
             params,
@@ -200,6 +200,8 @@ fn run<S: Sink>(
     report.add_round(last_round);
     report.totals = sender.totals().clone();
     report.wire_bytes = sender.out.sink.bytes();
+    report.bytes_by_channel = sender.out.sink.bytes_by_channel();
+    report.channels = sender.out.sink.channels();
     report.hints = progress.status().hints;
     let (maps, left_out) = sender.walk.finish();
     report.maps = maps;
@@ -209,31 +211,6 @@ fn run<S: Sink>(
         status.downtime = report.downtime_ms as u64;
     });
     Ok(report)
-}
-
-/// Checks that both sides have the same stream version, memory layout and machine. Returns how long an answer took.
-fn greet(link: &mut Link, source: &mut Source<'_>) -> Result<Duration, MigrationError> {
-    let description = source.machine.describe()?;
-    if description.len() as u64 > MAX_DESCRIPTION {
-        return Err(MigrationError::DescriptionTooLarge(description.len()));
-    }
-    let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
-    let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
-    let layout = source.ram.layout();
-    let header = StreamHeader {
-        session,
-        number: source.ownership.begin(session),
-        ram_bytes: layout.pages() * PAGE_SIZE,
-        regions: layout.regions().len() as u32,
-    };
-    link.out.start(&header.to_bytes())?;
-    link.start_heartbeats()?;
-    let asked = Instant::now();
-    link.out
-        .section(SectionKind::Layout, [&layout.to_bytes()])?;
-    link.out.section(SectionKind::Description, [&description])?;
-    link.peer.expect(SectionKind::Accept, "Accept")?;
-    Ok(asked.elapsed())
 }
 
 /// Runs rounds until the remaining pages fit the downtime limit. Returns the expected downtime.

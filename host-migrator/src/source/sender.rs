@@ -59,6 +59,7 @@ impl<'a, S: Sink> Sender<'a, S> {
     /// Begins round `round` with `pending` pages to be sent.
     pub(crate) fn begin_round(&mut self, round: u32, pending: u64) {
         self.walk.begin_round(round, pending);
+        self.out.sink.begin_round(pending);
         self.round_began = Instant::now();
         self.round_bytes = self.out.sink.bytes();
         self.out.progress.update(|status| {
@@ -251,6 +252,8 @@ impl<'a, S: Sink> Sender<'a, S> {
         let expected = self.out.expected_downtime(remaining);
         self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();
+            status.ram.bytes_by_channel = self.out.sink.bytes_by_channel();
+            status.ram.multifd_bytes = status.ram.bytes_by_channel.iter().sum();
             status.ram.remaining = remaining * PAGE_SIZE;
             status.ram.duplicate = totals.pages_zero + round.pages_zero;
             status.ram.normal = totals.pages_sent + round.pages_sent;
@@ -267,12 +270,13 @@ impl<'a, S: Sink> Sender<'a, S> {
     }
 }
 
-/// One connection keeps the order of what is sent over it, so a harvest has to wait for nothing.
+/// What a harvest brings back is sent again, and must not overtake what was sent before.
 impl<S: Sink> Flush for Sender<'_, S> {
     type Error = MigrationError;
 
     fn flush(&mut self, pass: &Pass<'_>) -> Result<(), MigrationError> {
-        self.send_gathered(pass)
+        self.send_gathered(pass)?;
+        self.out.drain()
     }
 
     fn too_late(&mut self, index: usize, told: HintBits) {

@@ -7,6 +7,7 @@ use spec::{PAGE_SIZE, PageRange};
 use crate::memory::bitmap::runs_of_word;
 use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_buffer::PageBuffer;
 use crate::memory::zero::is_zero;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -16,26 +17,22 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// They are first copied out of guest memory into a buffer that stays in the cache: the guest goes on writing, but the
 /// zero test, the checksum and the bytes on the wire must see the same content.
 pub(super) struct Batch {
-    bytes: Vec<u8>,
-    pages: usize,
+    copies: PageBuffer,
     /// The most pages that it may hold.
     most: u64,
-    runs: Vec<PageRange>,
 }
 
 impl Batch {
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; MAX_SECTION_PAGES as usize * PAGE],
-            pages: 0,
+            copies: PageBuffer::default(),
             most: MAX_SECTION_PAGES,
-            runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
         }
     }
 
     /// How many pages it holds.
     pub(super) fn pages(&self) -> u64 {
-        self.pages as u64
+        self.copies.pages()
     }
 
     /// Sets how many pages it may hold, from 1 to [`MAX_SECTION_PAGES`]. It must be empty.
@@ -56,8 +53,7 @@ impl Batch {
         range: PageRange,
         find_zeros: bool,
     ) -> Result<u64, RamError> {
-        let start = self.pages * PAGE;
-        let area = &mut self.bytes[start..start + range.count() as usize * PAGE];
+        let area = self.copies.room(range.count());
         ram.read(range, area)?;
         let (pages, _) = area.as_chunks::<PAGE>();
         let zero = (pages.iter().enumerate())
@@ -72,21 +68,20 @@ impl Batch {
                 area.copy_within(from..from + length, kept);
             }
             kept += length;
-            let run = PageRange::new(range.first() + run.first(), run.count());
-            self.runs.extend(run);
         }
-        self.pages += kept / PAGE;
+        for run in runs_of_word(range.first(), content) {
+            self.copies.add(run);
+        }
         Ok(zero)
     }
 
-    /// The runs of its pages, and their content in the same order.
-    pub(super) fn content(&self) -> (&[PageRange], &[u8]) {
-        (&self.runs, &self.bytes[..self.pages * PAGE])
+    /// The copies.
+    pub(super) fn copies(&mut self) -> &mut PageBuffer {
+        &mut self.copies
     }
 
     /// Removes all pages.
     pub(super) fn clear(&mut self) {
-        self.pages = 0;
-        self.runs.clear();
+        self.copies.clear();
     }
 }

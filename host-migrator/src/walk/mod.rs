@@ -21,6 +21,7 @@ use spec::{PAGE_SIZE, PageRange};
 use crate::memory::bitmap::{Cursor, runs_of_word};
 use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
+use crate::memory::page_buffer::PageBuffer;
 use crate::report::page_source::Reason;
 use crate::report::round_map::{Recorder, RoundMaps};
 use crate::report::stats::RoundStats;
@@ -72,10 +73,10 @@ pub enum Step<'w> {
 }
 
 /// A piece of work for a sink.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Work<'w> {
-    /// Runs of pages, and their content in the same order.
-    Pages(&'w [PageRange], &'w [u8]),
+    /// Pages with content. A sink may take the buffer and leave an empty one.
+    Pages(&'w mut PageBuffer),
     /// Pages that are zero and of which the destination has other content.
     Zero(&'w [PageRange]),
     /// Hinted pages whose content the destination has.
@@ -419,8 +420,7 @@ impl<'a> Walk<'a> {
         match part {
             Part::Pages => {
                 self.round.pages_sent += self.batch.pages();
-                let (runs, content) = self.batch.content();
-                Work::Pages(runs, content)
+                Work::Pages(self.batch.copies())
             }
             Part::Zero => Work::Zero(self.zero.runs()),
             Part::Discard => Work::Discard(self.discard.runs()),

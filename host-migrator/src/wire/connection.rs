@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,9 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A connection between source and destination.
 #[derive(Debug)]
 pub struct Connection {
-    socket: Arc<OwnedFd>,
-    stop: StopFlag,
-    patience: Duration,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) stop: StopFlag,
+    pub(super) patience: Duration,
+    /// The unix socket that was connected to, as this process names it.
+    pub(super) path: Option<PathBuf>,
+    /// Connections to the same peer that are there already.
+    pub(super) more: Vec<Connection>,
 }
 
 impl Connection {
@@ -46,13 +51,26 @@ impl Connection {
             Address::Tcp { host, port } => {
                 dial::connect_tcp(host, *port, timeout).and_then(Self::try_from)
             }
-            Address::Unix(path) => dial::connect_unix(path, timeout).and_then(Self::try_from),
+            Address::Unix(path) => dial::connect_unix(path, timeout)
+                .and_then(Self::try_from)
+                .map(|connected| Self {
+                    path: Some(path.clone()),
+                    ..connected
+                }),
         };
         connected.map_err(|source| TransportError {
             action: "connect to",
             address: address.clone(),
             source,
         })
+    }
+
+    /// Gives this connection `more` to the same peer, for a migration over several channels. Needed only where the peer cannot
+    /// be connected to again, as with sockets that another process has made.
+    #[must_use]
+    pub fn with_more(mut self, more: impl IntoIterator<Item = Self>) -> Self {
+        self.more.extend(more);
+        self
     }
 
     /// A handle that ends the connection from any thread.
@@ -69,6 +87,12 @@ impl Connection {
         self.patience = patience;
         set_kernel_patience(&self.socket, patience);
         self
+    }
+
+    /// From now on `stop` ends the waits of this connection, as those of others.
+    #[must_use]
+    pub(crate) fn with_stop(self, stop: StopFlag) -> Self {
+        Self { stop, ..self }
     }
 
     /// Another thread can raise this flag to end all waits of this connection.
@@ -101,6 +125,8 @@ impl Connection {
             socket: Arc::new(socket),
             stop: StopFlag::default(),
             patience: PATIENCE,
+            path: None,
+            more: Vec::new(),
         })
     }
 }
@@ -139,6 +165,11 @@ impl Closer {
     /// Closes the connection both ways; the peer sees its end.
     pub fn close(&self) {
         self.stop.raise();
+        self.shut();
+    }
+
+    /// As [`Closer::close`], for one of several connections that are stopped together: the others go on.
+    pub(crate) fn shut(&self) {
         // Shutting down a socket that is already closed fails, and does not matter.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
@@ -155,6 +186,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
+        self.stop = stop;
+    }
+
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -238,6 +273,10 @@ pub(crate) struct WriteError {
 }
 
 impl Writer {
+    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
+        self.stop = stop;
+    }
+
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -307,9 +346,7 @@ impl<'a> Wait<'a> {
                 }
                 result => return result,
             }
-            if self.stop.is_raised() {
-                return Err(io::Error::new(ErrorKind::ConnectionAborted, "stopped"));
-            }
+            self.stop.check()?;
         }
     }
 

@@ -25,19 +25,19 @@ pub(crate) struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Begins to send heartbeats on `out`. Both sides must have sent everything that comes before the first section.
+    /// Begins to send heartbeats on each of `outs`. Both sides must have sent everything there that comes before the first section.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn start(out: &SectionWriter) -> io::Result<Self> {
+    pub(crate) fn start(outs: Vec<SectionWriter>) -> io::Result<Self> {
         let (alive, ended) = channel();
-        let out = out.clone();
         let thread = thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || {
                 let mut wait = INTERVAL;
                 while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                    wait = out.beat(INTERVAL);
+                    let next = outs.iter().map(|out| out.beat(INTERVAL)).min();
+                    wait = next.unwrap_or(INTERVAL);
                 }
             })?;
         Ok(Self {

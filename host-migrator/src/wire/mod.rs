@@ -7,6 +7,7 @@ mod dial;
 mod error;
 mod heartbeat;
 mod listener;
+mod redial;
 pub(crate) mod sections;
 mod stop;
 
@@ -16,6 +17,7 @@ pub use dial::connect_unix;
 pub use error::TransportError;
 pub(crate) use heartbeat::Heartbeats;
 pub use listener::Listener;
+pub(crate) use redial::Redial;
 pub use sections::SectionError;
 pub use spec_sockets::Access;
 pub(crate) use stop::StopFlag;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals};
 
 use super::connection::{Reader, WriteError, Writer};
+use super::stop::StopFlag;
 
 /// A stream that has broken off or is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,11 @@ impl SectionWriter {
         self.0.lock().bytes
     }
 
+    /// From now on `stop` ends its waits.
+    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
+        self.0.lock().out.set_stop(stop);
+    }
+
     /// Sets how long the peer may take nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.0.lock().out.set_patience(patience);
@@ -117,14 +123,22 @@ impl SectionWriter {
         sent.map_err(|error| error.source)
     }
 
-    /// Sends the totals. Fills in the number of bytes sent before them.
+    /// Sends the totals. Adds the number of bytes sent before them.
     pub(crate) fn commit(&mut self, totals: Totals) -> io::Result<()> {
         let mut line = self.0.lock();
         // The rest of a heartbeat is sent before the totals.
-        let bytes = line.bytes + line.owed.len() as u64;
+        let bytes = totals.bytes + line.bytes + line.owed.len() as u64;
         let totals = Totals { bytes, ..totals }.to_bytes();
         let sent = line.section(SectionKind::Commit, [&totals], sum(&[&totals]));
         sent.map_err(|error| error.source)
+    }
+
+    /// Sends a drain. Returns the bytes sent so far, the drain included.
+    pub(crate) fn drain(&mut self) -> io::Result<u64> {
+        let mut line = self.0.lock();
+        let sent = line.section(SectionKind::Drain, [], sum(&[]));
+        sent.map_err(|error| error.source)?;
+        Ok(line.bytes)
     }
 
     /// Gives the guest up. This section is the last, and no heartbeat follows. The error says how many bytes of it left
@@ -290,6 +304,11 @@ impl SectionReader {
         }
     }
 
+    /// From now on `stop` ends its waits.
+    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
+        self.input.set_stop(stop);
+    }
+
     /// Sets how long the peer may send nothing from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.input.set_patience(patience);
@@ -375,12 +394,21 @@ impl SectionReader {
         kind: SectionKind,
         expected: &'static str,
     ) -> Result<(), SectionError> {
+        self.expect_payload(kind, expected).map(|_| ())
+    }
+
+    /// As [`SectionReader::expect`], for a section that is not empty. Returns its payload.
+    pub(crate) fn expect_payload(
+        &mut self,
+        kind: SectionKind,
+        expected: &'static str,
+    ) -> Result<Vec<u8>, SectionError> {
         let header = self.header()?;
         if header.kind != kind {
             let found = header.kind;
             return Err(SectionError::Unexpected { found, expected });
         }
-        self.payload(&header).map(|_| ())
+        self.payload(&header)
     }
 
     /// An error if the other side has given up or hung up, or has been silent for too long. Waits only if a section has

@@ -15,6 +15,7 @@ pub(crate) struct StopFlag(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     raised: AtomicBool,
+    interrupted: AtomicBool,
     deadline: Mutex<Option<Deadline>>,
 }
 
@@ -32,6 +33,32 @@ impl StopFlag {
 
     pub(crate) fn is_raised(&self) -> bool {
         self.0.raised.load(Ordering::Acquire)
+    }
+
+    /// Ends all waits until [`StopFlag::go_on`]: something else has happened that the waiting thread has to hear of.
+    pub(crate) fn interrupt(&self) {
+        self.0.interrupted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.0.interrupted.store(false, Ordering::Release);
+    }
+
+    /// An error if the waits have been ended, for good or until [`StopFlag::go_on`].
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.is_raised() {
+            Err(io::Error::new(ErrorKind::ConnectionAborted, "stopped"))
+        } else if self.0.interrupted.load(Ordering::Acquire) {
+            Err(Self::interruption())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The error of a wait that was interrupted.
+    pub(crate) fn interruption() -> io::Error {
+        let text = "another connection of this migration has failed";
+        io::Error::new(ErrorKind::ConnectionAborted, text)
     }
 
     /// From now on all waits together may take `limit`, whatever the peer sends or takes meanwhile. `what` names what

@@ -146,24 +146,29 @@ pub fn migrate_over(
     there: UnixStream,
     ram: Arc<GuestRam>,
 ) -> Outcome {
+    migrate_on(source, params, vec![(here, there)], ram)
+}
+
+/// As [`migrate_over`], with a control connection and the channels after it.
+pub fn migrate_on(
+    source: Source<'static>,
+    params: MigrationParams,
+    streams: Vec<(UnixStream, UnixStream)>,
+    ram: Arc<GuestRam>,
+) -> Outcome {
+    let (here, there): (Vec<_>, Vec<_>) = streams.into_iter().unzip();
+    let (here, there) = (connection(here), connection(there));
+    let there = there.with_patience(params.peer_timeout);
     let destination_ram = Arc::clone(&ram);
     let destination = thread::spawn(move || {
         let mut machine = SoftDestination::default();
         let ownership = OwnershipRecord::there();
-        let channel = Connection::try_from(there).unwrap();
         let observer = &mut |_: &_| ();
-        let result = receive(
-            channel,
-            &destination_ram,
-            &mut machine,
-            &ownership,
-            observer,
-        );
+        let result = receive(there, &destination_ram, &mut machine, &ownership, observer);
         (machine, ownership, result)
     });
     let keeps_the_rule = keeps_the_rule(&params);
-    let channel = Connection::try_from(here).unwrap();
-    let handle = Migration::start(source, params, channel).unwrap();
+    let handle = Migration::start(source, params, here).unwrap();
     let (source, sent) = handle.join();
     let (destination, arrived, received) = destination.join().unwrap();
     let verdict = verdict(&source);
@@ -180,6 +185,12 @@ pub fn migrate_over(
         ram,
         verdict,
     }
+}
+
+/// A control connection, with the channels after it.
+fn connection(streams: Vec<UnixStream>) -> Connection {
+    let mut connections = (streams.into_iter()).map(|stream| Connection::try_from(stream).unwrap());
+    connections.next().unwrap().with_more(connections)
 }
 
 /// What the checker says about the trace of `source`.

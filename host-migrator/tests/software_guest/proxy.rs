@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use spec::stream::{GREETING_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind};
+use spec::stream::{
+    GREETING_BYTES, SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind,
+};
 
 /// What happens to the bytes of one direction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,6 +126,40 @@ fn pump(
             let _ = to.shutdown(Shutdown::Write);
         }
     })
+}
+
+/// A channel on which `sees` gets the header and the payload of each section from the source before it is forwarded.
+pub fn watched(sees: impl Fn(&SectionHeader, &[u8]) + Send + 'static) -> (UnixStream, UnixStream) {
+    let (source, mut from) = UnixStream::pair().unwrap();
+    let (mut to, destination) = UnixStream::pair().unwrap();
+    let (mut back_from, mut back_to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+    thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+    thread::spawn(move || {
+        let _ = forward(&mut from, &mut to, sees);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    (source, destination)
+}
+
+/// Forwards a channel's header and then its sections.
+fn forward(
+    from: &mut UnixStream,
+    to: &mut UnixStream,
+    sees: impl Fn(&SectionHeader, &[u8]),
+) -> std::io::Result<()> {
+    let mut introduction = [0; STREAM_HEADER_BYTES];
+    from.read_exact(&mut introduction)?;
+    to.write_all(&introduction)?;
+    loop {
+        let mut header = [0; SECTION_HEADER_BYTES];
+        from.read_exact(&mut header)?;
+        let section = SectionHeader::from_bytes(&header).unwrap();
+        let mut payload = vec![0; section.length as usize];
+        from.read_exact(&mut payload)?;
+        sees(&section, &payload);
+        to.write_all(&header)?;
+        to.write_all(&payload)?;
+    }
 }
 
 /// Forwards the destination's greeting and then its sections, up to the last of `answers`. Returns their bytes.

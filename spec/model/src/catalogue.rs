@@ -117,6 +117,12 @@ pub fn without(clause: Clause) -> Case {
             channels: 2,
             ..TINY
         },
+        Clause::NoticeDeadChannels => Setup {
+            channels: 2,
+            failures: 1,
+            moves: 0,
+            ..TINY
+        },
     };
     let property = match clause {
         Clause::KeepMemory => SOURCE_COMPLETE,
@@ -233,6 +239,30 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             Setup {
                 early: 2,
                 channels: 2,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "two channels, either of which may die",
+            Setup {
+                channels: 2,
+                failures: 1,
+                rounds: 1,
+                moves: 3,
+                ..small
+            },
+        ),
+        (
+            "two channels, holes, records that wait in a table and go over the first channel",
+            Setup {
+                channels: 2,
+                holes: true,
+                tables: true,
+                background: 1,
+                init_on_free: true,
+                hints: false,
+                driver: false,
                 moves: 4,
                 ..small
             },

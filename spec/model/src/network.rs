@@ -2,7 +2,7 @@
 //! The channels to the destination, and the destination itself.
 
 use crate::pages::{Page, PerPage, Renaming};
-use crate::rule::Clause;
+use crate::rule::{Clause, Rule};
 use crate::state::{Action, Migration, State};
 
 /// The greatest number of channels.
@@ -38,6 +38,8 @@ pub enum Backward {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Wire {
     pub(crate) channels: [Option<Record>; MAX_CHANNELS],
+    /// A channel has died, and what it carried is lost.
+    pub(crate) channel_died: bool,
     pub(crate) forward: Option<Forward>,
     pub(crate) backward: Option<Backward>,
     /// The connection is broken, and messages on their way may be lost.
@@ -45,8 +47,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn is_drained(&self) -> bool {
-        self.channels.iter().all(Option::is_none)
+    /// Whether the source may take everything that was sent for delivered.
+    pub(crate) fn is_drained(&self, rule: Rule) -> bool {
+        let misses = self.channel_died && rule.holds(Clause::NoticeDeadChannels);
+        !misses && self.channels.iter().all(Option::is_none)
     }
 }
 
@@ -82,6 +86,8 @@ impl Destination {
 pub enum NetworkAction {
     /// A channel delivers its record.
     Deliver(u8),
+    /// A channel dies, and its record is lost.
+    Cut(u8),
     /// The destination receives the source's message.
     Hear,
     /// The connection breaks during the hand-over.
@@ -130,6 +136,9 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     for channel in 0..model.setup.channels {
         if state.wire.channels[usize::from(channel)].is_some() {
             push(NetworkAction::Deliver(channel));
+            if state.host.failures > 0 && !state.wire.channel_died {
+                push(NetworkAction::Cut(channel));
+            }
         }
     }
     if state.wire.forward.is_some() {
@@ -154,6 +163,10 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) 
             if let Some(record) = state.wire.channels[usize::from(channel)].take() {
                 state.destination.memory[record.page.index()] = record.content;
             }
+        }
+        NetworkAction::Cut(channel) => {
+            state.wire.channels[usize::from(channel)] = None;
+            state.wire.channel_died = true;
         }
         NetworkAction::Hear => match state.wire.forward.take() {
             Some(Forward::Commit) => {

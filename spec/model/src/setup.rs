@@ -33,7 +33,7 @@ pub struct Setup {
     /// When a round begins, the migrator asks for holes: pages without memory, which read as zero. It sends them as zero
     /// without reading them. (Only where dirty bits are cleared at once.)
     pub holes: bool,
-    /// Records that make a page zero wait in a table and are sent together. (Only with one channel.)
+    /// Records that make a page zero wait in a table and are sent later, on the first channel.
     pub tables: bool,
     /// How dirty bits are cleared.
     pub clearing: Clearing,

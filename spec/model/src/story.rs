@@ -289,8 +289,8 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
             format!("The migrator sends {page}, {what}{on}.")
         }
         HostAction::Flush => {
-            let zero = pages(before.host.table);
-            format!("The migrator flushes its table: {zero} becomes zero at the destination.")
+            let zero = pages(before.host.table.minus(after.host.table));
+            format!("The migrator flushes its table: {zero} is to become zero at the destination.")
         }
         HostAction::EndRound => format!("The migrator has sent the round{}.", closing(after)),
         HostAction::HarvestInBackground => {
@@ -370,6 +370,9 @@ fn of_network(before: &State, action: NetworkAction, after: &State) -> String {
                 version => format!("{}, version {version}", record.page),
             });
             format!("Channel {} delivers: {what}.", channel + 1)
+        }
+        NetworkAction::Cut(channel) => {
+            format!("Channel {} dies, and what it carried is lost.", channel + 1)
         }
         NetworkAction::Hear if after.destination.runs() && !before.destination.runs() => {
             "The destination takes the guest over and runs it.".into()

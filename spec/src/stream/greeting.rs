@@ -2,7 +2,8 @@
 //! The first bytes of each side of a stream.
 
 use super::{
-    GREETING_BYTES, MAGIC, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError, VERSION, check_seal,
+    GREETING_BYTES, MAGIC, MAX_CHANNELS, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError, VERSION,
+    check_seal,
 };
 use crate::wire;
 
@@ -37,7 +38,7 @@ impl Greeting {
 }
 
 /// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
-/// regions u32, number u64, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
+/// regions u32, number u64, channels u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
 /// and [`SectionKind::Description`](super::SectionKind::Description).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
@@ -49,6 +50,8 @@ pub struct StreamHeader {
     pub ram_bytes: u64,
     /// Regions of guest memory.
     pub regions: u32,
+    /// Channels that are to join the session, at most [`MAX_CHANNELS`]; 0: everything goes over this connection.
+    pub channels: u32,
 }
 
 impl StreamHeader {
@@ -62,6 +65,7 @@ impl StreamHeader {
         wire::put(&mut bytes, 24, &self.ram_bytes.to_le_bytes());
         wire::put(&mut bytes, 32, &self.regions.to_le_bytes());
         wire::put(&mut bytes, 36, &self.number.to_le_bytes());
+        wire::put(&mut bytes, 44, &self.channels.to_le_bytes());
         wire::seal(&mut bytes);
         bytes
     }
@@ -80,7 +84,11 @@ impl StreamHeader {
             ram_bytes: wire::u64_at(bytes, 24),
             regions: wire::u32_at(bytes, 32),
             number: wire::u64_at(bytes, 36),
+            channels: wire::u32_at(bytes, 44),
         };
+        if header.channels > MAX_CHANNELS {
+            return Err(StreamError::Field("channels"));
+        }
         if header.regions == 0 || header.regions > MAX_REGIONS {
             return Err(StreamError::Field("regions"));
         }
@@ -88,9 +96,13 @@ impl StreamHeader {
     }
 }
 
-/// Checks magic and version before the checksum, so that the error for other protocols and other versions says so.
 fn check_start(bytes: &[u8]) -> Result<(), StreamError> {
-    if bytes[..8] != MAGIC {
+    check_magic(bytes, MAGIC)
+}
+
+/// Checks magic and version before the checksum, so that the error for other protocols and other versions says so.
+pub(super) fn check_magic(bytes: &[u8], magic: [u8; 8]) -> Result<(), StreamError> {
+    if bytes[..8] != magic {
         return Err(StreamError::Magic);
     }
     let version = wire::u32_at(bytes, 8);

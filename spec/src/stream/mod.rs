@@ -9,10 +9,12 @@
 //! | module | what it is |
 //! |---|---|
 //! | `greeting` | the first bytes of each side |
+//! | `channel` | the first bytes of a channel that joins |
 //! | `section` | the header of every section |
 //! | `payload` | the payloads of sections |
 //! | `machine_state` | the payload of a section of the machine's state |
 
+mod channel;
 mod greeting;
 mod machine_state;
 mod payload;
@@ -20,6 +22,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 
+pub use channel::{ChannelHeader, Introduction, Nonce};
 pub use greeting::{Greeting, StreamHeader};
 pub use machine_state::{StatePrefix, state_from_bytes};
 pub use payload::{PagesPrefix, Totals, run_to_bytes, runs};
@@ -31,9 +34,11 @@ use crate::wire;
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
 /// The stream's version. A reader accepts no other.
 pub const VERSION: u32 = 3;
+/// The first eight bytes of a [`ChannelHeader`].
+pub const CHANNEL_MAGIC: [u8; 8] = *b"LACUCH\r\n";
 /// Bytes of a [`Greeting`].
 pub const GREETING_BYTES: usize = 32;
-/// Bytes of a [`StreamHeader`].
+/// Bytes of a [`StreamHeader`] and of a [`ChannelHeader`].
 pub const STREAM_HEADER_BYTES: usize = 64;
 /// Bytes of a [`SectionHeader`].
 pub const SECTION_HEADER_BYTES: usize = 40;
@@ -53,6 +58,8 @@ pub const MAX_STATE_SECTIONS: usize = 1024;
 pub const MAX_STATE_BYTES: u64 = 64 << 20;
 /// The most bytes of the name of a section of a machine's state.
 pub const MAX_STATE_NAME: usize = 255;
+/// The most channels of a migration.
+pub const MAX_CHANNELS: u32 = 128;
 /// The most memory regions of a guest.
 pub const MAX_REGIONS: u32 = 512;
 

@@ -2,7 +2,7 @@
 //! The header before every payload.
 
 use super::{
-    MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS,
+    MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS, Nonce,
     RUN_BYTES, SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
 };
 use crate::wire;
@@ -37,7 +37,10 @@ pub enum SectionKind {
     /// Source: what the destination's machine must have for this guest, in the VMM's own format. Follows
     /// [`SectionKind::Layout`]; the destination compares it before it accepts.
     Description = 11,
-    /// Destination: memory layout and machine fit; empty.
+    /// Source: everything that was sent on all channels is to be in memory before anything that follows; empty. It is sent
+    /// on every channel and on the control connection, and answered there with [`SectionKind::Drained`].
+    Drain = 12,
+    /// Destination: memory layout and machine fit; the payload is the [`Nonce`](super::Nonce) with which channels join.
     Accept = 32,
     /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
     Ready = 33,
@@ -45,6 +48,10 @@ pub enum SectionKind {
     Running = 34,
     /// Destination: everything up to a [`SectionKind::RoundEnd`] is in memory; empty.
     RoundReceived = 35,
+    /// Destination: all channels have joined the session; empty.
+    Joined = 36,
+    /// Destination: everything up to a [`SectionKind::Drain`] is in memory; empty.
+    Drained = 37,
 }
 
 impl SectionKind {
@@ -65,10 +72,13 @@ impl SectionKind {
             9 => Self::Abort,
             10 => Self::Heartbeat,
             11 => Self::Description,
+            12 => Self::Drain,
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
             35 => Self::RoundReceived,
+            36 => Self::Joined,
+            37 => Self::Drained,
             _ => return Err(StreamError::Kind(raw)),
         })
     }
@@ -85,13 +95,16 @@ impl SectionKind {
             Self::Description => MAX_DESCRIPTION,
             Self::Commit => Totals::BYTES as u64,
             Self::Abort => 4096,
+            Self::Accept => Nonce::BYTES as u64,
             Self::RoundEnd
             | Self::HandOver
             | Self::Heartbeat
-            | Self::Accept
+            | Self::Drain
             | Self::Ready
             | Self::Running
-            | Self::RoundReceived => 0,
+            | Self::RoundReceived
+            | Self::Joined
+            | Self::Drained => 0,
         }
     }
 }

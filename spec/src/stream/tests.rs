@@ -25,6 +25,7 @@ fn headers_survive_a_round_trip() {
         ram_bytes: 2 << 30,
         regions: 2,
         number: 3,
+        channels: 2,
     };
     assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
     assert_eq!(
@@ -54,6 +55,7 @@ fn a_flipped_bit_anywhere_in_a_header_is_found() {
         ram_bytes: 2 << 30,
         regions: 2,
         number: 3,
+        channels: 2,
     }
     .to_bytes();
     for bit in 0..good.len() * 8 {
@@ -61,6 +63,52 @@ fn a_flipped_bit_anywhere_in_a_header_is_found() {
         bad[bit / 8] ^= 1 << (bit % 8);
         assert!(StreamHeader::from_bytes(&bad).is_err(), "bit {bit}");
     }
+}
+
+fn channel() -> ChannelHeader {
+    ChannelHeader {
+        session: 6,
+        nonce: Nonce::new([0xee; Nonce::BYTES]),
+        channel: 127,
+    }
+}
+
+#[test]
+fn an_introduction_is_a_source_or_a_channel() {
+    let bytes = channel().to_bytes();
+    assert_eq!(ChannelHeader::from_bytes(&bytes), Ok(channel()));
+    let introduced = Introduction::from_bytes(&bytes);
+    assert_eq!(introduced, Ok(Introduction::Channel(channel())));
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Introduction::from_bytes(&bad).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn more_channels_than_there_may_be_are_refused() {
+    let channel = ChannelHeader {
+        channel: MAX_CHANNELS,
+        ..channel()
+    };
+    let refused = ChannelHeader::from_bytes(&channel.to_bytes());
+    assert_eq!(refused, Err(StreamError::Field("channel")));
+    let header = StreamHeader {
+        session: 5,
+        ram_bytes: 4096,
+        regions: 1,
+        number: 0,
+        channels: MAX_CHANNELS + 1,
+    };
+    let refused = StreamHeader::from_bytes(&header.to_bytes());
+    assert_eq!(refused, Err(StreamError::Field("channels")));
+}
+
+#[test]
+fn a_nonce_is_never_shown() {
+    let shown = std::format!("{:?}", channel());
+    assert!(!shown.contains("238") && !shown.contains("ee,"), "{shown}");
 }
 
 #[test]
@@ -73,14 +121,14 @@ fn another_version_is_named_in_the_error() {
 #[test]
 fn a_length_that_the_kind_cannot_have_is_refused() {
     let long = SectionHeader {
-        kind: SectionKind::Accept,
+        kind: SectionKind::Ready,
         length: 1,
         ..section()
     };
     assert_eq!(
         SectionHeader::from_bytes(&long.to_bytes()),
         Err(StreamError::TooLong {
-            kind: SectionKind::Accept,
+            kind: SectionKind::Ready,
             length: 1
         })
     );

@@ -197,6 +197,10 @@ events! {
     44 "takes for holes" HoleTaken(pages: PageBits),
     /// Migrator: an operator has decided for this host. Before the guest may run.
     45 "operator decides for this host" Decided,
+    /// Migrator: sends on this many channels, which may overtake each other. Before the first page is sent.
+    46 "channels:" Channels(count: u64),
+    /// Migrator: the destination has everything that was sent on all channels. After.
+    47 "channels are drained" Drained,
 }
 
 /// An event and who recorded it.

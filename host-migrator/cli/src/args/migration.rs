@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use host_migrator::wire::Address;
-use host_migrator::{EARLY_HARVESTS, PageSource};
+use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource};
 
 use super::machine::{GuestArgs, WorkloadArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
@@ -112,6 +112,10 @@ pub struct MigrationArgs {
     /// Greatest bandwidth, in bytes a second; without this flag the migration uses all that the link has
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<Size>,
+    /// Channels that carry the memory beside the control connection, 1 to 128; with 1 everything goes over one connection.
+    /// Default: 2 where the host has two processors or more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CHANNELS)))]
+    pub multifd_channels: Option<u32>,
     /// How many times a round harvests the dirty log before the round ends. A page that the guest wrote before the round
     /// copied it is then not sent again for that write. Each harvest costs the guest one fault for every page that it
     /// writes again. With 0 the log is harvested only between rounds
@@ -131,6 +135,7 @@ impl MigrationArgs {
             max_bandwidth: self.max_bandwidth.map(|size| size.0),
             downtime_limit: self.downtime_limit.as_millis() as u64,
             switchover_timeout: self.switchover_timeout.map(|time| time.as_millis() as u64),
+            multifd_channels: self.multifd_channels,
             early_harvests: self.early_harvests,
             max_rounds: self.max_rounds,
             ..MigrateArguments::to(uri)

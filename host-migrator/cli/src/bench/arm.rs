@@ -37,9 +37,6 @@ pub(super) enum Unable {
     /// It needs another program.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// It has one connection.
-    #[error("a migration has one connection, and --channels asks for {0}")]
-    OneConnection(u16),
 }
 
 /// The arm `name` with `channels` connections.
@@ -55,10 +52,11 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
         }))
     };
     let ours = |transport, place| -> Result<Box<dyn Arm>, Unable> {
-        match channels {
-            1 => Ok(Box::new(Engine { transport, place })),
-            _ => Err(Unable::OneConnection(channels)),
-        }
+        Ok(Box::new(Engine {
+            transport,
+            channels,
+            place,
+        }))
     };
     match name {
         ArmName::BareScratch => bare(Transport::Tcp, Place::Scratch),

@@ -21,10 +21,11 @@ use crate::args::Transport;
 /// How long this machine may take to connect to itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A migration over one connection.
+/// A migration over this many channels.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) transport: Transport,
+    pub(super) channels: u16,
     pub(super) place: Place,
 }
 
@@ -42,7 +43,8 @@ impl Arm for Engine {
                 })
                 .map_err(BenchError::io("cannot start a thread"))?;
             let source = Source::new(Box::new(Memory), content.ram().clone());
-            let migration = Migration::start(source, MigrationParams::default(), near)
+            let params = MigrationParams::default().with_multifd_channels(self.channels.into());
+            let migration = Migration::start(source, params, near)
                 .map_err(BenchError::io("cannot start a thread"))?;
             let (_source, sent) = migration.join();
             let received = receiving
@@ -62,7 +64,7 @@ impl Arm for Engine {
 }
 
 impl Engine {
-    /// The two ends of the migration's connection.
+    /// The two ends of the migration's connections.
     fn connected(&self) -> Result<(Connection, Connection), BenchError> {
         let folder = tempfile::tempdir().map_err(BenchError::io("cannot make a folder"))?;
         let address = match self.transport {
@@ -73,9 +75,20 @@ impl Engine {
             Transport::Unix => Address::Unix(folder.path().join("migration")),
         };
         let listener = Listener::bind(&address)?;
-        let near = Connection::connect(listener.address(), PATIENCE)?;
-        let far = listener.accept(Some(PATIENCE))?;
-        Ok((near, far))
+        let connect = || -> Result<_, BenchError> {
+            let near = Connection::connect(listener.address(), PATIENCE)?;
+            let far = listener.accept(Some(PATIENCE))?;
+            Ok((near, far))
+        };
+        let (near, far) = connect()?;
+        if self.channels < 2 {
+            return Ok((near, far));
+        }
+        let channels: Vec<_> = (0..self.channels)
+            .map(|_| connect())
+            .collect::<Result<_, _>>()?;
+        let (near_channels, far_channels): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
+        Ok((near.with_more(near_channels), far.with_more(far_channels)))
     }
 }
 

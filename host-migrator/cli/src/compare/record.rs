@@ -29,6 +29,12 @@ pub struct Record {
     pub vcpus: u8,
     /// `tcp` or `unix`.
     pub transport: String,
+    /// Channels that carried the memory; with 1 everything went over one connection.
+    #[serde(default)]
+    pub channels: u32,
+    /// Bytes that the source sent on each channel beside the control connection.
+    #[serde(default)]
+    pub bytes_by_channel: Vec<u64>,
     /// Bytes that crossed the wire, both ways, headers and all.
     pub wire_bytes: u64,
     /// From the request to the guest running at the destination.

@@ -396,6 +396,8 @@ fn record(
         seed: plan.workload.seed,
         vcpus: plan.guest.vcpus,
         transport: name_of(plan.transport),
+        channels: report.channels,
+        bytes_by_channel: report.bytes_by_channel.clone(),
         wire_bytes: report.wire_bytes,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,

@@ -66,6 +66,9 @@ pub struct MigrateArguments {
     /// Greatest bandwidth in bytes a second; default: all that the link has.
     #[serde(default)]
     pub max_bandwidth: Option<u64>,
+    /// Channels beside the control connection, 1 to 128; default: 2 where the host has two processors or more.
+    #[serde(default)]
+    pub multifd_channels: Option<u32>,
     /// Greatest downtime in milliseconds.
     #[serde(default = "default_downtime_limit")]
     pub downtime_limit: u64,
@@ -101,6 +104,7 @@ impl MigrateArguments {
         Self {
             uri,
             max_bandwidth: None,
+            multifd_channels: None,
             downtime_limit: default_downtime_limit(),
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The process of a machine: it receives the guest, follows the guest's events, and answers on the control socket.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -11,8 +11,9 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::wire::{Address, Connection, Listener};
 use host_migrator::{
-    DestinationMachine, GuestRam, HintSource, Incoming, MigrationParams, Owner, OwnershipRecord,
-    PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source, SourceMachine, Trace,
+    DestinationMachine, GuestRam, HintSource, Incoming, MAX_CHANNELS, MigrationParams, Owner,
+    OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source,
+    SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -363,7 +364,14 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
             "a max-bandwidth of {slow} bytes a second is less than one page: leave it out to use all that the link has"
         ));
     }
+    let channels = arguments.multifd_channels.unwrap_or_else(default_channels);
+    if !(1..=MAX_CHANNELS).contains(&channels) {
+        return Err(format!(
+            "multifd-channels is {channels}, and must be 1 to {MAX_CHANNELS}"
+        ));
+    }
     let params = MigrationParams::default()
+        .with_multifd_channels(channels)
         .with_max_bandwidth(arguments.max_bandwidth)
         .with_downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
@@ -378,6 +386,12 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
             .collect::<Result<_, _>>()?,
     );
     Ok(params)
+}
+
+/// Two channels keep two processors busy. More help only where a channel is slower than a processor.
+fn default_channels() -> u32 {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    processors.min(2) as u32
 }
 
 /// Whether a source other than zero pages is used. The device has the guest's hints, and knows which holes it made.

@@ -45,12 +45,9 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             push_sends(model, state, &mut push);
             let drained = setup.channels == 1
                 || !rule.holds(Clause::DrainChannels)
-                || state.wire.is_drained() && host.claimed.is_empty();
+                || state.wire.is_drained(rule) && host.claimed.is_empty();
             let ready = drained && may_harvest(model, state);
-            let flushed = host.table.is_empty();
-            if !flushed {
-                push(HostAction::Flush);
-            }
+            let flushed = push_flush(state, &mut push);
             if ready && flushed && host.pending.is_empty() && host.claimed.is_empty() {
                 push(HostAction::EndRound);
             } else if ready && host.background > 0 && (flushed || !rule.holds(Clause::FlushTables))
@@ -79,12 +76,9 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
         }
         Step::Rest => {
             push_sends(model, state, &mut push);
-            let flushed = host.table.is_empty();
-            if !flushed {
-                push(HostAction::Flush);
-            }
+            let flushed = push_flush(state, &mut push);
             let sent = host.pending.is_empty() && host.claimed.is_empty() && flushed;
-            if sent && state.wire.is_drained() {
+            if sent && state.wire.is_drained(rule) {
                 // The guest is stopped. If nothing can fail, the messages until it runs make no difference.
                 push(if setup.failures > 0 {
                     HostAction::Commit
@@ -159,6 +153,15 @@ fn push_sends(model: &Migration, state: &State, push: &mut impl FnMut(HostAction
             push(HostAction::Claim(page));
         }
     }
+}
+
+/// Flushes the table, if something waits in it and the first channel has room. Returns whether nothing waits.
+fn push_flush(state: &State, push: &mut impl FnMut(HostAction)) -> bool {
+    let flushed = state.host.table.is_empty();
+    if !flushed && state.wire.channels[0].is_none() {
+        push(HostAction::Flush);
+    }
+    flushed
 }
 
 /// A harvest may begin when the bits that were read last are cleared.

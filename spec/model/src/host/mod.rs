@@ -149,7 +149,7 @@ pub enum HostAction {
     Claim(Page),
     /// Copies a page and sends it on a channel.
     Send(Page, u8),
-    /// Sends the records that wait in the table.
+    /// Sends the records that wait in the table; with several channels, one of them on the first channel.
     Flush,
     /// The bitmap is empty: ends the round.
     EndRound,

@@ -4,7 +4,7 @@
 use super::{Host, HostAction, Owner, Step};
 use crate::device::Control;
 use crate::network::{self, Destination, Forward, Record, Wire};
-use crate::pages::{Page, PageSet};
+use crate::pages::{MAX_PAGES, Page, PageSet};
 use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Migration, State};
@@ -41,7 +41,14 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         HostAction::Claim(page) => claim(model, state, page),
         HostAction::Send(page, channel) => copy(model, state, page, channel),
         HostAction::Flush => {
-            for page in state.host.table.take().iter() {
+            // A channel of the model carries one record at a time.
+            let at_once = if model.setup.channels == 1 {
+                MAX_PAGES
+            } else {
+                1
+            };
+            for page in state.host.table.iter().take(at_once) {
+                state.host.table.remove(page);
                 network::send(model, state, 0, Record { page, content: 0 });
             }
         }

@@ -116,6 +116,8 @@ impl Attempt {
     fn note(&mut self, event: Event) {
         match event {
             Event::Armed(range) => self.armed.insert_range(range),
+            Event::Channels(count) => self.sending.channels(count),
+            Event::Drained => self.sending.drained(),
             Event::DeviceClosed(epoch) => self.hints.device_closed(epoch),
             Event::HintsLost => self.hints.lose(),
             Event::HandOverVoid => self.handed_over = false,
@@ -266,6 +268,7 @@ impl Attempt {
             return Err((Clause::HarvestEverything, why.into()));
         }
         self.sending.all_is_sent("a harvest begins")?;
+        self.sending.nothing_is_under_way("a harvest begins")?;
         self.holes_asked = false;
         self.harvest = Some(Harvest::Whole { last });
         Ok(())
@@ -382,6 +385,8 @@ impl Attempt {
             return Err((Clause::HarvestEverything, why));
         }
         self.sending.all_is_sent("the guest is handed over")?;
+        self.sending
+            .nothing_is_under_way("the guest is handed over")?;
         self.handed_over = true;
         Ok(())
     }

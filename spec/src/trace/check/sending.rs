@@ -20,6 +20,10 @@ pub(super) struct Sending {
     last_copy: Option<LastCopy>,
     /// Pages copied and not sent yet.
     unsent: u64,
+    /// What is sent may be overtaken by what is sent later.
+    several_channels: bool,
+    /// Something was sent on several channels, and may not be at the destination yet.
+    under_way: bool,
     /// Pages copied. A page that is copied twice counts twice.
     pub(super) copied: u64,
     /// Pages skipped. A page that is skipped twice counts twice.
@@ -36,6 +40,23 @@ struct LastCopy {
 }
 
 impl Sending {
+    pub(super) fn channels(&mut self, count: u64) {
+        self.several_channels = count > 1;
+    }
+
+    pub(super) fn drained(&mut self) {
+        self.under_way = false;
+    }
+
+    /// Checks that nothing that is sent from now on can overtake what was sent before.
+    pub(super) fn nothing_is_under_way(&self, when: &str) -> Result<(), Broken> {
+        if self.under_way {
+            let why = format!("{when}, and the channels are not drained");
+            return Err((Clause::OnePageOneOrder, why));
+        }
+        Ok(())
+    }
+
     pub(super) fn claim(&mut self, bits: PageBits) {
         self.in_hand.insert(bits);
     }
@@ -93,6 +114,7 @@ impl Sending {
             let why = format!("only {} pages have been copied", self.unsent);
             (Clause::ClaimBeforeCopy, why)
         })?;
+        self.under_way |= self.several_channels;
         Ok(())
     }
 
@@ -107,6 +129,7 @@ impl Sending {
             self.stale.remove(bits);
             self.content.remove(bits);
         }
+        self.under_way |= self.several_channels;
         Ok(())
     }
 

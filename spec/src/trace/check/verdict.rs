@@ -27,6 +27,8 @@ pub enum Clause {
     ReadsAsZero,
     /// A page is claimed before it is copied, and every claimed page is sent.
     ClaimBeforeCopy,
+    /// The versions of a page arrive in the order in which they were copied.
+    OnePageOneOrder,
     /// One host owns the guest, and only the owner runs it.
     OneOwner,
     /// Not a clause: these events cannot follow each other.
@@ -44,6 +46,7 @@ impl fmt::Display for Clause {
             Self::PutBack => "clause 6, put back",
             Self::ReadsAsZero => "clause 7, a hinted page reads as zero",
             Self::ClaimBeforeCopy => "claim before copy",
+            Self::OnePageOneOrder => "one page, one order",
             Self::OneOwner => "one owner",
             Self::Order => "order of events",
         })

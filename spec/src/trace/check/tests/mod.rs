@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Small traces by hand: a good one, and for each clause the one change that breaks it.
 
+mod channels;
 mod clauses;
 mod mid_round;
 mod owner;

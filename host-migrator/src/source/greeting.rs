@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The source's introduction: both sides make sure that they mean the same guest, and the channels join.
+
+use std::time::{Duration, Instant};
+
+use spec::PAGE_SIZE;
+use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, Nonce, SectionKind, StreamHeader};
+
+use super::error::MigrationError;
+use super::guest::Source;
+use crate::rule::clause::Clause;
+use crate::sink::channels::Channels;
+use crate::sink::link::Link;
+use crate::source::params::MigrationParams;
+use crate::wire::SectionError;
+
+/// How long a channel may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Introduces the guest of `source`. The destination has accepted it afterwards, and all channels have joined. Returns how long
+/// an answer has taken.
+pub(super) fn greet(
+    link: &mut Link,
+    source: &mut Source<'_>,
+    params: &MigrationParams,
+) -> Result<Duration, MigrationError> {
+    let description = source.machine.describe()?;
+    if description.len() as u64 > MAX_DESCRIPTION {
+        return Err(MigrationError::DescriptionTooLarge(description.len()));
+    }
+    let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
+    let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
+    let layout = source.ram.layout();
+    let channels = params.channels();
+    let header = StreamHeader {
+        session,
+        number: source.ownership.begin(session),
+        ram_bytes: layout.pages() * PAGE_SIZE,
+        regions: layout.regions().len() as u32,
+        channels,
+    };
+    link.out.start(&header.to_bytes())?;
+    link.start_heartbeats()?;
+    let asked = Instant::now();
+    link.out
+        .section(SectionKind::Layout, [&layout.to_bytes()])?;
+    link.out.section(SectionKind::Description, [&description])?;
+    let nonce = link.peer.expect_payload(SectionKind::Accept, "Accept")?;
+    let round_trip = asked.elapsed();
+    if channels > 0 {
+        let nonce = Nonce::from_bytes(&nonce).ok_or(MigrationError::NoChannels)?;
+        let connections = (0..channels).map(|_| link.redial.another(CONNECT_TIMEOUT));
+        let channels = Channels::join(connections, nonce)?;
+        link.peer.expect(SectionKind::Joined, "Joined")?;
+        let drains = params.clauses().hold(Clause::DrainChannels);
+        link.fan_out(channels, drains)?;
+    }
+    Ok(round_trip)
+}

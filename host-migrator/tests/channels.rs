@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Migrations over several channels: the versions of a page never overtake each other, and a channel that dies loses nothing.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use host_migrator::{MigrationError, MigrationParams, Owner, PageSources};
+use software_guest::link::{Link, wire};
+use software_guest::memory::{Memory, like};
+use software_guest::proxy::{Fault, Wire};
+use software_guest::workload::{Behaviour, Workload};
+use software_guest::{Guest, Outcome, migrate, migrate_on, rounds};
+
+/// More pages than a round on the control connection has.
+const PAGES: u64 = 3000;
+
+const WRITES_AND_HINTS: Behaviour = Behaviour {
+    seed: 12,
+    hints: true,
+    pause: 50,
+    first_page: 0,
+};
+
+fn guest() -> Arc<Guest> {
+    let guest = Guest::new(Memory::new(PAGES, 700));
+    guest.memory.pages().for_each(|pfn| guest.write(pfn));
+    Arc::new(guest)
+}
+
+fn pairs(count: u32) -> Vec<(UnixStream, UnixStream)> {
+    (0..count).map(|_| UnixStream::pair().unwrap()).collect()
+}
+
+fn migrate_on_channels(guest: &Guest, channels: u32, params: MigrationParams) -> Outcome {
+    let ram = Arc::new(like(&guest.memory.ram));
+    let params = params.with_multifd_channels(channels);
+    migrate_on(guest.source(), params, pairs(1 + channels), ram)
+}
+
+fn assert_exact(guest: &Guest, outcome: &Outcome) {
+    if let Err(error) = &outcome.sent {
+        panic!("the migration failed: {error}");
+    }
+    assert!(outcome.received.is_ok() && outcome.destination.runs);
+    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+}
+
+#[test]
+fn any_number_of_channels_moves_a_guest_that_writes_and_hints() {
+    for channels in [1, 2, 3, 8, 128] {
+        for sync_pages in [None, Some(700)] {
+            let guest = guest();
+            let workload = Workload::start(&guest, WRITES_AND_HINTS);
+            let params = rounds(4).with_sync_pages(sync_pages);
+            let outcome = migrate_on_channels(&guest, channels, params);
+            workload.stop();
+            assert_exact(&guest, &outcome);
+        }
+    }
+}
+
+#[test]
+fn every_channel_carries_pages_and_the_report_counts_them() {
+    let guest = guest();
+    let params = rounds(1).with_sources(PageSources::ALL.without_hints());
+    let outcome = migrate_on_channels(&guest, 2, params);
+    assert_exact(&guest, &outcome);
+    let report = outcome.report();
+    assert_eq!(report.channels, 2);
+    assert_eq!(report.bytes_by_channel.len(), 2);
+    let on_channels: u64 = report.bytes_by_channel.iter().sum();
+    let pages = report.totals.pages_sent * spec::PAGE_SIZE;
+    assert!(on_channels >= pages && report.wire_bytes > on_channels);
+    let received = outcome.received.as_ref().unwrap().received.bytes;
+    // The hand-over follows what the destination counts.
+    assert!(on_channels < received && received < report.wire_bytes);
+}
+
+#[test]
+fn a_small_round_leaves_the_channels_alone() {
+    let guest = Arc::new(Guest::new(Memory::new(600, 0)));
+    guest.memory.pages().for_each(|pfn| guest.write(pfn));
+    let outcome = migrate_on_channels(&guest, 3, rounds(2));
+    assert_exact(&guest, &outcome);
+    assert_eq!(outcome.report().bytes_by_channel.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn a_channel_that_is_slow_overtakes_nothing() {
+    for sync_pages in [None, Some(900)] {
+        let guest = guest();
+        let workload = Workload::start(&guest, WRITES_AND_HINTS);
+        let slow = Link {
+            delay: Duration::from_millis(60),
+            ..Link::default()
+        };
+        let mut streams = pairs(2);
+        streams.push(wire(slow, Link::default()));
+        let ram = Arc::new(like(&guest.memory.ram));
+        let params = rounds(4).with_sync_pages(sync_pages);
+        let outcome = migrate_on(
+            guest.source(),
+            params.with_multifd_channels(2),
+            streams,
+            ram,
+        );
+        workload.stop();
+        assert_exact(&guest, &outcome);
+    }
+}
+
+/// Migrates over two channels, the first of which has a fault on the way to the destination.
+fn migrate_with_fault(guest: &Guest, fault: Fault) -> (Outcome, usize) {
+    let mut streams = pairs(3);
+    let (wire, here, there) = Wire::new(fault, Fault::default());
+    streams[1] = (here, there);
+    let ram = Arc::new(like(&guest.memory.ram));
+    let params = rounds(2)
+        .with_multifd_channels(2)
+        .with_peer_timeout(Duration::from_secs(2));
+    let outcome = migrate_on(guest.source(), params, streams, ram);
+    let carried = wire.join().0.len();
+    (outcome, carried)
+}
+
+/// The migration has ended cleanly: the guest runs there, or it runs here and can be migrated again.
+fn assert_clean(guest: &Guest, outcome: Outcome, place: &str) {
+    match &outcome.sent {
+        Ok(_) => {
+            assert!(outcome.destination.runs, "{place}");
+            assert_eq!(outcome.wrong_pages(&guest.memory), [], "{place}");
+        }
+        Err(error) => {
+            assert!(
+                !matches!(error, MigrationError::HandedOverUnconfirmed(_)),
+                "{place}: a channel has nothing to do with the hand-over, and yet {error}"
+            );
+            assert!(!outcome.destination.runs, "{place}");
+            assert_eq!(guest.ownership.get().owner, Owner::Here, "{place}");
+            assert!(!guest.machine.is_stopped(), "{place}");
+            assert!(outcome.received.is_err(), "{place}");
+            guest.write(2);
+            let again = migrate(outcome.source, MigrationParams::default());
+            assert!(again.destination.runs, "{place}: {:?}", again.sent);
+            assert_eq!(again.wrong_pages(&guest.memory), [], "{place}");
+        }
+    }
+    assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
+}
+
+#[test]
+fn a_channel_that_is_cut_or_damaged_ends_the_migration_and_the_guest_runs_on() {
+    let (outcome, carried) = migrate_with_fault(&guest(), Fault::default());
+    assert!(outcome.sent.is_ok() && carried > 1 << 20);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for run in 0..40 {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let at = (random >> 33) as usize % carried;
+        let fault = match run % 2 {
+            0 => Fault {
+                cut_after: Some(at),
+                ..Fault::default()
+            },
+            _ => Fault {
+                flip: Some(at),
+                ..Fault::default()
+            },
+        };
+        let guest = guest();
+        let (outcome, _) = migrate_with_fault(&guest, fault);
+        assert_clean(&guest, outcome, &format!("{fault:?}"));
+    }
+}
+
+#[test]
+fn a_channel_that_stalls_is_given_up_and_the_guest_runs_on() {
+    let guest = guest();
+    let fault = Fault {
+        stall_after: Some(300_000),
+        ..Fault::default()
+    };
+    let (outcome, _) = migrate_with_fault(&guest, fault);
+    assert!(outcome.sent.is_err());
+    assert_clean(&guest, outcome, "stalled");
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Channels that join without the secret, twice, or late, and channels that carry what they must not: each is refused and named,
+//! and the migration under way is not harmed by a stranger.
+#![allow(clippy::unwrap_used)]
+
+mod software_guest;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use host_migrator::{
+    Address, Connection, GuestRam, Incoming, Listener, Migration, OwnershipRecord, ReceiveError,
+};
+use software_guest::machine::{DESCRIPTION, SoftDestination};
+use software_guest::memory::{Memory, like};
+use software_guest::{Guest, rounds};
+use spec::PageRange;
+use spec::stream::{
+    ChannelHeader, GREETING_BYTES, Greeting, Nonce, SECTION_HEADER_BYTES, SectionHeader,
+    SectionKind, StreamHeader, run_to_bytes,
+};
+
+const FOR_EVER: Duration = Duration::from_secs(30);
+
+fn guest() -> Guest {
+    let guest = Guest::new(Memory::new(2000, 0));
+    guest.memory.pages().for_each(|pfn| guest.write(pfn));
+    guest
+}
+
+/// A destination that waits for a guest.
+struct Waiting {
+    address: Address,
+    ram: Arc<GuestRam>,
+    thread: JoinHandle<Result<(), ReceiveError>>,
+}
+
+impl Waiting {
+    fn for_a_guest_like(guest: &Guest) -> Self {
+        let ram = Arc::new(like(&guest.memory.ram));
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address().clone();
+        let into = Arc::clone(&ram);
+        let thread = thread::spawn(move || {
+            let mut machine = SoftDestination::default();
+            let ownership = OwnershipRecord::there();
+            let source = Incoming::wait(&listener, &into, &mut machine)?;
+            source.receive(&into, &mut machine, &ownership, &mut |_| ())?;
+            Ok(())
+        });
+        Self {
+            address,
+            ram,
+            thread,
+        }
+    }
+
+    /// Connects, and receives the greeting.
+    fn caller(&self) -> Caller {
+        let Address::Tcp { host, port } = &self.address else {
+            unreachable!()
+        };
+        let mut stream = TcpStream::connect((host.as_str(), *port)).unwrap();
+        let mut greeting = [0; GREETING_BYTES];
+        stream.read_exact(&mut greeting).unwrap();
+        Caller {
+            stream,
+            session: Greeting::from_bytes(&greeting).unwrap().session,
+            sequence: 0,
+        }
+    }
+
+    /// A source with `channels` channels that has been accepted, and the secret for them.
+    fn accepted_source(&self, channels: u32) -> (Caller, Nonce) {
+        let mut source = self.caller();
+        source.introduce(&self.ram, channels);
+        let nonce = Nonce::from_bytes(&source.answer(SectionKind::Accept)).unwrap();
+        (source, nonce)
+    }
+
+    /// A channel that says that it is number `channel` of the session of `nonce`.
+    fn channel(&self, channel: u32, nonce: Nonce) -> Caller {
+        let mut caller = self.caller();
+        caller.join(channel, nonce);
+        caller
+    }
+
+    /// A true source connects, and its guest arrives over two channels.
+    fn receives(self, guest: &Guest) {
+        let connection = Connection::connect(&self.address, FOR_EVER).unwrap();
+        let params = rounds(2).with_multifd_channels(2);
+        let migration = Migration::start(guest.source(), params, connection);
+        let (_, sent) = migration.unwrap().join();
+        assert_eq!(sent.unwrap().channels, 2);
+        self.thread.join().unwrap().unwrap();
+        assert_eq!(guest.memory.wrong_pages(&self.ram, None), []);
+    }
+}
+
+/// Somebody who has connected.
+struct Caller {
+    stream: TcpStream,
+    session: u64,
+    sequence: u32,
+}
+
+impl Caller {
+    fn introduce(&mut self, ram: &GuestRam, channels: u32) {
+        let header = StreamHeader {
+            session: self.session,
+            number: 0,
+            ram_bytes: ram.pages() * 4096,
+            regions: ram.regions().len() as u32,
+            channels,
+        };
+        self.stream.write_all(&header.to_bytes()).unwrap();
+        self.section(SectionKind::Layout, 1, &ram.layout().to_bytes());
+        self.section(SectionKind::Description, 1, DESCRIPTION);
+    }
+
+    fn join(&mut self, channel: u32, nonce: Nonce) {
+        let header = ChannelHeader {
+            session: self.session,
+            nonce,
+            channel,
+        };
+        self.stream.write_all(&header.to_bytes()).unwrap();
+    }
+
+    fn section(&mut self, kind: SectionKind, round: u32, payload: &[u8]) {
+        let header = SectionHeader {
+            kind,
+            sequence: self.sequence,
+            round,
+            length: payload.len() as u64,
+            payload_crc: crc32fast::hash(payload),
+        };
+        self.sequence += 1;
+        // The destination may have closed the connection.
+        let _ = self.stream.write_all(&header.to_bytes());
+        let _ = self.stream.write_all(payload);
+    }
+
+    /// The payload of the next section, which is of `kind`. Heartbeats are skipped.
+    fn answer(&mut self, kind: SectionKind) -> Vec<u8> {
+        loop {
+            let mut header = [0; SECTION_HEADER_BYTES];
+            self.stream.read_exact(&mut header).unwrap();
+            let header = SectionHeader::from_bytes(&header).unwrap();
+            let mut payload = vec![0; header.length as usize];
+            self.stream.read_exact(&mut payload).unwrap();
+            if header.kind != SectionKind::Heartbeat {
+                let text = String::from_utf8_lossy(&payload);
+                assert_eq!(header.kind, kind, "{text}");
+                return payload;
+            }
+        }
+    }
+
+    /// Why it is refused.
+    fn refusal(mut self) -> String {
+        String::from_utf8(self.answer(SectionKind::Abort)).unwrap()
+    }
+}
+
+#[track_caller]
+fn assert_refused(caller: Caller, why: &str) {
+    let refusal = caller.refusal();
+    assert!(refusal.contains(why), "{refusal}");
+}
+
+#[test]
+fn a_channel_joins_only_with_the_secret_of_the_session() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let guessed = Nonce::new([0; Nonce::BYTES]);
+    assert_refused(
+        destination.channel(0, guessed),
+        "no migration waits for a channel",
+    );
+    let (source, nonce) = destination.accepted_source(2);
+    assert_refused(destination.channel(0, guessed), "session's secret");
+    assert_refused(
+        destination.channel(7, nonce),
+        "channel 7 is none of the 2 channels",
+    );
+    let joined = destination.channel(1, nonce);
+    assert_refused(destination.channel(1, nonce), "channel 1 has joined before");
+    let mut other = destination.caller();
+    other.introduce(&destination.ram, 0);
+    assert_refused(other, "another guest is being received");
+    // The source gives up, so the destination waits for another one: the old secret is worth nothing.
+    drop((source, joined));
+    let (source, _) = destination.accepted_source(1);
+    assert_refused(destination.channel(0, nonce), "session's secret");
+    drop(source);
+    destination.receives(&guest);
+}
+
+#[test]
+fn a_replayed_channel_header_is_refused() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let (source, nonce) = destination.accepted_source(1);
+    let mut replay = destination.caller();
+    replay.session ^= 1;
+    replay.join(0, nonce);
+    assert_refused(replay, "another session");
+    drop(source);
+    destination.receives(&guest);
+}
+
+#[test]
+fn more_channels_than_there_may_be_are_refused() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let mut greedy = destination.caller();
+    greedy.introduce(&destination.ram, 129);
+    assert_refused(greedy, "invalid value in header field channels");
+    destination.receives(&guest);
+}
+
+#[test]
+fn many_strangers_while_channels_join_and_carry_pages_harm_nothing() {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let crowd: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stranger = destination.caller();
+            stranger.session ^= 5;
+            stranger.join(0, Nonce::new([1; Nonce::BYTES]));
+            stranger
+        })
+        .collect();
+    destination.receives(&guest);
+    drop(crowd);
+}
+
+/// The destination's error after a channel has sent these sections.
+fn after(sections: &[(SectionKind, u32, &[u8])]) -> String {
+    let guest = guest();
+    let destination = Waiting::for_a_guest_like(&guest);
+    let (mut source, nonce) = destination.accepted_source(1);
+    let mut channel = destination.channel(0, nonce);
+    source.answer(SectionKind::Joined);
+    for (kind, round, payload) in sections {
+        channel.section(*kind, *round, payload);
+    }
+    let refusal = source.refusal();
+    let error = destination.thread.join().unwrap().unwrap_err().to_string();
+    assert_eq!(refusal, error);
+    error
+}
+
+#[test]
+fn what_a_channel_must_not_carry_is_named() {
+    let run = run_to_bytes(PageRange::new(0, 1).unwrap());
+    for kind in [SectionKind::Zero, SectionKind::Discard] {
+        let error = after(&[(kind, 1, &run)]);
+        let expected = format!("channel 0: source: a {kind:?} section arrived where");
+        assert!(error.contains(&expected), "{error}");
+    }
+    for kind in [SectionKind::Commit, SectionKind::HandOver] {
+        let error = after(&[(kind, 1, &[])]);
+        assert!(error.starts_with("channel 0: "), "{error}");
+    }
+    let error = after(&[(SectionKind::Drain, 2, &[])]);
+    assert!(
+        error.contains("a section of round 2 arrived in round 1"),
+        "{error}"
+    );
+    let error = after(&[(SectionKind::Pages, 1, &[1; 30])]);
+    assert!(
+        error.contains("payload of a Pages section is invalid"),
+        "{error}"
+    );
+}
