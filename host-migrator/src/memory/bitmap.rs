@@ -43,10 +43,6 @@ pub struct Cursor {
     passed: u64,
     /// Words of the chunk with a mark that have not been reached yet.
     ahead: u64,
-    /// Words of the chunk that were reached and had no bits then, or have none any more.
-    empty: u64,
-    /// The word that was returned last.
-    last: Option<usize>,
     /// The words of chunks below this one have been read ahead.
     read: usize,
 }
@@ -59,8 +55,6 @@ impl Cursor {
             is_in_chunk: false,
             passed: (1 << (first % 64)) - 1,
             ahead: 0,
-            empty: 0,
-            last: None,
             read: 0,
         }
     }
@@ -153,20 +147,14 @@ impl MigrationBitmap {
     /// and returns anything that depends on what it read.
     #[inline]
     pub fn next(&self, cursor: &mut Cursor, mut ahead: impl FnMut(usize) -> u64) -> Option<usize> {
-        let is_empty = |index: usize| self.words[index].load(Ordering::Relaxed) == 0;
-        if let Some(last) = cursor.last.take() {
-            cursor.empty |= u64::from(is_empty(last)) << (last % 64);
-        }
         loop {
             while cursor.ahead != 0 {
                 let bit = cursor.ahead.trailing_zeros();
                 cursor.ahead &= cursor.ahead - 1;
                 let index = cursor.chunk * 64 + bit as usize;
-                if !is_empty(index) {
-                    cursor.last = Some(index);
-                    return cursor.last;
+                if self.words[index].load(Ordering::Relaxed) != 0 {
+                    return Some(index);
                 }
-                cursor.empty |= 1 << bit;
             }
             if !self.turn(cursor, &mut ahead) {
                 return None;
@@ -187,8 +175,7 @@ impl MigrationBitmap {
                 }
                 let first = cursor.chunk * 64;
                 let words = &self.words[first..self.words.len().min(first + 64)];
-                let empty = std::mem::take(&mut cursor.empty);
-                self.marks.retire(cursor.chunk, empty, words);
+                self.marks.retire(cursor.chunk, words);
                 cursor.is_in_chunk = false;
                 (cursor.chunk, cursor.passed) = (cursor.chunk + 1, 0);
             }

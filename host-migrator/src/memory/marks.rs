@@ -65,30 +65,20 @@ impl Marks {
         None
     }
 
-    /// Clears those marks of `chunk` whose words were `found_empty` and still are, as `words` of the chunk say, and then the
-    /// chunk in the summary, unless it has marks. A thread that sets a word meanwhile sets the mark either before it is
-    /// cleared here, and then the second look at the word finds the bits, or afterwards. The same holds for the mark and
-    /// the summary.
-    pub(super) fn retire(&self, chunk: usize, found_empty: u64, words: &[AtomicU64]) {
+    /// Clears the marks of `chunk` whose words have no bits, as `words` of the chunk say, and then the chunk in the summary,
+    /// unless it has marks. A thread that sets a word meanwhile sets the mark either before it is cleared here, and then the
+    /// second look at the word finds the bits, or afterwards. The same holds for the mark and the summary.
+    pub(super) fn retire(&self, chunk: usize, words: &[AtomicU64]) {
         let mut before = self.of(chunk);
-        if before & found_empty != 0 {
-            before = self.chunks[chunk].fetch_and(!found_empty, Ordering::AcqRel);
-            let has_bits = |bit: &usize| words[*bit].load(Ordering::Acquire) != 0;
-            // A whole chunk is looked at in one go.
-            let all_are_empty = found_empty == u64::MAX
-                && words.iter().all(|word| word.load(Ordering::Acquire) == 0);
-            let cleared = if all_are_empty {
-                0
-            } else {
-                before & found_empty
-            };
-            let again = bits_of(cleared).filter(has_bits);
-            let again = again.fold(0, |marks, bit| marks | 1 << bit);
+        let empty = before & !with_bits(words, before);
+        if empty != 0 {
+            before = self.chunks[chunk].fetch_and(!empty, Ordering::AcqRel);
+            let again = with_bits(words, empty);
             if again != 0 {
                 return self.set(chunk, again);
             }
         }
-        if before & !found_empty == 0 {
+        if before & !empty == 0 {
             let (summary, bit) = (&self.summary[chunk / 64], 1 << (chunk % 64));
             summary.fetch_and(!bit, Ordering::AcqRel);
             if self.of(chunk) != 0 {
@@ -96,6 +86,18 @@ impl Marks {
             }
         }
     }
+}
+
+/// Those of the words `marks` of a chunk that have bits.
+fn with_bits(words: &[AtomicU64], marks: u64) -> u64 {
+    let has_bits = |word: &AtomicU64| word.load(Ordering::Acquire) != 0;
+    if marks == u64::MAX && !words.iter().any(has_bits) {
+        // A whole chunk is looked at in one go.
+        return 0;
+    }
+    bits_of(marks)
+        .filter(|bit| has_bits(&words[*bit]))
+        .fold(0, |found, bit| found | 1 << bit)
 }
 
 /// Sets `bits` of a word that no other thread writes.
