@@ -7,6 +7,7 @@ mod error;
 mod incoming;
 mod introduction;
 mod joining;
+mod overlap;
 mod placing;
 mod receiver;
 mod refusal;

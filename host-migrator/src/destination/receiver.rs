@@ -12,6 +12,7 @@ use super::channels::{Channels, Shared};
 use super::error::ReceiveError;
 use super::introduction::Incoming;
 use super::joining::Joined;
+use super::overlap::Overlap;
 use super::placing::Placer;
 use super::refusal::refuse;
 use super::report::{LAST_WORDS, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
@@ -37,8 +38,6 @@ pub(crate) struct Receiver<'a> {
     rounds: u64,
     /// Pages that have arrived on the control connection.
     pages: u64,
-    /// The section about pages that is being received, at most [`SectionKind::max_length`] bytes.
-    payload: Vec<u8>,
     began: Instant,
 }
 
@@ -65,7 +64,6 @@ impl<'a> Receiver<'a> {
             },
             rounds: 0,
             pages: 0,
-            payload: Vec::new(),
             began: Instant::now(),
         }
     }
@@ -148,8 +146,11 @@ impl<'a> Receiver<'a> {
         let shared = Shared::new(joined.len(), self.stop.clone());
         thread::scope(|scope| {
             let channels = Channels::start(scope, joined, placer, &shared)?;
-            let state = self.sections(placer, machine, &shared);
-            let (state, totals) = state.map_err(|error| self.first_failure(error, &shared))?;
+            let mut overlap = Overlap::start(scope, placer)?;
+            let state = self.sections(placer, &mut overlap, machine, &shared);
+            let (state, totals) = state
+                .map_err(|error| overlap.finish().err().unwrap_or(error))
+                .map_err(|error| self.first_failure(error, &shared))?;
             channels.finish()?;
             self.commit(totals, &shared)?;
             Ok(state)
@@ -160,6 +161,7 @@ impl<'a> Receiver<'a> {
     fn sections(
         &mut self,
         placer: Placer<'_>,
+        overlap: &mut Overlap<'_>,
         machine: &mut dyn DestinationMachine,
         channels: &Shared,
     ) -> Result<(MachineState, Committed), ReceiveError> {
@@ -180,16 +182,18 @@ impl<'a> Receiver<'a> {
                 SectionKind::Pages | SectionKind::Zero | SectionKind::Discard
                     if state.sections().is_empty() =>
                 {
-                    self.place(placer, &header)?;
+                    self.place(placer, overlap, &header)?;
                 }
                 SectionKind::Drain if state.sections().is_empty() => {
                     self.input.payload(&header)?;
+                    overlap.finish()?;
                     drains += 1;
                     channels.wait_for_drain(drains)?;
                     self.answer(SectionKind::Drained)?;
                 }
                 SectionKind::RoundEnd if state.sections().is_empty() => {
                     self.input.payload(&header)?;
+                    overlap.finish()?;
                     self.rounds += 1;
                     self.status.round = self.status.round.saturating_add(1);
                     channels.begin_round(self.status.round);
@@ -197,6 +201,8 @@ impl<'a> Receiver<'a> {
                 }
                 SectionKind::MachineState => self.state(&header, &mut state)?,
                 SectionKind::Commit => {
+                    overlap.finish()?;
+                    self.pages = overlap.pages();
                     let bytes = self.input.bytes_before_section();
                     let payload = self.input.payload(&header)?;
                     let totals = Totals::from_bytes(&payload).map_err(SectionError::from)?;
@@ -207,6 +213,7 @@ impl<'a> Receiver<'a> {
                 }
                 found => return Err(unexpected(found, "memory").into()),
             }
+            self.pages = overlap.pages();
             self.report(channels);
         }
     }
@@ -227,15 +234,24 @@ impl<'a> Receiver<'a> {
     }
 
     /// Receives a section about pages, and places these.
-    fn place(&mut self, placer: Placer<'_>, header: &SectionHeader) -> Result<(), ReceiveError> {
-        self.input.payload_into(header, &mut self.payload)?;
-        let status = &mut self.status;
+    fn place(
+        &mut self,
+        placer: Placer<'_>,
+        overlap: &mut Overlap<'_>,
+        header: &SectionHeader,
+    ) -> Result<(), ReceiveError> {
+        if header.kind == SectionKind::Pages {
+            let mut payload = overlap.buffer()?;
+            self.input.payload_into(header, &mut payload)?;
+            return overlap.place(payload);
+        }
+        let table = self.input.payload(header)?;
+        // What came before may be about the same pages.
+        overlap.finish()?;
+        let pages = placer.make_zero(header.kind, &table)?;
         match header.kind {
-            SectionKind::Pages => self.pages += placer.pages(&self.payload)?,
-            SectionKind::Zero => {
-                status.pages_zero += placer.make_zero(header.kind, &self.payload)?;
-            }
-            kind => status.pages_discarded += placer.make_zero(kind, &self.payload)?,
+            SectionKind::Zero => self.status.pages_zero += pages,
+            _ => self.status.pages_discarded += pages,
         }
         Ok(())
     }

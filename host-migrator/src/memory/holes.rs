@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
 
 use rustix::fs::SeekFrom;
@@ -21,6 +21,8 @@ use crate::memory::zero::is_zero;
 const PAGE: usize = PAGE_SIZE as usize;
 /// The first Linux that reports only real holes.
 const EXACT_SINCE: (u32, u32) = (6, 4);
+/// Bytes of a block, in which `stat` counts what a file occupies.
+const BLOCK: u64 = 512;
 /// Bytes that are read at once.
 const CHUNK: u64 = 1 << 20;
 
@@ -85,6 +87,9 @@ pub(crate) fn in_file(
     budget: &mut HoleBudget<'_>,
     found: &mut dyn FnMut(Range<u64>),
 ) -> io::Result<bool> {
+    if is_full(file)? {
+        return Ok(true);
+    }
     let mut at = range.start;
     while at < range.end {
         if !budget.take_hole() {
@@ -104,6 +109,12 @@ pub(crate) fn in_file(
         at = seek(file, SeekFrom::Hole(data))?.unwrap_or(range.end);
     }
     Ok(true)
+}
+
+/// Whether the file has memory for all of its size. To search it would cost the kernel a look at every page.
+fn is_full(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    Ok(metadata.blocks().saturating_mul(BLOCK) >= metadata.len())
 }
 
 /// `None` past the last data or hole.

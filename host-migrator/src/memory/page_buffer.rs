@@ -4,6 +4,8 @@
 use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
 
+use super::layout::Layout;
+
 const BYTES: usize = (MAX_SECTION_PAGES * PAGE_SIZE) as usize;
 
 /// Copies of at most [`MAX_SECTION_PAGES`] pages, and which pages they are.
@@ -45,10 +47,21 @@ impl PageBuffer {
         &mut self.bytes[self.filled..][..(pages * PAGE_SIZE) as usize]
     }
 
-    /// Adds the pages of `run`, whose content is at the start of [`PageBuffer::room`].
-    pub(crate) fn add(&mut self, run: PageRange) {
-        self.runs.push(run);
+    /// Adds the pages of `run`, whose content is at the start of [`PageBuffer::room`]. Joins it to the run before if the two
+    /// touch, unless it begins a region of `layout`.
+    pub(crate) fn add(&mut self, run: PageRange, layout: &Layout) {
         self.filled += run.bytes() as usize;
+        let before = self
+            .runs
+            .last_mut()
+            .filter(|before| before.end() == run.first() && !layout.begins_region(run.first()));
+        let joined = before.and_then(|before| {
+            *before = PageRange::new(before.first(), before.count() + run.count())?;
+            Some(())
+        });
+        if joined.is_none() {
+            self.runs.push(run);
+        }
     }
 
     /// Removes all pages.

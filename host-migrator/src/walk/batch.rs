@@ -70,7 +70,7 @@ impl Batch {
             kept += length;
         }
         for run in runs_of_word(range.first(), content) {
-            self.copies.add(run);
+            self.copies.add(run, ram.layout());
         }
         Ok(zero)
     }
