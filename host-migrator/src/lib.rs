@@ -54,4 +54,5 @@ pub use vm::error::MachineError;
 pub use vm::hint_source::{HintError, HintSource};
 pub use vm::machine::{DestinationMachine, SourceMachine};
 pub use vm::state::{MachineState, StateError, StateSection};
+pub use vm::still_machine::StillMachine;
 pub use wire::{Address, Connection, Listener};

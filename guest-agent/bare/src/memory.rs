@@ -10,12 +10,12 @@ use spec::PAGE_SHIFT;
 use spec::bare::{BootInfo, PageState};
 use spec::stamp::{PAGE_WORDS, Stamp, StampError};
 
-use crate::page_map::PageMap;
+use crate::layout::MemoryLayout;
 
 /// The managed pages. Every vCPU has its own value for the same tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    map: PageMap,
+    map: MemoryLayout,
     states: &'static [AtomicU8],
     versions: &'static [AtomicU32],
     seed: u64,
@@ -25,7 +25,7 @@ impl Memory {
     /// The memory of the machine that `info` describes; `None` if it is too small. A new machine's memory is zero, so all
     /// pages are free and were never stamped.
     pub fn new(info: &BootInfo) -> Option<Self> {
-        let map = PageMap::new(info)?;
+        let map = MemoryLayout::new(info)?;
         let pages = map.pages as usize;
         // SAFETY: `map` reserves these bytes for the table; memory is mapped one to one, and all access to
         // them is atomic.
@@ -45,7 +45,7 @@ impl Memory {
     }
 
     /// The layout of memory.
-    pub fn map(&self) -> &PageMap {
+    pub fn map(&self) -> &MemoryLayout {
         &self.map
     }
 

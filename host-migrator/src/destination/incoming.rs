@@ -3,11 +3,11 @@
 
 use std::thread::{self, ScopedJoinHandle};
 
+use super::accepted::AcceptedSource;
 use super::error::ReceiveError;
 use super::introduction::{Heard, Incoming, Shape, hear};
 use super::receiver::Receiver;
 use super::report::{ReceiveReport, ReceiveStatus};
-use super::session::Session;
 use super::waiting;
 use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
@@ -55,7 +55,7 @@ impl Incoming {
         if source.wanted == 0 {
             given.clear();
         }
-        let mut session = Session::accept(source)?;
+        let mut session = AcceptedSource::accept(source)?;
         match join_given(&mut session, given, &shape) {
             Ok(()) => session.complete(),
             Err(error) => {
@@ -84,7 +84,7 @@ impl Incoming {
 
 /// Lets the `given` connections join as channels.
 fn join_given(
-    session: &mut Session,
+    session: &mut AcceptedSource,
     given: Vec<Connection>,
     shape: &Shape,
 ) -> Result<(), ReceiveError> {

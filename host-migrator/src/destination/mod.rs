@@ -2,6 +2,7 @@
 //! The destination's side: receives a guest, checks every byte, and runs it once the source has given
 //! it up.
 
+mod accepted;
 mod channels;
 mod error;
 mod incoming;
@@ -12,7 +13,7 @@ mod placing;
 mod receiver;
 mod refusal;
 mod report;
-mod session;
+
 mod waiting;
 
 use crate::memory::page_store::PageStore;

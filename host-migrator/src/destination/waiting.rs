@@ -16,9 +16,9 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::accepted::AcceptedSource;
 use super::error::ReceiveError;
 use super::introduction::{Heard, Incoming, Shape, hear};
-use super::session::Session;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
 
@@ -37,7 +37,7 @@ const IDLE: Duration = Duration::from_millis(200);
 /// The pause after a connection that could not be accepted: file descriptors or threads may be short for a while.
 const PAUSE: Duration = Duration::from_millis(100);
 
-type Answer = (u64, Result<Heard, ReceiveError>);
+type FromStranger = (u64, Result<Heard, ReceiveError>);
 
 /// A connection that has not introduced itself yet.
 struct Stranger {
@@ -52,8 +52,8 @@ struct Stranger {
 struct Strangers {
     next: u64,
     waiting: VecDeque<Stranger>,
-    answer: Sender<Answer>,
-    answers: Receiver<Answer>,
+    answer: Sender<FromStranger>,
+    answers: Receiver<FromStranger>,
 }
 
 /// Waits at `listener` for a source that fits `shape`.
@@ -143,7 +143,7 @@ impl Strangers {
             send_away("source", error, move |error| source.refuse(error));
             return None;
         }
-        let complete = Session::accept(source).and_then(|mut session| {
+        let complete = AcceptedSource::accept(source).and_then(|mut session| {
             match self.gather(&mut session, listener, shape) {
                 Ok(()) => session.complete(),
                 Err(error) => {
@@ -160,7 +160,7 @@ impl Strangers {
     /// Waits until all channels of `session` have joined.
     fn gather(
         &mut self,
-        session: &mut Session,
+        session: &mut AcceptedSource,
         listener: &Listener,
         shape: &Shape,
     ) -> Result<(), ReceiveError> {

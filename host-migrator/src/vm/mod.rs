@@ -6,3 +6,4 @@ pub mod error;
 pub mod hint_source;
 pub mod machine;
 pub mod state;
+pub mod still_machine;

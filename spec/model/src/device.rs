@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The balloon device: the hint queue, the epochs and the hint map, and its control socket.
 
-use crate::pages::{Page, PageSet, Renaming};
+use crate::pages::{ModelPages, Page, Renaming};
 use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Action, Migration, State};
@@ -34,7 +34,7 @@ pub enum Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {
     pub(crate) id: u8,
-    pub(crate) free: PageSet,
+    pub(crate) free: ModelPages,
 }
 
 const QUEUE_SIZE: usize = 6;
@@ -134,7 +134,7 @@ pub struct Device {
     /// The open epoch, 0 if none is.
     pub(crate) epoch: u8,
     /// The hint map. The migrator reads it, too.
-    pub(crate) map: PageSet,
+    pub(crate) map: ModelPages,
     pub(crate) control: Control,
     /// How often the device can still die.
     pub(crate) lives: u8,
@@ -297,7 +297,7 @@ fn hint(model: &Migration, state: &mut State, page: Page) {
     // Where bits are cleared piece by piece, each is cleared once after it was read.
     let clears = model.setup.clearing == Clearing::AtOnce || fetched;
     if !model.rule.holds(Clause::KeepLog) && clears {
-        state.logs.kvm.clear(PageSet::from_iter([page]));
+        state.logs.kvm.clear(ModelPages::from_iter([page]));
     }
     if !model.rule.holds(Clause::KeepMemory) {
         state.memory[page.index()] = 0;

@@ -6,7 +6,7 @@
 //! the device.
 
 use crate::device::{Command, Frame, Message};
-use crate::pages::{Page, PageSet, PerPage, Renaming};
+use crate::pages::{ModelPages, Page, PerPage, Renaming};
 use crate::rule::Clause;
 use crate::state::{Action, Migration, State};
 
@@ -55,7 +55,7 @@ pub struct Agent {
     /// The last id under which it answered.
     pub(crate) answered: u8,
     /// Pages that were free when the agent read their flags.
-    pub(crate) seen: PageSet,
+    pub(crate) seen: ModelPages,
 }
 
 /// A step of the guest.
@@ -150,7 +150,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if state.guest.moves == 0 {
         return;
     }
-    for page in PageSet::all(setup.pages).iter() {
+    for page in ModelPages::all(setup.pages).iter() {
         match state.guest.usage[page.index()] {
             Usage::InUse => {
                 push(GuestAction::Free(page));
@@ -223,7 +223,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: GuestAction) {
         }
         GuestAction::AgentHears => {
             guest.agent.asked = state.device.open_id();
-            guest.agent.seen = PageSet::EMPTY;
+            guest.agent.seen = ModelPages::EMPTY;
         }
         GuestAction::AgentLooks(page) => guest.agent.seen.insert(page),
         GuestAction::AgentSends => {

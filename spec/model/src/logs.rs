@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Dirty logs: the pages that each writer has written since its log was last cleared.
 
-use crate::pages::{Page, PageSet, Renaming};
+use crate::pages::{ModelPages, Page, Renaming};
 
 /// The logs of all who write to guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,11 +11,11 @@ pub struct Logs {
     /// The vCPUs' writes.
     pub(crate) kvm: Kvm,
     /// A vhost-user back end's log.
-    pub(crate) back_end: PageSet,
+    pub(crate) back_end: ModelPages,
     /// Pages that the back end has written and not logged yet.
-    pub(crate) unlogged: PageSet,
+    pub(crate) unlogged: ModelPages,
     /// The VMM's own writes.
-    pub(crate) own: PageSet,
+    pub(crate) own: ModelPages,
 }
 
 impl Logs {
@@ -26,7 +26,7 @@ impl Logs {
             unlogged: self.unlogged,
             ..Self::default()
         };
-        self.kvm.dirty = PageSet::all(pages);
+        self.kvm.dirty = ModelPages::all(pages);
         self.kvm.fetched = self.kvm.dirty;
     }
 
@@ -87,11 +87,11 @@ impl Logs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Kvm {
     /// The dirty bits.
-    pub(crate) dirty: PageSet,
+    pub(crate) dirty: ModelPages,
     /// Pages that are write-protected: the next write sets their bit.
-    pub(crate) armed: PageSet,
+    pub(crate) armed: ModelPages,
     /// Bits that were read and are still to be cleared. Their pages are not armed.
-    pub(crate) fetched: PageSet,
+    pub(crate) fetched: ModelPages,
 }
 
 impl Kvm {
@@ -104,13 +104,13 @@ impl Kvm {
     }
 
     /// `KVM_GET_DIRTY_LOG`.
-    pub(crate) fn read(&mut self) -> PageSet {
+    pub(crate) fn read(&mut self) -> ModelPages {
         self.fetched.merge(self.dirty);
         self.dirty
     }
 
     /// `KVM_CLEAR_DIRTY_LOG`.
-    pub(crate) fn clear(&mut self, pages: PageSet) {
+    pub(crate) fn clear(&mut self, pages: ModelPages) {
         self.dirty.clear(pages);
         self.armed.merge(pages);
         self.fetched.clear(pages);

@@ -46,9 +46,9 @@ impl fmt::Debug for Page {
 
 /// A set of pages. It stands for a bitmap of the real system.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PageSet(u8);
+pub struct ModelPages(u8);
 
-impl PageSet {
+impl ModelPages {
     /// No page.
     pub const EMPTY: Self = Self(0);
 
@@ -104,7 +104,7 @@ impl PageSet {
     }
 }
 
-impl FromIterator<Page> for PageSet {
+impl FromIterator<Page> for ModelPages {
     fn from_iter<I: IntoIterator<Item = Page>>(pages: I) -> Self {
         let mut set = Self::EMPTY;
         for page in pages {
@@ -114,7 +114,7 @@ impl FromIterator<Page> for PageSet {
     }
 }
 
-impl fmt::Debug for PageSet {
+impl fmt::Debug for ModelPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
     }
@@ -147,7 +147,7 @@ impl Renaming {
         Page(self.0[page.index()])
     }
 
-    pub(crate) fn set(&self, set: PageSet) -> PageSet {
+    pub(crate) fn set(&self, set: ModelPages) -> ModelPages {
         set.iter().map(|page| self.page(page)).collect()
     }
 
@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn a_renaming_moves_sets_and_arrays_alike() {
         for renaming in Renaming::all(3) {
-            let set: PageSet = [Page::A, Page::C].into_iter().collect();
+            let set: ModelPages = [Page::A, Page::C].into_iter().collect();
             let flags = [true, false, true, false];
             let (set, flags) = (renaming.set(set), renaming.each(flags));
-            for page in PageSet::all(3).iter() {
+            for page in ModelPages::all(3).iter() {
                 assert_eq!(set.has(page), flags[page.index()]);
             }
         }

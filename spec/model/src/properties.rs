@@ -11,7 +11,7 @@ use stateright::{Model, Property};
 
 use crate::guest::Usage;
 use crate::host::{self, Step};
-use crate::pages::{Page, PageSet};
+use crate::pages::{ModelPages, Page};
 use crate::state::{Migration, State};
 
 /// At the hand-over every page that the guest uses has its content at the destination.
@@ -90,7 +90,7 @@ pub(crate) fn damaged(model: &Migration, state: &State) -> Option<Page> {
 }
 
 fn first_page(model: &Migration, is_bad: impl Fn(Page) -> bool) -> Option<Page> {
-    PageSet::all(model.setup.pages)
+    ModelPages::all(model.setup.pages)
         .iter()
         .find(|&page| is_bad(page))
 }

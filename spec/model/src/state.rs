@@ -11,7 +11,7 @@ use crate::host::{self, Host, HostAction};
 use crate::logs::Logs;
 use crate::network::{self, Destination, NetworkAction, Wire};
 use crate::operator::{self, OperatorAction};
-use crate::pages::{MAX_PAGES, Page, PageSet, PerPage, Renaming};
+use crate::pages::{MAX_PAGES, ModelPages, Page, PerPage, Renaming};
 use crate::properties;
 use crate::rule::Rule;
 use crate::setup::Setup;
@@ -160,7 +160,7 @@ impl Model for Migration {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         guest::actions(self, state, actions);
         if state.source_runs {
-            for page in PageSet::all(self.setup.pages).iter() {
+            for page in ModelPages::all(self.setup.pages).iter() {
                 if !state.guest.uses(page) {
                     continue;
                 }

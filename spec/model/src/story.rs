@@ -10,7 +10,7 @@ use crate::guest::GuestAction;
 use crate::host::{HostAction, Step};
 use crate::network::{Forward, NetworkAction};
 use crate::operator::OperatorAction;
-use crate::pages::{Page, PageSet};
+use crate::pages::{ModelPages, Page};
 use crate::properties;
 use crate::state::{Action, Migration, State};
 
@@ -350,7 +350,7 @@ fn closing(after: &State) -> String {
     }
 }
 
-fn log_taken(name: &str, before: PageSet, after: PageSet) -> String {
+fn log_taken(name: &str, before: ModelPages, after: ModelPages) -> String {
     if before == after && !before.is_empty() {
         format!(
             "The migrator does not harvest {name}, which has {}.",
@@ -448,7 +448,7 @@ fn moral(model: &Migration, property: &'static str, last: &State) -> String {
     .unwrap_or_else(|| format!("Broken: {property}."))
 }
 
-fn pages(set: PageSet) -> String {
+fn pages(set: ModelPages) -> String {
     let names: Vec<_> = set.iter().map(|page| page.to_string()).collect();
     if names.is_empty() {
         "nothing".into()

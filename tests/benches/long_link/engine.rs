@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::thread;
 
 use host_migrator::{
-    Connection, DestinationMachine, DirtyLog, DirtyLogError, GuestRam, LogSource, MachineError,
-    MachineState, Migration, MigrationBitmap, MigrationParams, MigrationReport, OwnershipRecord,
-    RamRegion, Source, SourceMachine, receive,
+    Connection, DirtyLog, DirtyLogError, GuestRam, LogSource, Migration, MigrationBitmap,
+    MigrationParams, MigrationReport, OwnershipRecord, RamRegion, Source, StillMachine, receive,
 };
 use spec::{PAGE_SIZE, PageRange};
 
@@ -68,51 +67,6 @@ pub fn migrate(
 fn ranges(ram: &GuestRam) -> impl Iterator<Item = PageRange> {
     (0..ram.pages() / PAGES_AT_ONCE)
         .filter_map(|n| PageRange::new(n * PAGES_AT_ONCE, PAGES_AT_ONCE))
-}
-
-/// A machine without vCPUs and devices.
-struct StillMachine;
-
-impl SourceMachine for StillMachine {
-    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
-        Ok(Vec::new())
-    }
-
-    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn stop_devices(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<MachineState, MachineError> {
-        Ok(MachineState::default())
-    }
-
-    fn resume(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn hand_over(&mut self) {}
-}
-
-impl DestinationMachine for StillMachine {
-    fn judge(&mut self, _description: &[u8]) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn check(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn load(&mut self, _state: &mut MachineState) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn run(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
 }
 
 /// The log of a guest that writes nothing.

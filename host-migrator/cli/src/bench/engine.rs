@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use host_migrator::wire::{Address, Listener};
 use host_migrator::{
-    Connection, DestinationMachine, MachineError, MachineState, Migration, MigrationParams,
-    OwnershipRecord, Source, SourceMachine, receive,
+    Connection, Migration, MigrationParams, OwnershipRecord, Source, StillMachine, receive,
 };
 
 use super::BenchError;
@@ -39,10 +38,16 @@ impl Arm for Engine {
                 .name("destination".into())
                 .spawn_scoped(scope, || {
                     let ownership = OwnershipRecord::there();
-                    receive(far, &destination, &mut Memory, &ownership, &mut |_| ())
+                    receive(
+                        far,
+                        &destination,
+                        &mut StillMachine,
+                        &ownership,
+                        &mut |_| (),
+                    )
                 })
                 .map_err(BenchError::io("cannot start a thread"))?;
-            let source = Source::new(Box::new(Memory), content.ram().clone());
+            let source = Source::new(Box::new(StillMachine), content.ram().clone());
             let params = MigrationParams::default().with_multifd_channels(self.channels.into());
             let migration = Migration::start(source, params, near)
                 .map_err(BenchError::io("cannot start a thread"))?;
@@ -89,51 +94,5 @@ impl Engine {
             .collect::<Result<_, _>>()?;
         let (near_channels, far_channels): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
         Ok((near.with_more(near_channels), far.with_more(far_channels)))
-    }
-}
-
-/// A machine that is nothing but its memory.
-#[derive(Debug)]
-struct Memory;
-
-impl SourceMachine for Memory {
-    fn describe(&mut self) -> Result<Vec<u8>, MachineError> {
-        Ok(Vec::new())
-    }
-
-    fn stop_vcpus(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn stop_devices(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<MachineState, MachineError> {
-        Ok(MachineState::default())
-    }
-
-    fn resume(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn hand_over(&mut self) {}
-}
-
-impl DestinationMachine for Memory {
-    fn judge(&mut self, _description: &[u8]) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn check(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn load(&mut self, _state: &mut MachineState) -> Result<(), MachineError> {
-        Ok(())
-    }
-
-    fn run(&mut self) -> Result<(), MachineError> {
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ mod steps;
 pub(crate) use choices::actions;
 pub(crate) use steps::step;
 
-use crate::pages::{Page, PageSet, Renaming};
+use crate::pages::{ModelPages, Page, Renaming};
 
 /// The migrator's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,23 +71,23 @@ pub enum Owner {
 pub struct Host {
     pub(crate) step: Step,
     /// Pages to be sent: the migration bitmap.
-    pub(crate) pending: PageSet,
+    pub(crate) pending: ModelPages,
     /// Pages that were claimed and not copied yet.
-    pub(crate) claimed: PageSet,
+    pub(crate) claimed: ModelPages,
     /// Pages that were copied before they were claimed, where a switch allows that.
-    pub(crate) copied: PageSet,
+    pub(crate) copied: ModelPages,
     /// Pages that an early harvest of this round found and that were not copied since.
-    pub(crate) early: PageSet,
+    pub(crate) early: ModelPages,
     /// Pages that were holes when the round began, and are still taken for holes.
-    pub(crate) holes: PageSet,
+    pub(crate) holes: ModelPages,
     /// Whether the next round asks for holes.
     pub(crate) asks_for_holes: bool,
     /// Pages whose record waits in the table: they become zero at the destination.
-    pub(crate) table: PageSet,
+    pub(crate) table: ModelPages,
     /// Pages whose content at the destination may not be zero.
-    pub(crate) sent: PageSet,
+    pub(crate) sent: ModelPages,
     /// Pages whose hints count in this epoch.
-    pub(crate) eligible: PageSet,
+    pub(crate) eligible: ModelPages,
     /// The number of the last epoch.
     pub(crate) epoch: u8,
     /// Whether an epoch is open.

@@ -4,7 +4,7 @@
 use super::{Host, HostAction, Owner, Step};
 use crate::device::Control;
 use crate::network::{self, Destination, Forward, Record, Wire};
-use crate::pages::{MAX_PAGES, Page, PageSet};
+use crate::pages::{MAX_PAGES, ModelPages, Page};
 use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Migration, State};
@@ -26,7 +26,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
                 _ => {}
             }
         }
-        HostAction::ClearLogOf(page) => state.logs.kvm.clear(PageSet::from_iter([page])),
+        HostAction::ClearLogOf(page) => state.logs.kvm.clear(ModelPages::from_iter([page])),
         HostAction::Begin => begin(model, state),
         HostAction::HearDevice => hear_device(state),
         HostAction::GiveUpDevice => {
@@ -54,14 +54,14 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
         }
         HostAction::EndRound => {
             state.host.round += 1;
-            state.host.holes = PageSet::EMPTY;
+            state.host.holes = ModelPages::EMPTY;
             state.host.asks_for_holes = true;
             close(model, state);
         }
         HostAction::HarvestInBackground => {
             state.host.background -= 1;
             if rule.holds(Clause::ForgetHoles) {
-                state.host.holes = PageSet::EMPTY;
+                state.host.holes = ModelPages::EMPTY;
             }
             close(model, state);
         }
@@ -76,7 +76,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
             let early = host.early.take();
             host.pending.merge(early);
             if rule.holds(Clause::ForgetOldHints) && !host.open {
-                state.device.map = PageSet::EMPTY;
+                state.device.map = ModelPages::EMPTY;
             }
             host.pending.merge(state.logs.kvm.read());
             // While the guest is stopped, no page needs to be armed again.
@@ -176,7 +176,7 @@ fn harvested(state: &mut State) {
 fn start_logging(model: &Migration, state: &mut State) {
     state.logs.start(model.setup.pages);
     if model.setup.clearing == Clearing::AtOnce {
-        state.logs.kvm.clear(PageSet::all(model.setup.pages));
+        state.logs.kvm.clear(ModelPages::all(model.setup.pages));
     }
     if state.host.step == Step::Idle {
         prepare(model, state);
@@ -188,15 +188,15 @@ fn start_logging(model: &Migration, state: &mut State) {
 fn prepare(model: &Migration, state: &mut State) {
     let is_retry = state.host.failures < model.setup.failures;
     if model.rule.holds(Clause::StartFromAllDirty) || !is_retry {
-        state.host.pending = PageSet::all(model.setup.pages);
-        state.host.sent = PageSet::EMPTY;
+        state.host.pending = ModelPages::all(model.setup.pages);
+        state.host.sent = ModelPages::EMPTY;
     }
-    state.host.claimed = PageSet::EMPTY;
-    state.host.copied = PageSet::EMPTY;
-    state.host.early = PageSet::EMPTY;
-    state.host.holes = PageSet::EMPTY;
+    state.host.claimed = ModelPages::EMPTY;
+    state.host.copied = ModelPages::EMPTY;
+    state.host.early = ModelPages::EMPTY;
+    state.host.holes = ModelPages::EMPTY;
     state.host.asks_for_holes = true;
-    state.host.table = PageSet::EMPTY;
+    state.host.table = ModelPages::EMPTY;
     state.host.epoch = 0;
     state.host.round = 0;
     state.host.background = model.setup.background;
@@ -205,7 +205,7 @@ fn prepare(model: &Migration, state: &mut State) {
     state.host.hints_lost = false;
     state.destination = Destination::default();
     state.wire = Wire::default();
-    state.device.map = PageSet::EMPTY;
+    state.device.map = ModelPages::EMPTY;
     if matches!(state.device.control, Control::Down | Control::Dead) {
         state.device.control = Control::Quiet;
     }
@@ -217,7 +217,7 @@ fn begin(model: &Migration, state: &mut State) {
         prepare(model, state);
     }
     if std::mem::take(&mut state.host.asks_for_holes) && model.setup.holes {
-        let pages = PageSet::all(model.setup.pages).iter();
+        let pages = ModelPages::all(model.setup.pages).iter();
         state.host.holes = pages
             .filter(|page| state.memory[page.index()] == 0)
             .collect();
@@ -234,7 +234,7 @@ fn begin(model: &Migration, state: &mut State) {
         Clause::ArmedWhenAsked,
         Clause::CompleteHarvest,
     ];
-    let all = PageSet::all(model.setup.pages);
+    let all = ModelPages::all(model.setup.pages);
     host.eligible = if lenient.into_iter().all(|clause| model.rule.holds(clause)) {
         all.minus(state.logs.kvm.fetched)
     } else {
@@ -268,7 +268,7 @@ fn do_without(state: &mut State) {
     let host = &mut state.host;
     host.hints_lost = true;
     host.open = false;
-    host.eligible = PageSet::EMPTY;
+    host.eligible = ModelPages::EMPTY;
     host.step = match host.step {
         Step::Opening => Step::Sending,
         Step::Closing => Step::Reading,

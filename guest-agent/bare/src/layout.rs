@@ -11,7 +11,7 @@ use spec::{PAGE_SHIFT, PAGE_SIZE};
 
 /// The map of the guest's memory.
 #[derive(Clone, Copy, Debug)]
-pub struct PageMap {
+pub struct MemoryLayout {
     /// Address of the balloon's rings.
     pub rings: u64,
     /// Address of the table of states.
@@ -26,7 +26,7 @@ pub struct PageMap {
     pub pages: u64,
 }
 
-impl PageMap {
+impl MemoryLayout {
     /// The map of the machine that `info` describes; `None` if its low memory is too small for the
     /// tables.
     pub fn new(info: &BootInfo) -> Option<Self> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The session of a source that was accepted: its channels join.
+//! A source that was accepted, while its channels join.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,15 @@ use crate::wire::{Heartbeats, SectionError};
 /// How long all channels together may take to join.
 const JOIN: Duration = Duration::from_secs(30);
 
-/// The session of a source that was accepted, whose channels are still joining.
-pub(super) struct Session {
+/// A source that was accepted, whose channels are still joining.
+pub(super) struct AcceptedSource {
     source: Incoming,
     nonce: Nonce,
     joined: Vec<Option<Joined>>,
     until: Instant,
 }
 
-impl Session {
+impl AcceptedSource {
     /// Accepts `source`.
     ///
     /// # Errors
