@@ -6,14 +6,18 @@ mod software_guest;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use host_migrator::{MigrationError, MigrationParams, Owner, PageSources};
+use host_migrator::{
+    Migration, MigrationError, MigrationParams, Owner, OwnershipRecord, PageSources, receive,
+};
 use software_guest::link::{Link, wire};
+use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, Outcome, migrate, migrate_on, rounds};
+use software_guest::{Guest, Outcome, connection, migrate, migrate_on, rounds};
 
 /// More pages than a round on the control connection has.
 const PAGES: u64 = 3000;
@@ -157,7 +161,7 @@ fn a_channel_that_is_cut_stalled_or_damaged_ends_the_migration_and_the_guest_run
     let (outcome, carried) = migrate_with_fault(&guest(), Fault::default());
     assert!(outcome.sent.is_ok() && carried > 1 << 20);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let runs = std::env::var("LACUNA_CHANNEL_FAULTS").map_or(40, |runs| runs.parse().unwrap());
+    let runs = std::env::var("LACUNA_CHANNEL_FAULTS").map_or(24, |runs| runs.parse().unwrap());
     for run in 0..runs {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -182,6 +186,51 @@ fn a_channel_that_is_cut_stalled_or_damaged_ends_the_migration_and_the_guest_run
         let (outcome, _) = migrate_with_fault(&guest, fault);
         assert_clean(&guest, outcome, &format!("{fault:?}"));
     }
+}
+
+#[test]
+fn a_channel_that_is_damaged_is_named_with_the_reason_on_both_sides() {
+    let guest = guest();
+    // In the content of its first section.
+    let fault = Fault {
+        flip: Some(100_000),
+        ..Fault::default()
+    };
+    let (outcome, _) = migrate_with_fault(&guest, fault);
+    let sent = outcome.sent.as_ref().unwrap_err().to_string();
+    let received = outcome.received.as_ref().unwrap_err().to_string();
+    assert!(received.starts_with("channel "), "{received}");
+    assert!(received.contains("checksum"), "{received}");
+    assert!(sent.contains(&received), "{sent}");
+    assert_clean(&guest, outcome, "damaged");
+}
+
+#[test]
+fn a_cancel_is_the_reason_on_both_sides() {
+    let guest = guest();
+    let (here, there): (Vec<_>, Vec<_>) = pairs(3).into_iter().unzip();
+    let (here, there) = (connection(here), connection(there));
+    let ram = Arc::new(like(&guest.memory.ram));
+    let destination = thread::spawn(move || {
+        let (mut machine, ownership) = (SoftDestination::default(), OwnershipRecord::there());
+        receive(there, &ram, &mut machine, &ownership, &mut |_| ())
+    });
+    let params = rounds(2)
+        .with_multifd_channels(2)
+        .with_max_bandwidth(4 << 20);
+    let migration = Migration::start(guest.source(), params, here).unwrap();
+    while migration.status().ram.multifd_bytes == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(migration.cancel());
+    let (_, sent) = migration.join();
+    assert!(matches!(sent, Err(MigrationError::Cancelled)), "{sent:?}");
+    let received = destination.join().unwrap().unwrap_err().to_string();
+    assert!(
+        received.contains("the migration was cancelled"),
+        "{received}"
+    );
+    assert!(!guest.machine.is_stopped());
 }
 
 #[test]

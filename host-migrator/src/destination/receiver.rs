@@ -224,8 +224,11 @@ impl<'a> Receiver<'a> {
         let Some(failure) = channels.take_failure() else {
             return error;
         };
+        if let ReceiveError::Stream(SectionError::Aborted(_)) = error {
+            return error;
+        }
         self.stop.set_deadline(LAST_WORDS, "the source's reason");
-        let told = self.input.header();
+        let told = self.input.reason();
         self.stop.clear_deadline();
         match told {
             Err(told @ SectionError::Aborted(_)) => told.into(),

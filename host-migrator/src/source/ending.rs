@@ -158,13 +158,16 @@ fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {
     }
 }
 
-/// The peer may have sent its reason before the connection broke.
+/// The peer may have sent its reason before the connection broke. If it closed a channel, the reason may still be on its way
+/// on the control connection.
 fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
-    match error {
-        MigrationError::Io(_) => match link.peer.check_peer() {
-            Err(told @ SectionError::Aborted(_)) => told.into(),
-            _ => error,
-        },
+    let told = match error {
+        MigrationError::Io(_) => link.peer.check_peer(),
+        MigrationError::Channel(_) => link.peer.reason(),
+        _ => return error,
+    };
+    match told {
+        Err(told @ SectionError::Aborted(_)) => told.into(),
         _ => error,
     }
 }

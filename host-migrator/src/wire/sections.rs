@@ -388,6 +388,14 @@ impl SectionReader {
         Ok(())
     }
 
+    /// Waits for the other side's reason to give up, or its end. Other sections are skipped.
+    pub(crate) fn reason(&mut self) -> Result<(), SectionError> {
+        loop {
+            let header = self.header()?;
+            self.payload(&header)?;
+        }
+    }
+
     /// Waits for an empty section of `kind`.
     pub(crate) fn expect(
         &mut self,

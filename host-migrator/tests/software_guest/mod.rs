@@ -188,7 +188,7 @@ pub fn migrate_on(
 }
 
 /// A control connection, with the channels after it.
-fn connection(streams: Vec<UnixStream>) -> Connection {
+pub fn connection(streams: Vec<UnixStream>) -> Connection {
     let mut connections = (streams.into_iter()).map(|stream| Connection::try_from(stream).unwrap());
     connections.next().unwrap().with_more(connections)
 }
