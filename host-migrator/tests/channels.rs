@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Migration, MigrationError, MigrationParams, Owner, OwnershipRecord, PageSources, receive,
+    DestinationMachine, MachineError, MachineState, Migration, MigrationError, MigrationParams,
+    Owner, OwnershipRecord, PageSources, receive,
 };
 use software_guest::link::{Link, wire};
 use software_guest::machine::SoftDestination;
@@ -229,6 +230,66 @@ fn a_cancel_is_the_reason_on_both_sides() {
     assert!(
         received.contains("the migration was cancelled"),
         "{received}"
+    );
+    assert!(!guest.machine.is_stopped());
+}
+
+/// A destination that loses a device when the first pages have come.
+#[derive(Default)]
+struct LosesItsDevice {
+    checks: u32,
+    machine: SoftDestination,
+}
+
+impl DestinationMachine for LosesItsDevice {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        self.machine.judge(description)
+    }
+
+    fn check(&mut self) -> Result<(), MachineError> {
+        self.checks += 1;
+        if self.checks == 1 {
+            return Ok(());
+        }
+        Err(MachineError {
+            action: "take the guest",
+            reason: "its balloon is lost".into(),
+        })
+    }
+
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
+        self.machine.load(state)
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        self.machine.run()
+    }
+}
+
+#[test]
+fn a_destination_that_loses_a_device_says_so_while_the_channels_carry_the_round() {
+    let guest = guest();
+    let (here, there): (Vec<_>, Vec<_>) = pairs(3).into_iter().unzip();
+    let (here, there) = (connection(here), connection(there));
+    let ram = Arc::new(like(&guest.memory.ram));
+    let destination = thread::spawn(move || {
+        let (mut machine, ownership) = (LosesItsDevice::default(), OwnershipRecord::there());
+        receive(there, &ram, &mut machine, &ownership, &mut |_| ())
+    });
+    // The round takes longer than a few heartbeats.
+    let params = rounds(2)
+        .with_multifd_channels(2)
+        .with_max_bandwidth(2 << 20);
+    let migration = Migration::start(guest.source(), params, here).unwrap();
+    let monitor = migration.monitor();
+    let (_, sent) = migration.join();
+    let sent = sent.unwrap_err().to_string();
+    assert!(sent.contains("its balloon is lost"), "{sent}");
+    assert!(destination.join().unwrap().is_err());
+    let transferred = monitor.status().ram.transferred;
+    assert!(
+        transferred < 3 * guest.memory.ram.pages() * spec::PAGE_SIZE / 4,
+        "{transferred}"
     );
     assert!(!guest.machine.is_stopped());
 }

@@ -168,7 +168,14 @@ impl<'a> Receiver<'a> {
         let mut state = MachineState::default();
         let mut drains = 0;
         loop {
-            let header = self.input.header()?;
+            let Some(header) = self.input.header_or_heartbeat()? else {
+                // While channels carry the pages, nothing but heartbeats comes here.
+                if state.sections().is_empty() {
+                    machine.check()?;
+                }
+                self.report(channels);
+                continue;
+            };
             if header.round != self.status.round {
                 return Err(ReceiveError::Round {
                     expected: self.status.round,

@@ -342,7 +342,7 @@ impl SectionReader {
     }
 
     /// Receives a section's header; `None` for a heartbeat.
-    fn header_or_heartbeat(&mut self) -> Result<Option<SectionHeader>, SectionError> {
+    pub(crate) fn header_or_heartbeat(&mut self) -> Result<Option<SectionHeader>, SectionError> {
         self.before_section = self.bytes;
         let header = SectionHeader::from_bytes(&self.start::<SECTION_HEADER_BYTES>()?)?;
         if header.sequence != self.sequence {
