@@ -295,6 +295,20 @@ fn a_destination_that_loses_a_device_says_so_while_the_channels_carry_the_round(
 }
 
 #[test]
+fn a_channel_that_has_no_connection_is_named_and_the_guest_runs_on() {
+    let guest = guest();
+    let ram = Arc::new(like(&guest.memory.ram));
+    let params = rounds(1).with_multifd_channels(2);
+    let outcome = migrate_on(guest.source(), params, pairs(1), ram);
+    let error = outcome.sent.as_ref().unwrap_err().to_string();
+    assert!(
+        error.contains("only 0 of 2 channels have joined"),
+        "{error}"
+    );
+    assert_clean(&guest, outcome, "without connections");
+}
+
+#[test]
 fn a_channel_that_stalls_is_given_up_and_the_guest_runs_on() {
     let guest = guest();
     let fault = Fault {

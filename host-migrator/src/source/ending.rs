@@ -163,7 +163,7 @@ fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {
 fn told_by_peer(error: MigrationError, link: &mut Link) -> MigrationError {
     let told = match error {
         MigrationError::Io(_) => link.peer.check_peer(),
-        MigrationError::Channel(_) => link.peer.reason(),
+        MigrationError::Channel(_) | MigrationError::Join(_) => link.peer.reason(),
         _ => return error,
     };
     match told {

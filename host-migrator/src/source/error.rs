@@ -23,9 +23,15 @@ pub enum MigrationError {
     /// The destination gave up, disconnected, or broke the protocol.
     #[error("destination: {0}")]
     Destination(#[from] SectionError),
-    /// A channel failed, or could not join.
+    /// A channel failed.
     #[error("{0}")]
     Channel(#[source] SinkError),
+    /// A channel could not join.
+    #[error(
+        "a channel cannot join: {0} (each channel needs a connection of its own; with multifd-channels 1 there is only one \
+         connection)"
+    )]
+    Join(#[source] SinkError),
     /// The destination sends no secret with which channels could join.
     #[error("the destination takes no channels")]
     NoChannels,
