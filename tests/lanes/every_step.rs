@@ -98,7 +98,7 @@ fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
     let lab = Lab::new(guest());
     let mut source = lab.running("source");
     let (mut destination, uri) = lab.receiving("destination", false);
-    Migration::default().begin(&source, &faulty(&uri, kind, fault));
+    Migration::on_one_connection().begin(&source, &faulty(&uri, kind, fault));
     let ended = end_of_migration(&mut source).unwrap();
     let here = status(&source).ownership;
     // A destination whose source has gone may still wait for it. It gives the guest up, or holds it, by itself.

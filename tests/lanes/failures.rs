@@ -10,7 +10,7 @@ use lacuna::compare::Host;
 use lacuna::control::Command;
 use lacuna::machine::MachineState;
 
-use crate::lab::wire::{Stuck, cut_after};
+use crate::lab::wire::{Stuck, cut_after, cut_channel_after};
 use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, ends, lacuna, skipped_without_kvm, status, tell,
     until_round, whole_pass,
@@ -99,7 +99,27 @@ fn a_connection_that_breaks_anywhere_leaves_the_guest_at_the_source() {
         ("late", 30 << 20),
     ] {
         let (_destination, uri) = lab.receiving(name, true);
-        Migration::default().begin(&source, &cut_after(&uri, limit));
+        Migration::on_one_connection().begin(&source, &cut_after(&uri, limit));
+        ends(&mut source, MigrationState::Failed);
+        runs_on(&mut source);
+    }
+    next_migration_is_exact(&lab, &mut source);
+}
+
+#[test]
+fn a_channel_that_breaks_anywhere_leaves_the_guest_at_the_source() {
+    if skipped_without_kvm("broken channel") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let migration = Migration {
+        multifd_channels: Some(2),
+        ..Migration::default()
+    };
+    for (name, limit) in [("joining", 10), ("pages", 200_000), ("middle", 5 << 20)] {
+        let (_destination, uri) = lab.receiving(name, true);
+        migration.begin(&source, &cut_channel_after(&uri, limit));
         ends(&mut source, MigrationState::Failed);
         runs_on(&mut source);
     }
@@ -115,7 +135,7 @@ fn a_peer_that_reads_nothing_blocks_neither_status_nor_cancel() {
     let mut source = lab.running("source");
     let (_destination, uri) = lab.receiving("destination", true);
     let stuck = Stuck::new(&uri);
-    Migration::default().begin(&source, &stuck.uri);
+    Migration::on_one_connection().begin(&source, &stuck.uri);
     thread::sleep(Duration::from_secs(1));
     assert_eq!(status(&source).machine, MachineState::Running);
     tell(&source, &Command::MigrateCancel);

@@ -42,6 +42,31 @@ pub fn cut_after(destination: &str, limit: usize) -> String {
     uri
 }
 
+/// A wire to `destination` whose second connection, a channel, is cut after the source's first `limit` bytes. Returns where it
+/// begins.
+pub fn cut_channel_after(destination: &str, limit: usize) -> String {
+    let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for (number, near) in listener.incoming().enumerate() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(&address));
+            // The destination listens no more when its guest has arrived or it has ended.
+            let Ok(far) = far else {
+                return;
+            };
+            carry_back(&near, &far);
+            let limit = if number == 1 { limit as u64 } else { u64::MAX };
+            thread::spawn(move || {
+                let _ = io::copy(&mut (&near).take(limit), &mut &far);
+                let _ = near.shutdown(Shutdown::Both);
+                let _ = far.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    uri
+}
+
 /// A wire that carries the greeting and the answer to the layout, and then nothing more from the source.
 pub struct Stuck {
     /// Where it begins.

@@ -20,6 +20,8 @@ pub struct Migration {
     pub hints: HintMode,
     /// Bandwidth limit in bytes a second.
     pub max_bandwidth: Option<u64>,
+    /// Channels beside the control connection; default: as many as the machine has by default.
+    pub multifd_channels: Option<u32>,
     /// Downtime limit in milliseconds.
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, however much is left.
@@ -33,6 +35,7 @@ impl Default for Migration {
         Self {
             hints: HintMode::On,
             max_bandwidth: None,
+            multifd_channels: None,
             downtime_limit: 300,
             max_rounds: None,
             switched_off: Vec::new(),
@@ -41,6 +44,14 @@ impl Default for Migration {
 }
 
 impl Migration {
+    /// A migration that has one connection: all its steps are on it, in their order.
+    pub fn on_one_connection() -> Self {
+        Self {
+            multifd_channels: Some(1),
+            ..Self::default()
+        }
+    }
+
     /// Asks `source` to migrate to `uri`.
     ///
     /// # Panics
@@ -54,6 +65,7 @@ impl Migration {
     pub fn try_to_begin(&self, source: &Host, uri: &str) -> Result<(), String> {
         let arguments = MigrateArguments {
             max_bandwidth: self.max_bandwidth,
+            multifd_channels: self.multifd_channels,
             downtime_limit: self.downtime_limit,
             max_rounds: self.max_rounds,
             hints: self.hints,
