@@ -7,15 +7,13 @@ mod software_guest;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use host_migrator::{
-    Address, Connection, GuestRam, Incoming, Listener, Migration, OwnershipRecord, ReceiveError,
-};
-use software_guest::machine::{DESCRIPTION, SoftDestination};
-use software_guest::memory::{Memory, like};
+use host_migrator::GuestRam;
+use software_guest::machine::DESCRIPTION;
+use software_guest::memory::Memory;
+use software_guest::waiting::Waiting;
 use software_guest::{Guest, rounds};
 use spec::PageRange;
 use spec::stream::{
@@ -23,47 +21,25 @@ use spec::stream::{
     SectionKind, StreamHeader, run_to_bytes,
 };
 
-const FOR_EVER: Duration = Duration::from_secs(30);
-
 fn guest() -> Guest {
     let guest = Guest::new(Memory::new(2000, 0));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
     guest
 }
 
-/// A destination that waits for a guest.
-struct Waiting {
-    address: Address,
-    ram: Arc<GuestRam>,
-    thread: JoinHandle<Result<(), ReceiveError>>,
+/// Callers at a destination that waits.
+trait Callers {
+    /// Connects, and receives the greeting.
+    fn caller(&self) -> Caller;
+    /// A source with `channels` channels that has been accepted, and the secret for them.
+    fn accepted_source(&self, channels: u32) -> (Caller, Nonce);
+    /// A channel that says that it is number `channel` of the session of `nonce`.
+    fn channel(&self, channel: u32, nonce: Nonce) -> Caller;
 }
 
-impl Waiting {
-    fn for_a_guest_like(guest: &Guest) -> Self {
-        let ram = Arc::new(like(&guest.memory.ram));
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.address().clone();
-        let into = Arc::clone(&ram);
-        let thread = thread::spawn(move || {
-            let mut machine = SoftDestination::default();
-            let ownership = OwnershipRecord::there();
-            let source = Incoming::wait(&listener, &into, &mut machine)?;
-            source.receive(&into, &mut machine, &ownership, &mut |_| ())?;
-            Ok(())
-        });
-        Self {
-            address,
-            ram,
-            thread,
-        }
-    }
-
-    /// Connects, and receives the greeting.
+impl Callers for Waiting {
     fn caller(&self) -> Caller {
-        let Address::Tcp { host, port } = &self.address else {
-            unreachable!()
-        };
-        let mut stream = TcpStream::connect((host.as_str(), *port)).unwrap();
+        let mut stream = self.stranger();
         let mut greeting = [0; GREETING_BYTES];
         stream.read_exact(&mut greeting).unwrap();
         Caller {
@@ -73,7 +49,6 @@ impl Waiting {
         }
     }
 
-    /// A source with `channels` channels that has been accepted, and the secret for them.
     fn accepted_source(&self, channels: u32) -> (Caller, Nonce) {
         let mut source = self.caller();
         source.introduce(&self.ram, channels);
@@ -81,23 +56,17 @@ impl Waiting {
         (source, nonce)
     }
 
-    /// A channel that says that it is number `channel` of the session of `nonce`.
     fn channel(&self, channel: u32, nonce: Nonce) -> Caller {
         let mut caller = self.caller();
         caller.join(channel, nonce);
         caller
     }
+}
 
-    /// A true source connects, and its guest arrives over two channels.
-    fn receives(self, guest: &Guest) {
-        let connection = Connection::connect(&self.address, FOR_EVER).unwrap();
-        let params = rounds(2).with_multifd_channels(2);
-        let migration = Migration::start(guest.source(), params, connection);
-        let (_, sent) = migration.unwrap().join();
-        assert_eq!(sent.unwrap().channels, 2);
-        self.thread.join().unwrap().unwrap();
-        assert_eq!(guest.memory.wrong_pages(&self.ram, None), []);
-    }
+/// A true source connects, and its guest arrives over two channels.
+fn receives(destination: Waiting, guest: &Guest) {
+    let params = rounds(2).with_multifd_channels(2);
+    assert_eq!(destination.receives(guest, params).channels, 2);
 }
 
 /// Somebody who has connected.
@@ -217,7 +186,7 @@ fn a_channel_joins_only_with_the_secret_of_the_session() {
     let (source, _) = destination.accepted_source(1);
     assert_refused(destination.channel(0, nonce), "session's secret");
     drop(source);
-    destination.receives(&guest);
+    receives(destination, &guest);
 }
 
 #[test]
@@ -230,7 +199,7 @@ fn a_replayed_channel_header_is_refused() {
     replay.join(0, nonce);
     assert_refused(replay, "another session");
     drop(source);
-    destination.receives(&guest);
+    receives(destination, &guest);
 }
 
 #[test]
@@ -240,7 +209,7 @@ fn more_channels_than_there_may_be_are_refused() {
     let mut greedy = destination.caller();
     greedy.introduce(&destination.ram, 129);
     assert_refused(greedy, "invalid value in header field channels");
-    destination.receives(&guest);
+    receives(destination, &guest);
 }
 
 #[test]
@@ -255,7 +224,7 @@ fn many_strangers_while_channels_join_and_carry_pages_harm_nothing() {
             stranger
         })
         .collect();
-    destination.receives(&guest);
+    receives(destination, &guest);
     drop(crowd);
 }
 

@@ -11,75 +11,30 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use host_migrator::{
-    Address, Connection, GuestRam, Incoming, Listener, Migration, MigrationParams, Owner,
-    OwnershipRecord, ReceiveError,
-};
+use host_migrator::{Connection, Migration, MigrationParams};
 use software_guest::Guest;
 use software_guest::link::{Link, wire};
-use software_guest::machine::SoftDestination;
-use software_guest::memory::{Memory, like, one};
+use software_guest::memory::{Memory, one};
+use software_guest::waiting::{FOR_EVER, Waiting};
 use spec::PAGE_SIZE;
 use spec::stream::{GREETING_BYTES, Greeting, SectionHeader, SectionKind, StreamHeader};
 
-/// The time limit for what must happen.
-const FOR_EVER: Duration = Duration::from_secs(30);
-
-/// A destination that waits for a guest like `guest`. Its memory has old content.
-struct Waiting {
-    address: Address,
-    ram: Arc<GuestRam>,
-    thread: JoinHandle<Result<bool, ReceiveError>>,
-}
-
 const OLD: [u8; PAGE_SIZE as usize] = [7; PAGE_SIZE as usize];
 
-impl Waiting {
-    fn for_a_guest_like(guest: &Guest) -> Self {
-        let ram = Arc::new(like(&guest.memory.ram));
-        ram.write(one(5), &OLD).unwrap();
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.address().clone();
-        let into = Arc::clone(&ram);
-        let thread = thread::spawn(move || {
-            let mut machine = SoftDestination::default();
-            let ownership = OwnershipRecord::there();
-            let source = Incoming::wait(&listener, &into, &mut machine)?;
-            source.receive(&into, &mut machine, &ownership, &mut |_| ())?;
-            Ok(machine.runs && ownership.get().owner == Owner::Here)
-        });
-        Self {
-            address,
-            ram,
-            thread,
-        }
-    }
+/// A destination that waits for a guest like `guest`. Its memory has old content.
+fn waiting(guest: &Guest) -> Waiting {
+    let destination = Waiting::for_a_guest_like(guest);
+    destination.ram.write(one(5), &OLD).unwrap();
+    destination
+}
 
-    fn stranger(&self) -> TcpStream {
-        let Address::Tcp { host, port } = &self.address else {
-            unreachable!()
-        };
-        TcpStream::connect((host.as_str(), *port)).unwrap()
-    }
-
-    fn assert_untouched(&self) {
-        let mut page = [0; PAGE_SIZE as usize];
-        self.ram.read(one(5), &mut page).unwrap();
-        assert_eq!(page, OLD, "memory was touched for a stranger");
-    }
-
-    /// The true source connects, and its guest arrives.
-    fn receives(self, guest: &Guest) {
-        let channel = Connection::connect(&self.address, FOR_EVER).unwrap();
-        let migration = Migration::start(guest.source(), MigrationParams::default(), channel);
-        let (_, sent) = migration.unwrap().join();
-        sent.unwrap();
-        assert!(self.thread.join().unwrap().unwrap());
-        assert_eq!(guest.memory.wrong_pages(&self.ram, None), []);
-    }
+fn assert_untouched(destination: &Waiting) {
+    let mut page = [0; PAGE_SIZE as usize];
+    destination.ram.read(one(5), &mut page).unwrap();
+    assert_eq!(page, OLD, "memory was touched for a stranger");
 }
 
 /// Copies bytes between two streams until one of them ends.
@@ -107,31 +62,31 @@ fn guest() -> Guest {
 #[test]
 fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory() {
     let guest = guest();
-    let destination = Waiting::for_a_guest_like(&guest);
+    let destination = waiting(&guest);
     drop(destination.stranger());
     let mut nonsense = destination.stranger();
     nonsense.write_all(&[b'G'; 4096]).unwrap();
     // It is refused: the connection ends or is reset.
     let _ = nonsense.read_to_end(&mut Vec::new());
-    destination.assert_untouched();
-    destination.receives(&guest);
+    assert_untouched(&destination);
+    destination.receives(&guest, MigrationParams::default());
 }
 
 #[test]
 fn a_crowd_of_silent_strangers_does_not_lock_out_the_source() {
     let guest = guest();
-    let destination = Waiting::for_a_guest_like(&guest);
+    let destination = waiting(&guest);
     // One after the other, they would take longer than the source waits.
     let crowd: Vec<_> = (0..100).map(|_| destination.stranger()).collect();
-    destination.assert_untouched();
-    destination.receives(&guest);
+    assert_untouched(&destination);
+    destination.receives(&guest, MigrationParams::default());
     drop(crowd);
 }
 
 #[test]
 fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
     let guest = guest();
-    let destination = Waiting::for_a_guest_like(&guest);
+    let destination = waiting(&guest);
     let mut source = destination.stranger();
     let mut greeting = [0; GREETING_BYTES];
     source.read_exact(&mut greeting).unwrap();
@@ -168,13 +123,13 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.contains("it needs another machine"), "{answer}");
     drop(crowd);
-    destination.receives(&guest);
+    destination.receives(&guest, MigrationParams::default());
 }
 
 #[test]
 fn a_source_far_away_gets_through_while_strangers_flood() {
     let guest = guest();
-    let destination = Waiting::for_a_guest_like(&guest);
+    let destination = waiting(&guest);
     let address = destination.address.clone();
     let over = Arc::new(AtomicBool::new(false));
     let (tell, floods) = channel();
@@ -217,7 +172,7 @@ fn a_source_far_away_gets_through_while_strangers_flood() {
 #[test]
 fn a_source_whose_guest_does_not_fit_is_told_why_and_the_next_one_is_received() {
     let guest = guest();
-    let destination = Waiting::for_a_guest_like(&guest);
+    let destination = waiting(&guest);
     let other = Guest::new(Memory::new(80, 0));
     let channel = Connection::connect(&destination.address, FOR_EVER).unwrap();
     let migration = Migration::start(other.source(), MigrationParams::default(), channel).unwrap();
@@ -225,6 +180,6 @@ fn a_source_whose_guest_does_not_fit_is_told_why_and_the_next_one_is_received() 
     let error = result.unwrap_err().to_string();
     assert!(error.contains("other memory"), "{error}");
     assert!(!other.machine.is_stopped());
-    destination.assert_untouched();
-    destination.receives(&guest);
+    assert_untouched(&destination);
+    destination.receives(&guest, MigrationParams::default());
 }

@@ -11,6 +11,7 @@ pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod proxy;
+pub mod waiting;
 pub mod workload;
 
 use std::os::unix::net::UnixStream;
