@@ -159,10 +159,13 @@ fn random_descriptors_and_rings_harm_only_their_own_guest() {
         return;
     };
     let mut random = Random::new(7);
-    let mut rounds = 0;
-    // The guest does not wait for the device, which may have seen little of a round when it is reset.
-    eventually("something that makes no sense", || {
+    for round in 1..=12 {
         let (mut driver, host) = subject.joined();
+        // The guest does not wait for the device, which may have seen little of the rest when it is reset.
+        driver.add(TRANSMIT, &[(MEMORY - 4, 8, 0, 0)]);
+        eventually("something that makes no sense", || {
+            (subject.device.ignored_accesses() >= round).then_some(())
+        });
         // The host reads everything that the guest sends, and always has something to send.
         fill(&host);
         let reader = std::thread::spawn(move || {
@@ -192,9 +195,7 @@ fn random_descriptors_and_rings_harm_only_their_own_guest() {
         }
         driver.write(reg::VIRTIO_MMIO_STATUS, 0);
         reader.join().unwrap();
-        rounds += 1;
-        (rounds >= 12 && subject.device.ignored_accesses() > 0).then_some(())
-    });
+    }
     let (mut driver, host) = subject.joined();
     driver.say(b"still there");
     assert_eq!(read(&host, 11), b"still there");
