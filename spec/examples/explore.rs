@@ -79,6 +79,9 @@ struct Bounds {
     /// Channels to the destination
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     channels: u8,
+    /// A migration may lend the memory to a destination on the same host
+    #[arg(long)]
+    local: bool,
     /// Writes of a vhost-user back end
     #[arg(long, default_value_t = 0)]
     back_end_writes: u8,
@@ -108,6 +111,7 @@ impl From<&Bounds> for Setup {
             deaths: bounds.deaths,
             impatience: bounds.impatience,
             channels: bounds.channels,
+            local: bounds.local,
             back_end_writes: bounds.back_end_writes,
             own_writes: bounds.own_writes,
             agent: bounds.agent,

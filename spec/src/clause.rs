@@ -115,6 +115,12 @@ clauses! {
     0 KeepHeld "keep-held" "a destination that was ready keeps the guest when the link dies",
     /// An operator decides for one side only when the other can no longer run the guest.
     0 LookFirst "look-first" "an operator decides for one side only if the other cannot run the guest",
+    /// In a local hand-over the destination maps the source's memory. It changes nothing there before it owns the guest.
+    0 KeepLent "keep-lent" "the destination changes no lent memory before it owns the guest",
+    /// In a local hand-over the source still has the memory that it gave away. Neither it nor its devices change it.
+    0 LetGo "let-go" "after the hand-over the source changes nothing in the memory that it lent",
+    /// A destination that does not get the guest unmaps the memory that was lent to it, and never uses it as its own.
+    0 GiveLentBack "give-lent-back" "a destination that does not get the guest lets go of the lent memory",
 }
 
 /// The name is not that of a clause.

@@ -7,10 +7,10 @@ use spec_model::guest::GuestAction::{
 };
 use spec_model::host::HostAction::{
     Abandon, Begin, Claim, ClearLog, ClearLogOf, Commit, EndRound, Fail, Flush, HandOver,
-    HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, NoticeBreak, Pause, PutBack, ReadLog,
-    ReadLogEarly, Send, StartLogging,
+    HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, Lend, NoticeBreak, Pause, PutBack,
+    ReadLog, ReadLogEarly, Send, StartLogging, Stray,
 };
-use spec_model::network::NetworkAction::{Break, Cut, Deliver, Forget, Hear, Lose};
+use spec_model::network::NetworkAction::{Break, Clear, Cut, Deliver, Forget, Hear, Lose};
 use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
 use spec_model::pages::Page;
 use spec_model::state::Action::{
@@ -463,6 +463,32 @@ fn an_operator_who_decides_without_looking_runs_the_guest_twice() {
     assert!(
         decided.iter().any(|action| story.actions.contains(action)),
         "{story}"
+    );
+}
+
+#[test]
+fn a_destination_that_clears_lent_memory_destroys_a_guest_that_runs() {
+    assert_needed(Clause::KeepLent, &[Host(Lend), Network(Clear(A))]);
+}
+
+#[test]
+fn a_device_of_the_source_that_still_writes_destroys_a_guest_that_has_gone() {
+    assert_needed(
+        Clause::LetGo,
+        &[Host(Lend), Host(Pause), Host(HandOver), Host(Stray(A))],
+    );
+}
+
+#[test]
+fn a_destination_that_takes_lent_memory_for_its_own_destroys_a_guest_it_did_not_get() {
+    assert_needed(
+        Clause::GiveLentBack,
+        &[
+            Host(Lend),
+            Host(Fail),
+            Host(StartLogging),
+            Network(Clear(A)),
+        ],
     );
 }
 

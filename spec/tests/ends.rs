@@ -71,6 +71,13 @@ fn every_run_ends() {
             ..small
         },
         Setup {
+            local: true,
+            failures: 2,
+            pages: 1,
+            rounds: 1,
+            ..small
+        },
+        Setup {
             background: 1,
             channels: 2,
             agent: true,

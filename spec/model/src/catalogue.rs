@@ -113,6 +113,17 @@ pub fn without(clause: Clause) -> Case {
             background: 1,
             ..TINY
         },
+        Clause::KeepLent | Clause::LetGo => Setup {
+            local: true,
+            moves: 0,
+            ..TINY
+        },
+        Clause::GiveLentBack => Setup {
+            local: true,
+            failures: 1,
+            moves: 0,
+            ..TINY
+        },
         Clause::DrainChannels => Setup {
             channels: 2,
             ..TINY
@@ -125,7 +136,7 @@ pub fn without(clause: Clause) -> Case {
         },
     };
     let property = match clause {
-        Clause::KeepMemory => SOURCE_COMPLETE,
+        Clause::KeepMemory | Clause::KeepLent | Clause::GiveLentBack => SOURCE_COMPLETE,
         Clause::LogDiscards | Clause::DiscardAtDestination => NO_STALE_PAGE,
         Clause::SayDone | Clause::SayDoneAtStart => MEMORY_GIVEN_BACK,
         Clause::StopLogging => LOGGING_STOPS,
@@ -293,6 +304,31 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             "a link that dies in the hand-over, twice, and an operator",
             Setup {
                 failures: 2,
+                rounds: 1,
+                moves: 3,
+                ..small
+            },
+        ),
+        (
+            "memory lent or sent, a link that dies in the hand-over, twice, and an operator",
+            Setup {
+                local: true,
+                failures: 2,
+                rounds: 1,
+                moves: 2,
+                ..small
+            },
+        ),
+        (
+            "memory lent or sent, other writers, discards, a device that dies",
+            Setup {
+                local: true,
+                failures: 1,
+                deaths: 1,
+                reporting: true,
+                back_end_writes: 1,
+                own_writes: 1,
+                pages: 1,
                 rounds: 1,
                 moves: 3,
                 ..small

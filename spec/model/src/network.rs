@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The channels to the destination, and the destination itself.
 
-use crate::pages::{Page, PerPage, Renaming};
+use crate::host::Step;
+use crate::pages::{ModelPages, Page, PerPage, Renaming};
 use crate::rule::{Clause, Rule};
 use crate::state::{Action, Migration, State};
 
@@ -54,10 +55,13 @@ impl Wire {
     }
 }
 
-/// The destination. Its memory is new and therefore zero.
+/// The destination. Its memory is new and therefore zero, or the source's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
+    /// Its own memory.
     pub(crate) memory: PerPage<u8>,
+    /// It maps the source's memory instead.
+    pub(crate) is_lent: bool,
     pub(crate) presence: Presence,
 }
 
@@ -96,6 +100,8 @@ pub enum NetworkAction {
     Lose,
     /// The destination notices that the connection is broken, and forgets the guest.
     Forget,
+    /// The destination makes a page of the lent memory zero: it clears its memory, or a device writes or discards.
+    Clear(Page),
 }
 
 pub(crate) fn renamed(state: &State, names: &Renaming) -> (Wire, Destination) {
@@ -117,9 +123,19 @@ pub(crate) fn renamed(state: &State, names: &Renaming) -> (Wire, Destination) {
 /// Sends `record`. A single channel keeps the order, so it can deliver at once.
 pub(crate) fn send(model: &Migration, state: &mut State, channel: u8, record: Record) {
     if model.setup.channels == 1 {
-        state.destination.memory[record.page.index()] = record.content;
+        arrive(state, record);
     } else {
         state.wire.channels[usize::from(channel)] = Some(record);
+    }
+}
+
+/// The destination places `record` in its memory.
+fn arrive(state: &mut State, record: Record) {
+    let Record { page, content } = record;
+    if state.destination.is_lent {
+        state.memory[page.index()] = content;
+    } else {
+        state.destination.memory[page.index()] = content;
     }
 }
 
@@ -151,6 +167,22 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if held && state.wire.broken && !model.rule.holds(Clause::KeepHeld) {
         push(NetworkAction::Forget);
     }
+    let waits = matches!(
+        state.destination.presence,
+        Presence::Receiving | Presence::Ready
+    );
+    // A destination to which pages are sent clears its memory first.
+    let clears = match state.host.lends {
+        true => !model.rule.holds(Clause::KeepLent),
+        false => state.host.step == Step::Arming,
+    };
+    if state.destination.is_lent && waits && clears {
+        for page in ModelPages::all(model.setup.pages).iter() {
+            if state.memory[page.index()] != 0 {
+                push(NetworkAction::Clear(page));
+            }
+        }
+    }
     if state.host.failures > 0 && !state.wire.broken && state.host.is_handing_over() {
         push(NetworkAction::Break);
     }
@@ -161,7 +193,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) 
     match action {
         NetworkAction::Deliver(channel) => {
             if let Some(record) = state.wire.channels[usize::from(channel)].take() {
-                state.destination.memory[record.page.index()] = record.content;
+                arrive(state, record);
             }
         }
         NetworkAction::Cut(channel) => {
@@ -186,5 +218,6 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: NetworkAction) 
         }
         NetworkAction::Lose => state.wire.forward = None,
         NetworkAction::Forget => state.destination.presence = Presence::Ended,
+        NetworkAction::Clear(page) => state.memory[page.index()] = 0,
     }
 }

@@ -63,21 +63,21 @@ pub(crate) fn all() -> Vec<Property<Migration>> {
 /// A page that the guest uses and that has other content at the destination.
 pub(crate) fn lost(model: &Migration, state: &State) -> Option<Page> {
     first_page(model, |page| {
-        let here = state.destination.memory[page.index()];
+        let there = state.at_destination(page);
         state.destination.runs()
             && state.guest.uses(page)
-            && here != state.guest.content[page.index()]
+            && there != state.guest.content[page.index()]
     })
 }
 
 /// A page that the guest gave up and that has, at the destination, neither the source's content nor zeros.
 pub(crate) fn stale(model: &Migration, state: &State) -> Option<Page> {
     first_page(model, |page| {
-        let here = state.destination.memory[page.index()];
+        let there = state.at_destination(page);
         state.destination.runs()
             && !state.guest.uses(page)
-            && here != state.memory[page.index()]
-            && here != 0
+            && there != state.memory[page.index()]
+            && there != 0
     })
 }
 

@@ -30,6 +30,8 @@ pub struct Setup {
     pub failures: u8,
     /// Channels to the destination. A single one keeps the order, so in the model it delivers at once.
     pub channels: u8,
+    /// The destination may be on the source's host. Each migration may then lend it the memory itself, instead of sending pages.
+    pub local: bool,
     /// When a round begins, the migrator asks for holes: pages without memory, which read as zero. It sends them as zero
     /// without reading them. (Only where dirty bits are cleared at once.)
     pub holes: bool,
@@ -69,6 +71,7 @@ impl Setup {
         early: 0,
         failures: 0,
         channels: 1,
+        local: false,
         holes: false,
         tables: false,
         clearing: Clearing::AtOnce,

@@ -85,6 +85,15 @@ impl State {
         self.source_runs || self.destination.runs()
     }
 
+    /// What `page` has at the destination.
+    pub(crate) fn at_destination(&self, page: Page) -> u8 {
+        let memory = match self.destination.is_lent {
+            true => &self.memory,
+            false => &self.destination.memory,
+        };
+        memory[page.index()]
+    }
+
     /// A vCPU writes the next version of `page`.
     pub(crate) fn write(&mut self, page: Page) {
         self.store_next(page);

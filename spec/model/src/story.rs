@@ -227,6 +227,7 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         HostAction::StartLogging => {
             "The migrator starts the dirty logs; no page is armed yet.".into()
         }
+        HostAction::Lend => "The migrator lends the destination the memory itself.".into(),
         HostAction::ClearLog => format!(
             "The migrator clears in KVM's log what it has read: {}.",
             pages(before.logs.kvm.fetched)
@@ -333,10 +334,14 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::NoticeBreak => "The migrator notices that the connection is broken.".into(),
         HostAction::Fail => "The migration fails.".into(),
+        HostAction::Stray(page) => {
+            format!("A device of the source still changes the memory: {page} is zero now.")
+        }
         HostAction::PutBack if after.device.control == Control::Done => {
             "The migrator stops logging and tells the device that hinting is over.".into()
         }
         HostAction::PutBack if after.logs.on => "The migrator leaves the logs on.".into(),
+        HostAction::PutBack if !before.logs.on => "The migration ends.".into(),
         HostAction::PutBack => "The migrator stops logging.".into(),
         HostAction::Abandon => "The migrator does not try again.".into(),
     }
@@ -384,6 +389,9 @@ fn of_network(before: &State, action: NetworkAction, after: &State) -> String {
         NetworkAction::Forget => {
             "The destination notices that the connection is broken, and forgets the guest.".into()
         }
+        NetworkAction::Clear(page) => {
+            format!("The destination, which maps the source's memory, clears {page}.")
+        }
         NetworkAction::Break => "The connection breaks.".into(),
         NetworkAction::Lose if before.wire.forward == Some(Forward::HandOver) => {
             "The hand-over is lost.".into()
@@ -414,7 +422,7 @@ fn moral(model: &Migration, property: &'static str, last: &State) -> String {
     match property {
         properties::NO_PAGE_LOST => properties::lost(model, last).map(|page| {
             let written = content(last.guest.content[page.index()]);
-            let here = content(last.destination.memory[page.index()]);
+            let here = content(last.at_destination(page));
             format!("The guest uses {page} and left {written} there. The destination has {here}.")
         }),
         properties::NO_STALE_PAGE => properties::stale(model, last).map(|page| {
@@ -422,7 +430,7 @@ fn moral(model: &Migration, property: &'static str, last: &State) -> String {
                 0 => "zeros".into(),
                 version => format!("version {version} as at the source, or zeros"),
             };
-            let here = content(last.destination.memory[page.index()]);
+            let here = content(last.at_destination(page));
             format!(
                 "The guest has given {page} up, so the destination may have {source}. It has {here}."
             )

@@ -201,6 +201,8 @@ events! {
     46 "channels:" Channels(count: u64),
     /// Migrator: the destination has everything that was sent on all channels. After.
     47 "channels are drained" Drained,
+    /// Migrator: lends the destination the memory itself, so that no page needs to be sent. Before.
+    48 "lends the memory" Lent,
 }
 
 /// An event and who recorded it.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The steps that the migrator may take next.
 
-use super::{HostAction, Step};
+use super::{HostAction, Owner, Step};
 use crate::device::Control;
 use crate::network::Backward;
-use crate::pages::Page;
+use crate::pages::{ModelPages, Page};
 use crate::rule::Clause;
 use crate::setup::Clearing;
 use crate::state::{Action, Migration, State};
@@ -23,6 +23,9 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
                     push(HostAction::Begin);
                 }
             }
+            if setup.local {
+                push(HostAction::Lend);
+            }
             if host.failures < setup.failures {
                 push(HostAction::Abandon);
             }
@@ -31,6 +34,7 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             push(HostAction::Begin);
             push_clears(state, piecewise, &mut push);
         }
+        Step::Lent => push(HostAction::Pause),
         Step::Opening | Step::Closing | Step::Finishing => match state.device.control {
             Control::Ok | Control::Refused => push(HostAction::HearDevice),
             Control::Dead => push(HostAction::GiveUpDevice),
@@ -104,6 +108,13 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     }
     if host.failures > 0 && may_fail(host.step) {
         push(HostAction::Fail);
+    }
+    if state.destination.is_lent && host.owner != Owner::Source && !rule.holds(Clause::LetGo) {
+        for page in ModelPages::all(setup.pages).iter() {
+            if state.memory[page.index()] != 0 {
+                push(HostAction::Stray(page));
+            }
+        }
     }
 }
 

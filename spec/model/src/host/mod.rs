@@ -22,6 +22,8 @@ pub enum Step {
     Idle,
     /// Logging is on.
     Arming,
+    /// The memory is lent to the destination, and the guest still runs here.
+    Lent,
     /// Waits for the device to open the epoch.
     Opening,
     /// Sends a round.
@@ -90,6 +92,8 @@ pub struct Host {
     pub(crate) eligible: ModelPages,
     /// The number of the last epoch.
     pub(crate) epoch: u8,
+    /// Whether this migration lends its memory.
+    pub(crate) lends: bool,
     /// Whether an epoch is open.
     pub(crate) open: bool,
     /// The device did not answer: there are no more hints.
@@ -135,6 +139,8 @@ impl Host {
 pub enum HostAction {
     /// Starts all logs. Where bits are cleared at once, this arms every page.
     StartLogging,
+    /// Gives the destination the memory itself. Nothing is logged, and no hint is asked for.
+    Lend,
     /// Clears what was read in KVM's log.
     ClearLog,
     /// Clears one page in KVM's log.
@@ -175,6 +181,8 @@ pub enum HostAction {
     NoticeBreak,
     /// Fails, or is cancelled.
     Fail,
+    /// The source's side, a device of it perhaps, makes a page of the memory zero that it has given away.
+    Stray(Page),
     /// Stops logging, and tells the device that hinting is over.
     PutBack,
     /// Does not try again.

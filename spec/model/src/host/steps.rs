@@ -14,6 +14,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
     let rule = model.rule;
     match action {
         HostAction::StartLogging => start_logging(model, state),
+        HostAction::Lend => lend(model, state),
         HostAction::ClearLog => {
             let fetched = state.logs.kvm.fetched;
             state.logs.kvm.clear(fetched);
@@ -107,7 +108,10 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
                 state.logs.catch_up();
             }
             state.source_runs = false;
-            state.host.step = Step::Reading;
+            state.host.step = match state.host.step {
+                Step::Lent => Step::Rest,
+                _ => Step::Reading,
+            };
         }
         HostAction::Commit => {
             state.wire.forward = Some(Forward::Commit);
@@ -138,6 +142,7 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
             }
             state.host.step = Step::PuttingBack;
         }
+        HostAction::Stray(page) => state.memory[page.index()] = 0,
         HostAction::PutBack => put_back(model, state),
         HostAction::Abandon => state.host.step = Step::Over,
     }
@@ -184,6 +189,17 @@ fn start_logging(model: &Migration, state: &mut State) {
     }
 }
 
+/// Begins a local migration.
+fn lend(model: &Migration, state: &mut State) {
+    prepare(model, state);
+    state.host.pending = ModelPages::EMPTY;
+    // Neither asked for nor told that it is over.
+    state.host.hints_lost = true;
+    state.host.lends = true;
+    state.host.step = Step::Lent;
+    state.destination.is_lent = true;
+}
+
 /// Prepares a new migration, to a new destination and with a new hint map.
 fn prepare(model: &Migration, state: &mut State) {
     let is_retry = state.host.failures < model.setup.failures;
@@ -201,9 +217,14 @@ fn prepare(model: &Migration, state: &mut State) {
     state.host.round = 0;
     state.host.background = model.setup.background;
     state.host.early_harvests = model.setup.early;
+    state.host.lends = false;
     state.host.open = false;
     state.host.hints_lost = false;
-    state.destination = Destination::default();
+    state.destination = Destination {
+        // The process that received in vain may receive again.
+        is_lent: state.destination.is_lent && !model.rule.holds(Clause::GiveLentBack),
+        ..Destination::default()
+    };
     state.wire = Wire::default();
     state.device.map = ModelPages::EMPTY;
     if matches!(state.device.control, Control::Down | Control::Dead) {

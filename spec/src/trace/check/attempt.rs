@@ -31,6 +31,8 @@ pub(super) struct Attempt {
     /// Pages that the balloon discarded and that its log has not brought since.
     discarded: Pages,
     stopped: Option<StoppedGuest>,
+    /// The destination has the memory itself.
+    lent: bool,
     handed_over: bool,
     done: bool,
     pub(super) harvests: u64,
@@ -118,6 +120,7 @@ impl Attempt {
             Event::Armed(range) => self.armed.insert_range(range),
             Event::Channels(count) => self.sending.channels(count),
             Event::Drained => self.sending.drained(),
+            Event::Lent => self.lent = true,
             Event::DeviceClosed(epoch) => self.hints.device_closed(epoch),
             Event::HintsLost => self.hints.lose(),
             Event::HandOverVoid => self.handed_over = false,
@@ -376,7 +379,11 @@ impl Attempt {
     }
 
     fn hand_over(&mut self) -> Result<(), Broken> {
-        if !self.last_harvest_is_over {
+        if self.lent && !self.stopped.is_some_and(|stopped| stopped.devices) {
+            let why = "guest and devices still run and may write to lent memory";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        if !self.lent && !self.last_harvest_is_over {
             let why = "nothing was harvested since guest and devices stopped";
             return Err((Clause::HarvestEverything, why.into()));
         }

@@ -12,12 +12,14 @@
 //! | `sending` | what it does with pages |
 //! | `owner` | who runs the guest |
 //! | `discards` | memory that a device gives back |
+//! | `lent` | memory that two hosts map in a local hand-over |
 //! | `pages` | sets of pages |
 //! | `verdict` | the result |
 
 mod attempt;
 mod discards;
 mod hints;
+mod lent;
 mod owner;
 mod pages;
 mod sending;
@@ -30,6 +32,7 @@ use alloc::collections::BTreeMap;
 use super::{Event, Reader, Record};
 use attempt::Attempt;
 use discards::Discards;
+use lent::Lent;
 use owner::Owner;
 pub use verdict::{Breach, Clause, Summary, Verdict};
 
@@ -37,6 +40,7 @@ pub use verdict::{Breach, Clause, Summary, Verdict};
 #[derive(Debug, Default)]
 pub struct Checker {
     owner: Owner,
+    lent: Lent,
     attempts: BTreeMap<u16, Attempt>,
     discards: BTreeMap<u16, Discards>,
     summary: Summary,
@@ -80,6 +84,7 @@ impl Checker {
         let host = record.actor.host;
         self.summary.events += 1;
         self.owner.replay(host, record.event)?;
+        self.lent.replay(host, record.event)?;
         let discards = self.discards.entry(host).or_default();
         discards.replay(record.event, self.attempts.get_mut(&host))?;
         match record.event {

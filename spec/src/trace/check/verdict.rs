@@ -29,6 +29,8 @@ pub enum Clause {
     ClaimBeforeCopy,
     /// The versions of a page arrive in the order in which they were copied.
     OnePageOneOrder,
+    /// Memory that is lent to another host is changed only by the guest's owner.
+    LentMemory,
     /// One host owns the guest, and only the owner runs it.
     OneOwner,
     /// Not a clause: these events cannot follow each other.
@@ -47,6 +49,7 @@ impl fmt::Display for Clause {
             Self::ReadsAsZero => "clause 7, a hinted page reads as zero",
             Self::ClaimBeforeCopy => "claim before copy",
             Self::OnePageOneOrder => "one page, one order",
+            Self::LentMemory => "lent memory is its owner's",
             Self::OneOwner => "one owner",
             Self::Order => "order of events",
         })
