@@ -1,17 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in the document are those of the model.
+//! The stories in the documents are those of the models.
 
+use spec_model::file::FileClause;
 use spec_model::{Clause, document};
 
 const DOCUMENT: &str = include_str!("../free-page-hinting.md");
+const FILES: &str = include_str!("../file-format.md");
 
 #[test]
 fn the_documents_stories_are_the_models() {
-    let retold = document::retell(DOCUMENT).unwrap();
-    assert!(
-        retold == DOCUMENT,
-        "write them again: cargo run -p lacuna-spec --example explore -- retell spec/free-page-hinting.md"
-    );
+    for (name, text) in [("free-page-hinting", DOCUMENT), ("file-format", FILES)] {
+        let retold = document::retell(text).unwrap();
+        assert!(
+            retold == text,
+            "write them again: cargo run -p lacuna-spec --example explore -- retell spec/{name}.md"
+        );
+    }
+}
+
+#[test]
+fn the_document_of_files_has_a_story_for_every_clause() {
+    for clause in FileClause::ALL {
+        let name = clause.name();
+        assert!(FILES.contains(&format!("<!-- story: {name} -->")), "{name}");
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in `spec/free-page-hinting.md`. Each is between two comments. A command writes them, and a test compares
-//! them with the model.
+//! The stories in `spec/free-page-hinting.md` and `spec/file-format.md`. Each is between two comments. A command writes them,
+//! and a test compares them with the model.
 
 use crate::catalogue;
+use crate::file::{self, FileClause};
 use crate::rule::Clause;
 
 const BEGIN: &str = "<!-- story: ";
@@ -20,7 +21,7 @@ pub enum DocumentError {
     NoEnd(String),
     /// The model finds no story without the clause.
     #[error("no story without {0}")]
-    NoStory(Clause),
+    NoStory(String),
 }
 
 /// `text` with its stories replaced by the model's.
@@ -34,16 +35,27 @@ pub fn retell(text: &str) -> Result<String, DocumentError> {
         let no_end = |name: &str| DocumentError::NoEnd(name.into());
         let (name, told) = after.split_once(BEGIN_ENDS).ok_or_else(|| no_end(after))?;
         let (_, after) = told.split_once(END).ok_or_else(|| no_end(name))?;
-        let clause: Clause = name
-            .parse()
-            .map_err(|_| DocumentError::Clause(name.into()))?;
-        let case = catalogue::without(clause);
-        let found = case.migration.look_for_story(case.property);
-        let story = found.story.ok_or(DocumentError::NoStory(clause))?;
+        let story = tell(name)?;
         retold += &format!("{before}{BEGIN}{name}{BEGIN_ENDS}\n{story}\n\n{END}");
         rest = after;
     }
     Ok(retold + rest)
+}
+
+/// The story of the clause that is called `name`.
+fn tell(name: &str) -> Result<String, DocumentError> {
+    let told = if let Ok(clause) = name.parse::<Clause>() {
+        let case = catalogue::without(clause);
+        let found = case.migration.look_for_story(case.property);
+        found.story.map(|story| story.to_string())
+    } else if let Ok(clause) = name.parse::<FileClause>() {
+        let case = file::catalogue::without(clause);
+        let found = case.saving.look_for_story(case.property);
+        found.map(|story| story.to_string())
+    } else {
+        return Err(DocumentError::Clause(name.into()));
+    };
+    told.ok_or_else(|| DocumentError::NoStory(name.into()))
 }
 
 #[cfg(test)]

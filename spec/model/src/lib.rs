@@ -19,9 +19,10 @@
 //! | [`operator`] | the operator, who decides when neither side can know who owns the guest |
 //! | [`state`] | the state of all of them together, and the steps from state to state |
 //! | [`properties`] | what must always hold, and what must hold at the end |
+//! | [`file`] | snapshot files: a model of its own |
 //! | [`story`] | a path to a broken property, in words |
 //! | [`check`] | a visit of all states |
-//! | [`document`] | the stories in `spec/free-page-hinting.md` |
+//! | [`document`] | the stories in `spec/free-page-hinting.md` and `spec/file-format.md` |
 //! | [`catalogue`] | setups and stories by name: each clause, and what other hypervisors do |
 //!
 //! This is a crate of its own so that users of `spec`'s types do not depend on the checker.
@@ -30,6 +31,7 @@ pub mod catalogue;
 pub mod check;
 pub mod device;
 pub mod document;
+pub mod file;
 pub mod guest;
 pub mod host;
 pub mod logs;
@@ -38,6 +40,7 @@ pub mod operator;
 pub mod pages;
 pub mod properties;
 pub mod rule;
+mod search;
 pub mod setup;
 pub mod state;
 pub mod story;

@@ -3,8 +3,6 @@
 
 use std::fmt;
 
-use stateright::{Checker, HasDiscoveries, Model};
-
 use crate::device::{Command, Control, DeviceAction, Message};
 use crate::guest::GuestAction;
 use crate::host::{HostAction, Step};
@@ -12,6 +10,7 @@ use crate::network::{Forward, NetworkAction};
 use crate::operator::OperatorAction;
 use crate::pages::{ModelPages, Page};
 use crate::properties;
+use crate::search::{Steps, shortest};
 use crate::state::{Action, Migration, State};
 
 /// The shortest path to a broken property.
@@ -39,38 +38,17 @@ pub struct Findings {
 impl Migration {
     /// Looks for the shortest path to a state that breaks `property`.
     pub fn look_for_story(self, property: &'static str) -> Findings {
-        let mut findings = self.look_within(property, None);
-        // The checker works in batches and keeps the last path of a batch.
-        while let Some(story) = &findings.story {
-            let shorter = self.look_within(property, Some(story.actions.len()));
-            match shorter.story {
-                None => break,
-                story => findings.story = story,
-            }
-        }
-        findings
-    }
-
-    /// Searches the states that can be reached in fewer than `steps` steps.
-    fn look_within(self, property: &'static str, steps: Option<usize>) -> Findings {
-        let mut builder = self
-            .checker()
-            .finish_when(HasDiscoveries::AnyOf([property].into()));
-        if let Some(steps) = steps {
-            builder = builder.target_max_depth(steps + 1);
-        }
-        let checker = builder.spawn_bfs().join();
-        let path = checker.discovery(property);
+        let found = shortest(self, property);
         Findings {
-            states: checker.unique_state_count(),
-            depth: checker.max_depth(),
-            story: path.map(|path| Story::new(&self, property, path.into_vec())),
+            states: found.states,
+            depth: found.depth,
+            story: found.path.map(|path| Story::new(&self, property, path)),
         }
     }
 }
 
 impl Story {
-    fn new(model: &Migration, property: &'static str, path: Vec<(State, Option<Action>)>) -> Self {
+    fn new(model: &Migration, property: &'static str, path: Steps<Migration>) -> Self {
         let mut actions = Vec::new();
         let mut sentences = Vec::new();
         for step in path.windows(2) {
