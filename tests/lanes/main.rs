@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Tests that start several parts: see README.md beside this folder.
 
+#[cfg(test)]
+mod addresses;
 #[cfg(all(test, feature = "nested"))]
 #[path = "../shared/against_qemu.rs"]
 mod against_qemu;

@@ -266,6 +266,10 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     let (free, total) = (value(stat::FREE_MEMORY), value(stat::TOTAL_MEMORY));
     assert!(0 < free && free < total && total < GUEST_BYTES, "{facts}");
 
+    // The kernel of the outer machine connects vsocks of one machine. One that runs the guest directly may not.
+    let vsock = facts["address"] == "vsock:any:4444";
+    assert!(vsock || lacuna::nested::kvm_runs_linux(), "{facts}");
+
     // The migration lost nothing, used hints, and kept the balloon.
     assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);
     assert_eq!(number("/pages-wrong"), 0, "{facts}");

@@ -2,6 +2,7 @@
 //! The small jobs: commands to a machine that runs in another process, and `generate`.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use clap::CommandFactory;
 use host_migrator::Ownership;
 use host_migrator::report::stats::{MigrationReport, MigrationState, MigrationStatus};
+use host_migrator::wire::Address;
 use indicatif::{ProgressBar, ProgressStyle};
+use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
 use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
-use crate::control::{Client, ClientError, Command, MigrateArguments, QuitArguments};
+use crate::control::{Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments};
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
 
@@ -52,15 +55,19 @@ pub enum JobError {
 /// # Errors
 /// [`JobError`] if the migration cannot be started or does not complete.
 pub fn send(args: &SendArgs) -> Result<(), JobError> {
+    let (uri, given) = target(&args.address)?;
     let mut client = Client::connect(&args.control)?;
     say_what_goes_on(&args.control)?;
-    client.tell(&Command::Migrate(MigrateArguments {
+    let migrate = Command::Migrate(MigrateArguments {
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
         #[cfg(clause_switches)]
         switched_off: args.switch_off.clone(),
-        ..args.migration.to(args.address.to_string())
-    }))?;
+        ..args.migration.to(uri)
+    });
+    client.ask_with::<serde_json::Value>(&migrate, &given)?;
+    // The machine has copies. If this process kept its own, the destination would not see the end of the connection.
+    drop(given);
     if args.detach {
         return Ok(());
     }
@@ -85,6 +92,25 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         Size(report.wire_bytes),
         report.totals.round
     ))
+}
+
+/// How the machine is told of `address`: sockets that this process was started with are given to it.
+fn target(address: &Address) -> Result<(String, Vec<OwnedFd>), JobError> {
+    let Address::Fd(numbers) = address else {
+        return Ok((address.to_string(), Vec::new()));
+    };
+    let take = |number| {
+        inherited::stream_socket(number).map_err(|source| JobError::Io {
+            what: "cannot take a descriptor of this command",
+            source,
+        })
+    };
+    let given = numbers
+        .iter()
+        .copied()
+        .map(take)
+        .collect::<Result<_, _>>()?;
+    Ok((GIVEN.into(), given))
 }
 
 /// On Ctrl-C, says that only this command ends and the migration goes on.

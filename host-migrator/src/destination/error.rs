@@ -50,6 +50,9 @@ pub enum ReceiveError {
         /// Channels that the source wanted.
         channels: usize,
     },
+    /// All connections that this process was started with have ended.
+    #[error("no source came over the connections that this process was started with")]
+    NoneLeft,
     /// A channel failed.
     #[error("channel {channel}: {source}")]
     Channel {

@@ -11,6 +11,7 @@ use super::report::{ReceiveReport, ReceiveStatus};
 use super::waiting;
 use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
+use crate::panics::text_of;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Connection, Listener};
 
@@ -95,7 +96,8 @@ fn join_given(
             .collect();
         threads.into_iter().map(ScopedJoinHandle::join).collect()
     });
-    for heard in heard.into_iter().flatten() {
+    for heard in heard {
+        let heard = heard.unwrap_or_else(|panic| Err(ReceiveError::Panicked(text_of(&*panic))));
         match heard? {
             Heard::Channel(joining) => {
                 if let Some((error, _)) = session.join(joining) {

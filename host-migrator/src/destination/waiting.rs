@@ -70,6 +70,9 @@ pub(super) fn wait(
         answers,
     };
     loop {
+        if strangers.waiting.is_empty() && listener.is_exhausted() {
+            return Err(ReceiveError::NoneLeft);
+        }
         match strangers.next(listener, shape) {
             Some(Heard::Source(source)) => {
                 if let Some(source) = strangers.receive(*source, listener, shape, machine) {

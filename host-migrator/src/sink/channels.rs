@@ -4,9 +4,9 @@
 //! A page goes over whichever channel is free, so the channels have to be drained before a page may be sent again.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use spec::stream::{ChannelHeader, GREETING_BYTES, Greeting, Nonce};
@@ -21,6 +21,8 @@ use crate::wire::{Closer, Connection, SectionError};
 
 /// How many buffers wait for a channel at most. More would only make a drain longer.
 const MOST_WAITING: usize = 4;
+/// How many channels join at the same time: fewer than connections that a destination hears at a time.
+const MOST_AT_A_TIME: u32 = 16;
 
 /// Channels to the destination.
 #[derive(Debug)]
@@ -43,12 +45,14 @@ struct Channel {
 }
 
 impl Channels {
-    /// Has `connections` join the session of `nonce`, and starts a thread for each.
+    /// Has `count` connections of `connect` join the session of `nonce`, several at a time, and starts a thread for each.
     ///
     /// # Errors
-    /// If the destination's greeting does not arrive, or a thread cannot be started.
+    /// The first failure: a connection that cannot be made, a greeting of the destination that does not arrive, or a thread
+    /// that cannot be started.
     pub(crate) fn join(
-        connections: impl IntoIterator<Item = io::Result<Connection>>,
+        count: u32,
+        connect: impl Fn() -> io::Result<Connection> + Sync,
         nonce: Nonce,
     ) -> Result<Self, SinkError> {
         let mut channels = Self {
@@ -56,25 +60,19 @@ impl Channels {
             channels: Vec::new(),
             accepted: 0,
         };
-        for connection in connections {
-            channels.add(connection?, nonce)?;
+        for introduced in introduce_all(count, &connect, nonce)? {
+            channels.add(introduced)?;
         }
         Ok(channels)
     }
 
-    fn add(&mut self, connection: Connection, nonce: Nonce) -> Result<(), SinkError> {
-        let number = self.count();
-        let closer = connection.closer();
-        let (reader, writer) = connection.split();
-        let (mut peer, mut out) = (SectionReader::new(reader), SectionWriter::new(writer));
-        let greeting: [u8; GREETING_BYTES] = peer.start()?;
-        let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
-        let header = ChannelHeader {
-            session,
-            nonce,
-            channel: number,
-        };
-        out.start(&header.to_bytes())?;
+    fn add(&mut self, introduced: Introduced) -> Result<(), SinkError> {
+        let Introduced {
+            number,
+            connection,
+            peer,
+            out,
+        } = introduced;
         let bytes = Arc::<AtomicU64>::default();
         let sender = Sender {
             number,
@@ -88,7 +86,7 @@ impl Channels {
             .spawn(move || sender.run())?;
         self.channels.push(Channel {
             out,
-            connection: closer,
+            connection,
             bytes,
             drained_at: 0,
             thread: Some(thread),
@@ -180,6 +178,68 @@ impl Drop for Channels {
     }
 }
 
+/// A channel that has answered the destination's greeting.
+struct Introduced {
+    number: u32,
+    connection: Closer,
+    peer: SectionReader,
+    out: SectionWriter,
+}
+
+/// Introduces channels `0..count`, [`MOST_AT_A_TIME`] at a time, so that a long link is not waited for once for each.
+fn introduce_all(
+    count: u32,
+    connect: &(impl Fn() -> io::Result<Connection> + Sync),
+    nonce: Nonce,
+) -> Result<Vec<Introduced>, SinkError> {
+    let (next, failed) = (AtomicU32::new(0), AtomicBool::new(false));
+    let one_by_one = || {
+        let mut introduced = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                break;
+            }
+            let channel = connect()
+                .map_err(SinkError::from)
+                .and_then(|connection| introduce(connection, number, nonce));
+            failed.fetch_or(channel.is_err(), Ordering::Relaxed);
+            introduced.push(channel?);
+        }
+        Ok(introduced)
+    };
+    let by_thread = thread::scope(|scope| {
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, one_by_one);
+        let threads: Vec<_> = (0..count.min(MOST_AT_A_TIME)).map(spawn).collect();
+        (threads.into_iter())
+            .map(|thread| thread?.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect::<Result<Vec<Vec<Introduced>>, SinkError>>()
+    })?;
+    let mut introduced: Vec<_> = by_thread.into_iter().flatten().collect();
+    introduced.sort_by_key(|channel| channel.number);
+    Ok(introduced)
+}
+
+fn introduce(connection: Connection, number: u32, nonce: Nonce) -> Result<Introduced, SinkError> {
+    let closer = connection.closer();
+    let (reader, writer) = connection.split();
+    let (mut peer, mut out) = (SectionReader::new(reader), SectionWriter::new(writer));
+    let greeting: [u8; GREETING_BYTES] = peer.start()?;
+    let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
+    let header = ChannelHeader {
+        session,
+        nonce,
+        channel: number,
+    };
+    out.start(&header.to_bytes())?;
+    Ok(Introduced {
+        number,
+        connection: closer,
+        peer,
+        out,
+    })
+}
+
 /// The thread of a channel.
 struct Sender {
     number: u32,
@@ -214,5 +274,46 @@ impl Sender {
             self.queue.sent(pages);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use parking_lot::Mutex;
+    use spec::stream::STREAM_HEADER_BYTES;
+
+    use super::*;
+
+    #[test]
+    fn channels_do_not_wait_for_each_other_to_join() {
+        for first in [0, 1] {
+            let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
+            let [(near_a, far_a), (near_b, far_b)] = pairs;
+            let near = Mutex::new(vec![near_a, near_b]);
+            let connect = || {
+                let stream = near.lock().pop().unwrap();
+                Connection::try_from(stream)
+            };
+            let destination = thread::spawn(move || {
+                let mut far = [far_a, far_b];
+                far.rotate_left(first);
+                // The second is greeted when the first has joined.
+                far.map(|mut far| {
+                    let greeting = Greeting { session: 7 }.to_bytes();
+                    far.write_all(&greeting).unwrap();
+                    let mut header = [0; STREAM_HEADER_BYTES];
+                    far.read_exact(&mut header).unwrap();
+                    ChannelHeader::from_bytes(&header).unwrap().channel
+                })
+            });
+            let channels = Channels::join(2, connect, Nonce::new([1; 16])).unwrap();
+            assert_eq!(channels.count(), 2);
+            let mut numbers = destination.join().unwrap();
+            numbers.sort_unstable();
+            assert_eq!(numbers, [0, 1]);
+        }
     }
 }

@@ -49,8 +49,8 @@ pub(super) fn greet(
     let round_trip = asked.elapsed();
     if channels > 0 {
         let nonce = Nonce::from_bytes(&nonce).ok_or(MigrationError::NoChannels)?;
-        let connections = (0..channels).map(|_| link.redial.another(CONNECT_TIMEOUT));
-        let channels = Channels::join(connections, nonce).map_err(MigrationError::Join)?;
+        let connect = || link.redial.another(CONNECT_TIMEOUT);
+        let channels = Channels::join(channels, connect, nonce).map_err(MigrationError::Join)?;
         link.peer.expect(SectionKind::Joined, "Joined")?;
         let drains = params.clauses().hold(Clause::DrainChannels);
         link.fan_out(channels, drains)?;

@@ -13,8 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+use rustix::net::sockopt::socket_domain;
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::{SockRef, TcpKeepalive};
+use spec_sockets::inherited;
 
 use super::address::Address;
 use super::dial;
@@ -57,6 +59,10 @@ impl Connection {
                     path: Some(path.clone()),
                     ..connected
                 }),
+            Address::Vsock { cid, port } => {
+                dial::connect_vsock(*cid, *port, timeout).and_then(Self::try_from)
+            }
+            Address::Fd(numbers) => Self::given(numbers),
         };
         connected.map_err(|source| TransportError {
             action: "connect to",
@@ -116,6 +122,16 @@ impl Connection {
         (reader, writer)
     }
 
+    /// Of sockets that this process was started with, the first is the connection.
+    fn given(numbers: &[u32]) -> io::Result<Self> {
+        let mut connections = (numbers.iter())
+            .map(|number| inherited::stream_socket(*number).and_then(Self::try_from))
+            .collect::<io::Result<Vec<_>>>()?
+            .into_iter();
+        let first = connections.next().ok_or(ErrorKind::InvalidInput)?;
+        Ok(first.with_more(connections))
+    }
+
     fn new(socket: OwnedFd) -> io::Result<Self> {
         let options = SockRef::from(&socket);
         options.set_read_timeout(Some(TICK))?;
@@ -151,6 +167,20 @@ impl TryFrom<UnixStream> for Connection {
 
     fn try_from(stream: UnixStream) -> io::Result<Self> {
         Self::new(stream.into())
+    }
+}
+
+/// A stream socket of any kind that is connected.
+impl TryFrom<OwnedFd> for Connection {
+    type Error = io::Error;
+
+    fn try_from(socket: OwnedFd) -> io::Result<Self> {
+        // Of a socket that is not connected this is an error.
+        SockRef::from(&socket).peer_addr()?;
+        match socket_domain(&socket)? {
+            AddressFamily::INET | AddressFamily::INET6 => TcpStream::from(socket).try_into(),
+            _ => Self::new(socket),
+        }
     }
 }
 

@@ -60,6 +60,16 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     }
 }
 
+/// Connects to `port` of the machine with the context id `cid`.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] after `timeout`, or the connection's own error.
+pub(super) fn connect_vsock(cid: u32, port: u32, timeout: Duration) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
+    socket.connect_timeout(&SockAddr::vsock(cid, port), timeout)?;
+    Ok(socket.into())
+}
+
 /// All addresses of `host`, without duplicates.
 pub(super) fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Listens for connections of the other side.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use socket2::{Domain, Type};
-use spec_sockets::{Access, SocketFile};
+use socket2::{Domain, SockAddr, Type};
+use spec_sockets::{Access, SocketFile, inherited};
 
 use super::address::Address;
 use super::connection::Connection;
@@ -33,26 +35,10 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Socket {
-    /// One listener for each address of the name.
-    Tcp(Vec<TcpListener>),
-    Unix(UnixListener),
-}
-
-impl Socket {
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        match self {
-            Self::Tcp(sockets) => sockets.iter().map(AsFd::as_fd).collect(),
-            Self::Unix(socket) => vec![socket.as_fd()],
-        }
-    }
-
-    /// Accepts a connection of the socket at `index` of [`Socket::fds`], if there is one.
-    fn accept(&self, index: usize) -> io::Result<Connection> {
-        match self {
-            Self::Tcp(sockets) => Connection::try_from(sockets[index].accept()?.0),
-            Self::Unix(socket) => Connection::try_from(socket.accept()?.0),
-        }
-    }
+    /// Listening sockets: of TCP one for each address of the name.
+    Listening(Vec<socket2::Socket>),
+    /// Connections that this process was started with, and that were not accepted yet.
+    Connected(Mutex<VecDeque<Connection>>),
 }
 
 impl Listener {
@@ -69,17 +55,27 @@ impl Listener {
     /// socket. A socket file that a dead program left behind is replaced. A socket in use, or a file of another kind,
     /// is an error.
     ///
+    /// Of `fd:` addresses the process may have been started with one listening socket, or with connections. These are accepted
+    /// one after the other.
+    ///
     /// # Errors
     /// [`TransportError`] with the reason.
     pub fn bind_for(address: &Address, access: Access) -> Result<Self, TransportError> {
         let bound = match address {
             Address::Tcp { host, port } => listen_tcp(host, *port).map(|(sockets, port)| {
                 let host = host.clone();
-                (Socket::Tcp(sockets), Address::Tcp { host, port }, None)
+                let address = Address::Tcp { host, port };
+                (Socket::Listening(sockets), address, None)
             }),
             Address::Unix(path) => spec_sockets::listen(path, access)
-                .map(|(socket, file)| (Socket::Unix(socket), address.clone(), Some(file)))
+                .map(|(socket, file)| {
+                    let socket = Socket::Listening(vec![OwnedFd::from(socket).into()]);
+                    (socket, address.clone(), Some(file))
+                })
                 .map_err(io::Error::from),
+            Address::Vsock { cid, port } => listen_at(Domain::VSOCK, &SockAddr::vsock(*cid, *port))
+                .map(|socket| (Socket::Listening(vec![socket]), address.clone(), None)),
+            Address::Fd(numbers) => given(numbers).map(|socket| (socket, address.clone(), None)),
         };
         let (socket, address, file) = bound.map_err(|source| TransportError {
             action: "listen on",
@@ -120,33 +116,22 @@ impl Listener {
         }
     }
 
+    /// Whether no connection can come any more: all of those that the process was started with have been accepted.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match &self.socket {
+            Socket::Listening(_) => false,
+            Socket::Connected(waiting) => waiting.lock().is_empty(),
+        }
+    }
+
     fn accept_one(&self, timeout: Option<Duration>) -> io::Result<Connection> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        loop {
-            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut polled: Vec<_> = (self.socket.fds().into_iter())
-                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-                .collect();
-            match poll(&mut polled, left.as_ref()) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            for (index, polled) in polled.iter().enumerate() {
-                if polled.revents().is_empty() {
-                    continue;
-                }
-                match self.socket.accept(index) {
-                    // The connection has gone again. Others may come.
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
-                        ) => {}
-                    result => return result,
-                }
-            }
+        match &self.socket {
+            Socket::Listening(sockets) => accept_one(sockets, timeout),
+            Socket::Connected(waiting) => waiting.lock().pop_front().ok_or_else(|| {
+                // As long as a listener would take to see that nobody comes.
+                timeout.into_iter().for_each(thread::sleep);
+                io::ErrorKind::TimedOut.into()
+            }),
         }
     }
 }
@@ -158,8 +143,62 @@ impl Drop for Listener {
     }
 }
 
+/// Accepts a connection of one of `sockets`.
+fn accept_one(sockets: &[socket2::Socket], timeout: Option<Duration>) -> io::Result<Connection> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut polled: Vec<_> = (sockets.iter())
+            .map(|socket| PollFd::new(socket, PollFlags::IN))
+            .collect();
+        match poll(&mut polled, left.as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for (socket, polled) in sockets.iter().zip(&polled) {
+            if polled.revents().is_empty() {
+                continue;
+            }
+            match socket.accept() {
+                // The connection has gone again. Others may come.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                accepted => return Connection::try_from(OwnedFd::from(accepted?.0)),
+            }
+        }
+    }
+}
+
+/// The sockets that this process was started with.
+fn given(numbers: &[u32]) -> io::Result<Socket> {
+    let sockets = (numbers.iter())
+        .map(|number| inherited::stream_socket(*number))
+        .collect::<io::Result<Vec<_>>>()?;
+    let listening = (sockets.iter())
+        .map(|socket| Ok(rustix::net::sockopt::socket_acceptconn(socket)?))
+        .collect::<io::Result<Vec<_>>>()?;
+    if listening == [true] {
+        let sockets: Vec<_> = sockets.into_iter().map(socket2::Socket::from).collect();
+        sockets[0].set_nonblocking(true)?;
+        return Ok(Socket::Listening(sockets));
+    }
+    if listening.contains(&true) {
+        let text = "a listening socket must be the only one";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let connections = sockets.into_iter().map(Connection::try_from);
+    Ok(Socket::Connected(Mutex::new(
+        connections.collect::<io::Result<_>>()?,
+    )))
+}
+
 /// Listens at `port` of all addresses of `host`; 0 lets the system choose a port. Returns the port.
-fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<socket2::Socket>, u16)> {
     let addresses = dial::resolve(host, port)?;
     let mut tries = if port == 0 { PORTS_TRIED } else { 1 };
     loop {
@@ -172,14 +211,18 @@ fn listen_tcp(host: &str, port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
     }
 }
 
-fn listen_at_all(addresses: &[SocketAddr], mut port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+fn listen_at_all(
+    addresses: &[SocketAddr],
+    mut port: u16,
+) -> io::Result<(Vec<socket2::Socket>, u16)> {
     let mut sockets = Vec::new();
     let mut missing = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         let address = SocketAddr::new(address.ip(), port);
-        match listen_at(address) {
+        match listen_at(Domain::for_address(address), &address.into()) {
             Ok(socket) => {
-                port = socket.local_addr()?.port();
+                let bound = socket.local_addr()?.as_socket();
+                port = bound.map_or(port, |bound| bound.port());
                 sockets.push(socket);
             }
             // A name may stand for both families on a machine where one of them is switched off.
@@ -201,22 +244,27 @@ fn is_not_here(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
 }
 
-fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        // Does not depend on the system's default: `[::]` is both families, any other address only its own.
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+fn listen_at(domain: Domain, address: &SockAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(domain, Type::STREAM, None)?;
+    if let Some(address) = address.as_socket() {
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // Does not depend on the system's default: `[::]` is both families, any other address only its own.
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
     }
     // Non-blocking, because a connection may go between poll and accept.
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    socket.bind(address)?;
     socket.listen(QUEUE)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     /// The time limit for what must happen.
@@ -282,7 +330,7 @@ mod tests {
         let addresses = addresses.map(|address| address.parse().unwrap());
         let (sockets, port) = listen_at_all(&addresses, 0).unwrap();
         let here: Vec<_> = (sockets.iter())
-            .map(|socket| socket.local_addr().unwrap())
+            .map(|socket| socket.local_addr().unwrap().as_socket().unwrap())
             .collect();
         let expected = [([127, 0, 0, 1], port), ([127, 0, 0, 2], port)];
         assert_eq!(here, expected.map(SocketAddr::from));

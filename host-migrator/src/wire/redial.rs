@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::connection::Connection;
@@ -23,7 +24,7 @@ pub(crate) struct Redial {
     /// The unix socket that was connected to, as this process names it.
     path: Option<PathBuf>,
     /// Connections that are there already.
-    given: Vec<Connection>,
+    given: Mutex<Vec<Connection>>,
 }
 
 impl Redial {
@@ -34,7 +35,7 @@ impl Redial {
             stop: connection.stop.clone(),
             patience: connection.patience,
             path: connection.path.take(),
-            given: std::mem::take(&mut connection.more),
+            given: std::mem::take(&mut connection.more).into(),
         }
     }
 
@@ -42,8 +43,9 @@ impl Redial {
     ///
     /// # Errors
     /// If the peer cannot be connected to within `timeout`, or has no address.
-    pub(crate) fn another(&mut self, timeout: Duration) -> io::Result<Connection> {
-        match self.given.pop() {
+    pub(crate) fn another(&self, timeout: Duration) -> io::Result<Connection> {
+        let given = self.given.lock().pop();
+        match given {
             Some(given) => Ok(self.adopt(given)),
             None => self.dial(timeout).map(|new| self.adopt(new)),
         }
@@ -51,7 +53,7 @@ impl Redial {
 
     /// All connections that were given.
     pub(crate) fn take_given(&mut self) -> Vec<Connection> {
-        let given = std::mem::take(&mut self.given);
+        let given = std::mem::take(self.given.get_mut());
         given.into_iter().map(|given| self.adopt(given)).collect()
     }
 
@@ -65,6 +67,9 @@ impl Redial {
         let peer = SockRef::from(&self.socket).peer_addr()?;
         if let Some(address) = peer.as_socket() {
             return TcpStream::connect_timeout(&address, timeout).and_then(Connection::try_from);
+        }
+        if let Some((cid, port)) = peer.as_vsock_address() {
+            return dial::connect_vsock(cid, port, timeout).and_then(Connection::try_from);
         }
         match self.path.as_deref().or(peer.as_pathname()) {
             Some(path) => dial::connect_unix(path, timeout).and_then(Connection::try_from),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the programs of Lacuna listen on a path of the file system, and read a secret from one.
+//! How the programs of Lacuna listen on a path of the file system, take a socket that they were started with, and read a secret.
 //!
 //! All of them use [`listen`], which makes two promises:
 //!
@@ -17,11 +17,13 @@
 //! | [`access`] | who may connect |
 //! | [`file`](mod@file) | the name of a socket in the file system |
 //! | `replace` | dead sockets give way |
+//! | [`inherited`] | sockets that the process was started with |
 //! | [`secret`] | a file that must be kept from others |
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod access;
 pub mod file;
+pub mod inherited;
 mod replace;
 pub mod secret;
 

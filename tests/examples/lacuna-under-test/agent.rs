@@ -21,7 +21,7 @@ use spec::hint_map::HintPhase;
 use spec::stream::SectionKind;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, POLL, address_of, check_rule, receive_job, run_job, wait_until_checked,
+    Failure, PATIENCE, POLL, TCP, address_of, check_rule, receive_job, run_job, wait_until_checked,
     wait_until_migrated,
 };
 use crate::wire::{Fault, faulty};
@@ -78,7 +78,7 @@ pub fn run() -> Result<Value, Failure> {
     let mut clocks = vec![clock_behind(&mut host)?];
     let mut migrations = Vec::new();
     for (number, sources) in (1..).zip(SOURCES) {
-        let mut destination = start(number, receive_job())?;
+        let mut destination = start(number, receive_job(TCP))?;
         migrations.push(migrate(&mut host, &mut destination, sources)?);
         clocks.push(clock_behind(&mut destination)?);
         told.push(pages_of_agent(&destination)?);

@@ -18,8 +18,8 @@ use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 use spec::hint_map::HintPhase;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, address_of, check_rule, receive_job, run_job, wait_for, wait_until_checked,
-    wait_until_migrated,
+    Failure, PATIENCE, TCP, VSOCK, address_of, check_rule, receive_job, run_job, vsock_is_here,
+    wait_for, wait_until_checked, wait_until_migrated,
 };
 use crate::memory_files::bytes_taken;
 
@@ -92,7 +92,12 @@ pub fn run() -> Result<Value, Failure> {
     let inflated = device.balloon()?;
     let taken_when_inflated = bytes_taken(pid)?;
 
-    let mut destination = start(("destination", "destination-device"), receive_job(), 1)?;
+    let address = if vsock_is_here() { VSOCK } else { TCP };
+    let mut destination = start(
+        ("destination", "destination-device"),
+        receive_job(address),
+        1,
+    )?;
     source.client()?.tell(&Command::Migrate(MigrateArguments {
         max_bandwidth: Some(BANDWIDTH),
         max_rounds: Some(ROUNDS),
@@ -121,6 +126,7 @@ pub fn run() -> Result<Value, Failure> {
     let rule = check_rule(&trace)?;
     Ok(json!({
         "rule": rule,
+        "address": address,
         "taken-at-most": taken_at_most,
         "taken-when-inflated": taken_when_inflated,
         "taken-when-arrived": taken_when_arrived,

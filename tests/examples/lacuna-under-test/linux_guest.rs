@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use host_migrator::Connection;
 use host_migrator::report::stats::MigrationState;
+use host_migrator::wire::Listener;
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
 use lacuna::trace::check_file;
@@ -69,18 +71,34 @@ pub fn run_job(workload: &[&str]) -> Result<Vec<OsString>, Failure> {
     Ok(job)
 }
 
-/// `lacuna receive` for that guest.
-pub fn receive_job() -> Vec<OsString> {
-    let receive = ["receive", "tcp:127.0.0.1:0", "--hold"];
+/// A TCP address for `lacuna receive`.
+pub const TCP: &str = "tcp:127.0.0.1:0";
+/// A vsock address for it.
+pub const VSOCK: &str = "vsock:any:4444";
+
+/// Whether this kernel connects vsocks of one machine with each other.
+pub fn vsock_is_here() -> bool {
+    let reach = || {
+        let listener = Listener::bind(&"vsock:any:4445".parse().ok()?).ok()?;
+        Connection::connect(&"vsock:1:4445".parse().ok()?, PATIENCE).ok()?;
+        listener.accept(Some(PATIENCE)).ok()
+    };
+    reach().is_some()
+}
+
+/// `lacuna receive` for that guest at `address`.
+pub fn receive_job(address: &str) -> Vec<OsString> {
+    let receive = ["receive", address, "--hold"];
     receive.iter().chain(MACHINE).map(OsString::from).collect()
 }
 
-/// Where `destination` listens.
+/// Where `destination`, on this machine, is reached.
 pub fn address_of(destination: &mut Host) -> Result<String, Failure> {
     let status = destination.wait_until("the destination to listen", PATIENCE, |status| {
         Ok(status.incoming.is_some())
     })?;
-    Ok(status.incoming.unwrap_or_default())
+    let address = status.incoming.unwrap_or_default();
+    Ok(address.replace("vsock:any:", "vsock:1:"))
 }
 
 /// Waits until `source` has migrated its guest to `destination`, where it is held.

@@ -32,8 +32,9 @@ pub struct RunArgs {
 /// `lacuna receive`
 #[derive(Clone, Debug, Args)]
 pub struct ReceiveArgs {
-    /// Where to listen: tcp:HOST:PORT or unix:PATH. All addresses of HOST are used; `[::]` means all addresses of this
-    /// machine; with port 0 the kernel chooses the port
+    /// Where to listen: tcp:HOST:PORT, unix:PATH, vsock:any:PORT or fd:NUMBER. All addresses of HOST are used; `[::]` means
+    /// all addresses of this machine; with port 0 the kernel chooses the port. fd:NUMBER is a listening socket that this
+    /// command was started with, fd:NUMBER,NUMBER... are connected ones
     pub address: Address,
     /// Octal permission bits of the file unix:PATH: who may send a guest [default: 600]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]

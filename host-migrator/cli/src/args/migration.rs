@@ -17,7 +17,8 @@ use crate::size::Size;
 /// `lacuna send`
 #[derive(Clone, Debug, Args)]
 pub struct SendArgs {
-    /// Where to: tcp:HOST:PORT or unix:PATH
+    /// Where to: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT or fd:NUMBER. fd:NUMBER is a connected socket that this command was
+    /// started with; with fd:NUMBER,NUMBER... the first is the control connection, and each other one carries a channel
     pub address: Address,
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The client of a control socket.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use host_migrator::wire::connect_unix;
 use serde::de::DeserializeOwned;
 
-use super::{Answer, Command};
+use super::{Answer, Command, descriptors};
 
 /// How long an answer may take. Most commands are answered at once, whatever the migration is doing; `cancel` is
 /// answered when the guest is out of the migration.
@@ -95,12 +96,26 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if the machine refuses, goes away, or does not answer in time.
     pub fn ask<T: DeserializeOwned>(&mut self, command: &Command) -> Result<T, ClientError> {
+        self.ask_with(command, &[])
+    }
+
+    /// As [`Client::ask`], and gives the machine copies of `descriptors`.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn ask_with<T: DeserializeOwned>(
+        &mut self,
+        command: &Command,
+        descriptors: &[OwnedFd],
+    ) -> Result<T, ClientError> {
         let mut line = serde_json::to_string(command)?;
         line.push('\n');
-        let answer = self.exchange(&line).map_err(|source| ClientError::Io {
-            path: self.path.clone(),
-            source,
-        })?;
+        let answer = self
+            .exchange(&line, descriptors)
+            .map_err(|source| ClientError::Io {
+                path: self.path.clone(),
+                source,
+            })?;
         match serde_json::from_str(&answer)? {
             Answer::Return(value) => Ok(serde_json::from_value(value)?),
             Answer::Error { desc } => Err(ClientError::Refused(desc)),
@@ -134,8 +149,8 @@ impl Client {
         }
     }
 
-    fn exchange(&mut self, line: &str) -> io::Result<String> {
-        self.stream.get_mut().write_all(line.as_bytes())?;
+    fn exchange(&mut self, line: &str, descriptors: &[OwnedFd]) -> io::Result<String> {
+        descriptors::send(self.stream.get_mut(), line.as_bytes(), descriptors)?;
         let mut answer = String::new();
         if self.stream.read_line(&mut answer)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

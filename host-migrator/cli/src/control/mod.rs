@@ -9,6 +9,7 @@
 //! ```
 
 mod client;
+mod descriptors;
 mod peers;
 mod server;
 
@@ -57,11 +58,14 @@ pub struct QuitArguments {
     pub end_guest: bool,
 }
 
+/// The `uri` of connected sockets that come with the command: the control connection, and as many channels as wanted.
+pub const GIVEN: &str = "fd:";
+
 /// How to migrate. Fields that are left out have defaults.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MigrateArguments {
-    /// `tcp:HOST:PORT` or `unix:PATH`.
+    /// `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`, or [`GIVEN`] for connected sockets that come with the command.
     pub uri: String,
     /// Greatest bandwidth in bytes a second; default: all that the link has.
     #[serde(default)]

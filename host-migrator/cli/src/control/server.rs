@@ -2,6 +2,7 @@
 //! The server of a control socket: one thread for each connection, so that none holds up another.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use spec_sockets::{Access, SocketFile};
 
+use super::descriptors::Receiving;
 use super::peers::Peers;
 use super::{Answer, Command};
 
@@ -20,11 +22,15 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Carries commands out.
 pub trait Handler: Send + Sync + 'static {
-    /// Carries `command` out. Must not wait for a migration's peer.
+    /// Carries `command` out, with the `descriptors` that came with it. Must not wait for a migration's peer.
     ///
     /// # Errors
     /// A sentence that says why not.
-    fn handle(&self, command: Command) -> Result<serde_json::Value, String>;
+    fn handle(
+        &self,
+        command: Command,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<serde_json::Value, String>;
 
     /// Called when a `quit` was carried out and its answer was sent: now the process may end.
     fn quit_was_answered(&self);
@@ -86,7 +92,7 @@ fn admit(stream: UnixStream, peers: &Arc<Peers>, handler: &Arc<dyn Handler>) -> 
 /// Answers line by line until the peer hangs up. The answer to an unknown command is an error. A line that is too long
 /// closes the connection.
 fn converse(stream: UnixStream, peer: u64, peers: &Peers, handler: &dyn Handler) -> io::Result<()> {
-    let mut reader = BufReader::new(stream);
+    let mut reader = BufReader::new(Receiving::new(stream));
     loop {
         let mut line = Vec::new();
         let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)?;
@@ -94,7 +100,10 @@ fn converse(stream: UnixStream, peer: u64, peers: &Peers, handler: &dyn Handler)
             return Ok(());
         }
         if line.last() != Some(&b'\n') && read as u64 == MAX_LINE {
-            answer(reader.get_mut(), Err("the line is too long".into()))?;
+            answer(
+                reader.get_mut().stream(),
+                Err("the line is too long".into()),
+            )?;
             return Ok(());
         }
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -106,10 +115,11 @@ fn converse(stream: UnixStream, peer: u64, peers: &Peers, handler: &dyn Handler)
         if !peers.begins(peer) {
             return Ok(());
         }
-        let result = command.and_then(|command| handler.handle(command));
+        let descriptors = reader.get_mut().take();
+        let result = command.and_then(|command| handler.handle(command, descriptors));
         peers.is_done(peer);
         let quits = quits && result.is_ok();
-        let answered = answer(reader.get_mut(), result);
+        let answered = answer(reader.get_mut().stream(), result);
         if quits {
             handler.quit_was_answered();
         }
@@ -129,8 +139,10 @@ fn answer(stream: &mut UnixStream, result: Result<serde_json::Value, String>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::net::UnixListener;
 
+    use super::super::descriptors::MOST;
     use super::super::peers::MAX_PEERS;
     use super::*;
     use crate::control::{Client, ClientError};
@@ -138,9 +150,14 @@ mod tests {
     struct Echo;
 
     impl Handler for Echo {
-        fn handle(&self, command: Command) -> Result<serde_json::Value, String> {
+        fn handle(
+            &self,
+            command: Command,
+            descriptors: Vec<OwnedFd>,
+        ) -> Result<serde_json::Value, String> {
             match command {
                 Command::Status => Ok(serde_json::json!({"machine": "running"})),
+                Command::QueryMemory => Ok(serde_json::json!(descriptors.len())),
                 other => Err(format!("{other:?} is not for here")),
             }
         }
@@ -199,6 +216,20 @@ mod tests {
             client.tell(&Command::Cont),
             Err(ClientError::Refused(_))
         ));
+    }
+
+    #[test]
+    fn descriptors_belong_to_the_command_that_they_came_with() {
+        let (_dir, path, _served) = served();
+        let mut client = Client::connect(&path).unwrap();
+        let mut seen = |count: usize| -> usize {
+            let copy = |_| File::open("/dev/null").unwrap().into();
+            let descriptors: Vec<_> = (0..count).map(copy).collect();
+            client
+                .ask_with(&Command::QueryMemory, &descriptors)
+                .unwrap()
+        };
+        assert_eq!([3, 0, MOST, 1].map(&mut seen), [3, 0, MOST, 1]);
     }
 
     #[test]

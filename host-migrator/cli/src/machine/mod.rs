@@ -10,6 +10,7 @@ mod outgoing;
 mod process;
 mod shared;
 mod status;
+mod way;
 
 use std::fs::{self, File};
 use std::io;

@@ -2,14 +2,14 @@
 //! The process of a machine: it receives the guest, follows the guest's events, and answers on the control socket.
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use host_migrator::hints::DeviceHints;
-use host_migrator::wire::{Address, Connection, Listener};
+use host_migrator::wire::Listener;
 use host_migrator::{
     DestinationMachine, GuestRam, HintSource, Incoming, MAX_CHANNELS, MigrationParams, Owner,
     OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source,
@@ -27,12 +27,10 @@ use super::console::LastReport;
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
 use super::shared::SharedMachine;
+use super::way::Way;
 use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, io_error};
 use crate::args::{GuestKind, MachineArgs};
 use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
-
-/// How long the destination may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the console may take to write the guest's last output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -243,14 +241,18 @@ impl Process {
         })
     }
 
-    fn migrate(&self, arguments: &MigrateArguments) -> Result<(), String> {
+    fn migrate(
+        &self,
+        arguments: &MigrateArguments,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), String> {
         self.life.check_guest_is_here()?;
         let mut params = params(arguments)?;
         if let Some(load) = self.load.get() {
             // The next host takes about as long.
             params.besides_memory = STOP_AND_SAVE + *load;
         }
-        let address: Address = arguments.uri.parse().map_err(text)?;
+        let way = Way::new(&arguments.uri, descriptors)?;
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
             Some(path) if needs_the_device(params.sources) => match DeviceHints::connect(path) {
                 Ok(hints) => Some(Box::new(hints)),
@@ -261,7 +263,7 @@ impl Process {
             },
             _ => None,
         };
-        let channel = Connection::connect(&address, CONNECT_TIMEOUT).map_err(text)?;
+        let channel = way.connect()?;
         let logs = self.machine.lock().dirty_logs();
         let machine = Box::new(self.machine.clone());
         let mut source = Source::new(machine, Arc::<GuestRam>::clone(&self.ram))
@@ -301,10 +303,12 @@ impl Process {
 }
 
 impl Handler for Process {
-    fn handle(&self, command: Command) -> Result<Value, String> {
+    fn handle(&self, command: Command, descriptors: Vec<OwnedFd>) -> Result<Value, String> {
         match command {
             Command::Status => serde_json::to_value(self.status()).map_err(text),
-            Command::Migrate(arguments) => self.migrate(&arguments).map(|()| json!({})),
+            Command::Migrate(arguments) => {
+                (self.migrate(&arguments, descriptors)).map(|()| json!({}))
+            }
             Command::MigrateCancel => self.outgoing.cancel().map(|()| json!({})),
             Command::QueryReport => match self.outgoing.report() {
                 Some(report) => serde_json::to_value(&*report).map_err(text),

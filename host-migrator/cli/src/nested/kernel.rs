@@ -23,12 +23,12 @@ use super::packages::{self, PackageError};
 /// The environment variable that names the folder for kernels, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "LACUNA_CACHE";
 /// Changes with the layout of a kernel's folder, and with the modules in it.
-const LAYOUT: &str = "kernels-5";
+const LAYOUT: &str = "kernels-6";
 
 /// The file in a folder of modules that lists them in load order, one on each line.
 pub const MODULE_LIST: &str = "list";
-/// Drivers of the outer machine: KVM, and netem, with which a bench delays packets.
-const OUTER_DRIVERS: &[&str] = &["kvm_amd", "sch_netem"];
+/// Drivers of the outer machine: KVM, netem, with which a bench delays packets, and vsock within one machine.
+const OUTER_DRIVERS: &[&str] = &["kvm_amd", "sch_netem", "vsock_loopback"];
 /// Drivers of the Linux guest. The agent's port needs those of the console.
 const GUEST_DRIVERS: &[&str] = &["virtio_mmio", "virtio_console", "virtio_balloon"];
 /// Drivers of a Linux guest whose virtio devices are on PCI, with a disk and another transport for the agent.
