@@ -84,6 +84,7 @@ impl Caller {
             ram_bytes: ram.pages() * 4096,
             regions: ram.regions().len() as u32,
             channels,
+            local: false,
         };
         self.stream.write_all(&header.to_bytes()).unwrap();
         self.section(SectionKind::Layout, 1, &ram.layout().to_bytes());

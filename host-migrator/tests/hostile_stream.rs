@@ -49,6 +49,7 @@ impl Liar {
             ram_bytes: ram.pages() * 4096,
             regions: ram.regions().len() as u32,
             channels: 0,
+            local: false,
         };
         self.bytes(&header.to_bytes());
     }
@@ -195,6 +196,7 @@ fn a_stranger_and_another_version_are_told_apart() {
             ram_bytes: ram.pages() * 4096,
             regions: 2,
             channels: 0,
+            local: false,
         };
         let mut bytes = header.to_bytes();
         bytes[8] = 7;

@@ -96,6 +96,7 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
         ram_bytes: guest.memory.ram.pages() * PAGE_SIZE,
         regions: guest.memory.ram.regions().len() as u32,
         channels: 0,
+        local: false,
     };
     source.write_all(&header.to_bytes()).unwrap();
     // More than there are places for. They came after the source, so the oldest of them must give way.

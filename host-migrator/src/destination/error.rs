@@ -4,6 +4,7 @@
 use spec::stream::Totals;
 
 use crate::memory::error::RamError;
+use crate::memory::lent::LentError;
 use crate::vm::error::MachineError;
 use crate::vm::state::StateError;
 use crate::wire::SectionError;
@@ -64,6 +65,12 @@ pub enum ReceiveError {
     /// The source's guest has other memory.
     #[error("the source's guest has other memory than the one here: {0}")]
     Layout(String),
+    /// A source lends its memory over a connection that passes no file descriptors, such as TCP.
+    #[error("memory can be lent over a unix socket only")]
+    NotLocal,
+    /// The memory that the source lends cannot be used.
+    #[error("the source's memory cannot be used: {0}")]
+    Lent(#[from] LentError),
     /// The guest needs another machine than the one here.
     #[error(transparent)]
     Unfit(MachineError),

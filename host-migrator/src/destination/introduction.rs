@@ -30,6 +30,8 @@ pub struct Incoming {
     pub(super) number: u64,
     /// How many channels are to join.
     pub(super) wanted: u32,
+    /// It lends its memory.
+    pub(super) local: bool,
     /// Those that have joined, by their numbers.
     pub(super) channels: Vec<Joined>,
     /// What its guest needs of the machine, in the VMM's own format.
@@ -69,12 +71,16 @@ pub(super) fn hear(
 ) -> Result<Heard, ReceiveError> {
     let (stop, closer) = (connection.stop_flag(), connection.closer());
     let redial = Redial::of(&mut connection);
+    let passes_files = connection.passes_files();
     let (reader, writer) = connection.split();
     let mut input = SectionReader::new(reader);
     let mut out = SectionWriter::new(writer);
     let introduced = greeted(&mut input, &mut out).and_then(|introduced| {
         speaks();
         Ok(match introduced {
+            Introduction::Source(header) if header.local && !passes_files => {
+                return Err(ReceiveError::NotLocal);
+            }
             Introduction::Source(header) => {
                 let description = described(&mut input, &header, shape)?;
                 Introduced::Source(header, description)
@@ -92,6 +98,7 @@ pub(super) fn hear(
             session: header.session,
             number: header.number,
             wanted: header.channels,
+            local: header.local,
             channels: Vec::new(),
             description,
         }))),

@@ -8,6 +8,7 @@ mod error;
 mod incoming;
 mod introduction;
 mod joining;
+mod lent;
 mod overlap;
 mod placing;
 mod receiver;

@@ -12,13 +12,15 @@ use super::channels::{Channels, Shared};
 use super::error::ReceiveError;
 use super::introduction::Incoming;
 use super::joining::Joined;
+use super::lent;
 use super::overlap::Overlap;
 use super::placing::Placer;
 use super::refusal::refuse;
 use super::report::{LAST_WORDS, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
 use crate::memory::page_store::PageStore;
 use crate::ownership::{Owner, OwnershipRecord};
-use crate::panics::text_of;
+use crate::panics::{attempt, text_of};
+use crate::vm::error::MachineError;
 use crate::vm::machine::DestinationMachine;
 use crate::vm::state::MachineState;
 use crate::wire::sections::{SectionReader, SectionWriter};
@@ -31,6 +33,8 @@ pub(crate) struct Receiver<'a> {
     stop: StopFlag,
     heartbeats: Option<Heartbeats>,
     channels: Vec<Joined>,
+    /// The source lends its memory.
+    local: bool,
     store: &'a dyn PageStore,
     ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
@@ -55,6 +59,7 @@ impl<'a> Receiver<'a> {
             stop: source.stop,
             heartbeats: source.heartbeats,
             channels: source.channels,
+            local: source.local,
             store,
             ownership,
             observer,
@@ -82,6 +87,12 @@ impl<'a> Receiver<'a> {
                 Owner::Here | Owner::There => error,
             };
             refuse(&mut self.input, &mut self.out, &error);
+            if self.local && owner == Owner::There {
+                attempt("give lent memory back", || {
+                    machine.give_memory_back();
+                    Ok::<_, MachineError>(())
+                });
+            }
             error
         })
     }
@@ -90,9 +101,14 @@ impl<'a> Receiver<'a> {
         &mut self,
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
-        let placer = Placer::new(self.store)?;
-        self.enter(ReceiveState::Active);
-        let mut state = self.memory(placer, machine)?;
+        let mut state = match self.local {
+            true => self.lent_memory(machine)?,
+            false => {
+                let placer = Placer::new(self.store)?;
+                self.enter(ReceiveState::Active);
+                self.memory(placer, machine)?
+            }
+        };
         self.enter(ReceiveState::Device);
         let loading = Instant::now();
         machine.load(&mut state)?;
@@ -176,12 +192,7 @@ impl<'a> Receiver<'a> {
                 self.report(channels);
                 continue;
             };
-            if header.round != self.status.round {
-                return Err(ReceiveError::Round {
-                    expected: self.status.round,
-                    found: header.round,
-                });
-            }
+            self.check_round(&header)?;
             if state.sections().is_empty() {
                 machine.check()?;
             }
@@ -210,10 +221,7 @@ impl<'a> Receiver<'a> {
                 SectionKind::Commit => {
                     overlap.finish()?;
                     self.pages = overlap.pages();
-                    let bytes = self.input.bytes_before_section();
-                    let payload = self.input.payload(&header)?;
-                    let totals = Totals::from_bytes(&payload).map_err(SectionError::from)?;
-                    return Ok((state, Committed { totals, bytes }));
+                    return Ok((state, self.committed(&header)?));
                 }
                 found if !state.sections().is_empty() => {
                     return Err(unexpected(found, "Commit").into());
@@ -223,6 +231,48 @@ impl<'a> Receiver<'a> {
             self.pages = overlap.pages();
             self.report(channels);
         }
+    }
+
+    /// Takes the memory that the source lends, and receives everything up to the commit. Returns the machine's state.
+    fn lent_memory(
+        &mut self,
+        machine: &mut dyn DestinationMachine,
+    ) -> Result<MachineState, ReceiveError> {
+        let channels = Shared::new(0, self.stop.clone());
+        self.status.lent_bytes = lent::take(&mut self.input, self.store.layout(), machine)?;
+        self.answer(SectionKind::Mapped)?;
+        self.enter(ReceiveState::Active);
+        let mut state = MachineState::default();
+        loop {
+            let header = self.input.header_or_heartbeat()?;
+            if state.sections().is_empty() {
+                machine.check()?;
+            }
+            let Some(header) = header else {
+                continue;
+            };
+            self.check_round(&header)?;
+            match header.kind {
+                SectionKind::MachineState => self.state(&header, &mut state)?,
+                SectionKind::Commit => {
+                    let sent = self.committed(&header)?;
+                    self.commit(sent, &channels)?;
+                    return Ok(state);
+                }
+                found => return Err(unexpected(found, "the machine's state").into()),
+            }
+        }
+    }
+
+    /// Makes sure that a section belongs to the round that runs.
+    fn check_round(&self, header: &SectionHeader) -> Result<(), ReceiveError> {
+        if header.round == self.status.round {
+            return Ok(());
+        }
+        Err(ReceiveError::Round {
+            expected: self.status.round,
+            found: header.round,
+        })
     }
 
     /// The control connection was interrupted or failed with `error`: why, if a channel failed first. A source that ends the
@@ -275,6 +325,14 @@ impl<'a> Receiver<'a> {
         let payload = self.input.payload(header)?;
         let (version, name, bytes) = state_from_bytes(&payload).map_err(SectionError::from)?;
         Ok(state.add(name, version, bytes.into())?)
+    }
+
+    /// Receives the source's totals.
+    fn committed(&mut self, header: &SectionHeader) -> Result<Committed, ReceiveError> {
+        let bytes = self.input.bytes_before_section();
+        let payload = self.input.payload(header)?;
+        let totals = Totals::from_bytes(&payload).map_err(SectionError::from)?;
+        Ok(Committed { totals, bytes })
     }
 
     /// Compares the source's totals with what arrived.

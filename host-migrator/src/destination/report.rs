@@ -46,6 +46,9 @@ pub struct ReceiveStatus {
     pub pages_zero: u64,
     /// Pages in discard runs.
     pub pages_discarded: u64,
+    /// Bytes of memory that the source has lent instead of sending pages.
+    #[serde(default)]
+    pub lent_bytes: u64,
 }
 
 /// A guest that has arrived and runs.

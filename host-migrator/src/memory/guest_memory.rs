@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory as the engine uses it on either side.
 
+use std::io;
 use std::sync::Arc;
 
 use spec::PageRange;
@@ -8,10 +9,11 @@ use spec::PageRange;
 use super::error::RamError;
 use super::holes::HoleBudget;
 use super::layout::Layout;
+use super::ram_region::RamRegion;
 
 /// Guest memory.
 ///
-/// [`GuestRam`](super::ram::GuestRam), made of memory files, is the kind to prefer. A VMM that has only a mapping can
+/// [`GuestRam`](crate::GuestRam), made of memory files, is the kind to prefer. A VMM that has only a mapping can
 /// implement the trait for it. What it loses: holes are not found, so memory that was never touched is read (and takes
 /// memory of the host then), and a balloon's pages are looked at like others.
 pub trait GuestMemory: Send + Sync {
@@ -50,6 +52,15 @@ pub trait GuestMemory: Send + Sync {
         let _ = (budget, found);
         Ok(false)
     }
+
+    /// The memory files that hold it, one for each region of its layout, to be lent to a destination on this host
+    /// ([`MigrationParams::local`](crate::MigrationParams::local)). `None` if it is not in memory files.
+    ///
+    /// # Errors
+    /// [`io::Error`] if a descriptor cannot be duplicated.
+    fn files(&self) -> io::Result<Option<Vec<RamRegion>>> {
+        Ok(None)
+    }
 }
 
 impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
@@ -75,5 +86,9 @@ impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
         found: &mut dyn FnMut(PageRange),
     ) -> Result<bool, RamError> {
         self.as_ref().find_holes(budget, found)
+    }
+
+    fn files(&self) -> io::Result<Option<Vec<RamRegion>>> {
+        self.as_ref().files()
     }
 }

@@ -18,38 +18,7 @@ use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::{self, HoleBudget};
 use crate::memory::layout::Layout;
-use crate::memory::sealed_file::sealed_file;
-
-/// The file system of huge pages, from `linux/magic.h`.
-const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
-
-/// A run of guest memory: `len` bytes from guest-physical `gpa`, at `offset` of `file`.
-#[derive(Debug)]
-pub struct RamRegion {
-    /// Guest-physical start; a multiple of the page size.
-    pub gpa: u64,
-    /// Bytes; a multiple of the page size.
-    pub len: u64,
-    /// The memory file (memfd) that holds it.
-    pub file: File,
-    /// Where in the file it starts.
-    pub offset: u64,
-}
-
-impl RamRegion {
-    /// A region of zeros in a new memory file, which is sealed against shrinking.
-    ///
-    /// # Errors
-    /// [`io::Error`] if the kernel refuses the file or its size.
-    pub fn new(gpa: u64, len: u64) -> io::Result<Self> {
-        Ok(Self {
-            gpa,
-            len,
-            file: sealed_file("guest-memory", len)?,
-            offset: 0,
-        })
-    }
-}
+use crate::memory::ram_region::RamRegion;
 
 /// The guest's memory, mapped shared into this process.
 #[derive(Debug)]
@@ -80,7 +49,7 @@ impl GuestRam {
             let (Some(range), Ok(size)) = (range, usize::try_from(region.len)) else {
                 return Err(bad);
             };
-            host_page_bytes.push(page_bytes_of(&region.file)?);
+            host_page_bytes.push(region.host_page_bytes()?);
             let file = FileOffset::new(region.file, region.offset);
             let mapping = MmapRegion::from_file(file, size).map_err(io::Error::other)?;
             let guest_region =
@@ -283,18 +252,20 @@ impl GuestMemory for GuestRam {
     ) -> Result<bool, RamError> {
         Self::find_holes(self, budget, found)
     }
-}
 
-/// Bytes of the pages that the kernel has in `file`.
-fn page_bytes_of(file: &File) -> io::Result<u64> {
-    let system = rustix::fs::fstatfs(file)?;
-    let huge = system.f_type == HUGETLBFS_MAGIC;
-    let block = u64::try_from(system.f_bsize).unwrap_or(PAGE_SIZE);
-    Ok(if huge && block.is_power_of_two() {
-        block.max(PAGE_SIZE)
-    } else {
-        PAGE_SIZE
-    })
+    fn files(&self) -> io::Result<Option<Vec<RamRegion>>> {
+        let regions = self.memory.iter().filter_map(|region| {
+            // Each is made of a file.
+            let file = region.file_offset()?;
+            Some(file.file().try_clone().map(|copy| RamRegion {
+                gpa: region.start_addr().0,
+                len: region.len(),
+                file: copy,
+                offset: file.start(),
+            }))
+        });
+        regions.collect::<io::Result<_>>().map(Some)
+    }
 }
 
 fn out_of_range(range: PageRange) -> RamError {

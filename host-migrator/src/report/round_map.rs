@@ -292,7 +292,7 @@ mod tests {
 
     use super::*;
     use crate::memory::ram::GuestRam;
-    use crate::memory::ram::RamRegion;
+    use crate::memory::ram_region::RamRegion;
 
     /// Memory with these regions: first page and number of pages.
     fn ram(regions: &[(u64, u64)]) -> GuestRam {

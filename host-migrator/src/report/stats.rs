@@ -85,6 +85,9 @@ pub struct RamStatus {
     pub remaining: u64,
     /// Bytes of the guest's memory.
     pub total: u64,
+    /// Bytes of memory lent to a destination on this host, instead of sending pages.
+    #[serde(default)]
+    pub lent_bytes: u64,
     /// Of these, bytes on channels besides the control connection.
     #[serde(default)]
     pub multifd_bytes: u64,
@@ -217,6 +220,17 @@ impl DowntimeSteps {
     }
 }
 
+/// The memory that a destination on the same host got instead of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct LentMemory {
+    /// Memory files, one for each region.
+    pub files: u32,
+    /// Bytes of guest memory in them.
+    pub bytes: u64,
+}
+
 /// A migration that has completed. Times are milliseconds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -228,6 +242,9 @@ pub struct MigrationReport {
     pub channels: u32,
     /// Of [`MigrationReport::wire_bytes`], those on each channel besides the control connection.
     pub bytes_by_channel: Vec<u64>,
+    /// The memory that was lent instead of sending pages, in a local hand-over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<LentMemory>,
     /// Time from the start to the destination's Running.
     pub total_ms: f64,
     /// Time from the start until the dirty logs were armed.

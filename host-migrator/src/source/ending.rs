@@ -126,7 +126,7 @@ fn put_source_back(
         stopped = attempt("let the guest run on", || source.machine.resume());
     }
     let hints = source.hints.as_deref_mut();
-    let hints = hints.filter(|_| params.sources.tellers().any());
+    let hints = hints.filter(|_| params.asks_the_guest());
     put_back(&mut source.logs, hints, &source.trace);
     source.trace.record(Event::End(outcome));
     stopped

@@ -47,6 +47,17 @@ pub enum MigrationError {
     /// The machine's description is larger than the stream allows.
     #[error("the machine's description of {0} bytes is too large for the stream")]
     DescriptionTooLarge(usize),
+    /// Memory is to be lent over a connection that passes no file descriptors.
+    #[error(
+        "memory can be lent over a unix socket only: to a destination on another host its pages must be sent"
+    )]
+    NotLocal,
+    /// The memory to be lent is a mapping without files.
+    #[error("the guest's memory is not in memory files, so it cannot be lent")]
+    NoMemoryFiles,
+    /// The memory files cannot be duplicated.
+    #[error("the guest's memory files cannot be lent: {0}")]
+    MemoryFiles(#[source] io::Error),
     /// The guest does not belong to this side.
     #[error("this side does not own the guest, so there is nothing to migrate")]
     NotHere,

@@ -38,6 +38,7 @@ pub(super) fn greet(
         ram_bytes: layout.pages() * PAGE_SIZE,
         regions: layout.regions().len() as u32,
         channels,
+        local: params.local,
     };
     link.out.start(&header.to_bytes())?;
     link.start_heartbeats()?;

@@ -7,6 +7,7 @@ mod estimate;
 mod greeting;
 mod guest;
 mod handover;
+mod local;
 mod outgoing;
 mod pacing;
 pub mod params;

@@ -51,6 +51,10 @@ pub struct MigrationParams {
     /// Harvest the dirty logs in the middle of a round, too, whenever about so many pages have been sent, found to be zero
     /// or skipped since the last harvest. None: at the end of a round alone.
     pub sync_pages: Option<u64>,
+    /// Lend the destination the memory itself instead of sending pages: for a destination on this host that is connected over
+    /// a unix socket, and guest memory in memory files ([`GuestMemory::files`](crate::GuestMemory::files)). No page is sent,
+    /// so rounds, limits, channels and sources mean nothing then.
+    pub local: bool,
     /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
     pub map_rounds: bool,
     /// Clauses of the rule that are broken on purpose: only in builds with `--cfg clause_switches`.
@@ -80,6 +84,7 @@ impl Default for MigrationParams {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             sync_pages: None,
+            local: false,
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: std::collections::BTreeSet::new(),
@@ -176,6 +181,12 @@ impl MigrationParams {
         }
     }
 
+    /// Sets [`MigrationParams::local`].
+    #[must_use]
+    pub fn with_local(self, local: bool) -> Self {
+        Self { local, ..self }
+    }
+
     /// Sets [`MigrationParams::map_rounds`].
     #[must_use]
     pub fn with_map_rounds(self, map_rounds: bool) -> Self {
@@ -211,9 +222,15 @@ impl MigrationParams {
         })
     }
 
+    /// Whether the guest is asked which pages are free.
+    pub(crate) fn asks_the_guest(&self) -> bool {
+        !self.local && self.sources.tellers().any()
+    }
+
     /// How many channels are to join.
     pub(crate) fn channels(&self) -> u32 {
         match self.multifd_channels {
+            _ if self.local => 0,
             0 | 1 => 0,
             channels => channels.min(MAX_CHANNELS),
         }

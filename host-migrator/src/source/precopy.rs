@@ -12,6 +12,7 @@ use super::estimate::{Downtime, Estimate};
 use super::greeting;
 use super::guest::Source;
 use super::handover;
+use super::local;
 use super::outgoing::Outgoing;
 use super::pacing::Pacing;
 use super::progress::Progress;
@@ -41,8 +42,12 @@ const MOST_HOLES: u64 = 1 << 16;
 const MOST_HOLE_BYTES: u64 = 256 << 20;
 
 /// Stops the guest when the rest is small, and sends that; for a stream it also hands over.
-type SwitchOver<S> =
-    fn(Plan<'_>, &mut Tracker<'_>, &mut Sender<'_, S>) -> Result<Stopped, MigrationError>;
+type SwitchOver<S> = fn(
+    Plan<'_>,
+    u32,
+    &mut Tracker<'_>,
+    &mut Sender<'_, S>,
+) -> Result<(Stopped, RoundStats), MigrationError>;
 
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs unless it was
 /// handed over.
@@ -53,9 +58,16 @@ pub(crate) fn migrate(
     progress: &Progress,
 ) -> Result<MigrationReport, MigrationError> {
     owns_guest(source, progress)?;
+    let passes_files = channel.passes_files();
     let mut link = Link::new(channel);
     let result = ending::caught(|| {
         set_up(source, progress);
+        if params.local && !passes_files {
+            return Err(MigrationError::NotLocal);
+        }
+        if params.local {
+            return local::migrate(source, params, &mut link, progress);
+        }
         let round_trip = greeting::greet(&mut link, source, params)?;
         run(
             source,
@@ -85,8 +97,8 @@ pub(crate) fn copy<S: Sink>(
             sink,
             Duration::ZERO,
             progress,
-            |mut plan, tracker, sender| {
-                let stopped = stop_and_send(&mut plan, tracker, sender)?;
+            |mut plan, round, tracker, sender| {
+                let stopped = stop_and_send(&mut plan, round, tracker, sender)?;
                 // Whichever is first, this or a cancel, wins.
                 plan.progress
                     .commit()
@@ -188,12 +200,11 @@ fn run<S: Sink>(
         trace,
         params,
         progress,
-        round: sender.totals().round + 1,
         time: params.switchover_time(expected),
     };
-    let Stopped {
-        steps, last_round, ..
-    } = switch_over(plan, &mut tracker, &mut sender)?;
+    let round = sender.totals().round + 1;
+    let (stopped, last_round) = switch_over(plan, round, &mut tracker, &mut sender)?;
+    let steps = stopped.steps;
     report.total_ms = milliseconds(progress.started().elapsed());
     report.downtime_ms = steps.sum();
     report.downtime = steps;

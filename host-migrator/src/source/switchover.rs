@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use spec::stream::Totals;
 use spec::trace::Event;
 
 use super::error::MigrationError;
@@ -23,16 +24,13 @@ pub(crate) struct Plan<'a> {
     pub(crate) trace: &'a Trace,
     pub(crate) params: &'a MigrationParams,
     pub(crate) progress: &'a Progress,
-    /// The last round's number.
-    pub(crate) round: u32,
     /// How long the guest may be stopped before it is handed over.
     pub(crate) time: Duration,
 }
 
-/// A guest that is stopped: what that has taken, and the last round.
+/// A guest that is stopped, and what that has taken.
 pub(crate) struct Stopped {
     pub(crate) steps: DowntimeSteps,
-    pub(crate) last_round: RoundStats,
     clock: Clock,
 }
 
@@ -43,59 +41,65 @@ impl Stopped {
     }
 }
 
-/// Stops the guest and sends the rest. The sink has the whole guest then. The guest is stopped afterwards, or may be after an
-/// error.
+/// Stops the guest and sends the rest, as round `round`. The sink has the whole guest then. The guest is stopped afterwards,
+/// or may be after an error.
 pub(crate) fn stop_and_send<S: Sink>(
     plan: &mut Plan<'_>,
+    round: u32,
     tracker: &mut Tracker<'_>,
     sender: &mut Sender<'_, S>,
-) -> Result<Stopped, MigrationError> {
-    let (time, round) = (plan.time, plan.round);
-    let Plan {
-        machine,
-        trace,
-        progress,
-        ..
-    } = plan;
+) -> Result<(Stopped, RoundStats), MigrationError> {
     sender.out.check()?;
     tracker.before_pause();
-    // One deadline for the whole switchover.
-    sender.out.sink.begin_switchover(time);
-    enter(progress, MigrationState::PreSwitchover);
-    let mut steps = DowntimeSteps::default();
-    let mut clock = Clock(Instant::now());
-    machine.stop_vcpus()?;
-    trace.record(Event::Paused);
-    steps.stop_vcpus = clock.step();
-    machine.stop_devices()?;
-    trace.record(Event::DevicesStopped);
-    steps.stop_devices = clock.step();
-    sender.out.sink.check()?;
+    let mut stopped = stop(plan, sender.out.sink)?;
     tracker.last_harvest()?;
-    steps.last_harvest = clock.step();
+    stopped.steps.last_harvest = stopped.step();
 
     sender.begin_round(round, tracker.bitmap().count());
     sender.walk_the_rest(&tracker.rest())?;
     sender.end_round()?;
     // Nothing writes to memory any more: the pages of the last harvest are among the pending ones.
     let last_round = sender.take_round(&mut Harvest::default());
-    steps.ram = clock.step();
+    stopped.steps.ram = stopped.step();
 
-    enter(progress, MigrationState::Device);
-    let state = machine.save()?;
-    for section in state.sections() {
-        sender.out.sink.state(section)?;
-    }
-    steps.state = clock.step();
     let totals = sender.stream_totals();
-    sender.out.sink.commit(totals)?;
+    send_state(plan, sender.out.sink, totals, &mut stopped)?;
     sender.out.round_received()?;
-    steps.commit = clock.step();
-    Ok(Stopped {
-        steps,
-        last_round,
-        clock,
-    })
+    stopped.steps.commit = stopped.step();
+    Ok((stopped, last_round))
+}
+
+/// Stops the guest and its devices. Nothing writes to its memory afterwards.
+pub(crate) fn stop<S: Sink>(plan: &mut Plan<'_>, sink: &mut S) -> Result<Stopped, MigrationError> {
+    // One deadline for the whole switchover.
+    sink.begin_switchover(plan.time);
+    enter(plan.progress, MigrationState::PreSwitchover);
+    let mut steps = DowntimeSteps::default();
+    let mut clock = Clock(Instant::now());
+    plan.machine.stop_vcpus()?;
+    plan.trace.record(Event::Paused);
+    steps.stop_vcpus = clock.step();
+    plan.machine.stop_devices()?;
+    plan.trace.record(Event::DevicesStopped);
+    steps.stop_devices = clock.step();
+    sink.check()?;
+    Ok(Stopped { steps, clock })
+}
+
+/// Sends the machine's state, and the totals of what was sent.
+pub(crate) fn send_state<S: Sink>(
+    plan: &mut Plan<'_>,
+    sink: &mut S,
+    totals: Totals,
+    stopped: &mut Stopped,
+) -> Result<(), MigrationError> {
+    enter(plan.progress, MigrationState::Device);
+    let state = plan.machine.save()?;
+    for section in state.sections() {
+        sink.state(section)?;
+    }
+    stopped.steps.state = stopped.step();
+    Ok(sink.commit(totals)?)
 }
 
 fn enter(progress: &Progress, state: MigrationState) {

@@ -3,6 +3,7 @@
 
 use super::error::MachineError;
 use super::state::MachineState;
+use crate::memory::ram_region::RamRegion;
 
 /// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
 pub trait SourceMachine: Send {
@@ -89,8 +90,30 @@ pub trait DestinationMachine: Send {
     /// [`MachineError`] if it cannot; the migration ends, and the guest runs on at the source.
     fn check(&mut self) -> Result<(), MachineError>;
 
+    /// Maps the source's own memory and takes it for the guest's, in a local hand-over: the guest goes on running at the source
+    /// in the same memory, so nothing on this side may change it before [`DestinationMachine::run`]. Whatever takes time is
+    /// done here, and not when the guest is stopped: memory slots, the memory tables of device back ends.
+    ///
+    /// `memory` has the regions of this machine's own memory. The engine has checked that the files are memory that can be
+    /// written and does not shrink; [`GuestRam::map`](crate::GuestRam::map) takes them as they are. A machine that is made
+    /// around its memory may be made now.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the machine cannot use this memory; the guest runs on at the source. So it does by default.
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        drop(memory);
+        Err(MachineError {
+            action: "take the source's memory",
+            reason: "this machine has memory of its own, and cannot use another's".into(),
+        })
+    }
+
+    /// A local hand-over has failed, and the guest stays at the source for certain. The machine lets go of memory that
+    /// [`DestinationMachine::take_memory`] gave it: it must never take that for its own, which the next migration clears.
+    fn give_memory_back(&mut self) {}
+
     /// Loads the state from [`SourceMachine::save`]: takes each section out of it. If one is left, the guest is refused. Guest
-    /// memory is complete by now.
+    /// memory is complete by now. Memory that was lent belongs to the source still, so loading does not change it.
     ///
     /// # Errors
     /// [`MachineError`] if the state does not fit this machine.

@@ -208,11 +208,11 @@ impl Closer {
 /// The receiving direction.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    socket: Arc<OwnedFd>,
-    stop: StopFlag,
-    patience: Duration,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) stop: StopFlag,
+    pub(super) patience: Duration,
     /// When the peer's last byte was read.
-    heard: Instant,
+    pub(super) heard: Instant,
 }
 
 impl Reader {
@@ -290,9 +290,9 @@ impl Reader {
 /// The sending direction.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    socket: Arc<OwnedFd>,
-    stop: StopFlag,
-    patience: Duration,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) stop: StopFlag,
+    pub(super) patience: Duration,
 }
 
 /// A write that failed after the kernel had taken `written` bytes.
@@ -345,7 +345,7 @@ impl Writer {
 }
 
 /// One wait for a socket. Its system calls return after at most [`TICK`].
-struct Wait<'a> {
+pub(super) struct Wait<'a> {
     socket: &'a OwnedFd,
     stop: &'a StopFlag,
     patience: Duration,
@@ -354,7 +354,7 @@ struct Wait<'a> {
 }
 
 impl<'a> Wait<'a> {
-    fn new(socket: &'a OwnedFd, stop: &'a StopFlag, patience: Duration) -> Self {
+    pub(super) fn new(socket: &'a OwnedFd, stop: &'a StopFlag, patience: Duration) -> Self {
         Self {
             socket,
             stop,
@@ -363,7 +363,10 @@ impl<'a> Wait<'a> {
         }
     }
 
-    fn until_ready(mut self, mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    pub(super) fn until_ready(
+        mut self,
+        mut call: impl FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
             self.stop.check_deadline()?;
             let begin = Instant::now();
@@ -409,7 +412,7 @@ fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
     let _ = SockRef::from(socket).set_tcp_user_timeout(limit);
 }
 
-fn hung_up() -> io::Error {
+pub(super) fn hung_up() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, "the other side has hung up")
 }
 

@@ -3,6 +3,7 @@
 
 mod address;
 mod connection;
+mod descriptors;
 mod dial;
 mod error;
 mod heartbeat;

@@ -2,13 +2,17 @@
 //! Sections of the migration stream on a connection: numbered, with checksums, counted.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use spec::stream::{SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals};
+use spec::stream::{
+    LENT_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals,
+};
 
 use super::connection::{Reader, WriteError, Writer};
+use super::descriptors::MOST_AT_ONCE;
 use super::stop::StopFlag;
 
 /// A stream that has broken off or is invalid.
@@ -141,6 +145,12 @@ impl SectionWriter {
         Ok(line.bytes)
     }
 
+    /// Sends the table of lent memory ([`SectionKind::Memory`]), and with each entry the descriptor of its file.
+    pub(crate) fn memory(&mut self, table: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let sent = self.0.lock().memory(table, files);
+        sent.map_err(|error| error.source)
+    }
+
     /// Gives the guest up. This section is the last, and no heartbeat follows. The error says how many bytes of it left
     /// this side.
     pub(crate) fn hand_over(&mut self) -> Result<(), WriteError> {
@@ -199,6 +209,20 @@ impl Line {
             *slice = IoSlice::new(part);
         }
         self.send(&mut slices[..=N])
+    }
+
+    fn memory(&mut self, table: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), WriteError> {
+        let header = self.next_header(SectionKind::Memory, sum(&[table]));
+        self.send(&mut [IoSlice::new(&header)])?;
+        let entries = table.chunks(MOST_AT_ONCE * LENT_BYTES);
+        for (entries, files) in entries.zip(files.chunks(MOST_AT_ONCE)) {
+            let result = self.out.write_with_files(entries, files);
+            let written = (result.as_ref()).map_or_else(|error| error.written, |()| entries.len());
+            self.count(written);
+            self.broken |= result.is_err();
+            result?;
+        }
+        Ok(())
     }
 
     fn next_header(&mut self, kind: SectionKind, payload: Sum) -> [u8; SECTION_HEADER_BYTES] {
@@ -380,6 +404,21 @@ impl SectionReader {
         payload.resize(header.length as usize, 0);
         self.exact(payload)?;
         check(header, crc32fast::hash(payload))
+    }
+
+    /// As [`SectionReader::payload`], with the descriptors that travel with it, at most `most`.
+    pub(crate) fn payload_with_files(
+        &mut self,
+        header: &SectionHeader,
+        most: usize,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), SectionError> {
+        // As above.
+        let mut payload = vec![0; header.length as usize];
+        let mut files = Vec::new();
+        self.input.read_with_files(&mut payload, &mut files, most)?;
+        self.bytes += header.length;
+        check(header, crc32fast::hash(&payload))?;
+        Ok((payload, files))
     }
 
     fn exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {

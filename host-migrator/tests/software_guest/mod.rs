@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod copy;
 pub mod hints;
 pub mod link;
+pub mod local;
 pub mod machine;
 pub mod memory;
 pub mod proxy;

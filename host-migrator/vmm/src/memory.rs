@@ -88,14 +88,23 @@ impl MachineMemory {
     /// # Errors
     /// [`MemoryError`] for files that do not fit their regions, or if the kernel refuses.
     pub fn map(files: Vec<RamRegion>, options: MemoryOptions) -> Result<Self, MemoryError> {
+        let memory = Self::lent(files, options)?;
+        if options.prefault {
+            advice::populate(&memory.ram).map_err(MemoryError::Prefault)?;
+        }
+        Ok(memory)
+    }
+
+    /// As [`MachineMemory::map`], for memory in which a guest runs elsewhere: nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`MachineMemory::map`].
+    pub fn lent(files: Vec<RamRegion>, options: MemoryOptions) -> Result<Self, MemoryError> {
         let ram = GuestRam::map(duplicate(&files).map_err(MemoryError::File)?)?;
         if options.huge_pages
             && let Err(error) = advice::huge_pages(&ram)
         {
             log::info!("guest memory has no huge pages: {error}");
-        }
-        if options.prefault {
-            advice::populate(&ram).map_err(MemoryError::Prefault)?;
         }
         let own = duplicate(&files)
             .map_err(MemoryError::File)?

@@ -61,6 +61,25 @@ impl MemorySlots {
         Ok(slots)
     }
 
+    /// Gives the virtual machine `ram` instead, which has the same regions. No vCPU may run.
+    ///
+    /// # Errors
+    /// The kernel's. The virtual machine then has no memory, or only a part.
+    pub fn replace(&mut self, ram: Arc<GuestRam>) -> io::Result<()> {
+        self.delete();
+        self.ram = ram;
+        self.pages = split(self.ram.regions(), MOST_PAGES);
+        self.set_logging(false)
+    }
+
+    fn delete(&self) {
+        for (slot, pages) in (0..).zip(self.pages()) {
+            if let Err(error) = self.set_region(slot, *pages, 0, 0) {
+                log::error!("memory slot {slot} cannot be deleted: {error}");
+            }
+        }
+    }
+
     /// The pages of each slot, by slot number.
     pub fn pages(&self) -> &[PageRange] {
         &self.pages
@@ -151,11 +170,7 @@ impl MemorySlots {
 
 impl Drop for MemorySlots {
     fn drop(&mut self) {
-        for (slot, pages) in (0..).zip(self.pages()) {
-            if let Err(error) = self.set_region(slot, *pages, 0, 0) {
-                log::error!("memory slot {slot} cannot be deleted: {error}");
-            }
-        }
+        self.delete();
     }
 }
 

@@ -38,7 +38,7 @@ impl Greeting {
 }
 
 /// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
-/// regions u32, number u64, channels u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
+/// regions u32, number u64, channels u32, flags u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
 /// and [`SectionKind::Description`](super::SectionKind::Description).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
@@ -52,7 +52,13 @@ pub struct StreamHeader {
     pub regions: u32,
     /// Channels that are to join the session, at most [`MAX_CHANNELS`]; 0: everything goes over this connection.
     pub channels: u32,
+    /// The source lends its memory ([`SectionKind::Memory`](super::SectionKind::Memory)) and sends no pages. Then there are no
+    /// channels.
+    pub local: bool,
 }
+
+/// The bit of [`StreamHeader::local`] in the header's flags.
+const LOCAL: u32 = 1;
 
 impl StreamHeader {
     /// The bytes on the wire.
@@ -66,6 +72,8 @@ impl StreamHeader {
         wire::put(&mut bytes, 32, &self.regions.to_le_bytes());
         wire::put(&mut bytes, 36, &self.number.to_le_bytes());
         wire::put(&mut bytes, 44, &self.channels.to_le_bytes());
+        let flags = if self.local { LOCAL } else { 0 };
+        wire::put(&mut bytes, 48, &flags.to_le_bytes());
         wire::seal(&mut bytes);
         bytes
     }
@@ -79,14 +87,19 @@ impl StreamHeader {
         if u64::from(wire::u32_at(bytes, 12)) != crate::PAGE_SIZE {
             return Err(StreamError::Field("page size"));
         }
+        let flags = wire::u32_at(bytes, 48);
+        if flags & !LOCAL != 0 {
+            return Err(StreamError::Field("flags"));
+        }
         let header = Self {
             session: wire::u64_at(bytes, 16),
             ram_bytes: wire::u64_at(bytes, 24),
             regions: wire::u32_at(bytes, 32),
             number: wire::u64_at(bytes, 36),
             channels: wire::u32_at(bytes, 44),
+            local: flags & LOCAL != 0,
         };
-        if header.channels > MAX_CHANNELS {
+        if header.channels > MAX_CHANNELS || header.local && header.channels > 0 {
             return Err(StreamError::Field("channels"));
         }
         if header.regions == 0 || header.regions > MAX_REGIONS {

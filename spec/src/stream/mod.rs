@@ -25,7 +25,7 @@ mod tests;
 pub use channel::{ChannelHeader, Introduction, Nonce};
 pub use greeting::{Greeting, StreamHeader};
 pub use machine_state::{StatePrefix, state_from_bytes};
-pub use payload::{PagesPrefix, Totals, run_to_bytes, runs};
+pub use payload::{PagesPrefix, Totals, lent, lent_to_bytes, run_to_bytes, runs};
 pub use section::{SectionHeader, SectionKind};
 
 use crate::wire;
@@ -33,7 +33,7 @@ use crate::wire;
 /// The first eight bytes of [`Greeting`] and [`StreamHeader`].
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
 /// The stream's version. A reader accepts no other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The first eight bytes of a [`ChannelHeader`].
 pub const CHANNEL_MAGIC: [u8; 8] = *b"LACUCH\r\n";
 /// Bytes of a [`Greeting`].
@@ -44,6 +44,8 @@ pub const STREAM_HEADER_BYTES: usize = 64;
 pub const SECTION_HEADER_BYTES: usize = 40;
 /// Bytes of one run in the tables of page sections.
 pub const RUN_BYTES: usize = 16;
+/// Bytes of one region in the table of [`SectionKind::Memory`].
+pub const LENT_BYTES: usize = 8;
 /// The most pages that one [`SectionKind::Pages`] section carries (1 MiB of them).
 pub const MAX_SECTION_PAGES: u64 = 256;
 /// The most runs in one section's table.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The payloads of sections: runs of pages, and totals.
 
-use super::{MAX_SECTION_PAGES, RUN_BYTES, SectionKind, StreamError};
+use super::{LENT_BYTES, MAX_SECTION_PAGES, RUN_BYTES, SectionKind, StreamError};
 use crate::{PageRange, wire};
 
 /// Writes `range` as one run of a table: `first u64, count u64`.
@@ -28,6 +28,24 @@ pub fn runs(
         PageRange::new(wire::u64_at(run, 0), wire::u64_at(run, 8))
             .ok_or(StreamError::Malformed(kind))
     })
+}
+
+/// Writes a region of lent memory as one entry of its table: where in its file it starts, `offset u64`. The regions are
+/// those of [`SectionKind::Layout`], in their order.
+pub fn lent_to_bytes(offset: u64) -> [u8; LENT_BYTES] {
+    offset.to_le_bytes()
+}
+
+/// Reads the offsets of `regions` regions of lent memory.
+///
+/// # Errors
+/// [`StreamError::Malformed`] for a table of another length.
+pub fn lent(table: &[u8], regions: usize) -> Result<impl Iterator<Item = u64>, StreamError> {
+    let (offsets, rest) = table.as_chunks::<LENT_BYTES>();
+    if !rest.is_empty() || offsets.len() != regions {
+        return Err(StreamError::Malformed(SectionKind::Memory));
+    }
+    Ok(offsets.iter().map(|offset| u64::from_le_bytes(*offset)))
 }
 
 /// The start of a [`SectionKind::Pages`] payload: `runs u32, pages u32`.

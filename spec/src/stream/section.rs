@@ -2,8 +2,8 @@
 //! The header before every payload.
 
 use super::{
-    MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES, MAX_SECTION_RUNS, Nonce,
-    RUN_BYTES, SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
+    LENT_BYTES, MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES,
+    MAX_SECTION_RUNS, Nonce, RUN_BYTES, SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
 };
 use crate::wire;
 
@@ -40,6 +40,10 @@ pub enum SectionKind {
     /// Source: everything that was sent on all channels is to be in memory before anything that follows; empty. It is sent
     /// on every channel and on the control connection, and answered there with [`SectionKind::Drained`].
     Drain = 12,
+    /// Source: the memory itself, in a local hand-over: a table of [`lent_to_bytes`](super::lent_to_bytes), and for each region
+    /// the descriptor of its memory file, which travels with the table's bytes. It follows [`SectionKind::Accept`]; the
+    /// destination answers [`SectionKind::Mapped`].
+    Memory = 14,
     /// Destination: memory layout and machine fit; the payload is the [`Nonce`](super::Nonce) with which channels join.
     Accept = 32,
     /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
@@ -52,6 +56,8 @@ pub enum SectionKind {
     Joined = 36,
     /// Destination: everything up to a [`SectionKind::Drain`] is in memory; empty.
     Drained = 37,
+    /// Destination: the lent memory is mapped, and was not changed; empty.
+    Mapped = 38,
 }
 
 impl SectionKind {
@@ -73,12 +79,14 @@ impl SectionKind {
             10 => Self::Heartbeat,
             11 => Self::Description,
             12 => Self::Drain,
+            14 => Self::Memory,
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
             35 => Self::RoundReceived,
             36 => Self::Joined,
             37 => Self::Drained,
+            38 => Self::Mapped,
             _ => return Err(StreamError::Kind(raw)),
         })
     }
@@ -87,6 +95,7 @@ impl SectionKind {
     pub const fn max_length(self) -> u64 {
         match self {
             Self::Layout => MAX_REGIONS as u64 * 16,
+            Self::Memory => (MAX_REGIONS as usize * LENT_BYTES) as u64,
             Self::Pages => {
                 8 + MAX_SECTION_PAGES * RUN_BYTES as u64 + MAX_SECTION_PAGES * crate::PAGE_SIZE
             }
@@ -104,7 +113,8 @@ impl SectionKind {
             | Self::Running
             | Self::RoundReceived
             | Self::Joined
-            | Self::Drained => 0,
+            | Self::Drained
+            | Self::Mapped => 0,
         }
     }
 }

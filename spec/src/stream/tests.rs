@@ -26,6 +26,7 @@ fn headers_survive_a_round_trip() {
         regions: 2,
         number: 3,
         channels: 2,
+        local: false,
     };
     assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
     assert_eq!(
@@ -56,6 +57,7 @@ fn a_flipped_bit_anywhere_in_a_header_is_found() {
         regions: 2,
         number: 3,
         channels: 2,
+        local: false,
     }
     .to_bytes();
     for bit in 0..good.len() * 8 {
@@ -100,9 +102,54 @@ fn more_channels_than_there_may_be_are_refused() {
         regions: 1,
         number: 0,
         channels: MAX_CHANNELS + 1,
+        local: false,
     };
     let refused = StreamHeader::from_bytes(&header.to_bytes());
     assert_eq!(refused, Err(StreamError::Field("channels")));
+}
+
+fn local() -> StreamHeader {
+    StreamHeader {
+        session: 5,
+        ram_bytes: 4096,
+        regions: 1,
+        number: 0,
+        channels: 0,
+        local: true,
+    }
+}
+
+#[test]
+fn a_source_says_that_it_lends_its_memory_and_then_has_no_channels() {
+    assert_eq!(StreamHeader::from_bytes(&local().to_bytes()), Ok(local()));
+    let with_channels = StreamHeader {
+        channels: 2,
+        ..local()
+    };
+    let refused = StreamHeader::from_bytes(&with_channels.to_bytes());
+    assert_eq!(refused, Err(StreamError::Field("channels")));
+}
+
+#[test]
+fn flags_that_this_build_does_not_know_are_refused() {
+    for bit in 1..32 {
+        let mut bytes = local().to_bytes();
+        wire::put(&mut bytes, 48, &(1u32 << bit).to_le_bytes());
+        wire::seal(&mut bytes);
+        let refused = StreamHeader::from_bytes(&bytes);
+        assert_eq!(refused, Err(StreamError::Field("flags")), "bit {bit}");
+    }
+}
+
+#[test]
+fn a_table_of_lent_memory_has_an_entry_for_each_region() {
+    let table = [7 << 12, 0].map(lent_to_bytes).concat();
+    let read = lent(&table, 2).map(Iterator::collect);
+    assert_eq!(read, Ok(std::vec![7 << 12, 0]));
+    for (bytes, regions) in [(&table[..], 1), (&table[..], 3), (&table[..15], 2)] {
+        let refused = lent(bytes, regions).err();
+        assert_eq!(refused, Some(StreamError::Malformed(SectionKind::Memory)));
+    }
 }
 
 #[test]

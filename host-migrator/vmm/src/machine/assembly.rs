@@ -204,6 +204,7 @@ impl Machine {
             bus,
             slots: Arc::new(slots),
             memory,
+            lent: false,
             vm,
             kvm,
             supported,

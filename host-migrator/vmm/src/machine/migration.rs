@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Migrating a machine's guest: the engine's traits for the machines of source and destination.
 
-use host_migrator::{DestinationMachine, MachineError, MachineState as Sections, SourceMachine};
+use host_migrator::{
+    DestinationMachine, MachineError, MachineState as Sections, RamRegion, SourceMachine,
+};
 use spec::trace::Event;
 
 use super::{Life, Machine, failed};
@@ -178,6 +180,14 @@ impl DestinationMachine for Machine {
         self.check_devices()
     }
 
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        self.lend(memory)
+    }
+
+    fn give_memory_back(&mut self) {
+        self.end_loan();
+    }
+
     fn load(&mut self, sections: &mut Sections) -> Result<(), MachineError> {
         const ACTION: &str = "load the machine's state";
         if self.life != Life::Awaiting {
@@ -203,8 +213,9 @@ impl DestinationMachine for Machine {
 
     fn run(&mut self) -> Result<(), MachineError> {
         self.trace.record(Event::TakenOver);
-        self.huge_pages =
-            (self.memory.options().huge_pages).then(|| HugePages::restore(self.memory.ram()));
+        // Lent memory has the pages that it had.
+        let restores = self.memory.options().huge_pages && !self.lent;
+        self.huge_pages = restores.then(|| HugePages::restore(self.memory.ram()));
         if self.held { Ok(()) } else { self.run_guest() }
     }
 }

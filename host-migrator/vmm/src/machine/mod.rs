@@ -4,9 +4,11 @@
 //! | module | what it is |
 //! |---|---|
 //! | `assembly` | making a machine |
+//! | `lent` | another process's memory instead of its own |
 //! | `migration` | saving, loading and handing over its guest |
 
 mod assembly;
+mod lent;
 mod migration;
 
 use std::fmt;
@@ -60,6 +62,8 @@ pub struct Machine {
     bus: Arc<IoBus>,
     slots: Arc<MemorySlots>,
     memory: MachineMemory,
+    /// The memory is that of the source, on this host.
+    lent: bool,
     vm: Arc<VmFd>,
     kvm: Kvm,
     /// The CPUID that guests are given on this host.
@@ -77,6 +81,8 @@ enum Life {
     Running,
     /// The destination owns the guest, unless an operator decides otherwise.
     HandedOver,
+    /// The guest that was loaded stays at the source, and so does its memory.
+    GivenBack,
 }
 
 impl Machine {
@@ -100,6 +106,9 @@ impl Machine {
                 return Err(failed("run the guest")(
                     "it was handed over to the destination",
                 ));
+            }
+            Life::GivenBack => {
+                return Err(failed("run the guest")("it stays at the source"));
             }
         }
         self.vcpus.check_alive().map_err(failed("run the guest"))?;

@@ -37,7 +37,7 @@ const BALLOON: DeviceType = DeviceType {
 pub(super) struct Device {
     front_end: Mutex<FrontEnd>,
     transport: Mutex<Transport>,
-    ram: Arc<GuestRam>,
+    ram: Mutex<Arc<GuestRam>>,
     events: Arc<[QueueEvents]>,
     config_interrupt: EventFd,
     connection: Mutex<UnixStream>,
@@ -69,7 +69,7 @@ impl Device {
         Self {
             front_end: Mutex::new(front_end),
             transport: Mutex::new(transport),
-            ram,
+            ram: Mutex::new(ram),
             events,
             config_interrupt,
             connection: Mutex::new(connection),
@@ -102,8 +102,19 @@ impl Device {
     }
 
     /// The guest's memory.
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+    pub fn ram(&self) -> Arc<GuestRam> {
+        Arc::clone(&self.ram.lock())
+    }
+
+    /// From now on the guest's memory is `ram`. The device must not have a driver. A back end that is lost is given it
+    /// when another takes its place.
+    pub fn set_memory(&self, ram: &Arc<GuestRam>) -> Result<(), VirtioError> {
+        let mut front_end = self.front_end.lock();
+        *self.ram.lock() = Arc::clone(ram);
+        match self.lost() {
+            None => self.settle(front_end.set_memory(Arc::clone(ram))),
+            Some(_) => Ok(()),
+        }
     }
 
     /// The features that the guest's driver uses, and the features that it is offered.
@@ -171,7 +182,7 @@ impl Device {
             offered: front_end.offered(),
             queue_count: front_end.queue_count(),
             device_state: front_end.has_device_state(),
-            ram: &self.ram,
+            ram: &self.ram(),
         })?;
         let in_use = checked.features.is_some();
         front_end.load(checked.features, checked.rings)?;
@@ -263,7 +274,7 @@ impl Device {
                 offered: self.transport.lock().offered(),
                 queue_count: front_end.queue_count(),
                 device_state: front_end.has_device_state(),
-                ram: &self.ram,
+                ram: &self.ram(),
             })?;
             front_end.load(checked.features, checked.rings)?;
             if let Some(back_end) = &state.back_end {
@@ -357,7 +368,7 @@ impl Device {
         let ready = self.transport.lock().ready_queues();
         let mut rings = Vec::new();
         for (index, queue) in ready {
-            let checked = queue.check(&self.ram);
+            let checked = queue.check(&self.ram());
             checked.map_err(|source| VirtioError::Queue { index, source })?;
             rings.push(Ring {
                 index,

@@ -330,6 +330,15 @@ impl FrontEnd {
         Ok(())
     }
 
+    /// Gives the back end other memory. No ring may have been set up.
+    ///
+    /// # Errors
+    /// [`VirtioError`] if the request fails.
+    pub fn set_memory(&mut self, ram: Arc<GuestRam>) -> Result<(), VirtioError> {
+        self.ram = ram;
+        self.share_memory()
+    }
+
     fn share_memory(&mut self) -> Result<(), VirtioError> {
         let request = "SET_MEM_TABLE";
         let table: Result<Vec<_>, _> = self

@@ -180,7 +180,7 @@ impl Search {
     }
 
     fn take(&self, stream: UnixStream) -> Result<Served, VirtioError> {
-        let connection = Connection::open(stream, self.device.ram(), &self.events)?;
+        let connection = Connection::open(stream, &self.device.ram(), &self.events)?;
         let Connection { front_end, served } = connection;
         let handle = served.connection()?;
         self.device.replace_back_end(front_end, handle)?;

@@ -110,6 +110,14 @@ impl VhostUserBalloon {
         Ok(Arc::new(Self { device, keeper }))
     }
 
+    /// From now on the guest's memory is `ram`, for the back end, too. The device must not have a driver.
+    ///
+    /// # Errors
+    /// [`VirtioError`] if the back end does not take it, or is lost during the call.
+    pub fn set_memory(&self, ram: &Arc<GuestRam>) -> Result<(), VirtioError> {
+        self.device.set_memory(ram)
+    }
+
     /// Stops the rings. The guest's vCPUs must be stopped. After the return the back end does not access guest memory. Does
     /// nothing if the rings are stopped.
     ///

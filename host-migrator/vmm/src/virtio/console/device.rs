@@ -44,14 +44,29 @@ const FEATURES: u64 = 1 << F_MULTIPORT | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 <<
 /// Offset of `max_nr_ports` in the configuration space (virtio 1.2, section 5.3.4).
 const MAX_PORTS: usize = 4;
 
+/// The guest's memory.
+#[derive(Clone, Debug)]
+struct Memory {
+    ram: Arc<GuestRam>,
+    /// Every write through it is logged.
+    own: Arc<OwnMemory>,
+}
+
+impl Memory {
+    fn of(memory: &MachineMemory) -> Self {
+        Self {
+            ram: Arc::clone(memory.ram()),
+            own: Arc::clone(memory.own()),
+        }
+    }
+}
+
 /// What the vCPUs and the port's thread share.
 #[derive(Debug)]
 pub struct Device {
     port: Mutex<Port>,
     transport: Mutex<Transport>,
-    ram: Arc<GuestRam>,
-    /// Every write through it is logged.
-    memory: Arc<OwnMemory>,
+    memory: Mutex<Memory>,
     /// Whether the device may access guest memory.
     running: AtomicBool,
     /// Whether a state was loaded and the guest has not run since.
@@ -69,13 +84,21 @@ impl Device {
         Ok(Self {
             port: Mutex::default(),
             transport: Mutex::new(Transport::new(CONSOLE, FEATURES, QUEUES, config)),
-            ram: Arc::clone(memory.ram()),
-            memory: Arc::clone(memory.own()),
+            memory: Mutex::new(Memory::of(memory)),
             running: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
             kick: new_event()?,
             interrupt: new_event()?,
         })
+    }
+
+    /// From now on the guest's memory is `memory`. The device must not run, nor have a driver.
+    pub fn set_memory(&self, memory: &MachineMemory) {
+        *self.memory.lock() = Memory::of(memory);
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.lock().clone()
     }
 
     /// The guest reads.
@@ -164,7 +187,7 @@ impl Device {
             offered: transport.offered(),
             queue_count: QUEUES,
             device_state: false,
-            ram: &self.ram,
+            ram: &self.memory().ram,
         })?;
         port.start(running(&checked.rings)?, state.port, state.taken);
         // The configuration space is constant.
@@ -179,7 +202,7 @@ impl Device {
         if !self.running.load(Ordering::SeqCst) {
             return None;
         }
-        let turn = port.turn(&self.memory).unwrap_or_else(|error| {
+        let turn = port.turn(&self.memory().own).unwrap_or_else(|error| {
             log::warn!("agent port: the guest's queues are invalid: {error}");
             port.reset();
             Turn {
@@ -227,8 +250,9 @@ impl Device {
 
     fn start(&self, port: &mut Port) {
         let ready = self.transport.lock().ready_queues();
+        let memory = self.memory();
         let check = |(index, queue): (usize, crate::virtio::Queue)| {
-            queue.check(&self.ram).map(|()| Ring {
+            queue.check(&memory.ram).map(|()| Ring {
                 index,
                 queue,
                 base: 0,

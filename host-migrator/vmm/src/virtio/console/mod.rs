@@ -111,6 +111,11 @@ impl VirtioConsole {
         }))
     }
 
+    /// From now on the guest's memory is `memory`. The console must not run, nor have a driver.
+    pub fn set_memory(&self, memory: &MachineMemory) {
+        self.device.set_memory(memory);
+    }
+
     /// Stops the queues. After the return the console does not access guest memory. Does nothing if they are stopped.
     pub fn stop(&self) {
         self.device.stop();
