@@ -12,6 +12,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod compression;
 pub mod destination;
 pub mod hints;
 pub mod memory;
@@ -25,6 +26,7 @@ pub mod vm;
 pub mod walk;
 pub mod wire;
 
+pub use compression::{Compression, ZstdLevel};
 pub use destination::{
     Incoming, ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive,
 };
@@ -46,7 +48,7 @@ pub use report::stats::{LentMemory, MigrationReport, MigrationState, MigrationSt
 pub use report::trace::Trace;
 pub use rule::clause::Clause;
 pub use sink::store::StoreSink;
-pub use sink::{Sink, SinkError};
+pub use sink::{Carried, Sink, SinkError};
 pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
 pub use source::{Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
 pub use spec::stream::{MAX_CHANNELS, Totals};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Migrations over several channels: the versions of a page never overtake each other, and a channel that dies loses nothing.
+//! Migrations over several channels, with and without compression: the versions of a page never overtake each other, and a channel
+//! that dies loses nothing.
 #![allow(clippy::unwrap_used)]
 
 mod software_guest;
@@ -10,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    DestinationMachine, MachineError, MachineState, Migration, MigrationError, MigrationParams,
-    Owner, OwnershipRecord, PageSources, receive,
+    Compression, DestinationMachine, MachineError, MachineState, Migration, MigrationError,
+    MigrationParams, Owner, OwnershipRecord, PageSources, ZstdLevel, receive,
 };
 use software_guest::link::{Link, wire};
 use software_guest::machine::SoftDestination;
@@ -22,6 +23,14 @@ use software_guest::{Guest, Outcome, connection, migrate, migrate_on, rounds};
 
 /// More pages than a round on the control connection has.
 const PAGES: u64 = 3000;
+
+const COMPRESSIONS: [Compression; 3] = [
+    Compression::None,
+    Compression::Lz4,
+    Compression::Zstd {
+        level: ZstdLevel::MIN,
+    },
+];
 
 const WRITES_AND_HINTS: Behaviour = Behaviour {
     seed: 12,
@@ -57,10 +66,15 @@ fn assert_exact(guest: &Guest, outcome: &Outcome) {
 #[test]
 fn any_number_of_channels_moves_a_guest_that_writes_and_hints() {
     for channels in [1, 2, 3, 8, 128] {
-        for sync_pages in [None, Some(700)] {
+        let sync_pages = [None, Some(700)].into_iter();
+        for (sync_pages, compression) in
+            sync_pages.flat_map(|sync| COMPRESSIONS.map(|compression| (sync, compression)))
+        {
             let guest = guest();
             let workload = Workload::start(&guest, WRITES_AND_HINTS);
-            let params = rounds(4).with_sync_pages(sync_pages);
+            let params = rounds(4)
+                .with_sync_pages(sync_pages)
+                .with_compression(compression);
             let outcome = migrate_on_channels(&guest, channels, params);
             workload.stop();
             assert_exact(&guest, &outcome);
@@ -119,13 +133,14 @@ fn a_channel_that_is_slow_overtakes_nothing() {
 }
 
 /// Migrates over two channels, the first of which has a fault on the way to the destination.
-fn migrate_with_fault(guest: &Guest, fault: Fault) -> (Outcome, usize) {
+fn migrate_with_fault(guest: &Guest, compression: Compression, fault: Fault) -> (Outcome, usize) {
     let mut streams = pairs(3);
     let (wire, here, there) = Wire::new(fault, Fault::default());
     streams[1] = (here, there);
     let ram = Arc::new(like(&guest.memory.ram));
     let params = rounds(2)
         .with_multifd_channels(2)
+        .with_compression(compression)
         .with_peer_timeout(Duration::from_secs(2));
     let outcome = migrate_on(guest.source(), params, streams, ram);
     let carried = wire.join().0.len();
@@ -159,15 +174,20 @@ fn assert_clean(guest: &Guest, outcome: Outcome, place: &str) {
 
 #[test]
 fn a_channel_that_is_cut_stalled_or_damaged_ends_the_migration_and_the_guest_runs_on() {
-    let (outcome, carried) = migrate_with_fault(&guest(), Fault::default());
-    assert!(outcome.sent.is_ok() && carried > 1 << 20);
+    let carried = COMPRESSIONS.map(|compression| {
+        let (outcome, carried) = migrate_with_fault(&guest(), compression, Fault::default());
+        assert!(outcome.sent.is_ok() && carried > 1 << 20);
+        carried
+    });
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let runs = std::env::var("LACUNA_CHANNEL_FAULTS").map_or(24, |runs| runs.parse().unwrap());
     for run in 0..runs {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
-        let at = (random >> 33) as usize % carried;
+        let compression = (random >> 20) as usize % COMPRESSIONS.len();
+        let at = (random >> 33) as usize % carried[compression];
+        let compression = COMPRESSIONS[compression];
         let fault = match run % 3 {
             0 => Fault {
                 cut_after: Some(at),
@@ -184,26 +204,28 @@ fn a_channel_that_is_cut_stalled_or_damaged_ends_the_migration_and_the_guest_run
             },
         };
         let guest = guest();
-        let (outcome, _) = migrate_with_fault(&guest, fault);
-        assert_clean(&guest, outcome, &format!("{fault:?}"));
+        let (outcome, _) = migrate_with_fault(&guest, compression, fault);
+        assert_clean(&guest, outcome, &format!("{compression:?}, {fault:?}"));
     }
 }
 
 #[test]
 fn a_channel_that_is_damaged_is_named_with_the_reason_on_both_sides() {
-    let guest = guest();
-    // In the content of its first section.
-    let fault = Fault {
-        flip: Some(100_000),
-        ..Fault::default()
-    };
-    let (outcome, _) = migrate_with_fault(&guest, fault);
-    let sent = outcome.sent.as_ref().unwrap_err().to_string();
-    let received = outcome.received.as_ref().unwrap_err().to_string();
-    assert!(received.starts_with("channel "), "{received}");
-    assert!(received.contains("checksum"), "{received}");
-    assert!(sent.contains(&received), "{sent}");
-    assert_clean(&guest, outcome, "damaged");
+    for compression in COMPRESSIONS {
+        let guest = guest();
+        // In the content of its first section.
+        let fault = Fault {
+            flip: Some(100_000),
+            ..Fault::default()
+        };
+        let (outcome, _) = migrate_with_fault(&guest, compression, fault);
+        let sent = outcome.sent.as_ref().unwrap_err().to_string();
+        let received = outcome.received.as_ref().unwrap_err().to_string();
+        assert!(received.starts_with("channel "), "{received}");
+        assert!(received.contains("checksum"), "{received}");
+        assert!(sent.contains(&received), "{sent}");
+        assert_clean(&guest, outcome, "damaged");
+    }
 }
 
 #[test]
@@ -315,7 +337,7 @@ fn a_channel_that_stalls_is_given_up_and_the_guest_runs_on() {
         stall_after: Some(300_000),
         ..Fault::default()
     };
-    let (outcome, _) = migrate_with_fault(&guest, fault);
+    let (outcome, _) = migrate_with_fault(&guest, Compression::None, fault);
     assert!(outcome.sent.is_err());
     assert_clean(&guest, outcome, "stalled");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use host_migrator::report::stats::MigrationState;
 use lacuna::compare::Host;
-use lacuna::control::Command;
+use lacuna::control::{Command, CompressionName};
 use lacuna::machine::MachineState;
 
 use crate::lab::wire::{Stuck, cut_after, cut_channel_after};
@@ -113,11 +113,19 @@ fn a_channel_that_breaks_anywhere_leaves_the_guest_at_the_source() {
     }
     let lab = Lab::new(BareGuest::default());
     let mut source = lab.running("source");
-    let migration = Migration {
-        multifd_channels: Some(2),
-        ..Migration::default()
-    };
-    for (name, limit) in [("joining", 10), ("pages", 200_000), ("middle", 5 << 20)] {
+    let (plain, zstd) = (CompressionName::None, CompressionName::Zstd);
+    for (name, limit, compression) in [
+        ("joining", 10, plain),
+        ("pages", 200_000, plain),
+        ("middle", 5 << 20, plain),
+        ("compressed", 200_000, zstd),
+        ("middle-compressed", 5 << 20, zstd),
+    ] {
+        let migration = Migration {
+            multifd_channels: Some(2),
+            compression,
+            ..Migration::default()
+        };
         let (_destination, uri) = lab.receiving(name, true);
         migration.begin(&source, &cut_channel_after(&uri, limit));
         ends(&mut source, MigrationState::Failed);

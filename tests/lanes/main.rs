@@ -13,6 +13,8 @@ mod clause_switches;
 #[cfg(test)]
 mod clauses;
 #[cfg(test)]
+mod compression;
+#[cfg(test)]
 mod every_step;
 #[cfg(test)]
 mod failures;

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use host_migrator::Ownership;
-use host_migrator::report::stats::{MigrationReport, MigrationState, MigrationStatus};
+use host_migrator::report::stats::{
+    CompressionStatus, MigrationReport, MigrationState, MigrationStatus,
+};
 use host_migrator::wire::Address;
 use indicatif::{ProgressBar, ProgressStyle};
+use spec::PAGE_SIZE;
 use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
@@ -86,11 +89,12 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
         return print(&serde_json::to_string_pretty(&report).unwrap_or_default());
     }
     print(&format!(
-        "migrated in {:.0} ms, downtime {:.1} ms, {} on the wire in {} rounds",
+        "migrated in {:.0} ms, downtime {:.1} ms, {} on the wire in {} rounds{}",
         report.total_ms,
         report.downtime_ms,
         Size(report.wire_bytes),
-        report.totals.round
+        report.totals.round,
+        (report.compression.as_ref()).map_or_else(String::new, |used| format!("; {}", saved(used)))
     ))
 }
 
@@ -111,6 +115,13 @@ fn target(address: &Address) -> Result<(String, Vec<OwnedFd>), JobError> {
         .map(take)
         .collect::<Result<_, _>>()?;
     Ok((GIVEN.into(), given))
+}
+
+/// What compression has done, in a few words.
+fn saved(used: &CompressionStatus) -> String {
+    let before = Size(used.pages * PAGE_SIZE);
+    let after = Size(used.compressed_size);
+    format!("{} made {after} of {before}", used.method)
 }
 
 /// On Ctrl-C, says that only this command ends and the migration goes on.
@@ -214,6 +225,9 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             Size(migration.ram.remaining),
             migration.total_time
         ));
+        lines.extend(
+            (migration.compression.iter()).map(|used| format!("           {}", saved(used))),
+        );
         lines.extend(
             migration
                 .error_desc

@@ -12,6 +12,7 @@ use super::error::ReceiveError;
 use super::joining::Joined;
 use super::placing::Placer;
 use super::report::unexpected;
+use crate::compression::Unpacker;
 use crate::panics::text_of;
 use crate::wire::sections::SectionReader;
 use crate::wire::{Closer, SectionError, StopFlag};
@@ -157,6 +158,7 @@ impl<'scope> Channels<'scope> {
                 placer,
                 shared,
                 payload: Vec::new(),
+                unpacker: Unpacker::default(),
             };
             let thread = thread::Builder::new()
                 .name(format!("channel {number}"))
@@ -199,6 +201,7 @@ struct Channel<'a> {
     shared: &'a Shared,
     /// The section that is being received, at most [`SectionKind::max_length`] bytes.
     payload: Vec<u8>,
+    unpacker: Unpacker,
 }
 
 impl Channel<'_> {
@@ -227,9 +230,9 @@ impl Channel<'_> {
                 });
             }
             match header.kind {
-                SectionKind::Pages => {
+                kind @ (SectionKind::Pages | SectionKind::CompressedPages) => {
                     self.input.payload_into(&header, &mut self.payload)?;
-                    let pages = self.placer.pages(&self.payload)?;
+                    let pages = self.placer.pages(kind, &self.payload, &mut self.unpacker)?;
                     counts.pages.fetch_add(pages, Ordering::Relaxed);
                     counts.bytes.store(self.input.bytes(), Ordering::Relaxed);
                 }

@@ -3,6 +3,7 @@
 
 use spec::stream::Totals;
 
+use crate::compression::UnpackError;
 use crate::memory::error::RamError;
 use crate::memory::lent::LentError;
 use crate::vm::error::MachineError;
@@ -93,6 +94,9 @@ pub enum ReceiveError {
     /// Pages outside guest memory, or memory that cannot be written.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A section whose pages cannot be decompressed.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
     /// The machine's state does not fit.
     #[error(transparent)]
     Machine(#[from] MachineError),

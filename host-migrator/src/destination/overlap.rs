@@ -4,20 +4,23 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, Scope};
 
+use spec::stream::SectionKind;
+
 use super::error::ReceiveError;
 use super::placing::Placer;
+use crate::compression::Unpacker;
 use crate::wire::SectionError;
 
 /// Sections that wait to be placed, or are being placed, at most.
 const MOST_WAITING: usize = 2;
 
-/// A section that is smaller is placed at once: to hand it over takes longer.
+/// A plain section that is smaller is placed at once: to hand it over takes longer.
 const SMALL: usize = 128 << 10;
 
 /// Places pages behind the back of the thread that receives them, in the order in which they come.
 pub(super) struct Overlap<'a> {
     placer: Placer<'a>,
-    waiting: Sender<Vec<u8>>,
+    waiting: Sender<(SectionKind, Vec<u8>)>,
     placed: Receiver<Placed>,
     under_way: usize,
     /// Buffers that can be used again.
@@ -40,13 +43,14 @@ impl<'a> Overlap<'a> {
     where
         'scope: 'a,
     {
-        let (waiting, to_place) = channel::<Vec<u8>>();
+        let (waiting, to_place) = channel::<(SectionKind, Vec<u8>)>();
         let (tell, placed) = channel();
         thread::Builder::new()
             .name("placing".into())
             .spawn_scoped(scope, move || {
-                for payload in to_place {
-                    let result = placer.pages(&payload);
+                let mut unpacker = Unpacker::default();
+                for (kind, payload) in to_place {
+                    let result = placer.pages(kind, &payload, &mut unpacker);
                     if tell.send((payload, result)).is_err() {
                         return;
                     }
@@ -74,19 +78,23 @@ impl<'a> Overlap<'a> {
         Ok(self.spare.pop().unwrap_or_default())
     }
 
-    /// Has the pages of a `Pages` section placed.
+    /// Has the pages of a `Pages` or `CompressedPages` section placed.
     ///
     /// # Errors
     /// If they cannot be placed, or those before. What is placed by the thread may fail later.
-    pub(super) fn place(&mut self, payload: Vec<u8>) -> Result<(), ReceiveError> {
-        if payload.len() < SMALL {
+    pub(super) fn place(
+        &mut self,
+        kind: SectionKind,
+        payload: Vec<u8>,
+    ) -> Result<(), ReceiveError> {
+        if kind == SectionKind::Pages && payload.len() < SMALL {
             self.finish()?;
-            self.pages += self.placer.pages(&payload)?;
+            self.pages += self.placer.plain(&payload)?;
             self.spare.push(payload);
             return Ok(());
         }
         // Without the thread, which can only have panicked, the next call finds no answer.
-        let _ = self.waiting.send(payload);
+        let _ = self.waiting.send((kind, payload));
         self.under_way += 1;
         Ok(())
     }

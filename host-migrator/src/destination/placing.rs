@@ -2,9 +2,10 @@
 //! Places what sections bring in a page store. Nothing of a section is placed before all of it has been checked.
 
 use spec::PageRange;
-use spec::stream::{PagesPrefix, RUN_BYTES, SectionKind, StreamError, runs};
+use spec::stream::{CompressedPrefix, PagesPrefix, RUN_BYTES, SectionKind, StreamError, runs};
 
 use super::error::ReceiveError;
+use crate::compression::{UnpackError, Unpacker};
 use crate::memory::page_store::PageStore;
 use crate::wire::SectionError;
 
@@ -19,26 +20,64 @@ impl<'a> Placer<'a> {
         Ok(Self(store))
     }
 
-    /// Places the pages of a `Pages` section, if all of its runs are in guest memory. Returns how many these are.
-    pub(super) fn pages(self, payload: &[u8]) -> Result<u64, ReceiveError> {
+    /// Places the pages of a `Pages` or `CompressedPages` section, if all of its runs are in guest memory. Returns how many these
+    /// are.
+    pub(super) fn pages(
+        self,
+        kind: SectionKind,
+        payload: &[u8],
+        unpacker: &mut Unpacker,
+    ) -> Result<u64, ReceiveError> {
+        match kind {
+            SectionKind::CompressedPages => self.compressed(payload, unpacker),
+            _ => self.plain(payload),
+        }
+    }
+
+    /// As [`Placer::pages`], for a `Pages` section.
+    pub(super) fn plain(self, payload: &[u8]) -> Result<u64, ReceiveError> {
         let malformed = || SectionError::from(StreamError::Malformed(SectionKind::Pages));
         let (prefix, rest) = payload.split_first_chunk().ok_or_else(malformed)?;
         let prefix = PagesPrefix::from_bytes(prefix, payload.len() as u64);
         let prefix = prefix.map_err(SectionError::from)?;
         let table_bytes = prefix.runs as usize * RUN_BYTES;
-        let (table, mut content) = rest.split_at_checked(table_bytes).ok_or_else(malformed)?;
-        if self.checked(SectionKind::Pages, table)? != u128::from(prefix.pages) {
-            return Err(malformed().into());
+        let (table, content) = rest.split_at_checked(table_bytes).ok_or_else(malformed)?;
+        let table = self.table(SectionKind::Pages, table, prefix.pages)?;
+        self.place(table, content)
+    }
+
+    fn compressed(self, payload: &[u8], unpacker: &mut Unpacker) -> Result<u64, ReceiveError> {
+        let (prefix, table, packed) =
+            CompressedPrefix::split(payload).map_err(SectionError::from)?;
+        let table = self.table(SectionKind::CompressedPages, table, prefix.pages)?;
+        // At most the pages of a section.
+        let content = unpacker.unpack(prefix.method, packed, prefix.content_bytes())?;
+        if crc32fast::hash(content) != prefix.content_crc {
+            return Err(UnpackError::Checksum.into());
         }
-        for run in runs(SectionKind::Pages, table) {
+        self.place(table, content)
+    }
+
+    /// A table of runs in guest memory that have `pages` pages together.
+    fn table(self, kind: SectionKind, bytes: &[u8], pages: u32) -> Result<Table<'_>, ReceiveError> {
+        if self.checked(kind, bytes)? == u128::from(pages) {
+            Ok(Table { kind, bytes, pages })
+        } else {
+            Err(SectionError::from(StreamError::Malformed(kind)).into())
+        }
+    }
+
+    fn place(self, table: Table<'_>, mut content: &[u8]) -> Result<u64, ReceiveError> {
+        for run in runs(table.kind, table.bytes) {
             let run = run.map_err(SectionError::from)?;
             // The runs have as many pages as the prefix says, and these fit a section.
             let bytes = run.bytes() as usize;
+            let malformed = || SectionError::from(StreamError::Malformed(table.kind));
             let (of_run, after) = content.split_at_checked(bytes).ok_or_else(malformed)?;
             self.0.place(run, of_run)?;
             content = after;
         }
-        Ok(prefix.pages.into())
+        Ok(table.pages.into())
     }
 
     /// Makes the runs of a `Zero` or `Discard` section zero. Returns how many pages these are.
@@ -64,4 +103,11 @@ impl<'a> Placer<'a> {
         }
         Ok(pages)
     }
+}
+
+/// The runs of a section, all of them in guest memory.
+struct Table<'a> {
+    kind: SectionKind,
+    bytes: &'a [u8],
+    pages: u32,
 }

@@ -197,7 +197,10 @@ impl<'a> Receiver<'a> {
                 machine.check()?;
             }
             match header.kind {
-                SectionKind::Pages | SectionKind::Zero | SectionKind::Discard
+                SectionKind::Pages
+                | SectionKind::CompressedPages
+                | SectionKind::Zero
+                | SectionKind::Discard
                     if state.sections().is_empty() =>
                 {
                     self.place(placer, overlap, &header)?;
@@ -300,10 +303,10 @@ impl<'a> Receiver<'a> {
         overlap: &mut Overlap<'_>,
         header: &SectionHeader,
     ) -> Result<(), ReceiveError> {
-        if header.kind == SectionKind::Pages {
+        if let SectionKind::Pages | SectionKind::CompressedPages = header.kind {
             let mut payload = overlap.buffer()?;
             self.input.payload_into(header, &mut payload)?;
-            return overlap.place(payload);
+            return overlap.place(header.kind, payload);
         }
         let table = self.input.payload(header)?;
         // What came before may be about the same pages.

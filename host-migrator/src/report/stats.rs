@@ -67,6 +67,9 @@ pub struct MigrationStatus {
     pub round: u32,
     /// Memory.
     pub ram: RamStatus,
+    /// Compression; absent without.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub compression: Option<CompressionStatus>,
     /// Free page hints.
     pub hints: HintStatus,
     /// Why it failed.
@@ -112,6 +115,25 @@ pub struct RamStatus {
     /// The throughput in pages a second; absent before it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pages_per_second: Option<u64>,
+}
+
+/// The compression of a [`MigrationStatus`]. Pages that would not have shrunk were sent as they are, and are not counted here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct CompressionStatus {
+    /// The method: `lz4` or `zstd`.
+    pub method: String,
+    /// The level of `zstd`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub zstd_level: Option<u8>,
+    /// Pages that were sent compressed.
+    pub pages: u64,
+    /// The bytes that these were compressed to.
+    pub compressed_size: u64,
+    /// How many times smaller these pages have become; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub compression_rate: Option<f64>,
 }
 
 /// The hints of a [`MigrationStatus`].
@@ -263,6 +285,9 @@ pub struct MigrationReport {
     pub totals: RoundStats,
     /// The rounds, the first and the last [`MOST_ROUNDS`]` / 2` of them if there were more. `totals` counts all.
     pub rounds: Vec<RoundStats>,
+    /// Compression; absent without.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub compression: Option<CompressionStatus>,
     /// Free page hints.
     pub hints: HintStatus,
     /// Where in memory the rounds' work was, if that was requested.

@@ -6,14 +6,17 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
 use spec::stream::{ChannelHeader, GREETING_BYTES, Greeting, Nonce};
 
 use super::SinkError;
+use super::carried::Carried;
 use super::pages_section::PagesSection;
 use super::queue::{Queue, Tried};
+use crate::compression::Compression;
 use crate::memory::page_buffer::PageBuffer;
 use crate::panics::text_of;
 use crate::wire::sections::{SectionReader, SectionWriter};
@@ -29,23 +32,28 @@ const MOST_AT_A_TIME: u32 = 16;
 pub(crate) struct Channels {
     queue: Arc<Queue>,
     channels: Vec<Channel>,
-    /// Bytes of everything that was put into the queue or sent since.
-    accepted: u64,
+}
+
+/// What a channel has sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    bytes: u64,
+    carried: Carried,
 }
 
 #[derive(Debug)]
 struct Channel {
     out: SectionWriter,
     connection: Closer,
-    /// Bytes sent.
-    bytes: Arc<AtomicU64>,
+    sent: Arc<Mutex<Sent>>,
     /// Bytes that had been sent when the channel was drained last, the drain included.
     drained_at: u64,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Channels {
-    /// Has `count` connections of `connect` join the session of `nonce`, several at a time, and starts a thread for each.
+    /// Has `count` connections of `connect` join the session of `nonce`, several at a time, and starts a thread for each, which
+    /// compresses pages so.
     ///
     /// # Errors
     /// The first failure: a connection that cannot be made, a greeting of the destination that does not arrive, or a thread
@@ -54,32 +62,33 @@ impl Channels {
         count: u32,
         connect: impl Fn() -> io::Result<Connection> + Sync,
         nonce: Nonce,
+        compression: Compression,
     ) -> Result<Self, SinkError> {
         let mut channels = Self {
             queue: Arc::new(Queue::new(MOST_WAITING)),
             channels: Vec::new(),
-            accepted: 0,
         };
         for introduced in introduce_all(count, &connect, nonce)? {
-            channels.add(introduced)?;
+            channels.add(introduced, compression)?;
         }
         Ok(channels)
     }
 
-    fn add(&mut self, introduced: Introduced) -> Result<(), SinkError> {
+    fn add(&mut self, introduced: Introduced, compression: Compression) -> Result<(), SinkError> {
         let Introduced {
             number,
             connection,
             peer,
             out,
         } = introduced;
-        let bytes = Arc::<AtomicU64>::default();
+        let sent = Arc::<Mutex<Sent>>::default();
         let sender = Sender {
             number,
             queue: Arc::clone(&self.queue),
             peer,
             out: out.clone(),
-            bytes: Arc::clone(&bytes),
+            section: PagesSection::compressed(compression)?,
+            sent: Arc::clone(&sent),
         };
         let thread = thread::Builder::new()
             .name(format!("channel {number}"))
@@ -87,7 +96,7 @@ impl Channels {
         self.channels.push(Channel {
             out,
             connection,
-            bytes,
+            sent,
             drained_at: 0,
             thread: Some(thread),
         });
@@ -106,12 +115,26 @@ impl Channels {
 
     /// Bytes sent on each channel.
     pub(crate) fn bytes_by_channel(&self) -> impl Iterator<Item = u64> {
-        (self.channels.iter()).map(|channel| channel.bytes.load(Ordering::Relaxed))
+        self.channels
+            .iter()
+            .map(|channel| channel.sent.lock().bytes)
     }
 
-    /// Bytes sent on all channels, and those of the pages that are on their way to one. Never falls.
+    /// Bytes sent on all channels.
     pub(crate) fn bytes(&self) -> u64 {
-        self.accepted
+        self.bytes_by_channel().sum()
+    }
+
+    /// Bytes of the pages that are on their way to a channel, at most: some may be compressed.
+    pub(crate) fn waiting_bytes(&self) -> u64 {
+        self.queue.plain_bytes()
+    }
+
+    /// The pages that were sent on each channel.
+    pub(crate) fn carried(&self) -> impl Iterator<Item = Carried> {
+        self.channels
+            .iter()
+            .map(|channel| channel.sent.lock().carried)
     }
 
     /// Bytes sent on all channels up to their last drains.
@@ -126,11 +149,9 @@ impl Channels {
         full: &mut PageBuffer,
         mut wait: impl FnMut() -> Result<(), SinkError>,
     ) -> Result<(), SinkError> {
-        let bytes = PagesSection::bytes(full.runs().len(), full.pages());
         while self.queue.put(full)? == Tried::NotYet {
             wait()?;
         }
-        self.accepted += bytes;
         Ok(())
     }
 
@@ -144,10 +165,8 @@ impl Channels {
         }
         for channel in &mut self.channels {
             channel.drained_at = channel.out.drain()?;
-            channel.bytes.store(channel.drained_at, Ordering::Relaxed);
+            channel.sent.lock().bytes = channel.drained_at;
         }
-        // With what was not counted yet: headers, drains and heartbeats.
-        self.accepted = self.drained_bytes();
         Ok(())
     }
 
@@ -246,7 +265,8 @@ struct Sender {
     queue: Arc<Queue>,
     peer: SectionReader,
     out: SectionWriter,
-    bytes: Arc<AtomicU64>,
+    section: PagesSection,
+    sent: Arc<Mutex<Sent>>,
 }
 
 impl Sender {
@@ -265,12 +285,14 @@ impl Sender {
 
     /// Sends what waits in the queue until there will be no more.
     fn send(&mut self) -> Result<(), SectionError> {
-        let mut section = PagesSection::default();
         while let Some(pages) = self.queue.take() {
             // Reads the destination's heartbeats, and notices its end.
             self.peer.check_peer()?;
-            section.pages(&mut self.out, pages.runs(), pages.content())?;
-            self.bytes.store(self.out.bytes(), Ordering::Relaxed);
+            (self.section).pages(&mut self.out, pages.runs(), pages.content())?;
+            *self.sent.lock() = Sent {
+                bytes: self.out.bytes(),
+                carried: self.section.carried(),
+            };
             self.queue.sent(pages);
         }
         Ok(())
@@ -309,7 +331,8 @@ mod tests {
                     ChannelHeader::from_bytes(&header).unwrap().channel
                 })
             });
-            let channels = Channels::join(2, connect, Nonce::new([1; 16])).unwrap();
+            let channels =
+                Channels::join(2, connect, Nonce::new([1; 16]), Compression::None).unwrap();
             assert_eq!(channels.count(), 2);
             let mut numbers = destination.join().unwrap();
             numbers.sort_unstable();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::channels::Channels;
 use super::pages_section::PagesSection;
+use crate::compression::Compression;
 use crate::wire::sections::{SectionReader, SectionWriter};
 use crate::wire::{Connection, Heartbeats, Redial, StopFlag};
 
@@ -34,6 +35,7 @@ pub(crate) struct Link {
     /// The answer to the last drains was not read yet.
     pub(super) drains_unanswered: bool,
     pub(super) section: PagesSection,
+    pub(super) compression: Compression,
 }
 
 impl Link {
@@ -54,7 +56,18 @@ impl Link {
             on_channels: false,
             drains_unanswered: false,
             section: PagesSection::default(),
+            compression: Compression::None,
         }
+    }
+
+    /// From now on the pages on the control connection are compressed so.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub(crate) fn compress(&mut self, compression: Compression) -> io::Result<()> {
+        self.section = PagesSection::compressed(compression)?;
+        self.compression = compression;
+        Ok(())
     }
 
     /// Sets how long the destination may neither accept nor send a byte from now on.

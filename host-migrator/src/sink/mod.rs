@@ -4,6 +4,7 @@
 //! A VMM that wants a guest's pages somewhere else, such as in a file, implements [`Sink`] and gives it to
 //! [`Migration::copy`](crate::Migration::copy).
 
+pub(crate) mod carried;
 pub(crate) mod channels;
 pub(crate) mod link;
 mod pages_section;
@@ -17,10 +18,12 @@ use std::time::Duration;
 use spec::PageRange;
 use spec::stream::Totals;
 
+use crate::compression::Compression;
 use crate::memory::error::RamError;
 use crate::memory::page_buffer::PageBuffer;
 use crate::vm::state::StateSection;
 use crate::wire::SectionError;
+pub use carried::Carried;
 
 /// Takes what a migration sends. Everything about a page takes effect in the order in which it came. Pages of which nothing
 /// came are zero.
@@ -72,7 +75,7 @@ pub trait Sink {
         1
     }
 
-    /// Bytes taken so far by each channel, for a sink that has several.
+    /// Bytes sent so far on each channel, for a sink that has several.
     fn bytes_by_channel(&self) -> Vec<u64> {
         Vec::new()
     }
@@ -106,8 +109,23 @@ pub trait Sink {
     /// [`SinkError`] if not all has arrived.
     fn commit(&mut self, totals: Totals) -> Result<(), SinkError>;
 
-    /// Bytes taken so far.
+    /// Bytes sent so far.
     fn bytes(&self) -> u64;
+
+    /// The most bytes that follow them because they wait for a channel. How many these are is known when they are compressed.
+    fn waiting_bytes(&self) -> u64 {
+        0
+    }
+
+    /// How it compresses pages.
+    fn compression(&self) -> Compression {
+        Compression::None
+    }
+
+    /// The pages that are among [`Sink::bytes`], for a sink that compresses some.
+    fn carried(&self) -> Carried {
+        Carried::default()
+    }
 
     /// The guest is about to be stopped. From now on everything until the guest runs again may take `limit`.
     fn begin_switchover(&mut self, limit: Duration) {

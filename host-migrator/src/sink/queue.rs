@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::SinkError;
+use super::pages_section::PagesSection;
 use crate::memory::page_buffer::PageBuffer;
 
 /// How long a wait lasts at most before the caller looks at the rest of the world.
@@ -26,6 +27,8 @@ struct State {
     spare: Vec<PageBuffer>,
     /// Buffers that channels are sending.
     under_way: usize,
+    /// Bytes on the wire of the buffers that wait or are being sent, if they were not compressed.
+    bytes: u64,
     /// Why the first channel failed. It is told once.
     failure: Option<SinkError>,
     has_failed: bool,
@@ -62,6 +65,7 @@ impl Queue {
             return Ok(Tried::NotYet);
         }
         let empty = state.spare.pop().unwrap_or_default();
+        state.bytes += plain_bytes(full);
         state.waiting.push_back(std::mem::replace(full, empty));
         drop(state);
         self.changed.notify_all();
@@ -80,6 +84,11 @@ impl Queue {
         } else {
             Tried::NotYet
         })
+    }
+
+    /// Bytes on the wire of all that waits or is being sent, if it were not compressed.
+    pub(super) fn plain_bytes(&self) -> u64 {
+        self.state.lock().bytes
     }
 
     /// An error if a channel has failed.
@@ -104,9 +113,11 @@ impl Queue {
 
     /// A channel has sent `pages`.
     pub(super) fn sent(&self, mut pages: PageBuffer) {
+        let bytes = plain_bytes(&pages);
         pages.clear();
         let mut state = self.state.lock();
         state.under_way -= 1;
+        state.bytes -= bytes;
         state.spare.push(pages);
         drop(state);
         self.changed.notify_all();
@@ -128,6 +139,10 @@ impl Queue {
         self.state.lock().closed = true;
         self.changed.notify_all();
     }
+}
+
+fn plain_bytes(pages: &PageBuffer) -> u64 {
+    PagesSection::bytes(pages.runs().len(), pages.pages())
 }
 
 impl State {

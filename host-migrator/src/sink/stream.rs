@@ -11,7 +11,8 @@ use spec::stream::{SectionKind, StatePrefix, Totals};
 
 use super::channels::Channels;
 use super::link::Link;
-use super::{Sink, SinkError};
+use super::{Carried, Sink, SinkError};
+use crate::compression::Compression;
 use crate::memory::page_buffer::PageBuffer;
 use crate::vm::state::StateSection;
 
@@ -111,6 +112,23 @@ impl Sink for Link {
     fn bytes(&self) -> u64 {
         let channels = self.channels.as_ref();
         self.out.bytes() + channels.map_or(0, |channels| channels.bytes())
+    }
+
+    fn waiting_bytes(&self) -> u64 {
+        let channels = self.channels.as_ref();
+        channels.map_or(0, |channels| channels.waiting_bytes())
+    }
+
+    fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    fn carried(&self) -> Carried {
+        let channels = self.channels.iter().flat_map(Channels::carried);
+        channels.fold(self.section.carried(), |mut sum, carried| {
+            sum += carried;
+            sum
+        })
     }
 
     fn begin_switchover(&mut self, limit: Duration) {

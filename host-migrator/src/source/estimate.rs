@@ -7,8 +7,6 @@
 
 use std::time::Duration;
 
-use spec::PAGE_SIZE;
-
 use super::pacing::Pacing;
 
 /// The look at a page forgets half of what it knows whenever it has seen this many pages more.
@@ -63,7 +61,7 @@ impl Estimate {
 
     /// How long the guest would be stopped with `pages` to be sent; none before the channel was measured.
     pub(crate) fn downtime(&self, pages: u64, pacing: &Pacing) -> Option<Downtime> {
-        let bytes = (pages * PAGE_SIZE) as f64;
+        let bytes = pages as f64 * pacing.page_bytes();
         let look = self.seconds / self.pages.max(1.0) * pages as f64;
         let memory = look + bytes / pacing.unlimited()?;
         Some(Downtime {

@@ -40,6 +40,7 @@ pub(super) fn greet(
         channels,
         local: params.local,
     };
+    link.compress(params.compression)?;
     link.out.start(&header.to_bytes())?;
     link.start_heartbeats()?;
     let asked = Instant::now();
@@ -51,7 +52,8 @@ pub(super) fn greet(
     if channels > 0 {
         let nonce = Nonce::from_bytes(&nonce).ok_or(MigrationError::NoChannels)?;
         let connect = || link.redial.another(CONNECT_TIMEOUT);
-        let channels = Channels::join(channels, connect, nonce).map_err(MigrationError::Join)?;
+        let channels = Channels::join(channels, connect, nonce, params.compression)
+            .map_err(MigrationError::Join)?;
         link.peer.expect(SectionKind::Joined, "Joined")?;
         let drains = params.clauses().hold(Clause::DrainChannels);
         link.fan_out(channels, drains)?;

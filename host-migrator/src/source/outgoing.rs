@@ -10,7 +10,7 @@ use super::estimate::{Downtime, Estimate};
 use super::pacing::Pacing;
 use super::progress::Progress;
 use crate::report::trace::Trace;
-use crate::sink::Sink;
+use crate::sink::{Carried, Sink};
 use crate::walk::Work;
 
 /// How long the sender sleeps before it checks again for hints, the time and a cancel.
@@ -25,8 +25,10 @@ pub(crate) struct Outgoing<'a, S> {
     pub(crate) estimate: Estimate,
     /// The bandwidth limit is kept to: the guest runs.
     pub(crate) keeps_pace: bool,
-    /// Bytes sent that have had their time at the limit.
+    /// Bytes, sent or on their way, that have had their time at the limit.
     paced: u64,
+    /// Bytes and pages whose speed was measured.
+    measured: (u64, Carried),
     /// Time in this walk that was not spent on looking for pages and at them.
     pub(crate) elsewhere: Duration,
     /// When the last sections of the round began to be sent, and the bytes sent before.
@@ -46,6 +48,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         }
         Self {
             paced: sink.bytes(),
+            measured: (sink.bytes(), sink.carried()),
             sink,
             progress,
             trace,
@@ -63,12 +66,9 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         let began = Instant::now();
         match work {
             Work::Pages(copies) => {
-                let before = self.sink.bytes();
                 let pages = copies.pages();
                 self.sink.take_pages(copies)?;
                 self.trace.record(Event::PagesSent(pages));
-                self.pacing
-                    .sent(self.sink.bytes() - before, began.elapsed());
             }
             Work::Zero(runs) => {
                 self.sink.zero(runs)?;
@@ -81,8 +81,18 @@ impl<'a, S: Sink> Outgoing<'a, S> {
                 runs.iter().copied().for_each(sent);
             }
         }
-        self.elsewhere += began.elapsed();
+        let took = began.elapsed();
+        self.measure(took);
+        self.elsewhere += took;
         Ok(())
+    }
+
+    /// Notes what was sent since the last call, in the time that the walk had to wait for it.
+    fn measure(&mut self, took: Duration) {
+        let (bytes, carried) = (self.sink.bytes(), self.sink.carried());
+        let before = std::mem::replace(&mut self.measured, (bytes, carried));
+        self.pacing.sent(bytes.saturating_sub(before.0), took);
+        self.pacing.carried(carried.since(before.1));
     }
 
     /// Ends round `round`: the destination is told, and answers when [`Outgoing::round_received`] is called.
@@ -104,7 +114,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         self.sink.barrier()?;
         self.note_drained();
         let waited = began.elapsed();
-        self.pacing.sent(0, waited);
+        self.measure(waited);
         let (sent_at, before) = self.last_sections;
         let way = sent_at.elapsed().saturating_sub(self.estimate.round_trip());
         self.pacing.tried(self.sink.bytes() - before, way);
@@ -118,7 +128,7 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         let began = Instant::now();
         self.sink.drain()?;
         self.note_drained();
-        self.pacing.sent(0, began.elapsed());
+        self.measure(began.elapsed());
         Ok(())
     }
 
@@ -143,7 +153,8 @@ impl<'a, S: Sink> Outgoing<'a, S> {
 
     /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
     pub(crate) fn keep_pace(&mut self) -> Result<(), MigrationError> {
-        let bytes = self.sink.bytes();
+        // What waits for a channel counts as long as it may become; it may turn out to be less.
+        let bytes = (self.sink.bytes() + self.sink.waiting_bytes()).max(self.paced);
         let new = bytes - std::mem::replace(&mut self.paced, bytes);
         if !self.keeps_pace {
             return Ok(());

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
 
+use crate::sink::Carried;
+
 /// The assumed speed of a channel before anything was measured, in bytes a second. It is high, so that no page is held
 /// back for long because of a guess.
 const ASSUMED: f64 = (1u64 << 30) as f64;
@@ -32,6 +34,9 @@ pub(crate) struct Pacing {
     /// What was sent without regard to the limit and waited for, at the end of each round.
     tried_bytes: f64,
     tried_seconds: f64,
+    /// Bytes of pages as they are in memory, and as they were sent.
+    content_bytes: f64,
+    shrunk_bytes: f64,
 }
 
 /// Bytes a second, if there were any.
@@ -49,6 +54,8 @@ impl Pacing {
             seconds: 0.0,
             tried_bytes: 0.0,
             tried_seconds: 0.0,
+            content_bytes: 0.0,
+            shrunk_bytes: 0.0,
         }
     }
 
@@ -93,7 +100,24 @@ impl Pacing {
 
     /// The same in pages of content.
     pub(crate) fn pages_per_second(&self) -> f64 {
-        self.bandwidth() / PAGE_SIZE as f64
+        self.bandwidth() / self.page_bytes()
+    }
+
+    /// Bytes that a page takes on its way. Fewer than it has in memory, if pages were compressed.
+    pub(crate) fn page_bytes(&self) -> f64 {
+        let shrink = rate(self.shrunk_bytes, self.content_bytes).unwrap_or(1.0);
+        PAGE_SIZE as f64 * shrink
+    }
+
+    /// Notes what became of pages on their way.
+    pub(crate) fn carried(&mut self, pages: Carried) {
+        let content = (pages.pages * PAGE_SIZE) as f64;
+        self.content_bytes += content;
+        self.shrunk_bytes += content * pages.shrink();
+        if self.content_bytes > 2.0 * MEMORY {
+            self.content_bytes /= 2.0;
+            self.shrunk_bytes /= 2.0;
+        }
     }
 
     /// Notes that `bytes` were sent in `took`.
@@ -187,5 +211,26 @@ mod tests {
         let slow = f64::from(1 << 20) * 100.0;
         assert!((slow..slow * 1.05).contains(&pacing.bandwidth()));
         assert_eq!(Pacing::new(Some(5)).bandwidth(), 5.0);
+    }
+
+    #[test]
+    fn pages_that_shrink_on_their_way_are_faster() {
+        let mut pacing = Pacing::new(Some(1 << 20));
+        pacing.sent(1 << 30, Duration::from_secs(1));
+        assert_eq!(pacing.pages_per_second(), 256.0);
+        pacing.carried(Carried {
+            pages: 1000,
+            compressed_pages: 1000,
+            compressed_bytes: 1000 * PAGE_SIZE / 4,
+        });
+        assert_eq!(pacing.pages_per_second(), 1024.0);
+        // Later ones do not shrink.
+        for _ in 0..1000 {
+            pacing.carried(Carried {
+                pages: 1000,
+                ..Carried::default()
+            });
+        }
+        assert!(pacing.pages_per_second() < 257.0);
     }
 }

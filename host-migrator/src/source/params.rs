@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use spec::stream::MAX_CHANNELS;
 
+use crate::compression::Compression;
 use crate::report::page_source::PageSources;
 use crate::rule::clause::Clauses;
 
@@ -25,6 +26,8 @@ pub struct MigrationParams {
     /// Channels that carry the pages of large rounds, besides the control connection, at most [`MAX_CHANNELS`]; with 0 or 1
     /// everything goes over the control connection.
     pub multifd_channels: u32,
+    /// How pages are compressed on their way. A section that does not shrink by an eighth is sent as it is.
+    pub compression: Compression,
     /// The guest is stopped when the downtime is expected to be no longer than this. Where all that does not depend on
     /// memory takes longer already, it is a limit for the memory alone.
     pub downtime_limit: Duration,
@@ -76,6 +79,7 @@ impl Default for MigrationParams {
         Self {
             max_bandwidth: None,
             multifd_channels: 1,
+            compression: Compression::None,
             downtime_limit: Duration::from_millis(300),
             besides_memory: BESIDES_MEMORY,
             sources: PageSources::ALL,
@@ -108,6 +112,15 @@ impl MigrationParams {
     pub fn with_multifd_channels(self, multifd_channels: u32) -> Self {
         Self {
             multifd_channels,
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::compression`].
+    #[must_use]
+    pub fn with_compression(self, compression: Compression) -> Self {
+        Self {
+            compression,
             ..self
         }
     }

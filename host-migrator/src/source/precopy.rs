@@ -213,12 +213,14 @@ fn run<S: Sink>(
     report.wire_bytes = sender.out.sink.bytes();
     report.bytes_by_channel = sender.out.sink.bytes_by_channel();
     report.channels = sender.out.sink.channels();
+    report.compression = sender.compression();
     report.hints = progress.status().hints;
     let (maps, left_out) = sender.walk.finish();
     report.maps = maps;
     report.skipped = Some(Arc::new(left_out.hinted()));
     progress.update(|status| {
         status.ram.transferred = report.wire_bytes;
+        status.compression = report.compression.clone();
         status.downtime = report.downtime_ms as u64;
     });
     Ok(report)

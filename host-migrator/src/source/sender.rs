@@ -9,8 +9,9 @@ use spec::stream::{MAX_SECTION_PAGES, Totals};
 
 use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
+use crate::compression::{Compression, ZstdLevel};
 use crate::report::page_source::PagesBySource;
-use crate::report::stats::RoundStats;
+use crate::report::stats::{CompressionStatus, RoundStats};
 use crate::rule::{EarlyPlan, Epoch, Flush, Harvest, Pass};
 use crate::sink::Sink;
 use crate::walk::hold_back::Outlook;
@@ -243,6 +244,19 @@ impl<'a, S: Sink> Sender<'a, S> {
             .stream_totals(self.totals.round, self.totals.pages_sent)
     }
 
+    /// What compression has done so far; none without compression.
+    pub(crate) fn compression(&self) -> Option<CompressionStatus> {
+        let compression = self.out.sink.compression();
+        let carried = self.out.sink.carried();
+        (compression != Compression::None).then(|| CompressionStatus {
+            method: compression.name().into(),
+            zstd_level: compression.level().map(ZstdLevel::get),
+            pages: carried.compressed_pages,
+            compressed_size: carried.compressed_bytes,
+            compression_rate: carried.compression_rate(),
+        })
+    }
+
     /// Brings the status up to date.
     fn report(&self) {
         let (round, totals) = (self.walk.round(), &self.totals);
@@ -250,6 +264,7 @@ impl<'a, S: Sink> Sender<'a, S> {
         let measured = self.out.pacing.measured();
         let remaining = round.pending_before.saturating_sub(done);
         let expected = self.out.expected_downtime(remaining);
+        let compression = self.compression();
         self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();
             status.ram.bytes_by_channel = self.out.sink.bytes_by_channel();
@@ -259,7 +274,9 @@ impl<'a, S: Sink> Sender<'a, S> {
             status.ram.normal = totals.pages_sent + round.pages_sent;
             status.ram.normal_bytes = status.ram.normal * PAGE_SIZE;
             status.ram.mbps = measured.map(|bytes| bytes * 8.0 / 1e6);
-            status.ram.pages_per_second = measured.map(|bytes| (bytes / PAGE_SIZE as f64) as u64);
+            let page_bytes = self.out.pacing.page_bytes();
+            status.ram.pages_per_second = measured.map(|bytes| (bytes / page_bytes) as u64);
+            status.compression = compression;
             status.expected_downtime = expected.map(|expected| expected.sum().as_millis() as u64);
             status.hints.pages_by_source = totals.pages_by_source;
             status.hints.pages_by_source += round.pages_by_source;

@@ -12,9 +12,11 @@
 //! | `channel` | the first bytes of a channel that joins |
 //! | `section` | the header of every section |
 //! | `payload` | the payloads of sections |
+//! | `compressed` | the payload of a section of compressed pages |
 //! | `machine_state` | the payload of a section of the machine's state |
 
 mod channel;
+mod compressed;
 mod greeting;
 mod machine_state;
 mod payload;
@@ -23,6 +25,7 @@ mod section;
 mod tests;
 
 pub use channel::{ChannelHeader, Introduction, Nonce};
+pub use compressed::{CompressedPrefix, CompressionMethod};
 pub use greeting::{Greeting, StreamHeader};
 pub use machine_state::{StatePrefix, state_from_bytes};
 pub use payload::{PagesPrefix, Totals, lent, lent_to_bytes, run_to_bytes, runs};
@@ -46,7 +49,7 @@ pub const SECTION_HEADER_BYTES: usize = 40;
 pub const RUN_BYTES: usize = 16;
 /// Bytes of one region in the table of [`SectionKind::Memory`].
 pub const LENT_BYTES: usize = 8;
-/// The most pages that one [`SectionKind::Pages`] section carries (1 MiB of them).
+/// The most pages that one [`SectionKind::Pages`] or [`SectionKind::CompressedPages`] section carries (1 MiB of them).
 pub const MAX_SECTION_PAGES: u64 = 256;
 /// The most runs in one section's table.
 pub const MAX_SECTION_RUNS: usize = 4096;
@@ -76,6 +79,8 @@ pub enum StreamError {
     HeaderChecksum,
     /// A section kind that does not exist.
     Kind(u16),
+    /// A compression method that does not exist.
+    Method(u32),
     /// A section longer than its kind may be.
     TooLong {
         /// The section's kind.
@@ -101,6 +106,7 @@ impl core::fmt::Display for StreamError {
             }
             Self::HeaderChecksum => f.write_str("a header's checksum is wrong"),
             Self::Kind(kind) => write!(f, "unknown section kind {kind}"),
+            Self::Method(method) => write!(f, "unknown compression method {method}"),
             Self::TooLong { kind, length } => {
                 write!(f, "a {kind:?} section of {length} bytes is too long")
             }

@@ -2,8 +2,9 @@
 //! The header before every payload.
 
 use super::{
-    LENT_BYTES, MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS, MAX_SECTION_PAGES,
-    MAX_SECTION_RUNS, Nonce, RUN_BYTES, SECTION_HEADER_BYTES, StreamError, Totals, check_seal,
+    CompressedPrefix, LENT_BYTES, MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS,
+    MAX_SECTION_PAGES, MAX_SECTION_RUNS, Nonce, RUN_BYTES, SECTION_HEADER_BYTES, StreamError,
+    Totals, check_seal,
 };
 use crate::wire;
 
@@ -40,6 +41,8 @@ pub enum SectionKind {
     /// Source: everything that was sent on all channels is to be in memory before anything that follows; empty. It is sent
     /// on every channel and on the control connection, and answered there with [`SectionKind::Drained`].
     Drain = 12,
+    /// Source: as [`SectionKind::Pages`], compressed: a [`CompressedPrefix`], a table of runs, and the pages' compressed bytes.
+    CompressedPages = 13,
     /// Source: the memory itself, in a local hand-over: a table of [`lent_to_bytes`](super::lent_to_bytes), and for each region
     /// the descriptor of its memory file, which travels with the table's bytes. It follows [`SectionKind::Accept`]; the
     /// destination answers [`SectionKind::Mapped`].
@@ -79,6 +82,7 @@ impl SectionKind {
             10 => Self::Heartbeat,
             11 => Self::Description,
             12 => Self::Drain,
+            13 => Self::CompressedPages,
             14 => Self::Memory,
             32 => Self::Accept,
             33 => Self::Ready,
@@ -99,6 +103,7 @@ impl SectionKind {
             Self::Pages => {
                 8 + MAX_SECTION_PAGES * RUN_BYTES as u64 + MAX_SECTION_PAGES * crate::PAGE_SIZE
             }
+            Self::CompressedPages => CompressedPrefix::MAX_PAYLOAD,
             Self::Zero | Self::Discard => (MAX_SECTION_RUNS * RUN_BYTES) as u64,
             Self::MachineState => MAX_PLAIN_PAYLOAD,
             Self::Description => MAX_DESCRIPTION,

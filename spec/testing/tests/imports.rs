@@ -16,6 +16,7 @@ const ORDERS: &[(&str, &[&str])] = &[
         &[
             "panics",
             "memory",
+            "compression",
             "vm",
             "report",
             "rule",

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use host_migrator::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
 use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
-use lacuna::control::{self, Answer, HintMode, MigrateArguments};
+use lacuna::control::{self, Answer, CompressionName, HintMode, MigrateArguments};
 use lacuna::machine::MachineState;
 
 use super::PATIENCE;
@@ -22,6 +22,8 @@ pub struct Migration {
     pub max_bandwidth: Option<u64>,
     /// Channels beside the control connection; default: as many as the machine has by default.
     pub multifd_channels: Option<u32>,
+    /// How pages are compressed.
+    pub compression: CompressionName,
     /// Downtime limit in milliseconds.
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, however much is left.
@@ -36,6 +38,7 @@ impl Default for Migration {
             hints: HintMode::On,
             max_bandwidth: None,
             multifd_channels: None,
+            compression: CompressionName::None,
             downtime_limit: 300,
             max_rounds: None,
             switched_off: Vec::new(),
@@ -66,6 +69,7 @@ impl Migration {
         let arguments = MigrateArguments {
             max_bandwidth: self.max_bandwidth,
             multifd_channels: self.multifd_channels,
+            multifd_compression: self.compression,
             downtime_limit: self.downtime_limit,
             max_rounds: self.max_rounds,
             hints: self.hints,

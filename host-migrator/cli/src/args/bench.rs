@@ -44,6 +44,8 @@ bare-populated    the same, and the memory file has all its pages before the sta
 iperf3            iperf3 over TCP: its own buffers, no memory
 lacuna-fresh      a whole migration over TCP into new memory
 lacuna-populated  the same into memory that has all its pages before the start
+lacuna-lz4, lacuna-zstd
+                  a migration into new memory that compresses it, zstd at level 1
 qemu-fresh        a whole migration by QEMU with multifd, over TCP into new memory; its own time. LACUNA_QEMU names the program
                   [default: qemu-system-x86_64]
 bare-unix-fresh, bare-unix-populated, lacuna-unix-fresh, lacuna-unix-populated
@@ -105,6 +107,10 @@ pub enum ArmName {
     LacunaFresh,
     /// A migration over TCP into memory that has all its pages.
     LacunaPopulated,
+    /// A migration over TCP into new memory, compressed with LZ4.
+    LacunaLz4,
+    /// A migration over TCP into new memory, compressed with Zstandard.
+    LacunaZstd,
     /// QEMU with multifd over TCP, into new memory.
     QemuFresh,
     /// A bare loop over a unix socket, into a new memory file.
@@ -136,6 +142,7 @@ impl ArmName {
         match self {
             Self::LacunaFresh => &[Self::BareFresh, Self::QemuFresh],
             Self::LacunaPopulated => &[Self::BarePopulated, Self::Iperf3],
+            Self::LacunaLz4 | Self::LacunaZstd => &[Self::LacunaFresh],
             Self::LacunaUnixFresh => &[Self::BareUnixFresh],
             Self::LacunaUnixPopulated => &[Self::BareUnixPopulated],
             Self::BareScratch

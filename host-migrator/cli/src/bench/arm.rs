@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An arm of the bench: one way to move the content.
 
+use host_migrator::{Compression, ZstdLevel};
+
 use super::BenchError;
 use super::bare_loop::BareLoop;
 use super::content::Content;
@@ -56,6 +58,15 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
             transport,
             channels,
             place,
+            compression: Compression::None,
+        }))
+    };
+    let compressed = |compression| -> Result<Box<dyn Arm>, Unable> {
+        Ok(Box::new(Engine {
+            transport: Transport::Tcp,
+            channels,
+            place: Place::Fresh,
+            compression,
         }))
     };
     match name {
@@ -65,6 +76,10 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
         ArmName::Iperf3 => Ok(Box::new(Iperf::find(channels)?)),
         ArmName::LacunaFresh => ours(Transport::Tcp, Place::Fresh),
         ArmName::LacunaPopulated => ours(Transport::Tcp, Place::Populated),
+        ArmName::LacunaLz4 => compressed(Compression::Lz4),
+        ArmName::LacunaZstd => compressed(Compression::Zstd {
+            level: ZstdLevel::default(),
+        }),
         ArmName::QemuFresh => Ok(Box::new(Qemu::find(channels)?)),
         ArmName::BareUnixFresh => bare(Transport::Unix, Place::Fresh),
         ArmName::BareUnixPopulated => bare(Transport::Unix, Place::Populated),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use host_migrator::wire::{Address, Listener};
 use host_migrator::{
-    Connection, Migration, MigrationParams, OwnershipRecord, Source, StillMachine, receive,
+    Compression, Connection, Migration, MigrationParams, OwnershipRecord, Source, StillMachine,
+    receive,
 };
 
 use super::BenchError;
@@ -26,6 +27,7 @@ pub(super) struct Engine {
     pub(super) transport: Transport,
     pub(super) channels: u16,
     pub(super) place: Place,
+    pub(super) compression: Compression,
 }
 
 impl Arm for Engine {
@@ -48,7 +50,9 @@ impl Arm for Engine {
                 })
                 .map_err(BenchError::io("cannot start a thread"))?;
             let source = Source::new(Box::new(StillMachine), content.ram().clone());
-            let params = MigrationParams::default().with_multifd_channels(self.channels.into());
+            let params = MigrationParams::default()
+                .with_multifd_channels(self.channels.into())
+                .with_compression(self.compression);
             let migration = Migration::start(source, params, near)
                 .map_err(BenchError::io("cannot start a thread"))?;
             let (_source, sent) = migration.join();

@@ -255,6 +255,8 @@ impl Report {
             .filter(|ratio| ratio.arm == arm.arm)
             .map(|ratio| format!("{:.2} of {}", ratio.median, ratio.baseline))
             .collect();
+        let smaller = (arm.samples.iter())
+            .filter_map(|sample| Some(sample.bytes as f64 / sample.wire_bytes? as f64));
         vec![
             arm.arm.to_string(),
             format!("{:.2}", median(rates())),
@@ -268,18 +270,23 @@ impl Report {
                 Some(_) => format!("{:.0}", median(cpu())),
                 None => "-".into(),
             },
+            match smaller.clone().next() {
+                Some(_) => format!("{:.2}", median(smaller)),
+                None => "-".into(),
+            },
             compared,
             against.join(", "),
         ]
     }
 }
 
-const HEADINGS: [&str; 7] = [
+const HEADINGS: [&str; 8] = [
     "arm",
     "GB/s",
     "range",
     "ms",
     "cpu ms",
+    "/ wire",
     "wrong/compared",
     "ratio",
 ];

@@ -68,6 +68,9 @@ pub enum CompareError {
     /// The agent is a program for Linux.
     #[error("the bare guest has no agent: choose other --sources, or --guest linux")]
     NoAgent,
+    /// There is no such compression.
+    #[error("{0}")]
+    Compression(String),
     /// The memory could not be compared.
     #[error(transparent)]
     Oracle(#[from] OracleError),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use host_migrator::{PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
-use crate::control::HintMode;
+use crate::control::{CompressionName, HintMode};
 use crate::figures::{BAR_WIDTH, aligned, bar, median};
 use crate::size::Size;
 
@@ -35,6 +35,15 @@ pub struct Record {
     /// Bytes that the source sent on each channel beside the control connection.
     #[serde(default)]
     pub bytes_by_channel: Vec<u64>,
+    /// How pages were compressed: `none`, `lz4` or `zstd`.
+    #[serde(default)]
+    pub compression: CompressionName,
+    /// Pages that were sent compressed. The others did not get smaller by an eighth.
+    #[serde(default)]
+    pub compressed_pages: u64,
+    /// How many times smaller these have become; absent if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression_rate: Option<f64>,
     /// Bytes that crossed the wire, both ways, headers and all.
     pub wire_bytes: u64,
     /// From the request to the guest running at the destination.

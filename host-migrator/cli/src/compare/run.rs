@@ -69,6 +69,10 @@ impl RunPlan {
             GuestKind::Bare => None,
             GuestKind::Linux => Some(nested::guest_files()?),
         };
+        let migration = &args.migration;
+        (migration.multifd_compression)
+            .with_level(migration.multifd_zstd_level)
+            .map_err(CompareError::Compression)?;
         let sources: PageSources = args.sources.iter().copied().collect();
         if args.guest.kind == GuestKind::Bare && sources.contains(PageSource::Agent) {
             return Err(CompareError::NoAgent);
@@ -398,6 +402,9 @@ fn record(
         transport: name_of(plan.transport),
         channels: report.channels,
         bytes_by_channel: report.bytes_by_channel.clone(),
+        compression: plan.migration.multifd_compression,
+        compressed_pages: report.compression.as_ref().map_or(0, |used| used.pages),
+        compression_rate: (report.compression.as_ref()).and_then(|used| used.compression_rate),
         wire_bytes: report.wire_bytes,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,

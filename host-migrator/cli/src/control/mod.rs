@@ -9,11 +9,13 @@
 //! ```
 
 mod client;
+mod compression;
 mod descriptors;
 mod peers;
 mod server;
 
 pub use client::{Client, ClientError};
+pub use compression::CompressionName;
 pub use server::{Handler, Served, serve};
 
 use std::num::NonZeroU32;
@@ -73,6 +75,12 @@ pub struct MigrateArguments {
     /// Channels beside the control connection, 1 to 128; default: 2 where the host has two processors or more.
     #[serde(default)]
     pub multifd_channels: Option<u32>,
+    /// How pages are compressed; default: not at all.
+    #[serde(default)]
+    pub multifd_compression: CompressionName,
+    /// The level of `zstd`, 1 to 20; default: 1.
+    #[serde(default)]
+    pub multifd_zstd_level: Option<u8>,
     /// Greatest downtime in milliseconds.
     #[serde(default = "default_downtime_limit")]
     pub downtime_limit: u64,
@@ -109,6 +117,8 @@ impl MigrateArguments {
             uri,
             max_bandwidth: None,
             multifd_channels: None,
+            multifd_compression: CompressionName::None,
+            multifd_zstd_level: None,
             downtime_limit: default_downtime_limit(),
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,

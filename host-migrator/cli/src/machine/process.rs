@@ -374,8 +374,10 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
             "multifd-channels is {channels}, and must be 1 to {MAX_CHANNELS}"
         ));
     }
+    let compression = arguments.multifd_compression;
     let params = MigrationParams::default()
         .with_multifd_channels(channels)
+        .with_compression(compression.with_level(arguments.multifd_zstd_level)?)
         .with_max_bandwidth(arguments.max_bandwidth)
         .with_downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
