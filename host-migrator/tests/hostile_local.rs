@@ -356,6 +356,9 @@ fn memory_is_not_lent_over_tcp() {
         let error = destination.join().unwrap().unwrap_err();
         assert!(matches!(error, ReceiveError::NotLocal), "{error}");
         let told = String::from_utf8_lossy(&told);
-        assert!(told.contains("over a unix socket only"), "{told}");
+        assert!(
+            told.contains("over a unix socket without TLS only"),
+            "{told}"
+        );
     });
 }

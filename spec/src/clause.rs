@@ -109,6 +109,9 @@ clauses! {
     0 DrainBackEnds "drain-back-ends" "drain the back ends before the last harvest",
     /// After the first byte of the hand-over the source never runs the guest again.
     0 TwoPhaseHandOver "two-phase-hand-over" "hand over in two phases",
+    /// A hand-over of which the link took no byte, and which the source therefore took back, is never sent: what encrypts must
+    /// not keep it.
+    0 NeverSendVoid "never-send-void" "a hand-over that was taken back is never sent",
     /// If the link died in the hand-over and neither side can know who owns the guest, an operator can decide.
     0 OperatorDecides "operator-decides" "an operator can decide when neither side can know",
     /// A destination that was ready keeps the guest, stopped, when the link dies.

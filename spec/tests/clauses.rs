@@ -8,7 +8,7 @@ use spec_model::guest::GuestAction::{
 use spec_model::host::HostAction::{
     Abandon, Begin, Claim, ClearLog, ClearLogOf, Commit, EndRound, Fail, Flush, HandOver,
     HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, Lend, NoticeBreak, Pause, PutBack,
-    ReadLog, ReadLogEarly, Send, StartLogging, Stray,
+    ReadLog, ReadLogEarly, Send, StartLogging, Stray, TakeBack,
 };
 use spec_model::network::NetworkAction::{Break, Clear, Cut, Deliver, Forget, Hear, Lose};
 use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
@@ -431,6 +431,11 @@ fn a_source_that_takes_back_a_guest_it_gave_away_runs_it_twice() {
             Host(NoticeBreak),
         ],
     );
+}
+
+#[test]
+fn a_hand_over_that_was_taken_back_and_is_sent_after_all_runs_the_guest_twice() {
+    assert_needed(Clause::NeverSendVoid, &[Host(TakeBack), Network(Hear)]);
 }
 
 #[test]

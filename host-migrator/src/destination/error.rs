@@ -67,7 +67,7 @@ pub enum ReceiveError {
     #[error("the source's guest has other memory than the one here: {0}")]
     Layout(String),
     /// A source lends its memory over a connection that passes no file descriptors, such as TCP.
-    #[error("memory can be lent over a unix socket only")]
+    #[error("memory can be lent over a unix socket without TLS only")]
     NotLocal,
     /// The memory that the source lends cannot be used.
     #[error("the source's memory cannot be used: {0}")]

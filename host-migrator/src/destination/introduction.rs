@@ -63,16 +63,20 @@ pub(super) enum Heard {
     Channel(Joining),
 }
 
-/// Hears a connection out. `speaks` is called when it has sent a valid header.
+/// Hears a connection out. `speaks` is called when it has shown a certificate or sent a valid header.
 pub(super) fn hear(
     mut connection: Connection,
     shape: &Shape,
     speaks: &dyn Fn(),
 ) -> Result<Heard, ReceiveError> {
     let (stop, closer) = (connection.stop_flag(), connection.closer());
+    connection.secure().map_err(SectionError::from)?;
+    if connection.is_encrypted() {
+        speaks();
+    }
     let redial = Redial::of(&mut connection);
     let passes_files = connection.passes_files();
-    let (reader, writer) = connection.split();
+    let (reader, writer) = connection.split().map_err(SectionError::from)?;
     let mut input = SectionReader::new(reader);
     let mut out = SectionWriter::new(writer);
     let introduced = greeted(&mut input, &mut out).and_then(|introduced| {

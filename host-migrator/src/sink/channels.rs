@@ -241,7 +241,7 @@ fn introduce_all(
 
 fn introduce(connection: Connection, number: u32, nonce: Nonce) -> Result<Introduced, SinkError> {
     let closer = connection.closer();
-    let (reader, writer) = connection.split();
+    let (reader, writer) = connection.split()?;
     let (mut peer, mut out) = (SectionReader::new(reader), SectionWriter::new(writer));
     let greeting: [u8; GREETING_BYTES] = peer.start()?;
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;

@@ -39,11 +39,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(mut control: Connection) -> Self {
+    /// The way over `control`.
+    ///
+    /// # Errors
+    /// If a handshake that it awaits fails.
+    pub(crate) fn new(mut control: Connection) -> io::Result<Self> {
         let stop = control.stop_flag();
         let redial = Redial::of(&mut control);
-        let (reader, writer) = control.split();
-        Self {
+        let (reader, writer) = control.split()?;
+        Ok(Self {
             out: SectionWriter::new(writer),
             peer: SectionReader::new(reader),
             redial,
@@ -57,7 +61,7 @@ impl Link {
             drains_unanswered: false,
             section: PagesSection::default(),
             compression: Compression::None,
-        }
+        })
     }
 
     /// From now on the pages on the control connection are compressed so.

@@ -49,7 +49,7 @@ pub enum MigrationError {
     DescriptionTooLarge(usize),
     /// Memory is to be lent over a connection that passes no file descriptors.
     #[error(
-        "memory can be lent over a unix socket only: to a destination on another host its pages must be sent"
+        "memory can be lent over a unix socket without TLS only: to a destination on another host its pages must be sent"
     )]
     NotLocal,
     /// The memory to be lent is a mapping without files.

@@ -59,7 +59,7 @@ pub(crate) fn migrate(
 ) -> Result<MigrationReport, MigrationError> {
     owns_guest(source, progress)?;
     let passes_files = channel.passes_files();
-    let mut link = Link::new(channel);
+    let mut link = Link::new(channel).map_err(|error| not_begun(error.into(), progress))?;
     let result = ending::caught(|| {
         set_up(source, progress);
         if params.local && !passes_files {
@@ -115,11 +115,16 @@ fn owns_guest(source: &Source<'_>, progress: &Progress) -> Result<(), MigrationE
     if source.ownership.get().owner == Owner::Here {
         return Ok(());
     }
+    Err(not_begun(MigrationError::NotHere, progress))
+}
+
+/// Tells `error`, which came before anything was done.
+fn not_begun(error: MigrationError, progress: &Progress) -> MigrationError {
     progress.update(|status| {
         status.status = MigrationState::Failed;
-        status.error_desc = Some(MigrationError::NotHere.to_string());
+        status.error_desc = Some(error.to_string());
     });
-    Err(MigrationError::NotHere)
+    error
 }
 
 fn set_up(source: &Source<'_>, progress: &Progress) {

@@ -79,6 +79,16 @@ pub enum AddressError {
     Fd(String),
 }
 
+impl Address {
+    /// The name or address of the other side's host, where the address has one.
+    pub(super) fn host(&self) -> Option<&str> {
+        match self {
+            Self::Tcp { host, .. } => Some(host),
+            Self::Unix(_) | Self::Vsock { .. } | Self::Fd(_) => None,
+        }
+    }
+}
+
 impl FromStr for Address {
     type Err = AddressError;
 

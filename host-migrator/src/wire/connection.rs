@@ -5,26 +5,28 @@
 //! A silent peer neither takes nor gives a byte. The kernel chooses the sizes of the socket's buffers: it never tunes a
 //! size that a program has set, and a long link would then carry only a part of what it can.
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
-use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::{SockRef, TcpKeepalive};
 use spec_sockets::inherited;
 
 use super::address::Address;
 use super::dial;
 use super::error::TransportError;
+use super::reader::Reader;
 use super::stop::StopFlag;
+use super::tls::{self, TlsConfig, TlsError};
+use super::wait::TICK;
+use super::writer::Writer;
 
-/// How often a blocked read or write checks whether another thread has stopped it.
-const TICK: Duration = Duration::from_millis(20);
 /// After so many patiences the kernel gives up a peer that acknowledges nothing. More than one, because the kernel also
 /// counts the time in which a slow peer acknowledges everything but has no room. This side does not count that time.
 const KERNEL_PATIENCES: u32 = 4;
@@ -41,6 +43,17 @@ pub struct Connection {
     pub(super) path: Option<PathBuf>,
     /// Connections to the same peer that are there already.
     pub(super) more: Vec<Connection>,
+    security: Security,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Debug)]
+enum Security {
+    Plain,
+    /// The peer is to begin a handshake.
+    Awaited(tls::Server),
+    /// The handshake is done. The end that began it makes more connections of the session.
+    Encrypted(tls::Directions, Option<tls::Client>),
 }
 
 impl Connection {
@@ -49,7 +62,51 @@ impl Connection {
     /// # Errors
     /// [`TransportError`] if none answers within `timeout`, the name's resolution included.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, TransportError> {
-        let connected = match address {
+        Self::dial(address, timeout).map_err(|source| failed_to_connect(address, source))
+    }
+
+    /// As [`Connection::connect`], with TLS. The peer must show a certificate for the address's host, or for the name that
+    /// `tls` expects ([`TlsConfig::expecting`]), and accept this side's. Channels are encrypted, too.
+    ///
+    /// # Errors
+    /// [`TransportError`], also if the handshake fails, or is not done 30 seconds after the connection was made. Its source is a
+    /// [`TlsError`] where TLS is the reason.
+    pub fn connect_tls(
+        address: &Address,
+        timeout: Duration,
+        tls: &TlsConfig,
+    ) -> Result<Self, TransportError> {
+        Self::dial(address, timeout)
+            .and_then(|connection| connection.begin_tls(tls.client(address.host())))
+            .map_err(|source| failed_to_connect(address, source))
+    }
+
+    /// Makes TLS of a connected socket, as the end that begins. The peer's certificate must be for the name that `tls` expects
+    /// ([`TlsConfig::expecting`]).
+    ///
+    /// # Errors
+    /// If there is no such name, or the handshake fails or is not done in 30 seconds.
+    pub fn with_tls(self, tls: &TlsConfig) -> io::Result<Self> {
+        self.begin_tls(tls.client(None))
+    }
+
+    /// Has the peer begin TLS, before anything else. Needed where the VMM has accepted the connection itself;
+    /// [`Listener::with_tls`](super::Listener::with_tls) does it otherwise.
+    #[must_use]
+    pub fn awaiting_tls(mut self, tls: &TlsConfig) -> Self {
+        self.security = Security::Awaited(tls.server());
+        let more = self.more.into_iter();
+        self.more = more.map(|more| more.awaiting_tls(tls)).collect();
+        self
+    }
+
+    /// Whether everything on it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        !matches!(self.security, Security::Plain)
+    }
+
+    fn dial(address: &Address, timeout: Duration) -> io::Result<Self> {
+        match address {
             Address::Tcp { host, port } => {
                 dial::connect_tcp(host, *port, timeout).and_then(Self::try_from)
             }
@@ -63,12 +120,39 @@ impl Connection {
                 dial::connect_vsock(*cid, *port, timeout).and_then(Self::try_from)
             }
             Address::Fd(numbers) => Self::given(numbers),
-        };
-        connected.map_err(|source| TransportError {
-            action: "connect to",
-            address: address.clone(),
-            source,
-        })
+        }
+    }
+
+    fn begin_tls(self, client: Option<tls::Client>) -> io::Result<Self> {
+        let client = client.ok_or(TlsError::NoName)?;
+        self.resume_tls(client)
+    }
+
+    /// Makes TLS of it, as the end that begins; with a ticket of the session of `client`, if there is one.
+    pub(super) fn resume_tls(mut self, client: tls::Client) -> io::Result<Self> {
+        let directions = client.shake(&self.socket, &self.stop, self.patience)?;
+        self.security = Security::Encrypted(directions, Some(client));
+        Ok(self)
+    }
+
+    /// Waits for the handshake that the peer is to begin, if there is one to be awaited.
+    ///
+    /// # Errors
+    /// If it fails, or is not done within the patience, or the wait ends.
+    pub(crate) fn secure(&mut self) -> io::Result<()> {
+        if let Security::Awaited(server) = &self.security {
+            let directions = server.shake(&self.socket, &self.stop, self.patience)?;
+            self.security = Security::Encrypted(directions, None);
+        }
+        Ok(())
+    }
+
+    /// What makes more encrypted connections to the peer.
+    pub(super) fn tls_client(&self) -> Option<tls::Client> {
+        match &self.security {
+            Security::Encrypted(_, client) => client.clone(),
+            Security::Plain | Security::Awaited(_) => None,
+        }
     }
 
     /// Gives this connection `more` to the same peer, for a migration over several channels. Needed only where the peer cannot
@@ -106,20 +190,20 @@ impl Connection {
         self.stop.clone()
     }
 
-    /// The two directions.
-    pub(crate) fn split(self) -> (Reader, Writer) {
-        let reader = Reader {
-            socket: Arc::clone(&self.socket),
-            stop: self.stop.clone(),
-            patience: self.patience,
-            heard: Instant::now(),
+    /// The two directions, after a handshake that is awaited.
+    ///
+    /// # Errors
+    /// As [`Connection::secure`] has.
+    pub(crate) fn split(mut self) -> io::Result<(Reader, Writer)> {
+        self.secure()?;
+        let (inbound, outbound) = match self.security {
+            Security::Encrypted(directions, _) => (Some(directions.0), Some(directions.1)),
+            Security::Plain | Security::Awaited(_) => (None, None),
         };
-        let writer = Writer {
-            socket: self.socket,
-            stop: self.stop,
-            patience: self.patience,
-        };
-        (reader, writer)
+        let socket = Arc::clone(&self.socket);
+        let reader = Reader::new(socket, self.stop.clone(), self.patience, inbound);
+        let writer = Writer::new(self.socket, self.stop, self.patience, outbound);
+        Ok((reader, writer))
     }
 
     /// Of sockets that this process was started with, the first is the connection.
@@ -128,7 +212,7 @@ impl Connection {
             .map(|number| inherited::stream_socket(*number).and_then(Self::try_from))
             .collect::<io::Result<Vec<_>>>()?
             .into_iter();
-        let first = connections.next().ok_or(ErrorKind::InvalidInput)?;
+        let first = connections.next().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(first.with_more(connections))
     }
 
@@ -143,7 +227,16 @@ impl Connection {
             patience: PATIENCE,
             path: None,
             more: Vec::new(),
+            security: Security::Plain,
         })
+    }
+}
+
+fn failed_to_connect(address: &Address, source: io::Error) -> TransportError {
+    TransportError {
+        action: "connect to",
+        address: address.clone(),
+        source,
     }
 }
 
@@ -205,205 +298,6 @@ impl Closer {
     }
 }
 
-/// The receiving direction.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    pub(super) socket: Arc<OwnedFd>,
-    pub(super) stop: StopFlag,
-    pub(super) patience: Duration,
-    /// When the peer's last byte was read.
-    pub(super) heard: Instant,
-}
-
-impl Reader {
-    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
-        self.stop = stop;
-    }
-
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
-    }
-
-    /// An error if the peer has sent no byte for longer than the patience. For use when nothing is there to be read.
-    pub(crate) fn check_heard(&self) -> io::Result<()> {
-        if self.heard.elapsed() < self.patience {
-            Ok(())
-        } else {
-            Err(silent(self.patience))
-        }
-    }
-
-    /// Fills `bytes`.
-    pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < bytes.len() {
-            let wait = Wait::new(&self.socket, &self.stop, self.patience);
-            match wait.until_ready(|| {
-                Ok(recv(&*self.socket, &mut bytes[filled..], RecvFlags::empty())?.0)
-            })? {
-                0 => return Err(hung_up()),
-                count => filled += count,
-            }
-            self.heard = Instant::now();
-        }
-        Ok(())
-    }
-
-    /// Whether the peer has sent something or hung up. Does not wait.
-    pub(crate) fn is_ready(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        !matches!(
-            recv(&*self.socket, &mut [0], flags),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
-        )
-    }
-
-    /// Reads and discards what has arrived. Does not wait.
-    pub(crate) fn forget_received(&mut self) {
-        let mut bytes = [0; 4096];
-        // Bounded, because a peer may flood this side.
-        for _ in 0..1024 {
-            if !matches!(
-                recv(&*self.socket, &mut bytes, RecvFlags::DONTWAIT),
-                Ok((_, 1..))
-            ) {
-                return;
-            }
-        }
-    }
-
-    /// Reads and discards what still arrives, up to the peer's end or for a short time. If a socket is closed with
-    /// unread data, the kernel discards what it has still to send.
-    pub(crate) fn drain(&mut self, time: Duration) {
-        let end = Instant::now() + time;
-        let mut bytes = vec![0; 64 << 10];
-        while Instant::now() < end && !self.stop.is_raised() {
-            match recv(&*self.socket, &mut bytes[..], RecvFlags::empty()) {
-                Ok((_, 0)) => return,
-                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-/// The sending direction.
-#[derive(Debug)]
-pub(crate) struct Writer {
-    pub(super) socket: Arc<OwnedFd>,
-    pub(super) stop: StopFlag,
-    pub(super) patience: Duration,
-}
-
-/// A write that failed after the kernel had taken `written` bytes.
-#[derive(Debug)]
-pub(crate) struct WriteError {
-    pub(crate) written: usize,
-    pub(crate) source: io::Error,
-}
-
-impl Writer {
-    pub(crate) fn set_stop(&mut self, stop: StopFlag) {
-        self.stop = stop;
-    }
-
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
-    }
-
-    /// Writes all `parts` in few system calls.
-    pub(crate) fn write_all(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<(), WriteError> {
-        let mut written = 0;
-        IoSlice::advance_slices(&mut parts, 0);
-        while !parts.is_empty() {
-            let wait = Wait::new(&self.socket, &self.stop, self.patience);
-            let count = wait
-                .until_ready(|| {
-                    let mut no_fds = SendAncillaryBuffer::default();
-                    let flags = SendFlags::NOSIGNAL;
-                    Ok(sendmsg(&*self.socket, parts, &mut no_fds, flags)?)
-                })
-                .map_err(|source| WriteError { written, source })?;
-            written += count;
-            IoSlice::advance_slices(&mut parts, count);
-        }
-        Ok(())
-    }
-
-    /// Writes as much of `bytes` as the kernel takes at once. Returns how much: 0 also if the connection has failed.
-    /// The next [`Writer::write_all`] reports that.
-    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> usize {
-        let mut no_fds = SendAncillaryBuffer::default();
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        sendmsg(&*self.socket, &[IoSlice::new(bytes)], &mut no_fds, flags).unwrap_or(0)
-    }
-
-    /// Ends the sending direction. The peer sees the end after all that was sent.
-    pub(crate) fn finish(&mut self) {
-        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write);
-    }
-}
-
-/// One wait for a socket. Its system calls return after at most [`TICK`].
-pub(super) struct Wait<'a> {
-    socket: &'a OwnedFd,
-    stop: &'a StopFlag,
-    patience: Duration,
-    /// Since when the peer has been silent, and how many of its bytes were unread then.
-    silence: Option<(Instant, u64)>,
-}
-
-impl<'a> Wait<'a> {
-    pub(super) fn new(socket: &'a OwnedFd, stop: &'a StopFlag, patience: Duration) -> Self {
-        Self {
-            socket,
-            stop,
-            patience,
-            silence: None,
-        }
-    }
-
-    pub(super) fn until_ready(
-        mut self,
-        mut call: impl FnMut() -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        loop {
-            self.stop.check_deadline()?;
-            let begin = Instant::now();
-            match call() {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if self.silence_since(begin).elapsed() >= self.patience {
-                        return Err(silent(self.patience));
-                    }
-                }
-                result => return result,
-            }
-            self.stop.check()?;
-        }
-    }
-
-    /// Since when nothing has arrived from the peer: one that takes nothing may still send heartbeats. The call that
-    /// began at `begin` moved no byte.
-    fn silence_since(&mut self, begin: Instant) -> Instant {
-        // If the socket cannot say what is unread, it has failed. The next call reports that.
-        let unread = rustix::io::ioctl_fionread(self.socket).unwrap_or(0);
-        match self.silence {
-            Some((since, before)) if before == unread => since,
-            known => {
-                let since = known.map_or(begin, |_| Instant::now());
-                self.silence = Some((since, unread));
-                since
-            }
-        }
-    }
-}
-
-fn silent(patience: Duration) -> io::Error {
-    let text = format!("the other side was silent for {patience:?}");
-    io::Error::new(ErrorKind::TimedOut, text)
-}
-
 /// Has the kernel give up a TCP peer that acknowledges nothing. Other kinds of sockets do not support this.
 fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
     let patience = patience.saturating_mul(KERNEL_PATIENCES);
@@ -412,14 +306,12 @@ fn set_kernel_patience(socket: &OwnedFd, patience: Duration) {
     let _ = SockRef::from(socket).set_tcp_user_timeout(limit);
 }
 
-pub(super) fn hung_up() -> io::Error {
-    io::Error::new(ErrorKind::UnexpectedEof, "the other side has hung up")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{ErrorKind, IoSlice};
     use std::net::TcpListener;
+    use std::time::Instant;
 
     /// A TCP connection and the peer's bare socket.
     fn tcp() -> (Connection, TcpStream) {
@@ -455,7 +347,10 @@ mod tests {
     #[test]
     fn a_peer_that_takes_nothing_but_sends_is_not_silent() {
         let (connection, far) = tcp();
-        let (_, mut writer) = connection.with_patience(Duration::from_millis(500)).split();
+        let (_, mut writer) = connection
+            .with_patience(Duration::from_millis(500))
+            .split()
+            .unwrap();
         let speaker = std::thread::spawn(move || {
             use std::io::Write;
             for _ in 0..30 {

@@ -6,23 +6,24 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::connection::{Connection, Reader, Wait, WriteError, Writer, hung_up};
+use super::connection::Connection;
+use super::reader::{Reader, hung_up};
+use super::writer::{WriteError, Writer};
 
 /// The most descriptors that the kernel passes at once (SCM_MAX_FD).
 pub(super) const MOST_AT_ONCE: usize = 253;
 
 impl Connection {
-    /// Whether descriptors can travel over it: it is a unix socket.
+    /// Whether descriptors can travel over it: it is a unix socket, without TLS.
     pub(crate) fn passes_files(&self) -> bool {
         let family = rustix::net::sockopt::socket_domain(&*self.socket);
-        family.is_ok_and(|family| family == AddressFamily::UNIX)
+        !self.is_encrypted() && family.is_ok_and(|family| family == AddressFamily::UNIX)
     }
 }
 
@@ -33,7 +34,9 @@ impl Writer {
         bytes: &[u8],
         files: &[BorrowedFd<'_>],
     ) -> Result<(), WriteError> {
-        let wait = Wait::new(&self.socket, &self.stop, self.patience);
+        let (socket, wait) = self
+            .plain()
+            .map_err(|source| WriteError { written: 0, source })?;
         let sent = wait.until_ready(|| {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
             let mut message = SendAncillaryBuffer::new(&mut space);
@@ -42,7 +45,7 @@ impl Writer {
             }
             let bytes = [IoSlice::new(bytes)];
             Ok(sendmsg(
-                self.socket.as_fd(),
+                socket.as_fd(),
                 &bytes,
                 &mut message,
                 SendFlags::NOSIGNAL,
@@ -68,13 +71,12 @@ impl Reader {
     ) -> io::Result<()> {
         let mut filled = 0;
         while filled < bytes.len() {
-            let wait = Wait::new(&self.socket, &self.stop, self.patience);
-            let socket = &self.socket;
+            let (socket, wait) = self.plain()?;
             match wait.until_ready(|| receive(socket.as_fd(), &mut bytes[filled..], files))? {
                 0 => return Err(hung_up()),
                 count => filled += count,
             }
-            self.heard = Instant::now();
+            self.heard_something();
             if files.len() > most {
                 let text = format!("more than {most} file descriptors");
                 return Err(io::Error::new(ErrorKind::InvalidData, text));
@@ -117,7 +119,10 @@ mod tests {
     fn pair() -> (Writer, Reader) {
         let (here, there) = UnixStream::pair().unwrap();
         let (here, there) = (Connection::try_from(here), Connection::try_from(there));
-        (here.unwrap().split().1, there.unwrap().split().0)
+        (
+            here.unwrap().split().unwrap().1,
+            there.unwrap().split().unwrap().0,
+        )
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::address::Address;
 use super::connection::Connection;
 use super::dial;
 use super::error::TransportError;
+use super::tls::TlsConfig;
 
 /// How many connections may wait to be accepted.
 const QUEUE: i32 = 128;
@@ -31,6 +32,8 @@ pub struct Listener {
     address: Address,
     /// The file of a unix socket.
     file: Option<SocketFile>,
+    /// For connections that are encrypted.
+    tls: Option<TlsConfig>,
 }
 
 #[derive(Debug)]
@@ -86,7 +89,16 @@ impl Listener {
             socket,
             address,
             file,
+            tls: None,
         })
+    }
+
+    /// Has all peers begin with TLS, and show a certificate that `tls` accepts. A handshake is made when a connection is
+    /// used, not while it is accepted: nobody waits for a stranger's.
+    #[must_use]
+    pub fn with_tls(mut self, tls: &TlsConfig) -> Self {
+        self.tls = Some(tls.clone());
+        self
     }
 
     /// The address at which it listens, with the port that the system chose.
@@ -99,10 +111,14 @@ impl Listener {
     /// # Errors
     /// [`TransportError`], with [`io::ErrorKind::TimedOut`] after `timeout`.
     pub fn accept(&self, timeout: Option<Duration>) -> Result<Connection, TransportError> {
-        self.accept_one(timeout).map_err(|source| TransportError {
+        let connection = self.accept_one(timeout).map_err(|source| TransportError {
             action: "accept a connection on",
             address: self.address.clone(),
             source,
+        })?;
+        Ok(match &self.tls {
+            Some(tls) => connection.awaiting_tls(tls),
+            None => connection,
         })
     }
 

@@ -8,9 +8,13 @@ mod dial;
 mod error;
 mod heartbeat;
 mod listener;
+mod reader;
 mod redial;
 pub(crate) mod sections;
 mod stop;
+mod tls;
+mod wait;
+mod writer;
 
 pub use address::{Address, AddressError, LONGEST_SOCKET_PATH};
 pub use connection::{Closer, Connection};
@@ -22,3 +26,4 @@ pub(crate) use redial::Redial;
 pub use sections::SectionError;
 pub use spec_sockets::Access;
 pub(crate) use stop::StopFlag;
+pub use tls::{Handshakes, TlsConfig, TlsError, TlsFileError, TlsFiles};

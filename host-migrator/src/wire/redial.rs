@@ -14,6 +14,7 @@ use socket2::SockRef;
 use super::connection::Connection;
 use super::dial;
 use super::stop::StopFlag;
+use super::tls;
 
 /// Connects to the peer of a connection again.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(crate) struct Redial {
     path: Option<PathBuf>,
     /// Connections that are there already.
     given: Mutex<Vec<Connection>>,
+    /// Resumes the session of a connection that is encrypted.
+    tls: Option<tls::Client>,
 }
 
 impl Redial {
@@ -35,19 +38,26 @@ impl Redial {
             stop: connection.stop.clone(),
             patience: connection.patience,
             path: connection.path.take(),
+            tls: connection.tls_client(),
             given: std::mem::take(&mut connection.more).into(),
         }
     }
 
-    /// Another connection: one that was given, or a new one.
+    /// Another connection: one that was given, or a new one. It is encrypted if the first is.
     ///
     /// # Errors
-    /// If the peer cannot be connected to within `timeout`, or has no address.
+    /// If the peer cannot be connected to within `timeout`, or has no address; if the handshake fails, or is not done within the
+    /// patience.
     pub(crate) fn another(&self, timeout: Duration) -> io::Result<Connection> {
         let given = self.given.lock().pop();
-        match given {
-            Some(given) => Ok(self.adopt(given)),
-            None => self.dial(timeout).map(|new| self.adopt(new)),
+        let connection = match given {
+            Some(given) => given,
+            None => self.dial(timeout)?,
+        };
+        let connection = self.adopt(connection);
+        match &self.tls {
+            Some(client) if !connection.is_encrypted() => connection.resume_tls(client.clone()),
+            _ => Ok(connection),
         }
     }
 

@@ -11,9 +11,10 @@ use spec::stream::{
     LENT_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals,
 };
 
-use super::connection::{Reader, WriteError, Writer};
 use super::descriptors::MOST_AT_ONCE;
+use super::reader::Reader;
 use super::stop::StopFlag;
+use super::writer::{WriteError, Writer};
 
 /// A stream that has broken off or is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -276,7 +277,7 @@ impl Line {
         let result = self.out.write_all(parts);
         let written = (result.as_ref()).map_or_else(|error| error.written, |()| length);
         self.count(written);
-        self.broken |= written != length && written != 0;
+        self.broken |= result.is_err() && written != 0;
         result
     }
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod balloon;
+pub mod certificates;
 pub mod copy;
 pub mod hints;
 pub mod link;
@@ -15,11 +16,13 @@ pub mod proxy;
 pub mod waiting;
 pub mod workload;
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use host_migrator::wire::TlsConfig;
 use host_migrator::{
     Connection, GuestRam, Migration, MigrationBitmap, MigrationError, MigrationParams,
     MigrationReport, OwnershipRecord, ReceiveError, ReceiveReport, Source, Trace, receive,
@@ -160,6 +163,33 @@ pub fn migrate_on(
 ) -> Outcome {
     let (here, there): (Vec<_>, Vec<_>) = streams.into_iter().unzip();
     let (here, there) = (connection(here), connection(there));
+    migrate_between(source, params, || Ok(here), there, ram)
+}
+
+/// As [`migrate_on`], with TLS between an end of `source` and one of `destination`.
+pub fn migrate_secured(
+    guest: Source<'static>,
+    params: MigrationParams,
+    streams: Vec<(UnixStream, UnixStream)>,
+    ram: Arc<GuestRam>,
+    source: &TlsConfig,
+    destination: &TlsConfig,
+) -> Outcome {
+    let (here, there): (Vec<_>, Vec<_>) = streams.into_iter().unzip();
+    let (here, there) = (connection(here), connection(there));
+    let here = here.with_patience(params.peer_timeout);
+    let there = there.awaiting_tls(destination);
+    migrate_between(guest, params, || here.with_tls(source), there, ram)
+}
+
+/// Migrates `source` into `ram`. Its end of the connection is made when the destination waits at `there`.
+fn migrate_between(
+    source: Source<'static>,
+    params: MigrationParams,
+    here: impl FnOnce() -> io::Result<Connection>,
+    there: Connection,
+    ram: Arc<GuestRam>,
+) -> Outcome {
     let there = there.with_patience(params.peer_timeout);
     let destination_ram = Arc::clone(&ram);
     let destination = thread::spawn(move || {
@@ -170,8 +200,10 @@ pub fn migrate_on(
         (machine, ownership, result)
     });
     let keeps_the_rule = keeps_the_rule(&params);
-    let handle = Migration::start(source, params, here).unwrap();
-    let (source, sent) = handle.join();
+    let (source, sent) = match here() {
+        Ok(here) => Migration::start(source, params, here).unwrap().join(),
+        Err(error) => (source, Err(error.into())),
+    };
     let (destination, arrived, received) = destination.join().unwrap();
     let verdict = verdict(&source);
     assert!(

@@ -28,8 +28,13 @@ pub struct Waiting {
 
 impl Waiting {
     pub fn for_a_guest_like(guest: &Guest) -> Self {
-        let ram = Arc::new(like(&guest.memory.ram));
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        Self::at(listener, guest)
+    }
+
+    /// Waits at `listener` for a guest like `guest`.
+    pub fn at(listener: Listener, guest: &Guest) -> Self {
+        let ram = Arc::new(like(&guest.memory.ram));
         let address = listener.address().clone();
         let into = Arc::clone(&ram);
         let thread = thread::spawn(move || {
@@ -57,6 +62,16 @@ impl Waiting {
     /// The true source connects, and its guest arrives.
     pub fn receives(self, guest: &Guest, params: MigrationParams) -> MigrationReport {
         let connection = Connection::connect(&self.address, FOR_EVER).unwrap();
+        self.receives_over(connection, guest, params)
+    }
+
+    /// The true source has connected, and its guest arrives.
+    pub fn receives_over(
+        self,
+        connection: Connection,
+        guest: &Guest,
+        params: MigrationParams,
+    ) -> MigrationReport {
         let (_, sent) = Migration::start(guest.source(), params, connection)
             .unwrap()
             .join();

@@ -81,6 +81,7 @@ pub fn without(clause: Clause) -> Case {
         Clause::StartFromAllDirty
         | Clause::ResumeOnFailure
         | Clause::TwoPhaseHandOver
+        | Clause::NeverSendVoid
         | Clause::OperatorDecides
         | Clause::KeepHeld
         | Clause::LookFirst => Setup {
@@ -141,7 +142,7 @@ pub fn without(clause: Clause) -> Case {
         Clause::SayDone | Clause::SayDoneAtStart => MEMORY_GIVEN_BACK,
         Clause::StopLogging => LOGGING_STOPS,
         Clause::ResumeOnFailure | Clause::OperatorDecides | Clause::KeepHeld => MIGRATION_ENDS,
-        Clause::TwoPhaseHandOver | Clause::LookFirst => ONE_OWNER,
+        Clause::TwoPhaseHandOver | Clause::NeverSendVoid | Clause::LookFirst => ONE_OWNER,
         _ => NO_PAGE_LOST,
     };
     Case {

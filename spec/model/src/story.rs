@@ -312,6 +312,9 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         }
         HostAction::NoticeBreak => "The migrator notices that the connection is broken.".into(),
         HostAction::Fail => "The migration fails.".into(),
+        HostAction::TakeBack => {
+            "The link takes no byte of the hand-over, so the migrator keeps the guest, and lets it run on.".into()
+        }
         HostAction::Stray(page) => {
             format!("A device of the source still changes the memory: {page} is zero now.")
         }

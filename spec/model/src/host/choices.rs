@@ -109,6 +109,10 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
     if host.failures > 0 && may_fail(host.step) {
         push(HostAction::Fail);
     }
+    let is_ready = state.wire.backward == Some(Backward::Ready);
+    if host.failures > 0 && host.step == Step::Committed && is_ready {
+        push(HostAction::TakeBack);
+    }
     if state.destination.is_lent && host.owner != Owner::Source && !rule.holds(Clause::LetGo) {
         for page in ModelPages::all(setup.pages).iter() {
             if state.memory[page.index()] != 0 {

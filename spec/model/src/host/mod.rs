@@ -181,6 +181,8 @@ pub enum HostAction {
     NoticeBreak,
     /// Fails, or is cancelled.
     Fail,
+    /// The link takes no byte of the hand-over, so the guest is still the source's.
+    TakeBack,
     /// The source's side, a device of it perhaps, makes a page of the memory zero that it has given away.
     Stray(Page),
     /// Stops logging, and tells the device that hinting is over.

@@ -134,18 +134,27 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
             }
             state.host.step = Step::PuttingBack;
         }
-        HostAction::Fail => {
-            state.host.failures -= 1;
-            state.wire = Wire::default();
-            if rule.holds(Clause::ResumeOnFailure) {
-                state.source_runs = true;
+        HostAction::Fail => fail(model, state),
+        HostAction::TakeBack => {
+            fail(model, state);
+            if !rule.holds(Clause::NeverSendVoid) {
+                // It waits behind the link, and the close sends what waits.
+                state.wire.forward = Some(Forward::HandOver);
             }
-            state.host.step = Step::PuttingBack;
         }
         HostAction::Stray(page) => state.memory[page.index()] = 0,
         HostAction::PutBack => put_back(model, state),
         HostAction::Abandon => state.host.step = Step::Over,
     }
+}
+
+fn fail(model: &Migration, state: &mut State) {
+    state.host.failures -= 1;
+    state.wire = Wire::default();
+    if model.rule.holds(Clause::ResumeOnFailure) {
+        state.source_runs = true;
+    }
+    state.host.step = Step::PuttingBack;
 }
 
 fn heard_running(state: &mut State) {
