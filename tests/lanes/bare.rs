@@ -12,6 +12,8 @@ use lacuna::compare::Record;
 use lacuna::control::{Command, HintMode};
 use lacuna::machine::MachineState;
 
+use crate::memory_files::bytes_taken;
+
 /// One migration with everything compared. Returns the report.
 fn migrate(guest: BareGuest, migration: &Migration) -> MigrationReport {
     let lab = Lab::new(guest);
@@ -118,6 +120,34 @@ fn a_guest_that_uses_hinted_pages_at_once_loses_nothing() {
         lab.assert_right(&verdict, format_args!("seed {seed}: {report:?}"));
         release_and_check(&mut destination);
     }
+}
+
+#[test]
+fn a_guest_arrives_in_memory_that_was_populated_for_it() {
+    if skipped_without_kvm("bare, populated") {
+        return;
+    }
+    let guest = BareGuest {
+        memory: "256M",
+        ..Default::default()
+    };
+    let lab = Lab::new(guest);
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving_with("destination", &["--populate"]);
+    let taken = bytes_taken(destination.machine.pid()).unwrap();
+    assert!(taken >= 256 << 20, "{taken}");
+    let (report, verdict) = Migration::default()
+        .complete(&mut source, &mut destination, &uri)
+        .unwrap();
+    assert!(verdict.pages_compared >= (256 << 20) / 4096);
+    lab.assert_right(&verdict, format_args!("{report:?}"));
+    // Only what was sent and then given up has lost its pages.
+    let kept = bytes_taken(destination.machine.pid()).unwrap();
+    assert!(
+        kept + report.totals.pages_discarded * 4096 >= 256 << 20,
+        "{kept}"
+    );
+    release_and_check(&mut destination);
 }
 
 #[test]

@@ -24,6 +24,9 @@ mod hostile_agent;
 mod lab;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+#[path = "../shared/memory_files.rs"]
+mod memory_files;
 #[cfg(all(test, feature = "nested"))]
 mod nested;
 #[cfg(all(test, feature = "plugged"))]

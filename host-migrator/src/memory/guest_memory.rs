@@ -39,6 +39,12 @@ pub trait GuestMemory: Send + Sync {
     /// [`RamError`] if that cannot be done; the migration then fails.
     fn discard(&self, range: PageRange) -> Result<(), RamError>;
 
+    /// Whether all of it is known to be zero, without a look at it. A destination then need not clear it for a guest, and it keeps
+    /// the memory of the host that it has.
+    fn is_known_zero(&self) -> bool {
+        false
+    }
+
     /// Calls `found` with pages that read as zero as nobody has written them since they were made or discarded. True if
     /// these are all of them; false if `budget` was used up before, or it cannot know.
     ///
@@ -78,6 +84,10 @@ impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
 
     fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.as_ref().discard(range)
+    }
+
+    fn is_known_zero(&self) -> bool {
+        self.as_ref().is_known_zero()
     }
 
     fn find_holes(

@@ -26,11 +26,19 @@ pub trait PageStore: Send + Sync {
     /// [`RamError`] if the pages are not in one region, or cannot be made zero.
     fn make_zero(&self, range: PageRange) -> Result<(), RamError>;
 
+    /// Whether all pages are known to be zero, without a look at them.
+    fn is_known_zero(&self) -> bool {
+        false
+    }
+
     /// Makes all pages zero, whatever an earlier attempt has left: zero pages need not be sent.
     ///
     /// # Errors
     /// As [`PageStore::make_zero`].
     fn clear(&self) -> Result<(), RamError> {
+        if self.is_known_zero() {
+            return Ok(());
+        }
         let mut regions = self.layout().regions().iter();
         regions.try_for_each(|region| self.make_zero(*region))
     }
@@ -47,5 +55,9 @@ impl<M: GuestMemory + ?Sized> PageStore for M {
 
     fn make_zero(&self, range: PageRange) -> Result<(), RamError> {
         self.discard(range)
+    }
+
+    fn is_known_zero(&self) -> bool {
+        GuestMemory::is_known_zero(self)
     }
 }

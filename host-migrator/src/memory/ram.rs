@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use spec::{PAGE_SIZE, PageRange};
@@ -27,6 +28,8 @@ pub struct GuestRam {
     layout: Layout,
     /// Of each region, the bytes of its file's pages: more than [`PAGE_SIZE`] on hugetlbfs.
     host_page_bytes: Vec<u64>,
+    /// Nothing was written since it was populated.
+    is_known_zero: AtomicBool,
 }
 
 impl GuestRam {
@@ -63,6 +66,7 @@ impl GuestRam {
             memory,
             layout,
             host_page_bytes,
+            is_known_zero: AtomicBool::new(false),
         })
     }
 
@@ -118,6 +122,9 @@ impl GuestRam {
     /// If `content` has another size than the pages.
     pub fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
         assert_eq!(content.len() as u64, range.bytes());
+        if self.is_known_zero.load(Ordering::Relaxed) {
+            self.is_known_zero.store(false, Ordering::Relaxed);
+        }
         let (file, offset) = self.file_of(range)?;
         match file.write_all_at(content, offset) {
             // Files of huge pages can only be written through a mapping.
@@ -127,6 +134,25 @@ impl GuestRam {
             }
             written => Ok(written?),
         }
+    }
+
+    /// Takes memory of the host for every page now, and makes all of them zero. A guest that is received then arrives faster: new
+    /// pages cost more than to copy them. The host needs all of the guest's memory, what the guest does not use included.
+    ///
+    /// For a destination that is about to wait: until the guest has arrived, nobody but the engine may write to the memory.
+    /// The engine relies on it being zero, and does not clear it again for the first guest.
+    ///
+    /// # Errors
+    /// [`RamError`] if the host has not enough memory.
+    pub fn populate(&self) -> Result<(), RamError> {
+        for region in self.layout.regions() {
+            self.discard(*region)?;
+            let (file, offset) = self.file_of(*region)?;
+            rustix::fs::fallocate(file, FallocateFlags::empty(), offset, region.bytes())
+                .map_err(io::Error::from)?;
+        }
+        self.is_known_zero.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes the pages of `range` zero, by punching a hole in the memory file. Zeros are written to parts of a huge page
@@ -245,6 +271,10 @@ impl GuestMemory for GuestRam {
         Self::discard(self, range)
     }
 
+    fn is_known_zero(&self) -> bool {
+        self.is_known_zero.load(Ordering::Relaxed)
+    }
+
     fn find_holes(
         &self,
         budget: &mut HoleBudget<'_>,
@@ -278,6 +308,7 @@ fn out_of_range(range: PageRange) -> RamError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::page_store::PageStore;
 
     fn two_regions() -> GuestRam {
         let regions = [(0, 64 * PAGE_SIZE), (1 << 32, 8 * PAGE_SIZE)];
@@ -302,6 +333,25 @@ mod tests {
         ram.read(range, &mut got).unwrap();
         assert!(got[..4096].iter().all(|b| *b == 0));
         assert_eq!(got[4096..], content[4096..]);
+    }
+
+    #[test]
+    fn populated_memory_keeps_its_pages_for_a_guest_and_is_cleared_after_an_attempt() {
+        let region = RamRegion::new(0, 64 * PAGE_SIZE).unwrap();
+        let file = region.file.try_clone().unwrap();
+        let blocks = || rustix::fs::fstat(&file).unwrap().st_blocks as u64 * 512;
+        let ram = GuestRam::map(vec![region]).unwrap();
+        ram.write(pages(7, 1), &[7; PAGE_SIZE as usize]).unwrap();
+        ram.populate().unwrap();
+        ram.clear().unwrap();
+        assert_eq!(blocks(), ram.pages() * PAGE_SIZE);
+        // An attempt that ended early has left something.
+        ram.write(pages(9, 1), &[9; PAGE_SIZE as usize]).unwrap();
+        ram.clear().unwrap();
+        assert_eq!(blocks(), 0);
+        let mut got = vec![1; 64 * PAGE_SIZE as usize];
+        ram.read(pages(0, 64), &mut got).unwrap();
+        assert!(got.iter().all(|byte| *byte == 0));
     }
 
     /// Memory of `count` huge pages, or why there is none.

@@ -2,6 +2,7 @@
 //! What a migration reports: status, rounds and their maps, sources of left-out pages, and the trace.
 
 pub mod page_source;
+pub(crate) mod rates;
 pub mod round_map;
 pub mod stats;
 pub mod trace;

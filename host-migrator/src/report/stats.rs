@@ -97,6 +97,9 @@ pub struct RamStatus {
     /// Bytes on each of these channels.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub bytes_by_channel: Vec<u64>,
+    /// The throughput of each of these channels lately, in megabits a second; absent before it was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub mbps_by_channel: Vec<f64>,
     /// Zero pages found.
     pub duplicate: u64,
     /// Pages sent with content.

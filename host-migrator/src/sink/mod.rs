@@ -75,9 +75,9 @@ pub trait Sink {
         1
     }
 
-    /// Bytes sent so far on each channel, for a sink that has several.
-    fn bytes_by_channel(&self) -> Vec<u64> {
-        Vec::new()
+    /// Puts the bytes sent so far on each channel into `bytes`, which is empty, for a sink that has several.
+    fn bytes_by_channel(&self, bytes: &mut Vec<u64>) {
+        let _ = bytes;
     }
 
     /// Whether everything that came is known to have taken effect. Asked of a sink with several channels.

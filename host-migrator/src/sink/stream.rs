@@ -61,9 +61,9 @@ impl Sink for Link {
             .map_or(1, |channels| channels.count())
     }
 
-    fn bytes_by_channel(&self) -> Vec<u64> {
+    fn bytes_by_channel(&self, bytes: &mut Vec<u64>) {
         let channels = self.channels.iter();
-        channels.flat_map(Channels::bytes_by_channel).collect()
+        bytes.extend(channels.flat_map(Channels::bytes_by_channel));
     }
 
     fn is_drained(&self) -> bool {

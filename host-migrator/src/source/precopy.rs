@@ -216,7 +216,10 @@ fn run<S: Sink>(
     report.add_round(last_round);
     report.totals = sender.totals().clone();
     report.wire_bytes = sender.out.sink.bytes();
-    report.bytes_by_channel = sender.out.sink.bytes_by_channel();
+    sender
+        .out
+        .sink
+        .bytes_by_channel(&mut report.bytes_by_channel);
     report.channels = sender.out.sink.channels();
     report.compression = sender.compression();
     report.hints = progress.status().hints;

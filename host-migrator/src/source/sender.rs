@@ -11,6 +11,7 @@ use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
 use crate::compression::{Compression, ZstdLevel};
 use crate::report::page_source::PagesBySource;
+use crate::report::rates::ChannelRates;
 use crate::report::stats::{CompressionStatus, RoundStats};
 use crate::rule::{EarlyPlan, Epoch, Flush, Harvest, Pass};
 use crate::sink::Sink;
@@ -33,6 +34,9 @@ pub(crate) struct Sender<'a, S> {
     round_began: Instant,
     round_bytes: u64,
     totals: RoundStats,
+    /// Bytes sent on each channel, when that was looked at last.
+    bytes_by_channel: Vec<u64>,
+    rates: ChannelRates,
 }
 
 /// What a round does besides walking.
@@ -54,6 +58,8 @@ impl<'a, S: Sink> Sender<'a, S> {
             round_began: Instant::now(),
             round_bytes: 0,
             totals: RoundStats::default(),
+            bytes_by_channel: Vec::new(),
+            rates: ChannelRates::new(Instant::now()),
         }
     }
 
@@ -258,17 +264,23 @@ impl<'a, S: Sink> Sender<'a, S> {
     }
 
     /// Brings the status up to date.
-    fn report(&self) {
+    fn report(&mut self) {
+        let compression = self.compression();
+        self.bytes_by_channel.clear();
+        (self.out.sink).bytes_by_channel(&mut self.bytes_by_channel);
+        let by_channel = &self.bytes_by_channel;
+        let rates = self.rates.update(Instant::now(), by_channel);
         let (round, totals) = (self.walk.round(), &self.totals);
         let done = round.pages_sent + round.pages_zero + round.pages_hinted;
         let measured = self.out.pacing.measured();
         let remaining = round.pending_before.saturating_sub(done);
         let expected = self.out.expected_downtime(remaining);
-        let compression = self.compression();
         self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();
-            status.ram.bytes_by_channel = self.out.sink.bytes_by_channel();
-            status.ram.multifd_bytes = status.ram.bytes_by_channel.iter().sum();
+            status.ram.multifd_bytes = by_channel.iter().sum();
+            status.ram.bytes_by_channel.clone_from(by_channel);
+            status.ram.mbps_by_channel.clear();
+            status.ram.mbps_by_channel.extend(rates);
             status.ram.remaining = remaining * PAGE_SIZE;
             status.ram.duplicate = totals.pages_zero + round.pages_zero;
             status.ram.normal = totals.pages_sent + round.pages_sent;

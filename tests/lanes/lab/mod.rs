@@ -161,6 +161,14 @@ impl Lab {
         self.awaiting(name, address, args)
     }
 
+    /// As [`Lab::receiving`], holding the guest, with more `flags`.
+    pub fn receiving_with(&self, name: &'static str, flags: &[&str]) -> (Host, String) {
+        let mut args = self.guest.machine_args();
+        args.push("--hold".into());
+        args.extend(flags.iter().map(OsString::from));
+        self.awaiting(name, "tcp:127.0.0.1:0", args)
+    }
+
     /// As [`Lab::receiving`], on a machine with these flags instead of the guest's own.
     pub fn receiving_on(&self, name: &'static str, machine: &[&str]) -> (Host, String) {
         let machine = machine.iter().map(OsString::from).collect();

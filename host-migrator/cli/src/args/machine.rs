@@ -45,6 +45,10 @@ pub struct ReceiveArgs {
     /// The machine to receive into.
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Take memory of the host for all of the guest's memory before a guest is waited for. It then arrives faster; the host
+    /// needs memory for what the guest does not use, too
+    #[arg(long)]
+    pub populate: bool,
     /// Keep the guest stopped after it has arrived, until `lacuna cont`
     #[arg(long)]
     pub hold: bool,

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, ScopedJoinHandle};
 
-use host_migrator::{GuestMemory, GuestRam};
+use host_migrator::GuestRam;
 use rustix::net::{RecvFlags, recv};
 use spec::{PAGE_SIZE, PageRange};
 use vm_memory::{Bytes, GuestAddress};
@@ -107,7 +107,7 @@ fn receive(to: Option<&Destination>, part: PageRange, far: &OwnedFd) -> Result<(
         let bytes = &mut buffer[..chunk.bytes() as usize];
         fill(far, bytes).map_err(BenchError::io("cannot receive"))?;
         if let Some(to) = to {
-            to.write(chunk, bytes)?;
+            to.ram().write(chunk, bytes)?;
         }
     }
     Ok(())

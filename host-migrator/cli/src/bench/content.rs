@@ -96,19 +96,15 @@ pub(super) fn new_memory(bytes: u64) -> Result<(GuestRam, File), BenchError> {
     Ok((GuestRam::map(vec![region])?, file))
 }
 
-/// Writes zeros to all of `ram`, so that it has all its pages.
-pub(super) fn populate(ram: &GuestRam) -> Result<(), BenchError> {
+/// Takes memory for a destination and gives it back. On a virtual machine whose host gives it memory only when it is first
+/// touched, the first arm would otherwise pay for that.
+fn warm_up(bytes: u64) -> Result<(), BenchError> {
+    let (ram, _file) = new_memory(bytes)?;
     let zeros = vec![0; CHUNK_BYTES];
     for chunk in ram.regions().iter().flat_map(|region| chunks(*region)) {
         ram.write(chunk, &zeros[..chunk.bytes() as usize])?;
     }
     Ok(())
-}
-
-/// Takes memory for a destination and gives it back. On a virtual machine whose host gives it memory only when it is first
-/// touched, the first arm would otherwise pay for that.
-fn warm_up(bytes: u64) -> Result<(), BenchError> {
-    populate(&new_memory(bytes)?.0)
 }
 
 /// `pages` in pieces of at most [`CHUNK_PAGES`].

@@ -42,7 +42,7 @@ impl Arm for Engine {
                     let ownership = OwnershipRecord::there();
                     receive(
                         far,
-                        &destination,
+                        destination.ram(),
                         &mut StillMachine,
                         &ownership,
                         &mut |_| (),

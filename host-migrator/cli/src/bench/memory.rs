@@ -2,14 +2,12 @@
 //! The memory that is moved into.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use host_migrator::{GuestMemory, GuestRam, Layout, MigrationBitmap, RamError};
-use spec::PageRange;
+use host_migrator::{GuestRam, MigrationBitmap};
 
 use super::BenchError;
-use super::content::{Content, new_memory, populate};
+use super::content::{Content, new_memory};
 use crate::compare::{Verdict, compare_memory};
 
 /// Memory of the size of the content.
@@ -19,8 +17,6 @@ pub(super) struct Destination {
     file: File,
     /// How long it took to give it all its pages; none: it has no page yet.
     populated_ms: Option<f64>,
-    /// Something was written to it.
-    written: AtomicBool,
 }
 
 impl Destination {
@@ -32,14 +28,18 @@ impl Destination {
         let (ram, file) = new_memory(content.pages().bytes())?;
         let began = Instant::now();
         if populated {
-            populate(&ram)?;
+            ram.populate()?;
         }
         Ok(Self {
             ram,
             file,
             populated_ms: populated.then(|| began.elapsed().as_secs_f64() * 1000.0),
-            written: AtomicBool::new(false),
         })
+    }
+
+    /// The memory.
+    pub(super) fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// The memory file that it is.
@@ -64,29 +64,5 @@ impl Destination {
             &none_skipped,
             None,
         )?)
-    }
-}
-
-impl GuestMemory for Destination {
-    fn layout(&self) -> &Layout {
-        self.ram.layout()
-    }
-
-    fn read(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
-        self.ram.read(range, out)
-    }
-
-    fn write(&self, range: PageRange, content: &[u8]) -> Result<(), RamError> {
-        self.written.store(true, Ordering::Relaxed);
-        self.ram.write(range, content)
-    }
-
-    /// A destination empties its memory before the first page comes. Populated memory to which nothing was written is zero,
-    /// and keeps its pages.
-    fn discard(&self, range: PageRange) -> Result<(), RamError> {
-        if self.populated_ms.is_some() && !self.written.load(Ordering::Relaxed) {
-            return self.ram.layout().check(range).map(|_| ());
-        }
-        self.ram.discard(range)
     }
 }

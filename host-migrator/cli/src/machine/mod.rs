@@ -19,7 +19,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use host_migrator::wire::{Access, Listener, TransportError};
-use host_migrator::{MachineError, ReceiveError, Trace};
+use host_migrator::{MachineError, RamError, ReceiveError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
 };
@@ -46,6 +46,9 @@ pub enum ProcessError {
     /// Nobody can connect.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The host has not enough memory.
+    #[error("the guest's memory cannot be taken before it arrives (--populate): {0}")]
+    Populate(#[source] RamError),
     /// The guest did not arrive.
     #[error("the guest did not arrive: {0}")]
     Receive(#[from] ReceiveError),
@@ -96,6 +99,10 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     };
     let config = config(&args.machine, &parts);
     let machine = Machine::incoming(&config, guest, args.hold, outlets)?;
+    if args.populate {
+        // The machine has no guest yet, so nothing writes to the memory before one arrives.
+        machine.ram().populate().map_err(ProcessError::Populate)?;
+    }
     let access = Access::new(args.socket_mode, args.socket_group);
     let listener = Listener::bind_for(&args.address, access)?;
     let process = Process::new(machine, &args.machine, parts, Some(listener))?;
