@@ -11,6 +11,7 @@ use lacuna::control::{Client, ClientError, Command, QuitArguments};
 use lacuna::machine::{MachineState, Status};
 use spec::stream::{SECTION_HEADER_BYTES, SectionKind};
 
+use crate::lab::unix_wire;
 use crate::lab::wire::{Fault, faulty};
 use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, end_of_migration, skipped_without_kvm, status, tell,
@@ -34,6 +35,53 @@ const STEPS: [SectionKind; 11] = [
     SectionKind::HandOver,
     SectionKind::Running,
 ];
+
+/// The same for a guest that goes with its memory.
+const LOCAL_STEPS: [SectionKind; 10] = [
+    SectionKind::Layout,
+    SectionKind::Description,
+    SectionKind::Accept,
+    SectionKind::Memory,
+    SectionKind::Mapped,
+    SectionKind::MachineState,
+    SectionKind::Commit,
+    SectionKind::Ready,
+    SectionKind::HandOver,
+    SectionKind::Running,
+];
+
+/// How the guest is migrated.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// In pages, over TCP.
+    Pages,
+    /// With its memory, over a unix socket.
+    Memory,
+}
+
+impl By {
+    /// Begins to migrate, over a wire with `fault` at `kind`. Returns the destination.
+    fn begin(self, lab: &Lab, source: &Host, kind: SectionKind, fault: Fault) -> Host {
+        match self {
+            Self::Pages => {
+                let (destination, uri) = lab.receiving("destination", false);
+                Migration::on_one_connection().begin(source, &faulty(&uri, kind, fault));
+                destination
+            }
+            Self::Memory => {
+                let at = lab.unix("stream");
+                let (destination, uri) = lab.receiving_at("destination", &at, false);
+                let local = Migration {
+                    local: true,
+                    ..Migration::default()
+                };
+                let wire = unix_wire::faulty(&uri, lab.folder(), kind, fault);
+                local.begin(source, &wire);
+                destination
+            }
+        }
+    }
+}
 
 fn guest() -> BareGuest {
     BareGuest {
@@ -93,12 +141,11 @@ fn goes_on(host: &mut Host, place: &str) {
 
 /// A migration with `fault` at `kind`. An operator then does what `lacuna status` on both sides calls for. If both sides are
 /// undecided, `for_source` says for which side the operator decides.
-fn the_guest_goes_on(kind: SectionKind, fault: Fault, for_source: bool) {
-    let place = format!("{fault:?} at {kind:?}");
+fn the_guest_goes_on(by: By, kind: SectionKind, fault: Fault, for_source: bool) {
+    let place = format!("{fault:?} at {kind:?}, by {by:?}");
     let lab = Lab::new(guest());
     let mut source = lab.running("source");
-    let (mut destination, uri) = lab.receiving("destination", false);
-    Migration::on_one_connection().begin(&source, &faulty(&uri, kind, fault));
+    let mut destination = by.begin(&lab, &source, kind, fault);
     let ended = end_of_migration(&mut source).unwrap();
     let here = status(&source).ownership;
     // A destination whose source has gone may still wait for it. It gives the guest up, or holds it, by itself.
@@ -148,9 +195,24 @@ fn a_connection_that_is_cut_at_any_step_leaves_the_guest_with_an_owner_that_stat
     }
     for kind in STEPS {
         for after in [0, SECTION_HEADER_BYTES / 2] {
-            the_guest_goes_on(kind, Fault::Cut(after), after == 0);
+            the_guest_goes_on(By::Pages, kind, Fault::Cut(after), after == 0);
         }
     }
+}
+
+#[test]
+fn a_local_hand_over_that_is_cut_at_any_step_leaves_the_guest_with_an_owner_that_status_shows() {
+    if skipped_without_kvm("local, cut at every step") {
+        return;
+    }
+    for kind in LOCAL_STEPS {
+        for after in [0, SECTION_HEADER_BYTES / 2] {
+            the_guest_goes_on(By::Memory, kind, Fault::Cut(after), after == 0);
+        }
+    }
+    // Between the section and the descriptors.
+    let fault = Fault::Cut(SECTION_HEADER_BYTES);
+    the_guest_goes_on(By::Memory, SectionKind::Memory, fault, true);
 }
 
 #[test]
@@ -161,7 +223,31 @@ fn a_connection_that_stalls_at_any_step_leaves_the_guest_with_an_owner_that_stat
     // All at once, because each waits most of the time.
     let stalls = STEPS.map(|kind| {
         thread::spawn(move || {
-            the_guest_goes_on(kind, Fault::Stall(LONG), kind == SectionKind::HandOver)
+            let for_source = kind == SectionKind::HandOver;
+            the_guest_goes_on(By::Pages, kind, Fault::Stall(LONG), for_source)
+        })
+    });
+    for stall in stalls {
+        stall.join().expect("the guest goes on");
+    }
+}
+
+#[test]
+fn a_local_hand_over_that_stalls_leaves_the_guest_with_an_owner_that_status_shows() {
+    if skipped_without_kvm("local, stalled") {
+        return;
+    }
+    let steps = [
+        SectionKind::Memory,
+        SectionKind::Mapped,
+        SectionKind::Commit,
+        SectionKind::HandOver,
+        SectionKind::Running,
+    ];
+    let stalls = steps.map(|kind| {
+        thread::spawn(move || {
+            let for_source = kind == SectionKind::HandOver;
+            the_guest_goes_on(By::Memory, kind, Fault::Stall(LONG), for_source)
         })
     });
     for stall in stalls {

@@ -25,6 +25,8 @@ mod lab;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod local;
+#[cfg(test)]
 #[path = "../shared/memory_files.rs"]
 mod memory_files;
 #[cfg(all(test, feature = "nested"))]

@@ -64,6 +64,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let migrate = Command::Migrate(MigrateArguments {
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
+        local: args.local,
         #[cfg(clause_switches)]
         switched_off: args.switch_off.clone(),
         ..args.migration.to(uri)
@@ -87,6 +88,16 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let report: MigrationReport = client.ask(&Command::QueryReport)?;
     if args.json {
         return print(&serde_json::to_string_pretty(&report).unwrap_or_default());
+    }
+    if let Some(lent) = report.lent {
+        return print(&format!(
+            "handed over in {:.0} ms, downtime {:.1} ms: {} of memory in {} file(s), {} on the wire",
+            report.total_ms,
+            report.downtime_ms,
+            Size(lent.bytes),
+            lent.files,
+            Size(report.wire_bytes)
+        ));
     }
     print(&format!(
         "migrated in {:.0} ms, downtime {:.1} ms, {} on the wire in {} rounds{}",
@@ -225,6 +236,12 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             Size(migration.ram.remaining),
             migration.total_time
         ));
+        if migration.ram.lent_bytes > 0 {
+            let lent = Size(migration.ram.lent_bytes);
+            lines.push(format!(
+                "           {lent} of memory lent to the destination"
+            ));
+        }
         lines.extend(
             (migration.compression.iter()).map(|used| format!("           {}", saved(used))),
         );

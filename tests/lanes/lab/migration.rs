@@ -24,6 +24,8 @@ pub struct Migration {
     pub multifd_channels: Option<u32>,
     /// How pages are compressed.
     pub compression: CompressionName,
+    /// The memory itself is handed over.
+    pub local: bool,
     /// Downtime limit in milliseconds.
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, however much is left.
@@ -39,6 +41,7 @@ impl Default for Migration {
             max_bandwidth: None,
             multifd_channels: None,
             compression: CompressionName::None,
+            local: false,
             downtime_limit: 300,
             max_rounds: None,
             switched_off: Vec::new(),
@@ -70,6 +73,7 @@ impl Migration {
             max_bandwidth: self.max_bandwidth,
             multifd_channels: self.multifd_channels,
             multifd_compression: self.compression,
+            local: self.local,
             downtime_limit: self.downtime_limit,
             max_rounds: self.max_rounds,
             hints: self.hints,

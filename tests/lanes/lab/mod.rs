@@ -6,6 +6,8 @@ mod guest;
 mod host;
 mod migration;
 mod program;
+#[path = "../../shared/unix_wire.rs"]
+pub mod unix_wire;
 #[path = "../../shared/wire.rs"]
 pub mod wire;
 
@@ -167,6 +169,11 @@ impl Lab {
         args.push("--hold".into());
         args.extend(flags.iter().map(OsString::from));
         self.awaiting(name, "tcp:127.0.0.1:0", args)
+    }
+
+    /// The address of a unix socket in this lab's folder, for the host `name`.
+    pub fn unix(&self, name: &str) -> String {
+        format!("unix:{}", self.folder().join(name).display())
     }
 
     /// As [`Lab::receiving`], on a machine with these flags instead of the guest's own.

@@ -32,6 +32,10 @@ pub struct SendArgs {
     /// Sources to use, of those that --hints allows
     #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,agent,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
     pub sources: Vec<PageSource>,
+    /// The destination is on this host, at a unix socket: give it the memory itself instead of sending pages. The downtime then
+    /// does not depend on the size of memory. Limits, channels, rounds and hints mean nothing
+    #[arg(long)]
+    pub local: bool,
     /// Start the migration and do not wait for its end
     #[arg(long)]
     pub detach: bool,
@@ -75,7 +79,7 @@ pub struct CompareArgs {
     pub check_trace: bool,
     /// Transport of the migration stream
     #[arg(long, value_enum, default_value_t)]
-    pub transport: Transport,
+    pub transport: ComparedTransport,
     /// Write a picture (SVG) of each mode's first run: which pages of the guest each round sent, sent in vain, or
     /// skipped
     #[arg(long, value_name = "FILE")]
@@ -89,7 +93,7 @@ pub struct CompareArgs {
     pub switch_off: Vec<String>,
 }
 
-/// The transport of a comparison's migrations.
+/// The transport of a benchmark's migrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
     /// TCP over the loopback device
@@ -97,6 +101,18 @@ pub enum Transport {
     Tcp,
     /// A unix socket
     Unix,
+}
+
+/// How the guests of a comparison are migrated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ComparedTransport {
+    /// In pages, over TCP and the loopback device
+    #[default]
+    Tcp,
+    /// In pages, over a unix socket
+    Unix,
+    /// With the memory itself, over a unix socket. The guest is not asked for hints, so there is one mode
+    Local,
 }
 
 /// How to migrate.

@@ -16,7 +16,7 @@ pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
-pub use self::migration::{CompareArgs, MigrationArgs, SendArgs, Transport};
+pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
 use self::values::socket_path;
 use crate::balloon::args::BalloonArgs;
 use crate::trace::TraceJob;

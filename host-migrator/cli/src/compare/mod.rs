@@ -21,7 +21,7 @@ pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
 pub use record::{Record, chart, sources, table};
-pub use run::{RunPlan, ask_oracle, memory_of, run_once};
+pub use run::{RunPlan, ask_about_lent, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
 use crate::control::ClientError;

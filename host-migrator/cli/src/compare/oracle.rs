@@ -110,6 +110,32 @@ pub fn compare(
     Ok(verdict)
 }
 
+/// Checks memory that was not sent but lent: every page that the guest uses has the version that the guest last wrote. Without
+/// the guest's own account (`truth`) there is nothing to compare with.
+///
+/// # Errors
+/// [`OracleError`] if memory cannot be read.
+pub fn check_lent(ram: &GuestRam, truth: Option<&PageStates>) -> Result<Verdict, OracleError> {
+    let mut verdict = Verdict::default();
+    let mut content = vec![0; (CHUNK_PAGES * PAGE_SIZE) as usize];
+    for chunk in ram.regions().iter().flat_map(|region| chunks(*region)) {
+        let bytes = chunk.bytes() as usize;
+        ram.read(chunk, &mut content[..bytes])?;
+        verdict.pages_compared += chunk.count();
+        let pages = content[..bytes].chunks(PAGE_SIZE as usize);
+        for (pfn, page) in (chunk.first()..).zip(pages) {
+            if truth.is_some_and(|truth| truth.contradicts(pfn, page)) {
+                verdict.pages_wrong += 1;
+                if verdict.examples.len() < MAX_EXAMPLES {
+                    let why = Wrong::Differs;
+                    verdict.examples.push(WrongPage { pfn, why });
+                }
+            }
+        }
+    }
+    Ok(verdict)
+}
+
 /// What is wrong with a page that differs from the source's; `None` if it may differ.
 fn judge(theirs: &[u8], skipped: bool, used: impl FnOnce() -> bool) -> Option<Wrong> {
     if !skipped {
@@ -177,6 +203,11 @@ impl PageStates {
             Some(PageState::Taken) => !self.holds_its_last_stamp(pfn, content),
             Some(PageState::Free | PageState::Held) | None => false,
         }
+    }
+
+    /// Whether page `pfn`, which has `content`, should have another version. (One that is being written may have any.)
+    fn contradicts(&self, pfn: u64, content: &[u8]) -> bool {
+        self.state(pfn) == Some(PageState::InUse) && !self.holds_its_last_stamp(pfn, content)
     }
 
     fn holds_its_last_stamp(&self, pfn: u64, content: &[u8]) -> bool {

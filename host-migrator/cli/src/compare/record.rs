@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use host_migrator::{PageSources, PagesBySource, RoundMaps};
+use host_migrator::report::stats::DowntimeSteps;
+use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{CompressionName, HintMode};
@@ -27,8 +28,11 @@ pub struct Record {
     pub seed: u64,
     /// Virtual processors.
     pub vcpus: u8,
-    /// `tcp` or `unix`.
+    /// `tcp`, `unix` or `local`.
     pub transport: String,
+    /// The memory that was lent instead of sending pages, with `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<LentMemory>,
     /// Channels that carried the memory; with 1 everything went over one connection.
     #[serde(default)]
     pub channels: u32,
@@ -50,6 +54,9 @@ pub struct Record {
     pub total_ms: f64,
     /// Downtime: how long the guest was stopped.
     pub downtime_ms: f64,
+    /// Its parts.
+    #[serde(default)]
+    pub downtime: DowntimeSteps,
     /// The downtime that was expected when the guest was stopped.
     pub expected_downtime_ms: f64,
     /// Rounds, including the last one, with the guest stopped.

@@ -3,7 +3,8 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -19,7 +20,9 @@ use super::CompareError;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::{AgentPort, Host};
 use super::record::Record;
-use crate::args::{CompareArgs, GuestArgs, GuestKind, MigrationArgs, Transport, WorkloadArgs};
+use crate::args::{
+    CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, WorkloadArgs,
+};
 use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
@@ -46,7 +49,7 @@ pub struct RunPlan {
     migration: MigrationArgs,
     hints: HintMode,
     sources: PageSources,
-    transport: Transport,
+    transport: ComparedTransport,
     check_trace: bool,
     map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
@@ -77,9 +80,14 @@ impl RunPlan {
         if args.guest.kind == GuestKind::Bare && sources.contains(PageSource::Agent) {
             return Err(CompareError::NoAgent);
         }
+        // Lent memory is lent whole, whatever is known of it.
+        let modes = match args.transport {
+            ComparedTransport::Local => &[HintMode::Off],
+            ComparedTransport::Tcp | ComparedTransport::Unix => &args.hints[..],
+        };
         let mut plans = Vec::new();
         for run in 0..u64::from(args.runs) {
-            for hints in &args.hints {
+            for hints in modes {
                 let mut workload = args.workload.clone();
                 workload.seed = workload.seed.wrapping_add(run);
                 plans.push(Self {
@@ -155,8 +163,8 @@ impl RunPlan {
 
     fn receive_args(&self, folder: &Path) -> Vec<OsString> {
         let address = match self.transport {
-            Transport::Tcp => "tcp:127.0.0.1:0".into(),
-            Transport::Unix => {
+            ComparedTransport::Tcp => "tcp:127.0.0.1:0".into(),
+            ComparedTransport::Unix | ComparedTransport::Local => {
                 let mut address = OsString::from("unix:");
                 address.push(folder.join("stream"));
                 address
@@ -172,6 +180,7 @@ impl RunPlan {
             hints: self.hints,
             sources: self.sources,
             map_rounds: self.map_rounds,
+            local: self.transport == ComparedTransport::Local,
             #[cfg(clause_switches)]
             switched_off: self.switch_off.clone(),
             ..self.migration.to(uri)
@@ -260,7 +269,12 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
 
     step("comparing every page");
-    let verdict = ask_oracle(plan.guest.kind, &source, &destination)?;
+    let verdict = match plan.transport {
+        ComparedTransport::Local => ask_about_lent(plan.guest.kind, &source, &destination)?,
+        ComparedTransport::Tcp | ComparedTransport::Unix => {
+            ask_oracle(plan.guest.kind, &source, &destination)?
+        }
+    };
     for page in &verdict.examples {
         log::error!(
             "{plan}: page {:#x} is wrong at the destination: {:?}",
@@ -309,6 +323,43 @@ pub fn ask_oracle(
         &skipped,
         truth.as_ref(),
     )?)
+}
+
+/// Makes sure that both machines, whose guests are stopped, have the same memory files, and compares every page in use with the
+/// guest's own account of it.
+///
+/// # Errors
+/// [`CompareError`] if the files differ or cannot be read.
+pub fn ask_about_lent(
+    guest: GuestKind,
+    source: &Host,
+    destination: &Host,
+) -> Result<Verdict, CompareError> {
+    if files_of(source)? != files_of(destination)? {
+        let why = "the destination has other memory files than the source";
+        return Err(CompareError::Migration(why.into()));
+    }
+    let (ram, _) = memory_of(destination)?;
+    let truth = match guest {
+        GuestKind::Bare => Some(PageStates::read(&ram)?),
+        GuestKind::Linux => None,
+    };
+    Ok(oracle::check_lent(&ram, truth.as_ref())?)
+}
+
+/// Which files hold the guest memory of `host`, and which parts of them.
+fn files_of(host: &Host) -> Result<Vec<(u64, u64, u64, u64)>, CompareError> {
+    let map: MemoryMap = host.client()?.ask(&Command::QueryMemory)?;
+    let pid = host.machine.pid();
+    let place = |range: &FileRange| {
+        let file = fs::metadata(format!("/proc/{pid}/fd/{}", range.fd));
+        file.map(|file| (file.dev(), file.ino(), range.offset, range.len))
+    };
+    let places = map.regions.iter().map(place).collect::<Result<_, _>>();
+    places.map_err(|source| CompareError::Io {
+        what: "cannot look at a machine's memory files",
+        source,
+    })
 }
 
 /// Maps the guest memory of `host`, whose guest may run. Returns with it the pages whose latest content the last
@@ -400,6 +451,7 @@ fn record(
         seed: plan.workload.seed,
         vcpus: plan.guest.vcpus,
         transport: name_of(plan.transport),
+        lent: report.lent,
         channels: report.channels,
         bytes_by_channel: report.bytes_by_channel.clone(),
         compression: plan.migration.multifd_compression,
@@ -408,6 +460,7 @@ fn record(
         wire_bytes: report.wire_bytes,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
+        downtime: report.downtime.clone(),
         expected_downtime_ms: report.expected_downtime_ms,
         rounds: totals.round.into(),
         pages_sent: totals.pages_sent,

@@ -100,6 +100,9 @@ pub struct MigrateArguments {
     /// The sources that are used, of those that `hints` allows; default: all.
     #[serde(default)]
     pub sources: PageSources,
+    /// Lend the memory itself to a destination on this host, over a unix socket, instead of sending pages.
+    #[serde(default)]
+    pub local: bool,
     /// Keep maps of the rounds for the report.
     #[serde(default)]
     pub map_rounds: bool,
@@ -125,6 +128,7 @@ impl MigrateArguments {
             max_rounds: None,
             hints: HintMode::default(),
             sources: PageSources::default(),
+            local: false,
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: Vec::new(),

@@ -2,7 +2,7 @@
 //! The machine that the engine receives a guest into. It tells the process about each step of the arrival before the
 //! engine tells the source.
 
-use host_migrator::{DestinationMachine, MachineError, MachineState};
+use host_migrator::{DestinationMachine, MachineError, MachineState, RamRegion};
 
 use super::process::Process;
 
@@ -17,6 +17,20 @@ impl DestinationMachine for Arriving<'_> {
 
     fn check(&mut self) -> Result<(), MachineError> {
         self.0.machine().clone().check()
+    }
+
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        let Self(process) = self;
+        process.machine().clone().take_memory(memory)?;
+        process.memory_was_replaced()
+    }
+
+    fn give_memory_back(&mut self) {
+        let Self(process) = self;
+        process.machine().clone().give_memory_back();
+        if let Err(error) = process.memory_was_replaced() {
+            log::error!("{error}");
+        }
     }
 
     /// After this returns, the engine tells the source that it may give the guest up.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The process of a machine: it receives the guest, follows the guest's events, and answers on the control socket.
 
+use std::io;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -11,9 +12,9 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::wire::Listener;
 use host_migrator::{
-    DestinationMachine, GuestRam, HintSource, Incoming, MAX_CHANNELS, MigrationParams, Owner,
-    OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus, STOP_AND_SAVE, Source,
-    SourceMachine, Trace,
+    DestinationMachine, GuestRam, HintSource, Incoming, MAX_CHANNELS, MachineError,
+    MigrationParams, Owner, OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus,
+    STOP_AND_SAVE, Source, SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -39,10 +40,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Process {
     machine: SharedMachine,
-    ram: Arc<GuestRam>,
+    memory: Mutex<Memory>,
     bus: Arc<IoBus>,
-    /// The memory files. They stay open so that other processes can open them by number.
-    files: Vec<RamRegion>,
     guest: GuestKind,
     memory_bytes: u64,
     balloon: Option<Arc<VhostUserBalloon>>,
@@ -58,6 +57,23 @@ pub struct Process {
     listener: Mutex<Option<Arc<Listener>>>,
 }
 
+/// The machine's memory.
+#[derive(Debug)]
+struct Memory {
+    ram: Arc<GuestRam>,
+    /// The memory files. They stay open so that other processes can open them by number.
+    files: Vec<RamRegion>,
+}
+
+impl Memory {
+    fn of(machine: &Machine) -> io::Result<Self> {
+        Ok(Self {
+            ram: Arc::clone(machine.ram()),
+            files: machine.memory_files()?,
+        })
+    }
+}
+
 impl Process {
     /// A process for `machine`, whose guest is here or is awaited at `listener`.
     ///
@@ -69,9 +85,7 @@ impl Process {
         parts: Parts,
         listener: Option<Listener>,
     ) -> Result<Arc<Self>, ProcessError> {
-        let files = machine
-            .memory_files()
-            .map_err(io_error("share", &args.control))?;
+        let memory = Memory::of(&machine).map_err(io_error("share", &args.control))?;
         let outgoing = Arc::<Outgoing>::default();
         let (life, ownership) = match &listener {
             Some(listener) => {
@@ -82,11 +96,10 @@ impl Process {
             None => (Life::with_guest(outgoing.clone()), OwnershipRecord::here()),
         };
         let process = Arc::new(Self {
-            ram: Arc::clone(machine.ram()),
+            memory: Mutex::new(memory),
             bus: Arc::clone(machine.bus()),
             balloon: machine.balloon().cloned(),
             machine: SharedMachine::new(machine),
-            files,
             guest: args.guest.kind,
             memory_bytes: args.guest.memory.0,
             balloon_control: args.balloon_control.clone(),
@@ -134,13 +147,29 @@ impl Process {
             return Ok(());
         };
         let mut machine = Arriving(self);
-        let source = Incoming::wait(&listener, &self.ram, &mut machine)?;
+        // The machine's own, whatever it takes instead.
+        let own = self.ram();
+        let source = Incoming::wait(&listener, &own, &mut machine)?;
         // `self.listener` is then the only owner, so it can be closed when the guest arrives.
         drop(listener);
         let observer = &mut |status: &ReceiveStatus| log::trace!("{status:?}");
-        let report = source.receive(&self.ram, &mut machine, &self.ownership, observer)?;
+        let report = source.receive(&own, &mut machine, &self.ownership, observer)?;
         // A guest arrives only once.
         let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
+        Ok(())
+    }
+
+    fn ram(&self) -> Arc<GuestRam> {
+        Arc::clone(&self.memory.lock().ram)
+    }
+
+    /// The machine has other memory now: the source's, or new memory of its own.
+    pub(super) fn memory_was_replaced(&self) -> Result<(), MachineError> {
+        let memory = Memory::of(&self.machine.lock()).map_err(|error| MachineError {
+            action: "share the machine's memory",
+            reason: error.to_string(),
+        })?;
+        *self.memory.lock() = memory;
         Ok(())
     }
 
@@ -222,7 +251,9 @@ impl Process {
     }
 
     fn bare_status(&self) -> Option<GuestStatus> {
-        let status = reference_vmm::GuestStatus::read(&self.ram).ok().flatten()?;
+        let status = reference_vmm::GuestStatus::read(&self.ram())
+            .ok()
+            .flatten()?;
         let word = |which| status.word(which);
         // The guest's program and tables are below the first page that its allocator manages.
         let pages = word(StatusWord::InUse).saturating_add(word(StatusWord::FirstPage));
@@ -254,19 +285,21 @@ impl Process {
         }
         let way = Way::new(&arguments.uri, descriptors)?;
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
-            Some(path) if needs_the_device(params.sources) => match DeviceHints::connect(path) {
-                Ok(hints) => Some(Box::new(hints)),
-                Err(error) => {
-                    log::warn!("migrating without free page hints: {error}");
-                    None
+            Some(path) if !params.local && needs_the_device(params.sources) => {
+                match DeviceHints::connect(path) {
+                    Ok(hints) => Some(Box::new(hints)),
+                    Err(error) => {
+                        log::warn!("migrating without free page hints: {error}");
+                        None
+                    }
                 }
-            },
+            }
             _ => None,
         };
         let channel = way.connect()?;
         let logs = self.machine.lock().dirty_logs();
         let machine = Box::new(self.machine.clone());
-        let mut source = Source::new(machine, Arc::<GuestRam>::clone(&self.ram))
+        let mut source = Source::new(machine, self.ram())
             .logs(logs)
             .trace(self.trace.clone())
             .ownership(self.ownership.clone());
@@ -280,9 +313,8 @@ impl Process {
     }
 
     fn memory(&self) -> MemoryMap {
-        let regions = self
-            .files
-            .iter()
+        let memory = self.memory.lock();
+        let regions = (memory.files.iter())
             .map(|region| FileRange {
                 gpa: region.gpa,
                 len: region.len,
@@ -384,7 +416,8 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         .with_early_harvests(arguments.early_harvests)
         .with_max_rounds(arguments.max_rounds.map(NonZeroU32::get))
         .with_sources(arguments.hints.sources(arguments.sources))
-        .with_map_rounds(arguments.map_rounds);
+        .with_map_rounds(arguments.map_rounds)
+        .with_local(arguments.local);
     #[cfg(clause_switches)]
     let params = params.with_switched_off(
         (arguments.switched_off.iter())

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use host_migrator::{DestinationMachine, MachineError, MachineState, SourceMachine};
+use host_migrator::{DestinationMachine, MachineError, MachineState, RamRegion, SourceMachine};
 use parking_lot::{Mutex, MutexGuard};
 use reference_vmm::Machine;
 
@@ -56,6 +56,14 @@ impl DestinationMachine for SharedMachine {
 
     fn check(&mut self) -> Result<(), MachineError> {
         self.lock().check()
+    }
+
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        self.lock().take_memory(memory)
+    }
+
+    fn give_memory_back(&mut self) {
+        self.lock().give_memory_back();
     }
 
     fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {

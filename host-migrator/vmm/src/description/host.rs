@@ -2,6 +2,7 @@
 //! What a waiting machine and its host have, and which of a guest's needs they lack.
 
 use std::fmt::Display;
+use std::thread;
 
 use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -47,6 +48,14 @@ impl Trial {
     pub fn on(vm: VmFd) -> Result<Self, kvm_ioctls::Error> {
         let vcpu = vm.create_vcpu(0)?;
         Ok(Self { vcpu, vm })
+    }
+
+    /// Takes the machine down in a thread of its own: KVM takes ten milliseconds or more for that, and the guest that was judged
+    /// is stopped by now.
+    pub fn end(self) {
+        let thread = thread::Builder::new().name("trial-end".into());
+        // Without a thread it is taken down here.
+        let _ = thread.spawn(move || drop(self));
     }
 }
 

@@ -202,7 +202,9 @@ impl DestinationMachine for Machine {
         if let (Some(port), Some(state)) = (&self.agent_port, &state.agent_port) {
             port.load(state).map_err(failed(ACTION))?;
         }
-        self.trial = None;
+        if let Some(trial) = self.trial.take() {
+            trial.end();
+        }
         self.description = Some(self.described(state.guest).map_err(failed(ACTION))?);
         self.guest = Some(state.guest);
         self.held |= state.held;

@@ -8,6 +8,7 @@ mod clock;
 mod description;
 mod dirty_log;
 mod guests;
+mod lent;
 mod ownership;
 mod pause;
 mod registers;

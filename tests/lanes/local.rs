@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A local hand-over: the guest goes to another process on this host, with its memory files.
+
+use host_migrator::report::stats::MigrationState;
+use lacuna::args::GuestKind;
+use lacuna::compare::{Host, Record, ask_about_lent};
+use lacuna::control::Command;
+use lacuna::machine::MachineState;
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, end_of, ends, lacuna, release_and_check,
+    skipped_without_kvm, status, tell, whole_pass,
+};
+
+/// Two vCPUs that write all the time, and take pages again at once.
+fn busy() -> BareGuest {
+    BareGuest {
+        vcpus: 2,
+        dirty_rate: "64M",
+        churn: 5000,
+        hold: "early",
+        ..BareGuest::default()
+    }
+}
+
+fn local() -> Migration {
+    Migration {
+        local: true,
+        ..Migration::default()
+    }
+}
+
+/// Hands the guest of `source` over to a new host, `name`. Every page in use must have what the guest has last written.
+fn hand_over(lab: &Lab, source: &mut Host, name: &'static str) -> Host {
+    let (mut destination, uri) = lab.receiving_at(name, &lab.unix(name), true);
+    local().begin(source, &uri);
+    let ended = ends(source, MigrationState::Completed);
+    assert_eq!(ended.ram.lent_bytes, 256 << 20);
+    assert!(ended.ram.transferred < 64 << 10, "{ended:?}");
+    destination
+        .wait_until("the guest to arrive", PATIENCE, |status| {
+            Ok(status.machine == MachineState::Held)
+        })
+        .expect("the guest arrives");
+    let verdict = ask_about_lent(GuestKind::Bare, source, &destination).expect("one memory");
+    assert_eq!(verdict.pages_compared, (256 << 20) / 4096);
+    lab.assert_right(&verdict, name);
+    release_and_check(&mut destination);
+    destination
+}
+
+#[test]
+fn a_guest_goes_from_process_to_process_with_its_memory_and_then_over_tcp() {
+    if skipped_without_kvm("local chain") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut first = lab.running("first");
+    let mut second = hand_over(&lab, &mut first, "second");
+    // The memory outlives the process that made it.
+    first.machine.kill();
+    first.device.kill();
+    assert_eq!(whole_pass(&mut second).wrong, 0);
+    let mut third = hand_over(&lab, &mut second, "third");
+    let moved = lab.move_whole(&Migration::default(), &mut third, "fourth");
+    assert!(moved.report.lent.is_none());
+}
+
+#[test]
+fn a_hand_over_that_is_refused_changes_nothing_and_the_next_one_is_exact() {
+    if skipped_without_kvm("local, refused") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    // Over TCP nothing can be lent.
+    let (_tcp, uri) = lab.receiving("tcp", true);
+    local().begin(&source, &uri);
+    let error = ends(&mut source, MigrationState::Failed).error_desc;
+    assert!(error.unwrap_or_default().contains("unix socket only"));
+    // This destination has lost its device, and says so before it takes memory.
+    let (mut lame, uri) = lab.receiving_at("lame", &lab.unix("lame"), true);
+    lame.device.kill();
+    lame.wait_until("the loss", PATIENCE, |status| {
+        Ok(status.balloon_lost.is_some())
+    })
+    .expect("the loss is noticed");
+    local().begin(&source, &uri);
+    let error = ends(&mut source, MigrationState::Failed).error_desc;
+    assert!(error.unwrap_or_default().contains("back end is lost"));
+    assert_eq!(status(&source).machine, MachineState::Running);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+    hand_over(&lab, &mut source, "destination");
+}
+
+#[test]
+fn a_source_that_handed_its_guest_over_ends_and_the_guest_runs_on() {
+    if skipped_without_kvm("local, source quits") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let mut destination = hand_over(&lab, &mut source, "destination");
+    tell(&source, &Command::Quit(None));
+    assert_eq!(end_of(&mut source), Some(0));
+    assert_eq!(whole_pass(&mut destination).wrong, 0);
+}
+
+#[test]
+fn compare_hands_a_guest_over_and_checks_every_page_and_the_rule() {
+    if skipped_without_kvm("compare --transport local") {
+        return;
+    }
+    let output = lacuna(&[
+        "compare",
+        "--transport",
+        "local",
+        "--memory",
+        "256M",
+        "--in-use",
+        "64M",
+        "--freed",
+        "64M",
+        "--check-trace",
+        "--json",
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    // Hints make no difference, so there is one mode.
+    let [line] = lines.lines().collect::<Vec<_>>()[..] else {
+        panic!("{lines}");
+    };
+    let record: Record = serde_json::from_str(line).unwrap();
+    assert!(record.is_exact() && record.guest_checks > 0, "{line}");
+    let lent = record.lent.expect("lent memory");
+    assert_eq!((lent.files, lent.bytes), (1, 256 << 20));
+    assert!(record.wire_bytes < 64 << 10, "{line}");
+    assert_eq!(record.downtime.sum(), record.downtime_ms);
+}
