@@ -39,4 +39,6 @@ mod qemu_installation;
 #[cfg(test)]
 mod shape;
 #[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod traces;

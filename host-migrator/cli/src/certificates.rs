@@ -144,7 +144,10 @@ mod tests {
         TlsConfig::load(&made.destination).unwrap();
         TlsConfig::load(&made.source).unwrap();
         let error = make(folder.path(), &names, 1).unwrap_err().to_string();
-        assert!(error.contains("ca.pem") && error.contains("exists"), "{error}");
+        assert!(
+            error.contains("ca.pem") && error.contains("exists"),
+            "{error}"
+        );
     }
 
     #[test]

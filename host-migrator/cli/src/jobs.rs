@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
 use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
+use crate::certificates::{self, CertificateError};
 use crate::control::{Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments};
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
@@ -35,6 +36,9 @@ pub enum JobError {
     /// The machine refused or does not answer.
     #[error(transparent)]
     Control(#[from] ClientError),
+    /// Certificates could not be made.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     /// The migration did not complete.
     #[error("the migration ended as {state}: {why}")]
     Migration {
@@ -59,12 +63,25 @@ pub enum JobError {
 /// [`JobError`] if the migration cannot be started or does not complete.
 pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let (uri, given) = target(&args.address)?;
+    // The machine reads the files, and may have another working folder.
+    let absolute = |path: &Option<PathBuf>| {
+        (path.as_ref().map(std::path::absolute).transpose()).map_err(|source| JobError::Io {
+            what: "cannot find the current folder",
+            source,
+        })
+    };
+    let tls_certificate = absolute(&args.tls.tls_certificate)?;
+    let (tls_key, tls_ca) = (absolute(&args.tls.tls_key)?, absolute(&args.tls.tls_ca)?);
     let mut client = Client::connect(&args.control)?;
     say_what_goes_on(&args.control)?;
     let migrate = Command::Migrate(MigrateArguments {
         hints: args.hints,
         sources: args.sources.iter().copied().collect(),
         local: args.local,
+        tls_certificate,
+        tls_key,
+        tls_ca,
+        tls_hostname: args.tls_hostname.clone(),
         #[cfg(clause_switches)]
         switched_off: args.switch_off.clone(),
         ..args.migration.to(uri)
@@ -214,7 +231,12 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
         lines.push(format!("balloon    lost: {lost}"));
     }
     if let Some(incoming) = &status.incoming {
-        lines.push(format!("listening  {incoming}"));
+        let tls = if status.incoming_tls {
+            ", with TLS"
+        } else {
+            ""
+        };
+        lines.push(format!("listening  {incoming}{tls}"));
     }
     if let Some(guest) = &status.guest {
         lines.push(format!(
@@ -280,7 +302,7 @@ pub fn tell(control: &Path, command: &Command) -> Result<(), JobError> {
 /// `lacuna generate`
 ///
 /// # Errors
-/// [`JobError::Io`] if the files cannot be written.
+/// [`JobError`] if the files cannot be made or written.
 pub fn generate(what: &Generated) -> Result<(), JobError> {
     match what {
         Generated::Man { folder } => {
@@ -294,6 +316,13 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
                 source,
             })
         }
+        Generated::Certificates {
+            folder,
+            names,
+            days,
+        } => certificates::make(folder, names, *days)
+            .map(|_| ())
+            .map_err(JobError::from),
         Generated::Completions { shell, program } => {
             let mut command = match program {
                 ProgramName::Lacuna => Cli::command(),

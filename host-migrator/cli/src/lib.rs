@@ -6,6 +6,7 @@
 pub mod args;
 pub mod balloon;
 pub mod bench;
+pub mod certificates;
 pub mod compare;
 pub mod control;
 mod figures;

@@ -25,6 +25,8 @@ pub struct Incoming {
     pub(super) redial: Redial,
     /// From the moment when the source is accepted.
     pub(super) heartbeats: Option<Heartbeats>,
+    /// Everything travels in TLS.
+    pub(super) tls: bool,
     pub(super) session: u64,
     /// How often its guest has changed hands.
     pub(super) number: u64,
@@ -71,7 +73,8 @@ pub(super) fn hear(
 ) -> Result<Heard, ReceiveError> {
     let (stop, closer) = (connection.stop_flag(), connection.closer());
     connection.secure().map_err(SectionError::from)?;
-    if connection.is_encrypted() {
+    let tls = connection.is_encrypted();
+    if tls {
         speaks();
     }
     let redial = Redial::of(&mut connection);
@@ -99,6 +102,7 @@ pub(super) fn hear(
             stop,
             redial,
             heartbeats: None,
+            tls,
             session: header.session,
             number: header.number,
             wanted: header.channels,

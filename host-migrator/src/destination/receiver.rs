@@ -35,6 +35,8 @@ pub(crate) struct Receiver<'a> {
     channels: Vec<Joined>,
     /// The source lends its memory.
     local: bool,
+    /// Everything travels in TLS.
+    tls: bool,
     store: &'a dyn PageStore,
     ownership: &'a OwnershipRecord,
     observer: &'a mut dyn FnMut(&ReceiveStatus),
@@ -60,6 +62,7 @@ impl<'a> Receiver<'a> {
             heartbeats: source.heartbeats,
             channels: source.channels,
             local: source.local,
+            tls: source.tls,
             store,
             ownership,
             observer,
@@ -123,6 +126,7 @@ impl<'a> Receiver<'a> {
         }
         Ok(ReceiveReport {
             received: self.status,
+            tls: self.tls,
             total_ms: self.began.elapsed().as_secs_f64() * 1000.0,
             load_ms,
         })

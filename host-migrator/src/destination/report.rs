@@ -58,6 +58,8 @@ pub struct ReceiveStatus {
 pub struct ReceiveReport {
     /// What was received.
     pub received: ReceiveStatus,
+    /// It came in TLS.
+    pub tls: bool,
     /// Milliseconds from the greeting to the guest's run.
     pub total_ms: f64,
     /// Of these, the time to load the machine's state.

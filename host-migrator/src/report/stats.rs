@@ -65,6 +65,9 @@ pub struct MigrationStatus {
     pub expected_downtime: Option<u64>,
     /// The round, from 1; 0 before the first.
     pub round: u32,
+    /// Everything travels in TLS.
+    #[serde(default)]
+    pub tls: bool,
     /// Memory.
     pub ram: RamStatus,
     /// Compression; absent without.
@@ -261,8 +264,11 @@ pub struct LentMemory {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct MigrationReport {
-    /// All bytes that the source sent.
+    /// All bytes that the source sent; with TLS, before they were encrypted.
     pub wire_bytes: u64,
+    /// Everything travelled in TLS.
+    #[serde(default)]
+    pub tls: bool,
     /// Channels that carried pages; with 1 everything went over the control connection.
     pub channels: u32,
     /// Of [`MigrationReport::wire_bytes`], those on each channel besides the control connection.

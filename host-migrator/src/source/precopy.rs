@@ -58,10 +58,11 @@ pub(crate) fn migrate(
     progress: &Progress,
 ) -> Result<MigrationReport, MigrationError> {
     owns_guest(source, progress)?;
-    let passes_files = channel.passes_files();
+    let (passes_files, tls) = (channel.passes_files(), channel.is_encrypted());
     let mut link = Link::new(channel).map_err(|error| not_begun(error.into(), progress))?;
     let result = ending::caught(|| {
         set_up(source, progress);
+        progress.update(|status| status.tls = tls);
         if params.local && !passes_files {
             return Err(MigrationError::NotLocal);
         }
@@ -78,6 +79,7 @@ pub(crate) fn migrate(
             handover::switch_over,
         )
     });
+    let result = result.map(|report| MigrationReport { tls, ..report });
     ending::end(source, params, link, progress, result)
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
@@ -69,15 +69,19 @@ impl Connection {
     /// `tls` expects ([`TlsConfig::expecting`]), and accept this side's. Channels are encrypted, too.
     ///
     /// # Errors
-    /// [`TransportError`], also if the handshake fails, or is not done 30 seconds after the connection was made. Its source is a
-    /// [`TlsError`] where TLS is the reason.
+    /// [`TransportError`], also if the handshake fails or is not done within `timeout`. Its source is a [`TlsError`] where TLS is the
+    /// reason.
     pub fn connect_tls(
         address: &Address,
         timeout: Duration,
         tls: &TlsConfig,
     ) -> Result<Self, TransportError> {
+        let end = Instant::now() + timeout;
         Self::dial(address, timeout)
-            .and_then(|connection| connection.begin_tls(tls.client(address.host())))
+            .and_then(|connection| {
+                let left = end.saturating_duration_since(Instant::now());
+                connection.begin_tls(tls.client(address.host()), left)
+            })
             .map_err(|source| failed_to_connect(address, source))
     }
 
@@ -85,9 +89,10 @@ impl Connection {
     /// ([`TlsConfig::expecting`]).
     ///
     /// # Errors
-    /// If there is no such name, or the handshake fails or is not done in 30 seconds.
+    /// If there is no such name, or the handshake fails or is not done within the patience.
     pub fn with_tls(self, tls: &TlsConfig) -> io::Result<Self> {
-        self.begin_tls(tls.client(None))
+        let limit = self.patience;
+        self.begin_tls(tls.client(None), limit)
     }
 
     /// Has the peer begin TLS, before anything else. Needed where the VMM has accepted the connection itself;
@@ -123,16 +128,17 @@ impl Connection {
         }
     }
 
-    fn begin_tls(self, client: Option<tls::Client>) -> io::Result<Self> {
+    fn begin_tls(mut self, client: Option<tls::Client>, limit: Duration) -> io::Result<Self> {
         let client = client.ok_or(TlsError::NoName)?;
-        self.resume_tls(client)
+        let directions = client.shake(&self.socket, &self.stop, limit)?;
+        self.security = Security::Encrypted(directions, Some(client));
+        Ok(self)
     }
 
     /// Makes TLS of it, as the end that begins; with a ticket of the session of `client`, if there is one.
-    pub(super) fn resume_tls(mut self, client: tls::Client) -> io::Result<Self> {
-        let directions = client.shake(&self.socket, &self.stop, self.patience)?;
-        self.security = Security::Encrypted(directions, Some(client));
-        Ok(self)
+    pub(super) fn resume_tls(self, client: tls::Client) -> io::Result<Self> {
+        let limit = self.patience;
+        self.begin_tls(Some(client), limit)
     }
 
     /// Waits for the handshake that the peer is to begin, if there is one to be awaited.
@@ -311,7 +317,6 @@ mod tests {
     use super::*;
     use std::io::{ErrorKind, IoSlice};
     use std::net::TcpListener;
-    use std::time::Instant;
 
     /// A TCP connection and the peer's bare socket.
     fn tcp() -> (Connection, TcpStream) {

@@ -106,6 +106,11 @@ impl Listener {
         &self.address
     }
 
+    /// Whether its connections are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Waits for one connection; without a `timeout` for ever.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
 
+use host_migrator::wire::TlsFiles;
 use host_migrator::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
 use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
@@ -26,6 +27,8 @@ pub struct Migration {
     pub compression: CompressionName,
     /// The memory itself is handed over.
     pub local: bool,
+    /// The source's certificate, and the name that the destination's must be for; default: no TLS.
+    pub tls: Option<(TlsFiles, Option<&'static str>)>,
     /// Downtime limit in milliseconds.
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, however much is left.
@@ -42,6 +45,7 @@ impl Default for Migration {
             multifd_channels: None,
             compression: CompressionName::None,
             local: false,
+            tls: None,
             downtime_limit: 300,
             max_rounds: None,
             switched_off: Vec::new(),
@@ -69,7 +73,12 @@ impl Migration {
 
     /// Asks `source` to migrate to `uri`. Returns the reason if it refuses.
     pub fn try_to_begin(&self, source: &Host, uri: &str) -> Result<(), String> {
+        let files = self.tls.as_ref().map(|(files, _)| files.clone());
         let arguments = MigrateArguments {
+            tls_hostname: (self.tls.as_ref()).and_then(|(_, name)| name.map(ToOwned::to_owned)),
+            tls_certificate: files.as_ref().map(|files| files.certificate.clone()),
+            tls_key: files.as_ref().map(|files| files.key.clone()),
+            tls_ca: files.map(|files| files.ca),
             max_bandwidth: self.max_bandwidth,
             multifd_channels: self.multifd_channels,
             multifd_compression: self.compression,

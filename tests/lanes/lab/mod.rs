@@ -164,10 +164,14 @@ impl Lab {
     }
 
     /// As [`Lab::receiving`], holding the guest, with more `flags`.
-    pub fn receiving_with(&self, name: &'static str, flags: &[&str]) -> (Host, String) {
+    pub fn receiving_with(
+        &self,
+        name: &'static str,
+        flags: &[impl AsRef<OsStr>],
+    ) -> (Host, String) {
         let mut args = self.guest.machine_args();
         args.push("--hold".into());
-        args.extend(flags.iter().map(OsString::from));
+        args.extend(flags.iter().map(|flag| flag.as_ref().to_owned()));
         self.awaiting(name, "tcp:127.0.0.1:0", args)
     }
 

@@ -44,6 +44,8 @@ bare-populated    the same, and the memory file has all its pages before the sta
 iperf3            iperf3 over TCP: its own buffers, no memory
 lacuna-fresh      a whole migration over TCP into new memory
 lacuna-populated  the same into memory that has all its pages before the start
+lacuna-tls-fresh, lacuna-tls-populated
+                  as these two, with TLS 1.3: certificates on both sides; the handshakes are in the time
 lacuna-lz4, lacuna-zstd
                   a migration into new memory that compresses it, zstd at level 1
 qemu-fresh        a whole migration by QEMU with multifd, over TCP into new memory; its own time. LACUNA_QEMU names the program
@@ -111,6 +113,10 @@ pub enum ArmName {
     LacunaLz4,
     /// A migration over TCP into new memory, compressed with Zstandard.
     LacunaZstd,
+    /// A migration over TLS into new memory.
+    LacunaTlsFresh,
+    /// A migration over TLS into memory that has all its pages.
+    LacunaTlsPopulated,
     /// QEMU with multifd over TCP, into new memory.
     QemuFresh,
     /// A bare loop over a unix socket, into a new memory file.
@@ -125,13 +131,14 @@ pub enum ArmName {
 
 impl ArmName {
     /// Those that run unless others are asked for.
-    pub const USUAL: [Self; 9] = [
+    pub const USUAL: [Self; 10] = [
         Self::BareScratch,
         Self::BareFresh,
         Self::BarePopulated,
         Self::Iperf3,
         Self::LacunaFresh,
         Self::LacunaPopulated,
+        Self::LacunaTlsFresh,
         Self::QemuFresh,
         Self::BareUnixFresh,
         Self::LacunaUnixFresh,
@@ -143,6 +150,8 @@ impl ArmName {
             Self::LacunaFresh => &[Self::BareFresh, Self::QemuFresh],
             Self::LacunaPopulated => &[Self::BarePopulated, Self::Iperf3],
             Self::LacunaLz4 | Self::LacunaZstd => &[Self::LacunaFresh],
+            Self::LacunaTlsFresh => &[Self::LacunaFresh],
+            Self::LacunaTlsPopulated => &[Self::LacunaPopulated],
             Self::LacunaUnixFresh => &[Self::BareUnixFresh],
             Self::LacunaUnixPopulated => &[Self::BareUnixPopulated],
             Self::BareScratch

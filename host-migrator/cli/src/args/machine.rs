@@ -8,6 +8,7 @@ use host_migrator::wire::Address;
 use rustix::fs::{Gid, Mode};
 use spec_sockets::access;
 
+use super::tls::TlsArgs;
 use super::values::socket_path;
 use crate::size::Size;
 use crate::trace::TraceArgs;
@@ -42,6 +43,9 @@ pub struct ReceiveArgs {
     /// Group of the file unix:PATH, by name or number
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     pub socket_group: Option<Gid>,
+    /// Which sources may come, and what this side shows them.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// The machine to receive into.
     #[command(flatten)]
     pub machine: MachineArgs,

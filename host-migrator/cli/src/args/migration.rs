@@ -10,6 +10,7 @@ use host_migrator::wire::Address;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::machine::{GuestArgs, WorkloadArgs};
+use super::tls::TlsArgs;
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
 use crate::control::{CompressionName, HintMode, MigrateArguments};
 use crate::size::Size;
@@ -26,6 +27,17 @@ pub struct SendArgs {
     /// How to migrate.
     #[command(flatten)]
     pub migration: MigrationArgs,
+    /// What this side shows the destination, and whom it trusts. The machine reads the files.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// The host name or address that the destination's certificate must be for [default: HOST of the address]
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "tls_certificate",
+        help_heading = "TLS"
+    )]
+    pub tls_hostname: Option<String>,
     /// What may be used to find pages that need not be sent
     #[arg(long, value_enum, default_value_t)]
     pub hints: HintMode,
@@ -80,6 +92,9 @@ pub struct CompareArgs {
     /// Transport of the migration stream
     #[arg(long, value_enum, default_value_t)]
     pub transport: ComparedTransport,
+    /// Encrypt the migrations with TLS, with certificates that are made for it
+    #[arg(long)]
+    pub tls: bool,
     /// Write a picture (SVG) of each mode's first run: which pages of the guest each round sent, sent in vain, or
     /// skipped
     #[arg(long, value_name = "FILE")]

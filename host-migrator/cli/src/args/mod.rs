@@ -5,6 +5,7 @@ mod bench;
 mod generate;
 mod machine;
 mod migration;
+mod tls;
 pub(crate) mod values;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
 pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
+pub use self::tls::TlsArgs;
 use self::values::socket_path;
 use crate::balloon::args::BalloonArgs;
 use crate::trace::TraceJob;
@@ -81,7 +83,7 @@ pub enum Job {
     Balloon(BalloonArgs),
     /// Make, show or check a trace of what each part of a migration did
     Trace(TraceJobArgs),
-    /// Write manual pages or shell completions
+    /// Write manual pages, shell completions, or certificates to try TLS with
     Generate(GenerateArgs),
 }
 

@@ -59,6 +59,7 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
             channels,
             place,
             compression: Compression::None,
+            tls: false,
         }))
     };
     let compressed = |compression| -> Result<Box<dyn Arm>, Unable> {
@@ -67,6 +68,16 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
             channels,
             place: Place::Fresh,
             compression,
+            tls: false,
+        }))
+    };
+    let encrypted = |place| -> Result<Box<dyn Arm>, Unable> {
+        Ok(Box::new(Engine {
+            transport: Transport::Tcp,
+            channels,
+            place,
+            compression: Compression::None,
+            tls: true,
         }))
     };
     match name {
@@ -80,6 +91,8 @@ pub(super) fn arm(name: ArmName, channels: u16) -> Result<Box<dyn Arm>, Unable> 
         ArmName::LacunaZstd => compressed(Compression::Zstd {
             level: ZstdLevel::default(),
         }),
+        ArmName::LacunaTlsFresh => encrypted(Place::Fresh),
+        ArmName::LacunaTlsPopulated => encrypted(Place::Populated),
         ArmName::QemuFresh => Ok(Box::new(Qemu::find(channels)?)),
         ArmName::BareUnixFresh => bare(Transport::Unix, Place::Fresh),
         ArmName::BareUnixPopulated => bare(Transport::Unix, Place::Populated),

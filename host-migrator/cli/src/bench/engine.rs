@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::wire::{Address, Listener};
+use host_migrator::wire::{Address, Listener, TlsConfig};
 use host_migrator::{
     Compression, Connection, Migration, MigrationParams, OwnershipRecord, Source, StillMachine,
     receive,
@@ -17,9 +17,13 @@ use super::content::Content;
 use super::memory::Destination;
 use super::record::{Clock, Sample};
 use crate::args::Transport;
+use crate::certificates;
 
 /// How long this machine may take to connect to itself.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the destination's certificate is for.
+const HOSTNAME: &str = "destination.lacuna";
 
 /// A migration over this many channels.
 #[derive(Debug)]
@@ -28,12 +32,18 @@ pub(super) struct Engine {
     pub(super) channels: u16,
     pub(super) place: Place,
     pub(super) compression: Compression,
+    pub(super) tls: bool,
 }
 
 impl Arm for Engine {
     fn run(&self, content: &Content) -> Result<Sample, BenchError> {
         let destination = Destination::new(content, self.place == Place::Populated)?;
         let (near, far) = self.connected()?;
+        let tls = self.tls()?;
+        let far = match &tls {
+            Some((_, destination)) => far.awaiting_tls(destination),
+            None => far,
+        };
         let clock = Clock::start();
         let (sent, received) = thread::scope(|scope| {
             let receiving = thread::Builder::new()
@@ -49,6 +59,10 @@ impl Arm for Engine {
                     )
                 })
                 .map_err(BenchError::io("cannot start a thread"))?;
+            let near = match &tls {
+                Some((source, _)) => near.with_tls(source).map_err(BenchError::io("TLS"))?,
+                None => near,
+            };
             let source = Source::new(Box::new(StillMachine), content.ram().clone());
             let params = MigrationParams::default()
                 .with_multifd_channels(self.channels.into())
@@ -73,6 +87,17 @@ impl Arm for Engine {
 }
 
 impl Engine {
+    /// The source's end and the destination's.
+    fn tls(&self) -> Result<Option<(TlsConfig, TlsConfig)>, BenchError> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let folder = tempfile::tempdir().map_err(BenchError::io("cannot make a folder"))?;
+        let made = certificates::make(folder.path(), &[HOSTNAME.to_owned()], 1)?;
+        let source = TlsConfig::load(&made.source)?.expecting(HOSTNAME)?;
+        Ok(Some((source, TlsConfig::load(&made.destination)?)))
+    }
+
     /// The two ends of the migration's connections.
     fn connected(&self) -> Result<(Connection, Connection), BenchError> {
         let folder = tempfile::tempdir().map_err(BenchError::io("cannot make a folder"))?;

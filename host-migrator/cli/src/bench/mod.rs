@@ -22,10 +22,11 @@ mod transport;
 
 use std::io;
 
-use host_migrator::wire::TransportError;
+use host_migrator::wire::{TlsFileError, TransportError};
 use host_migrator::{MigrationError, RamError, ReceiveError};
 
 use crate::args::BenchJob;
+use crate::certificates::CertificateError;
 use crate::compare::OracleError;
 use crate::qmp::QmpError;
 use crate::size::Size;
@@ -60,6 +61,12 @@ pub enum BenchError {
     /// There is no connection.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// Certificates could not be made.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
     /// The source's side of a migration failed.
     #[error("the migration failed at the source: {0}")]
     Source(#[from] MigrationError),

@@ -24,6 +24,7 @@ pub use record::{Record, chart, sources, table};
 pub use run::{RunPlan, ask_about_lent, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
+use crate::certificates::CertificateError;
 use crate::control::ClientError;
 use crate::nested;
 use crate::terminal;
@@ -32,6 +33,9 @@ use crate::trace::TraceJobError;
 /// A comparison that could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
+    /// Certificates could not be made.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
     /// A process could not be started.
     #[error("cannot start the {name}: {source}")]
     Start {

@@ -33,6 +33,9 @@ pub struct Record {
     /// The memory that was lent instead of sending pages, with `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lent: Option<LentMemory>,
+    /// Whether the migration was encrypted.
+    #[serde(default)]
+    pub tls: bool,
     /// Channels that carried the memory; with 1 everything went over one connection.
     #[serde(default)]
     pub channels: u32,

@@ -23,6 +23,7 @@ use super::record::Record;
 use crate::args::{
     CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, WorkloadArgs,
 };
+use crate::certificates::{self, Certificates};
 use crate::control::{Command, HintMode, MigrateArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
 use crate::nested;
@@ -38,6 +39,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the guest works before it is migrated.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// What the destination's certificate is for, in a migration with TLS.
+const HOSTNAME: &str = "destination.lacuna";
+
 /// The plan of one run.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
@@ -50,6 +54,7 @@ pub struct RunPlan {
     hints: HintMode,
     sources: PageSources,
     transport: ComparedTransport,
+    tls: bool,
     check_trace: bool,
     map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
@@ -98,6 +103,7 @@ impl RunPlan {
                     hints: *hints,
                     sources,
                     transport: args.transport,
+                    tls: args.tls,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
                     linux: linux.clone(),
@@ -161,7 +167,16 @@ impl RunPlan {
         args
     }
 
-    fn receive_args(&self, folder: &Path) -> Vec<OsString> {
+    /// Makes certificates in `folder`, if the migration is to be encrypted.
+    fn new_certificates(&self, folder: &Path) -> Result<Option<Certificates>, CompareError> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let names = [HOSTNAME.to_owned()];
+        Ok(Some(certificates::make(&folder.join("tls"), &names, 1)?))
+    }
+
+    fn receive_args(&self, folder: &Path, tls: Option<&Certificates>) -> Vec<OsString> {
         let address = match self.transport {
             ComparedTransport::Tcp => "tcp:127.0.0.1:0".into(),
             ComparedTransport::Unix | ComparedTransport::Local => {
@@ -172,11 +187,24 @@ impl RunPlan {
         };
         let mut args = vec!["receive".into(), address, "--hold".into()];
         args.extend(self.machine_args());
+        if let Some(Certificates { destination, .. }) = tls {
+            args.extend([
+                "--tls-certificate".into(),
+                destination.certificate.clone().into(),
+            ]);
+            args.extend(["--tls-key".into(), destination.key.clone().into()]);
+            args.extend(["--tls-ca".into(), destination.ca.clone().into()]);
+        }
         args
     }
 
-    fn migrate(&self, uri: String) -> Command {
+    fn migrate(&self, uri: String, tls: Option<Certificates>) -> Command {
+        let files = tls.map(|made| made.source);
         Command::Migrate(MigrateArguments {
+            tls_hostname: files.is_some().then(|| HOSTNAME.to_owned()),
+            tls_certificate: files.as_ref().map(|files| files.certificate.clone()),
+            tls_key: files.as_ref().map(|files| files.key.clone()),
+            tls_ca: files.map(|files| files.ca),
             hints: self.hints,
             sources: self.sources,
             map_rounds: self.map_rounds,
@@ -211,6 +239,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     step("guest fills its memory");
     let (program, place) = (&plan.program, folder.path());
     let trace = plan.new_trace(place)?;
+    let tls = plan.new_certificates(place)?;
     let mut source = Host::start(
         program,
         place,
@@ -224,7 +253,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         program,
         place,
         ("destination", "destination-device"),
-        plan.receive_args(place),
+        plan.receive_args(place, tls.as_ref()),
         &[],
         plan.agent_port(),
         &TraceArgs {
@@ -246,7 +275,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
 
     let mut client = source.client()?;
-    client.tell(&plan.migrate(listening.incoming.unwrap_or_default()))?;
+    client.tell(&plan.migrate(listening.incoming.unwrap_or_default(), tls))?;
     source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
         let migration = &status.migration;
         step(&format!("migrating, round {}", migration.round));
@@ -452,6 +481,7 @@ fn record(
         vcpus: plan.guest.vcpus,
         transport: name_of(plan.transport),
         lent: report.lent,
+        tls: report.tls,
         channels: report.channels,
         bytes_by_channel: report.bytes_by_channel.clone(),
         compression: plan.migration.multifd_compression,

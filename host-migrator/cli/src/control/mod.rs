@@ -19,7 +19,9 @@ pub use compression::CompressionName;
 pub use server::{Handler, Served, serve};
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
+use host_migrator::wire::{TlsConfig, TlsFiles};
 use host_migrator::{EARLY_HARVESTS, PageSource, PageSources};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +96,18 @@ pub struct MigrateArguments {
     /// limit can be kept.
     #[serde(default)]
     pub max_rounds: Option<NonZeroU32>,
+    /// TLS: the file of this side's certificate. The machine reads the three files; all together switch TLS on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_certificate: Option<PathBuf>,
+    /// TLS: the file of its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// TLS: the file of the CA that has signed the destination's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<PathBuf>,
+    /// TLS: the host that the destination's certificate must be for; default: that of `uri`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_hostname: Option<String>,
     /// Which knowledge of pages that need not be sent is used.
     #[serde(default)]
     pub hints: HintMode,
@@ -126,6 +140,10 @@ impl MigrateArguments {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             max_rounds: None,
+            tls_certificate: None,
+            tls_key: None,
+            tls_ca: None,
+            tls_hostname: None,
             hints: HintMode::default(),
             sources: PageSources::default(),
             local: false,
@@ -133,6 +151,33 @@ impl MigrateArguments {
             #[cfg(clause_switches)]
             switched_off: Vec::new(),
         }
+    }
+}
+
+impl MigrateArguments {
+    /// The certificates to migrate with; `None` for a migration without TLS.
+    ///
+    /// # Errors
+    /// A sentence, if one of the three files is missing here or cannot be used.
+    pub fn tls(&self) -> Result<Option<TlsConfig>, String> {
+        let files = (&self.tls_certificate, &self.tls_key, &self.tls_ca);
+        let (Some(certificate), Some(key), Some(ca)) = files else {
+            if files == (&None, &None, &None) && self.tls_hostname.is_none() {
+                return Ok(None);
+            }
+            let text = "TLS needs tls-certificate, tls-key and tls-ca, all three";
+            return Err(text.into());
+        };
+        let files = TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            ca: ca.clone(),
+        };
+        let mut tls = TlsConfig::load(&files).map_err(|error| error.to_string())?;
+        if let Some(name) = &self.tls_hostname {
+            tls = tls.expecting(name).map_err(|error| error.to_string())?;
+        }
+        Ok(Some(tls))
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use host_migrator::wire::{Access, Listener, TransportError};
+use host_migrator::wire::{Access, Listener, TlsFileError, TransportError};
 use host_migrator::{MachineError, RamError, ReceiveError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
@@ -49,6 +49,9 @@ pub enum ProcessError {
     /// The host has not enough memory.
     #[error("the guest's memory cannot be taken before it arrives (--populate): {0}")]
     Populate(#[source] RamError),
+    /// Certificates or keys.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
     /// The guest did not arrive.
     #[error("the guest did not arrive: {0}")]
     Receive(#[from] ReceiveError),
@@ -92,6 +95,7 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
 /// [`ProcessError`] if the machine cannot be made, the guest does not arrive (a new process with new memory must
 /// be started for another try), or a signal ends the machine with its guest.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
+    let tls = args.tls.load()?;
     let (outlets, parts) = outlets(&args.machine)?;
     let guest = match args.machine.guest.kind {
         GuestKind::Bare => reference_vmm::GuestKind::Bare,
@@ -104,7 +108,10 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
         machine.ram().populate().map_err(ProcessError::Populate)?;
     }
     let access = Access::new(args.socket_mode, args.socket_group);
-    let listener = Listener::bind_for(&args.address, access)?;
+    let mut listener = Listener::bind_for(&args.address, access)?;
+    if let Some(tls) = &tls {
+        listener = listener.with_tls(tls);
+    }
     let process = Process::new(machine, &args.machine, parts, Some(listener))?;
     let receiver = Arc::clone(&process);
     let thread = thread::Builder::new().name("receiver".into());

@@ -221,6 +221,8 @@ impl Process {
             ownership: self.ownership.get(),
             guest: self.guest_status(),
             incoming: self.life.incoming(),
+            incoming_tls: (self.listener.lock().as_ref())
+                .is_some_and(|listener| listener.is_encrypted()),
             balloon_lost: self.balloon.as_ref().and_then(|balloon| balloon.lost()),
             migration,
         }
@@ -296,7 +298,7 @@ impl Process {
             }
             _ => None,
         };
-        let channel = way.connect()?;
+        let channel = way.connect(arguments.tls()?.as_ref())?;
         let logs = self.machine.lock().dirty_logs();
         let machine = Box::new(self.machine.clone());
         let mut source = Source::new(machine, self.ram())

@@ -17,6 +17,9 @@ pub struct Status {
     pub guest: Option<GuestStatus>,
     /// The address where a guest is awaited.
     pub incoming: Option<String>,
+    /// Sources there must use TLS.
+    #[serde(default)]
+    pub incoming_tls: bool,
     /// Why the balloon device is lost, until another has taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon_lost: Option<String>,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use host_migrator::Connection;
-use host_migrator::wire::Address;
+use host_migrator::wire::{Address, TlsConfig};
 
 use crate::control::GIVEN;
 
@@ -37,15 +37,17 @@ impl Way {
         }
     }
 
-    /// Connects.
+    /// Connects, with TLS if there are certificates for it.
     ///
     /// # Errors
     /// A sentence.
-    pub(super) fn connect(self) -> Result<Connection, String> {
+    pub(super) fn connect(self, tls: Option<&TlsConfig>) -> Result<Connection, String> {
         match self {
-            Self::To(address) => {
-                Connection::connect(&address, CONNECT_TIMEOUT).map_err(|error| error.to_string())
+            Self::To(address) => match tls {
+                Some(tls) => Connection::connect_tls(&address, CONNECT_TIMEOUT, tls),
+                None => Connection::connect(&address, CONNECT_TIMEOUT),
             }
+            .map_err(|error| error.to_string()),
             Self::Given(sockets) => {
                 let connections = sockets.into_iter().map(Connection::try_from);
                 let connections: Result<Vec<_>, _> = connections.collect();
@@ -55,7 +57,14 @@ impl Way {
                 let control = connections
                     .next()
                     .ok_or("no socket came with the command")?;
-                Ok(control.with_more(connections))
+                let connection = control.with_more(connections);
+                match tls {
+                    Some(tls) => connection
+                        .with_patience(CONNECT_TIMEOUT)
+                        .with_tls(tls)
+                        .map_err(|error| format!("a socket that came with the command: {error}")),
+                    None => Ok(connection),
+                }
             }
         }
     }
