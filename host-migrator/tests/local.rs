@@ -12,15 +12,17 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Connection, GuestMemory, GuestRam, Layout, Migration, MigrationError, MigrationParams, Owner,
-    OwnershipRecord, PageRange, RamError, RamRegion, ReceiveError, receive,
+    Connection, DestinationMachine, GuestMemory, GuestRam, Layout, MachineError, MachineState,
+    Migration, MigrationError, MigrationParams, Owner, OwnershipRecord, PageRange, RamError,
+    RamRegion, ReceiveError, receive,
 };
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use software_guest::certificates::Authority;
 use software_guest::local::{Ended, Script, Step, as_it_should_be, hand_over, ordered, picture};
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
 use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, migrate};
+use software_guest::{Guest, migrate, migrate_secured};
 use spec::trace::Event;
 
 /// A guest that has used some of its memory. Every other page is a hole.
@@ -306,6 +308,64 @@ fn a_machine_that_cannot_take_memory_says_so_and_the_guest_runs_on() {
 }
 
 #[test]
+fn a_destination_without_memory_of_its_own_takes_lent_memory_and_no_pages() {
+    let guest = guest();
+    let layout = guest.memory.ram.layout().clone();
+    for local in [false, true] {
+        let (here, there) = UnixStream::pair().unwrap();
+        let layout = layout.clone();
+        let destination = thread::spawn(move || {
+            let (mut machine, ownership) = (Unmade::default(), OwnershipRecord::there());
+            let there = Connection::try_from(there).unwrap();
+            let received = receive(there, &layout, &mut machine, &ownership, &mut |_| ());
+            (received, machine)
+        });
+        let connection = Connection::try_from(here).unwrap();
+        let migration = Migration::new(connection, params().with_local(local));
+        let sent = migration.run(&mut guest.source());
+        let (received, machine) = destination.join().unwrap();
+        if local {
+            sent.unwrap();
+            received.unwrap();
+            let memory = machine.0.unwrap();
+            assert_eq!(guest.memory.wrong_pages(&memory, None), []);
+        } else {
+            let error = sent.unwrap_err().to_string();
+            assert!(error.contains("must lend its memory"), "{error}");
+            assert!(received.is_err() && is_running(&guest));
+        }
+    }
+}
+
+/// A machine that is made when its memory comes.
+#[derive(Default)]
+struct Unmade(Option<GuestRam>);
+
+impl DestinationMachine for Unmade {
+    fn judge(&mut self, _description: &[u8]) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        self.0 = Some(GuestRam::map(memory).unwrap());
+        Ok(())
+    }
+
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
+        state.take("vcpus")?;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+#[test]
 fn memory_is_lent_over_a_unix_socket_only() {
     let guest = guest();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -325,6 +385,21 @@ fn memory_is_lent_over_a_unix_socket_only() {
         destination.join().unwrap(),
         Err(ReceiveError::Stream(_))
     ));
+    goes_on(&guest);
+}
+
+#[test]
+fn memory_is_not_lent_over_tls() {
+    let guest = guest();
+    let authority = Authority::new();
+    let (source, destination) = (authority.side(), authority.side());
+    let streams = vec![UnixStream::pair().unwrap()];
+    let ram = Arc::new(like(guest.memory.ram.as_ref()));
+    let params = params().with_local(true);
+    let outcome = migrate_secured(guest.source(), params, streams, ram, &source, &destination);
+    let error = outcome.sent.unwrap_err();
+    assert!(matches!(error, MigrationError::NotLocal), "{error}");
+    assert!(outcome.received.is_err());
     goes_on(&guest);
 }
 

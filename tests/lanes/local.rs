@@ -77,7 +77,11 @@ fn a_hand_over_that_is_refused_changes_nothing_and_the_next_one_is_exact() {
     let (_tcp, uri) = lab.receiving("tcp", true);
     local().begin(&source, &uri);
     let error = ends(&mut source, MigrationState::Failed).error_desc;
-    assert!(error.unwrap_or_default().contains("unix socket only"));
+    assert!(
+        error
+            .unwrap_or_default()
+            .contains("unix socket without TLS only")
+    );
     // This destination has lost its device, and says so before it takes memory.
     let (mut lame, uri) = lab.receiving_at("lame", &lab.unix("lame"), true);
     lame.device.kill();

@@ -25,6 +25,11 @@ pub enum RamError {
         /// Page frame number after the last.
         end: u64,
     },
+    /// There is no memory for pages: this destination takes the source's memory, or no guest.
+    #[error(
+        "this destination has no memory for pages: the source must lend its memory, in a local hand-over"
+    )]
+    LentOnly,
     /// The mapping or an operation on the memory file failed.
     #[error("guest memory: {0}")]
     Io(#[from] io::Error),

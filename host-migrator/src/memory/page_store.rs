@@ -44,6 +44,22 @@ pub trait PageStore: Send + Sync {
     }
 }
 
+/// No place at all: for a machine whose memory comes with its guest, in a local hand-over
+/// ([`DestinationMachine::take_memory`](crate::DestinationMachine::take_memory)). A source that sends pages is refused.
+impl PageStore for Layout {
+    fn layout(&self) -> &Layout {
+        self
+    }
+
+    fn place(&self, _range: PageRange, _content: &[u8]) -> Result<(), RamError> {
+        Err(RamError::LentOnly)
+    }
+
+    fn make_zero(&self, _range: PageRange) -> Result<(), RamError> {
+        Err(RamError::LentOnly)
+    }
+}
+
 impl<M: GuestMemory + ?Sized> PageStore for M {
     fn layout(&self) -> &Layout {
         GuestMemory::layout(self)

@@ -152,8 +152,18 @@ impl Driver {
 
     /// Reports free memory and waits until the device has dropped it.
     pub fn report(&mut self, address: u64, bytes: u32) {
+        self.add_report(address, bytes);
+        self.wait_for_reports();
+    }
+
+    /// Reports free memory.
+    pub fn add_report(&mut self, address: u64, bytes: u32) {
         self.add(REPORTS, address, bytes, WRITE);
         self.notify(REPORTS);
+    }
+
+    /// Waits until the device has dropped all memory that was reported.
+    pub fn wait_for_reports(&self) {
         self.wait_for_queue(REPORTS);
     }
 

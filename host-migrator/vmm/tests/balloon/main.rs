@@ -9,6 +9,7 @@ mod discards;
 mod driver;
 mod failures;
 mod guest_access;
+mod lent;
 mod migration;
 mod plain;
 mod refusing;
