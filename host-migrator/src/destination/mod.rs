@@ -14,6 +14,7 @@ mod placing;
 mod receiver;
 mod refusal;
 mod report;
+mod restore;
 
 mod waiting;
 
@@ -24,6 +25,7 @@ use crate::wire::Connection;
 pub use error::ReceiveError;
 pub use introduction::Incoming;
 pub use report::{ReceiveReport, ReceiveState, ReceiveStatus};
+pub use restore::{RestoreError, RestoreReport, restore};
 
 /// Receives a guest over `channel`, a connected source: [`Incoming::greet`] and
 /// [`Incoming::receive`] in one call.

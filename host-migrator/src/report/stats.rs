@@ -26,7 +26,9 @@ pub enum MigrationState {
     PreSwitchover,
     /// The state of vCPUs and devices is sent, and the guest handed over.
     Device,
-    /// The guest runs at the destination.
+    /// Only of a copy: the guest runs on here, and the copy is being made to last.
+    Syncing,
+    /// The guest runs at the destination; of a copy: it is complete.
     Completed,
     /// The migration failed; the guest runs here.
     Failed,

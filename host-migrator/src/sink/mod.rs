@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The sink: where pages go. The migration stream is one, a page store of this process ([`StoreSink`](store::StoreSink)) another.
+//! The sink: where pages go. The migration stream is one, a page store of this process ([`StoreSink`](store::StoreSink)) another, and a
+//! snapshot file ([`FileSink`](file::FileSink)) the third.
 //!
 //! A VMM that wants a guest's pages somewhere else, such as in a file, implements [`Sink`] and gives it to
 //! [`Migration::copy`](crate::Migration::copy).
 
 pub(crate) mod carried;
 pub(crate) mod channels;
+pub mod file;
 pub(crate) mod link;
 mod pages_section;
 mod queue;
@@ -21,7 +23,8 @@ use spec::stream::Totals;
 use crate::compression::Compression;
 use crate::memory::error::RamError;
 use crate::memory::page_buffer::PageBuffer;
-use crate::vm::state::StateSection;
+use crate::snapshot::SnapshotError;
+use crate::vm::state::{StateError, StateSection};
 use crate::wire::SectionError;
 pub use carried::Carried;
 
@@ -137,6 +140,15 @@ pub trait Sink {
     /// # Errors
     /// [`SinkError`] if it takes nothing any more.
     fn check(&mut self) -> Result<(), SinkError>;
+
+    /// The guest of a copy runs on. What makes the copy last, and need not be waited for with the guest stopped, is done here.
+    /// Called once, after [`Sink::commit`]; it may take its time.
+    ///
+    /// # Errors
+    /// [`SinkError`] if the copy is lost.
+    fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
 }
 
 /// A sink that failed.
@@ -149,6 +161,15 @@ pub enum SinkError {
     /// Pages cannot be placed in memory.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A snapshot file cannot be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The machine's state does not fit the sink.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Something came after the end, or the end before the commit.
+    #[error("the copy has ended, or has not been committed")]
+    Finished,
     /// The other side gave up, disconnected, or broke the protocol.
     #[error(transparent)]
     Peer(#[from] SectionError),

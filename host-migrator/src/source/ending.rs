@@ -79,27 +79,39 @@ pub(super) fn end(
 }
 
 /// Ends the copying of `source` with this `result`. Afterwards dirty logging is off, the guest was told DONE to take its
-/// pages back, and it runs here.
+/// pages back, and it runs here. Then `finish` makes a copy that has succeeded last.
 pub(super) fn end_copy(
     source: &mut Source<'_>,
     params: &MigrationParams,
     progress: &Progress,
     result: Result<MigrationReport>,
+    finish: impl FnOnce() -> Result<()>,
 ) -> Result<MigrationReport> {
     let result = result.map_err(|error| cancelled_or(error, progress));
-    let (outcome, state) = match &result {
-        Ok(_) => (Outcome::Failed, MigrationState::Completed),
-        Err(MigrationError::Cancelled) => (Outcome::Cancelled, MigrationState::Cancelled),
-        Err(_) => (Outcome::Failed, MigrationState::Failed),
+    let outcome = match &result {
+        Err(MigrationError::Cancelled) => Outcome::Cancelled,
+        _ => Outcome::Failed,
     };
     // A trace has no other word for a guest that stays here.
     let stopped = put_source_back(source, params, outcome);
+    let result = result.and_then(|report| {
+        progress.update(|status| status.status = MigrationState::Syncing);
+        // Also of a guest that cannot run on: it may be its only copy.
+        caught(finish)?;
+        let total_ms = progress.started().elapsed().as_secs_f64() * 1000.0;
+        Ok(MigrationReport { total_ms, ..report })
+    });
     let result = match (result, &stopped) {
         (Ok(_), Some(reason)) => Err(MigrationError::Machine(MachineError {
-            action: "let the guest run on after its copy",
+            action: "let the guest run on after its copy, which is complete",
             reason: reason.clone(),
         })),
         (result, _) => result,
+    };
+    let state = match &result {
+        Ok(_) => MigrationState::Completed,
+        Err(MigrationError::Cancelled) => MigrationState::Cancelled,
+        Err(_) => MigrationState::Failed,
     };
     report(progress, state, &result, stopped);
     result

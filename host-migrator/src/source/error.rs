@@ -5,8 +5,10 @@ use std::io;
 
 use crate::memory::error::RamError;
 use crate::sink::SinkError;
+use crate::snapshot::SnapshotError;
 use crate::vm::dirty_log::DirtyLogError;
 use crate::vm::error::MachineError;
+use crate::vm::state::StateError;
 use crate::wire::SectionError;
 
 /// A migration that did not complete. The record of ownership says who owns the guest. If that is
@@ -44,6 +46,12 @@ pub enum MigrationError {
     /// The machine cannot be stopped or saved.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A snapshot file cannot be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The machine's state is too large or has a part twice.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The machine's description is larger than the stream allows.
     #[error("the machine's description of {0} bytes is too large for the stream")]
     DescriptionTooLarge(usize),
@@ -80,7 +88,10 @@ impl From<SinkError> for MigrationError {
             SinkError::Io(error) => Self::Io(error),
             SinkError::Ram(error) => Self::Ram(error),
             SinkError::Peer(error) => Self::Destination(error),
-            channel @ (SinkError::Channel { .. }
+            SinkError::Snapshot(error) => Self::Snapshot(error),
+            SinkError::State(error) => Self::State(error),
+            channel @ (SinkError::Finished
+            | SinkError::Channel { .. }
             | SinkError::ChannelPanicked { .. }
             | SinkError::ChannelsEnded) => Self::Channel(channel),
         }

@@ -113,8 +113,7 @@ impl Migration {
 
 impl Migration {
     /// Copies the guest of `source` into `sink`, on this thread. The guest runs while its memory is copied, is stopped for
-    /// the last pages and its state, and runs on when the sink has all of it. To end the copy before, [`Sink::check`]
-    /// returns an error.
+    /// the last pages and its state, and runs on when the sink has all of it. [`GuestCopy`] can also be observed and cancelled.
     ///
     /// The sink is told nothing of an error: what it has got by then is worth nothing.
     ///
@@ -125,8 +124,42 @@ impl Migration {
         params: &MigrationParams,
         sink: &mut S,
     ) -> Result<MigrationReport, MigrationError> {
-        let progress = Progress::new(StopFlag::default(), Box::new(|_| ()));
-        precopy::copy(source, params, sink, &progress)
+        GuestCopy::observed(params.clone(), |_| ()).run(source, sink)
+    }
+}
+
+/// A copy of a running guest into a sink, which has not begun.
+#[derive(Debug)]
+pub struct GuestCopy {
+    params: MigrationParams,
+    progress: Arc<Progress>,
+}
+
+impl GuestCopy {
+    /// A copy with these `params`. Its time counts from here. `on_change` is as for [`Migration::observed`].
+    pub fn observed(
+        params: MigrationParams,
+        on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
+    ) -> Self {
+        let progress = Arc::new(Progress::new(StopFlag::default(), Box::new(on_change)));
+        Self { params, progress }
+    }
+
+    /// A handle for other threads, to read its status or cancel it.
+    pub fn monitor(&self) -> MigrationMonitor {
+        MigrationMonitor(Arc::clone(&self.progress))
+    }
+
+    /// As [`Migration::copy`].
+    ///
+    /// # Errors
+    /// [`MigrationError`] if the copy did not complete.
+    pub fn run<S: Sink>(
+        self,
+        source: &mut Source<'_>,
+        sink: &mut S,
+    ) -> Result<MigrationReport, MigrationError> {
+        precopy::copy(source, &self.params, sink, &self.progress)
     }
 }
 

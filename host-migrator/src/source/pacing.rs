@@ -34,6 +34,8 @@ pub(crate) struct Pacing {
     /// What was sent without regard to the limit and waited for, at the end of each round.
     tried_bytes: f64,
     tried_seconds: f64,
+    /// The end of a round was waited for, whether or not it had bytes.
+    tried: bool,
     /// Bytes of pages as they are in memory, and as they were sent.
     content_bytes: f64,
     shrunk_bytes: f64,
@@ -54,6 +56,7 @@ impl Pacing {
             seconds: 0.0,
             tried_bytes: 0.0,
             tried_seconds: 0.0,
+            tried: false,
             content_bytes: 0.0,
             shrunk_bytes: 0.0,
         }
@@ -66,15 +69,17 @@ impl Pacing {
         self.limit.map_or(measured, |limit| limit.min(measured))
     }
 
-    /// As [`Pacing::bandwidth`], once more was sent than socket buffers take at once.
+    /// As [`Pacing::bandwidth`], once more was sent than socket buffers take at once, or the end of a round was waited for. Of a
+    /// guest of zeros a sink that is no stream may get no byte at all.
     pub(crate) fn measured(&self) -> Option<f64> {
         let enough = self.limit.map_or(BUFFERS, |limit| limit.min(BUFFERS));
-        (self.bytes >= enough || self.tried_bytes > 0.0).then(|| self.bandwidth())
+        (self.bytes >= enough || self.tried).then(|| self.bandwidth())
     }
 
     /// Bytes a second that the channel would take without the limit, once that was measured.
     pub(crate) fn unlimited(&self) -> Option<f64> {
         let tried = rate(self.tried_bytes, self.tried_seconds);
+        let tried = tried.or(self.tried.then_some(ASSUMED));
         match self.limit {
             None => self.measured(),
             // What was sent at the limit mostly found empty buffers, and looks too fast.
@@ -86,6 +91,7 @@ impl Pacing {
 
     /// Notes that the last `bytes` of a round were at the destination after `took`, an answer's way not counted.
     pub(crate) fn tried(&mut self, bytes: u64, took: Duration) {
+        self.tried = true;
         // The last rounds count: a few pages say little.
         self.tried_bytes = self.tried_bytes / 2.0 + bytes as f64;
         self.tried_seconds =
@@ -145,6 +151,16 @@ impl Pacing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_round_without_a_byte_shows_that_the_sink_takes_what_there_is() {
+        for limit in [None, Some(1 << 20)] {
+            let mut pacing = Pacing::new(limit);
+            assert_eq!(pacing.unlimited(), None);
+            pacing.tried(0, Duration::from_millis(1));
+            assert_eq!(pacing.unlimited(), Some(ASSUMED));
+        }
+    }
 
     #[test]
     fn pauses_make_up_for_what_was_sent_too_fast() {

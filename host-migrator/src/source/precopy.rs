@@ -109,7 +109,7 @@ pub(crate) fn copy<S: Sink>(
             },
         )
     });
-    ending::end_copy(source, params, progress, result)
+    ending::end_copy(source, params, progress, result, || Ok(sink.finish()?))
 }
 
 /// Makes sure that the guest of `source` is here.

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Snapshot files (`spec/file-format.md`): how one is written so that nothing can spoil it, and how one is read.
+//!
+//! [`SnapshotWriter`] writes to a [`Storage`]: a new file that replaces the old one when it is complete
+//! ([`PartialFile`]), or a place inside a file that exists ([`InPlace`]). [`Snapshot`] is a complete file that was opened.
+
+mod error;
+mod file;
+mod in_place;
+mod load;
+mod partial;
+mod reader;
+mod slots;
+mod storage;
+mod target;
+mod writer;
+
+pub use error::SnapshotError;
+pub use in_place::InPlace;
+pub use load::{Damage, Verified};
+pub use partial::PartialFile;
+pub use reader::Snapshot;
+pub use storage::Storage;
+pub use target::{SnapshotTarget, TargetError};
+pub use writer::{Saved, SnapshotWriter};
+
+/// Opens `target` to be written.
+///
+/// # Errors
+/// [`SnapshotError`] if it cannot be opened, is in use, or is not a file.
+pub fn open_storage(target: &SnapshotTarget) -> Result<Box<dyn Storage>, SnapshotError> {
+    Ok(match target.offset {
+        None => Box::new(PartialFile::create(&target.path)?),
+        Some(offset) => Box::new(InPlace::open(&target.path, offset)?),
+    })
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a snapshot is written to.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What a snapshot is written to. Places count from the snapshot's header. What is written is certainly on the disk after the
+/// next [`Storage::sync`] only. A storage that is dropped before [`Storage::publish`] leaves no snapshot.
+pub trait Storage: fmt::Debug + Send {
+    /// The name under which the snapshot will be found.
+    fn path(&self) -> &Path;
+
+    /// Whether the place may have an older snapshot, which must be ended first.
+    fn is_in_place(&self) -> bool;
+
+    /// Writes `bytes` at `at`.
+    ///
+    /// # Errors
+    /// That of the file.
+    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    /// The `length` bytes at `at` are not needed: their room may be given back. What is read there afterwards has no meaning.
+    ///
+    /// # Errors
+    /// That of the file. A file system that cannot do it is no error.
+    fn give_back(&mut self, at: u64, length: u64) -> io::Result<()>;
+
+    /// Waits until everything that was written is on the disk. It must not be called again after an error: the kernel tells of a
+    /// lost write once.
+    ///
+    /// # Errors
+    /// That of the file, also for an earlier write.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// The snapshot is complete and on the disk: from now on, and also after a power cut, it is found at [`Storage::path`].
+    ///
+    /// # Errors
+    /// That of the file or its folder.
+    fn publish(&mut self) -> io::Result<()>;
+}

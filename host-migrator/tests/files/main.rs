@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guests are saved into snapshot files, and restored from them.
+#![allow(clippy::unwrap_used)]
+
+mod crash;
+mod damage;
+mod disk;
+mod failures;
+mod rig;
+mod saving;
+#[path = "../software_guest/mod.rs"]
+mod software_guest;
