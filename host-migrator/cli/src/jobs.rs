@@ -251,8 +251,9 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
     let migration = &status.migration;
     if migration.status != MigrationState::None {
         lines.push(format!(
-            "migration  {}, round {}, {} sent, {} to go, {} ms",
+            "migration  {}{}, round {}, {} sent, {} to go, {} ms",
             name_of(migration.status),
+            if migration.tls { ", with TLS" } else { "" },
             migration.round,
             Size(migration.ram.transferred),
             Size(migration.ram.remaining),

@@ -123,7 +123,12 @@ impl<'a> Handshake<'a> {
     }
 
     fn run(mut self, counts: &Counts) -> io::Result<Directions> {
-        match self.complete() {
+        let complete = self.complete().and_then(|()| match self.side.knows_peer() {
+            true => Ok(()),
+            // rustls does not let it come to that.
+            false => Err(TlsError::NoCertificate.into()),
+        });
+        match complete {
             Ok(()) => {
                 counts.count(self.side.handshake_kind());
                 let session = Arc::new(Session::new(self.side));

@@ -60,6 +60,14 @@ impl Side {
         }
     }
 
+    /// Whether the peer has shown a certificate: in this handshake, or in the one whose session it resumes.
+    pub(super) fn knows_peer(&self) -> bool {
+        match self {
+            Self::Client(side) => side.peer_certificates().is_some(),
+            Self::Server(side) => side.peer_certificates().is_some(),
+        }
+    }
+
     /// Has `job` done with what may be written once the handshake is complete.
     fn write(&mut self, job: Job<'_>, outgoing: &mut Buffer) -> Result<(), Error> {
         loop {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::generate_simple_self_signed;
 use rustls::client::ClientConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use rustls::{CipherSuiteCommon, RootCertStore, SupportedCipherSuite, Tls13CipherSuite, version};
 
 use super::buffer::RECORD_OVERHEAD;
@@ -26,23 +26,24 @@ use crate::wire::writer::Writer;
 /// The time limit for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// An end's socket and its two directions.
+type End = (UnixStream, Box<Inbound>, Box<Outbound>);
+
 /// Two ends whose keys are good for so many records, or as many as is safe.
-fn ends(limit: Option<u64>) -> [(UnixStream, Box<Inbound>, Box<Outbound>); 2] {
-    let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(["peer.example".to_owned()]).unwrap();
-    let chain = vec![cert.der().clone()];
-    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(provider(limit));
-    let (client, server) = (
-        client(Arc::clone(&provider), &chain),
-        server(provider, chain, key),
-    );
+fn ends(limit: Option<u64>) -> [End; 2] {
+    let (client, server) = configs(limit);
+    connect(&client, &server)
+}
+
+/// A handshake between the two.
+fn connect(client: &Client, server: &Server) -> [End; 2] {
     let (here, there) = UnixStream::pair().unwrap();
     for end in [&here, &there] {
         end.set_read_timeout(Some(TICK)).unwrap();
         end.set_write_timeout(Some(TICK)).unwrap();
     }
     let socket = there.try_clone().unwrap().into();
+    let server = server.clone();
     let accepted = thread::spawn(move || server.shake(&socket, &StopFlag::default(), PATIENCE));
     let socket = here.try_clone().unwrap().into();
     let connected = client.shake(&socket, &StopFlag::default(), PATIENCE);
@@ -53,36 +54,39 @@ fn ends(limit: Option<u64>) -> [(UnixStream, Box<Inbound>, Box<Outbound>); 2] {
     ]
 }
 
-fn client(provider: Arc<CryptoProvider>, chain: &[CertificateDer<'static>]) -> Client {
+/// Both sides show one certificate, and trust it.
+fn configs(limit: Option<u64>) -> (Client, Server) {
+    let name = "peer.example";
+    let made = generate_simple_self_signed([name.to_owned()]).unwrap();
+    let chain = vec![made.cert.der().clone()];
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(chain[0].clone()).unwrap();
-    let config = ClientConfig::builder_with_provider(provider)
+    let roots = Arc::new(roots);
+    let provider = Arc::new(provider(limit));
+    let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Client {
-        config: Arc::new(config),
-        name: ServerName::try_from("peer.example").unwrap(),
-        counts: Arc::new(Counts::default()),
-    }
-}
-
-fn server(
-    provider: Arc<CryptoProvider>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Server {
-    let config = ServerConfig::builder_with_provider(provider)
+        .with_root_certificates(Arc::clone(&roots))
+        .with_client_auth_cert(chain.clone(), key.clone_key())
+        .unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier.build().unwrap())
         .with_single_cert(chain, key)
         .unwrap();
-    Server {
-        config: Arc::new(config),
+    let client = Client {
+        config: Arc::new(client),
+        name: ServerName::try_from(name).unwrap(),
         counts: Arc::new(Counts::default()),
-    }
+    };
+    let server = Server {
+        config: Arc::new(server),
+        counts: Arc::new(Counts::default()),
+    };
+    (client, server)
 }
 
 fn provider(limit: Option<u64>) -> CryptoProvider {
@@ -103,7 +107,7 @@ fn provider(limit: Option<u64>) -> CryptoProvider {
 
 /// Reader and writer of one end, and its socket.
 fn directions(
-    (socket, inbound, outbound): (UnixStream, Box<Inbound>, Box<Outbound>),
+    (socket, inbound, outbound): End,
     patience: Duration,
 ) -> (UnixStream, Reader, Writer) {
     let fd = Arc::new(socket.try_clone().unwrap().into());
@@ -153,6 +157,21 @@ fn talk(limit: Option<u64>) {
 #[test]
 fn both_directions_carry_messages_of_any_length_at_once() {
     talk(None);
+}
+
+#[test]
+fn a_resumed_session_knows_the_certificates_of_the_first() {
+    // Without a certificate of the peer a handshake fails, resumed or not.
+    let (client, server) = configs(None);
+    for resumed in 0..3 {
+        let [(.., outbound), _there] = connect(&client, &server);
+        drop(outbound);
+        let counted = [client.counts.handshakes(), server.counts.handshakes()];
+        assert_eq!(
+            counted.map(|counts| (counts.full, counts.resumed)),
+            [(1, resumed); 2]
+        );
+    }
 }
 
 #[test]
