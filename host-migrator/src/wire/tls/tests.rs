@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Both directions of a session, on real sockets.
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
 use rcgen::generate_simple_self_signed;
 use rustls::client::ClientConfig;
+use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
-use rustls::{CipherSuiteCommon, RootCertStore, SupportedCipherSuite, Tls13CipherSuite, version};
+use rustls::{
+    CipherSuiteCommon, ConnectionTrafficSecrets, ContentType, ProtocolVersion, RootCertStore,
+    ServerConnection, SupportedCipherSuite, Tls13CipherSuite, version,
+};
 
 use super::buffer::RECORD_OVERHEAD;
 use super::counts::Counts;
@@ -235,4 +240,51 @@ fn an_end_with_a_close_is_told_from_one_without() {
         let without = error.to_string().contains("without a TLS close");
         assert_eq!(without, !closes, "{error}");
     }
+}
+
+#[test]
+fn a_piece_of_a_handshake_message_ends_both_directions_with_an_error() {
+    let (client, server) = configs(None);
+    let mut config = ServerConfig::clone(&server.config);
+    config.enable_secret_extraction = true;
+    let (here, mut there) = UnixStream::pair().unwrap();
+    here.set_read_timeout(Some(TICK)).unwrap();
+    let (tell, is_open) = channel();
+    // A peer that breaks the rules needs the keys of the session.
+    let peer = thread::spawn(move || {
+        let mut session = ServerConnection::new(Arc::new(config)).unwrap();
+        while session.is_handshaking() || session.wants_write() {
+            session.complete_io(&mut there).unwrap();
+        }
+        let suite = session.negotiated_cipher_suite().unwrap().tls13().unwrap();
+        let (sequence, secrets) = session.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+            panic!("another cipher")
+        };
+        // A key update without its last bytes.
+        let piece = OutboundPlainMessage {
+            typ: ContentType::Handshake,
+            version: ProtocolVersion::TLSv1_2,
+            payload: OutboundChunks::Single(&[24, 0, 0]),
+        };
+        let mut encrypter = suite.aead_alg.encrypter(key, iv);
+        let record = encrypter.encrypt(piece, sequence).unwrap().encode();
+        is_open.recv().unwrap();
+        there.write_all(&record).unwrap();
+        there
+    });
+    let socket = here.try_clone().unwrap().into();
+    let (inbound, outbound) = client
+        .shake(&socket, &StopFlag::default(), PATIENCE)
+        .unwrap();
+    tell.send(()).unwrap();
+    let _there = peer.join().unwrap();
+    let (_, mut reader, mut writer) = directions((here, inbound, outbound), PATIENCE);
+    assert!(reader.is_ready());
+    let error = reader.read_exact(&mut [0]).unwrap_err();
+    assert!(error.to_string().contains("in pieces"), "{error}");
+    let error = writer.write_all(&mut [IoSlice::new(b"anything")]);
+    assert_eq!(error.unwrap_err().written, 0);
+    assert_eq!(writer.try_write(b"anything"), 0);
+    writer.finish();
 }
