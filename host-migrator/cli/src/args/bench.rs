@@ -71,6 +71,10 @@ pub struct TransportArgs {
     /// Connections of each arm, each with a thread on either side
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub channels: u16,
+    /// Rate of the link, in millions of bits a second. The bench then runs in a network namespace of its own, whose loopback
+    /// device the kernel limits; unix sockets know no limit. Needs the programs unshare, ip and tc
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub link_mbit: Option<u32>,
     /// The arms to run
     #[arg(long, value_enum, value_name = "ARM", value_delimiter = ',', hide_possible_values = true, default_values_t = ArmName::USUAL, long_help = ARMS)]
     pub arms: Vec<ArmName>,
@@ -147,7 +151,7 @@ impl ArmName {
     /// The arms that this one is compared with.
     pub fn baselines(self) -> &'static [Self] {
         match self {
-            Self::LacunaFresh => &[Self::BareFresh, Self::QemuFresh],
+            Self::LacunaFresh => &[Self::BareFresh, Self::QemuFresh, Self::Iperf3],
             Self::LacunaPopulated => &[Self::BarePopulated, Self::Iperf3],
             Self::LacunaLz4 | Self::LacunaZstd => &[Self::LacunaFresh],
             Self::LacunaTlsFresh => &[Self::LacunaFresh],

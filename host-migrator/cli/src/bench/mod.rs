@@ -7,6 +7,7 @@
 //! | `arm` | what an arm is, and the arms of the command line |
 //! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
 //! | `bare_loop`, `engine`, `iperf`, `qemu` | the arms |
+//! | `link` | a network of a given rate |
 //! | `record`, `picture` | what was measured, as JSON, as a table and as a picture |
 
 mod arm;
@@ -14,6 +15,7 @@ mod bare_loop;
 mod content;
 mod engine;
 mod iperf;
+mod link;
 mod memory;
 mod picture;
 mod qemu;

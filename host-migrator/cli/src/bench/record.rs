@@ -198,6 +198,9 @@ pub(super) struct Report {
     pub(super) runs: u32,
     /// Connections of each arm.
     pub(super) channels: u16,
+    /// Millions of bits a second that the link lets through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) link_mbit: Option<u32>,
     /// The arms, in the order of their runs.
     pub(super) arms: Vec<ArmRecord>,
     /// Every arm that has a baseline among the others.
@@ -218,6 +221,7 @@ impl Report {
             seed: args.seed,
             runs: args.runs.get(),
             channels: args.channels,
+            link_mbit: args.link_mbit,
             ratios: ratios(&arms),
             arms,
         }

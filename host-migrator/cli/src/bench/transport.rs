@@ -9,8 +9,8 @@ use spec::PAGE_SIZE;
 use super::BenchError;
 use super::arm::{Arm, arm};
 use super::content::Content;
-use super::picture;
 use super::record::{ArmRecord, Machine, Report};
+use super::{link, picture};
 use crate::args::TransportArgs;
 use crate::terminal;
 
@@ -19,6 +19,9 @@ use crate::terminal;
 /// # Errors
 /// [`BenchError`]; [`BenchError::Lost`] if any page was wrong.
 pub(super) fn run(args: &TransportArgs) -> Result<(), BenchError> {
+    if let Some(mbit) = args.link_mbit {
+        link::limited_to(mbit)?;
+    }
     if args.size.0 / PAGE_SIZE < u64::from(args.channels) {
         return Err(BenchError::FewPages {
             size: args.size,
@@ -85,11 +88,12 @@ fn show(args: &TransportArgs, report: &Report) -> Result<(), BenchError> {
 fn headline(args: &TransportArgs, report: &Report) -> String {
     let plural = |count: u64| if count == 1 { "" } else { "s" };
     format!(
-        "{} of {} memory, {} connection{}, {} turn{}; {} processors, Linux {}, load {:.2} before",
+        "{} of {} memory, {} connection{}{}, {} turn{}; {} processors, Linux {}, load {:.2} before",
         args.size,
         report.content,
         args.channels,
         plural(args.channels.into()),
+        (args.link_mbit).map_or_else(String::new, |mbit| format!(" on a link of {mbit} Mbit/s")),
         args.runs,
         plural(args.runs.get().into()),
         report.machine.processors,
