@@ -2,6 +2,8 @@
 //! Guest memory: the source's copy out of it, and the destination's two ways to put pages into memory that
 //! was never touched.
 
+use std::hint::black_box;
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use host_migrator::{GuestRam, RamRegion};
 use spec::{PAGE_SIZE, PageRange};
@@ -24,6 +26,15 @@ fn copy(criterion: &mut Criterion) {
     let mut buffer = vec![0; RUN_BYTES];
     group.bench_function("to a buffer that stays in the cache", |bencher| {
         bencher.iter(|| runs().for_each(|run| ram.read(run, &mut buffer).expect("in memory")));
+    });
+    let bare = vec![7; (PAGES * PAGE_SIZE) as usize];
+    group.bench_function("the same of memory of this process, by memcpy", |bencher| {
+        bencher.iter(|| {
+            for run in bare.chunks_exact(RUN_BYTES) {
+                buffer.copy_from_slice(run);
+                black_box(&mut buffer);
+            }
+        });
     });
     group.finish();
 }
