@@ -74,18 +74,21 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     let (tls_key, tls_ca) = (absolute(&args.tls.tls_key)?, absolute(&args.tls.tls_ca)?);
     let mut client = Client::connect(&args.control)?;
     say_what_goes_on(&args.control)?;
-    let migrate = Command::Migrate(MigrateArguments {
-        hints: args.hints,
-        sources: args.sources.iter().copied().collect(),
-        local: args.local,
-        tls_certificate,
-        tls_key,
-        tls_ca,
-        tls_hostname: args.tls_hostname.clone(),
-        #[cfg(clause_switches)]
-        switched_off: args.switch_off.clone(),
-        ..args.migration.to(uri)
-    });
+    let migrate = Command::Migrate(
+        MigrateArguments {
+            hints: args.hints,
+            sources: args.sources.iter().copied().collect(),
+            local: args.local,
+            tls_certificate,
+            tls_key,
+            tls_ca,
+            tls_hostname: args.tls_hostname.clone(),
+            #[cfg(clause_switches)]
+            switched_off: args.switch_off.clone(),
+            ..args.migration.to(uri)
+        }
+        .into(),
+    );
     client.ask_with::<serde_json::Value>(&migrate, &given)?;
     // The machine has copies. If this process kept its own, the destination would not see the end of the connection.
     drop(given);

@@ -109,11 +109,14 @@ fn migrate(
         SectionKind::MachineState,
         Fault::Stall(ON_THE_WAY),
     );
-    source.client()?.tell(&Command::Migrate(MigrateArguments {
-        downtime_limit: DOWNTIME_LIMIT,
-        sources: sources.iter().copied().collect(),
-        ..MigrateArguments::to(slow)
-    }))?;
+    source.client()?.tell(&Command::Migrate(
+        MigrateArguments {
+            downtime_limit: DOWNTIME_LIMIT,
+            sources: sources.iter().copied().collect(),
+            ..MigrateArguments::to(slow)
+        }
+        .into(),
+    ))?;
     wait_until_migrated(source, destination)?;
     let report: MigrationReport = source.client()?.ask(&Command::QueryReport)?;
     let verdict = ask_oracle(GuestKind::Linux, source, destination)?;

@@ -98,11 +98,14 @@ pub fn run() -> Result<Value, Failure> {
         receive_job(address),
         1,
     )?;
-    source.client()?.tell(&Command::Migrate(MigrateArguments {
-        max_bandwidth: Some(BANDWIDTH),
-        max_rounds: Some(ROUNDS),
-        ..MigrateArguments::to(address_of(&mut destination)?)
-    }))?;
+    source.client()?.tell(&Command::Migrate(
+        MigrateArguments {
+            max_bandwidth: Some(BANDWIDTH),
+            max_rounds: Some(ROUNDS),
+            ..MigrateArguments::to(address_of(&mut destination)?)
+        }
+        .into(),
+    ))?;
     // Free memory is hinted and then held by the driver, so it is not reported.
     device.wait_until_hinted()?;
     device.set_target(LATER_TARGET)?;

@@ -88,7 +88,7 @@ impl Migration {
             hints: self.hints,
             ..MigrateArguments::to(uri.to_owned())
         };
-        let command = control::Command::Migrate(arguments);
+        let command = control::Command::Migrate(arguments.into());
         let mut command = serde_json::to_value(command).expect("a command is JSON");
         if !self.switched_off.is_empty() {
             // These tests are built without the switches, so the type does not have this field.

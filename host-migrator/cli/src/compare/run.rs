@@ -200,19 +200,22 @@ impl RunPlan {
 
     fn migrate(&self, uri: String, tls: Option<Certificates>) -> Command {
         let files = tls.map(|made| made.source);
-        Command::Migrate(MigrateArguments {
-            tls_hostname: files.is_some().then(|| HOSTNAME.to_owned()),
-            tls_certificate: files.as_ref().map(|files| files.certificate.clone()),
-            tls_key: files.as_ref().map(|files| files.key.clone()),
-            tls_ca: files.map(|files| files.ca),
-            hints: self.hints,
-            sources: self.sources,
-            map_rounds: self.map_rounds,
-            local: self.transport == ComparedTransport::Local,
-            #[cfg(clause_switches)]
-            switched_off: self.switch_off.clone(),
-            ..self.migration.to(uri)
-        })
+        Command::Migrate(
+            MigrateArguments {
+                tls_hostname: files.is_some().then(|| HOSTNAME.to_owned()),
+                tls_certificate: files.as_ref().map(|files| files.certificate.clone()),
+                tls_key: files.as_ref().map(|files| files.key.clone()),
+                tls_ca: files.map(|files| files.ca),
+                hints: self.hints,
+                sources: self.sources,
+                map_rounds: self.map_rounds,
+                local: self.transport == ComparedTransport::Local,
+                #[cfg(clause_switches)]
+                switched_off: self.switch_off.clone(),
+                ..self.migration.to(uri)
+            }
+            .into(),
+        )
     }
 }
 

@@ -32,7 +32,7 @@ pub enum Command {
     /// What the machine and its migration are doing; answers [`crate::machine::Status`].
     Status,
     /// Migrate the machine.
-    Migrate(MigrateArguments),
+    Migrate(Box<MigrateArguments>),
     /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
     /// The full report of the last migration.
@@ -262,7 +262,7 @@ mod tests {
             max_bandwidth: Some(5),
             ..MigrateArguments::to("unix:/x".into())
         };
-        assert_eq!(migrate, defaults);
+        assert_eq!(*migrate, defaults);
         assert_eq!(migrate.hints, HintMode::On);
         assert_eq!(migrate.sources, PageSources::ALL);
         let line = r#"{"execute": "migrate", "arguments": {"uri": "unix:/x", "sources": ["agent", "zero"]}}"#;
