@@ -17,8 +17,8 @@ use software_guest::waiting::Waiting;
 use software_guest::{Guest, rounds};
 use spec::PageRange;
 use spec::stream::{
-    ChannelHeader, GREETING_BYTES, Greeting, Nonce, SECTION_HEADER_BYTES, SectionHeader,
-    SectionKind, StreamHeader, run_to_bytes,
+    ChannelHeader, CompressedPrefix, CompressionMethod, GREETING_BYTES, Greeting, Nonce,
+    SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamHeader, run_to_bytes,
 };
 
 fn guest() -> Guest {
@@ -262,6 +262,17 @@ fn what_a_channel_must_not_carry_is_named() {
         error.contains("a section of round 2 arrived in round 1"),
         "{error}"
     );
+    let bomb = CompressedPrefix {
+        method: CompressionMethod::Lz4,
+        runs: 1,
+        pages: 1,
+        content_crc: 0,
+    };
+    let packed = lz4_flex::block::compress(&vec![0; 1 << 20]);
+    let bomb = [&bomb.to_bytes()[..], &run, &packed[..4000]].concat();
+    let error = after(&[(SectionKind::CompressedPages, 1, &bomb)]);
+    let refusal = "channel 0: the pages of a section cannot be decompressed";
+    assert!(error.starts_with(refusal), "{error}");
     let error = after(&[(SectionKind::Pages, 1, &[1; 30])]);
     assert!(
         error.contains("payload of a Pages section is invalid"),

@@ -4,7 +4,7 @@
 use host_migrator::MigrationReport;
 use lacuna::control::{CompressionName, HintMode};
 
-use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm};
+use crate::lab::{BareGuest, Lab, Migration, skipped_without_kvm, status};
 
 fn migrate(migration: &Migration) -> MigrationReport {
     let lab = Lab::new(BareGuest {
@@ -12,7 +12,10 @@ fn migrate(migration: &Migration) -> MigrationReport {
         ..BareGuest::default()
     });
     let mut source = lab.running("source");
-    lab.move_whole(migration, &mut source, "destination").report
+    let moved = lab.move_whole(migration, &mut source, "destination");
+    let shown = status(&source).migration.compression;
+    assert_eq!(shown, moved.report.compression);
+    moved.report
 }
 
 #[test]

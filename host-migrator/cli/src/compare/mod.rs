@@ -25,7 +25,7 @@ pub use run::{RunPlan, ask_about_lent, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
 use crate::certificates::CertificateError;
-use crate::control::ClientError;
+use crate::control::{ClientError, CompressionName};
 use crate::nested;
 use crate::terminal;
 use crate::trace::TraceJobError;
@@ -171,8 +171,12 @@ fn headline(args: &CompareArgs) -> String {
         0 => String::new(),
         _ => format!("{} fragmented, ", workload.fragment),
     };
+    let compressed = match args.migration.multifd_compression {
+        CompressionName::None => String::new(),
+        name => format!("; pages compressed with {}", run::name_of(name)),
+    };
     format!(
-        "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second rewritten",
+        "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second rewritten{compressed}",
         args.guest.kind, args.guest.memory, workload.in_use, workload.freed, workload.dirty_rate
     )
 }

@@ -530,7 +530,7 @@ fn bytes(size: Size) -> String {
 }
 
 /// A value as it is written on the command line.
-fn name_of(value: impl ValueEnum) -> String {
+pub(super) fn name_of(value: impl ValueEnum) -> String {
     value
         .to_possible_value()
         .map(|value| value.get_name().to_owned())
