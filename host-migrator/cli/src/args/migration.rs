@@ -149,8 +149,8 @@ pub struct MigrationArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CHANNELS)))]
     pub multifd_channels: Option<u32>,
     /// How memory is compressed on its way. Up to 1 MiB is compressed at a time; what does not get smaller by an eighth is sent as
-    /// it is. Compression makes a migration faster where the link is slower than the processors compress: lz4 about 1 GB/s each,
-    /// zstd about a third of that. On a faster link it makes it slower
+    /// it is. Compression makes a migration faster where the link is slower than compression: each channel compresses about 0.3 to
+    /// 1 GB a second, depending on what is in memory. On a faster link it makes the migration and its downtime longer
     #[arg(long, value_enum, value_name = "METHOD", default_value_t)]
     pub multifd_compression: CompressionName,
     /// Level of zstd, 1 to 20. Higher levels make memory smaller and take longer. Default: 1
