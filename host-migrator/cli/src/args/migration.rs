@@ -45,7 +45,7 @@ pub struct SendArgs {
     #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,agent,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
     pub sources: Vec<PageSource>,
     /// The destination is on this host, at a unix socket: give it the memory itself instead of sending pages. The downtime then
-    /// does not depend on the size of memory. Limits, channels, rounds and hints mean nothing
+    /// does not depend on the size of memory. Limits, channels, compression, rounds and hints mean nothing
     #[arg(long)]
     pub local: bool,
     /// Start the migration and do not wait for its end
