@@ -10,7 +10,7 @@ use host_migrator::wire::Address;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::machine::{GuestArgs, WorkloadArgs};
-use super::tls::TlsArgs;
+use super::tls::{HEADING, TlsArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
 use crate::control::{CompressionName, HintMode, MigrateArguments};
 use crate::size::Size;
@@ -35,7 +35,7 @@ pub struct SendArgs {
         long,
         value_name = "NAME",
         requires = "tls_certificate",
-        help_heading = "TLS"
+        help_heading = HEADING
     )]
     pub tls_hostname: Option<String>,
     /// What may be used to find pages that need not be sent

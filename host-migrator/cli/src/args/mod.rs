@@ -158,6 +158,22 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
+    fn the_help_lists_flags_of_tls_apart_and_no_others_with_them() {
+        for job in ["send", "receive"] {
+            let command = Cli::command();
+            let job = command.find_subcommand(job).unwrap();
+            for flag in job.get_opts() {
+                let of_tls = flag.get_id().as_str().starts_with("tls_");
+                assert_eq!(
+                    of_tls,
+                    flag.get_help_heading() == Some(tls::HEADING),
+                    "{flag}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
     }
