@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A local hand-over: the guest goes to another process on this host, with its memory files.
 
+use host_migrator::Owner;
 use host_migrator::report::stats::MigrationState;
 use lacuna::args::GuestKind;
 use lacuna::compare::{Host, Record, ask_about_lent};
 use lacuna::control::Command;
-use lacuna::machine::MachineState;
+use lacuna::machine::{MachineState, Status};
+use spec::stream::SectionKind;
 
+use crate::lab::unix_wire;
+use crate::lab::wire::Fault;
 use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, end_of, ends, lacuna, release_and_check,
     skipped_without_kvm, status, tell, whole_pass,
@@ -108,6 +112,54 @@ fn a_source_that_handed_its_guest_over_ends_and_the_guest_runs_on() {
     tell(&source, &Command::Quit(None));
     assert_eq!(end_of(&mut source), Some(0));
     assert_eq!(whole_pass(&mut destination).wrong, 0);
+}
+
+/// Hands the guest over a wire on which nothing passes from the section `kind` on, and kills the destination when `is_there` says
+/// that the source is there. Returns the source, whose migration has ended in the state `how`.
+fn killed_at(
+    lab: &Lab,
+    kind: SectionKind,
+    is_there: fn(&Status) -> bool,
+    how: MigrationState,
+) -> Host {
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving_at("destination", &lab.unix("stream"), false);
+    let wire = unix_wire::faulty(&uri, lab.folder(), kind, Fault::Stall(PATIENCE));
+    local().begin(&source, &wire);
+    source
+        .wait_until("the moment", PATIENCE, |status| Ok(is_there(status)))
+        .expect("the source comes that far");
+    destination.machine.kill();
+    ends(&mut source, how);
+    source
+}
+
+#[test]
+fn a_destination_that_is_killed_before_the_hand_over_costs_only_the_migration() {
+    if skipped_without_kvm("local, destination killed") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let is_there = |status: &Status| status.migration.status == MigrationState::Device;
+    let mut source = killed_at(&lab, SectionKind::Commit, is_there, MigrationState::Failed);
+    assert_eq!(status(&source).ownership.owner, Owner::Here);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+    hand_over(&lab, &mut source, "next");
+}
+
+#[test]
+fn a_destination_that_is_killed_in_the_hand_over_leaves_the_guest_to_the_operator() {
+    if skipped_without_kvm("local, destination killed in the hand-over") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let is_there = |status: &Status| status.ownership.number == 1;
+    let how = MigrationState::HandedOverUnconfirmed;
+    let mut source = killed_at(&lab, SectionKind::HandOver, is_there, how);
+    assert_eq!(status(&source).ownership.owner, Owner::Undecided);
+    tell(&source, &Command::SourceOwns);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+    hand_over(&lab, &mut source, "next");
 }
 
 #[test]

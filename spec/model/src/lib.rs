@@ -19,7 +19,7 @@
 //! | [`operator`] | the operator, who decides when neither side can know who owns the guest |
 //! | [`state`] | the state of all of them together, and the steps from state to state |
 //! | [`properties`] | what must always hold, and what must hold at the end |
-//! | [`file`] | snapshot files: a model of its own |
+//! | [`mod@file`] | snapshot files: a model of its own |
 //! | [`story`] | a path to a broken property, in words |
 //! | [`check`] | a visit of all states |
 //! | [`document`] | the stories in `spec/free-page-hinting.md` and `spec/file-format.md` |
