@@ -13,7 +13,7 @@
 //! | [`control`] | device, migrator and people: epochs of hints; target, statistics, maps |
 //! | [`page_map`] | device and people: a map of guest memory |
 //! | [`stream`] | source and destination: the migration stream |
-//! | [`file`] | a save and its restore: the snapshot file |
+//! | [`mod@file`] | a save and its restore: the snapshot file |
 //! | [`clause`] | the model and test builds: the clauses of the rule, each with a switch |
 //! | [`trace`] | everybody, in tests: a record of what was done, in one order, checked against the rule |
 //! | [`bare`] | the bare-metal guest and the machine that runs it |
