@@ -203,13 +203,19 @@ impl Line {
         parts: [&[u8]; N],
         payload: Sum,
     ) -> Result<(), WriteError> {
+        let number = self.sequence;
         let header = self.next_header(kind, payload);
         let mut slices = [IoSlice::new(&[]); 4];
         slices[0] = IoSlice::new(&header);
         for (slice, part) in slices[1..].iter_mut().zip(parts) {
             *slice = IoSlice::new(part);
         }
-        self.send(&mut slices[..=N])
+        let sent = self.send(&mut slices[..=N]);
+        if let Err(WriteError { written: 0, .. }) = &sent {
+            // The next section, which may say why, must not seem to follow a lost one.
+            self.sequence = number;
+        }
+        sent
     }
 
     fn memory(&mut self, table: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), WriteError> {
@@ -493,3 +499,6 @@ fn check(header: &SectionHeader, crc: u32) -> Result<(), SectionError> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
