@@ -18,6 +18,7 @@ mod compression;
 mod every_step;
 #[cfg(test)]
 mod failures;
+mod files;
 #[cfg(test)]
 mod hostile_agent;
 #[cfg(test)]

@@ -8,17 +8,17 @@ use std::thread;
 use std::time::Duration;
 
 use clap::CommandFactory;
-use host_migrator::Ownership;
 use host_migrator::report::stats::{
     CompressionStatus, MigrationReport, MigrationState, MigrationStatus,
 };
 use host_migrator::wire::Address;
+use host_migrator::{Ownership, SnapshotTarget};
 use indicatif::{ProgressBar, ProgressStyle};
 use spec::PAGE_SIZE;
 use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
-use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs};
+use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs, Target};
 use crate::certificates::{self, CertificateError};
 use crate::control::{Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments};
 use crate::machine::{MachineState, Status};
@@ -79,6 +79,7 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
             hints: args.hints,
             sources: args.sources.iter().copied().collect(),
             local: args.local,
+            hold: args.hold,
             tls_certificate,
             tls_key,
             tls_ca,
@@ -119,6 +120,17 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
             Size(report.wire_bytes)
         ));
     }
+    if let Target::File(file) = &args.address {
+        return print(&format!(
+            "saved to {} in {:.0} ms, downtime {:.1} ms, {} of pages written in {} rounds; the guest {}",
+            file.path.display(),
+            report.total_ms,
+            report.downtime_ms,
+            Size(report.wire_bytes),
+            report.totals.round,
+            if args.hold { "is held" } else { "runs on" }
+        ));
+    }
     print(&format!(
         "migrated in {:.0} ms, downtime {:.1} ms, {} on the wire in {} rounds{}",
         report.total_ms,
@@ -129,10 +141,20 @@ pub fn send(args: &SendArgs) -> Result<(), JobError> {
     ))
 }
 
-/// How the machine is told of `address`: sockets that this process was started with are given to it.
-fn target(address: &Address) -> Result<(String, Vec<OwnedFd>), JobError> {
-    let Address::Fd(numbers) = address else {
-        return Ok((address.to_string(), Vec::new()));
+/// How the machine is told of `target`: sockets that this process was started with are given to it.
+fn target(target: &Target) -> Result<(String, Vec<OwnedFd>), JobError> {
+    let numbers = match target {
+        Target::Address(Address::Fd(numbers)) => numbers,
+        Target::Address(address) => return Ok((address.to_string(), Vec::new())),
+        Target::File(file) => {
+            // The machine writes the file, and may have another working folder.
+            let path = std::path::absolute(&file.path).map_err(|source| JobError::Io {
+                what: "cannot find the current folder",
+                source,
+            })?;
+            let offset = file.offset;
+            return Ok((SnapshotTarget { path, offset }.to_string(), Vec::new()));
+        }
     };
     let take = |number| {
         inherited::stream_socket(number).map_err(|source| JobError::Io {

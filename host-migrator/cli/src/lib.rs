@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod compare;
 pub mod control;
 mod figures;
+pub mod inspect;
 pub mod jobs;
 pub mod machine;
 pub mod nested;
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Run(args) => machine::run(args)?,
         Job::Receive(args) => machine::receive(args)?,
         Job::Send(args) => jobs::send(&args)?,
+        Job::Inspect(args) => inspect::inspect(&args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {

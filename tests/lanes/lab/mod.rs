@@ -16,7 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::lacuna::compare::{AgentPort, Host, Part, Verdict};
+use ::lacuna::compare::{AgentPort, CompareError, Host, Part, Verdict};
 use ::lacuna::trace::{TraceArgs, check_file};
 use host_migrator::report::stats::MigrationReport;
 use spec::PageRange;
@@ -186,6 +186,17 @@ impl Lab {
         self.awaiting(name, "tcp:127.0.0.1:0", machine)
     }
 
+    /// Starts a host that restores a guest from a file, and holds it.
+    ///
+    /// # Errors
+    /// If it ends before it can be asked anything.
+    pub fn restoring(&self, name: &'static str, file: &str) -> Result<Host, CompareError> {
+        let mut args: Vec<OsString> = vec!["receive".into(), file.into()];
+        args.extend(self.guest.machine_args());
+        args.push("--hold".into());
+        self.try_to_start(name, args, &[])
+    }
+
     fn awaiting(
         &self,
         name: &'static str,
@@ -230,6 +241,16 @@ impl Lab {
     }
 
     fn start(&self, name: &'static str, job: Vec<OsString>, device: &[&str]) -> Host {
+        self.try_to_start(name, job, device)
+            .expect("the host starts")
+    }
+
+    fn try_to_start(
+        &self,
+        name: &'static str,
+        job: Vec<OsString>,
+        device: &[&str],
+    ) -> Result<Host, CompareError> {
         let device_name: &'static str = format!("{name}-device").leak();
         let trace = TraceArgs {
             trace: Some(self.trace()),
@@ -246,7 +267,6 @@ impl Lab {
             agent,
             &trace,
         )
-        .expect("the host starts")
     }
 }
 

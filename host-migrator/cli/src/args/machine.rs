@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use host_migrator::wire::Address;
 use rustix::fs::{Gid, Mode};
 use spec_sockets::access;
 
+use super::target::Target;
 use super::tls::TlsArgs;
 use super::values::socket_path;
 use crate::size::Size;
@@ -35,8 +35,10 @@ pub struct RunArgs {
 pub struct ReceiveArgs {
     /// Where to listen: tcp:HOST:PORT, unix:PATH, vsock:any:PORT or fd:NUMBER. All addresses of HOST are used; `[::]` means
     /// all addresses of this machine; with port 0 the kernel chooses the port. fd:NUMBER is a listening socket that this
-    /// command was started with, fd:NUMBER,NUMBER... are connected ones
-    pub address: Address,
+    /// command was started with, fd:NUMBER,NUMBER... are connected ones.
+    /// file:PATH or file:PATH,offset=N restores the guest of a snapshot file, as often as is wanted. Run only one copy of a
+    /// guest that uses disks or a network
+    pub address: Target,
     /// Octal permission bits of the file unix:PATH: who may send a guest [default: 600]
     #[arg(long, value_name = "MODE", value_parser = access::mode)]
     pub socket_mode: Option<Mode>,

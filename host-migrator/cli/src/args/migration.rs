@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use host_migrator::wire::Address;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::machine::{GuestArgs, WorkloadArgs};
+use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
 use crate::control::{CompressionName, HintMode, MigrateArguments};
@@ -19,8 +19,10 @@ use crate::size::Size;
 #[derive(Clone, Debug, Args)]
 pub struct SendArgs {
     /// Where to: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT or fd:NUMBER. fd:NUMBER is a connected socket that this command was
-    /// started with; with fd:NUMBER,NUMBER... the first is the control connection, and each other one carries a channel
-    pub address: Address,
+    /// started with; with fd:NUMBER,NUMBER... the first is the control connection, and each other one carries a channel.
+    /// file:PATH saves the guest into a snapshot file, which replaces PATH when it is complete, and the guest runs on here;
+    /// file:PATH,offset=N writes into the file or block device PATH at byte N
+    pub address: Target,
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
@@ -48,6 +50,9 @@ pub struct SendArgs {
     /// does not depend on the size of memory. Limits, channels, compression, rounds and hints mean nothing
     #[arg(long)]
     pub local: bool,
+    /// For file:PATH: keep the guest stopped after it was saved, until `lacuna cont`
+    #[arg(long)]
+    pub hold: bool,
     /// Start the migration and do not wait for its end
     #[arg(long)]
     pub detach: bool,

@@ -5,6 +5,7 @@ mod bench;
 mod generate;
 mod machine;
 mod migration;
+mod target;
 mod tls;
 pub(crate) mod values;
 
@@ -18,6 +19,7 @@ pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
 pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
+pub use self::target::Target;
 pub use self::tls::TlsArgs;
 use self::values::socket_path;
 use crate::balloon::args::BalloonArgs;
@@ -69,6 +71,8 @@ pub enum Job {
     Receive(ReceiveArgs),
     /// Migrate a running guest
     Send(SendArgs),
+    /// Show what is in a snapshot file, and check every page of it
+    Inspect(InspectArgs),
     /// Show what a machine and its migration are doing
     Status(StatusArgs),
     /// Cancel a migration: the guest runs on where it is
@@ -85,6 +89,22 @@ pub enum Job {
     Trace(TraceJobArgs),
     /// Write manual pages, shell completions, or certificates to try TLS with
     Generate(GenerateArgs),
+}
+
+/// `lacuna inspect`
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// The snapshot: PATH, file:PATH or file:PATH,offset=N
+    pub file: String,
+    /// Do not read the pages
+    #[arg(long)]
+    pub no_verify: bool,
+    /// Also show which part of memory is in the file
+    #[arg(long)]
+    pub picture: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lacuna status`

@@ -69,7 +69,8 @@ pub const GIVEN: &str = "fd:";
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MigrateArguments {
-    /// `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`, or [`GIVEN`] for connected sockets that come with the command.
+    /// `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`, or [`GIVEN`] for connected sockets that come with the command;
+    /// `file:PATH` or `file:PATH,offset=N` to save the guest, which runs on here.
     pub uri: String,
     /// Greatest bandwidth in bytes a second; default: all that the link has.
     #[serde(default)]
@@ -117,6 +118,9 @@ pub struct MigrateArguments {
     /// Lend the memory itself to a destination on this host, over a unix socket, instead of sending pages.
     #[serde(default)]
     pub local: bool,
+    /// For a file: keep the guest stopped after it was saved.
+    #[serde(default)]
+    pub hold: bool,
     /// Keep maps of the rounds for the report.
     #[serde(default)]
     pub map_rounds: bool,
@@ -147,6 +151,7 @@ impl MigrateArguments {
             hints: HintMode::default(),
             sources: PageSources::default(),
             local: false,
+            hold: false,
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: Vec::new(),

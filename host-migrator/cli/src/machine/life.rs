@@ -127,6 +127,22 @@ impl Life {
         Ok(())
     }
 
+    /// The guest was saved, and stays stopped.
+    pub(super) fn held_after_save(&self) {
+        let mut state = self.state.lock();
+        if state.stage.is_here() {
+            state.stage = Stage::Here { held: true };
+        }
+    }
+
+    /// The guest runs, whatever had stopped it.
+    pub(super) fn runs(&self) {
+        let mut state = self.state.lock();
+        if state.stage.is_here() {
+            state.stage = Stage::Here { held: false };
+        }
+    }
+
     /// Keeps the stopped guest although its arrival failed with `why`: it belongs to this side, or the owner is not known.
     pub(super) fn kept(&self, owner: Owner, why: &str) {
         self.state.lock().kept(owner, why);

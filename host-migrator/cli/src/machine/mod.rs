@@ -8,6 +8,7 @@ mod console;
 mod life;
 mod outgoing;
 mod process;
+mod saving;
 mod shared;
 mod status;
 mod way;
@@ -18,8 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use host_migrator::destination::RestoreError;
 use host_migrator::wire::{Access, Listener, TlsFileError, TransportError};
-use host_migrator::{MachineError, RamError, ReceiveError, Trace};
+use host_migrator::{MachineError, RamError, ReceiveError, Snapshot, SnapshotError, Trace};
 use reference_vmm::{
     BareWorkload, Guest, LinuxGuest, Machine, MachineConfig, MemoryOptions, Outlets, SetupError,
 };
@@ -28,7 +30,9 @@ use vhost_device_balloon::daemon::signals::EndSignals;
 
 pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 
-use crate::args::{Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs};
+use crate::args::{
+    Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, Target, WorkloadArgs,
+};
 use crate::control;
 use console::{Console, LastReport};
 use life::Ending;
@@ -55,6 +59,17 @@ pub enum ProcessError {
     /// The guest did not arrive.
     #[error("the guest did not arrive: {0}")]
     Receive(#[from] ReceiveError),
+    /// There is no snapshot.
+    #[error("the guest cannot be restored: {0}")]
+    Snapshot(#[from] SnapshotError),
+    /// The guest could not be restored.
+    #[error("the guest was not restored: {0}")]
+    Restore(#[from] RestoreError),
+    /// A file with the flags of a socket.
+    #[error(
+        "a snapshot file is restored without a connection: leave out the flags of TLS and of the socket"
+    )]
+    FlagsOfSocket,
     /// This guest cannot do the workload.
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
@@ -85,7 +100,7 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
     let (outlets, parts) = outlets(&args.machine)?;
     let mut machine = Machine::new(&config(&args.machine, &parts), &guest, outlets)?;
     machine.start()?;
-    let process = Process::new(machine, &args.machine, parts, None)?;
+    let process = Process::new(machine, &args.machine, parts, None, None)?;
     live(&process, &args.machine)
 }
 
@@ -96,6 +111,16 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
 /// be started for another try), or a signal ends the machine with its guest.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     let tls = args.tls.load()?;
+    // A file that is no snapshot is refused before memory is taken for the guest.
+    let snapshot = match &args.address {
+        Target::Address(_) => None,
+        Target::File(_)
+            if tls.is_some() || args.socket_mode.is_some() || args.socket_group.is_some() =>
+        {
+            return Err(ProcessError::FlagsOfSocket);
+        }
+        Target::File(file) => Some(Snapshot::open(file)?),
+    };
     let (outlets, parts) = outlets(&args.machine)?;
     let guest = match args.machine.guest.kind {
         GuestKind::Bare => reference_vmm::GuestKind::Bare,
@@ -107,16 +132,26 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
         // The machine has no guest yet, so nothing writes to the memory before one arrives.
         machine.ram().populate().map_err(ProcessError::Populate)?;
     }
-    let access = Access::new(args.socket_mode, args.socket_group);
-    let mut listener = Listener::bind_for(&args.address, access)?;
-    if let Some(tls) = &tls {
-        listener = listener.with_tls(tls);
-    }
-    let process = Process::new(machine, &args.machine, parts, Some(listener))?;
+    let listener = match &args.address {
+        Target::Address(address) => {
+            let access = Access::new(args.socket_mode, args.socket_group);
+            let listener = Listener::bind_for(address, access)?;
+            Some(match &tls {
+                Some(tls) => listener.with_tls(tls),
+                None => listener,
+            })
+        }
+        Target::File(_) => None,
+    };
+    let from = match &listener {
+        Some(listener) => listener.address().to_string(),
+        None => args.address.to_string(),
+    };
+    let process = Process::new(machine, &args.machine, parts, Some(from), listener)?;
     let receiver = Arc::clone(&process);
     let thread = thread::Builder::new().name("receiver".into());
     thread
-        .spawn(move || receiver.receive())
+        .spawn(move || receiver.receive(snapshot))
         .map_err(io_error("start a thread for", &args.machine.control))?;
     live(&process, &args.machine)
 }

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Connection, Migration, MigrationMonitor, MigrationParams, MigrationReport, MigrationState,
-    MigrationStatus, Source,
+    Connection, FileSink, GuestCopy, Migration, MigrationError, MigrationMonitor, MigrationParams,
+    MigrationReport, MigrationState, MigrationStatus, Source,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -46,6 +46,20 @@ struct Slot {
     guest_ended: Option<String>,
     /// The guest was handed over, and an operator has decided that it is here.
     taken_back: bool,
+    /// The guest is saved, and stays here.
+    stays: bool,
+}
+
+impl Slot {
+    /// Of a migration that begins.
+    fn of(monitor: MigrationMonitor, stays: bool) -> Self {
+        Self {
+            monitor: Some(monitor),
+            running: true,
+            stays,
+            ..Self::default()
+        }
+    }
 }
 
 impl Outgoing {
@@ -59,25 +73,55 @@ impl Outgoing {
         params: MigrationParams,
         channel: Connection,
     ) -> Result<(), String> {
-        let mut slot = self.settled();
-        if slot.running {
-            return Err("a migration is under way already".into());
-        }
+        let mut slot = self.free()?;
         let handle =
             Migration::start(source, params, channel).map_err(|error| error.to_string())?;
-        *slot = Slot {
-            monitor: Some(handle.monitor()),
-            running: true,
-            report: None,
-            guest_ended: None,
-            taken_back: false,
-        };
+        *slot = Slot::of(handle.monitor(), false);
         drop(slot);
+        self.follow(move || handle.join().1)
+    }
+
+    /// Starts to save the guest of `source` into `sink`. `ended` is called with the result before anybody hears of it.
+    ///
+    /// # Errors
+    /// As [`Outgoing::start`].
+    pub fn start_save(
+        self: &Arc<Self>,
+        mut source: Source<'static>,
+        params: MigrationParams,
+        mut sink: FileSink,
+        ended: impl FnOnce(bool) + Send + 'static,
+    ) -> Result<(), String> {
+        let mut slot = self.free()?;
+        let copy = GuestCopy::observed(params, |_| ());
+        *slot = Slot::of(copy.monitor(), true);
+        drop(slot);
+        self.follow(move || {
+            let result = copy.run(&mut source, &mut sink);
+            ended(result.is_ok());
+            result
+        })
+    }
+
+    /// The slot, if no migration is under way.
+    fn free(&self) -> Result<MutexGuard<'_, Slot>, String> {
+        let slot = self.settled();
+        match slot.running {
+            true => Err("a migration is under way already".into()),
+            false => Ok(slot),
+        }
+    }
+
+    /// Notes the `end` of the migration that has begun, in a thread.
+    fn follow(
+        self: &Arc<Self>,
+        end: impl FnOnce() -> Result<MigrationReport, MigrationError> + Send + 'static,
+    ) -> Result<(), String> {
         let ours = Arc::clone(self);
         let waiter = thread::Builder::new()
             .name("migration-end".into())
             .spawn(move || {
-                let (_, result) = handle.join();
+                let result = end();
                 let mut slot = ours.slot.lock();
                 slot.running = false;
                 match result {
@@ -87,9 +131,10 @@ impl Outgoing {
                 drop(slot);
                 ours.ended.notify_all();
             });
-        waiter
-            .map(|_| ())
-            .map_err(|error| format!("cannot wait for the migration: {error}"))
+        waiter.map(|_| ()).map_err(|error| {
+            self.slot.lock().running = false;
+            format!("cannot wait for the migration: {error}")
+        })
     }
 
     /// The state of the running or last migration; the default if there was none.
@@ -129,6 +174,9 @@ impl Outgoing {
             return Away::No;
         };
         match monitor.status().status {
+            // The state says so a moment before the save has ended.
+            _ if slot.stays && slot.running => Away::UnderWay,
+            _ if slot.stays => Away::No,
             MigrationState::Completed => Away::HandedOver,
             // The state says so a moment before the migration has put everything back.
             MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
@@ -163,6 +211,9 @@ impl Outgoing {
             .wait_while_for(&mut slot, |slot| slot.running, CANCEL_DELAY);
         let state = slot.monitor.as_ref().map(|monitor| monitor.status().status);
         match state {
+            Some(MigrationState::Syncing | MigrationState::Completed) if slot.stays => {
+                Err("the guest has been saved: only the disk is waited for, and the save can no longer be cancelled".into())
+            }
             Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
                 Err("the guest has been handed over: the migration can no longer be cancelled".into())
             }

@@ -9,12 +9,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use host_migrator::destination::restore;
 use host_migrator::hints::DeviceHints;
 use host_migrator::wire::Listener;
 use host_migrator::{
-    DestinationMachine, GuestRam, HintSource, Incoming, MAX_CHANNELS, MachineError,
+    DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MAX_CHANNELS, MachineError,
     MigrationParams, Owner, OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus,
-    STOP_AND_SAVE, Source, SourceMachine, Trace,
+    STOP_AND_SAVE, Snapshot, SnapshotTarget, Source, SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -27,6 +28,7 @@ use super::arriving::Arriving;
 use super::console::LastReport;
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
+use super::saving::Saving;
 use super::shared::SharedMachine;
 use super::way::Way;
 use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, io_error};
@@ -50,7 +52,7 @@ pub struct Process {
     report: LastReport,
     outgoing: Arc<Outgoing>,
     ownership: OwnershipRecord,
-    life: Life,
+    life: Arc<Life>,
     /// How long it took to load the guest that arrived here.
     load: OnceLock<Duration>,
     /// Where a guest is awaited, until it has arrived or the process ends.
@@ -75,7 +77,7 @@ impl Memory {
 }
 
 impl Process {
-    /// A process for `machine`, whose guest is here or is awaited at `listener`.
+    /// A process for `machine`, whose guest is here, or comes `from` somewhere, such as to `listener`.
     ///
     /// # Errors
     /// [`ProcessError`] if its memory files cannot be opened or a thread cannot be started.
@@ -83,14 +85,14 @@ impl Process {
         machine: Machine,
         args: &MachineArgs,
         parts: Parts,
+        from: Option<String>,
         listener: Option<Listener>,
     ) -> Result<Arc<Self>, ProcessError> {
         let memory = Memory::of(&machine).map_err(io_error("share", &args.control))?;
         let outgoing = Arc::<Outgoing>::default();
-        let (life, ownership) = match &listener {
-            Some(listener) => {
-                let address = listener.address().to_string();
-                let life = Life::awaiting(address, outgoing.clone());
+        let (life, ownership) = match from {
+            Some(from) => {
+                let life = Life::awaiting(from, outgoing.clone());
                 (life, OwnershipRecord::there())
             }
             None => (Life::with_guest(outgoing.clone()), OwnershipRecord::here()),
@@ -107,7 +109,7 @@ impl Process {
             report: parts.report,
             outgoing,
             ownership,
-            life,
+            life: Arc::new(life),
             load: OnceLock::new(),
             listener: Mutex::new(listener.map(Arc::new)),
         });
@@ -124,11 +126,15 @@ impl Process {
         Ok(process)
     }
 
-    /// Waits for a guest, and runs or holds it. If the arrival fails and the source keeps the guest, the process ends.
+    /// Waits for a guest, or restores that of `snapshot`, and runs or holds it. If the arrival fails and the source keeps the guest, the process ends.
     /// If the guest may belong to this side, the process keeps it.
-    pub(super) fn receive(&self) {
+    pub(super) fn receive(&self, snapshot: Option<Snapshot>) {
         let _noticed = ReceiverDied(&self.life);
-        let Err(error) = self.accept_and_receive() else {
+        let received = match snapshot {
+            Some(snapshot) => self.restore(&snapshot),
+            None => self.accept_and_receive(),
+        };
+        let Err(error) = received else {
             return;
         };
         match self.ownership.get().owner {
@@ -139,6 +145,23 @@ impl Process {
                 self.life.kept(owner, &error.to_string());
             }
         }
+    }
+
+    fn restore(&self, snapshot: &Snapshot) -> Result<(), ProcessError> {
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let mut machine = Arriving(self);
+        let report = restore(
+            snapshot,
+            &*self.ram(),
+            &mut machine,
+            &self.ownership,
+            threads,
+            &|_| (),
+        )?;
+        log::info!("restored from {}: {report:?}", snapshot.path().display());
+        // A guest arrives only once.
+        let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
+        Ok(())
     }
 
     fn accept_and_receive(&self) -> Result<(), ProcessError> {
@@ -285,7 +308,13 @@ impl Process {
             // The next host takes about as long.
             params.besides_memory = STOP_AND_SAVE + *load;
         }
-        let way = Way::new(&arguments.uri, descriptors)?;
+        let file = match SnapshotTarget::is_meant(&arguments.uri) {
+            true => Some(file(arguments, &descriptors)?),
+            false if arguments.hold => {
+                return Err("only a guest that is saved into a file can be held here".into());
+            }
+            false => None,
+        };
         let hints: Option<Box<dyn HintSource>> = match &self.balloon_control {
             Some(path) if !params.local && needs_the_device(params.sources) => {
                 match DeviceHints::connect(path) {
@@ -298,16 +327,53 @@ impl Process {
             }
             _ => None,
         };
-        let channel = way.connect(arguments.tls()?.as_ref())?;
+        let (channel, machine): (_, Box<dyn SourceMachine>) = match file {
+            Some(_) => (
+                None,
+                Box::new(Saving::new(self.machine.clone(), arguments.hold)),
+            ),
+            None => {
+                let way = Way::new(&arguments.uri, descriptors)?;
+                let channel = way.connect(arguments.tls()?.as_ref())?;
+                (Some(channel), Box::new(self.machine.clone()))
+            }
+        };
         let logs = self.machine.lock().dirty_logs();
-        let machine = Box::new(self.machine.clone());
         let mut source = Source::new(machine, self.ram())
             .logs(logs)
             .trace(self.trace.clone())
             .ownership(self.ownership.clone());
         source.hints = hints;
-        let start = || self.outgoing.start(source, params, channel);
+        let start = || match (channel, file) {
+            (Some(channel), _) => self.outgoing.start(source, params, channel),
+            (None, Some(file)) => self.save(source, params, &file, arguments.hold),
+            (None, None) => unreachable!("a migration goes over a connection or into a file"),
+        };
         self.life.send_away(start)
+    }
+
+    /// Starts to save the guest into `file`.
+    fn save(
+        &self,
+        mut source: Source<'static>,
+        params: MigrationParams,
+        file: &SnapshotTarget,
+        hold: bool,
+    ) -> Result<(), String> {
+        let description = source.machine.describe().map_err(text)?;
+        let sink = FileSink::create(file, source.ram.layout(), &description).map_err(text)?;
+        let (mut machine, life) = (self.machine.clone(), Arc::clone(&self.life));
+        let ended = move |is_saved| match (hold, is_saved) {
+            (true, true) => life.held_after_save(),
+            (true, false) => {
+                // It may have been stopped before the disk failed.
+                if let Err(error) = machine.resume() {
+                    log::error!("after a save that failed: {error}");
+                }
+            }
+            (false, _) => {}
+        };
+        self.outgoing.start_save(source, params, sink, ended)
     }
 
     fn claim(&self) -> Result<(), String> {
@@ -355,7 +421,11 @@ impl Handler for Process {
             }
             Command::Resume => {
                 let run = || self.machine.clone().resume().map_err(text);
-                self.life.resume(run).map(|()| json!({}))
+                self.life.resume(run)?;
+                if self.machine.lock().is_running() {
+                    self.life.runs();
+                }
+                Ok(json!({}))
             }
             Command::SourceOwns => {
                 let take = || {
@@ -394,6 +464,17 @@ impl Drop for ReceiverDied<'_> {
             self.0.end(Ending::ReceiverDied);
         }
     }
+}
+
+/// The file that the guest is to be saved into.
+fn file(arguments: &MigrateArguments, descriptors: &[OwnedFd]) -> Result<SnapshotTarget, String> {
+    if arguments.local || arguments.tls()?.is_some() || !descriptors.is_empty() {
+        return Err(
+            "a guest is saved into a file without a connection: leave out local, TLS and sockets"
+                .into(),
+        );
+    }
+    arguments.uri.parse().map_err(text)
 }
 
 fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {

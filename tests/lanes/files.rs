@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A real guest is saved into a file while it runs, and restored from it.
+
+use std::fs::{self, File};
+use std::num::NonZeroU32;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use host_migrator::report::stats::MigrationState;
+use host_migrator::{Snapshot, SnapshotTarget};
+use lacuna::args::GuestKind;
+use lacuna::compare::{Host, ask_oracle};
+use lacuna::control::{Command, MigrateArguments};
+use lacuna::machine::MachineState;
+use spec::PAGE_SIZE;
+use spec::trace::check::Verdict;
+
+use crate::lab::{
+    BareGuest, Lab, PATIENCE, command, end_of, ends, lacuna, release_and_check,
+    skipped_without_kvm, status, tell, whole_pass,
+};
+
+/// Two vCPUs that write all the time, and take pages again at once.
+fn busy() -> BareGuest {
+    BareGuest {
+        vcpus: 2,
+        dirty_rate: "64M",
+        churn: 5000,
+        hold: "early",
+        ..BareGuest::default()
+    }
+}
+
+fn uri(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+fn open(path: &Path) -> Snapshot {
+    let target: SnapshotTarget = uri(path).parse().expect("the name of a file");
+    Snapshot::open(&target).expect("a complete snapshot")
+}
+
+/// Asks `source` to save its guest, and waits until it has.
+fn save(source: &mut Host, path: &Path, hold: bool) {
+    let arguments = MigrateArguments {
+        hold,
+        // However slow the disk is beside other work.
+        max_rounds: NonZeroU32::new(20),
+        ..MigrateArguments::to(uri(path))
+    };
+    tell(source, &Command::Migrate(arguments.into()));
+    ends(source, MigrationState::Completed);
+}
+
+/// A new host that holds the guest of the snapshot at `path`.
+fn restored(lab: &Lab, name: &'static str, path: &Path) -> Host {
+    let mut host = lab.restoring(name, &uri(path)).expect("the host starts");
+    host.wait_until("the guest to be restored", PATIENCE, |status| {
+        Ok(status.machine == MachineState::Held)
+    })
+    .expect("the guest is restored");
+    host
+}
+
+#[test]
+fn a_guest_that_writes_all_the_time_is_restored_page_by_page_as_it_was() {
+    if skipped_without_kvm("files, oracle") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let path = lab.folder().join("snapshot");
+    save(&mut source, &path, true);
+    assert_eq!(status(&source).machine, MachineState::Held);
+    let (rule, events) = lab.rule();
+    assert!(matches!(rule, Verdict::Holds(_)), "{rule}: {events}");
+    for name in ["first", "second"] {
+        let mut destination = restored(&lab, name, &path);
+        let verdict = ask_oracle(GuestKind::Bare, &source, &destination).unwrap();
+        assert_eq!(verdict.pages_compared, (256 << 20) / PAGE_SIZE);
+        lab.assert_right(&verdict, name);
+        release_and_check(&mut destination);
+        command(&destination, &["quit", "--end-guest"]).unwrap();
+        assert_eq!(end_of(&mut destination), Some(0));
+    }
+    // As small as what is in it: with hints most of memory is free.
+    let snapshot = open(&path);
+    let allocated = fs::metadata(&path).unwrap().blocks() * 512;
+    let pages = snapshot.commit().pages * PAGE_SIZE;
+    println!("{allocated} bytes on the disk, {pages} in pages");
+    assert!(
+        allocated < pages + pages / 50 + (256 << 10),
+        "{allocated} for {pages}"
+    );
+    // The guest runs on when it is told to.
+    command(&source, &["cont"]).unwrap();
+    assert_eq!(status(&source).machine, MachineState::Running);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+}
+
+#[test]
+fn a_guest_runs_on_after_it_was_saved_and_can_be_saved_again() {
+    if skipped_without_kvm("files, live") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let path = lab.folder().join("snapshot");
+    for _ in 0..3 {
+        save(&mut source, &path, false);
+        assert_eq!(status(&source).machine, MachineState::Running);
+        assert_eq!(whole_pass(&mut source).wrong, 0);
+    }
+    // The command says what it has done.
+    let file = uri(&path);
+    let said = lacuna(&["send", &file, "--control", source.control.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains("saved to") && said.contains("the guest runs on"),
+        "{said}"
+    );
+    let (rule, events) = lab.rule();
+    assert!(matches!(rule, Verdict::Holds(_)), "{rule}: {events}");
+    let mut destination = restored(&lab, "destination", &path);
+    release_and_check(&mut destination);
+}
+
+#[test]
+fn a_damaged_file_is_named_by_inspect_and_not_restored() {
+    if skipped_without_kvm("files, damage") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::default());
+    let mut source = lab.running("source");
+    let path = lab.folder().join("snapshot");
+    save(&mut source, &path, false);
+    let inspect = |path: &Path| lacuna(&["inspect", path.to_str().unwrap(), "--picture"]);
+    let whole = inspect(&path);
+    let text = String::from_utf8_lossy(&whole.stdout).into_owned();
+    println!("{text}");
+    assert!(
+        whole.status.success() && text.contains("all right"),
+        "{text}"
+    );
+
+    let snapshot = open(&path);
+    let mut first = None;
+    snapshot
+        .pages(&mut |run| first = first.or(Some(run)))
+        .unwrap();
+    let page = first.unwrap().first();
+    // Memory of this guest begins at 0, so the slot is the page's number.
+    let at = snapshot.places().page(page) + 100;
+    drop(snapshot);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+    let damaged = inspect(&path);
+    let text = String::from_utf8_lossy(&damaged.stdout).into_owned();
+    let address = format!("{:#x}", page * PAGE_SIZE);
+    assert!(
+        !damaged.status.success() && text.contains(&address),
+        "{text}"
+    );
+    match lab.restoring("damaged", &uri(&path)) {
+        Ok(mut destination) => assert_eq!(end_of(&mut destination), Some(1)),
+        // It was faster than the question whether it is up.
+        Err(ended) => assert!(ended.to_string().contains(&address), "{ended}"),
+    }
+
+    file.set_len(at).unwrap();
+    assert!(!inspect(&path).status.success());
+    let (rule, events) = lab.rule();
+    assert!(matches!(rule, Verdict::Holds(_)), "{rule}: {events}");
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+}
+
+#[test]
+fn a_saver_that_is_killed_leaves_the_old_snapshot_and_the_next_one_completes() {
+    if skipped_without_kvm("files, killed") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut first = lab.running("first");
+    let path = lab.folder().join("snapshot");
+    save(&mut first, &path, false);
+    let old = *open(&path).header();
+    let slow = MigrateArguments {
+        max_bandwidth: Some(1 << 20),
+        ..MigrateArguments::to(uri(&path))
+    };
+    tell(&first, &Command::Migrate(slow.into()));
+    crate::lab::until_round(&mut first, 1);
+    // Another machine cannot write the file meanwhile.
+    let mut second = lab.running("second");
+    let refused = command(&second, &["send", &uri(&path)]).unwrap_err();
+    assert!(refused.contains("another save writes it"), "{refused}");
+    first.machine.kill();
+    assert!(lab.folder().join("snapshot.partial").exists());
+    assert_eq!(*open(&path).header(), old);
+    save(&mut second, &path, false);
+    assert_ne!(*open(&path).header(), old);
+    assert!(!lab.folder().join("snapshot.partial").exists());
+    assert_eq!(whole_pass(&mut second).wrong, 0);
+    let verified = open(&path)
+        .verify(std::num::NonZeroUsize::MIN, &|_| ())
+        .unwrap();
+    assert_eq!(verified.damaged, 0);
+    let _ = lab.rule();
+}
