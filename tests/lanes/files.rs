@@ -158,7 +158,7 @@ fn a_damaged_file_is_named_by_inspect_and_not_restored() {
     file.write_all_at(&[!byte[0]], at).unwrap();
     let damaged = inspect(&path);
     let text = String::from_utf8_lossy(&damaged.stdout).into_owned();
-    let address = format!("{:#x}", page * PAGE_SIZE);
+    let address = format!("page at {:#x}", page * PAGE_SIZE);
     assert!(
         !damaged.status.success() && text.contains(&address),
         "{text}"
