@@ -154,7 +154,7 @@ fn each_field_of_a_header_is_checked_and_named() {
     for (at, name) in [
         (12, "page size"),
         (32, "state_at"),
-        (35, "bitmap_at"),
+        (35, "checksums_at"),
         (56, "bitmap_at"),
         (64, "checksums_at"),
         (72, "pages_at"),
