@@ -192,5 +192,7 @@ fn compare_hands_a_guest_over_and_checks_every_page_and_the_rule() {
     let lent = record.lent.expect("lent memory");
     assert_eq!((lent.files, lent.bytes), (1, 256 << 20));
     assert!(record.wire_bytes < 64 << 10, "{line}");
-    assert_eq!(record.downtime.sum(), record.downtime_ms);
+    // Sums of the same numbers in another order.
+    let difference = record.downtime.sum() - record.downtime_ms;
+    assert!(difference.abs() < 1e-6, "{line}");
 }
