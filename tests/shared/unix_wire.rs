@@ -1,26 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Wires between a source and a destination at unix sockets. They carry file descriptors, too, and have faults.
 
-use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use spec::stream::{
     GREETING_BYTES, SECTION_HEADER_BYTES, STREAM_HEADER_BYTES, SectionHeader, SectionKind,
 };
+use spec_sockets::rights;
 
 use super::wire::Fault;
-
-/// The most descriptors that a wire carries at once.
-const MOST: usize = 16;
 
 /// A wire to `destination` that has `fault` at the first section of `kind`. Returns where it begins: in `folder`.
 pub fn faulty(destination: &str, folder: &Path, kind: SectionKind, fault: Fault) -> String {
@@ -91,18 +84,9 @@ fn read(from: &UnixStream, bytes: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
     let mut files = Vec::new();
     let mut filled = 0;
     while filled < bytes.len() {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-        let mut message = RecvAncillaryBuffer::new(&mut space);
-        let mut rest = [IoSliceMut::new(&mut bytes[filled..])];
-        let received = recvmsg(from, &mut rest, &mut message, RecvFlags::CMSG_CLOEXEC)?;
-        if received.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        filled += received.bytes;
-        for part in message.drain() {
-            if let RecvAncillaryMessage::ScmRights(passed) = part {
-                files.extend(passed);
-            }
+        match rights::receive_some(from, &mut bytes[filled..], &mut files)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
         }
     }
     Ok(files)
@@ -110,14 +94,7 @@ fn read(from: &UnixStream, bytes: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
 
 /// Writes `bytes`; the descriptors of `files` go with the first of them.
 fn write(mut to: &UnixStream, bytes: &[u8], files: &[OwnedFd]) -> io::Result<()> {
-    let mut sent = 0;
-    if !files.is_empty() {
-        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-        let mut message = SendAncillaryBuffer::new(&mut space);
-        assert!(message.push(SendAncillaryMessage::ScmRights(&files)));
-        let flags = SendFlags::NOSIGNAL;
-        sent = sendmsg(to, &[IoSlice::new(bytes)], &mut message, flags)?;
-    }
+    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    let sent = rights::send_some(to, bytes, &files)?;
     to.write_all(&bytes[sent..])
 }

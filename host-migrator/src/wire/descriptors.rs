@@ -3,21 +3,15 @@
 //!
 //! Only [`Reader::read_with_files`] takes descriptors. The kernel closes those that come with bytes that are read otherwise.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::AddressFamily;
+use spec_sockets::rights;
 
 use super::connection::Connection;
 use super::reader::{Reader, hung_up};
 use super::writer::{WriteError, Writer};
-
-/// The most descriptors that the kernel passes at once (SCM_MAX_FD).
-pub(super) const MOST_AT_ONCE: usize = 253;
 
 impl Connection {
     /// Whether descriptors can travel over it: it is a unix socket, without TLS.
@@ -28,7 +22,7 @@ impl Connection {
 }
 
 impl Writer {
-    /// Writes `bytes`. The descriptors of `files`, at most [`MOST_AT_ONCE`], travel with the first of them.
+    /// Writes `bytes`. The descriptors of `files`, at most [`rights::MOST`], travel with the first of them.
     pub(super) fn write_with_files(
         &mut self,
         bytes: &[u8],
@@ -37,20 +31,7 @@ impl Writer {
         let (socket, wait) = self
             .plain()
             .map_err(|source| WriteError { written: 0, source })?;
-        let sent = wait.until_ready(|| {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
-            let mut message = SendAncillaryBuffer::new(&mut space);
-            if !message.push(SendAncillaryMessage::ScmRights(files)) {
-                return Err(ErrorKind::InvalidInput.into());
-            }
-            let bytes = [IoSlice::new(bytes)];
-            Ok(sendmsg(
-                socket.as_fd(),
-                &bytes,
-                &mut message,
-                SendFlags::NOSIGNAL,
-            )?)
-        });
+        let sent = wait.until_ready(|| rights::send_some(socket, bytes, files));
         // The descriptors are on their way with the first byte, so they must not be sent again.
         let written = sent.map_err(|source| WriteError { written: 0, source })?;
         self.write_all(&mut [IoSlice::new(&bytes[written..])])
@@ -72,7 +53,7 @@ impl Reader {
         let mut filled = 0;
         while filled < bytes.len() {
             let (socket, wait) = self.plain()?;
-            match wait.until_ready(|| receive(socket.as_fd(), &mut bytes[filled..], files))? {
+            match wait.until_ready(|| rights::receive_some(socket, &mut bytes[filled..], files))? {
                 0 => return Err(hung_up()),
                 count => filled += count,
             }
@@ -86,33 +67,12 @@ impl Reader {
     }
 }
 
-fn receive(
-    socket: BorrowedFd<'_>,
-    bytes: &mut [u8],
-    files: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
-    let mut message = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [IoSliceMut::new(bytes)];
-    let received = recvmsg(socket, &mut bytes, &mut message, RecvFlags::CMSG_CLOEXEC)?;
-    for part in message.drain() {
-        if let RecvAncillaryMessage::ScmRights(passed) = part {
-            files.extend(passed);
-        }
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        // The kernel has closed those that it could not pass.
-        let text = "not all file descriptors could be taken: this process may open no more, or other data came with them";
-        return Err(io::Error::other(text));
-    }
-    Ok(received.bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixStream;
 

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use spec::stream::{
     LENT_BYTES, SECTION_HEADER_BYTES, SectionHeader, SectionKind, StreamError, Totals,
 };
+use spec_sockets::rights;
 
-use super::descriptors::MOST_AT_ONCE;
 use super::reader::Reader;
 use super::stop::StopFlag;
 use super::writer::{WriteError, Writer};
@@ -221,8 +221,8 @@ impl Line {
     fn memory(&mut self, table: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), WriteError> {
         let header = self.next_header(SectionKind::Memory, sum(&[table]));
         self.send(&mut [IoSlice::new(&header)])?;
-        let entries = table.chunks(MOST_AT_ONCE * LENT_BYTES);
-        for (entries, files) in entries.zip(files.chunks(MOST_AT_ONCE)) {
+        let entries = table.chunks(rights::MOST * LENT_BYTES);
+        for (entries, files) in entries.zip(files.chunks(rights::MOST)) {
             let result = self.out.write_with_files(entries, files);
             let written = (result.as_ref()).map_or_else(|error| error.written, |()| entries.len());
             self.count(written);

@@ -18,6 +18,7 @@
 //! | [`file`](mod@file) | the name of a socket in the file system |
 //! | `replace` | dead sockets give way |
 //! | [`inherited`] | sockets that the process was started with |
+//! | [`rights`] | file descriptors that travel over a socket |
 //! | [`secret`] | a file that must be kept from others |
 #![deny(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod access;
 pub mod file;
 pub mod inherited;
 mod replace;
+pub mod rights;
 pub mod secret;
 
 use std::io;

@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Descriptors that travel with a command over a control socket (SCM_RIGHTS).
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use host_migrator::MAX_CHANNELS;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use spec_sockets::rights;
 
 /// The most that a command takes: a control connection, and channels.
 pub(super) const MOST: usize = 1 + MAX_CHANNELS as usize;
-/// Room for their message.
-const ROOM: usize = rustix::cmsg_space!(ScmRights(MOST));
 
 /// Sends `line` with `descriptors`, which remain the caller's.
 pub(super) fn send(
@@ -31,11 +25,7 @@ pub(super) fn send(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut room = [MaybeUninit::uninit(); ROOM];
-    let mut message = SendAncillaryBuffer::new(&mut room);
-    message.push(SendAncillaryMessage::ScmRights(&borrowed));
-    let line_parts = [IoSlice::new(line)];
-    let sent = sendmsg(&*stream, &line_parts, &mut message, SendFlags::NOSIGNAL)?;
+    let sent = rights::send_some(&*stream, line, &borrowed)?;
     stream.write_all(&line[sent..])
 }
 
@@ -66,17 +56,8 @@ impl Receiving {
 
 impl Read for Receiving {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut room = [MaybeUninit::uninit(); ROOM];
-        let mut message = RecvAncillaryBuffer::new(&mut room);
-        let mut parts = [IoSliceMut::new(bytes)];
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        let read = recvmsg(&self.stream, &mut parts, &mut message, flags)?.bytes;
-        for part in message.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-                let left = MOST - self.received.len();
-                self.received.extend(descriptors.take(left));
-            }
-        }
+        let read = rights::receive_some(&self.stream, bytes, &mut self.received)?;
+        self.received.truncate(MOST);
         Ok(read)
     }
 }
