@@ -156,17 +156,10 @@ fn target(target: &Target) -> Result<(String, Vec<OwnedFd>), JobError> {
             return Ok((SnapshotTarget { path, offset }.to_string(), Vec::new()));
         }
     };
-    let take = |number| {
-        inherited::stream_socket(number).map_err(|source| JobError::Io {
-            what: "cannot take a descriptor of this command",
-            source,
-        })
-    };
-    let given = numbers
-        .iter()
-        .copied()
-        .map(take)
-        .collect::<Result<_, _>>()?;
+    let given = inherited::stream_sockets(numbers).map_err(|source| JobError::Io {
+        what: "cannot take a descriptor of this command",
+        source,
+    })?;
     Ok((GIVEN.into(), given))
 }
 

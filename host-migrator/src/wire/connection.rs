@@ -124,7 +124,7 @@ impl Connection {
             Address::Vsock { cid, port } => {
                 dial::connect_vsock(*cid, *port, timeout).and_then(Self::try_from)
             }
-            Address::Fd(numbers) => Self::given(numbers),
+            Address::Fd(numbers) => inherited::stream_sockets(numbers).and_then(Self::of_sockets),
         }
     }
 
@@ -212,12 +212,13 @@ impl Connection {
         Ok((reader, writer))
     }
 
-    /// Of sockets that this process was started with, the first is the connection.
-    fn given(numbers: &[u32]) -> io::Result<Self> {
-        let mut connections = (numbers.iter())
-            .map(|number| inherited::stream_socket(*number).and_then(Self::try_from))
-            .collect::<io::Result<Vec<_>>>()?
-            .into_iter();
+    /// Of connected `sockets`, the first; the others are given to it for channels, as by [`Connection::with_more`].
+    ///
+    /// # Errors
+    /// If there is none, or one of them is not connected.
+    pub fn of_sockets(sockets: impl IntoIterator<Item = OwnedFd>) -> io::Result<Self> {
+        let connections = sockets.into_iter().map(Self::try_from);
+        let mut connections = connections.collect::<io::Result<Vec<_>>>()?.into_iter();
         let first = connections.next().ok_or(io::ErrorKind::InvalidInput)?;
         Ok(first.with_more(connections))
     }

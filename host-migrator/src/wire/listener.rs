@@ -197,9 +197,7 @@ fn accept_one(sockets: &[socket2::Socket], timeout: Option<Duration>) -> io::Res
 
 /// The sockets that this process was started with.
 fn given(numbers: &[u32]) -> io::Result<Socket> {
-    let sockets = (numbers.iter())
-        .map(|number| inherited::stream_socket(*number))
-        .collect::<io::Result<Vec<_>>>()?;
+    let sockets = inherited::stream_sockets(numbers)?;
     let listening = (sockets.iter())
         .map(|socket| Ok(rustix::net::sockopt::socket_acceptconn(socket)?))
         .collect::<io::Result<Vec<_>>>()?;

@@ -12,6 +12,14 @@ use rustix::net::sockopt::socket_type;
 /// The first number that is not a standard stream.
 const FIRST: u32 = 3;
 
+/// Takes the stream sockets with these `numbers`, as [`stream_socket`] takes one.
+///
+/// # Errors
+/// As of [`stream_socket`]. Those that were taken before are closed.
+pub fn stream_sockets(numbers: &[u32]) -> io::Result<Vec<OwnedFd>> {
+    numbers.iter().copied().map(stream_socket).collect()
+}
+
 /// Takes the stream socket that the process was started with as descriptor `number`. It can be taken once.
 ///
 /// Only descriptors that are inherited by other programs are taken. All that this process has opened are not, so that a wrong

@@ -48,24 +48,12 @@ impl Way {
                 None => Connection::connect(&address, CONNECT_TIMEOUT),
             }
             .map_err(|error| error.to_string()),
-            Self::Given(sockets) => {
-                let connections = sockets.into_iter().map(Connection::try_from);
-                let connections: Result<Vec<_>, _> = connections.collect();
-                let mut connections = connections
-                    .map_err(|error| format!("a socket that came with the command: {error}"))?
-                    .into_iter();
-                let control = connections
-                    .next()
-                    .ok_or("no socket came with the command")?;
-                let connection = control.with_more(connections);
-                match tls {
-                    Some(tls) => connection
-                        .with_patience(CONNECT_TIMEOUT)
-                        .with_tls(tls)
-                        .map_err(|error| format!("a socket that came with the command: {error}")),
+            Self::Given(sockets) => Connection::of_sockets(sockets)
+                .and_then(|connection| match tls {
+                    Some(tls) => connection.with_patience(CONNECT_TIMEOUT).with_tls(tls),
                     None => Ok(connection),
-                }
-            }
+                })
+                .map_err(|error| format!("a socket that came with the command: {error}")),
         }
     }
 }
