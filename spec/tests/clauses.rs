@@ -40,7 +40,7 @@ fn assert_needed(clause: Clause, actions: &[Action]) {
     }
     .exhaust();
     assert_eq!(whole.broken, Vec::<&str>::new(), "{clause}");
-    assert!(whole.arrives, "{clause}");
+    assert!(whole.succeeds, "{clause}");
 }
 
 #[test]

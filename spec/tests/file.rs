@@ -28,7 +28,7 @@ fn assert_needed(clause: FileClause, actions: &[FileAction]) {
     }
     .exhaust();
     assert_eq!(whole.broken, Vec::<&str>::new(), "{clause}");
-    assert!(whole.completes, "{clause}");
+    assert!(whole.succeeds, "{clause}");
 }
 
 const fn first(action: SaverAction) -> FileAction {
@@ -153,6 +153,6 @@ fn no_order_of_events_breaks_the_whole_rule() {
         let found = Saving { setup, rule }.exhaust();
         println!("{name}: {} states, {} deep", found.states, found.depth);
         assert_eq!(found.broken, Vec::<&str>::new(), "{name}");
-        assert!(found.completes, "{name}: no save completes");
+        assert!(found.succeeds, "{name}: no save completes");
     }
 }

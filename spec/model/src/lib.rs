@@ -21,6 +21,7 @@
 //! | [`properties`] | what must always hold, and what must hold at the end |
 //! | [`mod@file`] | snapshot files: a model of its own |
 //! | [`story`] | a path to a broken property, in words |
+//! | [`told`] | what a search or a visit of any model has found |
 //! | [`check`] | a visit of all states |
 //! | [`document`] | the stories in `spec/free-page-hinting.md` and `spec/file-format.md` |
 //! | [`catalogue`] | setups and stories by name: each clause, and what other hypervisors do |
@@ -44,6 +45,7 @@ mod search;
 pub mod setup;
 pub mod state;
 pub mod story;
+pub mod told;
 
 pub use rule::{Clause, Rule};
 pub use setup::Setup;

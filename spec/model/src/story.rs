@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A path to a broken property, as a story in plain words.
 
-use std::fmt;
-
 use crate::device::{Command, Control, DeviceAction, Message};
 use crate::guest::GuestAction;
 use crate::host::{HostAction, Step};
@@ -10,19 +8,12 @@ use crate::network::{Forward, NetworkAction};
 use crate::operator::OperatorAction;
 use crate::pages::{ModelPages, Page};
 use crate::properties;
-use crate::search::{Steps, shortest};
+use crate::search::shortest;
 use crate::state::{Action, Migration, State};
+use crate::told::Told;
 
 /// The shortest path to a broken property.
-#[derive(Clone, Debug)]
-pub struct Story {
-    /// The property.
-    pub property: &'static str,
-    /// The steps, in order.
-    pub actions: Vec<Action>,
-    sentences: Vec<String>,
-    end: String,
-}
+pub type Story = Told<Action>;
 
 /// What a search has found.
 #[derive(Clone, Debug)]
@@ -42,43 +33,15 @@ impl Migration {
         Findings {
             states: found.states,
             depth: found.depth,
-            story: found.path.map(|path| Story::new(&self, property, path)),
+            story: found.path.map(|path| {
+                Told::new::<Self>(
+                    property,
+                    &path,
+                    |before, action, after| sentence(&self, before, action, after),
+                    |last| moral(&self, property, last),
+                )
+            }),
         }
-    }
-}
-
-impl Story {
-    fn new(model: &Migration, property: &'static str, path: Steps<Migration>) -> Self {
-        let mut actions = Vec::new();
-        let mut sentences = Vec::new();
-        for step in path.windows(2) {
-            if let [(before, Some(action)), (after, _)] = step {
-                actions.push(*action);
-                sentences.push(sentence(model, before, *action, after));
-            }
-        }
-        let end = path.last().map(|(last, _)| moral(model, property, last));
-        Self {
-            property,
-            actions,
-            sentences,
-            end: end.unwrap_or_default(),
-        }
-    }
-
-    /// Whether `actions` happen in the story in this order. Other actions may come in between.
-    pub fn tells(&self, actions: &[Action]) -> bool {
-        let mut told = self.actions.iter();
-        actions.iter().all(|action| told.any(|one| one == action))
-    }
-}
-
-impl fmt::Display for Story {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, sentence) in self.sentences.iter().enumerate() {
-            writeln!(f, "{}. {sentence}", index + 1)?;
-        }
-        write!(f, "\n{}", self.end)
     }
 }
 

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A path to a broken property, as a story in plain words.
 
-use std::collections::HashMap;
-use std::fmt;
-
 use stateright::{Checker, Model};
 
 use super::disk::{OLD_CONTENT, ROTTEN};
@@ -12,84 +9,28 @@ use super::properties;
 use super::saver::{Saver, SaverAction, Step, Write};
 use super::state::{FileAction, FileState, Saving};
 use crate::pages::{ModelPages, Page};
-use crate::search::{Steps, shortest};
+use crate::search::shortest;
+use crate::told::{Exhausted, Told};
 
 /// The shortest path to a broken property.
-#[derive(Clone, Debug)]
-pub struct FileStory {
-    /// The steps, in order.
-    pub actions: Vec<FileAction>,
-    sentences: Vec<String>,
-    end: String,
-}
-
-/// What a visit of all states has found.
-#[derive(Clone, Debug)]
-pub struct Exhausted {
-    /// Different states.
-    pub states: usize,
-    /// States on the longest path.
-    pub depth: usize,
-    /// Properties that some state breaks.
-    pub broken: Vec<&'static str>,
-    /// On some path a save completes.
-    pub completes: bool,
-}
+pub type FileStory = Told<FileAction>;
 
 impl Saving {
     /// Looks for the shortest path to a state that breaks `property`.
     pub fn look_for_story(self, property: &'static str) -> Option<FileStory> {
         let path = shortest(self, property).path?;
-        Some(FileStory::new(&self, property, path))
+        Some(Told::new::<Self>(
+            property,
+            &path,
+            |before, action, after| sentence(&self, before, action, after),
+            |last| moral(&self, property, last),
+        ))
     }
 
-    /// Visits every state that can be reached.
+    /// Visits every state that can be reached. The model succeeds if a save completes on some path.
     pub fn exhaust(self) -> Exhausted {
         let checker = self.checker().spawn_dfs().join();
-        let mut found: HashMap<_, _> = checker.discoveries();
-        let completes = found.remove(properties::A_SAVE_COMPLETES).is_some();
-        let mut broken: Vec<_> = found.into_keys().collect();
-        broken.sort_unstable();
-        Exhausted {
-            states: checker.unique_state_count(),
-            depth: checker.max_depth(),
-            broken,
-            completes,
-        }
-    }
-}
-
-impl FileStory {
-    fn new(model: &Saving, property: &'static str, path: Steps<Saving>) -> Self {
-        let mut actions = Vec::new();
-        let mut sentences = Vec::new();
-        for step in path.windows(2) {
-            if let [(before, Some(action)), (after, _)] = step {
-                actions.push(*action);
-                sentences.push(sentence(model, before, *action, after));
-            }
-        }
-        let end = path.last().map(|(last, _)| moral(model, property, last));
-        Self {
-            actions,
-            sentences,
-            end: end.unwrap_or_default(),
-        }
-    }
-
-    /// Whether `actions` happen in the story in this order. Other actions may come in between.
-    pub fn tells(&self, actions: &[FileAction]) -> bool {
-        let mut told = self.actions.iter();
-        actions.iter().all(|action| told.any(|one| one == action))
-    }
-}
-
-impl fmt::Display for FileStory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, sentence) in self.sentences.iter().enumerate() {
-            writeln!(f, "{}. {sentence}", index + 1)?;
-        }
-        write!(f, "\n{}", self.end)
+        Exhausted::of(&checker, properties::A_SAVE_COMPLETES)
     }
 }
 
