@@ -2,6 +2,7 @@
 //! The status of a migration while it runs ([`MigrationStatus`]), and its report afterwards ([`MigrationReport`]). Names are
 //! those of QEMU's `query-migrate` where the meaning is the same.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -131,7 +132,7 @@ pub struct RamStatus {
 #[non_exhaustive]
 pub struct CompressionStatus {
     /// The method: `lz4` or `zstd`.
-    pub method: String,
+    pub method: Cow<'static, str>,
     /// The level of `zstd`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub zstd_level: Option<u8>,

@@ -6,7 +6,7 @@ use std::fmt;
 use spec::PageRange;
 use spec::stream::Totals;
 
-use super::{Sink, SinkError};
+use super::{Sink, SinkError, by_run};
 use crate::memory::layout::Layout;
 use crate::snapshot::{Saved, SnapshotTarget, SnapshotWriter, Storage, open_storage};
 use crate::vm::state::{MachineState, StateSection};
@@ -81,14 +81,11 @@ impl fmt::Debug for FileSink {
 }
 
 impl Sink for FileSink {
-    fn pages(&mut self, runs: &[PageRange], mut content: &[u8]) -> Result<(), SinkError> {
+    fn pages(&mut self, runs: &[PageRange], content: &[u8]) -> Result<(), SinkError> {
         self.bytes += content.len() as u64;
         let writer = self.writer()?;
-        for run in runs {
-            // The content has the size of all runs, so that of one fits memory.
-            let (of_run, rest) = content.split_at(run.bytes() as usize);
-            writer.pages(*run, of_run)?;
-            content = rest;
+        for (run, of_run) in by_run(runs, content) {
+            writer.pages(run, of_run)?;
         }
         Ok(())
     }

@@ -151,6 +151,19 @@ pub trait Sink {
     }
 }
 
+/// Each run of `runs` with its pages of `content`, which has the size of all of them.
+fn by_run<'a>(
+    runs: &'a [PageRange],
+    mut content: &'a [u8],
+) -> impl Iterator<Item = (PageRange, &'a [u8])> {
+    runs.iter().map(move |run| {
+        // All runs fit memory, so one does.
+        let (of_run, rest) = content.split_at(run.bytes() as usize);
+        content = rest;
+        (*run, of_run)
+    })
+}
+
 /// A sink that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

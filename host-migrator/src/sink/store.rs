@@ -6,7 +6,7 @@ use std::fmt;
 use spec::PageRange;
 use spec::stream::Totals;
 
-use super::{Sink, SinkError};
+use super::{Sink, SinkError, by_run};
 use crate::memory::page_store::PageStore;
 use crate::vm::state::StateSection;
 
@@ -60,13 +60,10 @@ impl fmt::Debug for StoreSink<'_> {
 }
 
 impl Sink for StoreSink<'_> {
-    fn pages(&mut self, runs: &[PageRange], mut content: &[u8]) -> Result<(), SinkError> {
+    fn pages(&mut self, runs: &[PageRange], content: &[u8]) -> Result<(), SinkError> {
         self.bytes += content.len() as u64;
-        for run in runs {
-            // The content has the size of all runs, so that of one fits memory.
-            let (of_run, rest) = content.split_at(run.bytes() as usize);
-            self.store.place(*run, of_run)?;
-            content = rest;
+        for (run, of_run) in by_run(runs, content) {
+            self.store.place(run, of_run)?;
         }
         Ok(())
     }
