@@ -5,7 +5,6 @@
 
 mod software_guest;
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,8 +17,8 @@ use software_guest::link::{Link, wire};
 use software_guest::machine::SoftDestination;
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
-use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, Outcome, connection, migrate, migrate_on, rounds};
+use software_guest::workload::{WRITES_AND_HINTS, Workload};
+use software_guest::{Guest, Outcome, connection, migrate, migrate_on, pairs, rounds};
 
 /// More pages than a round on the control connection has.
 const PAGES: u64 = 3000;
@@ -32,35 +31,14 @@ const COMPRESSIONS: [Compression; 3] = [
     },
 ];
 
-const WRITES_AND_HINTS: Behaviour = Behaviour {
-    seed: 12,
-    hints: true,
-    pause: 50,
-    first_page: 0,
-};
-
 fn guest() -> Arc<Guest> {
-    let guest = Guest::new(Memory::new(PAGES, 700));
-    guest.memory.pages().for_each(|pfn| guest.write(pfn));
-    Arc::new(guest)
-}
-
-fn pairs(count: u32) -> Vec<(UnixStream, UnixStream)> {
-    (0..count).map(|_| UnixStream::pair().unwrap()).collect()
+    Arc::new(Guest::with_all_written(Memory::new(PAGES, 700)))
 }
 
 fn migrate_on_channels(guest: &Guest, channels: u32, params: MigrationParams) -> Outcome {
     let ram = Arc::new(like(&guest.memory.ram));
     let params = params.with_multifd_channels(channels);
     migrate_on(guest.source(), params, pairs(1 + channels), ram)
-}
-
-fn assert_exact(guest: &Guest, outcome: &Outcome) {
-    if let Err(error) = &outcome.sent {
-        panic!("the migration failed: {error}");
-    }
-    assert!(outcome.received.is_ok() && outcome.destination.runs);
-    assert_eq!(outcome.wrong_pages(&guest.memory), []);
 }
 
 #[test]
@@ -77,7 +55,7 @@ fn any_number_of_channels_moves_a_guest_that_writes_and_hints() {
                 .with_compression(compression);
             let outcome = migrate_on_channels(&guest, channels, params);
             workload.stop();
-            assert_exact(&guest, &outcome);
+            outcome.assert_exact(&guest);
         }
     }
 }
@@ -87,7 +65,7 @@ fn every_channel_carries_pages_and_the_report_counts_them() {
     let guest = guest();
     let params = rounds(1).with_sources(PageSources::ALL.without_hints());
     let outcome = migrate_on_channels(&guest, 2, params);
-    assert_exact(&guest, &outcome);
+    outcome.assert_exact(&guest);
     let report = outcome.report();
     assert_eq!(report.channels, 2);
     assert_eq!(report.bytes_by_channel.len(), 2);
@@ -104,7 +82,7 @@ fn a_small_round_leaves_the_channels_alone() {
     let guest = Arc::new(Guest::new(Memory::new(600, 0)));
     guest.memory.pages().for_each(|pfn| guest.write(pfn));
     let outcome = migrate_on_channels(&guest, 3, rounds(2));
-    assert_exact(&guest, &outcome);
+    outcome.assert_exact(&guest);
     assert_eq!(outcome.report().bytes_by_channel.iter().sum::<u64>(), 0);
 }
 
@@ -128,7 +106,7 @@ fn a_channel_that_is_slow_overtakes_nothing() {
             ram,
         );
         workload.stop();
-        assert_exact(&guest, &outcome);
+        outcome.assert_exact(&guest);
     }
 }
 

@@ -29,9 +29,7 @@ const PAGES: u64 = 3000;
 
 /// A guest that uses all of its memory. Half of its pages shrink.
 fn guest() -> Arc<Guest> {
-    let guest = Guest::new(Memory::new(PAGES, 700));
-    guest.memory.pages().for_each(|pfn| guest.write(pfn));
-    Arc::new(guest)
+    Arc::new(Guest::with_all_written(Memory::new(PAGES, 700)))
 }
 
 /// A guest whose memory is random.

@@ -22,9 +22,7 @@ use spec::stream::{
 };
 
 fn guest() -> Guest {
-    let guest = Guest::new(Memory::new(2000, 0));
-    guest.memory.pages().for_each(|pfn| guest.write(pfn));
-    guest
+    Guest::with_all_written(Memory::new(2000, 0))
 }
 
 /// Callers at a destination that waits.

@@ -47,12 +47,8 @@ fn without_hints() -> MigrationParams {
 }
 
 fn assert_exact(guest: &Guest, outcome: &Outcome) {
-    if let Err(error) = &outcome.sent {
-        panic!("the migration failed: {error}");
-    }
-    assert!(outcome.received.is_ok() && outcome.destination.runs);
+    outcome.assert_exact(guest);
     assert!(guest.machine.is_handed_over());
-    assert_eq!(outcome.wrong_pages(&guest.memory), []);
     assert!(!guest.vcpu_log.is_running() && !guest.own_log.is_running());
 }
 

@@ -51,17 +51,9 @@ fn relay(here: UnixStream, there: TcpStream) {
     });
 }
 
-fn guest() -> Guest {
-    let guest = Guest::new(Memory::new(70, 0));
-    [1, 2, 3, 10, 63, 64]
-        .into_iter()
-        .for_each(|pfn| guest.write(pfn));
-    guest
-}
-
 #[test]
 fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let destination = waiting(&guest);
     drop(destination.stranger());
     let mut nonsense = destination.stranger();
@@ -74,7 +66,7 @@ fn strangers_that_hang_up_or_talk_nonsense_neither_end_the_wait_nor_touch_memory
 
 #[test]
 fn a_crowd_of_silent_strangers_does_not_lock_out_the_source() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let destination = waiting(&guest);
     // One after the other, they would take longer than the source waits.
     let crowd: Vec<_> = (0..100).map(|_| destination.stranger()).collect();
@@ -85,7 +77,7 @@ fn a_crowd_of_silent_strangers_does_not_lock_out_the_source() {
 
 #[test]
 fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let destination = waiting(&guest);
     let mut source = destination.stranger();
     let mut greeting = [0; GREETING_BYTES];
@@ -129,7 +121,7 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
 
 #[test]
 fn a_source_far_away_gets_through_while_strangers_flood() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let destination = waiting(&guest);
     let address = destination.address.clone();
     let over = Arc::new(AtomicBool::new(false));
@@ -172,7 +164,7 @@ fn a_source_far_away_gets_through_while_strangers_flood() {
 
 #[test]
 fn a_source_whose_guest_does_not_fit_is_told_why_and_the_next_one_is_received() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let destination = waiting(&guest);
     let other = Guest::new(Memory::new(80, 0));
     let channel = Connection::connect(&destination.address, FOR_EVER).unwrap();

@@ -16,8 +16,8 @@ use software_guest::certificates::Authority;
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
 use software_guest::waiting::{FOR_EVER, Waiting};
-use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, Outcome, migrate, migrate_secured, rounds};
+use software_guest::workload::{WRITES_AND_HINTS, Workload};
+use software_guest::{Guest, Outcome, migrate, migrate_secured, pairs, rounds};
 
 /// More pages than a round on the control connection has.
 const PAGES: u64 = 3000;
@@ -28,37 +28,8 @@ const EMPTY_SECTION: usize = 40 + OVERHEAD;
 /// The record that says that no more is sent.
 const CLOSE: usize = 2 + OVERHEAD;
 
-const WRITES_AND_HINTS: Behaviour = Behaviour {
-    seed: 12,
-    hints: true,
-    pause: 50,
-    first_page: 0,
-};
-
 fn guest() -> Arc<Guest> {
-    let guest = Guest::new(Memory::new(PAGES, 700));
-    guest.memory.pages().for_each(|pfn| guest.write(pfn));
-    Arc::new(guest)
-}
-
-fn small_guest() -> Guest {
-    let guest = Guest::new(Memory::new(70, 0));
-    [1, 2, 3, 10, 63, 64]
-        .into_iter()
-        .for_each(|pfn| guest.write(pfn));
-    guest
-}
-
-fn pairs(count: u32) -> Vec<(UnixStream, UnixStream)> {
-    (0..count).map(|_| UnixStream::pair().unwrap()).collect()
-}
-
-fn assert_exact(guest: &Guest, outcome: &Outcome) {
-    if let Err(error) = &outcome.sent {
-        panic!("the migration failed: {error}");
-    }
-    assert!(outcome.received.is_ok() && outcome.destination.runs);
-    assert_eq!(outcome.wrong_pages(&guest.memory), []);
+    Arc::new(Guest::with_all_written(Memory::new(PAGES, 700)))
 }
 
 /// Migrates between two ends of one CA.
@@ -117,7 +88,7 @@ fn any_number_of_channels_moves_a_guest_that_writes_and_hints_exactly() {
                 .with_multifd_channels(channels);
             let outcome = migrate_on(&guest, params, pairs(1 + channels), &authority);
             workload.stop();
-            assert_exact(&guest, &outcome);
+            outcome.assert_exact(&guest);
         }
     }
 }
@@ -143,10 +114,10 @@ fn channels_resume_the_session_of_one_full_handshake() {
 
 #[test]
 fn nothing_of_a_guest_can_be_read_on_the_wire() {
-    let guest = small_guest();
+    let guest = Guest::with_six_pages();
     let (outcome, stream) =
         migrate_through(&guest, Fault::default(), Fault::default(), &Ends::new());
-    assert_exact(&guest, &outcome);
+    outcome.assert_exact(&guest);
     let mut page = [0; 4096];
     let of = software_guest::memory::one(10);
     guest.memory.ram.read(of, &mut page).unwrap();
@@ -199,9 +170,9 @@ fn a_link_cut_in_the_record_that_hands_over_leaves_the_guest_to_an_operator() {
     let ends = Ends::new();
     // The stream without heartbeats, which come only on a slow machine.
     let whole = loop {
-        let guest = small_guest();
+        let guest = Guest::with_six_pages();
         let (outcome, stream) = migrate_through(&guest, Fault::default(), Fault::default(), &ends);
-        assert_exact(&guest, &outcome);
+        outcome.assert_exact(&guest);
         let lengths = records(&stream);
         let sections = lengths.iter().filter(|&&length| length == EMPTY_SECTION);
         // RoundEnd and HandOver, and before them Finished or none of that length.
@@ -215,7 +186,7 @@ fn a_link_cut_in_the_record_that_hands_over_leaves_the_guest_to_an_operator() {
     for taken in 0..EMPTY_SECTION {
         let place = format!("{taken} bytes of the hand-over arrived");
         loop {
-            let guest = small_guest();
+            let guest = Guest::with_six_pages();
             let cut = Fault {
                 cut_after: Some(begin + taken),
                 ..Fault::default()
@@ -239,7 +210,7 @@ fn a_link_cut_in_the_record_that_hands_over_leaves_the_guest_to_an_operator() {
 fn a_wire_cut_or_damaged_anywhere_leaves_the_guest_with_one_owner() {
     let ends = Ends::new();
     let run = |forth, back, place: &str| {
-        let guest = small_guest();
+        let guest = Guest::with_six_pages();
         let (outcome, stream) = migrate_through(&guest, forth, back, &ends);
         let damaged = outcome.received.as_ref().err().map(ToString::to_string);
         assert_one_owner(&guest, outcome, place);
@@ -352,5 +323,5 @@ fn heartbeats_keep_an_encrypted_connection_alive_while_nothing_else_is_sent() {
         .with_peer_timeout(Duration::from_secs(2))
         .with_max_bandwidth(3 << 20);
     let outcome = migrate_on(&guest, params, pairs(3), &Authority::new());
-    assert_exact(&guest, &outcome);
+    outcome.assert_exact(&guest);
 }

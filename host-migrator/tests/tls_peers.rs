@@ -19,17 +19,9 @@ use host_migrator::{Address, Connection, Listener, Migration, MigrationParams, O
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 use rustls::pki_types::ServerName;
 use software_guest::certificates::{Authority, NAME};
-use software_guest::memory::{Memory, like};
+use software_guest::memory::like;
 use software_guest::waiting::{FOR_EVER, Waiting};
 use software_guest::{Guest, migrate_secured};
-
-fn guest() -> Guest {
-    let guest = Guest::new(Memory::new(70, 0));
-    [1, 2, 3, 10, 63, 64]
-        .into_iter()
-        .for_each(|pfn| guest.write(pfn));
-    guest
-}
 
 fn load(files: &TlsFiles) -> TlsConfig {
     TlsConfig::load(files).unwrap()
@@ -37,7 +29,7 @@ fn load(files: &TlsFiles) -> TlsConfig {
 
 /// Migrates between two sides, whose guest stays at the source. Returns what each side says.
 fn refused(source: &TlsConfig, destination: &TlsConfig) -> (String, String) {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let outcome = migrate_secured(
         guest.source(),
         MigrationParams::default(),
@@ -66,7 +58,7 @@ fn connect(
     destination: &TlsConfig,
     good: &TlsConfig,
 ) -> Result<(), String> {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&address.parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(destination), &guest);
     let named = match &waiting.address {
@@ -182,7 +174,7 @@ fn a_certificate_for_another_use_is_refused() {
     let (source, _) = refused(&client, &client);
     assert_says(&source, "serverAuth");
     // Each in its place.
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(&server), &guest);
     let connection = Connection::connect_tls(&waiting.address, FOR_EVER, &client).unwrap();
@@ -192,7 +184,7 @@ fn a_certificate_for_another_use_is_refused() {
 #[test]
 fn a_source_without_a_certificate_is_refused_and_the_next_one_is_received() {
     let authority = Authority::new();
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(&authority.side()), &guest);
     let mut roots = rustls::RootCertStore::empty();
@@ -222,7 +214,7 @@ fn certificate(pem: &[u8]) -> rustls::pki_types::CertificateDer<'static> {
 #[test]
 fn a_plain_source_at_a_tls_destination_is_told_that_it_speaks_tls() {
     let authority = Authority::new();
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(&authority.side()), &guest);
     let plain = Connection::connect(&waiting.address, FOR_EVER).unwrap();
@@ -239,7 +231,7 @@ fn a_plain_source_at_a_tls_destination_is_told_that_it_speaks_tls() {
 
 #[test]
 fn a_tls_source_at_a_plain_destination_is_told_that_it_does_not_speak_tls() {
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let waiting = Waiting::for_a_guest_like(&guest);
     let side = Authority::new().side();
     let error = Connection::connect_tls(&waiting.address, FOR_EVER, &side).unwrap_err();
@@ -255,7 +247,7 @@ fn a_plain_destination_names_a_source_that_speaks_tls() {
         let connection = Connection::try_from(here).unwrap();
         connection.with_tls(&side).unwrap_err().to_string()
     });
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let mut machine = software_guest::machine::SoftDestination::default();
     let error = host_migrator::receive(
         there.try_into().unwrap(),
@@ -392,7 +384,7 @@ fn half_a_hello(stream: &mut TcpStream, length: usize) {
 #[test]
 fn strangers_that_stall_or_talk_nonsense_in_the_handshake_do_not_keep_the_source_out() {
     let authority = Authority::new();
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(&authority.side()), &guest);
     let mut crowd = Vec::new();
@@ -416,7 +408,7 @@ fn strangers_that_stall_or_talk_nonsense_in_the_handshake_do_not_keep_the_source
 #[test]
 fn a_thousand_strangers_do_not_keep_the_source_out() {
     let authority = Authority::new();
-    let guest = guest();
+    let guest = Guest::with_six_pages();
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
     let waiting = Waiting::at(listener.with_tls(&authority.side()), &guest);
     let mut crowd = VecDeque::new();

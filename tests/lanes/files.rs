@@ -20,17 +20,6 @@ use crate::lab::{
     skipped_without_kvm, status, tell, whole_pass,
 };
 
-/// Two vCPUs that write all the time, and take pages again at once.
-fn busy() -> BareGuest {
-    BareGuest {
-        vcpus: 2,
-        dirty_rate: "64M",
-        churn: 5000,
-        hold: "early",
-        ..BareGuest::default()
-    }
-}
-
 fn uri(path: &Path) -> String {
     format!("file:{}", path.display())
 }
@@ -67,7 +56,7 @@ fn a_guest_that_writes_all_the_time_is_restored_page_by_page_as_it_was() {
     if skipped_without_kvm("files, oracle") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut source = lab.running("source");
     let path = lab.folder().join("snapshot");
     save(&mut source, &path, true);
@@ -103,7 +92,7 @@ fn a_guest_runs_on_after_it_was_saved_and_can_be_saved_again() {
     if skipped_without_kvm("files, live") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut source = lab.running("source");
     let path = lab.folder().join("snapshot");
     for _ in 0..3 {
@@ -181,7 +170,7 @@ fn a_saver_that_is_killed_leaves_the_old_snapshot_and_the_next_one_completes() {
     if skipped_without_kvm("files, killed") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut first = lab.running("first");
     let path = lab.folder().join("snapshot");
     save(&mut first, &path, false);

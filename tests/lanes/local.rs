@@ -16,17 +16,6 @@ use crate::lab::{
     skipped_without_kvm, status, tell, whole_pass,
 };
 
-/// Two vCPUs that write all the time, and take pages again at once.
-fn busy() -> BareGuest {
-    BareGuest {
-        vcpus: 2,
-        dirty_rate: "64M",
-        churn: 5000,
-        hold: "early",
-        ..BareGuest::default()
-    }
-}
-
 fn local() -> Migration {
     Migration {
         local: true,
@@ -58,7 +47,7 @@ fn a_guest_goes_from_process_to_process_with_its_memory_and_then_over_tcp() {
     if skipped_without_kvm("local chain") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut first = lab.running("first");
     let mut second = hand_over(&lab, &mut first, "second");
     // The memory outlives the process that made it.
@@ -75,7 +64,7 @@ fn a_hand_over_that_is_refused_changes_nothing_and_the_next_one_is_exact() {
     if skipped_without_kvm("local, refused") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut source = lab.running("source");
     // Over TCP nothing can be lent.
     let (_tcp, uri) = lab.receiving("tcp", true);
@@ -106,7 +95,7 @@ fn a_source_that_handed_its_guest_over_ends_and_the_guest_runs_on() {
     if skipped_without_kvm("local, source quits") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let mut source = lab.running("source");
     let mut destination = hand_over(&lab, &mut source, "destination");
     tell(&source, &Command::Quit(None));
@@ -139,7 +128,7 @@ fn a_destination_that_is_killed_before_the_hand_over_costs_only_the_migration() 
     if skipped_without_kvm("local, destination killed") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let is_there = |status: &Status| status.migration.status == MigrationState::Device;
     let mut source = killed_at(&lab, SectionKind::Commit, is_there, MigrationState::Failed);
     assert_eq!(status(&source).ownership.owner, Owner::Here);
@@ -152,7 +141,7 @@ fn a_destination_that_is_killed_in_the_hand_over_leaves_the_guest_to_the_operato
     if skipped_without_kvm("local, destination killed in the hand-over") {
         return;
     }
-    let lab = Lab::new(busy());
+    let lab = Lab::new(BareGuest::busy());
     let is_there = |status: &Status| status.ownership.number == 1;
     let how = MigrationState::HandedOverUnconfirmed;
     let mut source = killed_at(&lab, SectionKind::HandOver, is_there, how);

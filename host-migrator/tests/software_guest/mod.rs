@@ -61,6 +61,22 @@ impl Guest {
         }
     }
 
+    /// A guest that has written every page of `memory`.
+    pub fn with_all_written(memory: Memory) -> Self {
+        let guest = Self::new(memory);
+        guest.memory.pages().for_each(|pfn| guest.write(pfn));
+        guest
+    }
+
+    /// A small guest that has written six of its pages, at both ends of its bitmap's words.
+    pub fn with_six_pages() -> Self {
+        let guest = Self::new(Memory::new(70, 0));
+        [1, 2, 3, 10, 63, 64]
+            .into_iter()
+            .for_each(|pfn| guest.write(pfn));
+        guest
+    }
+
     /// The source that the engine gets.
     pub fn source(&self) -> Source<'static> {
         let machine = Box::new(MachineForEngine(Arc::clone(&self.machine)));
@@ -116,6 +132,18 @@ fn new_trace() -> Trace {
 }
 
 impl Outcome {
+    /// The guest has arrived, and every page is right.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_exact(&self, guest: &Guest) {
+        if let Err(error) = &self.sent {
+            panic!("the migration failed: {error}");
+        }
+        assert!(self.received.is_ok() && self.destination.runs);
+        assert_eq!(self.wrong_pages(&guest.memory), []);
+    }
+
     /// Pages of `memory` that are wrong at the destination.
     pub fn wrong_pages(&self, memory: &Memory) -> Vec<WrongPage> {
         let skipped: Option<&MigrationBitmap> =
@@ -219,6 +247,11 @@ fn migrate_between(
         ram,
         verdict,
     }
+}
+
+/// Sockets for so many connections.
+pub fn pairs(count: u32) -> Vec<(UnixStream, UnixStream)> {
+    (0..count).map(|_| UnixStream::pair().unwrap()).collect()
 }
 
 /// A control connection, with the channels after it.

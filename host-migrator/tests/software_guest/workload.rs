@@ -30,6 +30,14 @@ pub struct Behaviour {
     pub first_page: u64,
 }
 
+/// It writes all the time, and answers with its free pages.
+pub const WRITES_AND_HINTS: Behaviour = Behaviour {
+    seed: 12,
+    hints: true,
+    pause: 50,
+    first_page: 0,
+};
+
 impl Workload {
     pub fn start(guest: &Arc<Guest>, behaviour: Behaviour) -> Self {
         let stop = Arc::new(AtomicBool::default());

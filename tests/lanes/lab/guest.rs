@@ -43,6 +43,17 @@ impl Default for BareGuest {
 }
 
 impl BareGuest {
+    /// Two vCPUs that write all the time, and take pages again at once.
+    pub fn busy() -> Self {
+        Self {
+            vcpus: 2,
+            dirty_rate: "64M",
+            churn: 5000,
+            hold: "early",
+            ..Self::default()
+        }
+    }
+
     /// The flags of its machine.
     pub(super) fn machine_args(&self) -> Vec<OsString> {
         let vcpus = self.vcpus.to_string();
