@@ -51,7 +51,7 @@ pub use rule::clause::Clause;
 pub use sink::file::FileSink;
 pub use sink::store::StoreSink;
 pub use sink::{Carried, Sink, SinkError};
-pub use snapshot::{Snapshot, SnapshotError, SnapshotTarget};
+pub use snapshot::{DirectIo, Snapshot, SnapshotError, SnapshotTarget};
 pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
 pub use source::{GuestCopy, Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
 pub use spec::stream::{MAX_CHANNELS, Totals};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory, and maps of it.
 
+pub(crate) mod aligned;
 pub mod bitmap;
 pub mod error;
 pub mod guest_memory;

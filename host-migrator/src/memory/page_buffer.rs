@@ -4,15 +4,16 @@
 use spec::stream::MAX_SECTION_PAGES;
 use spec::{PAGE_SIZE, PageRange};
 
+use super::aligned::AlignedBytes;
 use super::layout::Layout;
 
 const BYTES: usize = (MAX_SECTION_PAGES * PAGE_SIZE) as usize;
 
-/// Copies of at most [`MAX_SECTION_PAGES`] pages, and which pages they are.
+/// Copies of at most [`MAX_SECTION_PAGES`] pages, and which pages they are. The copies are aligned for direct I/O.
 #[derive(Debug)]
 pub struct PageBuffer {
     runs: Vec<PageRange>,
-    bytes: Vec<u8>,
+    bytes: AlignedBytes,
     filled: usize,
 }
 
@@ -20,7 +21,7 @@ impl Default for PageBuffer {
     fn default() -> Self {
         Self {
             runs: Vec::with_capacity(MAX_SECTION_PAGES as usize),
-            bytes: vec![0; BYTES],
+            bytes: AlignedBytes::zeroed(BYTES),
             filled: 0,
         }
     }

@@ -39,6 +39,14 @@ pub enum SnapshotError {
         path = .0.display()
     )]
     Foreign(PathBuf),
+    /// The file system does no direct I/O.
+    #[error("{path} cannot be written or read without the page cache (O_DIRECT): {why}", path = .path.display())]
+    DirectIo {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The file's offset of a snapshot is not aligned.
     #[error("the offset {0} of a snapshot is not a multiple of 4096")]
     Offset(u64),
@@ -109,8 +117,8 @@ pub enum SnapshotError {
     /// The guest's memory cannot be filled.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// A bug: a thread that reads the file panicked.
-    #[error("a bug: a thread that reads a snapshot panicked: {0}")]
+    /// A bug: a thread that reads or writes the file panicked.
+    #[error("a bug: a thread that reads or writes a snapshot panicked: {0}")]
     Panicked(String),
 }
 

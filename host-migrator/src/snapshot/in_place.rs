@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A snapshot inside a file that exists, or on a block device.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,14 +8,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 use spec::PAGE_SIZE;
 
+use super::data_file::DataFile;
+use super::direct::DirectIo;
 use super::error::SnapshotError;
-use super::file::{lock, open, punch};
+use super::file::{lock, open, punch, read};
 use super::storage::Storage;
 
 /// A place in a file or block device.
 #[derive(Debug)]
 pub struct InPlace {
-    file: File,
+    file: DataFile,
     path: PathBuf,
     base: u64,
 }
@@ -25,15 +26,15 @@ impl InPlace {
     /// Opens and locks the file at `path`, for a snapshot whose header is at `base`.
     ///
     /// # Errors
-    /// [`SnapshotError`] if it cannot be opened, is in use, or is not a file.
-    pub fn open(path: &Path, base: u64) -> Result<Self, SnapshotError> {
+    /// [`SnapshotError`] if it cannot be opened, is in use, is not a file, or the file system refuses `direct_io`.
+    pub fn open(path: &Path, base: u64, direct_io: DirectIo) -> Result<Self, SnapshotError> {
         if !base.is_multiple_of(PAGE_SIZE) {
             return Err(SnapshotError::Offset(base));
         }
         let file = open(path, OFlags::RDWR)?;
         lock(&file, FlockOperation::NonBlockingLockExclusive, path)?;
         Ok(Self {
-            file,
+            file: DataFile::new(file, path, direct_io)?,
             path: path.to_owned(),
             base,
         })
@@ -49,19 +50,27 @@ impl Storage for InPlace {
         true
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, self.base + at)
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.file().write_all_at(bytes, self.base + at)
     }
 
-    fn give_back(&mut self, at: u64, length: u64) -> io::Result<()> {
-        punch(&self.file, self.base + at, length)
+    fn write_pages(&self, content: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_pages(content, self.base + at, &self.path)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_all()
+    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        read(self.file.file(), bytes, self.base + at)
     }
 
-    fn publish(&mut self) -> io::Result<()> {
+    fn give_back(&self, at: u64, length: u64) -> io::Result<()> {
+        punch(self.file.file(), self.base + at, length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.file().sync_all()
+    }
+
+    fn publish(&self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -6,11 +6,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::data_file::DataFile;
+use super::direct::DirectIo;
 use super::error::SnapshotError;
-use super::file::{lock, punch};
+use super::file::{lock, punch, read};
 use super::storage::Storage;
 
 /// Only the user of the process may read a guest's memory.
@@ -21,20 +24,21 @@ const TRIES: u32 = 100;
 /// A file that is called `PATH.partial` while it is written, and `PATH` when it is complete.
 #[derive(Debug)]
 pub struct PartialFile {
-    file: File,
+    file: DataFile,
     path: PathBuf,
     partial: PathBuf,
     /// The folder of both names.
     folder: File,
-    published: bool,
+    published: AtomicBool,
 }
 
 impl PartialFile {
     /// Opens, locks and empties `path.partial`.
     ///
     /// # Errors
-    /// [`SnapshotError`] if another save writes it, or it cannot be made; or if `path` cannot be replaced, as it is no file.
-    pub fn create(path: &Path) -> Result<Self, SnapshotError> {
+    /// [`SnapshotError`] if another save writes it, or it cannot be made; if `path` cannot be replaced, as it is no file; or if the
+    /// file system refuses `direct_io`.
+    pub fn create(path: &Path, direct_io: DirectIo) -> Result<Self, SnapshotError> {
         // Seen now, and not after all memory was written.
         match fs::symlink_metadata(path) {
             Ok(found) if !found.is_file() => return Err(SnapshotError::NotAFile(path.to_owned())),
@@ -55,15 +59,16 @@ impl PartialFile {
         };
         let folder = File::open(parent).map_err(SnapshotError::io("open", parent))?;
         let file = open_and_lock(&partial)?;
+        let file = DataFile::new(file, &partial, direct_io).inspect_err(|_| remove(&partial))?;
         let made = Self {
             file,
             path: path.to_owned(),
             partial,
             folder,
-            published: false,
+            published: AtomicBool::new(false),
         };
         // Of a save that was killed.
-        let empty = made.file.set_len(0);
+        let empty = made.file.file().set_len(0);
         empty.map_err(SnapshotError::io("empty", &made.partial))?;
         Ok(made)
     }
@@ -78,21 +83,33 @@ impl Storage for PartialFile {
         false
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, at)
+    fn expect(&self, length: u64) -> io::Result<()> {
+        self.file.file().set_len(length)
     }
 
-    fn give_back(&mut self, at: u64, length: u64) -> io::Result<()> {
-        punch(&self.file, at, length)
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.file().write_all_at(bytes, at)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_all()
+    fn write_pages(&self, content: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_pages(content, at, &self.partial)
     }
 
-    fn publish(&mut self) -> io::Result<()> {
+    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        read(self.file.file(), bytes, at)
+    }
+
+    fn give_back(&self, at: u64, length: u64) -> io::Result<()> {
+        punch(self.file.file(), at, length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.file().sync_all()
+    }
+
+    fn publish(&self) -> io::Result<()> {
         fs::rename(&self.partial, &self.path)?;
-        self.published = true;
+        self.published.store(true, Ordering::Relaxed);
         self.folder.sync_all()
     }
 }
@@ -100,11 +117,15 @@ impl Storage for PartialFile {
 impl Drop for PartialFile {
     fn drop(&mut self) {
         // The lock is still held, so the name means this file.
-        if !self.published
-            && let Err(error) = fs::remove_file(&self.partial)
-        {
-            log::warn!("cannot remove {}: {error}", self.partial.display());
+        if !*self.published.get_mut() {
+            remove(&self.partial);
         }
+    }
+}
+
+fn remove(partial: &Path) {
+    if let Err(error) = fs::remove_file(partial) {
+        log::warn!("cannot remove {}: {error}", partial.display());
     }
 }
 
@@ -147,17 +168,17 @@ mod tests {
     fn a_second_save_of_a_file_is_refused_until_the_first_has_ended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest");
-        let first = PartialFile::create(&path).unwrap();
-        let refused = PartialFile::create(&path).unwrap_err();
+        let first = PartialFile::create(&path, DirectIo::Off).unwrap();
+        let refused = PartialFile::create(&path, DirectIo::Off).unwrap_err();
         assert!(matches!(refused, SnapshotError::Busy(_)), "{refused}");
         assert!(refused.to_string().contains("guest.partial"), "{refused}");
         drop(first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        let mut second = PartialFile::create(&path).unwrap();
+        let second = PartialFile::create(&path, DirectIo::Off).unwrap();
         second.write(b"whole", 0).unwrap();
         second.publish().unwrap();
         // Its lock is that of the complete file now, and does not keep another save from beginning.
-        let third = PartialFile::create(&path).unwrap();
+        let third = PartialFile::create(&path, DirectIo::Off).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         drop((second, third));
         assert_eq!(fs::read(&path).unwrap(), b"whole");
@@ -171,7 +192,7 @@ mod tests {
         let left = folder.path().join("guest.partial");
         fs::write(&left, [1; 10_000]).unwrap();
         fs::set_permissions(&left, fs::Permissions::from_mode(0o666)).unwrap();
-        let mut file = PartialFile::create(&path).unwrap();
+        let file = PartialFile::create(&path, DirectIo::Off).unwrap();
         let found = fs::metadata(&left).unwrap();
         assert_eq!((found.len(), found.mode() & 0o777), (0, MODE));
         file.publish().unwrap();
@@ -193,7 +214,7 @@ mod tests {
             rustix::fs::mkfifoat(rustix::fs::CWD, at(name), pipe).unwrap();
         }
         for name in ["folder", "link", "pipe", "a", "b", "c", "d", "none/x", ".."] {
-            let made = PartialFile::create(&at(name));
+            let made = PartialFile::create(&at(name), DirectIo::Off);
             assert!(made.is_err(), "{name}: {made:?}");
         }
         assert!(!at("elsewhere").exists());

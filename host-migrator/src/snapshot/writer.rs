@@ -3,35 +3,44 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use spec::file::{
     BITMAP_BLOCK_BYTES, BITMAP_BLOCK_WORDS, BitmapBlock, Commit, DESCRIPTION_AT, Header, Places,
-    REGIONS_AT, Sizes, SnapshotId, StateHeader, page_checksum,
+    REGIONS_AT, Sizes, SnapshotId, StateHeader,
 };
 use spec::hint_map::word_masks;
-use spec::stream::Totals;
+use spec::stream::{MAX_CHANNELS, MAX_SECTION_PAGES, Totals};
 use spec::{PAGE_SIZE, PageRange};
 
+use super::checksums::Checksums;
 use super::error::SnapshotError;
 use super::slots::Slots;
 use super::storage::Storage;
+use super::writers::{Job, Writers};
 use crate::memory::layout::Layout;
+use crate::memory::page_buffer::PageBuffer;
 use crate::vm::state::MachineState;
 
 /// Bytes of the page bitmap that are written at once.
 const BITMAP_BYTES: usize = 256 * BITMAP_BLOCK_BYTES;
 
 /// A snapshot that is being written. Dropped before [`SnapshotWriter::finish`], it leaves none.
+///
+/// What comes later about a page replaces what came before, also while threads write.
 pub struct SnapshotWriter {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     id: SnapshotId,
     places: Places,
     slots: Slots,
-    /// A bit for each slot that has a page.
+    /// A bit for each slot whose page is in the file, or on its way there.
     bits: Vec<u64>,
-    /// Checksums of the pages of one run.
-    checksums: Vec<u8>,
+    checksums: Checksums,
+    writers: Writers,
+    /// Empty buffers.
+    spare: Vec<PageBuffer>,
 }
 
 /// A snapshot that is complete, and on the disk.
@@ -76,47 +85,107 @@ impl SnapshotWriter {
         };
         let places = sizes.places().map_err(SnapshotError::Guest)?;
         let bytes = header.to_bytes().map_err(SnapshotError::Guest)?;
-        let mut writer = Self {
+        let storage: Arc<dyn Storage> = storage.into();
+        let writer = Self {
+            writers: Writers::start(0, Arc::clone(&storage), places)?,
             storage,
             id: header.id,
             places,
             slots: Slots::new(layout.clone()),
             bits: vec![0; sizes.pages.div_ceil(64) as usize],
-            checksums: Vec::new(),
+            checksums: Checksums::new(places.checksums_at),
+            spare: Vec::new(),
         };
         writer.write(&bytes, 0)?;
         if writer.storage.is_in_place() {
             // Before anything of the old snapshot is touched: its header would make it look whole.
-            writer.sync()?;
+            writer.sync_storage()?;
             let (at, end) = (places.bitmap_at, places.state_at);
             writer.give_back(at, end - at)?;
         }
+        let expected = writer.storage.expect(places.state_at);
+        expected.map_err(SnapshotError::io("write", writer.storage.path()))?;
         writer.write(&table, REGIONS_AT)?;
         writer.write(description, DESCRIPTION_AT)?;
         Ok(writer)
     }
 
+    /// Has `count` threads write the pages from now on, at most [`MAX_CHANNELS`]. With 0 they are written by whoever gives them, as
+    /// at the beginning.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] if pages that were given before cannot be written, or no thread can be started.
+    pub fn with_writers(mut self, count: u32) -> Result<Self, SnapshotError> {
+        self.drain()?;
+        let (count, storage) = (count.min(MAX_CHANNELS), Arc::clone(&self.storage));
+        self.writers = Writers::start(count, storage, self.places)?;
+        Ok(self)
+    }
+
     /// Writes `content` as the pages of `range`, which are in one region. Pages that are there are replaced.
     ///
     /// # Errors
-    /// [`SnapshotError`] if they cannot be written.
+    /// [`SnapshotError`] if they, or pages before them, cannot be written.
     ///
     /// # Panics
     /// If `content` has another size than the pages.
     pub fn pages(&mut self, range: PageRange, content: &[u8]) -> Result<(), SnapshotError> {
         assert_eq!(content.len() as u64, range.bytes());
-        let slot = self.slots.of(range)?;
-        self.checksums.clear();
-        let (pages, _) = content.as_chunks();
-        let checksums = pages.iter().map(page_checksum);
-        self.checksums.extend(checksums.flat_map(u32::to_le_bytes));
-        self.write(content, self.places.page(slot))?;
-        let checksums = std::mem::take(&mut self.checksums);
-        let written = self.write(&checksums, self.places.checksum(slot));
-        self.checksums = checksums;
-        written?;
-        for (index, mask) in masks(slot, range) {
-            self.bits[index] |= mask;
+        self.slots.of(range)?;
+        let most = (MAX_SECTION_PAGES * PAGE_SIZE) as usize;
+        let mut first = range.first();
+        for of_piece in content.chunks(most) {
+            let count = of_piece.len() as u64 / PAGE_SIZE;
+            let mut buffer = self.spare.pop().unwrap_or_default();
+            buffer.room(count).copy_from_slice(of_piece);
+            if let Some(piece) = PageRange::new(first, count) {
+                buffer.add(piece, self.slots.layout());
+            }
+            self.take(buffer)?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Writes the pages of `pages`, and leaves an empty buffer there. Pages that are there are replaced.
+    ///
+    /// # Errors
+    /// As [`SnapshotWriter::pages`].
+    pub fn take_pages(&mut self, pages: &mut PageBuffer) -> Result<(), SnapshotError> {
+        let empty = self.spare.pop().unwrap_or_default();
+        self.take(std::mem::replace(pages, empty))
+    }
+
+    fn take(&mut self, pages: PageBuffer) -> Result<(), SnapshotError> {
+        let mut slots = Vec::with_capacity(pages.runs().len());
+        for run in pages.runs() {
+            let slot = self.slots.of(*run)?;
+            let is_there = masks(slot, *run).any(|(index, mask)| self.bits[index] & mask != 0);
+            if is_there {
+                self.writers.wait_for(slot, slot + run.count())?;
+            }
+            slots.push((slot, run.count()));
+        }
+        for (run, (slot, _)) in pages.runs().iter().zip(&slots) {
+            for (index, mask) in masks(*slot, *run) {
+                self.bits[index] |= mask;
+            }
+        }
+        self.writers.put(Job::new(pages, slots))?;
+        self.note_written()
+    }
+
+    /// Takes the checksums of what the threads have written, and their buffers.
+    fn note_written(&mut self) -> Result<(), SnapshotError> {
+        for written in self.writers.take_written() {
+            let mut of_pages = &written.checksums[..];
+            for (slot, count) in written.slots {
+                let (of_run, rest) = of_pages.split_at(count as usize);
+                let set = self.checksums.set(slot, of_run, &*self.storage);
+                set.map_err(SnapshotError::io("write", self.storage.path()))?;
+                of_pages = rest;
+            }
+            self.spare.push(written.pages);
         }
         Ok(())
     }
@@ -142,17 +211,67 @@ impl SnapshotWriter {
         }
         match there {
             Some((first, end)) => {
+                self.writers.wait_for(first, end)?;
                 self.give_back(self.places.page(first), (end - first) * PAGE_SIZE)
             }
             None => Ok(()),
         }
     }
 
-    /// Waits until everything that was written so far is on the disk.
+    /// Waits until the threads have written all pages that were given. They may be in the page cache, and not on the disk.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] if one cannot be written.
+    pub fn drain(&mut self) -> Result<(), SnapshotError> {
+        self.writers.drain()?;
+        self.note_written()
+    }
+
+    /// From now on no call waits for the threads after `deadline`: it fails then. `None`: they are waited for.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.writers.set_deadline(deadline);
+    }
+
+    /// How many threads write.
+    pub fn writers(&self) -> u32 {
+        self.writers.count()
+    }
+
+    /// Whether all pages that were given are written.
+    pub fn is_drained(&self) -> bool {
+        self.writers.is_idle()
+    }
+
+    /// Bytes of pages that each thread has written.
+    pub fn bytes_by_writer(&self) -> Vec<u64> {
+        self.writers.bytes_by_writer()
+    }
+
+    /// Bytes of pages that were given and are not written.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.writers.waiting_bytes()
+    }
+
+    /// Fails if a page could not be written.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] with the reason.
+    pub fn check(&self) -> Result<(), SnapshotError> {
+        self.writers.check()
+    }
+
+    /// Waits until everything that was given so far is on the disk.
     ///
     /// # Errors
     /// [`SnapshotError`] if something is not; the snapshot is lost then.
     pub fn sync(&mut self) -> Result<(), SnapshotError> {
+        self.drain()?;
+        let flushed = self.checksums.flush(&*self.storage);
+        flushed.map_err(SnapshotError::io("write", self.storage.path()))?;
+        self.sync_storage()
+    }
+
+    fn sync_storage(&self) -> Result<(), SnapshotError> {
         let synced = self.storage.sync();
         synced.map_err(SnapshotError::io("write", self.storage.path()))
     }
@@ -173,7 +292,7 @@ impl SnapshotWriter {
             totals,
         };
         self.write(&commit.to_bytes(self.id), end)?;
-        self.sync()?;
+        self.sync_storage()?;
         let published = self.storage.publish();
         published.map_err(SnapshotError::io("complete", self.storage.path()))?;
         Ok(Saved {
@@ -205,7 +324,7 @@ impl SnapshotWriter {
     }
 
     /// Writes the machine's state. Returns where it ends, and how many bytes its parts have.
-    fn write_state(&mut self, state: &MachineState) -> Result<(u64, u64), SnapshotError> {
+    fn write_state(&self, state: &MachineState) -> Result<(u64, u64), SnapshotError> {
         let mut at = self.places.state_at;
         let mut total = 0;
         for section in state.sections() {
@@ -224,12 +343,12 @@ impl SnapshotWriter {
         Ok((at, total))
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {
         let written = self.storage.write(bytes, at);
         written.map_err(SnapshotError::io("write", self.storage.path()))
     }
 
-    fn give_back(&mut self, at: u64, length: u64) -> Result<(), SnapshotError> {
+    fn give_back(&self, at: u64, length: u64) -> Result<(), SnapshotError> {
         let given = self.storage.give_back(at, length);
         given.map_err(SnapshotError::io("give room back in", self.storage.path()))
     }
@@ -240,6 +359,7 @@ impl fmt::Debug for SnapshotWriter {
         f.debug_struct("SnapshotWriter")
             .field("storage", &self.storage)
             .field("id", &self.id)
+            .field("writers", &self.writers)
             .finish_non_exhaustive()
     }
 }

@@ -13,11 +13,11 @@ use super::rig::{Pages, load, save, save_in, some_pages, target};
 /// Power cuts that are tried after each operation.
 const CUTS: u64 = 12;
 
-/// The operations of a save of `pages`.
-fn operations(pages: &Pages, in_place: bool) -> Vec<Operation> {
+/// The operations of a save of `pages` by `writers` threads.
+fn operations(pages: &Pages, in_place: bool, writers: u32) -> Vec<Operation> {
     let path = Path::new("nowhere").to_owned();
     let (storage, done) = Watched::new(Box::new(Nowhere { path, in_place }));
-    save_in(Box::new(storage), pages).unwrap();
+    save_in(Box::new(storage), writers, pages).unwrap();
     std::mem::take(&mut done.lock().unwrap())
 }
 
@@ -41,10 +41,17 @@ fn is_refused(error: &SnapshotError) -> bool {
 
 #[test]
 fn a_new_file_is_refused_until_everything_is_there_and_is_whole_from_then_on() {
+    // With several writers, operations come in any order between two drains.
+    for writers in [0, 1, 3] {
+        cut_at_every_operation_of_a_new_file(writers);
+    }
+}
+
+fn cut_at_every_operation_of_a_new_file(writers: u32) {
     let folder = tempfile::tempdir().unwrap();
     let target = target(&folder.path().join("guest"));
     let pages = some_pages(1);
-    let done = operations(&pages, false);
+    let done = operations(&pages, false, writers);
     assert!(done.len() > 20);
     let commit = (done.iter()).rposition(|operation| matches!(operation, Operation::Write(..)));
     let commit = commit.unwrap();
@@ -73,6 +80,12 @@ fn a_new_file_is_refused_until_everything_is_there_and_is_whole_from_then_on() {
 
 #[test]
 fn in_place_a_power_cut_leaves_the_old_snapshot_none_or_the_new_one() {
+    for writers in [0, 1, 3] {
+        cut_at_every_operation_in_place(writers);
+    }
+}
+
+fn cut_at_every_operation_in_place(writers: u32) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest");
     let (old, new) = (some_pages(100), some_pages(1));
@@ -82,7 +95,7 @@ fn in_place_a_power_cut_leaves_the_old_snapshot_none_or_the_new_one() {
         offset: Some(0),
         ..target(&path)
     };
-    let done = operations(&new, true);
+    let done = operations(&new, true, writers);
     let mut random = Random::new(6);
     let mut found = [0; 3];
     for count in 0..=done.len() {

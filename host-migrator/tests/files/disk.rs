@@ -11,6 +11,7 @@ use spec::stamp::Random;
 /// An operation on a snapshot's file.
 #[derive(Clone, Debug)]
 pub enum Operation {
+    Expect(u64),
     Write(u64, Vec<u8>),
     GiveBack(u64, u64),
     Sync,
@@ -47,7 +48,7 @@ impl Watched {
         }
     }
 
-    fn note(&mut self, operation: Operation) -> io::Result<()> {
+    fn note(&self, operation: Operation) -> io::Result<()> {
         let mut done = self.done.lock().unwrap();
         if self.fails_at == Some(done.len()) {
             return Err(self.error.into());
@@ -66,22 +67,36 @@ impl Storage for Watched {
         self.inner.is_in_place()
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+    fn expect(&self, length: u64) -> io::Result<()> {
+        self.note(Operation::Expect(length))?;
+        self.inner.expect(length)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.note(Operation::Write(at, bytes.into()))?;
         self.inner.write(bytes, at)
     }
 
-    fn give_back(&mut self, at: u64, length: u64) -> io::Result<()> {
+    fn write_pages(&self, content: &[u8], at: u64) -> io::Result<()> {
+        self.note(Operation::Write(at, content.into()))?;
+        self.inner.write_pages(content, at)
+    }
+
+    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        self.inner.read(bytes, at)
+    }
+
+    fn give_back(&self, at: u64, length: u64) -> io::Result<()> {
         self.note(Operation::GiveBack(at, length))?;
         self.inner.give_back(at, length)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.note(Operation::Sync)?;
         self.inner.sync()
     }
 
-    fn publish(&mut self) -> io::Result<()> {
+    fn publish(&self) -> io::Result<()> {
         self.note(Operation::Publish)?;
         self.inner.publish()
     }
@@ -103,19 +118,24 @@ impl Storage for Nowhere {
         self.in_place
     }
 
-    fn write(&mut self, _bytes: &[u8], _at: u64) -> io::Result<()> {
+    fn write(&self, _bytes: &[u8], _at: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn give_back(&mut self, _at: u64, _length: u64) -> io::Result<()> {
+    fn read(&self, bytes: &mut [u8], _at: u64) -> io::Result<()> {
+        bytes.fill(0);
         Ok(())
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    fn give_back(&self, _at: u64, _length: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn publish(&mut self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn publish(&self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -156,6 +176,12 @@ pub fn after(image: &[u8], done: &[Operation]) -> Vec<u8> {
 fn apply(image: &mut Vec<u8>, operation: &Operation, comes: &mut dyn FnMut(usize) -> bool) {
     let zeros;
     let (at, bytes) = match operation {
+        Operation::Expect(length) => {
+            if comes(0) && image.len() < *length as usize {
+                image.resize(*length as usize, 0);
+            }
+            return;
+        }
         Operation::Write(at, bytes) => (*at as usize, bytes),
         Operation::GiveBack(at, length) => {
             let end = (at + length).min(image.len() as u64);

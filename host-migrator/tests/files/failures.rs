@@ -5,7 +5,9 @@ use std::fs;
 use std::sync::Arc;
 
 use host_migrator::snapshot::open_storage;
-use host_migrator::{FileSink, Migration, MigrationError, MigrationParams, SnapshotError};
+use host_migrator::{
+    DirectIo, FileSink, Migration, MigrationError, MigrationParams, SnapshotError,
+};
 use rustix::io::Errno;
 
 use super::disk::Watched;
@@ -40,8 +42,10 @@ fn whatever_operation_fails_the_guest_runs_on_and_the_old_snapshot_stays() {
         } else {
             Errno::IO
         };
-        let storage = Watched::failing(open_storage(&target).unwrap(), failed, error);
+        let storage = open_storage(&target, DirectIo::Auto).unwrap();
+        let storage = Watched::failing(storage, failed, error);
         let sink = FileSink::new(Box::new(storage), source.ram.layout(), DESCRIPTION);
+        let sink = sink.and_then(|sink| sink.with_writers(1 + failed as u32 % 4));
         let saved = match sink {
             Ok(mut sink) => Migration::copy(&mut source, &params, &mut sink).map(|_| ()),
             Err(error) => Err(error.into()),

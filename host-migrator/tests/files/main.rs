@@ -4,9 +4,11 @@
 
 mod crash;
 mod damage;
+mod direct;
 mod disk;
 mod failures;
 mod rig;
 mod saving;
 #[path = "../software_guest/mod.rs"]
 mod software_guest;
+mod writers;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use host_migrator::snapshot::{Saved, SnapshotWriter, Storage, open_storage};
 use host_migrator::{
-    GuestRam, Layout, MachineState, Snapshot, SnapshotError, SnapshotTarget, Totals,
+    DirectIo, GuestRam, Layout, MachineState, Snapshot, SnapshotError, SnapshotTarget, Totals,
 };
 use spec::{PAGE_SIZE, PageRange};
 
@@ -50,9 +50,14 @@ pub fn range(first: u64, count: u64) -> PageRange {
     PageRange::new(first, count).unwrap()
 }
 
-/// Writes `pages` in their order, finds some zero that were written before, and completes the snapshot.
-pub fn save_in(storage: Box<dyn Storage>, pages: &Pages) -> Result<Saved, SnapshotError> {
-    let mut writer = SnapshotWriter::begin(storage, &layout(), DESCRIPTION)?;
+/// Writes `pages` in their order by `writers` threads, finds some zero that were written before, and completes the snapshot.
+pub fn save_in(
+    storage: Box<dyn Storage>,
+    writers: u32,
+    pages: &Pages,
+) -> Result<Saved, SnapshotError> {
+    let writer = SnapshotWriter::begin(storage, &layout(), DESCRIPTION)?;
+    let mut writer = writer.with_writers(writers)?;
     // What a guest gave up, or has zeroed, while it was saved.
     writer.pages(range(150, 2), &[content(200), content(201)].concat())?;
     writer.sync()?;
@@ -69,7 +74,7 @@ pub fn save_in(storage: Box<dyn Storage>, pages: &Pages) -> Result<Saved, Snapsh
 }
 
 pub fn save(target: &SnapshotTarget, pages: &Pages) -> Result<Saved, SnapshotError> {
-    save_in(open_storage(target)?, pages)
+    save_in(open_storage(target, DirectIo::Auto)?, 2, pages)
 }
 
 pub fn machine_state() -> MachineState {

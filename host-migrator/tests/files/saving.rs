@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use host_migrator::destination::{RestoreError, restore};
 use host_migrator::{
-    FileSink, Migration, MigrationParams, MigrationReport, Owner, OwnershipRecord, Snapshot,
-    SnapshotError, SnapshotTarget,
+    DirectIo, FileSink, Migration, MigrationParams, MigrationReport, Owner, OwnershipRecord,
+    Snapshot, SnapshotError, SnapshotTarget,
 };
 use rustix::fs::SeekFrom;
 use spec::stamp::Random;
@@ -22,11 +22,22 @@ use super::software_guest::machine::{DESCRIPTION, SoftDestination};
 use super::software_guest::memory::{Memory, like};
 use super::software_guest::workload::{Behaviour, Workload};
 
-/// Saves a guest, whose machine stands still afterwards.
+/// Saves a guest by as many threads as `params` have channels. Its machine stands still afterwards.
 fn save_guest(guest: &Guest, target: &SnapshotTarget, params: &MigrationParams) -> MigrationReport {
+    save_guest_as(guest, target, DirectIo::Auto, params)
+}
+
+fn save_guest_as(
+    guest: &Guest,
+    target: &SnapshotTarget,
+    direct_io: DirectIo,
+    params: &MigrationParams,
+) -> MigrationReport {
     let mut source = guest.source();
     guest.machine.stay_stopped();
-    let mut sink = FileSink::create(target, source.ram.layout(), DESCRIPTION).unwrap();
+    let sink = FileSink::create(target, direct_io, source.ram.layout(), DESCRIPTION);
+    let sink = sink.and_then(|sink| sink.with_writers(params.multifd_channels));
+    let mut sink = sink.unwrap();
     let report = Migration::copy(&mut source, params, &mut sink).unwrap();
     let saved = sink.saved().unwrap();
     assert!(saved.pages <= report.totals.pages_sent);
@@ -110,8 +121,10 @@ fn a_guest_that_goes_on_writing_is_restored_as_it_was_when_it_was_stopped() {
         let params = MigrationParams::default()
             .with_downtime_limit(Duration::ZERO)
             .with_max_rounds(1 + random.below(5) as u32)
+            .with_multifd_channels(1 + random.below(6) as u32)
             .with_sync_pages((random.below(2) == 0).then_some(500));
-        let report = save_guest(&guest, &target, &params);
+        let direct_io = [DirectIo::Auto, DirectIo::Off][random.below(2) as usize];
+        let report = save_guest_as(&guest, &target, direct_io, &params);
         assert_restored(&guest, &target, &report, 1 + random.below(4) as usize);
         assert_no_block_without_page(&Snapshot::open(&target).unwrap());
         let entries = fs::read_dir(folder.path()).unwrap();
@@ -128,7 +141,8 @@ fn a_guest_runs_on_while_its_snapshot_is_being_completed() {
     let guest = Guest::new(Memory::new(500, 0));
     (0..100).for_each(|pfn| guest.write(pfn));
     let mut source = guest.source();
-    let mut sink = FileSink::create(&target, source.ram.layout(), DESCRIPTION).unwrap();
+    let mut sink =
+        FileSink::create(&target, DirectIo::Off, source.ram.layout(), DESCRIPTION).unwrap();
     let seen = Arc::new(seen::Seen::default());
     let copy = {
         let (seen, machine) = (Arc::clone(&seen), Arc::clone(&guest.machine));
@@ -292,7 +306,7 @@ fn another_machines_guest_is_refused_before_its_memory_is_read() {
     assert!(!machine.loaded);
     assert_eq!(ownership.get().owner, Owner::There);
 
-    let storage = host_migrator::snapshot::open_storage(&target).unwrap();
+    let storage = host_migrator::snapshot::open_storage(&target, DirectIo::Off).unwrap();
     let layout = super::rig::layout();
     let writer =
         host_migrator::snapshot::SnapshotWriter::begin(storage, &layout, b"another machine");

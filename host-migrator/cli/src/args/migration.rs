@@ -12,7 +12,7 @@ use super::machine::{GuestArgs, WorkloadArgs};
 use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
-use crate::control::{CompressionName, HintMode, MigrateArguments};
+use crate::control::{CompressionName, DirectIoName, HintMode, MigrateArguments};
 use crate::size::Size;
 
 /// `lacuna send`
@@ -150,7 +150,7 @@ pub struct MigrationArgs {
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<Size>,
     /// Channels that carry the memory beside the control connection, 1 to 128; with 1 everything goes over one connection.
-    /// Default: 2 where the host has two processors or more
+    /// For file:PATH: threads that write memory into the file, at most 1 MiB at a time each. Default: 2 where the host has two processors or more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CHANNELS)))]
     pub multifd_channels: Option<u32>,
     /// How memory is compressed on its way. Up to 1 MiB is compressed at a time; what does not get smaller by an eighth is sent as
@@ -161,6 +161,9 @@ pub struct MigrationArgs {
     /// Level of zstd, 1 to 20. Higher levels make memory smaller and take longer. Default: 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(i64::from(ZstdLevel::MIN.get())..=i64::from(ZstdLevel::MAX.get())))]
     pub multifd_zstd_level: Option<u8>,
+    /// For file:PATH: whether memory is written without the page cache
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    pub direct_io: DirectIoName,
     /// How many times a round harvests the dirty log before the round ends. A page that the guest wrote before the round
     /// copied it is then not sent again for that write. Each harvest costs the guest one fault for every page that it
     /// writes again. With 0 the log is harvested only between rounds
@@ -183,6 +186,7 @@ impl MigrationArgs {
             multifd_channels: self.multifd_channels,
             multifd_compression: self.multifd_compression,
             multifd_zstd_level: self.multifd_zstd_level,
+            direct_io: self.direct_io,
             early_harvests: self.early_harvests,
             max_rounds: self.max_rounds,
             ..MigrateArguments::to(uri)

@@ -11,11 +11,13 @@
 mod client;
 mod compression;
 mod descriptors;
+mod direct_io;
 mod peers;
 mod server;
 
 pub use client::{Client, ClientError};
 pub use compression::CompressionName;
+pub use direct_io::DirectIoName;
 pub use server::{Handler, Served, serve};
 
 use std::num::NonZeroU32;
@@ -75,7 +77,7 @@ pub struct MigrateArguments {
     /// Greatest bandwidth in bytes a second; default: all that the link has.
     #[serde(default)]
     pub max_bandwidth: Option<u64>,
-    /// Channels beside the control connection, 1 to 128; default: 2 where the host has two processors or more.
+    /// Channels beside the control connection, or threads that write a file, 1 to 128; default: 2 where the host has two processors or more.
     #[serde(default)]
     pub multifd_channels: Option<u32>,
     /// How pages are compressed; default: not at all.
@@ -121,6 +123,9 @@ pub struct MigrateArguments {
     /// For a file: keep the guest stopped after it was saved.
     #[serde(default)]
     pub hold: bool,
+    /// For a file: whether its pages go through the page cache.
+    #[serde(default)]
+    pub direct_io: DirectIoName,
     /// Keep maps of the rounds for the report.
     #[serde(default)]
     pub map_rounds: bool,
@@ -152,6 +157,7 @@ impl MigrateArguments {
             sources: PageSources::default(),
             local: false,
             hold: false,
+            direct_io: DirectIoName::default(),
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: Vec::new(),

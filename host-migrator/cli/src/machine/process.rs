@@ -346,7 +346,7 @@ impl Process {
         source.hints = hints;
         let start = || match (channel, file) {
             (Some(channel), _) => self.outgoing.start(source, params, channel),
-            (None, Some(file)) => self.save(source, params, &file, arguments.hold),
+            (None, Some(file)) => self.save(source, params, &file, arguments),
             (None, None) => unreachable!("a migration goes over a connection or into a file"),
         };
         self.life.send_away(start)
@@ -358,10 +358,14 @@ impl Process {
         mut source: Source<'static>,
         params: MigrationParams,
         file: &SnapshotTarget,
-        hold: bool,
+        arguments: &MigrateArguments,
     ) -> Result<(), String> {
+        let hold = arguments.hold;
         let description = source.machine.describe().map_err(text)?;
-        let sink = FileSink::create(file, source.ram.layout(), &description).map_err(text)?;
+        let direct_io = arguments.direct_io.into();
+        let sink = FileSink::create(file, direct_io, source.ram.layout(), &description)
+            .and_then(|sink| sink.with_writers(params.multifd_channels))
+            .map_err(text)?;
         let (mut machine, life) = (self.machine.clone(), Arc::clone(&self.life));
         let ended = move |is_saved| match (hold, is_saved) {
             (true, true) => life.held_after_save(),
