@@ -5,7 +5,7 @@
 //! free page hints ([`HintSource`]), a way to stop and save the machine ([`SourceMachine`]) and a
 //! connection ([`Connection`]). `spec/free-page-hinting.md` has the rule that makes skipping safe;
 //! `ARCHITECTURE.md` follows a page and a hand-over through this crate.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 /// The example in the README compiles.
 #[cfg(doctest)]

@@ -65,25 +65,25 @@ impl Marks {
         None
     }
 
-    /// Clears the marks of `chunk` whose words have no bits, as `words` of the chunk say, and then the chunk in the summary,
-    /// unless it has marks. A thread that sets a word meanwhile sets the mark either before it is cleared here, and then the
-    /// second look at the word finds the bits, or afterwards. The same holds for the mark and the summary.
+    /// Clears the marks of `chunk`, except those whose words have bits, as `words` of the chunk say. Without marks, it clears the
+    /// chunk in the summary, too.
+    ///
+    /// The marks are cleared before the words are looked at. A thread that sets a word meanwhile sets its mark either before
+    /// that, and then the look at the word finds the bits, or afterwards. The same holds for the marks and the summary.
     pub(super) fn retire(&self, chunk: usize, words: &[AtomicU64]) {
-        let mut before = self.of(chunk);
-        let empty = before & !with_bits(words, before);
-        if empty != 0 {
-            before = self.chunks[chunk].fetch_and(!empty, Ordering::AcqRel);
-            let again = with_bits(words, empty);
-            if again != 0 {
-                return self.set(chunk, again);
-            }
+        let marks = &self.chunks[chunk];
+        let before = match marks.load(Ordering::Acquire) {
+            0 => 0,
+            _ => marks.swap(0, Ordering::AcqRel),
+        };
+        let with_bits = with_bits(words, before);
+        if with_bits != 0 {
+            return self.set(chunk, with_bits);
         }
-        if before & !empty == 0 {
-            let (summary, bit) = (&self.summary[chunk / 64], 1 << (chunk % 64));
-            summary.fetch_and(!bit, Ordering::AcqRel);
-            if self.of(chunk) != 0 {
-                summary.fetch_or(bit, Ordering::AcqRel);
-            }
+        let (summary, bit) = (&self.summary[chunk / 64], 1 << (chunk % 64));
+        summary.fetch_and(!bit, Ordering::AcqRel);
+        if self.of(chunk) != 0 {
+            summary.fetch_or(bit, Ordering::AcqRel);
         }
     }
 }

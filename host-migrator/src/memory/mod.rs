@@ -6,6 +6,8 @@ pub mod bitmap;
 pub mod error;
 pub mod guest_memory;
 pub(crate) mod holes;
+#[cfg(not(loom))]
+mod huge_pages;
 pub mod layout;
 pub mod lent;
 pub(crate) mod map_file;
