@@ -14,7 +14,10 @@ pub(super) fn ask_for_huge_pages<T>(words: &[T]) {
     if length == 0 {
         return;
     }
-    let first = bytes.start.cast_mut().wrapping_byte_add(start_of_pages - start);
+    let first = bytes
+        .start
+        .cast_mut()
+        .wrapping_byte_add(start_of_pages - start);
     // SAFETY: the range is inside `words`, which is borrowed. This advice changes no content and takes no page away.
     let asked = unsafe { madvise(first.cast(), length, Advice::LinuxHugepage) };
     if let Err(error) = asked {
