@@ -11,6 +11,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use super::error::SnapshotError;
 use super::reader::Snapshot;
+use crate::memory::aligned::AlignedBytes;
 use crate::memory::page_store::PageStore;
 use crate::panics::text_of;
 
@@ -253,7 +254,7 @@ impl Snapshot {
     ) -> Result<Run<'b>, SnapshotError> {
         let content = &mut buffers.content[..(count * PAGE_SIZE) as usize];
         let checksums = &mut buffers.checksums[..count as usize * 4];
-        self.input.read(content, self.places.page(slot), "pages")?;
+        self.input.read_pages(content, self.places.page(slot))?;
         let at = self.places.checksum(slot);
         self.input.read(checksums, at, "checksums")?;
         Ok(Run {
@@ -297,14 +298,14 @@ impl Run<'_> {
 
 /// What a thread reads into.
 struct Buffers {
-    content: Vec<u8>,
+    content: AlignedBytes,
     checksums: Vec<u8>,
 }
 
 impl Buffers {
     fn new() -> Self {
         Self {
-            content: vec![0; (MOST_PAGES * PAGE_SIZE) as usize],
+            content: AlignedBytes::zeroed((MOST_PAGES * PAGE_SIZE) as usize),
             checksums: vec![0; MOST_PAGES as usize * 4],
         }
     }

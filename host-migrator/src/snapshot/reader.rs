@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, OFlags};
 use spec::file::{
@@ -12,6 +13,7 @@ use spec::file::{
     HEADER_BYTES, Header, Places, REGIONS_AT, StateHeader, regions,
 };
 
+use super::direct::{self, DirectIo};
 use super::error::SnapshotError;
 use super::file::{lock, open};
 use super::slots::Slots;
@@ -37,6 +39,11 @@ pub(super) struct Input {
     file: File,
     pub(super) path: PathBuf,
     base: u64,
+    /// The same file without the page cache, for pages.
+    direct: Option<File>,
+    wanted: DirectIo,
+    /// The file system has refused to read without the page cache after all.
+    refused: AtomicBool,
 }
 
 impl Snapshot {
@@ -52,6 +59,9 @@ impl Snapshot {
             file,
             path: path.clone(),
             base: target.base(),
+            direct: None,
+            wanted: DirectIo::Off,
+            refused: AtomicBool::new(false),
         };
         let mut bytes = [0; HEADER_BYTES];
         input.read(&mut bytes, 0, "header")?;
@@ -74,6 +84,17 @@ impl Snapshot {
             state,
             commit,
         })
+    }
+
+    /// Has the pages read without the page cache, or not, as `direct_io` says. Without this they are read through the page cache.
+    ///
+    /// # Errors
+    /// [`SnapshotError::DirectIo`] if the file system refuses what is wanted.
+    pub fn with_direct_io(mut self, direct_io: DirectIo) -> Result<Self, SnapshotError> {
+        let Input { file, path, .. } = &self.input;
+        self.input.direct = direct::open(file, OFlags::RDONLY, path, direct_io)?;
+        self.input.wanted = direct_io;
+        Ok(self)
     }
 
     /// The file's name.
@@ -138,6 +159,26 @@ impl Input {
             }
             read => read.map_err(SnapshotError::io("read", &self.path)),
         }
+    }
+
+    /// Fills `content`, which begins at a multiple of the page size, with the pages that are at `at`.
+    pub(super) fn read_pages(&self, content: &mut [u8], at: u64) -> Result<(), SnapshotError> {
+        if let Some(direct) = &self.direct
+            && !self.refused.load(Ordering::Relaxed)
+        {
+            match direct.read_exact_at(content, self.base + at) {
+                Ok(()) => return Ok(()),
+                // It ends in the middle of a page, or before it: the other way tells.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) if direct::is_refusal(&error) => {
+                    if !self.refused.swap(true, Ordering::Relaxed) {
+                        direct::refused(&self.path, self.wanted, error.to_string())?;
+                    }
+                }
+                Err(error) => return Err(SnapshotError::io("read", &self.path)(error)),
+            }
+        }
+        self.read(content, at, "pages")
     }
 
     /// The file's content is wrong.

@@ -86,7 +86,7 @@ pub fn machine_state() -> MachineState {
 
 /// What is restored from `target`, if it is a complete snapshot.
 pub fn load(target: &SnapshotTarget) -> Result<Pages, SnapshotError> {
-    let snapshot = Snapshot::open(target)?;
+    let snapshot = Snapshot::open(target)?.with_direct_io(DirectIo::Auto)?;
     let ram = memory();
     // What was there before must not shine through.
     ram.write(range(7, 1), &content(1)).unwrap();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use spec::PAGE_SIZE;
 
+use super::bench_file::{ABOUT, FileArgs};
 use crate::size::{Size, SizeError};
 
 /// `lacuna bench`
@@ -23,6 +24,9 @@ pub enum BenchJob {
     /// How fast memory moves from one process to another on this machine, side by side with what the machine can do
     #[command(long_about = TRANSPORT)]
     Transport(TransportArgs),
+    /// How fast this machine saves memory into a snapshot file and restores it, side by side with what its disk can do
+    #[command(long_about = ABOUT)]
+    File(FileArgs),
 }
 
 const TRANSPORT: &str = "\
@@ -182,7 +186,7 @@ impl std::fmt::Display for ArmName {
 }
 
 /// Takes whole pages, and at least one.
-fn memory(text: &str) -> Result<Size, String> {
+pub(super) fn memory(text: &str) -> Result<Size, String> {
     let size: Size = text.parse().map_err(|error: SizeError| error.to_string())?;
     if size.0 == 0 || !size.0.is_multiple_of(PAGE_SIZE) {
         return Err("memory consists of pages of 4K: take a multiple of that".into());

@@ -10,6 +10,7 @@ use spec_sockets::access;
 use super::target::Target;
 use super::tls::TlsArgs;
 use super::values::socket_path;
+use crate::control::DirectIoName;
 use crate::size::Size;
 use crate::trace::TraceArgs;
 
@@ -58,6 +59,9 @@ pub struct ReceiveArgs {
     /// Keep the guest stopped after it has arrived, until `lacuna cont`
     #[arg(long)]
     pub hold: bool,
+    /// For file:PATH: whether memory is read without the page cache
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    pub direct_io: DirectIoName,
 }
 
 /// A machine: its guest, its balloon device, its sockets and its console.

@@ -2,6 +2,7 @@
 //! The command line: every flag of every job.
 
 mod bench;
+mod bench_file;
 mod generate;
 mod machine;
 mod migration;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use self::bench::{ArmName, BenchArgs, BenchJob, ContentKind, TransportArgs};
+pub use self::bench_file::FileArgs;
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,

@@ -9,7 +9,7 @@ use spec::stamp::{Random, mix};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::BenchError;
-use crate::args::{ContentKind, TransportArgs};
+use crate::args::ContentKind;
 use crate::size::Size;
 
 /// Pages that are filled, sent or compared at a time.
@@ -30,12 +30,12 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Fills new memory as `args` say.
+    /// Fills `size` of new memory with content of this `kind`.
     ///
     /// # Errors
     /// [`BenchError`] if the machine has too little memory for source and destination.
-    pub(super) fn new(args: &TransportArgs) -> Result<Self, BenchError> {
-        let needed = args.size.0.saturating_mul(2).saturating_add(SPARE_BYTES);
+    pub(super) fn new(size: Size, kind: ContentKind, seed: u64) -> Result<Self, BenchError> {
+        let needed = size.0.saturating_mul(2).saturating_add(SPARE_BYTES);
         let available = available_bytes()?;
         if needed > available {
             return Err(BenchError::NoMemory {
@@ -43,19 +43,19 @@ impl Content {
                 available: Size(available),
             });
         }
-        let (ram, file) = new_memory(args.size.0)?;
+        let (ram, file) = new_memory(size.0)?;
         let mut bytes = Vec::with_capacity(CHUNK_BYTES);
         for chunk in chunks(ram.regions()[0]) {
             bytes.clear();
             for pfn in chunk.first()..chunk.end() {
-                let words = page(args.content, args.seed, pfn);
+                let words = page(kind, seed, pfn);
                 bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
             }
             ram.write(chunk, &bytes)?;
             // A guest that has run has touched its memory: the first arm must not pay for the page faults.
             ram.read(chunk, &mut bytes)?;
         }
-        warm_up(args.size.0)?;
+        warm_up(size.0)?;
         let ram = Arc::new(ram);
         Ok(Self { ram, file })
     }
@@ -68,6 +68,22 @@ impl Content {
     /// The memory file that it is.
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Makes all pages zero but every `stride`th.
+    ///
+    /// # Errors
+    /// [`BenchError`] if memory cannot be given back.
+    pub(super) fn keep_every(&self, stride: u64) -> Result<(), BenchError> {
+        let pages = self.pages();
+        let between = (pages.first()..pages.end()).step_by(stride as usize);
+        for first in between {
+            let count = (stride - 1).min(pages.end() - first - 1);
+            if let Some(gap) = PageRange::new(first + 1, count) {
+                self.ram.discard(gap)?;
+            }
+        }
+        Ok(())
     }
 
     /// All its pages.

@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `transport` | `lacuna bench transport`: runs the arms in turns |
+//! | `file` | `lacuna bench file`: saves and restores |
 //! | `arm` | what an arm is, and the arms of the command line |
 //! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
 //! | `bare_loop`, `engine`, `iperf`, `qemu` | the arms |
@@ -14,6 +15,7 @@ mod arm;
 mod bare_loop;
 mod content;
 mod engine;
+mod file;
 mod iperf;
 mod link;
 mod memory;
@@ -25,7 +27,7 @@ mod transport;
 use std::io;
 
 use host_migrator::wire::{TlsFileError, TransportError};
-use host_migrator::{MigrationError, RamError, ReceiveError};
+use host_migrator::{MigrationError, RamError, ReceiveError, SinkError, SnapshotError};
 
 use crate::args::BenchJob;
 use crate::certificates::CertificateError;
@@ -75,6 +77,12 @@ pub enum BenchError {
     /// The destination's side of a migration failed.
     #[error("the migration failed at the destination: {0}")]
     Destination(#[from] ReceiveError),
+    /// A snapshot cannot be restored.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot cannot be written.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// Another program failed.
     #[error("{program} failed: {said}")]
     Program {
@@ -118,5 +126,6 @@ impl BenchError {
 pub fn run(job: &BenchJob) -> Result<(), BenchError> {
     match job {
         BenchJob::Transport(args) => transport::run(args),
+        BenchJob::File(args) => file::run(args),
     }
 }

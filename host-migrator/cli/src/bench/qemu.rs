@@ -53,7 +53,7 @@ impl Qemu {
     }
 
     /// Starts a QEMU with `memory`; with `waits`, one that waits for a migration.
-    fn start(
+    pub(super) fn start(
         &self,
         socket: &Path,
         memory: &File,
@@ -132,14 +132,14 @@ impl Arm for Qemu {
 }
 
 /// A QEMU whose guest does not run.
-struct Machine {
-    qmp: Qmp,
+pub(super) struct Machine {
+    pub(super) qmp: Qmp,
     child: Ended,
 }
 
 impl Machine {
     /// What QEMU says about its migration when it has completed.
-    fn completed(&mut self) -> Result<Value, BenchError> {
+    pub(super) fn completed(&mut self) -> Result<Value, BenchError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let migration = self.qmp.ask("query-migrate", json!({}))?;
@@ -183,7 +183,7 @@ impl Drop for Ended {
     }
 }
 
-fn failed(said: String) -> BenchError {
+pub(super) fn failed(said: String) -> BenchError {
     BenchError::Program {
         program: "QEMU",
         said,

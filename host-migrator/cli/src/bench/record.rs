@@ -30,6 +30,9 @@ pub(super) struct Sample {
     /// Bytes on the wire, both ways, headers and all, where they are counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) wire_bytes: Option<u64>,
+    /// The length of the file, for a save into one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file_bytes: Option<u64>,
     /// How long it took before to give the destination's memory its pages, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) populate_ms: Option<f64>,
@@ -336,7 +339,9 @@ pub(super) mod tests {
         let Job::Bench(bench) = cli.job else {
             panic!("another job");
         };
-        let BenchJob::Transport(args) = bench.job;
+        let BenchJob::Transport(args) = bench.job else {
+            panic!("another bench");
+        };
         let record = |(arm, rates): &(ArmName, &[f64])| ArmRecord {
             arm: *arm,
             median_gb_per_s: None,

@@ -46,7 +46,7 @@ pub(super) fn run(args: &TransportArgs) -> Result<(), BenchError> {
         };
         arms.push((record, able));
     }
-    let content = Content::new(args)?;
+    let content = Content::new(args.size, args.content, args.seed)?;
     let able = arms.iter().filter(|(_, arm)| arm.is_some()).count();
     let progress = terminal::progress_bar(able * args.runs.get() as usize, args.json);
     for _ in 0..args.runs.get() {

@@ -119,7 +119,7 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
         {
             return Err(ProcessError::FlagsOfSocket);
         }
-        Target::File(file) => Some(Snapshot::open(file)?),
+        Target::File(file) => Some(Snapshot::open(file)?.with_direct_io(args.direct_io.into())?),
     };
     let (outlets, parts) = outlets(&args.machine)?;
     let guest = match args.machine.guest.kind {
