@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use host_migrator::{Clause, GuestRam, Source};
 use software_guest::balloon::Balloon;
+use software_guest::copy::copy;
 use software_guest::memory::{Memory, WrongPage, like, one};
 use software_guest::proxy::watched;
 use software_guest::{Guest, migrate, migrate_on, rounds};
@@ -98,7 +99,9 @@ fn assert_lost_without(
             check::Clause::CloseBeforeHarvest
         }
         Clause::NoHintAfterPause => check::Clause::NoHintAfterPause,
-        Clause::KeepEarly | Clause::MergeOwnWrites => check::Clause::HarvestEverything,
+        Clause::KeepEarly | Clause::SpareEarlyCopies | Clause::MergeOwnWrites => {
+            check::Clause::HarvestEverything
+        }
         Clause::FlushTables => check::Clause::ClaimBeforeCopy,
         other => unreachable!("{other} has no switch"),
     };
@@ -131,6 +134,38 @@ fn arming_after_the_epoch_opened_loses_a_write() {
 #[test]
 fn a_hint_that_answers_what_was_found_early_loses_a_write() {
     assert_needed(Clause::KeepEarly, reuses_at_once);
+}
+
+#[test]
+fn a_late_hint_that_discards_what_was_found_early_loses_a_write() {
+    let try_with = |switched_off: Option<Clause>| {
+        let guest = guest();
+        guest.write(VICTIM);
+        let theirs = Arc::clone(&guest);
+        guest.hints.on_open(move |epoch| {
+            if epoch == 1 {
+                theirs.memory.free(VICTIM);
+                theirs.write(VICTIM);
+            }
+        });
+        let theirs = Arc::clone(&guest);
+        // The device takes the hint from the queue only now. The guest has made it before it wrote.
+        guest.hints.on_close(move |epoch| {
+            if epoch == 1 {
+                theirs.hints.hint(one(VICTIM));
+            }
+        });
+        let params = rounds(2).with_switched_off(switched_off.into_iter().collect());
+        let mut source = guest.source();
+        let copied = copy(&mut source, &guest.machine, &params).unwrap();
+        let (records, dropped) = source.trace.records();
+        let broken = match check::check_records(records, dropped) {
+            Verdict::Broken(breach) => Some(breach.clause),
+            _ => None,
+        };
+        (copied.wrong_pages(&guest.memory), broken)
+    };
+    assert_lost_without(Clause::SpareEarlyCopies, VICTIM, try_with);
 }
 
 #[test]

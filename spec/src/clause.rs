@@ -59,6 +59,9 @@ clauses! {
     2 KeepLog "keep-log" "a hint clears no dirty bit",
     /// 2: a hint does not take a page out of the early pages.
     2 KeepEarly "keep-early" "a hint takes no page out of the early pages",
+    /// 2: a page that an early harvest brought and that was copied since is not discarded for a hint of this epoch. The hint may
+    /// be older than the write, and no log has the write any more.
+    2 SpareEarlyCopies "spare-early-copies" "a late hint discards no page that was copied after an early harvest brought it",
     /// 2: a hint discards no memory.
     2 KeepMemory "keep-memory" "a hint discards no memory",
     /// 3: an epoch is closed before a harvest.
@@ -73,6 +76,8 @@ clauses! {
     3 CompleteHarvest "complete-harvest" "complete the harvest before the next epoch",
     /// 3: the known holes are forgotten before a harvest.
     3 ForgetHoles "forget-holes" "forget the holes before a harvest",
+    /// 3: a page that is hinted after it was sent is discarded at the destination before the next harvest, or not at all.
+    3 DiscardBeforeHarvest "discard-before-harvest" "discard a page that was hinted late before the next harvest",
     /// 4: the log of a vhost-user back end is harvested, too.
     4 MergeBackEnd "merge-back-end" "harvest the back ends' logs",
     /// 4: the VMM's own writes are harvested, too.

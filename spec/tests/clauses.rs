@@ -6,9 +6,9 @@ use spec_model::guest::GuestAction::{
     AgentHears, AgentLooks, AgentSends, Free, Hint, ReadCommand, Release, Report, Take, Write,
 };
 use spec_model::host::HostAction::{
-    Abandon, Begin, Claim, ClearLog, ClearLogOf, Commit, EndRound, Fail, Flush, HandOver,
-    HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, Lend, NoticeBreak, Pause, PutBack,
-    ReadLog, ReadLogEarly, Send, StartLogging, Stray, TakeBack,
+    Abandon, Begin, Claim, ClearLog, ClearLogOf, Commit, DiscardLate, EndRound, Fail, Flush,
+    HandOver, HarvestBackEnd, HarvestInBackground, HarvestOwnWrites, Lend, NoticeBreak, Pause,
+    PutBack, ReadLog, ReadLogEarly, Send, StartLogging, Stray, TakeBack,
 };
 use spec_model::network::NetworkAction::{Break, Clear, Cut, Deliver, Forget, Hear, Lose};
 use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
@@ -122,6 +122,23 @@ fn clause_2_a_hint_that_answers_an_early_page_loses_the_write_after_it() {
 }
 
 #[test]
+fn clause_2_a_late_hint_that_discards_an_early_page_loses_the_write_after_it() {
+    assert_needed(
+        Clause::SpareEarlyCopies,
+        &[
+            Guest(Hint(A)),
+            Guest(Release(A)),
+            Guest(Take(A)),
+            Host(ReadLogEarly),
+            Host(ClearLog),
+            Host(Send(A, 0)),
+            Host(DiscardLate(A)),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
 fn clause_2_a_hint_that_discards_memory_destroys_the_write_after_it() {
     assert_needed(
         Clause::KeepMemory,
@@ -206,6 +223,21 @@ fn clause_3_a_hole_that_outlives_the_harvest_loses_what_it_brought() {
             Host(HarvestInBackground),
             Host(ReadLog),
             Host(Claim(A)),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_late_hint_that_discards_after_the_harvest_loses_what_it_brought() {
+    assert_needed(
+        Clause::DiscardBeforeHarvest,
+        &[
+            Guest(Hint(A)),
+            Guest(Take(A)),
+            Host(Send(A, 0)),
+            Host(ReadLog),
+            Host(Send(A, 0)),
+            Host(DiscardLate(A)),
         ],
     );
 }

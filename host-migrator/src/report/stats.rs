@@ -194,10 +194,11 @@ pub struct RoundStats {
     pub pages_by_source: PagesBySource,
     /// [`RoundStats::pages_hinted_too_late`], by source.
     pub too_late_by_source: PagesBySource,
-    /// Pages left out before that are to be sent after all, as the guest has written them since: by why they
+    /// Pages left out before, or discarded, that are to be sent after all, as the guest has written them since: by why they
     /// were left out.
     pub back_dirty_by_source: PagesBySource,
-    /// Of the hinted pages, those made zero at the destination.
+    /// Hinted pages made zero at the destination: of those not sent, the ones whose older content it had; and, for files, those
+    /// hinted in this round after they were sent.
     pub pages_discarded: u64,
     /// Bytes on the wire.
     pub bytes: u64,

@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 pub use spec::clause::Clause;
 
 /// The clauses that have a switch here.
-pub const SWITCHES: [Clause; 9] = [
+pub const SWITCHES: [Clause; 10] = [
     Clause::ArmFirst,
     Clause::KeepEarly,
+    Clause::SpareEarlyCopies,
     Clause::ForgetOldHints,
     Clause::CloseBeforeHarvest,
     Clause::NoHintAfterPause,

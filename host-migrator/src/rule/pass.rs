@@ -18,6 +18,7 @@ use crate::vm::hint_source::HintSource;
 pub struct Pass<'a> {
     pub(super) bitmap: &'a MigrationBitmap,
     pub(super) early: &'a MigrationBitmap,
+    pub(super) early_copied: &'a MigrationBitmap,
     pub(super) keep_early: bool,
     pub(super) hints: Option<&'a dyn HintSource>,
     pub(super) tellers: Tellers,
@@ -103,6 +104,9 @@ impl<'a> Pass<'a> {
         self.record(index, others, Event::Copy);
         // A copied page does not, because the copy is made after the page was armed again.
         let written = self.early.clear(index, others);
+        if written != 0 {
+            self.early_copied.merge(index, written);
+        }
         let holes = self
             .holes
             .map_or(0, |known| known.of(index, others & !written));
@@ -165,6 +169,23 @@ impl<'a> Pass<'a> {
     fn hints(&self, index: usize, mask: u64) -> HintBits {
         let told = self.hints.map(|hints| hints.load(index));
         told.unwrap_or_default().of(self.tellers, mask)
+    }
+
+    /// Of the pages of word `index` that the destination has content of and that are not pending, those that the guest has
+    /// hinted since. Their content is not needed, so they count as zero there from now on: the caller sees to it.
+    pub(super) fn discard_late(&self, index: usize, spare_early_copies: bool) -> HintBits {
+        let mut mask = self.delivered.load(index) & !self.bitmap.load(index);
+        if spare_early_copies {
+            // The hint may be older than the write that the copy has, and no log has that write any more.
+            mask &= !self.early_copied.load(index);
+        }
+        if mask == 0 {
+            return HintBits::default();
+        }
+        let hinted = self.hints(index, mask);
+        self.record(index, hinted.pages(), Event::LateDiscard);
+        self.delivered.zero(index, hinted.pages());
+        hinted
     }
 
     /// Records what happens to the pages `mask` of a word, if there are any.

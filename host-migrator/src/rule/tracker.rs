@@ -20,7 +20,7 @@ use super::hint_life::HintLife;
 use super::known_holes::KnownHoles;
 use super::pass::Pass;
 use crate::memory::bitmap::MigrationBitmap;
-use crate::report::page_source::{PageSource, PageSources, PagesBySource};
+use crate::report::page_source::{PageSource, PageSources, PagesBySource, Reason};
 use crate::report::trace::Trace;
 use crate::rule::clause::{Clause, Clauses};
 use crate::vm::dirty_log::{DirtyLog, DirtyLogError, LogSource};
@@ -32,6 +32,8 @@ pub struct Tracker<'a> {
     bitmap: MigrationBitmap,
     /// Early pages: written in this round, found by an early harvest, and not copied since.
     early: MigrationBitmap,
+    /// Pages that were early and have been copied since, until the next harvest.
+    early_copied: MigrationBitmap,
     delivered: Delivered,
     holes: Option<KnownHoles>,
     logs: &'a mut [Box<dyn DirtyLog>],
@@ -81,6 +83,26 @@ pub trait Flush {
     /// If it cannot be sent. The harvest is not made.
     fn flush(&mut self, pass: &Pass<'_>) -> Result<(), Self::Error>;
 
+    /// Whether pages are discarded at the destination that are hinted after they were sent.
+    fn wants_late_discards(&self) -> bool {
+        false
+    }
+
+    /// Gathers a discard of the pages of word `index` that were `told` to be free after they had been sent. They are sent when
+    /// they are flushed, or before.
+    ///
+    /// # Errors
+    /// If they cannot be sent. The harvest is not made.
+    fn discard_late(
+        &mut self,
+        pass: &Pass<'_>,
+        index: usize,
+        told: HintBits,
+    ) -> Result<(), Self::Error> {
+        let _ = (pass, index, told);
+        Ok(())
+    }
+
     /// Pages of word `index` were `told` to be free after they had been sent, for the first time since. For statistics.
     fn too_late(&mut self, index: usize, told: HintBits) {
         let _ = (index, told);
@@ -123,6 +145,7 @@ impl<'a> Tracker<'a> {
             memory: memory.to_vec(),
             hints: HintLife::prepare(hints, tellers, pages, trace),
             early: MigrationBitmap::new(pages),
+            early_copied: MigrationBitmap::new(pages),
             delivered: Delivered::new(pages),
             holes: None,
             bitmap,
@@ -260,6 +283,7 @@ impl<'a> Tracker<'a> {
         Pass {
             bitmap: &self.bitmap,
             early: &self.early,
+            early_copied: &self.early_copied,
             keep_early: self.clauses.hold(Clause::KeepEarly),
             hints: self.hints.used(),
             tellers: self.hints.tellers,
@@ -268,6 +292,27 @@ impl<'a> Tracker<'a> {
             holes: self.holes.as_ref(),
             trace: self.trace,
         }
+    }
+
+    /// Has pages discarded that were hinted after they had been sent. The epoch is closed, and no harvest has begun: a write after
+    /// such a hint is in a log. Returns how many pages are hinted too late for the first time.
+    fn discard_late<F: Flush>(&self, sender: &mut F) -> Result<PagesBySource, F::Error> {
+        let pass = self.pass();
+        let spare = self.clauses.hold(Clause::SpareEarlyCopies);
+        let mut too_late = PagesBySource::default();
+        for index in 0..self.bitmap.word_count() {
+            let told = pass.discard_late(index, spare);
+            if told.pages() == 0 {
+                continue;
+            }
+            sender.discard_late(&pass, index, told)?;
+            for (teller, bits) in Reason::by_teller(told) {
+                too_late.add(teller, bits.count_ones().into());
+            }
+            sender.too_late(index, told);
+        }
+        sender.flush(&pass)?;
+        Ok(too_late)
     }
 
     /// Takes what all logs have into the bitmap. What was learnt of a page before it does not outlive it.
@@ -306,6 +351,7 @@ impl<'a> Tracker<'a> {
             }
         }
         self.early.move_into(&self.bitmap, 0);
+        self.early_copied.clear_all();
         // A page may be in two logs.
         harvest.dirty = self.bitmap.added() - before;
         self.trace.record(Event::HarvestEnd);
@@ -378,7 +424,8 @@ impl Epoch<'_, '_> {
 
     /// A harvest at any moment, in the middle of a round too, and the next epoch.
     ///
-    /// `sender` flushes. Then the epoch is closed, its hints are forgotten, what was known of holes is forgotten, and the
+    /// `sender` flushes. Then the epoch is closed, pages are discarded that were hinted after they had been sent, if `sender` wants
+    /// that ([`Flush::wants_late_discards`]), the epoch's hints are forgotten, what was known of holes is forgotten, and the
     /// logs are harvested.
     ///
     /// # Errors
@@ -403,7 +450,12 @@ impl<'t, 'a> Epoch<'t, 'a> {
         if tracker.clauses.hold(Clause::CloseBeforeHarvest) {
             tracker.hints.close();
         }
-        let harvest = tracker.harvest(&mut |index, told| sender.too_late(index, told))?;
+        let mut discarded = PagesBySource::default();
+        if sender.wants_late_discards() && tracker.hints.are_used() {
+            discarded = tracker.discard_late(sender)?;
+        }
+        let mut harvest = tracker.harvest(&mut |index, told| sender.too_late(index, told))?;
+        harvest.too_late += discarded;
         Ok((tracker, harvest))
     }
 }

@@ -123,6 +123,10 @@ impl Sink for FileSink {
         self.remove(runs)
     }
 
+    fn wants_late_discards(&self) -> bool {
+        true
+    }
+
     fn end_round(&mut self, _round: u32) -> Result<(), SinkError> {
         Ok(())
     }

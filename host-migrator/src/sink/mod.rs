@@ -59,6 +59,11 @@ pub trait Sink {
     /// [`SinkError`] if that cannot be noted.
     fn discard(&mut self, runs: &[PageRange]) -> Result<(), SinkError>;
 
+    /// Whether it gains from being told of pages that the guest has hinted after they were sent, as it takes less room then.
+    fn wants_late_discards(&self) -> bool {
+        false
+    }
+
     /// A round of about `pages` begins. Everything that came before has taken effect.
     fn begin_round(&mut self, pages: u64) {
         let _ = pages;

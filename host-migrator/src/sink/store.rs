@@ -76,6 +76,10 @@ impl Sink for StoreSink<'_> {
         self.make_zero(runs)
     }
 
+    fn wants_late_discards(&self) -> bool {
+        true
+    }
+
     fn end_round(&mut self, _round: u32) -> Result<(), SinkError> {
         Ok(())
     }

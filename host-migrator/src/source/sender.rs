@@ -308,6 +308,22 @@ impl<S: Sink> Flush for Sender<'_, S> {
         self.out.drain()
     }
 
+    fn wants_late_discards(&self) -> bool {
+        self.out.sink.wants_late_discards()
+    }
+
+    fn discard_late(
+        &mut self,
+        pass: &Pass<'_>,
+        index: usize,
+        told: HintBits,
+    ) -> Result<(), MigrationError> {
+        if self.walk.discard_late(index, told) {
+            self.send_gathered(pass)?;
+        }
+        Ok(())
+    }
+
     fn too_late(&mut self, index: usize, told: HintBits) {
         self.walk.note_late(index, told);
     }

@@ -22,7 +22,7 @@ use crate::memory::bitmap::{Cursor, runs_of_word};
 use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::page_buffer::PageBuffer;
-use crate::report::page_source::Reason;
+use crate::report::page_source::{PagesBySource, Reason};
 use crate::report::round_map::{Recorder, RoundMaps};
 use crate::report::stats::RoundStats;
 use crate::rule::{Claimed, Pass};
@@ -266,6 +266,21 @@ impl<'a> Walk<'a> {
     /// The guest has `told` that pages of word `index` are free, after they were sent.
     pub(crate) fn note_late(&mut self, index: usize, told: HintBits) {
         self.maps.late(index, told.pages());
+    }
+
+    /// The guest has `told` that pages of word `index` are free, after they were sent: they are to become zero at the
+    /// destination. True if no more fit before they are sent.
+    pub(crate) fn discard_late(&mut self, index: usize, told: HintBits) -> bool {
+        let pages = told.pages();
+        // They were sent in this round and count so.
+        let mut uncounted = PagesBySource::default();
+        self.left_out.note_hinted(index, told, &mut uncounted);
+        self.round.pages_discarded += count(pages);
+        self.discarded += count(pages);
+        for run in runs_of_word(index as u64 * 64, pages) {
+            self.discard.push(run, self.ram);
+        }
+        self.discard.is_full(u64::MAX)
     }
 
     /// What the destination compares with what it received: `rounds` rounds and `pages_sent` pages with content. The

@@ -135,6 +135,34 @@ fn a_guest_that_goes_on_writing_is_restored_as_it_was_when_it_was_stopped() {
 }
 
 #[test]
+fn a_page_that_is_hinted_after_it_was_written_into_the_file_is_taken_out_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = target(&folder.path().join("guest"));
+    let guest = Arc::new(Guest::new(Memory::new(500, 0)));
+    (0..400).for_each(|pfn| guest.write(pfn));
+    let theirs = Arc::clone(&guest);
+    guest.hints.on_close(move |epoch| {
+        if epoch != 1 {
+            return;
+        }
+        (100..200).for_each(|pfn| theirs.memory.free(pfn));
+        theirs.hints.hint(PageRange::new(100, 100).unwrap());
+        // These are used again at once.
+        (190..200).for_each(|pfn| theirs.write(pfn));
+    });
+    let params = MigrationParams::default()
+        .with_downtime_limit(Duration::ZERO)
+        .with_max_rounds(1);
+    let report = save_guest(&guest, &target, &params);
+    let snapshot = Snapshot::open(&target).unwrap();
+    assert_eq!(snapshot.commit().pages, 310);
+    assert_no_block_without_page(&snapshot);
+    assert_eq!(report.totals.pages_discarded, 100);
+    assert_eq!(report.totals.pages_hinted_too_late, 100);
+    assert_restored(&guest, &target, &report, 1);
+}
+
+#[test]
 fn a_guest_runs_on_while_its_snapshot_is_being_completed() {
     let folder = tempfile::tempdir().unwrap();
     let target = target(&folder.path().join("guest"));

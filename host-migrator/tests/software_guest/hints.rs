@@ -20,6 +20,8 @@ pub struct SoftHints {
     /// The barrier: held while a hint is taken and while the epoch is being closed.
     gate: Mutex<()>,
     on_open: Mutex<Option<OnOpen>>,
+    /// What the guest still does before the device closes an epoch.
+    on_close: Mutex<Option<OnOpen>>,
     on_done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// The pages in the balloon, and the reported ones.
     given_up: Mutex<[Vec<PageRange>; 2]>,
@@ -45,6 +47,7 @@ impl SoftHints {
             trace,
             gate: Mutex::default(),
             on_open: Mutex::default(),
+            on_close: Mutex::default(),
             on_done: Mutex::default(),
             given_up: Mutex::default(),
             fail_to_close: AtomicBool::default(),
@@ -54,6 +57,11 @@ impl SoftHints {
 
     pub fn on_open(&self, action: impl FnMut(u64) + Send + 'static) {
         *self.on_open.lock().unwrap() = Some(Box::new(action));
+    }
+
+    /// Sets what the guest does when the walk of an epoch is over and before the device closes it.
+    pub fn on_close(&self, action: impl FnMut(u64) + Send + 'static) {
+        *self.on_close.lock().unwrap() = Some(Box::new(action));
     }
 
     /// Sets what happens when the guest is told DONE.
@@ -149,6 +157,9 @@ impl HintSource for HintsForEngine {
     fn close(&mut self, epoch: u64) -> Result<EpochReport, HintError> {
         if self.0.fail_to_close.load(Ordering::Acquire) {
             return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+        }
+        if let Some(action) = &mut *self.0.on_close.lock().unwrap() {
+            action(epoch);
         }
         let _gate = self.0.gate.lock().unwrap();
         let report = EpochReport {

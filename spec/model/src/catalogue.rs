@@ -52,6 +52,16 @@ pub fn without(clause: Clause) -> Case {
         Clause::CloseBeforeHarvest | Clause::ForgetOldHints | Clause::DiscardAtDestination => {
             Setup { rounds: 2, ..TINY }
         }
+        Clause::DiscardBeforeHarvest => Setup {
+            rounds: 2,
+            late_discards: true,
+            ..TINY
+        },
+        Clause::SpareEarlyCopies => Setup {
+            early: 1,
+            late_discards: true,
+            ..TINY
+        },
         Clause::KeepEarly => Setup { early: 1, ..TINY },
         Clause::CheckCommandId | Clause::CompleteHarvest => Setup {
             rounds: 2,
@@ -241,6 +251,27 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             "two channels",
             Setup {
                 channels: 2,
+                background: 1,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "two channels, pages discarded that are hinted after they were sent",
+            Setup {
+                channels: 2,
+                late_discards: true,
+                background: 1,
+                moves: 4,
+                ..small
+            },
+        ),
+        (
+            "early harvests, zeroed pages, pages discarded that are hinted after they were sent",
+            Setup {
+                late_discards: true,
+                init_on_free: true,
+                early: 1,
                 background: 1,
                 moves: 4,
                 ..small

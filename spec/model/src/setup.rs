@@ -37,6 +37,8 @@ pub struct Setup {
     pub holes: bool,
     /// Records that make a page zero wait in a table and are sent later, on the first channel.
     pub tables: bool,
+    /// Pages that are hinted after they were sent are discarded at the destination.
+    pub late_discards: bool,
     /// How dirty bits are cleared.
     pub clearing: Clearing,
     /// The host uses hints.
@@ -74,6 +76,7 @@ impl Setup {
         local: false,
         holes: false,
         tables: false,
+        late_discards: false,
         clearing: Clearing::AtOnce,
         hints: true,
         driver: true,

@@ -234,6 +234,14 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
             let zero = pages(before.host.table.minus(after.host.table));
             format!("The migrator flushes its table: {zero} is to become zero at the destination.")
         }
+        HostAction::DiscardLate(page) => {
+            let since = if before.device.map.has(page) {
+                "was sent and is hinted now"
+            } else {
+                "had been sent and hinted before the harvest"
+            };
+            format!("The migrator tells the destination to discard {page}, which {since}.")
+        }
         HostAction::EndRound => format!("The migrator has sent the round{}.", closing(after)),
         HostAction::HarvestInBackground => {
             format!(

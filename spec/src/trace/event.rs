@@ -203,6 +203,9 @@ events! {
     47 "channels are drained" Drained,
     /// Migrator: lends the destination the memory itself, so that no page needs to be sent. Before.
     48 "lends the memory" Lent,
+    /// Migrator: is about to discard these pages at the destination, as they were hinted after they had been sent. After the map
+    /// was read, before they are sent as discarded.
+    49 "discards as hinted late" LateDiscard(pages: PageBits),
 }
 
 /// An event and who recorded it.

@@ -50,11 +50,16 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
             let drained = setup.channels == 1
                 || !rule.holds(Clause::DrainChannels)
                 || state.wire.is_drained(rule) && host.claimed.is_empty();
+            if drained {
+                push_late_discards(model, state, &mut push);
+            }
             let ready = drained && may_harvest(model, state);
             let flushed = push_flush(state, &mut push);
             if ready && flushed && host.pending.is_empty() && host.claimed.is_empty() {
                 push(HostAction::EndRound);
-            } else if ready && host.background > 0 && (flushed || !rule.holds(Clause::FlushTables))
+            } else if ready
+                && host.background > 0
+                && (flushed && host.claimed.is_empty() || !rule.holds(Clause::FlushTables))
             {
                 push(HostAction::HarvestInBackground);
             }
@@ -66,7 +71,12 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
                 push(HostAction::Pause);
             }
         }
-        Step::Reading => push(HostAction::ReadLog),
+        Step::Reading => {
+            push_late_discards(model, state, &mut push);
+            if !rule.holds(Clause::DrainChannels) || state.wire.is_drained(rule) {
+                push(HostAction::ReadLog);
+            }
+        }
         Step::Clearing | Step::ClearingEarly => push(HostAction::ClearLog),
         Step::TakingBackEnd => push(HostAction::HarvestBackEnd),
         Step::TakingOwn => push(HostAction::HarvestOwnWrites),
@@ -177,6 +187,29 @@ fn push_flush(state: &State, push: &mut impl FnMut(HostAction)) -> bool {
         push(HostAction::Flush);
     }
     flushed
+}
+
+/// Of the pages that were sent and are not to be sent again, those that the guest has hinted since.
+pub(super) fn hinted_late(model: &Migration, state: &State) -> ModelPages {
+    let host = &state.host;
+    let mut hinted = state.device.map.and(host.eligible);
+    if model.rule.holds(Clause::SpareEarlyCopies) {
+        hinted.clear(host.early_copied);
+    }
+    hinted
+        .and(host.sent)
+        .minus(host.pending)
+        .minus(host.claimed)
+}
+
+fn push_late_discards(model: &Migration, state: &State, push: &mut impl FnMut(HostAction)) {
+    if !model.setup.late_discards || !state.source_runs || state.wire.channels[0].is_some() {
+        return;
+    }
+    let mut late = hinted_late(model, state);
+    late.merge(state.host.late.and(state.host.sent));
+    late.iter()
+        .for_each(|page| push(HostAction::DiscardLate(page)));
 }
 
 /// A harvest may begin when the bits that were read last are cleared.

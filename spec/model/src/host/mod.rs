@@ -80,6 +80,8 @@ pub struct Host {
     pub(crate) copied: ModelPages,
     /// Pages that an early harvest of this round found and that were not copied since.
     pub(crate) early: ModelPages,
+    /// Pages that an early harvest found and that were copied since, until the next harvest.
+    pub(crate) early_copied: ModelPages,
     /// Pages that were holes when the round began, and are still taken for holes.
     pub(crate) holes: ModelPages,
     /// Whether the next round asks for holes.
@@ -88,6 +90,8 @@ pub struct Host {
     pub(crate) table: ModelPages,
     /// Pages whose content at the destination may not be zero.
     pub(crate) sent: ModelPages,
+    /// Pages that were hinted after they had been sent, remembered beyond a harvest where a switch allows that.
+    pub(crate) late: ModelPages,
     /// Pages whose hints count in this epoch.
     pub(crate) eligible: ModelPages,
     /// The number of the last epoch.
@@ -125,9 +129,11 @@ impl Host {
             claimed: names.set(self.claimed),
             copied: names.set(self.copied),
             early: names.set(self.early),
+            early_copied: names.set(self.early_copied),
             holes: names.set(self.holes),
             table: names.set(self.table),
             sent: names.set(self.sent),
+            late: names.set(self.late),
             eligible: names.set(self.eligible),
             ..*self
         }
@@ -157,6 +163,8 @@ pub enum HostAction {
     Send(Page, u8),
     /// Sends the records that wait in the table; with several channels, one of them on the first channel.
     Flush,
+    /// Tells the destination to discard a page that was hinted after it was sent. The record goes over the first channel.
+    DiscardLate(Page),
     /// The bitmap is empty: ends the round.
     EndRound,
     /// Harvests in mid-round.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The effect of each step of the migrator.
 
+use super::choices::hinted_late;
 use super::{Host, HostAction, Owner, Step};
 use crate::device::Control;
 use crate::network::{self, Destination, Forward, Record, Wire};
@@ -53,6 +54,11 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
                 network::send(model, state, 0, Record { page, content: 0 });
             }
         }
+        HostAction::DiscardLate(page) => {
+            state.host.sent.remove(page);
+            state.host.late.remove(page);
+            network::send(model, state, 0, Record { page, content: 0 });
+        }
         HostAction::EndRound => {
             state.host.round += 1;
             state.host.holes = ModelPages::EMPTY;
@@ -73,6 +79,10 @@ pub(crate) fn step(model: &Migration, state: &mut State, action: HostAction) {
             }
         }
         HostAction::ReadLog => {
+            if model.setup.late_discards && !rule.holds(Clause::DiscardBeforeHarvest) {
+                state.host.late = hinted_late(model, state);
+            }
+            state.host.early_copied = ModelPages::EMPTY;
             let host = &mut state.host;
             let early = host.early.take();
             host.pending.merge(early);
@@ -219,9 +229,11 @@ fn prepare(model: &Migration, state: &mut State) {
     state.host.claimed = ModelPages::EMPTY;
     state.host.copied = ModelPages::EMPTY;
     state.host.early = ModelPages::EMPTY;
+    state.host.early_copied = ModelPages::EMPTY;
     state.host.holes = ModelPages::EMPTY;
     state.host.asks_for_holes = true;
     state.host.table = ModelPages::EMPTY;
+    state.host.late = ModelPages::EMPTY;
     state.host.epoch = 0;
     state.host.round = 0;
     state.host.background = model.setup.background;
@@ -366,7 +378,13 @@ fn copy(model: &Migration, state: &mut State, page: Page, channel: u8) {
     } else {
         host.copied.insert(page);
     }
-    host.early.remove(page);
+    if host.early.has(page) {
+        host.early.remove(page);
+        // Only late discards look at it.
+        if model.setup.late_discards {
+            host.early_copied.insert(page);
+        }
+    }
     let content = state.memory[page.index()];
     let was_sent = host.sent.has(page);
     if content == 0 {

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::hints::Hints;
-use super::pages::{MAX_PAGES, Pages};
+use super::pages::{MAX_PAGES, Pages, first_page};
 use super::sending::Sending;
 use super::{Broken, Clause};
 use crate::PageRange;
@@ -24,6 +24,8 @@ pub(super) struct Attempt {
     harvest: Option<Harvest>,
     /// Pages that early harvests brought and that were not copied since.
     early: Pages,
+    /// Pages that early harvests brought and that were copied since, until the next harvest.
+    early_copied: Pages,
     last_harvest_is_over: bool,
     /// Pages to be sent, as the migration bitmap should have them.
     pending: Pages,
@@ -96,6 +98,7 @@ impl Attempt {
             Event::EarlyEnd => self.early_end(),
             Event::Claim(bits) => self.claim(bits),
             Event::Skip(bits) => self.skip(bits),
+            Event::LateDiscard(bits) => self.late_discard(bits),
             Event::Copy(bits) => self.copy(bits),
             Event::Zero(bits) => self.sending.zero(self.in_memory(bits)),
             Event::PagesSent(count) => self.sending.pages_sent(count),
@@ -273,6 +276,7 @@ impl Attempt {
         self.sending.all_is_sent("a harvest begins")?;
         self.sending.nothing_is_under_way("a harvest begins")?;
         self.holes_asked = false;
+        self.early_copied.clear();
         self.harvest = Some(Harvest::Whole { last });
         Ok(())
     }
@@ -351,6 +355,10 @@ impl Attempt {
         let bits = self.in_memory(bits);
         let early = bits.mask & self.early.word(bits.word);
         self.early.remove(bits);
+        self.early_copied.insert(PageBits {
+            mask: early,
+            ..bits
+        });
         self.sending.copy(bits, early)
     }
 
@@ -359,6 +367,28 @@ impl Attempt {
         self.sending.skip(bits)?;
         self.guest_runs("a hint is used")?;
         self.hints.cover(bits)
+    }
+
+    /// Pages may be discarded that were sent and hinted since, in any order, if a write after the hint is in a log.
+    fn late_discard(&mut self, bits: PageBits) -> Result<(), Broken> {
+        let bits = self.in_memory(bits);
+        self.guest_runs("a hint is used")?;
+        if self.harvest.is_some() {
+            let why = "a harvest is under way, and brings writes that are later than the hint";
+            return Err((Clause::CloseBeforeHarvest, why.into()));
+        }
+        self.hints.cover_late(bits)?;
+        let unlogged = bits.mask & self.early_copied.word(bits.word);
+        if unlogged != 0 {
+            let page = first_page(bits.word, unlogged);
+            let why = format!(
+                "page {page:#x} was copied after an early harvest took its write out of the log"
+            );
+            return Err((Clause::HarvestEverything, why));
+        }
+        self.sending.nothing_is_under_way("a page is discarded")?;
+        self.sending.late_discard(bits);
+        Ok(())
     }
 
     fn paused(&mut self) -> Result<(), Broken> {

@@ -142,6 +142,20 @@ impl Hints {
         Err((Clause::CloseBeforeHarvest, why))
     }
 
+    /// All of `bits` were hinted in the epoch that is open, or whose hints are not forgotten yet.
+    pub(super) fn cover_late(&self, bits: PageBits) -> Result<(), Broken> {
+        let stray = match self.epoch {
+            Epoch::Open { .. } | Epoch::Standing(_) => bits.mask & !self.hinted.word(bits.word),
+            Epoch::None | Epoch::Lost => bits.mask,
+        };
+        if stray == 0 {
+            return Ok(());
+        }
+        let page = first_page(bits.word, stray);
+        let why = format!("page {page:#x} has not been hinted since the last harvest");
+        Err((Clause::CloseBeforeHarvest, why))
+    }
+
     /// All of `bits` were hinted in the epoch that is open.
     pub(super) fn cover(&self, bits: PageBits) -> Result<(), Broken> {
         let stray = match self.epoch {

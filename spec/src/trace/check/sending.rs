@@ -118,6 +118,12 @@ impl Sending {
         Ok(())
     }
 
+    /// The old content of `bits` at the destination is not needed any more.
+    pub(super) fn late_discard(&mut self, bits: PageBits) {
+        let mask = bits.mask & self.content.word(bits.word);
+        self.stale.insert(PageBits { mask, ..bits });
+    }
+
     pub(super) fn made_zero(&mut self, range: PageRange) -> Result<(), Broken> {
         for bits in bits_of(range) {
             let needed = bits.mask & self.content.word(bits.word) & !self.stale.word(bits.word);

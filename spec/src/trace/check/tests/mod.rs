@@ -3,6 +3,7 @@
 
 mod channels;
 mod clauses;
+mod late;
 mod lent;
 mod mid_round;
 mod owner;
