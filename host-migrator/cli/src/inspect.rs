@@ -8,12 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use host_migrator::snapshot::{TargetError, Verified};
-use host_migrator::{Snapshot, SnapshotError, SnapshotTarget};
+use host_migrator::{Snapshot, SnapshotError};
 use serde::Serialize;
 use spec::file::VERSION;
 use spec::{PAGE_SIZE, PageRange};
 
-use crate::args::InspectArgs;
+use crate::args::{InspectArgs, snapshot_at};
 use crate::size::Size;
 
 /// Characters of a picture's line.
@@ -102,13 +102,7 @@ struct DamagedPart {
 /// # Errors
 /// [`InspectError`] if the file is not a complete snapshot, or is damaged.
 pub fn inspect(args: &InspectArgs) -> Result<(), InspectError> {
-    let target = match SnapshotTarget::is_meant(&args.file) {
-        true => args.file.parse()?,
-        false => SnapshotTarget {
-            path: (&args.file).into(),
-            offset: None,
-        },
-    };
+    let target = snapshot_at(&args.file)?;
     let snapshot = Snapshot::open(&target)?;
     let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let verified = match args.no_verify {

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod certificates;
 pub mod compare;
 pub mod control;
+pub mod convert;
 mod figures;
 pub mod inspect;
 pub mod jobs;
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Receive(args) => machine::receive(args)?,
         Job::Send(args) => jobs::send(&args)?,
         Job::Inspect(args) => inspect::inspect(&args)?,
+        Job::Convert(args) => convert::convert(&args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {

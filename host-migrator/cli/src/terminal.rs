@@ -28,14 +28,25 @@ pub fn has_colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !nested::inside()
 }
 
+/// A bar for `bytes` bytes on a terminal; nothing where [`progress_bar`] shows nothing.
+pub fn bytes_bar(bytes: u64, json: bool) -> ProgressBar {
+    let style =
+        "[{elapsed_precise}] {bar:24} {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}";
+    styled_bar(bytes, style, json)
+}
+
 /// A bar for `runs` runs on a terminal; nothing where standard error is a file or a program reads the results (`json`).
 pub fn progress_bar(runs: usize, json: bool) -> ProgressBar {
+    let style = "[{elapsed_precise}] run {pos}/{len} {bar:24} {msg}";
+    styled_bar(runs as u64, style, json)
+}
+
+fn styled_bar(length: u64, style: &str, json: bool) -> ProgressBar {
     if json || nested::inside() || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(runs as u64);
-    let style = ProgressStyle::with_template("[{elapsed_precise}] run {pos}/{len} {bar:24} {msg}");
-    if let Ok(style) = style {
+    let bar = ProgressBar::new(length);
+    if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));

@@ -70,6 +70,7 @@ pub fn restore(
         let memory_ms = milliseconds(began);
         machine.check()?;
         let loading = Instant::now();
+        machine.restoring();
         let mut state = snapshot.state().clone();
         machine.load(&mut state)?;
         state.finish()?;

@@ -106,6 +106,19 @@ pub enum SnapshotError {
         /// Bytes of memory of the machine.
         machine: u64,
     },
+    /// A memory image is not as long as the memory.
+    #[error(
+        "{path} has {found} bytes, and an image of this memory has {expected}: it is of other memory, or not all of it is there",
+        path = .path.display()
+    )]
+    ImageLength {
+        /// The image.
+        path: PathBuf,
+        /// Its bytes.
+        found: u64,
+        /// Bytes of an image of the memory.
+        expected: u64,
+    },
     /// The machine's state in the file cannot be.
     #[error("{path}: {source}", path = .path.display())]
     State {

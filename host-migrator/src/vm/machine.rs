@@ -112,6 +112,10 @@ pub trait DestinationMachine: Send {
     /// [`DestinationMachine::take_memory`] gave it: it must never take that for its own, which the next migration clears.
     fn give_memory_back(&mut self) {}
 
+    /// The guest that comes next is that of a snapshot file, and nobody hands it over. A machine that records what it does
+    /// records [`Event::Restoring`](spec::trace::Event::Restoring).
+    fn restoring(&mut self) {}
+
     /// Loads the state from [`SourceMachine::save`]: takes each section out of it. If one is left, the guest is refused. Guest
     /// memory is complete by now. Memory that was lent belongs to the source still, so loading does not change it.
     ///

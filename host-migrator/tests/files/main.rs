@@ -7,6 +7,7 @@ mod damage;
 mod direct;
 mod disk;
 mod failures;
+mod raw;
 mod rig;
 mod saving;
 #[path = "../software_guest/mod.rs"]

@@ -206,6 +206,8 @@ events! {
     /// Migrator: is about to discard these pages at the destination, as they were hinted after they had been sent. After the map
     /// was read, before they are sent as discarded.
     49 "discards as hinted late" LateDiscard(pages: PageBits),
+    /// Machine: is about to load a guest from a snapshot file: it is another guest from now on, and nobody hands it over. Before.
+    50 "restores a guest from a file" Restoring,
 }
 
 /// An event and who recorded it.

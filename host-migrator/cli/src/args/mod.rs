@@ -3,6 +3,7 @@
 
 mod bench;
 mod bench_file;
+mod convert;
 mod generate;
 mod machine;
 mod migration;
@@ -16,12 +17,13 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::bench::{ArmName, BenchArgs, BenchJob, ContentKind, TransportArgs};
 pub use self::bench_file::FileArgs;
+pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
 pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
-pub use self::target::Target;
+pub use self::target::{Target, snapshot_at};
 pub use self::tls::TlsArgs;
 use self::values::socket_path;
 use crate::balloon::args::BalloonArgs;
@@ -75,6 +77,8 @@ pub enum Job {
     Send(SendArgs),
     /// Show what is in a snapshot file, and check every page of it
     Inspect(InspectArgs),
+    /// Turn a snapshot file into a raw memory image, or an image into a snapshot file
+    Convert(ConvertArgs),
     /// Show what a machine and its migration are doing
     Status(StatusArgs),
     /// Cancel a migration: the guest runs on where it is

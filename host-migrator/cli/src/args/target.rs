@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use host_migrator::SnapshotTarget;
+use host_migrator::snapshot::TargetError;
 use host_migrator::wire::Address;
 
 /// Where a guest goes to or comes from.
@@ -14,6 +15,20 @@ pub enum Target {
     Address(Address),
     /// A snapshot file.
     File(SnapshotTarget),
+}
+
+/// The snapshot at `file`: PATH, file:PATH or file:PATH,offset=N.
+///
+/// # Errors
+/// [`TargetError`] if it is meant to be a target of a save, and is not.
+pub fn snapshot_at(file: &str) -> Result<SnapshotTarget, TargetError> {
+    if SnapshotTarget::is_meant(file) {
+        return file.parse();
+    }
+    Ok(SnapshotTarget {
+        path: file.into(),
+        offset: None,
+    })
 }
 
 impl FromStr for Target {

@@ -33,6 +33,11 @@ impl DestinationMachine for Arriving<'_> {
         }
     }
 
+    fn restoring(&mut self) {
+        let Self(process) = self;
+        process.machine().clone().restoring();
+    }
+
     /// After this returns, the engine tells the source that it may give the guest up.
     fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
         let Self(process) = self;

@@ -66,6 +66,10 @@ impl DestinationMachine for SharedMachine {
         self.lock().give_memory_back();
     }
 
+    fn restoring(&mut self) {
+        self.lock().restoring();
+    }
+
     fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
         self.lock().load(state)
     }

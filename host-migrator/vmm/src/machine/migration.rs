@@ -188,6 +188,10 @@ impl DestinationMachine for Machine {
         self.end_loan();
     }
 
+    fn restoring(&mut self) {
+        self.trace.record(Event::Restoring);
+    }
+
     fn load(&mut self, sections: &mut Sections) -> Result<(), MachineError> {
         const ACTION: &str = "load the machine's state";
         if self.life != Life::Awaiting {

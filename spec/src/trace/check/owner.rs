@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Who runs the guest: never two hosts, and never a host that has given it away.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 
 use super::{Broken, Clause};
@@ -19,6 +19,11 @@ pub(super) struct Owner {
     giving: Option<u16>,
     /// The host for which an operator has decided.
     chosen: Option<u16>,
+    /// Hosts that load their guest from a file.
+    restoring: BTreeSet<u16>,
+    /// Which guest a host has, if it is not the first. Every restore makes another one.
+    guests: BTreeMap<u16, u32>,
+    restored: u32,
 }
 
 impl Owner {
@@ -52,10 +57,15 @@ impl Owner {
             Event::Loaded => {
                 self.waiting.insert(host);
             }
+            Event::Restoring => self.restoring(host)?,
+            Event::TakenOver if self.restoring.remove(&host) => {
+                self.waiting.remove(&host);
+            }
             Event::TakenOver => {
                 match (self.giving.take(), self.chosen) {
                     (Some(giver), _) => {
                         self.former.insert(giver);
+                        self.guests.insert(host, self.guest(giver));
                     }
                     (None, Some(chosen)) if chosen == host => {}
                     (None, Some(chosen)) => {
@@ -73,7 +83,26 @@ impl Owner {
     }
 
     fn runs_elsewhere(&self, host: u16) -> Option<u16> {
-        self.running.iter().copied().find(|other| *other != host)
+        let guest = self.guest(host);
+        let mut hosts = self.running.iter().copied();
+        hosts.find(|other| *other != host && self.guest(*other) == guest)
+    }
+
+    fn guest(&self, host: u16) -> u32 {
+        self.guests.get(&host).copied().unwrap_or(0)
+    }
+
+    /// `host` loads the guest of a snapshot. That is a copy: the guest that was saved may run on, and other copies too.
+    fn restoring(&mut self, host: u16) -> Result<(), Broken> {
+        if self.running.contains(&host) || self.giving == Some(host) {
+            let why = "this host has a guest already";
+            return Err((Clause::OneOwner, why.into()));
+        }
+        self.restored += 1;
+        self.guests.insert(host, self.restored);
+        self.former.remove(&host);
+        self.restoring.insert(host);
+        Ok(())
     }
 
     /// An operator decides for `host`: no other host runs the guest from now on.

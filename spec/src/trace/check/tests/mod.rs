@@ -58,9 +58,12 @@ fn on(host: u16, events: impl IntoIterator<Item = Event>) -> impl Iterator<Item 
             | Event::TakenBack(_)
             | Event::Discarding(_)
             | Event::NotDiscarded(_) => Role::Device,
-            Event::Armed(_) | Event::Run | Event::Stopped | Event::Loaded | Event::TakenOver => {
-                Role::Machine
-            }
+            Event::Armed(_)
+            | Event::Run
+            | Event::Stopped
+            | Event::Restoring
+            | Event::Loaded
+            | Event::TakenOver => Role::Machine,
             _ => Role::Migrator,
         };
         Record {

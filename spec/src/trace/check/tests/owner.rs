@@ -70,3 +70,38 @@ fn a_host_against_which_an_operator_decided_does_not_run_the_guest() {
     records.extend(on(DESTINATION, [Event::Run]));
     assert_broken(&records, Clause::OneOwner, Event::Run);
 }
+
+/// Host 3 restores the guest that host 1 has saved and that runs on there.
+fn restored() -> Vec<Record> {
+    let mut records: Vec<_> = on(SOURCE, [Event::Run]).collect();
+    let restored = [
+        Event::Restoring,
+        Event::Loaded,
+        Event::TakenOver,
+        Event::Run,
+    ];
+    records.extend(on(3, restored));
+    records
+}
+
+#[test]
+fn a_guest_out_of_a_file_is_another_guest_and_is_handed_over_by_nobody() {
+    assert!(matches!(verdict(&restored()), Verdict::Holds(_)));
+    let mut records = restored();
+    records.remove(place(&records, Event::Restoring));
+    assert_broken(&records, Clause::OneOwner, Event::TakenOver);
+    // A host that has a guest restores none.
+    let mut records = restored();
+    records.extend(on(3, [Event::Restoring]));
+    assert_broken(&records, Clause::OneOwner, Event::Restoring);
+}
+
+#[test]
+fn a_restored_guest_never_runs_twice_either() {
+    let mut records = restored();
+    records.extend(on(3, [Event::Stopped, Event::HandOver]));
+    records.extend(on(4, [Event::Loaded, Event::TakenOver, Event::Run]));
+    assert!(matches!(verdict(&records), Verdict::Holds(_)));
+    records.extend(on(3, [Event::Run]));
+    assert_broken(&records, Clause::OneOwner, Event::Run);
+}
