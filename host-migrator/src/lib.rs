@@ -17,6 +17,7 @@ pub mod destination;
 pub mod hints;
 pub mod memory;
 pub mod ownership;
+pub mod paging;
 mod panics;
 pub mod report;
 pub mod rule;

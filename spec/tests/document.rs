@@ -2,14 +2,20 @@
 //! The stories in the documents are those of the models.
 
 use spec_model::file::FileClause;
+use spec_model::lazy::LazyClause;
 use spec_model::{Clause, document};
 
 const DOCUMENT: &str = include_str!("../free-page-hinting.md");
 const FILES: &str = include_str!("../file-format.md");
+const LAZY: &str = include_str!("../lazy-restore.md");
 
 #[test]
 fn the_documents_stories_are_the_models() {
-    for (name, text) in [("free-page-hinting", DOCUMENT), ("file-format", FILES)] {
+    for (name, text) in [
+        ("free-page-hinting", DOCUMENT),
+        ("file-format", FILES),
+        ("lazy-restore", LAZY),
+    ] {
         let retold = document::retell(text).unwrap();
         assert!(
             retold == text,
@@ -23,6 +29,14 @@ fn the_document_of_files_has_a_story_for_every_clause() {
     for clause in FileClause::ALL {
         let name = clause.name();
         assert!(FILES.contains(&format!("<!-- story: {name} -->")), "{name}");
+    }
+}
+
+#[test]
+fn the_document_of_lazy_restores_has_a_story_for_every_clause() {
+    for clause in LazyClause::ALL {
+        let name = clause.name();
+        assert!(LAZY.contains(&format!("<!-- story: {name} -->")), "{name}");
     }
 }
 

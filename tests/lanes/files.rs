@@ -20,17 +20,17 @@ use crate::lab::{
     skipped_without_kvm, status, tell, whole_pass,
 };
 
-fn uri(path: &Path) -> String {
+pub fn uri(path: &Path) -> String {
     format!("file:{}", path.display())
 }
 
-fn open(path: &Path) -> Snapshot {
+pub fn open(path: &Path) -> Snapshot {
     let target: SnapshotTarget = uri(path).parse().expect("the name of a file");
     Snapshot::open(&target).expect("a complete snapshot")
 }
 
 /// Asks `source` to save its guest, and waits until it has.
-fn save(source: &mut Host, path: &Path, hold: bool) {
+pub fn save(source: &mut Host, path: &Path, hold: bool) {
     let arguments = MigrateArguments {
         hold,
         // However slow the disk is beside other work.

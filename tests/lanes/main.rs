@@ -24,6 +24,8 @@ mod hostile_agent;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
+mod lazy;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod local;

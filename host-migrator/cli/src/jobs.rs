@@ -264,6 +264,23 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             guest.wrong
         ));
     }
+    if let Some(restore) = &status.restore {
+        lines.push(format!(
+            "restored   {} in use, first instruction after {:.1} ms",
+            Size(restore.pages * PAGE_SIZE),
+            restore.first_instruction_ms
+        ));
+        if let Some(lazy) = &restore.lazy {
+            let time = |us: Option<f64>| us.map_or("-".into(), |us| format!("{us:.0} us"));
+            lines.push(format!(
+                "           {} missing, {} faults, half of them in {}, 99 of 100 in {}",
+                Size(lazy.missing * PAGE_SIZE),
+                lazy.faults,
+                time(lazy.fault_p50_us),
+                time(lazy.fault_p99_us)
+            ));
+        }
+    }
     let failure = status.guest.as_ref().and_then(|g| g.failure.as_ref());
     lines.extend(failure.map(|why| format!("           it has ended: {why}")));
     let migration = &status.migration;

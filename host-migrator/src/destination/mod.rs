@@ -8,6 +8,7 @@ mod error;
 mod incoming;
 mod introduction;
 mod joining;
+mod lazy;
 mod lent;
 mod overlap;
 mod placing;
@@ -24,6 +25,7 @@ use crate::vm::machine::DestinationMachine;
 use crate::wire::Connection;
 pub use error::ReceiveError;
 pub use introduction::Incoming;
+pub use lazy::{LazyRestore, restore_lazily};
 pub use report::{ReceiveReport, ReceiveState, ReceiveStatus};
 pub use restore::{RestoreError, RestoreReport, restore};
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
+use crate::paging::{PagingError, UserfaultfdError};
 use crate::panics::text_of;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::error::MachineError;
@@ -20,6 +21,12 @@ pub enum RestoreError {
     /// The snapshot is damaged, or does not fit.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Pages cannot be brought while the guest runs.
+    #[error(transparent)]
+    Paging(#[from] PagingError),
+    /// A userfaultfd cannot be had.
+    #[error(transparent)]
+    Userfaultfd(#[from] UserfaultfdError),
     /// The machine does not take this guest.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -63,28 +70,48 @@ pub fn restore(
     loaded: &(dyn Fn(u64) + Sync),
 ) -> Result<RestoreReport, RestoreError> {
     let began = Instant::now();
-    let milliseconds = |began: Instant| began.elapsed().as_secs_f64() * 1000.0;
-    let restored = AssertUnwindSafe(|| {
+    caught(|| {
         machine.judge(snapshot.description())?;
         let pages = snapshot.load(store, threads, loaded)?;
         let memory_ms = milliseconds(began);
-        machine.check()?;
-        let loading = Instant::now();
-        machine.restoring();
-        let mut state = snapshot.state().clone();
-        machine.load(&mut state)?;
-        state.finish()?;
-        let load_ms = milliseconds(loading);
-        // Nobody else has it: what the source of the snapshot does is a matter of its operator.
-        ownership.accept();
-        machine.run().map_err(RestoreError::Run)?;
+        let load_ms = load_and_run(snapshot, machine, ownership)?;
         Ok(RestoreReport {
             pages,
             memory_ms,
             load_ms,
             total_ms: milliseconds(began),
         })
-    });
+    })
+}
+
+/// Loads the state of the guest's machine, and runs it. Returns the milliseconds that loading took.
+pub(super) fn load_and_run(
+    snapshot: &Snapshot,
+    machine: &mut dyn DestinationMachine,
+    ownership: &OwnershipRecord,
+) -> Result<f64, RestoreError> {
+    machine.check()?;
+    let loading = Instant::now();
+    machine.restoring();
+    let mut state = snapshot.state().clone();
+    machine.load(&mut state)?;
+    state.finish()?;
+    let load_ms = milliseconds(loading);
+    // Nobody else has it: what the source of the snapshot does is a matter of its operator.
+    ownership.accept();
+    machine.run().map_err(RestoreError::Run)?;
+    Ok(load_ms)
+}
+
+/// What `restore` returns; a panic in it is an error.
+pub(super) fn caught<T>(
+    restore: impl FnOnce() -> Result<T, RestoreError>,
+) -> Result<T, RestoreError> {
     let panicked = |panic: Box<_>| Err(RestoreError::Panicked(text_of(&*panic)));
-    catch_unwind(restored).unwrap_or_else(panicked)
+    catch_unwind(AssertUnwindSafe(restore)).unwrap_or_else(panicked)
+}
+
+/// Milliseconds since `began`.
+pub(super) fn milliseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1000.0
 }

@@ -11,6 +11,7 @@ mod huge_pages;
 pub mod layout;
 pub mod lent;
 pub(crate) mod map_file;
+pub mod mapping;
 mod marks;
 pub mod page_buffer;
 pub mod page_store;

@@ -12,6 +12,7 @@ use spec::{PAGE_SIZE, PageRange};
 use super::error::SnapshotError;
 use super::reader::Snapshot;
 use crate::memory::aligned::AlignedBytes;
+use crate::memory::layout::Layout;
 use crate::memory::page_store::PageStore;
 use crate::panics::text_of;
 
@@ -19,7 +20,7 @@ use crate::panics::text_of;
 const PIECE_WORDS: usize = BITMAP_BLOCK_WORDS / 7;
 const PIECES: u64 = 7;
 /// The most pages that are read at once.
-const MOST_PAGES: u64 = 256;
+pub(super) const MOST_PAGES: u64 = 256;
 
 /// Damage that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +50,11 @@ impl Verified {
 }
 
 /// Pages of the file.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     /// The first page's slot.
-    slot: u64,
-    content: &'a [u8],
-    checksums: &'a [u8],
+    pub(super) slot: u64,
+    pub(super) content: &'a [u8],
+    pub(super) checksums: &'a [u8],
 }
 
 impl Snapshot {
@@ -68,14 +69,7 @@ impl Snapshot {
         threads: NonZeroUsize,
         loaded: &(dyn Fn(u64) + Sync),
     ) -> Result<u64, SnapshotError> {
-        if store.layout() != self.layout() {
-            return Err(SnapshotError::Layout {
-                path: self.path().to_owned(),
-                snapshot: self.layout().pages() * PAGE_SIZE,
-                regions: self.layout().regions().len(),
-                machine: store.layout().pages() * PAGE_SIZE,
-            });
-        }
+        self.check_layout(store.layout())?;
         store.clear()?;
         let place = |run: Run<'_>| {
             if let Some(slot) = run.damaged().next() {
@@ -264,14 +258,27 @@ impl Snapshot {
         })
     }
 
-    fn damaged(&self, slot: u64) -> SnapshotError {
+    /// Whether `memory` lies where the guest's does.
+    pub(crate) fn check_layout(&self, memory: &Layout) -> Result<(), SnapshotError> {
+        if memory == self.layout() {
+            return Ok(());
+        }
+        Err(SnapshotError::Layout {
+            path: self.path().to_owned(),
+            snapshot: self.layout().pages() * PAGE_SIZE,
+            regions: self.layout().regions().len(),
+            machine: memory.pages() * PAGE_SIZE,
+        })
+    }
+
+    pub(super) fn damaged(&self, slot: u64) -> SnapshotError {
         SnapshotError::Page {
             path: self.path().to_owned(),
             gpa: self.slots.gpa(slot),
         }
     }
 
-    fn check_count(&self, found: u64) -> Result<(), SnapshotError> {
+    pub(super) fn check_count(&self, found: u64) -> Result<(), SnapshotError> {
         let expected = self.commit().pages;
         if found == expected {
             return Ok(());
@@ -286,7 +293,7 @@ impl Snapshot {
 
 impl Run<'_> {
     /// The slots of pages that do not have their checksum.
-    fn damaged(&self) -> impl Iterator<Item = u64> {
+    pub(super) fn damaged(&self) -> impl Iterator<Item = u64> {
         let (pages, _) = self.content.as_chunks();
         let (checksums, _) = self.checksums.as_chunks();
         let pairs = (self.slot..).zip(pages.iter().zip(checksums));

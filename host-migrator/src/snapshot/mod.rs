@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod in_place;
 mod load;
+mod pager;
 mod partial;
 mod raw;
 mod reader;

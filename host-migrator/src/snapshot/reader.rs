@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{Advice, FlockOperation, OFlags};
 use spec::file::{
     BITMAP_BLOCK_BYTES, BitmapBlock, Commit, DESCRIPTION_AT, ENTRY_BYTES, Entry, FormatError,
     HEADER_BYTES, Header, Places, REGIONS_AT, StateHeader, regions,
@@ -179,6 +180,14 @@ impl Input {
             }
         }
         self.read(content, at, "pages")
+    }
+
+    /// Tells the kernel how the `length` bytes at `at` will be read.
+    pub(super) fn advise(&self, at: u64, length: u64, advice: Advice) {
+        let length = NonZeroU64::new(length);
+        if let Err(error) = rustix::fs::fadvise(&self.file, self.base + at, length, advice) {
+            log::debug!("{}: no advice is taken: {error}", self.path.display());
+        }
     }
 
     /// The file's content is wrong.

@@ -3,6 +3,7 @@
 
 use super::error::MachineError;
 use super::state::MachineState;
+use crate::memory::mapping::Mapping;
 use crate::memory::ram_region::RamRegion;
 
 /// The source's machine. Owns the guest until [`SourceMachine::hand_over`].
@@ -122,6 +123,23 @@ pub trait DestinationMachine: Send {
     /// # Errors
     /// [`MachineError`] if the state does not fit this machine.
     fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError>;
+
+    /// The guest is to run before all of its memory is there. Returns where this process has that memory mapped: the engine
+    /// handles the faults there. Until [`DestinationMachine::memory_is_there`] is called, nobody else may touch the memory, so
+    /// device back ends in other processes must not run, even when [`DestinationMachine::run`] was called: what they would read
+    /// of a missing page is zeros.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the machine cannot do that. So it does by default.
+    fn memory_will_be_missing(&mut self) -> Result<Vec<Mapping>, MachineError> {
+        Err(MachineError {
+            action: "run the guest before its memory is there",
+            reason: "this machine needs all of it first".into(),
+        })
+    }
+
+    /// Nothing is missing any more. Device back ends of a guest that runs may run.
+    fn memory_is_there(&mut self) {}
 
     /// The source has given the guest up: runs it, or holds it if the operator has asked for that.
     ///

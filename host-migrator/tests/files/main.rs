@@ -2,11 +2,13 @@
 //! Guests are saved into snapshot files, and restored from them.
 #![allow(clippy::unwrap_used)]
 
+mod advice;
 mod crash;
 mod damage;
 mod direct;
 mod disk;
 mod failures;
+mod lazy;
 mod raw;
 mod rig;
 mod saving;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in `spec/free-page-hinting.md` and `spec/file-format.md`. Each is between two comments. A command writes them,
-//! and a test compares them with the model.
+//! The stories in `spec/free-page-hinting.md`, `spec/file-format.md` and `spec/lazy-restore.md`. Each is between two comments. A
+//! command writes them, and a test compares them with the model.
 
 use crate::catalogue;
 use crate::file::{self, FileClause};
+use crate::lazy::{self, LazyClause};
 use crate::rule::Clause;
 
 const BEGIN: &str = "<!-- story: ";
@@ -51,6 +52,10 @@ fn tell(name: &str) -> Result<String, DocumentError> {
     } else if let Ok(clause) = name.parse::<FileClause>() {
         let case = file::catalogue::without(clause);
         let found = case.saving.look_for_story(case.property);
+        found.map(|story| story.to_string())
+    } else if let Ok(clause) = name.parse::<LazyClause>() {
+        let case = lazy::catalogue::without(clause);
+        let found = case.restoring.look_for_story(case.property);
         found.map(|story| story.to_string())
     } else {
         return Err(DocumentError::Clause(name.into()));

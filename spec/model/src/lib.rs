@@ -20,10 +20,11 @@
 //! | [`state`] | the state of all of them together, and the steps from state to state |
 //! | [`properties`] | what must always hold, and what must hold at the end |
 //! | [`mod@file`] | snapshot files: a model of its own |
+//! | [`lazy`] | a guest that runs before its memory is there: a model of its own |
 //! | [`story`] | a path to a broken property, in words |
 //! | [`told`] | what a search or a visit of any model has found |
 //! | [`check`] | a visit of all states |
-//! | [`document`] | the stories in `spec/free-page-hinting.md` and `spec/file-format.md` |
+//! | [`document`] | the stories in `spec/free-page-hinting.md`, `spec/file-format.md` and `spec/lazy-restore.md` |
 //! | [`catalogue`] | setups and stories by name: each clause, and what other hypervisors do |
 //!
 //! This is a crate of its own so that users of `spec`'s types do not depend on the checker.
@@ -35,6 +36,7 @@ pub mod document;
 pub mod file;
 pub mod guest;
 pub mod host;
+pub mod lazy;
 pub mod logs;
 pub mod network;
 pub mod operator;
@@ -45,6 +47,7 @@ mod search;
 pub mod setup;
 pub mod state;
 pub mod story;
+mod switches;
 pub mod told;
 
 pub use rule::{Clause, Rule};

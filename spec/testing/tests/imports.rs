@@ -23,6 +23,7 @@ const ORDERS: &[(&str, &[&str])] = &[
             "walk",
             "wire",
             "hints",
+            "paging",
             "snapshot",
             "sink",
             "ownership",

@@ -191,9 +191,22 @@ impl Lab {
     /// # Errors
     /// If it ends before it can be asked anything.
     pub fn restoring(&self, name: &'static str, file: &str) -> Result<Host, CompareError> {
+        self.restoring_with(name, file, &["--hold"])
+    }
+
+    /// As [`Lab::restoring`], with these flags instead of `--hold`.
+    ///
+    /// # Errors
+    /// If it ends before it can be asked anything.
+    pub fn restoring_with(
+        &self,
+        name: &'static str,
+        file: &str,
+        flags: &[&str],
+    ) -> Result<Host, CompareError> {
         let mut args: Vec<OsString> = vec!["receive".into(), file.into()];
         args.extend(self.guest.machine_args());
-        args.push("--hold".into());
+        args.extend(flags.iter().map(OsString::from));
         self.try_to_start(name, args, &[])
     }
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Flags of a machine and its guest: `lacuna run` and `lacuna receive`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use host_migrator::paging::Prefault;
 use rustix::fs::{Gid, Mode};
 use spec_sockets::access;
 
@@ -56,6 +58,18 @@ pub struct ReceiveArgs {
     /// needs memory for what the guest does not use, too
     #[arg(long)]
     pub populate: bool,
+    /// Restore from a file: run the guest at once, and read its memory while it runs. It needs the right to handle page faults:
+    /// access to /dev/userfaultfd, or the sysctl vm.unprivileged_userfaultfd = 1. Its balloon device waits until all memory is
+    /// here
+    #[arg(long, conflicts_with = "populate")]
+    pub lazy: bool,
+    /// With --lazy: how fast memory is read that the guest does not wait for: off, megabytes a second, or max [default: max]
+    #[arg(long, value_name = "PACE", requires = "lazy")]
+    pub prefault: Option<Prefault>,
+    /// Restore from a file: threads that read it; with --lazy, threads that answer the guest's page faults [default: as many as
+    /// there are processors; with --lazy 2]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
     /// Keep the guest stopped after it has arrived, until `lacuna cont`
     #[arg(long)]
     pub hold: bool,

@@ -2,6 +2,7 @@
 //! The machine that the engine receives a guest into. It tells the process about each step of the arrival before the
 //! engine tells the source.
 
+use host_migrator::paging::Mapping;
 use host_migrator::{DestinationMachine, MachineError, MachineState, RamRegion};
 
 use super::process::Process;
@@ -17,6 +18,14 @@ impl DestinationMachine for Arriving<'_> {
 
     fn check(&mut self) -> Result<(), MachineError> {
         self.0.machine().clone().check()
+    }
+
+    fn memory_will_be_missing(&mut self) -> Result<Vec<Mapping>, MachineError> {
+        self.0.machine().clone().memory_will_be_missing()
+    }
+
+    fn memory_is_there(&mut self) {
+        self.0.machine().clone().memory_is_there();
     }
 
     fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {

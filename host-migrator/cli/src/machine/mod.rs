@@ -8,6 +8,7 @@ mod console;
 mod life;
 mod outgoing;
 mod process;
+mod restoring;
 mod saving;
 mod shared;
 mod status;
@@ -15,11 +16,13 @@ mod way;
 
 use std::fs::{self, File};
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Instant;
 
-use host_migrator::destination::RestoreError;
+use host_migrator::destination::{LazyRestore, RestoreError};
 use host_migrator::wire::{Access, Listener, TlsFileError, TransportError};
 use host_migrator::{MachineError, RamError, ReceiveError, Snapshot, SnapshotError, Trace};
 use reference_vmm::{
@@ -28,7 +31,7 @@ use reference_vmm::{
 use spec::bare::{AnswerPolicy, HoldPolicy};
 use vhost_device_balloon::daemon::signals::EndSignals;
 
-pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
+pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, RestoreStatus, Status};
 
 use crate::args::{
     Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, Target, WorkloadArgs,
@@ -37,6 +40,7 @@ use crate::control;
 use console::{Console, LastReport};
 use life::Ending;
 use process::Process;
+use restoring::Restore;
 
 /// A machine that could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,11 @@ pub enum ProcessError {
         "a snapshot file is restored without a connection: leave out the flags of TLS and of the socket"
     )]
     FlagsOfSocket,
+    /// A socket with the flags of a file.
+    #[error(
+        "--lazy, --prefault and --threads are for a guest that is restored from a file: give file:PATH, or leave them out"
+    )]
+    FlagsOfFile,
     /// This guest cannot do the workload.
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
@@ -110,9 +119,13 @@ pub fn run(args: RunArgs) -> Result<(), ProcessError> {
 /// [`ProcessError`] if the machine cannot be made, the guest does not arrive (a new process with new memory must
 /// be started for another try), or a signal ends the machine with its guest.
 pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
+    let began = Instant::now();
     let tls = args.tls.load()?;
     // A file that is no snapshot is refused before memory is taken for the guest.
     let snapshot = match &args.address {
+        Target::Address(_) if args.lazy || args.threads.is_some() => {
+            return Err(ProcessError::FlagsOfFile);
+        }
         Target::Address(_) => None,
         Target::File(_)
             if tls.is_some() || args.socket_mode.is_some() || args.socket_group.is_some() =>
@@ -149,9 +162,17 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     };
     let process = Process::new(machine, &args.machine, parts, Some(from), listener)?;
     let receiver = Arc::clone(&process);
+    let restore = Restore {
+        began,
+        threads: args.threads.unwrap_or_else(|| match args.lazy {
+            true => LazyRestore::default().threads,
+            false => thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        }),
+        lazy: args.lazy.then_some(args.prefault.unwrap_or_default()),
+    };
     let thread = thread::Builder::new().name("receiver".into());
     thread
-        .spawn(move || receiver.receive(snapshot))
+        .spawn(move || receiver.receive(snapshot.map(|snapshot| (snapshot, restore))))
         .map_err(io_error("start a thread for", &args.machine.control))?;
     live(&process, &args.machine)
 }
@@ -306,6 +327,11 @@ pub fn guest_parameters(workload: &WorkloadArgs) -> String {
         workload.append
     );
     parameters.trim_end().to_owned()
+}
+
+/// Milliseconds since `began`.
+fn milliseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1000.0
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ProcessError {

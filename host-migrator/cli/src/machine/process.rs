@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::destination::restore;
 use host_migrator::hints::DeviceHints;
 use host_migrator::wire::Listener;
 use host_migrator::{
@@ -28,6 +27,7 @@ use super::arriving::Arriving;
 use super::console::LastReport;
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
+use super::restoring::{Restore, Restoring};
 use super::saving::Saving;
 use super::shared::SharedMachine;
 use super::way::Way;
@@ -55,6 +55,7 @@ pub struct Process {
     life: Arc<Life>,
     /// How long it took to load the guest that arrived here.
     load: OnceLock<Duration>,
+    restoring: Restoring,
     /// Where a guest is awaited, until it has arrived or the process ends.
     listener: Mutex<Option<Arc<Listener>>>,
 }
@@ -111,6 +112,7 @@ impl Process {
             ownership,
             life: Arc::new(life),
             load: OnceLock::new(),
+            restoring: Restoring::default(),
             listener: Mutex::new(listener.map(Arc::new)),
         });
         let listener = Arc::clone(&process);
@@ -128,12 +130,16 @@ impl Process {
 
     /// Waits for a guest, or restores that of `snapshot`, and runs or holds it. If the arrival fails and the source keeps the guest, the process ends.
     /// If the guest may belong to this side, the process keeps it.
-    pub(super) fn receive(&self, snapshot: Option<Snapshot>) {
+    pub(super) fn receive(self: &Arc<Self>, snapshot: Option<(Snapshot, Restore)>) {
         let _noticed = ReceiverDied(&self.life);
         let received = match snapshot {
-            Some(snapshot) => self.restore(&snapshot),
+            Some((snapshot, how)) => self.restore(snapshot, how).map(|report| report.load_ms),
             None => self.accept_and_receive(),
         };
+        if let Ok(load_ms) = received {
+            // A guest arrives only once.
+            let _ = (self.load).set(Duration::from_secs_f64(load_ms / 1000.0));
+        }
         let Err(error) = received else {
             return;
         };
@@ -147,27 +153,11 @@ impl Process {
         }
     }
 
-    fn restore(&self, snapshot: &Snapshot) -> Result<(), ProcessError> {
-        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let mut machine = Arriving(self);
-        let report = restore(
-            snapshot,
-            &*self.ram(),
-            &mut machine,
-            &self.ownership,
-            threads,
-            &|_| (),
-        )?;
-        log::info!("restored from {}: {report:?}", snapshot.path().display());
-        // A guest arrives only once.
-        let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
-        Ok(())
-    }
-
-    fn accept_and_receive(&self) -> Result<(), ProcessError> {
+    /// Returns the milliseconds that loading the machine's state took.
+    fn accept_and_receive(&self) -> Result<f64, ProcessError> {
         let listener = self.listener.lock().clone();
         let Some(listener) = listener else {
-            return Ok(());
+            return Ok(0.0);
         };
         let mut machine = Arriving(self);
         // The machine's own, whatever it takes instead.
@@ -177,12 +167,10 @@ impl Process {
         drop(listener);
         let observer = &mut |status: &ReceiveStatus| log::trace!("{status:?}");
         let report = source.receive(&own, &mut machine, &self.ownership, observer)?;
-        // A guest arrives only once.
-        let _ = (self.load).set(Duration::from_secs_f64(report.load_ms / 1000.0));
-        Ok(())
+        Ok(report.load_ms)
     }
 
-    fn ram(&self) -> Arc<GuestRam> {
+    pub(super) fn ram(&self) -> Arc<GuestRam> {
         Arc::clone(&self.memory.lock().ram)
     }
 
@@ -220,6 +208,16 @@ impl Process {
         &self.machine
     }
 
+    /// Who owns the guest.
+    pub(super) fn ownership(&self) -> &OwnershipRecord {
+        &self.ownership
+    }
+
+    /// How its restore goes, if the guest comes from a file.
+    pub(super) fn restoring(&self) -> &Restoring {
+        &self.restoring
+    }
+
     fn happened(&self, event: MachineEvent) {
         log::info!("guest: {event:?}");
         let failure = match event {
@@ -231,9 +229,14 @@ impl Process {
             MachineEvent::Reset => "it reset itself".to_owned(),
             MachineEvent::Crashed(why) => why,
         };
+        self.guest_has_ended(&failure);
+    }
+
+    /// The guest has ended for the reason `why`.
+    pub(super) fn guest_has_ended(&self, why: &str) {
         // In this order, so that no migration begins in between.
-        self.life.guest_ended(&failure);
-        self.outgoing.guest_ended(&failure);
+        self.life.guest_ended(why);
+        self.outgoing.guest_ended(why);
     }
 
     fn status(&self) -> Status {
@@ -243,6 +246,7 @@ impl Process {
             machine: self.life.state(),
             ownership: self.ownership.get(),
             guest: self.guest_status(),
+            restore: self.restoring.status(),
             incoming: self.life.incoming(),
             incoming_tls: (self.listener.lock().as_ref())
                 .is_some_and(|listener| listener.is_encrypted()),
@@ -303,6 +307,8 @@ impl Process {
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), String> {
         self.life.check_guest_is_here()?;
+        // A page that is missing looks like one that was never touched.
+        self.restoring.may_leave()?;
         let mut params = params(arguments)?;
         if let Some(load) = self.load.get() {
             // The next host takes about as long.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use host_migrator::paging::Mapping;
 use host_migrator::{DestinationMachine, MachineError, MachineState, RamRegion, SourceMachine};
 use parking_lot::{Mutex, MutexGuard};
 use reference_vmm::Machine;
@@ -56,6 +57,14 @@ impl DestinationMachine for SharedMachine {
 
     fn check(&mut self) -> Result<(), MachineError> {
         self.lock().check()
+    }
+
+    fn memory_will_be_missing(&mut self) -> Result<Vec<Mapping>, MachineError> {
+        self.lock().memory_will_be_missing()
+    }
+
+    fn memory_is_there(&mut self) {
+        self.lock().memory_is_there();
     }
 
     fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {

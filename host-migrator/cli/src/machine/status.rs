@@ -2,6 +2,7 @@
 //! The answers of a machine to status commands on the control socket.
 
 use host_migrator::Ownership;
+use host_migrator::paging::PagingStatus;
 use host_migrator::report::stats::MigrationStatus;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ pub struct Status {
     pub ownership: Ownership,
     /// The guest's report; absent until the guest is up.
     pub guest: Option<GuestStatus>,
+    /// How the guest was restored, if it came out of a snapshot file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreStatus>,
     /// The address where a guest is awaited.
     pub incoming: Option<String>,
     /// Sources there must use TLS.
@@ -25,6 +29,24 @@ pub struct Status {
     pub balloon_lost: Option<String>,
     /// The outgoing migration, running or last.
     pub migration: MigrationStatus,
+}
+
+/// How a guest was restored. Times are milliseconds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct RestoreStatus {
+    /// Pages that are in the file.
+    pub pages: u64,
+    /// Reading the guest's memory; or, in a lazy restore, until its page faults could be answered.
+    pub memory_ms: f64,
+    /// Loading the machine's state.
+    pub load_ms: f64,
+    /// From opening the file until the guest ran, or was held.
+    pub total_ms: f64,
+    /// The same from the start of the command.
+    pub first_instruction_ms: f64,
+    /// How far a lazy restore is.
+    pub lazy: Option<PagingStatus>,
 }
 
 /// Where a machine is in its life.

@@ -205,6 +205,7 @@ impl Machine {
             slots: Arc::new(slots),
             memory,
             lent: false,
+            is_missing: false,
             vm,
             kvm,
             supported,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Migrating a machine's guest: the engine's traits for the machines of source and destination.
 
+use host_migrator::paging::Mapping;
 use host_migrator::{
     DestinationMachine, MachineError, MachineState as Sections, RamRegion, SourceMachine,
 };
@@ -85,6 +86,13 @@ impl Machine {
                 })
             })
             .collect()
+    }
+
+    /// Gives the guest, all of whose memory has arrived, its huge pages again.
+    fn restore_huge_pages(&mut self) {
+        // Lent memory has the pages that it had.
+        let restores = self.memory.options().huge_pages && !self.lent;
+        self.huge_pages = restores.then(|| HugePages::restore(self.memory.ram()));
     }
 
     /// Checks that no device is lost.
@@ -219,9 +227,29 @@ impl DestinationMachine for Machine {
 
     fn run(&mut self) -> Result<(), MachineError> {
         self.trace.record(Event::TakenOver);
-        // Lent memory has the pages that it had.
-        let restores = self.memory.options().huge_pages && !self.lent;
-        self.huge_pages = restores.then(|| HugePages::restore(self.memory.ram()));
+        if !self.is_missing {
+            self.restore_huge_pages();
+        }
         if self.held { Ok(()) } else { self.run_guest() }
+    }
+
+    fn memory_will_be_missing(&mut self) -> Result<Vec<Mapping>, MachineError> {
+        if let Some(balloon) = &self.balloon {
+            // A back end that takes the place of this one stays stopped, too.
+            balloon.stop().map_err(failed("stop the balloon's rings"))?;
+        }
+        self.is_missing = true;
+        // The guest's, and the one for writes of the devices in this process.
+        let mut mappings = Mapping::all_of(self.memory.ram().memory());
+        mappings.extend(Mapping::all_of(self.memory.own()));
+        Ok(mappings)
+    }
+
+    fn memory_is_there(&mut self) {
+        self.is_missing = false;
+        self.restore_huge_pages();
+        if let (Some(balloon), Life::Running) = (&self.balloon, self.life) {
+            balloon.resume();
+        }
     }
 }

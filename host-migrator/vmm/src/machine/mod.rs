@@ -64,6 +64,8 @@ pub struct Machine {
     memory: MachineMemory,
     /// The memory is that of the source, on this host.
     lent: bool,
+    /// Pages of the memory may be missing. The balloon's back end, which cannot see that, does not run.
+    is_missing: bool,
     vm: Arc<VmFd>,
     kvm: Kvm,
     /// The CPUID that guests are given on this host.
@@ -112,7 +114,7 @@ impl Machine {
             }
         }
         self.vcpus.check_alive().map_err(failed("run the guest"))?;
-        if let Some(balloon) = &self.balloon {
+        if let Some(balloon) = self.balloon.as_ref().filter(|_| !self.is_missing) {
             balloon.resume();
         }
         if let Some(port) = &self.agent_port {

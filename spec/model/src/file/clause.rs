@@ -1,43 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What saver and loader must do so that a snapshot file is right. Each clause has a switch.
 
-use std::fmt;
-use std::str::FromStr;
+use crate::switches::switches;
 
-use spec::clause::UnknownClause;
+switches! {
+    /// A clause about snapshot files.
+    FileClause,
+    /// The clauses that hold.
+    FileRule;
 
-/// Defines [`FileClause`] with names and descriptions.
-macro_rules! clauses {
-    ($( $(#[$doc:meta])* $clause:ident $name:literal $words:literal, )*) => {
-        /// A clause about snapshot files.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        pub enum FileClause {
-            $( $(#[$doc])* $clause, )*
-        }
-
-        impl FileClause {
-            /// All clauses.
-            pub const ALL: &[Self] = &[$( Self::$clause ),*];
-
-            /// Its name in documents and on a command line.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $( Self::$clause => $name, )*
-                }
-            }
-
-            /// The clause in a few words.
-            pub const fn words(self) -> &'static str {
-                match self {
-                    $( Self::$clause => $words, )*
-                }
-            }
-        }
-    };
-}
-
-clauses! {
     /// A page that has become zero or free is taken out of the bitmap.
     TakeOut "take-out" "a page that becomes zero or free is taken out of the bitmap",
     /// Its block is given back to the file system.
@@ -70,44 +41,10 @@ clauses! {
     LookAgain "look-again" "after locking, the saver looks whether the name still means this file",
 }
 
-impl FromStr for FileClause {
-    type Err = UnknownClause;
-
-    fn from_str(name: &str) -> Result<Self, UnknownClause> {
-        let mut clauses = Self::ALL.iter().copied();
-        clauses
-            .find(|clause| clause.name() == name)
-            .ok_or(UnknownClause)
-    }
-}
-
-impl fmt::Display for FileClause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.words())
-    }
-}
-
-/// The clauses that hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileRule(Option<FileClause>);
-
-impl FileRule {
-    /// Every clause holds.
-    pub const WHOLE: Self = Self(None);
-
-    /// The rule without `clause`.
-    pub const fn without(clause: FileClause) -> Self {
-        Self(Some(clause))
-    }
-
-    /// Whether `clause` holds.
-    pub fn holds(self, clause: FileClause) -> bool {
-        self.0 != Some(clause)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use spec::clause::UnknownClause;
+
     use super::*;
 
     #[test]

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest that comes out of a snapshot file, with its memory or before it.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use host_migrator::destination::{LazyRestore, RestoreReport, restore, restore_lazily};
+use host_migrator::paging::{Paging, PagingEvent, Prefault};
+use host_migrator::{DestinationMachine, Snapshot, SourceMachine};
+use parking_lot::Mutex;
+
+use super::arriving::Arriving;
+use super::process::Process;
+use super::status::RestoreStatus;
+use super::{ProcessError, milliseconds};
+
+/// How a guest is restored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restore {
+    /// When the command began.
+    pub(super) began: Instant,
+    /// Threads that read the file.
+    pub(super) threads: NonZeroUsize,
+    /// The guest runs before its memory was read, which goes on at this pace.
+    pub(super) lazy: Option<Prefault>,
+}
+
+/// What is known of a restore.
+#[derive(Debug, Default)]
+pub(super) struct Restoring {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_missing: bool,
+    report: Option<(RestoreReport, f64)>,
+    paging: Option<Paging>,
+}
+
+impl Restoring {
+    /// # Errors
+    /// A sentence, if the guest cannot leave because parts of its memory are not here yet.
+    pub(super) fn may_leave(&self) -> Result<(), String> {
+        let state = self.state.lock();
+        if !state.is_missing {
+            return Ok(());
+        }
+        let pages = state.paging.as_ref().map(|paging| paging.status().missing);
+        Err(format!(
+            "the guest's memory is still being restored{}: wait until `lacuna status` shows that it is all here",
+            pages.map_or(String::new(), |pages| format!(
+                ", and {pages} pages are missing"
+            ))
+        ))
+    }
+
+    /// For `lacuna status`; `None` if the guest was not restored.
+    pub(super) fn status(&self) -> Option<RestoreStatus> {
+        let state = self.state.lock();
+        let (report, first_instruction_ms) = state.report?;
+        Some(RestoreStatus {
+            pages: report.pages,
+            memory_ms: report.memory_ms,
+            load_ms: report.load_ms,
+            total_ms: report.total_ms,
+            first_instruction_ms,
+            lazy: state.paging.as_ref().map(Paging::status),
+        })
+    }
+}
+
+impl Process {
+    /// Restores the guest of `snapshot`, and runs or holds it.
+    pub(super) fn restore(
+        self: &Arc<Self>,
+        snapshot: Snapshot,
+        how: Restore,
+    ) -> Result<RestoreReport, ProcessError> {
+        let (ram, mut machine) = (self.ram(), Arriving(self));
+        let path = snapshot.path().to_owned();
+        let (paging, report) = match how.lazy {
+            None => {
+                let loaded = &|_| ();
+                let ownership = self.ownership();
+                let report = restore(
+                    &snapshot,
+                    &*ram,
+                    &mut machine,
+                    ownership,
+                    how.threads,
+                    loaded,
+                )?;
+                (None, report)
+            }
+            Some(prefault) => {
+                self.restoring().state.lock().is_missing = true;
+                let process = Arc::clone(self);
+                let told = move |event| process.paging_has(event);
+                let lazy = LazyRestore {
+                    threads: how.threads,
+                    prefault,
+                };
+                let (paging, report) = restore_lazily(
+                    &Arc::new(snapshot),
+                    &*ram,
+                    &mut machine,
+                    self.ownership(),
+                    lazy,
+                    Box::new(told),
+                )?;
+                (Some(paging), report)
+            }
+        };
+        let first_instruction_ms = milliseconds(how.began);
+        log::info!("restored from {}: {report:?}", path.display());
+        let mut state = self.restoring().state.lock();
+        state.report = Some((report, first_instruction_ms));
+        state.paging = paging;
+        Ok(report)
+    }
+
+    /// Called in a thread that brings pages, which must not wait for the machine: who has it may wait for a page.
+    fn paging_has(self: &Arc<Self>, event: PagingEvent) {
+        let process = Arc::clone(self);
+        let thread = thread::Builder::new().name("restored".into());
+        let started = thread.spawn(move || match event {
+            PagingEvent::Complete => {
+                process.machine().lock().memory_is_there();
+                process.restoring().state.lock().is_missing = false;
+            }
+            PagingEvent::Failed(error) => {
+                process.guest_has_ended(&error.to_string());
+                if let Err(error) = process.machine().clone().stop_vcpus() {
+                    log::error!("{error}");
+                }
+            }
+            event => log::warn!("{event:?}"),
+        });
+        if let Err(error) = started {
+            log::error!("a thread cannot be started when memory was restored: {error}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Demand paging: a guest runs before its memory is there, and each page is brought when it is first touched.
+//!
+//! A [`Userfaultfd`] tells of threads that wait for a page, in a list of [`Mapping`]s of the guest's pages. [`MissingPages`] knows
+//! which pages have content that is not there yet, and lets each be brought once. A [`Pager`] knows what they contain: a
+//! snapshot file is one. [`Paging`] has the threads. Userfaultfd and mappings may be those of another process:
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use host_migrator::paging::*;
+//! # use host_migrator::{MigrationBitmap, PageRange, Snapshot};
+//! # fn f(descriptor: std::os::fd::OwnedFd, snapshot: Arc<Snapshot>) -> Result<(), Box<dyn std::error::Error>> {
+//! // What another VMM said of its memory: address, page number, count.
+//! let pages = PageRange::new(0, 1024).ok_or("no pages")?;
+//! let mapping = Mapping::in_another_process(0x7f00_0000_0000, pages).ok_or("not an address")?;
+//! // It sent its userfaultfd, with UFFD_FEATURE_EVENT_REMOVE.
+//! let uffd = Userfaultfd::of_another_process(descriptor, true);
+//! let missing = MissingPages::new(uffd, vec![mapping], snapshot.content()?)?;
+//! let told = |event| println!("{event:?}");
+//! let threads = std::num::NonZeroUsize::MIN;
+//! let paging = Paging::start(missing, snapshot, threads, Box::new(told))?;
+//! paging.set_prefault(Prefault::Max);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What must not touch a missing page
+//! Only the mappings that are registered fault here. Another process that maps the same memory file would read zeros, and the
+//! kernel would keep these zeros for everybody. So back ends in other processes must not run before nothing is missing. If one
+//! did, and its page is asked for later, [`PagingError::Foreign`] names the page, and the guest ends.
+//!
+//! A page is answered with `UFFDIO_COPY`, for which the kernel allocates a page of 4 KiB, whatever the settings of huge pages say.
+//! So no neighbour comes to life with it.
+
+mod coverage;
+mod error;
+mod latency;
+mod loader;
+mod missing;
+mod pager;
+mod prefault;
+mod threads;
+mod userfaultfd;
+
+pub use crate::memory::mapping::Mapping;
+pub use error::PagingError;
+pub use missing::MissingPages;
+pub use pager::{Pager, PagerError};
+pub use prefault::{NotAPace, Prefault};
+pub use threads::{Paging, PagingEvent, PagingStatus};
+pub use userfaultfd::{Userfaultfd, UserfaultfdError};
