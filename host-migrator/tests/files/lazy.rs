@@ -15,7 +15,7 @@ use host_migrator::paging::{
 };
 use host_migrator::snapshot::{SnapshotWriter, open_storage};
 use host_migrator::{
-    DestinationMachine, GuestRam, MachineError, MachineState, MigrationBitmap, Owner,
+    DestinationMachine, DirectIo, GuestRam, MachineError, MachineState, MigrationBitmap, Owner,
     OwnershipRecord, RamRegion, Snapshot, SnapshotTarget, Totals,
 };
 use spec::stamp::Random;
@@ -115,7 +115,7 @@ impl Rig {
             GuestRam::map(files.collect()).unwrap()
         };
         let ram = Arc::new(map());
-        let storage = open_storage(&target).unwrap();
+        let storage = open_storage(&target, DirectIo::Auto).unwrap();
         let mut writer = SnapshotWriter::begin(storage, ram.layout(), DESCRIPTION).unwrap();
         for (page, byte) in &pages {
             writer.pages(one(*page), &content(*byte)).unwrap();

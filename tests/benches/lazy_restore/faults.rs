@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use host_migrator::paging::{Mapping, MissingPages, Paging, Prefault, Userfaultfd};
 use host_migrator::snapshot::{SnapshotWriter, open_storage};
-use host_migrator::{GuestRam, MachineState, RamRegion, Snapshot, SnapshotTarget, Totals};
+use host_migrator::{
+    DirectIo, GuestRam, MachineState, RamRegion, Snapshot, SnapshotTarget, Totals,
+};
 use rustix::fs::Advice;
 use spec::stamp::Random;
 use spec::{PAGE_SIZE, PageRange};
@@ -83,7 +85,11 @@ pub fn measure(folder: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
 /// A snapshot of which every page has content.
 fn write(target: &SnapshotTarget) -> Result<(), Box<dyn Error>> {
     let memory = memory()?;
-    let mut writer = SnapshotWriter::begin(open_storage(target)?, memory.layout(), b"bench")?;
+    let mut writer = SnapshotWriter::begin(
+        open_storage(target, DirectIo::Auto)?,
+        memory.layout(),
+        b"bench",
+    )?;
     let mut random = Random::new(1);
     for first in (0..PAGES).step_by(64) {
         let words = (0..64 * PAGE_SIZE / 8).flat_map(|_| random.next().to_le_bytes());
