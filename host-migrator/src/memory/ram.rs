@@ -109,6 +109,20 @@ impl GuestRam {
         Ok(())
     }
 
+    /// As [`GuestRam::read`], from the memory file: a page that is missing ([`paging`](crate::paging)) reads as zeros, and nobody
+    /// waits for it.
+    ///
+    /// # Errors
+    /// As [`GuestRam::read`], or the error of the file.
+    ///
+    /// # Panics
+    /// As [`GuestRam::read`].
+    pub fn peek(&self, range: PageRange, out: &mut [u8]) -> Result<(), RamError> {
+        assert_eq!(out.len() as u64, range.bytes());
+        let (file, offset) = self.file_of(range)?;
+        Ok(file.read_exact_at(out, offset)?)
+    }
+
     /// Writes `content` to the pages of `range`.
     ///
     /// The bytes are written through the memory file, not through the mapping: the kernel need not clear a page that is

@@ -15,12 +15,13 @@ impl GuestStatus {
     /// Reads them; `None` if the guest is not up yet, or is not the bare guest.
     ///
     /// # Errors
-    /// [`RamError::OutOfRange`] if there is no memory at [`STATUS_GPA`].
+    /// [`RamError`] if there is no memory at [`STATUS_GPA`], or its file cannot be read.
     pub fn read(ram: &GuestRam) -> Result<Option<Self>, RamError> {
         const FIRST: u64 = STATUS_GPA / PAGE_SIZE;
         let mut page = [0; PAGE_SIZE as usize];
         if let Some(range) = PageRange::new(FIRST, 1) {
-            ram.read(range, &mut page)?;
+            // Whoever asks for the status must not wait for a page that is missing.
+            ram.peek(range, &mut page)?;
         }
         let mut words = [0; StatusWord::COUNT];
         for (word, bytes) in words.iter_mut().zip(page.as_chunks().0) {
