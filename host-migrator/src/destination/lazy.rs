@@ -1,34 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest that comes out of a snapshot file and runs before its memory was read.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::restore::{RestoreError, RestoreReport, caught, load_and_run, milliseconds};
 use crate::memory::page_store::PageStore;
 use crate::ownership::OwnershipRecord;
-use crate::paging::{MissingPages, Paging, PagingEvent, Prefault, Userfaultfd};
+use crate::paging::{MissingPages, Paging, PagingEvent, PagingOptions, Prefault, Userfaultfd};
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::machine::DestinationMachine;
 
 /// How a guest is restored that runs at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 pub struct LazyRestore {
-    /// Threads that answer the guest's page faults.
-    pub threads: NonZeroUsize,
+    /// How the guest's page faults are answered, and which pages are loaded first.
+    pub paging: PagingOptions,
     /// How fast pages are loaded that the guest does not wait for.
     pub prefault: Prefault,
-}
-
-/// Two threads: one can wait for the disk while the other answers from the page cache.
-impl Default for LazyRestore {
-    fn default() -> Self {
-        Self {
-            threads: NonZeroUsize::MIN.saturating_add(1),
-            prefault: Prefault::default(),
-        }
-    }
 }
 
 /// Restores the guest of `snapshot` and runs it in `machine` at once. Its memory, which `store` holds, comes while it runs.
@@ -58,7 +47,7 @@ pub fn restore_lazily(
         let mappings = machine.memory_will_be_missing()?;
         let missing = MissingPages::new(uffd, mappings, content)?;
         let pager = Arc::clone(snapshot);
-        let paging = Paging::start(missing, pager, how.threads, told)?;
+        let paging = Paging::start(missing, pager, how.paging, told)?;
         let memory_ms = milliseconds(began);
         let load_ms = load_and_run(snapshot, machine, ownership)?;
         paging.set_prefault(how.prefault);

@@ -15,6 +15,8 @@ use crate::memory::bitmap::{Cursor, MigrationBitmap};
 
 /// Pages that are read at once. A fault on one of them waits for all of them.
 const MOST_PAGES: u32 = 16;
+/// The same around a page of the list of pages to be loaded first: the next one may be elsewhere.
+const TOGETHER: u32 = 4;
 /// Pages of which the pager is told ahead.
 const AHEAD: u64 = 2048;
 /// How much less of a processor this thread gets than the guest.
@@ -34,6 +36,7 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
     let damaged = MigrationBitmap::new(shared.missing.wanted().pages());
     let (mut pace, mut announced) = (Pace::new(), 0);
     let mut cursor = Cursor::from_word(0);
+    let mut first = shared.first.iter();
     // Where the walk is: a word, and the first of its pages that is not known to be damaged.
     let mut at: Option<(usize, u32)> = None;
     loop {
@@ -45,7 +48,8 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
         let near = shared.near.swap(u64::MAX, Ordering::Relaxed);
         let near = (near < shared.missing.wanted().pages())
             .then_some(((near / 64) as usize, (near % 64) as u32));
-        let claimed = near.and_then(|(word, from)| shared.missing.claim(word, from, MOST_PAGES));
+        let near = near.and_then(|(word, from)| shared.missing.claim(word, from, MOST_PAGES));
+        let claimed = near.or_else(|| next_of(&mut first, shared));
         let is_near = claimed.is_some();
         let claimed = claimed.or_else(|| {
             while let Some((word, from)) = at.or_else(|| {
@@ -86,6 +90,16 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
             }
         }
     }
+}
+
+/// Claims the next of the pages that are to be loaded first, with those behind it.
+fn next_of(first: &mut std::slice::Iter<'_, u64>, shared: &Shared) -> Option<PageRange> {
+    let pages = shared.missing.wanted().pages();
+    first.find_map(|page| {
+        let is_wanted = *page < pages && shared.missing.wanted().contains(*page);
+        let (word, from) = ((page / 64) as usize, (page % 64) as u32);
+        is_wanted.then(|| shared.missing.claim(word, from, TOGETHER))?
+    })
 }
 
 /// Waits until pages are to be loaded. `None` if the threads are to end.

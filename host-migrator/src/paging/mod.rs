@@ -17,8 +17,7 @@
 //! let uffd = Userfaultfd::of_another_process(descriptor, true);
 //! let missing = MissingPages::new(uffd, vec![mapping], snapshot.content()?)?;
 //! let told = |event| println!("{event:?}");
-//! let threads = std::num::NonZeroUsize::MIN;
-//! let paging = Paging::start(missing, snapshot, threads, Box::new(told))?;
+//! let paging = Paging::start(missing, snapshot, PagingOptions::default(), Box::new(told))?;
 //! paging.set_prefault(Prefault::Max);
 //! # Ok(())
 //! # }
@@ -40,6 +39,7 @@ mod missing;
 mod pager;
 mod prefault;
 mod threads;
+mod touched;
 mod userfaultfd;
 
 pub use crate::memory::mapping::Mapping;
@@ -47,5 +47,6 @@ pub use error::PagingError;
 pub use missing::MissingPages;
 pub use pager::{Pager, PagerError};
 pub use prefault::{NotAPace, Prefault};
-pub use threads::{Paging, PagingEvent, PagingStatus};
+pub use threads::{Paging, PagingEvent, PagingOptions, PagingStatus};
+pub use touched::{TouchRecorder, read_touched, touched_path};
 pub use userfaultfd::{Userfaultfd, UserfaultfdError};

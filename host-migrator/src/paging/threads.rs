@@ -21,6 +21,7 @@ use super::loader;
 use super::missing::{MissingPages, Need};
 use super::pager::Pager;
 use super::prefault::Prefault;
+use super::touched::TouchRecorder;
 use crate::panics::text_of;
 
 /// What happens once while missing pages are brought.
@@ -65,6 +66,28 @@ pub struct Paging {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// How missing pages are brought.
+#[derive(Debug)]
+pub struct PagingOptions {
+    /// Threads that answer faults.
+    pub threads: NonZeroUsize,
+    /// Pages that are loaded first, in this order. Any number is allowed.
+    pub first: Vec<u64>,
+    /// Writes down which pages were asked for.
+    pub touches: Option<TouchRecorder>,
+}
+
+/// Two threads: one can wait for the disk while the other answers from the page cache.
+impl Default for PagingOptions {
+    fn default() -> Self {
+        Self {
+            threads: NonZeroUsize::MIN.saturating_add(1),
+            first: Vec::new(),
+            touches: None,
+        }
+    }
+}
+
 /// What the threads share.
 pub(super) struct Shared {
     pub(super) missing: MissingPages,
@@ -78,6 +101,9 @@ pub(super) struct Shared {
     pub(super) busy: AtomicUsize,
     /// The page after the last fault: the guest is likely to go on there. `u64::MAX` if that was used.
     pub(super) near: AtomicU64,
+    /// Pages to be loaded first.
+    pub(super) first: Vec<u64>,
+    touches: Option<TouchRecorder>,
     pub(super) prefault: Mutex<Prefault>,
     pub(super) prefault_changed: Condvar,
     latency: Latency,
@@ -89,16 +115,15 @@ pub(super) struct Shared {
 }
 
 impl Paging {
-    /// Starts `threads` threads that answer the faults in `missing` with what `pager` says, and one that loads the rest at the
-    /// pace of [`Paging::set_prefault`], which is off at first. `told` is called from any of them, or from here if nothing is
-    /// missing.
+    /// Starts threads that answer the faults in `missing` with what `pager` says, and one that loads the rest at the pace of
+    /// [`Paging::set_prefault`], which is off at first. `told` is called from any of them, or from here if nothing is missing.
     ///
     /// # Errors
     /// [`PagingError`] if a thread cannot be started.
     pub fn start(
         missing: MissingPages,
         pager: Arc<dyn Pager>,
-        threads: NonZeroUsize,
+        options: PagingOptions,
         told: Box<dyn Fn(PagingEvent) + Send + Sync>,
     ) -> Result<Self, PagingError> {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
@@ -111,6 +136,8 @@ impl Paging {
             is_complete: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
             near: AtomicU64::new(u64::MAX),
+            first: options.first,
+            touches: options.touches,
             prefault: Mutex::new(Prefault::Off),
             prefault_changed: Condvar::new(),
             latency: Latency::new(),
@@ -125,7 +152,7 @@ impl Paging {
             threads: Vec::new(),
         };
         paging.shared.complete_if_nothing_is_missing();
-        for number in 0..threads.get() {
+        for number in 0..options.threads.get() {
             paging.spawn(format!("fault-{number}"), Shared::answer_faults)?;
         }
         paging.spawn("loader".into(), loader::load)?;
@@ -203,6 +230,7 @@ impl Drop for Paging {
             // A thread that panicked has said so.
             let _ = thread.join();
         }
+        self.shared.touches.iter().for_each(TouchRecorder::flush);
         if !self.is_complete() && self.shared.missing.ends() {
             // If the descriptor were closed, whoever waits for a page would go on with zeros.
             std::mem::forget(Arc::clone(&self.shared));
@@ -243,6 +271,7 @@ impl Shared {
         if all_here && !self.is_complete.swap(true, Ordering::AcqRel) {
             // First, so that nobody waits with the descriptor.
             self.end();
+            self.touches.iter().for_each(TouchRecorder::flush);
             self.missing.let_go();
             (self.told)(PagingEvent::Complete);
         }
@@ -312,6 +341,7 @@ impl Shared {
             }
             Some(Need::Content(page)) => {
                 self.near.store(page + 1, Ordering::Relaxed);
+                self.touches.iter().for_each(|touches| touches.note(page));
                 let Some(range) = PageRange::new(page, 1) else {
                     return Ok(());
                 };

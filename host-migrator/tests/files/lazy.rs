@@ -11,7 +11,8 @@ use std::thread;
 
 use host_migrator::destination::{LazyRestore, RestoreError, restore_lazily};
 use host_migrator::paging::{
-    Mapping, MissingPages, Paging, PagingError, PagingEvent, Prefault, Userfaultfd,
+    Mapping, MissingPages, Paging, PagingError, PagingEvent, PagingOptions, Prefault,
+    TouchRecorder, Userfaultfd, read_touched, touched_path,
 };
 use host_migrator::snapshot::{SnapshotWriter, open_storage};
 use host_migrator::{
@@ -45,6 +46,7 @@ struct Rig {
     ram: Arc<GuestRam>,
     machine: LazyMachine,
     ownership: OwnershipRecord,
+    options: PagingOptions,
 }
 
 /// A machine whose memory may be missing.
@@ -131,6 +133,7 @@ impl Rig {
             ram,
             machine: LazyMachine { soft, mappings },
             ownership: OwnershipRecord::there(),
+            options: PagingOptions::default(),
         }
     }
 
@@ -154,7 +157,7 @@ impl Rig {
     fn restore(&mut self, prefault: Prefault) -> Option<(Paging, Receiver<PagingEvent>)> {
         let (told, events) = channel();
         let how = LazyRestore {
-            threads: threads(2),
+            paging: std::mem::take(&mut self.options),
             prefault,
         };
         let restored = restore_lazily(
@@ -305,6 +308,47 @@ fn nothing_is_loaded_before_it_is_wanted_and_the_pace_can_be_changed() {
 }
 
 #[test]
+fn pages_that_were_touched_first_are_loaded_first_the_next_time() {
+    let mut rig = Rig::new(some_pages(&mut Random::new(9), 70));
+    let id = rig.snapshot().header().id;
+    let list = touched_path(&rig.target.path);
+    rig.options.touches = Some(TouchRecorder::create(&list, id).unwrap());
+    let touched: Vec<u64> = rig.pages.keys().rev().step_by(100).copied().collect();
+    let Some((paging, _events)) = rig.restore(Prefault::Off) else {
+        return;
+    };
+    touched
+        .iter()
+        .for_each(|page| assert_page(&rig.ram, *page, rig.byte(*page)));
+    drop(paging);
+    assert_eq!(read_touched(&list, id, 10_000).unwrap(), touched);
+
+    let mut again = Rig::new(rig.pages.clone());
+    // Whatever the list says, nothing else happens.
+    let nonsense = [u64::MAX, LOW + 1, 1 << 40];
+    again.options.first = nonsense.into_iter().chain(touched.clone()).collect();
+    let Some((paging, events)) = again.restore(Prefault::Off) else {
+        return;
+    };
+    // So slow that the list alone is loaded for a while.
+    paging.set_prefault(Prefault::BytesPerSecond(1_000_000));
+    let is_here = |page: &u64| {
+        let mut bytes = vec![0; PAGE_SIZE as usize];
+        again.ram.peek(one(*page), &mut bytes).unwrap();
+        bytes.iter().any(|byte| *byte != 0)
+    };
+    eventually("the list to be loaded", || {
+        touched.iter().all(is_here).then_some(())
+    });
+    assert_eq!(paging.status().faults, 0);
+    paging.set_prefault(Prefault::Max);
+    complete(&paging, &events);
+    for page in all_pages() {
+        assert_page(&again.ram, page, again.byte(page));
+    }
+}
+
+#[test]
 fn a_guest_without_content_needs_nobody() {
     let mut rig = Rig::new(Pages::new());
     let Some((paging, events)) = rig.restore(Prefault::Off) else {
@@ -382,8 +426,11 @@ fn pages_that_a_thread_removes_are_zero_whatever_the_file_says() {
         let (told, events) = channel();
         let tell = Box::new(move |event| told.send(event).unwrap());
         // One thread must be enough to read what is discarded while it places pages.
-        let paging =
-            Paging::start(missing, snapshot, threads(1 + seed as usize % 2), tell).unwrap();
+        let options = PagingOptions {
+            threads: threads(1 + seed as usize % 2),
+            ..PagingOptions::default()
+        };
+        let paging = Paging::start(missing, snapshot, options, tell).unwrap();
         paging.set_prefault(Prefault::Max);
         thread::scope(|scope| {
             for vcpu in 0..2u64 {

@@ -66,6 +66,10 @@ pub struct ReceiveArgs {
     /// With --lazy: how fast memory is read that the guest does not wait for: off, megabytes a second, or max [default: max]
     #[arg(long, value_name = "PACE", requires = "lazy")]
     pub prefault: Option<Prefault>,
+    /// With --lazy: write down, in FILE.touched beside the snapshot, in which order the guest touches its pages. The next lazy
+    /// restores load these first. The default pace is off then
+    #[arg(long, requires = "lazy")]
+    pub record: bool,
     /// Restore from a file: threads that read it; with --lazy, threads that answer the guest's page faults [default: as many as
     /// there are processors; with --lazy 2]
     #[arg(long, value_name = "N")]

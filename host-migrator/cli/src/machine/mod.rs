@@ -22,7 +22,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use host_migrator::destination::{LazyRestore, RestoreError};
+use host_migrator::destination::RestoreError;
+use host_migrator::paging::{PagingOptions, Prefault};
 use host_migrator::wire::{Access, Listener, TlsFileError, TransportError};
 use host_migrator::{MachineError, RamError, ReceiveError, Snapshot, SnapshotError, Trace};
 use reference_vmm::{
@@ -165,10 +166,17 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
     let restore = Restore {
         began,
         threads: args.threads.unwrap_or_else(|| match args.lazy {
-            true => LazyRestore::default().threads,
+            true => PagingOptions::default().threads,
             false => thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         }),
-        lazy: args.lazy.then_some(args.prefault.unwrap_or_default()),
+        lazy: args
+            .lazy
+            .then_some(args.prefault.unwrap_or(match args.record {
+                // What was loaded before it was touched is not seen.
+                true => Prefault::Off,
+                false => Prefault::Max,
+            })),
+        record: args.record,
     };
     let thread = thread::Builder::new().name("receiver".into());
     thread

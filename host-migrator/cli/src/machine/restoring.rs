@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Instant;
 
 use host_migrator::destination::{LazyRestore, RestoreReport, restore, restore_lazily};
-use host_migrator::paging::{Paging, PagingEvent, Prefault};
+use host_migrator::paging::{
+    Paging, PagingEvent, PagingOptions, Prefault, TouchRecorder, read_touched, touched_path,
+};
 use host_migrator::{DestinationMachine, Snapshot, SourceMachine};
 use parking_lot::Mutex;
 
@@ -25,6 +27,27 @@ pub(super) struct Restore {
     pub(super) threads: NonZeroUsize,
     /// The guest runs before its memory was read, which goes on at this pace.
     pub(super) lazy: Option<Prefault>,
+    /// Which pages the guest touches is written down for the next restore.
+    pub(super) record: bool,
+}
+
+impl Restore {
+    /// The list of touched pages beside `snapshot` is used, or written anew. Without one the guest is restored just as well.
+    fn paging(self, snapshot: &Snapshot) -> PagingOptions {
+        let (path, id) = (touched_path(snapshot.path()), snapshot.header().id);
+        let said = |error: &std::io::Error| log::warn!("{}: {error}", path.display());
+        let mut options = PagingOptions {
+            threads: self.threads,
+            ..PagingOptions::default()
+        };
+        if self.record {
+            options.touches = TouchRecorder::create(&path, id).inspect_err(said).ok();
+        } else {
+            let listed = read_touched(&path, id, snapshot.commit().pages);
+            options.first = listed.inspect_err(said).unwrap_or_default();
+        }
+        options
+    }
 }
 
 /// What is known of a restore.
@@ -100,7 +123,7 @@ impl Process {
                 let process = Arc::clone(self);
                 let told = move |event| process.paging_has(event);
                 let lazy = LazyRestore {
-                    threads: how.threads,
+                    paging: how.paging(&snapshot),
                     prefault,
                 };
                 let (paging, report) = restore_lazily(
