@@ -77,7 +77,7 @@ pub struct ReceiveArgs {
     /// Keep the guest stopped after it has arrived, until `lacuna cont`
     #[arg(long)]
     pub hold: bool,
-    /// For file:PATH: whether memory is read without the page cache
+    /// For file:PATH: whether memory is read without the page cache. With --lazy it is read through it
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
     pub direct_io: DirectIoName,
 }
