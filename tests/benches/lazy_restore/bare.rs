@@ -29,7 +29,7 @@ pub fn answer(
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     // SAFETY: nothing is registered with it yet.
     let uffd = unsafe { rustix::mm::userfaultfd(flags) }?;
-    let mut api = [0xaa, 0, 0];
+    let mut api = [0xaa_u64, 0, 0];
     // SAFETY: the argument is that of this call.
     unsafe { ioctl(&uffd, Updater::<API, _>::new(&mut api)) }?;
     let mut register = [mapping.address(), mapping.pages().bytes(), 1, 0];
@@ -61,7 +61,7 @@ fn serve(
         };
         let address = u64::from_le_bytes(*c) & !(PAGE_SIZE - 1);
         file.read_exact_at(&mut page, at + (address - mapping.address()))?;
-        let mut copy = [address, page.as_ptr() as u64, PAGE_SIZE, 0, 0];
+        let mut copy = [address, page.as_ptr() as u64, PAGE_SIZE, 0, 0_u64];
         // SAFETY: as above; `page` lives.
         unsafe { ioctl(uffd, Updater::<COPY, _>::new(&mut copy)) }?;
         left -= 1;

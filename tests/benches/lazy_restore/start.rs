@@ -103,7 +103,7 @@ impl Machine {
                 return Err(format!("a machine has ended: {status}").into());
             }
             let asked = Client::connect(&self.control)
-                .and_then(|mut client| Ok(client.ask::<Status>(&control::Command::Status)?));
+                .and_then(|mut client| client.ask::<Status>(&control::Command::Status));
             if let Ok(status) = asked
                 && is_reached(&status)
             {
