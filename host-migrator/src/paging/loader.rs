@@ -10,7 +10,7 @@ use spec::{PAGE_SIZE, PageRange};
 use super::error::PagingError;
 use super::pager::PagerError;
 use super::prefault::{Pace, Prefault};
-use super::threads::Shared;
+use super::shared::Shared;
 use crate::memory::bitmap::{Cursor, MigrationBitmap};
 
 /// Pages that are read at once. A fault on one of them waits for all of them.

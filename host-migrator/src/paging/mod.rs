@@ -31,6 +31,7 @@
 //! A page is answered with `UFFDIO_COPY`, for which the kernel allocates a page of 4 KiB, whatever the settings of huge pages say.
 //! So no neighbour comes to life with it.
 
+mod answering;
 mod coverage;
 mod error;
 mod latency;
@@ -38,6 +39,7 @@ mod loader;
 mod missing;
 mod pager;
 mod prefault;
+mod shared;
 mod threads;
 mod touched;
 mod userfaultfd;
@@ -47,6 +49,7 @@ pub use error::PagingError;
 pub use missing::MissingPages;
 pub use pager::{Pager, PagerError};
 pub use prefault::{NotAPace, Prefault};
-pub use threads::{Paging, PagingEvent, PagingOptions, PagingStatus};
+pub use shared::PagingEvent;
+pub use threads::{Paging, PagingOptions, PagingStatus};
 pub use touched::{TouchRecorder, read_touched, touched_path};
 pub use userfaultfd::{Userfaultfd, UserfaultfdError};
