@@ -37,7 +37,7 @@ fn main() {
         for channels in [1, 2, 8] {
             let passed = migrate(limit, channels);
             let (mean, slowest, fastest) = kept(&passed, limit);
-            let section = (limit / 10).clamp(PAGE_SIZE, 1 << 20) as f64 / limit as f64;
+            let section = (limit / 50).clamp(PAGE_SIZE, 1 << 20) as f64 / limit as f64;
             println!(
                 "{limit:<12} {channels:<9} {mean:.3} {slowest:.3}    {fastest:.3}           {section:.3}"
             );

@@ -7,14 +7,14 @@ mod software_guest;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Connection, DestinationMachine, GuestMemory, GuestRam, Layout, MachineError, MachineState,
-    Migration, MigrationError, MigrationParams, Owner, OwnershipRecord, PageRange, RamError,
-    RamRegion, ReceiveError, receive,
+    Address, Connection, DestinationMachine, GuestMemory, GuestRam, Incoming, Layout, Listener,
+    MachineError, MachineState, Migration, MigrationError, MigrationParams, Owner, OwnershipRecord,
+    PageRange, RamError, RamRegion, ReceiveError, receive,
 };
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use software_guest::certificates::Authority;
@@ -362,6 +362,77 @@ impl DestinationMachine for Unmade {
 
     fn run(&mut self) -> Result<(), MachineError> {
         Ok(())
+    }
+}
+
+/// A machine that is made when its memory comes. Meanwhile something else happens.
+struct Meanwhile<F> {
+    machine: Unmade,
+    happens: Option<F>,
+}
+
+impl<F: FnOnce() + Send> DestinationMachine for Meanwhile<F> {
+    fn judge(&mut self, description: &[u8]) -> Result<(), MachineError> {
+        self.machine.judge(description)
+    }
+
+    fn check(&mut self) -> Result<(), MachineError> {
+        self.machine.check()
+    }
+
+    fn take_memory(&mut self, memory: Vec<RamRegion>) -> Result<(), MachineError> {
+        self.happens.take().unwrap()();
+        self.machine.take_memory(memory)
+    }
+
+    fn load(&mut self, state: &mut MachineState) -> Result<(), MachineError> {
+        self.machine.load(state)
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        self.machine.run()
+    }
+}
+
+#[test]
+fn a_second_source_that_comes_during_a_local_hand_over_keeps_its_guest_and_disturbs_nothing() {
+    for local in [true, false] {
+        let (first, second) = (guest(), guest());
+        let before = picture(&second.memory.ram);
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&Address::Unix(folder.path().join("socket"))).unwrap();
+        let address = listener.address().clone();
+        let connect = || Connection::connect(&address, Duration::from_secs(30)).unwrap();
+        let layout = first.memory.ram.layout().clone();
+        let (received, machine, refused) = thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let comes = || {
+                let migration = Migration::new(connect(), params().with_local(local));
+                let mut source = second.source();
+                let migrating = scope.spawn(move || migration.run(&mut source));
+                tell.send(migrating).unwrap();
+            };
+            let mut machine = Meanwhile {
+                machine: Unmade::default(),
+                happens: Some(comes),
+            };
+            let destination = scope.spawn(move || {
+                let ownership = OwnershipRecord::there();
+                let source = Incoming::wait(&listener, &layout, &mut machine).unwrap();
+                let received = source.receive(&layout, &mut machine, &ownership, &mut |_| ());
+                (received, machine.machine)
+            });
+            let migration = Migration::new(connect(), params().with_local(true));
+            migration.run(&mut first.source()).unwrap();
+            let (received, machine) = destination.join().unwrap();
+            (received, machine, told.recv().unwrap().join().unwrap())
+        });
+        received.unwrap();
+        let memory = machine.0.unwrap();
+        assert_eq!(first.memory.wrong_pages(&memory, None), []);
+        refused.unwrap_err();
+        assert_eq!(picture(&second.memory.ram), before);
+        goes_on(&second);
     }
 }
 

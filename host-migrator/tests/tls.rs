@@ -4,14 +4,17 @@
 
 mod software_guest;
 
+use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use host_migrator::wire::{Handshakes, TlsConfig};
 use host_migrator::{
-    Connection, DestinationMachine, Listener, MigrationError, MigrationParams, Owner, PageSources,
+    Address, Connection, DestinationMachine, Listener, MigrationError, MigrationParams, Owner,
+    PageSources,
 };
+use rustix::io::{FdFlags, fcntl_setfd};
 use software_guest::certificates::Authority;
 use software_guest::memory::{Memory, like};
 use software_guest::proxy::{Fault, Wire};
@@ -109,6 +112,34 @@ fn channels_resume_the_session_of_one_full_handshake() {
         let Handshakes { full, resumed, .. } = destination.handshakes();
         assert_eq!((full, resumed - before), (migrations, u64::from(channels)));
         assert_eq!(source.handshakes(), destination.handshakes());
+    }
+}
+
+/// The address of `sockets`, as of a process that was started with them.
+fn handed_down(sockets: Vec<UnixStream>) -> Address {
+    let numbers = sockets.into_iter().map(|socket| {
+        fcntl_setfd(&socket, FdFlags::empty()).unwrap();
+        socket.into_raw_fd() as u32
+    });
+    Address::Fd(numbers.collect())
+}
+
+#[test]
+fn every_socket_that_a_process_was_started_with_is_encrypted() {
+    for (sockets, channels) in [(1, 1), (4, 3)] {
+        let authority = Authority::new();
+        let (source, destination) = (authority.side(), authority.side());
+        let guest = guest();
+        let (near, far) = pairs(sockets).into_iter().unzip();
+        let listener = Listener::bind(&handed_down(far)).unwrap();
+        let waiting = Waiting::at(listener.with_tls(&destination), &guest);
+        let connection = Connection::connect_tls(&handed_down(near), FOR_EVER, &source).unwrap();
+        let params = rounds(2).with_multifd_channels(channels);
+        let report = waiting.receives_over(connection, &guest, params);
+        assert!(report.tls);
+        // A side that awaits a handshake takes nothing that is plain.
+        let Handshakes { full, resumed, .. } = destination.handshakes();
+        assert_eq!((full, resumed), (1, u64::from(sockets - 1)));
     }
 }
 

@@ -153,8 +153,9 @@ impl<'a, S: Sink> Outgoing<'a, S> {
 
     /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
     pub(crate) fn keep_pace(&mut self) -> Result<(), MigrationError> {
-        // What waits for a channel counts as long as it may become; it may turn out to be less.
-        let bytes = (self.sink.bytes() + self.sink.waiting_bytes()).max(self.paced);
+        // What waits for a channel is expected to shrink as what was sent before; what it came to is counted later.
+        let waiting = self.pacing.shrunk(self.sink.waiting_bytes());
+        let bytes = (self.sink.bytes() + waiting).max(self.paced);
         let new = bytes - std::mem::replace(&mut self.paced, bytes);
         if !self.keeps_pace {
             return Ok(());

@@ -55,7 +55,8 @@ pub struct ReceiveArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
     /// Take memory of the host for all of the guest's memory before a guest is waited for. It then arrives faster; the host
-    /// needs memory for what the guest does not use, too
+    /// needs memory for what the guest does not use, too. Of no use for a local hand-over: that guest brings its memory with it,
+    /// and this memory is given back to the host then
     #[arg(long)]
     pub populate: bool,
     /// Restore from a file: run the guest at once, and read its memory while it runs. It needs the right to handle page faults:
