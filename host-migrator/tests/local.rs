@@ -404,9 +404,10 @@ fn a_second_source_that_comes_during_a_local_hand_over_keeps_its_guest_and_distu
         let address = listener.address().clone();
         let connect = || Connection::connect(&address, Duration::from_secs(30)).unwrap();
         let layout = first.memory.ram.layout().clone();
+        let (connect, second) = (&connect, &second);
         let (received, machine, refused) = thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
-            let comes = || {
+            let comes = move || {
                 let migration = Migration::new(connect(), params().with_local(local));
                 let mut source = second.source();
                 let migrating = scope.spawn(move || migration.run(&mut source));
@@ -432,7 +433,7 @@ fn a_second_source_that_comes_during_a_local_hand_over_keeps_its_guest_and_distu
         assert_eq!(first.memory.wrong_pages(&memory, None), []);
         refused.unwrap_err();
         assert_eq!(picture(&second.memory.ram), before);
-        goes_on(&second);
+        goes_on(second);
     }
 }
 

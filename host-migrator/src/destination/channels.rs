@@ -26,6 +26,8 @@ pub(super) struct Shared {
     /// Everything has been sent, and the channels are being closed.
     closing: AtomicBool,
     counts: Vec<Counts>,
+    /// Held by the one that places pages.
+    turn: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -55,12 +57,18 @@ impl Shared {
             round: AtomicU32::new(1),
             closing: AtomicBool::new(false),
             counts: (0..channels).map(|_| Counts::default()).collect(),
+            turn: Mutex::default(),
             state: Mutex::new(State {
                 drains: vec![0; channels],
                 failure: None,
             }),
             changed: Condvar::new(),
         }
+    }
+
+    /// `placer`, for several threads.
+    pub(super) fn placer<'a>(&'a self, placer: Placer<'a>) -> Placer<'a> {
+        placer.in_turns(&self.turn)
     }
 
     /// The pages of `round` may come.

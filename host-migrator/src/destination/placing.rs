@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Places what sections bring in a page store. Nothing of a section is placed before all of it has been checked.
 
+use parking_lot::Mutex;
 use spec::PageRange;
 use spec::stream::{CompressedPrefix, PagesPrefix, RUN_BYTES, SectionKind, StreamError, runs};
 
@@ -11,13 +12,24 @@ use crate::wire::SectionError;
 
 /// Places pages in a store. Several receivers may do so at once.
 #[derive(Clone, Copy)]
-pub(super) struct Placer<'a>(&'a dyn PageStore);
+pub(super) struct Placer<'a> {
+    store: &'a dyn PageStore,
+    /// Whoever places pages holds it.
+    turn: Option<&'a Mutex<()>>,
+}
 
 impl<'a> Placer<'a> {
     /// Of an empty store: what an earlier attempt has left is cleared.
     pub(super) fn new(store: &'a dyn PageStore) -> Result<Self, ReceiveError> {
         store.clear()?;
-        Ok(Self(store))
+        Ok(Self { store, turn: None })
+    }
+
+    /// Places pages while it holds `turn`, if the store takes those of one thread only. The others sleep meanwhile: in the kernel they
+    /// would wait busily, and keep a processor from what receives and sends.
+    pub(super) fn in_turns(self, turn: &'a Mutex<()>) -> Self {
+        let turn = self.store.is_placed_by_one().then_some(turn);
+        Self { turn, ..self }
     }
 
     /// Places the pages of a `Pages` or `CompressedPages` section, if all of its runs are in guest memory. Returns how many these
@@ -68,13 +80,14 @@ impl<'a> Placer<'a> {
     }
 
     fn place(self, table: Table<'_>, mut content: &[u8]) -> Result<u64, ReceiveError> {
+        let _turn = self.turn.map(Mutex::lock);
         for run in runs(table.kind, table.bytes) {
             let run = run.map_err(SectionError::from)?;
             // The runs have as many pages as the prefix says, and these fit a section.
             let bytes = run.bytes() as usize;
             let malformed = || SectionError::from(StreamError::Malformed(table.kind));
             let (of_run, after) = content.split_at_checked(bytes).ok_or_else(malformed)?;
-            self.0.place(run, of_run)?;
+            self.store.place(run, of_run)?;
             content = after;
         }
         Ok(table.pages.into())
@@ -88,7 +101,7 @@ impl<'a> Placer<'a> {
             SectionError::from(StreamError::Malformed(kind))
         })?;
         for run in runs(kind, table) {
-            self.0.make_zero(run.map_err(SectionError::from)?)?;
+            self.store.make_zero(run.map_err(SectionError::from)?)?;
         }
         Ok(pages)
     }
@@ -98,7 +111,7 @@ impl<'a> Placer<'a> {
         let mut pages = 0;
         for run in runs(kind, table) {
             let run: PageRange = run.map_err(SectionError::from)?;
-            self.0.layout().check(run)?;
+            self.store.layout().check(run)?;
             pages += u128::from(run.count());
         }
         Ok(pages)

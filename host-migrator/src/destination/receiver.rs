@@ -164,6 +164,7 @@ impl<'a> Receiver<'a> {
     ) -> Result<MachineState, ReceiveError> {
         let joined = mem::take(&mut self.channels);
         let shared = Shared::new(joined.len(), self.stop.clone());
+        let placer = shared.placer(placer);
         thread::scope(|scope| {
             let channels = Channels::start(scope, joined, placer, &shared)?;
             let mut overlap = Overlap::start(scope, placer)?;

@@ -39,6 +39,11 @@ pub trait GuestMemory: Send + Sync {
     /// [`RamError`] if that cannot be done; the migration then fails.
     fn discard(&self, range: PageRange) -> Result<(), RamError>;
 
+    /// Whether it takes writes of one thread at a time, as a memory file does: the kernel lets one write to a file.
+    fn is_written_by_one(&self) -> bool {
+        false
+    }
+
     /// Whether all of it is known to be zero, without a look at it. A destination then need not clear it for a guest, and it keeps
     /// the memory of the host that it has.
     fn is_known_zero(&self) -> bool {
@@ -84,6 +89,10 @@ impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
 
     fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.as_ref().discard(range)
+    }
+
+    fn is_written_by_one(&self) -> bool {
+        self.as_ref().is_written_by_one()
     }
 
     fn is_known_zero(&self) -> bool {

@@ -26,6 +26,11 @@ pub trait PageStore: Send + Sync {
     /// [`RamError`] if the pages are not in one region, or cannot be made zero.
     fn make_zero(&self, range: PageRange) -> Result<(), RamError>;
 
+    /// Whether it takes pages of one thread at a time, so that it is of no use to place several at once.
+    fn is_placed_by_one(&self) -> bool {
+        false
+    }
+
     /// Whether all pages are known to be zero, without a look at them.
     fn is_known_zero(&self) -> bool {
         false
@@ -71,6 +76,10 @@ impl<M: GuestMemory + ?Sized> PageStore for M {
 
     fn make_zero(&self, range: PageRange) -> Result<(), RamError> {
         self.discard(range)
+    }
+
+    fn is_placed_by_one(&self) -> bool {
+        self.is_written_by_one()
     }
 
     fn is_known_zero(&self) -> bool {

@@ -285,6 +285,10 @@ impl GuestMemory for GuestRam {
         Self::discard(self, range)
     }
 
+    fn is_written_by_one(&self) -> bool {
+        true
+    }
+
     fn is_known_zero(&self) -> bool {
         self.is_known_zero.load(Ordering::Relaxed)
     }
