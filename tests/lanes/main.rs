@@ -40,6 +40,7 @@ mod plugged;
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;
 #[cfg(test)]
+mod serve;
 mod shape;
 #[cfg(test)]
 mod tls;

@@ -16,6 +16,7 @@ pub mod jobs;
 pub mod machine;
 pub mod nested;
 pub mod qmp;
+pub mod serve;
 pub mod size;
 mod terminal;
 pub mod trace;
@@ -60,6 +61,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Send(args) => jobs::send(&args)?,
         Job::Inspect(args) => inspect::inspect(&args)?,
         Job::Convert(args) => convert::convert(&args)?,
+        Job::Serve(args) => serve::serve(args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Why a snapshot file cannot be written or read.
 
+use std::fs::FileType;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use spec::file::FormatError;
@@ -33,6 +35,18 @@ pub enum SnapshotError {
     /// The name belongs to something else than a file.
     #[error("{path} is not a file that can hold a snapshot: it is neither a regular file nor a block device", path = .0.display())]
     NotAFile(PathBuf),
+    /// The name belongs to something that has no places.
+    #[error(
+        "{path} is a {kind}: a snapshot has a fixed place for each page, so it needs a regular file or a block device. To send the \
+         guest through a connection, give its address (unix:PATH or tcp:HOST:PORT)",
+        path = .path.display()
+    )]
+    Unseekable {
+        /// The name.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
     /// A file that is left from another user's save, or was put there.
     #[error(
         "{path} belongs to another user, who could read the guest's memory in it: remove it, or choose another name",
@@ -136,6 +150,21 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// What is at `path` is of this `kind`, which cannot hold a snapshot.
+    pub(crate) fn not_a_file(path: &Path, kind: FileType) -> Self {
+        let kind = if kind.is_fifo() {
+            "pipe"
+        } else if kind.is_socket() {
+            "socket"
+        } else if kind.is_char_device() {
+            "character device"
+        } else {
+            return Self::NotAFile(path.to_owned());
+        };
+        let path = path.to_owned();
+        Self::Unseekable { path, kind }
+    }
+
     /// `action` with the file at `path` has failed.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {

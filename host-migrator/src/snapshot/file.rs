@@ -24,7 +24,7 @@ pub(super) fn open(path: &Path, access: OFlags) -> Result<File, SnapshotError> {
     if kind.is_file() || kind.is_block_device() {
         Ok(file)
     } else {
-        Err(SnapshotError::NotAFile(path.to_owned()))
+        Err(SnapshotError::not_a_file(path, kind))
     }
 }
 

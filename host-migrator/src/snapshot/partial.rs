@@ -41,7 +41,9 @@ impl PartialFile {
     pub fn create(path: &Path, direct_io: DirectIo) -> Result<Self, SnapshotError> {
         // Seen now, and not after all memory was written.
         match fs::symlink_metadata(path) {
-            Ok(found) if !found.is_file() => return Err(SnapshotError::NotAFile(path.to_owned())),
+            Ok(found) if !found.is_file() => {
+                return Err(SnapshotError::not_a_file(path, found.file_type()));
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(SnapshotError::io("look at", path)(error));
             }
@@ -217,6 +219,11 @@ mod tests {
             let made = PartialFile::create(&at(name), DirectIo::Off);
             assert!(made.is_err(), "{name}: {made:?}");
         }
+        let pipe = PartialFile::create(&at("pipe"), DirectIo::Off).unwrap_err();
+        assert!(
+            pipe.to_string().contains("is a pipe") && pipe.to_string().contains("unix:PATH"),
+            "{pipe}"
+        );
         assert!(!at("elsewhere").exists());
         assert_eq!(fs::read(at("another name")).unwrap(), b"mine");
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod advice;
+mod copies;
 mod crash;
 mod damage;
 mod direct;

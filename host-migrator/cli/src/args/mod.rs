@@ -7,6 +7,7 @@ mod convert;
 mod generate;
 mod machine;
 mod migration;
+mod serve;
 mod target;
 mod tls;
 pub(crate) mod values;
@@ -23,6 +24,7 @@ pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
 pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
+pub use self::serve::ServeArgs;
 pub use self::target::{Target, snapshot_at};
 pub use self::tls::TlsArgs;
 use self::values::socket_path;
@@ -79,6 +81,8 @@ pub enum Job {
     Inspect(InspectArgs),
     /// Turn a snapshot file into a raw memory image, or an image into a snapshot file
     Convert(ConvertArgs),
+    /// Answer the page faults of a Firecracker that restores a guest, from a snapshot file or its own memory file
+    Serve(ServeArgs),
     /// Show what a machine and its migration are doing
     Status(StatusArgs),
     /// Cancel a migration: the guest runs on where it is
