@@ -162,7 +162,7 @@ fn a_restore_that_is_killed_at_any_moment_harms_nothing_and_can_be_made_again() 
         return;
     };
     let mut random = Random::new(13);
-    for _ in 0..8 {
+    for _ in 0..5 {
         let host = lab.restoring_with("killed", &uri(&path), &["--lazy", "--prefault", "100"]);
         let mut host = host.expect("the host starts");
         // At any moment, so no moment is waited for.
