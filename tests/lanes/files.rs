@@ -191,3 +191,91 @@ fn a_saver_that_is_killed_leaves_the_old_snapshot_and_the_next_one_completes() {
         .unwrap();
     assert_eq!(verified.damaged, 0);
 }
+
+#[test]
+fn a_limit_of_file_sizes_fails_the_save_and_not_the_guest() {
+    if skipped_without_kvm("files, limit of file sizes") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::busy());
+    let mut source = lab.running("source");
+    let path = lab.folder().join("snapshot");
+    let limit = |limit: &str| {
+        let status = std::process::Command::new("prlimit")
+            .arg(format!("--pid={}", source.machine.pid()))
+            .arg(format!("--fsize={limit}"))
+            .status()
+            .expect("prlimit is there");
+        assert!(status.success());
+    };
+    limit("1048576:unlimited");
+    let arguments = MigrateArguments::to(uri(&path));
+    let refused = source
+        .client()
+        .unwrap()
+        .tell(&Command::Migrate(arguments.into()));
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("File too large"), "{why}");
+    assert!(!path.exists() && !lab.folder().join("snapshot.partial").exists());
+    assert_eq!(status(&source).machine, MachineState::Running);
+    limit("unlimited:unlimited");
+    assert_eq!(whole_pass(&mut source).wrong, 0);
+    save(&mut source, &path, false);
+    let (rule, events) = lab.rule();
+    assert!(matches!(rule, Verdict::Holds(_)), "{rule}: {events}");
+}
+
+#[test]
+fn compare_saves_and_restores_a_guest_that_writes_and_every_page_is_right() {
+    if skipped_without_kvm("files, compare") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kept");
+    for (direct_io, channels) in [("auto", "3"), ("off", "1")] {
+        let output = lacuna(&[
+            "compare",
+            "--transport",
+            "file",
+            "--file",
+            path.to_str().unwrap(),
+            "--direct-io",
+            direct_io,
+            "--multifd-channels",
+            channels,
+            "--memory",
+            "256M",
+            "--in-use",
+            "32M",
+            "--freed",
+            "128M",
+            "--hints",
+            "off,on",
+            "--max-rounds",
+            "20",
+            "--check-trace",
+            "--json",
+        ]);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let records: Vec<serde_json::Value> = (text.lines())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(records.len(), 2);
+        for record in &records {
+            assert_eq!(record["pages_wrong"], 0, "{record}");
+            assert_eq!(record["guest_wrong"], 0, "{record}");
+            assert_eq!(record["pages_compared"], 256 << 8, "{record}");
+            let figure = |name: &str| record[name].as_f64().unwrap();
+            assert!(
+                figure("save_ms") > 0.0 && figure("restore_ms") > 0.0,
+                "{record}"
+            );
+            assert!(figure("file_allocated_bytes") <= figure("file_bytes") + 4096.0);
+        }
+        let blocks = |index: usize| records[index]["file_allocated_bytes"].as_u64().unwrap();
+        assert!(blocks(1) * 2 < blocks(0), "{} and {}", blocks(1), blocks(0));
+        // That of the last run is left.
+        assert_eq!(open(&path).layout().pages() * PAGE_SIZE, 256 << 20);
+    }
+}

@@ -24,6 +24,8 @@ pub mod trace;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 
@@ -35,6 +37,11 @@ pub(crate) const ENDS_WITH_PARENT: &str = "LACUNA_ENDS_WITH_PARENT";
 /// Reads the command line and does the job. An error goes to standard error as one sentence.
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    // A file that may not grow further is an error of its write then, and does not end the process with its guest.
+    if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, Arc::new(AtomicBool::new(false)))
+    {
+        log::warn!("a limit of file sizes would end this process: {error}");
+    }
     if std::env::var_os(ENDS_WITH_PARENT).is_some() {
         let kill = rustix::process::Signal::KILL;
         if let Err(error) = rustix::process::set_parent_process_death_signal(Some(kill)) {

@@ -138,6 +138,10 @@ impl Snapshot {
         let mut bytes = [0; BITMAP_BLOCK_BYTES];
         let at = self.places.bitmap_block(block);
         self.input.read(&mut bytes, at, "page bitmap")?;
+        if bytes.iter().all(|byte| *byte == 0) {
+            // Not written: it has no page. If it was lost, the number of all pages tells.
+            return Ok(BitmapBlock::EMPTY);
+        }
         let Header { id, sizes, .. } = self.header;
         BitmapBlock::from_bytes(&bytes, id, block, sizes.pages).map_err(self.input.wrong())
     }

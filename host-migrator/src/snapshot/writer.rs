@@ -305,18 +305,24 @@ impl SnapshotWriter {
     /// Writes the page bitmap. Returns how many pages it has.
     fn write_bitmap(&mut self) -> Result<u64, SnapshotError> {
         let bits = std::mem::take(&mut self.bits);
+        // A new file has zeros there; in place an old snapshot may be left.
+        let leaves_out = !self.storage.is_in_place();
         let mut bytes = Vec::with_capacity(BITMAP_BYTES);
         let mut at = self.places.bitmap_at;
         let mut pages = 0;
         for (number, words) in (0..).zip(bits.chunks(BITMAP_BLOCK_WORDS)) {
             let mut block = BitmapBlock::EMPTY;
             block.words[..words.len()].copy_from_slice(words);
-            pages += u64::from(block.pages());
-            bytes.extend(block.to_bytes(self.id, number));
-            if bytes.len() == BITMAP_BYTES {
+            let in_block = u64::from(block.pages());
+            pages += in_block;
+            let left_out = leaves_out && in_block == 0;
+            if !left_out {
+                bytes.extend(block.to_bytes(self.id, number));
+            }
+            if left_out || bytes.len() == BITMAP_BYTES {
                 self.write(&bytes, at)?;
-                at += bytes.len() as u64;
                 bytes.clear();
+                at = self.places.bitmap_block(number + 1);
             }
         }
         self.write(&bytes, at)?;
@@ -344,6 +350,9 @@ impl SnapshotWriter {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let written = self.storage.write(bytes, at);
         written.map_err(SnapshotError::io("write", self.storage.path()))
     }

@@ -200,6 +200,22 @@ fn a_page_that_a_tool_has_lost_is_named() {
 }
 
 #[test]
+fn a_block_of_the_page_bitmap_that_was_lost_is_noticed() {
+    let sample = Sample::new();
+    let at = sample.open().places().bitmap_at;
+    let file = File::options().write(true).open(&sample.path).unwrap();
+    file.write_all_at(&[0; 4096], at).unwrap();
+    let there = sample.pages.len() as u64;
+    let refused = load(&sample.target).unwrap_err();
+    assert!(
+        matches!(refused, SnapshotError::Pages { found: 0, expected, .. } if expected == there),
+        "{refused}"
+    );
+    let refused = sample.open().verify(threads(2), &|_| ()).unwrap_err();
+    assert!(matches!(refused, SnapshotError::Pages { .. }), "{refused}");
+}
+
+#[test]
 fn what_is_no_snapshot_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| target(&folder.path().join(name));

@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Pages with and without the page cache, where the file system can do that and where it cannot.
 
-use std::env;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use host_migrator::snapshot::open_storage;
 use host_migrator::{DirectIo, SnapshotError, SnapshotTarget};
 
+use super::mounted;
 use super::rig::{load, save_in, some_pages, target};
-
-/// The folder of a file system that does no direct I/O, for a copy of this test.
-const FOLDER: &str = "LACUNA_TEST_RAMFS";
 
 fn save(target: &SnapshotTarget, direct_io: DirectIo, writers: u32) -> Result<(), SnapshotError> {
     save_in(open_storage(target, direct_io)?, writers, &some_pages(7)).map(|_| ())
@@ -48,10 +43,12 @@ fn a_snapshot_is_the_same_with_and_without_the_page_cache() {
 
 #[test]
 fn a_file_system_without_direct_io_is_named_or_used_through_the_page_cache() {
-    let Some(folder) = env::var_os(FOLDER) else {
-        return again_in_ramfs();
+    let test = "direct::a_file_system_without_direct_io_is_named_or_used_through_the_page_cache";
+    // It knows no direct I/O on any kernel.
+    let Some(folder) = mounted::folder(test, "-t ramfs ramfs") else {
+        return;
     };
-    let target = target(&Path::new(&folder).join("guest"));
+    let target = target(&folder.join("guest"));
     let refused = save(&target, DirectIo::On, 2).unwrap_err();
     assert!(
         matches!(refused, SnapshotError::DirectIo { .. }),
@@ -66,33 +63,5 @@ fn a_file_system_without_direct_io_is_named_or_used_through_the_page_cache() {
     for writers in [1, 4] {
         save(&target, DirectIo::Auto, writers).unwrap();
         assert_eq!(load(&target).unwrap(), some_pages(7));
-    }
-}
-
-/// Runs the test once more, in a mount namespace with a ramfs: that knows no direct I/O on any kernel.
-fn again_in_ramfs() {
-    let folder = tempfile::tempdir().unwrap();
-    let script = "mount -t ramfs ramfs \"$0\" || exit 99; exec \"$@\"";
-    let test = "direct::a_file_system_without_direct_io_is_named_or_used_through_the_page_cache";
-    let ran = Command::new("unshare")
-        .args(["-rm", "sh", "-c", script])
-        .arg(folder.path())
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", test])
-        .env(FOLDER, folder.path())
-        .output();
-    match ran {
-        Ok(ran) if ran.status.success() => {
-            let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-            assert!(said.contains("1 passed"), "{said}");
-        }
-        Ok(ran) if ran.status.code() != Some(99) && !ran.stdout.is_empty() => {
-            panic!("{}", String::from_utf8_lossy(&ran.stdout));
-        }
-        Ok(ran) => {
-            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-            spec_testing::skipped(format_args!("no ramfs can be mounted here: {said}"));
-        }
-        Err(error) => spec_testing::skipped(format_args!("unshare: {error}")),
     }
 }

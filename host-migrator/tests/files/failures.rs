@@ -11,6 +11,7 @@ use host_migrator::{
 use rustix::io::Errno;
 
 use super::disk::Watched;
+use super::mounted;
 use super::rig::{load, save, some_pages, target};
 use super::software_guest::Guest;
 use super::software_guest::machine::DESCRIPTION;
@@ -67,5 +68,46 @@ fn whatever_operation_fails_the_guest_runs_on_and_the_old_snapshot_stays() {
         failed += 1;
     }
     assert!(failed > 10, "only {failed} operations");
+    workload.stop();
+}
+
+#[test]
+fn a_full_disk_ends_the_save_and_what_was_on_it_stays() {
+    let test = "failures::a_full_disk_ends_the_save_and_what_was_on_it_stays";
+    let Some(folder) = mounted::folder(test, "-t tmpfs -o size=8m tmpfs") else {
+        return;
+    };
+    let target = target(&folder.join("guest"));
+    let old = some_pages(1);
+    save(&target, &old).unwrap();
+    let guest = Guest::new(Memory::new(4000, 20));
+    guest.memory.pages().for_each(|pfn| guest.write(pfn));
+    let guest = Arc::new(guest);
+    let behaviour = Behaviour {
+        seed: 4,
+        hints: false,
+        pause: 10,
+        first_page: 0,
+    };
+    let workload = Workload::start(&guest, behaviour);
+    let mut source = guest.source();
+    for writers in 1..=4 {
+        for direct_io in [DirectIo::Auto, DirectIo::Off] {
+            let sink = FileSink::create(&target, direct_io, source.ram.layout(), DESCRIPTION);
+            let mut sink = sink.and_then(|sink| sink.with_writers(writers)).unwrap();
+            let saved = Migration::copy(&mut source, &MigrationParams::default(), &mut sink);
+            drop(sink);
+            let failure = saved.unwrap_err();
+            assert!(
+                matches!(&failure, MigrationError::Snapshot(SnapshotError::Io { source, .. })
+                    if source.raw_os_error() == Some(Errno::NOSPC.raw_os_error())),
+                "{failure}"
+            );
+            assert!(!guest.machine.is_stopped());
+            assert_eq!(load(&target).unwrap(), old);
+            let entries = fs::read_dir(&folder).unwrap();
+            assert_eq!(entries.count(), 1, "a part of a file is left");
+        }
+    }
     workload.stop();
 }

@@ -10,6 +10,7 @@ mod direct;
 mod disk;
 mod failures;
 mod lazy;
+mod mounted;
 mod raw;
 mod rig;
 mod saving;

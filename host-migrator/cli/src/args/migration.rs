@@ -97,6 +97,13 @@ pub struct CompareArgs {
     /// Transport of the migration stream
     #[arg(long, value_enum, default_value_t)]
     pub transport: ComparedTransport,
+    /// With --transport file: the snapshot file; that of the last run is left there. Default: a temporary one, in the folder for
+    /// temporary files ($TMPDIR)
+    #[arg(long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+    /// With --transport file: how the guest comes out of the file
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub restore: RestoreKind,
     /// Encrypt the migrations with TLS, with certificates that are made for it
     #[arg(long)]
     pub tls: bool,
@@ -133,6 +140,16 @@ pub enum ComparedTransport {
     Unix,
     /// With the memory itself, over a unix socket. The guest is not asked for hints, so there is one mode
     Local,
+    /// In pages, into a snapshot file, from which the guest is restored
+    File,
+}
+
+/// How a guest comes out of a snapshot file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RestoreKind {
+    /// All of its memory is read before it runs
+    #[default]
+    Eager,
 }
 
 /// How to migrate.

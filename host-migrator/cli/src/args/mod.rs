@@ -23,7 +23,9 @@ pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
 };
-pub use self::migration::{CompareArgs, ComparedTransport, MigrationArgs, SendArgs, Transport};
+pub use self::migration::{
+    CompareArgs, ComparedTransport, MigrationArgs, RestoreKind, SendArgs, Transport,
+};
 pub use self::serve::ServeArgs;
 pub use self::target::{Target, snapshot_at};
 pub use self::tls::TlsArgs;

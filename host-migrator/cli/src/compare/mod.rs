@@ -5,6 +5,7 @@
 //! frees most of it and keeps writing the rest; it is migrated in each mode; every page is compared and the
 //! guest checks itself at the destination.
 
+mod file;
 mod lane;
 mod oracle;
 mod parts;
@@ -20,7 +21,7 @@ use std::process::ExitStatus;
 pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
-pub use record::{Record, chart, sources, table};
+pub use record::{Record, chart, files, sources, table};
 pub use run::{RunPlan, ask_about_lent, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
@@ -72,6 +73,9 @@ pub enum CompareError {
     /// The agent is a program for Linux.
     #[error("the bare guest has no agent: choose other --sources, or --guest linux")]
     NoAgent,
+    /// Flags that mean nothing without a file, or with one.
+    #[error("{0}")]
+    Flags(&'static str),
     /// There is no such compression.
     #[error("{0}")]
     Compression(String),
@@ -139,9 +143,10 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     if !args.json {
         let rounds = picture::terminal::draw(&records, terminal::width(), terminal::has_colours());
         print_line(&format!(
-            "{}\n\n{}\n{}\n{}\n{rounds}",
+            "{}\n\n{}\n{}{}\n{}\n{rounds}",
             headline(args),
             table(&records),
+            files(&records),
             sources(&records),
             chart(&records)
         ))?;

@@ -28,7 +28,7 @@ pub struct Record {
     pub seed: u64,
     /// Virtual processors.
     pub vcpus: u8,
-    /// `tcp`, `unix` or `local`.
+    /// `tcp`, `unix`, `local` or `file`.
     pub transport: String,
     /// The memory that was lent instead of sending pages, with `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,9 +51,21 @@ pub struct Record {
     /// How many times smaller these have become; absent if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression_rate: Option<f64>,
-    /// Bytes that crossed the wire, both ways, headers and all.
+    /// Bytes that crossed the wire, both ways, headers and all; with `file`, bytes of pages and state that were written.
     pub wire_bytes: u64,
-    /// From the request to the guest running at the destination.
+    /// The length of the snapshot file, holes included; with `file`, as what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
+    /// Bytes of the blocks that it takes on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_allocated_bytes: Option<u64>,
+    /// From the request until the file was complete and on the disk, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_ms: Option<f64>,
+    /// From the start of the destination's machine and device until the guest was there, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_ms: Option<f64>,
+    /// From the request to the guest running at the destination; with `file`, as [`Record::save_ms`].
     pub total_ms: f64,
     /// Downtime: how long the guest was stopped.
     pub downtime_ms: f64,
@@ -132,6 +144,38 @@ const HEADINGS: [&str; 11] = [
 /// The records as a table with a line for each.
 pub fn table(records: &[Record]) -> String {
     aligned(&HEADINGS, records.iter().map(cells))
+}
+
+const FILE_HEADINGS: [&str; 6] = [
+    "hints",
+    "save ms",
+    "restore ms",
+    "length",
+    "on the disk",
+    "/ in use",
+];
+
+/// The snapshot files of the records as a table; empty if there are none.
+pub fn files(records: &[Record]) -> String {
+    let lines = records.iter().filter_map(|record| {
+        let allocated = record.file_allocated_bytes?;
+        Some(vec![
+            record.hints.to_string(),
+            format!("{:.0}", record.save_ms?),
+            format!("{:.0}", record.restore_ms?),
+            Size(record.file_bytes?).to_string(),
+            Size(allocated).to_string(),
+            format!(
+                "{:.3}",
+                allocated as f64 / record.in_use_bytes.max(1) as f64
+            ),
+        ])
+    });
+    let lines: Vec<_> = lines.collect();
+    match lines.is_empty() {
+        true => String::new(),
+        false => aligned(&FILE_HEADINGS, lines.into_iter()) + "\n",
+    }
 }
 
 const SOURCE_HEADINGS: [&str; 5] = [
@@ -287,6 +331,22 @@ pub(super) mod tests {
         assert_eq!(blocks("off"), BAR_WIDTH);
         assert_eq!(blocks("on"), BAR_WIDTH / 8);
         assert!(chart.contains("1.00 x in use"), "{chart}");
+    }
+
+    #[test]
+    fn a_run_over_a_file_has_a_line_of_its_own_and_others_have_none() {
+        let wire = record(HintMode::Off, 1);
+        let file = Record {
+            file_bytes: Some(2 << 30),
+            file_allocated_bytes: Some(1 << 28),
+            save_ms: Some(12.0),
+            restore_ms: Some(7.0),
+            ..record(HintMode::On, 1)
+        };
+        assert_eq!(files(std::slice::from_ref(&wire)), "");
+        let table = files(&[wire, file]);
+        assert_eq!(table.lines().count(), 4, "{table}");
+        assert!(table.contains("1.000"), "{table}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use host_migrator::report::stats::{MigrationReport, MigrationState};
@@ -17,6 +17,7 @@ use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
+use super::file;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::{AgentPort, Host};
 use super::record::Record;
@@ -25,7 +26,7 @@ use crate::args::{
 };
 use crate::certificates::{self, Certificates};
 use crate::control::{Command, HintMode, MigrateArguments};
-use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap};
+use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 use crate::nested;
 use crate::size::Size;
 use crate::trace::{self, TraceArgs};
@@ -54,6 +55,8 @@ pub struct RunPlan {
     hints: HintMode,
     sources: PageSources,
     transport: ComparedTransport,
+    /// The snapshot file, if one was named.
+    file: Option<PathBuf>,
     tls: bool,
     check_trace: bool,
     map_rounds: bool,
@@ -85,10 +88,13 @@ impl RunPlan {
         if args.guest.kind == GuestKind::Bare && sources.contains(PageSource::Agent) {
             return Err(CompareError::NoAgent);
         }
+        file::check(args)?;
         // Lent memory is lent whole, whatever is known of it.
         let modes = match args.transport {
             ComparedTransport::Local => &[HintMode::Off],
-            ComparedTransport::Tcp | ComparedTransport::Unix => &args.hints[..],
+            ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::File => {
+                &args.hints[..]
+            }
         };
         let mut plans = Vec::new();
         for run in 0..u64::from(args.runs) {
@@ -103,6 +109,7 @@ impl RunPlan {
                     hints: *hints,
                     sources,
                     transport: args.transport,
+                    file: args.file.clone(),
                     tls: args.tls,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
@@ -176,8 +183,22 @@ impl RunPlan {
         Ok(Some(certificates::make(&folder.join("tls"), &names, 1)?))
     }
 
-    fn receive_args(&self, folder: &Path, tls: Option<&Certificates>) -> Vec<OsString> {
+    /// The file that the guest goes into, if it goes into one.
+    fn snapshot(&self, folder: &Path) -> Result<Option<PathBuf>, CompareError> {
+        match self.transport {
+            ComparedTransport::File => file::path(self.file.as_deref(), folder).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn receive_args(
+        &self,
+        folder: &Path,
+        snapshot: Option<&Path>,
+        tls: Option<&Certificates>,
+    ) -> Vec<OsString> {
         let address = match self.transport {
+            ComparedTransport::File => snapshot.map(file::uri).unwrap_or_default(),
             ComparedTransport::Tcp => "tcp:127.0.0.1:0".into(),
             ComparedTransport::Unix | ComparedTransport::Local => {
                 let mut address = OsString::from("unix:");
@@ -187,6 +208,9 @@ impl RunPlan {
         };
         let mut args = vec!["receive".into(), address, "--hold".into()];
         args.extend(self.machine_args());
+        if snapshot.is_some() {
+            push(&mut args, "--direct-io", name_of(self.migration.direct_io));
+        }
         if let Some(Certificates { destination, .. }) = tls {
             args.extend([
                 "--tls-certificate".into(),
@@ -198,8 +222,8 @@ impl RunPlan {
         args
     }
 
-    fn migrate(&self, uri: String, tls: Option<Certificates>) -> Command {
-        let files = tls.map(|made| made.source);
+    fn migrate(&self, uri: String, tls: Option<&Certificates>) -> Command {
+        let files = tls.map(|made| made.source.clone());
         Command::Migrate(
             MigrateArguments {
                 tls_hostname: files.is_some().then(|| HOSTNAME.to_owned()),
@@ -210,6 +234,8 @@ impl RunPlan {
                 sources: self.sources,
                 map_rounds: self.map_rounds,
                 local: self.transport == ComparedTransport::Local,
+                // The oracle needs the guest as it was saved.
+                hold: self.transport == ComparedTransport::File,
                 #[cfg(clause_switches)]
                 switched_off: self.switch_off.clone(),
                 ..self.migration.to(uri)
@@ -252,22 +278,43 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         plan.agent_port(),
         &trace,
     )?;
-    let mut destination = Host::start(
-        program,
-        place,
-        ("destination", "destination-device"),
-        plan.receive_args(place, tls.as_ref()),
-        &[],
-        plan.agent_port(),
-        &TraceArgs {
+    let snapshot = plan.snapshot(place)?;
+    let destination_trace = match snapshot {
+        None => TraceArgs {
             trace_host: 1,
             ..trace.clone()
         },
-    )?;
-    let listening =
-        destination.wait_until("the destination to listen", GUEST_TIMEOUT, |status| {
-            Ok(status.incoming.is_some())
-        })?;
+        // A trace is about one guest. The one in a file is a copy, and the checker would find two owners.
+        Some(_) => TraceArgs::default(),
+    };
+    let start_destination = || {
+        Host::start(
+            program,
+            place,
+            ("destination", "destination-device"),
+            plan.receive_args(place, snapshot.as_deref(), tls.as_ref()),
+            &[],
+            plan.agent_port(),
+            &destination_trace,
+        )
+    };
+    // A file must be there before a guest is restored from it.
+    let mut waiting = match &snapshot {
+        None => Some(start_destination()?),
+        Some(_) => None,
+    };
+    let uri = match (&mut waiting, &snapshot) {
+        (Some(destination), _) => {
+            let up = |status: &Status| Ok(status.incoming.is_some());
+            let listening =
+                destination.wait_until("the destination to listen", GUEST_TIMEOUT, up)?;
+            listening.incoming.unwrap_or_default()
+        }
+        (None, path) => {
+            let uri = path.as_deref().map(file::uri).unwrap_or_default();
+            uri.to_string_lossy().into_owned()
+        }
+    };
     source.wait_until("the guest to be ready", GUEST_TIMEOUT, |status| {
         guest_failure(status.guest.as_ref())?;
         Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
@@ -278,7 +325,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
 
     let mut client = source.client()?;
-    client.tell(&plan.migrate(listening.incoming.unwrap_or_default(), tls))?;
+    client.tell(&plan.migrate(uri, tls.as_ref()))?;
     source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
         let migration = &status.migration;
         step(&format!("migrating, round {}", migration.round));
@@ -296,14 +343,23 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
     source.device.still_alive()?;
     let report: MigrationReport = client.ask(&Command::QueryReport)?;
+    let restoring = Instant::now();
+    let mut destination = match waiting {
+        Some(destination) => destination,
+        None => start_destination()?,
+    };
     destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
         Ok(status.machine == MachineState::Held)
     })?;
+    let restore_ms = restoring.elapsed().as_secs_f64() * 1000.0;
+    let figures = (snapshot.as_deref())
+        .map(|path| file::figures(path, restore_ms))
+        .transpose()?;
 
     step("comparing every page");
     let verdict = match plan.transport {
         ComparedTransport::Local => ask_about_lent(plan.guest.kind, &source, &destination)?,
-        ComparedTransport::Tcp | ComparedTransport::Unix => {
+        ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::File => {
             ask_oracle(plan.guest.kind, &source, &destination)?
         }
     };
@@ -321,6 +377,10 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         trace_events: events,
+        file_bytes: figures.map(|file| file.bytes),
+        file_allocated_bytes: figures.map(|file| file.allocated_bytes),
+        save_ms: figures.map(|_| report.total_ms),
+        restore_ms: figures.map(|file| file.restore_ms),
         ..record(plan, in_use_bytes, &report, &verdict, &checked)
     })
 }
@@ -439,7 +499,7 @@ fn check_at_destination(
 ) -> Result<GuestStatus, CompareError> {
     let passes = |status: Option<&GuestStatus>| status.map_or(0, |guest| guest.full_passes);
     let mut client = destination.client()?;
-    let arrived: crate::machine::Status = client.ask(&Command::Status)?;
+    let arrived: Status = client.ask(&Command::Status)?;
     let first = passes(arrived.guest.as_ref());
     client.tell(&Command::Cont)?;
     // The pass that was under way when the guest was stopped does not count. After two more passes one was whole.
@@ -491,6 +551,10 @@ fn record(
         compressed_pages: report.compression.as_ref().map_or(0, |used| used.pages),
         compression_rate: (report.compression.as_ref()).and_then(|used| used.compression_rate),
         wire_bytes: report.wire_bytes,
+        file_bytes: None,
+        file_allocated_bytes: None,
+        save_ms: None,
+        restore_ms: None,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         downtime: report.downtime.clone(),

@@ -87,14 +87,16 @@ impl Arm {
         arms
     }
 
-    /// Saves or restores all of the content once.
+    /// Saves or restores all of the content once. With `checks` a save is read again and compared; a restore always is.
     ///
     /// # Errors
     /// [`BenchError`] if it cannot. Wrong pages are in the sample.
-    pub(super) fn run(&self, bench: &Bench) -> Result<Sample, BenchError> {
+    pub(super) fn run(&self, bench: &Bench, checks: bool) -> Result<Sample, BenchError> {
         match *self {
             Self::DdWrite(block) => dd::write(bench, block),
-            Self::Save(channels, direct_io) => engine::measure_save(bench, channels, direct_io),
+            Self::Save(channels, direct_io) => {
+                engine::measure_save(bench, channels, direct_io, checks)
+            }
             Self::QemuSave(channels) => qemu::save(bench, channels),
             Self::DdRead(block) => dd::read(bench, block),
             Self::Restore(channels, direct_io) => engine::restore(bench, channels, direct_io),

@@ -15,20 +15,28 @@ use super::super::record::{Clock, Sample, Took};
 use super::arm::Bench;
 use crate::control::DirectIoName;
 
-/// Saves the content by `channels` threads, and compares what is in the file.
+/// Saves the content by `channels` threads; if it `checks`, compares what is in the file.
 pub(super) fn measure_save(
     bench: &Bench,
     channels: u16,
     direct_io: DirectIoName,
+    checks: bool,
 ) -> Result<Sample, BenchError> {
     let path = bench.nothing("snapshot")?;
     let took = save(bench, &path, channels, direct_io)?;
+    let file = fs::metadata(&path).map_err(BenchError::io("cannot look at the file"))?;
+    let file_bytes = Some(file.len());
+    if !checks {
+        return Ok(Sample {
+            file_bytes,
+            ..Sample::new(took, &bench.content, None)?
+        });
+    }
     let destination = Destination::new(&bench.content, false)?;
     let snapshot = Snapshot::open(&target(&path))?.with_direct_io(DirectIoName::Auto.into())?;
     snapshot.load(destination.ram(), threads(2), &|_| ())?;
-    let file = fs::metadata(&path).map_err(BenchError::io("cannot look at the file"))?;
     Ok(Sample {
-        file_bytes: Some(file.len()),
+        file_bytes,
         ..Sample::new(took, &bench.content, Some(&destination))?
     })
 }

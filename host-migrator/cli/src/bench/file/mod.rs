@@ -36,11 +36,11 @@ pub(super) fn run(args: &FileArgs) -> Result<(), BenchError> {
         .map(|arm| (ArmRecord::of(&arm), arm))
         .collect();
     let progress = terminal::progress_bar(arms.len() * args.runs.get() as usize, args.json);
-    for _ in 0..args.runs.get() {
+    for turn in 0..args.runs.get() {
         for (record, arm) in &mut arms {
             if record.skipped.is_none() {
                 progress.set_message(record.name());
-                match arm.run(&bench) {
+                match arm.run(&bench, turn == 0) {
                     Ok(sample) => record.samples.push(sample),
                     Err(why) if arm.may_be_missing() => record.skipped = Some(why.to_string()),
                     Err(error) => return Err(error),
