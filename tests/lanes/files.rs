@@ -221,8 +221,6 @@ fn a_limit_of_file_sizes_fails_the_save_and_not_the_guest() {
     limit("unlimited:unlimited");
     assert_eq!(whole_pass(&mut source).wrong, 0);
     save(&mut source, &path, false);
-    let (rule, events) = lab.rule();
-    assert!(matches!(rule, Verdict::Holds(_)), "{rule}: {events}");
 }
 
 #[test]

@@ -13,8 +13,13 @@ use spec::PAGE_SIZE;
 use super::direct::{self, DirectIo};
 use super::error::SnapshotError;
 
-/// Bytes of pages that may be in the page cache, about, where it is used only because there is no direct I/O.
+/// Bytes of pages that may be in the page cache, about, where it is used only because direct I/O is not there or slow.
 const MOST_CACHED: u64 = 64 << 20;
+/// After so many of them the disk begins to write.
+const BEGIN_CACHED: u64 = MOST_CACHED / 8;
+/// Fewer bytes than this are faster through the page cache: the kernel writes many such pieces at once, and has the file system find
+/// room for all of them together.
+const LEAST_DIRECT: usize = 64 << 10;
 
 /// A file that is written.
 #[derive(Debug)]
@@ -52,7 +57,8 @@ impl DataFile {
     /// Writes pages at `at`. The file is at `path`.
     pub(super) fn write_pages(&self, content: &[u8], at: u64, path: &Path) -> io::Result<()> {
         let is_aligned = (content.as_ptr().addr() as u64).is_multiple_of(PAGE_SIZE);
-        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned)
+        let is_worth_it = self.wanted == DirectIo::On || content.len() >= LEAST_DIRECT;
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned && is_worth_it)
             && !self.refused.load(Ordering::Relaxed)
         {
             match direct.write_all_at(content, at) {
@@ -68,28 +74,25 @@ impl DataFile {
         self.file.write_all_at(content, at)?;
         match self.wanted {
             DirectIo::Off => Ok(()),
-            DirectIo::Auto | DirectIo::On => self.drop_behind(at, content.len() as u64),
+            DirectIo::Auto | DirectIo::On => self.drop_behind(content.len() as u64),
         }
     }
 
-    /// Has the disk begin to write the `length` bytes at `at`, and now and then waits for it and takes what is written out of the
-    /// page cache. Otherwise the cache would take the memory of as many pages as the guest has.
-    fn drop_behind(&self, at: u64, length: u64) -> io::Result<()> {
-        // Dirty pages are not dropped: the kernel begins to write them.
-        self.drop_range(at, length);
+    /// Has the disk begin to write what is in the page cache now and then, and sometimes waits for it and takes what is written out
+    /// of the page cache. `length` more bytes are in there. Otherwise the cache would take the memory of as many pages as the guest
+    /// has.
+    fn drop_behind(&self, length: u64) -> io::Result<()> {
         let before = self.cached.fetch_add(length, Ordering::Relaxed);
-        if before / MOST_CACHED != (before + length) / MOST_CACHED {
+        let crosses = |step: u64| before / step != (before + length) / step;
+        if crosses(MOST_CACHED) {
             // The error of a lost write is told once, and this ends the save.
             self.file.sync_data()?;
-            self.drop_range(0, 0);
+        }
+        if crosses(BEGIN_CACHED) {
+            // Dirty pages are not dropped: the kernel begins to write them. It is only advice, and a file system that cannot take it is
+            // slower at most.
+            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
         }
         Ok(())
-    }
-
-    /// Drops clean pages in the `length` bytes at `at` from the page cache; 0 is all to the end.
-    fn drop_range(&self, at: u64, length: u64) {
-        // It is only advice, and a file system that cannot take it is slower at most.
-        let length = length.try_into().ok();
-        let _ = rustix::fs::fadvise(&self.file, at, length, Advice::DontNeed);
     }
 }

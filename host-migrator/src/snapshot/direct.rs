@@ -15,8 +15,9 @@ use super::error::SnapshotError;
 /// Whether the pages of a file go through the page cache. Everything else of the file always does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectIo {
-    /// They do not, where the file system can do that. Where it cannot, a warning says so, and pages that are written are dropped
-    /// from the page cache as soon as they are on the disk.
+    /// They do not, where the file system can do that; but runs of less than 64 KiB are written through it, which is faster. Where the
+    /// file system cannot do that, a warning says so. Pages that are written through the page cache are dropped from it when they are
+    /// on the disk.
     #[default]
     Auto,
     /// They do not. A file system that cannot do that is an error.

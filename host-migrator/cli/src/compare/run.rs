@@ -279,13 +279,9 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         &trace,
     )?;
     let snapshot = plan.snapshot(place)?;
-    let destination_trace = match snapshot {
-        None => TraceArgs {
-            trace_host: 1,
-            ..trace.clone()
-        },
-        // A trace is about one guest. The one in a file is a copy, and the checker would find two owners.
-        Some(_) => TraceArgs::default(),
+    let destination_trace = TraceArgs {
+        trace_host: 1,
+        ..trace.clone()
     };
     let start_destination = || {
         Host::start(
