@@ -13,6 +13,7 @@
 struct Readme;
 
 pub mod compression;
+pub mod convergence;
 pub mod destination;
 pub mod hints;
 pub mod memory;
@@ -29,6 +30,8 @@ pub mod walk;
 pub mod wire;
 
 pub use compression::{Compression, ZstdLevel};
+pub use convergence::background_sync::SYNC_INTERVAL;
+pub use convergence::throttle::{ThrottleParamError, ThrottleParams};
 pub use destination::{
     Incoming, ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive,
 };
@@ -53,7 +56,8 @@ pub use sink::file::FileSink;
 pub use sink::store::StoreSink;
 pub use sink::{Carried, Sink, SinkError};
 pub use snapshot::{DirectIo, Snapshot, SnapshotError, SnapshotTarget};
-pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE};
+pub use source::clock::Clock;
+pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE, Tuning};
 pub use source::{GuestCopy, Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
 pub use spec::stream::{MAX_CHANNELS, Totals};
 pub use spec::{PAGE_SIZE, PageRange};
@@ -63,4 +67,5 @@ pub use vm::hint_source::{HintError, HintSource};
 pub use vm::machine::{DestinationMachine, SourceMachine};
 pub use vm::state::{MachineState, StateError, StateSection};
 pub use vm::still_machine::StillMachine;
+pub use vm::throttle::Throttle;
 pub use wire::{Address, Connection, Listener};

@@ -14,6 +14,7 @@ mod clause_switches;
 mod clauses;
 #[cfg(test)]
 mod compression;
+mod convergence;
 #[cfg(test)]
 mod every_step;
 #[cfg(test)]

@@ -294,6 +294,10 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             Size(migration.ram.remaining),
             migration.total_time
         ));
+        if migration.cpu_throttle_percentage > 0 {
+            let percent = migration.cpu_throttle_percentage;
+            lines.push(format!("           the guest is throttled by {percent} %"));
+        }
         if migration.ram.lent_bytes > 0 {
             let lent = Size(migration.ram.lent_bytes);
             lines.push(format!(

@@ -70,6 +70,10 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Convert(args) => convert::convert(&args)?,
         Job::Serve(args) => serve::serve(args)?,
         Job::Status(args) => jobs::status(&args)?,
+        Job::Set(args) => {
+            let command = Command::MigrateSetParameters(args.tuning());
+            jobs::tell(&args.control, &command)?;
+        }
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {
             jobs::tell(&args.control, &Command::DestinationOwns)?;

@@ -68,6 +68,9 @@ pub struct MigrationStatus {
     pub expected_downtime: Option<u64>,
     /// The round, from 1; 0 before the first.
     pub round: u32,
+    /// How much of its vCPUs' time the guest does not get, in percent, so that it writes less.
+    #[serde(default)]
+    pub cpu_throttle_percentage: u8,
     /// Everything travels in TLS.
     #[serde(default)]
     pub tls: bool,
@@ -117,8 +120,11 @@ pub struct RamStatus {
     /// The throughput in megabits a second; absent before it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mbps: Option<f64>,
-    /// Harvests of the dirty logs.
+    /// Harvests of the dirty logs while the guest ran, at the end of a round and in the middle of one.
     pub dirty_sync_count: u64,
+    /// Rounds begun.
+    #[serde(default)]
+    pub iteration_count: u64,
     /// Bytes of a page.
     pub page_size: u64,
     /// The throughput in pages a second; absent before it was measured.
@@ -290,6 +296,15 @@ pub struct MigrationReport {
     pub expected_downtime_ms: f64,
     /// The parts of the downtime.
     pub downtime: DowntimeSteps,
+    /// Rounds, the last one, with the guest stopped, included.
+    #[serde(default)]
+    pub iteration_count: u64,
+    /// Harvests of the dirty logs while the guest ran, at the end of a round and in the middle of one.
+    #[serde(default)]
+    pub dirty_sync_count: u64,
+    /// The most that the guest was throttled, in percent of its time.
+    #[serde(default)]
+    pub throttle_max_percent: u8,
     /// Pages of the guest's memory.
     pub pages_total: u64,
     /// Pages left out before the first round as holes of the memory files, for whatever reason.

@@ -132,6 +132,12 @@ fn put_source_back(
     outcome: Outcome,
 ) -> Option<String> {
     let mut stopped = None;
+    if let Some(throttle) = &mut source.throttle {
+        // Before the guest runs on: nobody must find it slow.
+        if attempt("let the guest run at full speed", || throttle.set(0)).is_none() {
+            source.trace.record(Event::Throttles(0));
+        }
+    }
     if matches!(outcome, Outcome::Failed | Outcome::Cancelled) {
         // It may be stopped.
         source.trace.record(Event::Resuming);
@@ -151,6 +157,7 @@ fn report(
     stopped: Option<String>,
 ) {
     progress.update(|status| {
+        status.cpu_throttle_percentage = 0;
         status.total_time = progress.started().elapsed().as_millis() as u64;
         status.status = state;
         let why = result.as_ref().err().map(ToString::to_string);

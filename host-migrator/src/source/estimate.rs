@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::pacing::Pacing;
+use crate::convergence::downtime::Downtime;
 
 /// The look at a page forgets half of what it knows whenever it has seen this many pages more.
 const MEMORY: f64 = 65536.0;
@@ -69,27 +70,6 @@ impl Estimate {
             // The answers to the commit and to the hand-over.
             rest: self.besides_memory + self.harvest + 2 * self.round_trip,
         })
-    }
-}
-
-/// A downtime that is expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Downtime {
-    /// What another round can make shorter.
-    pub(crate) memory: Duration,
-    /// What it cannot.
-    pub(crate) rest: Duration,
-}
-
-impl Downtime {
-    pub(crate) fn sum(self) -> Duration {
-        self.memory.saturating_add(self.rest)
-    }
-
-    /// Whether the guest may be stopped. A limit that is too short even without memory is one for memory: rounds
-    /// without end would not help.
-    pub(crate) fn fits(self, limit: Duration) -> bool {
-        self.sum() <= limit || (self.rest >= limit && self.memory <= limit)
     }
 }
 

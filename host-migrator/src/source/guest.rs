@@ -10,6 +10,7 @@ use crate::report::trace::Trace;
 use crate::vm::dirty_log::DirtyLog;
 use crate::vm::hint_source::HintSource;
 use crate::vm::machine::SourceMachine;
+use crate::vm::throttle::Throttle;
 
 /// Everything that a migration needs of the guest.
 #[non_exhaustive]
@@ -22,6 +23,8 @@ pub struct Source<'m> {
     pub logs: Vec<Box<dyn DirtyLog>>,
     /// The source of free page hints, if there is one.
     pub hints: Option<Box<dyn HintSource>>,
+    /// Slows the guest down, if the VMM can do that.
+    pub throttle: Option<Box<dyn Throttle>>,
     /// The migration's trace, for tests.
     pub trace: Trace,
     /// Who owns the guest: the same record for all of the guest's migrations.
@@ -37,6 +40,7 @@ impl<'m> Source<'m> {
             ram: memory,
             logs: Vec::new(),
             hints: None,
+            throttle: None,
             trace: Trace::default(),
             ownership: OwnershipRecord::here(),
         }
@@ -60,6 +64,13 @@ impl<'m> Source<'m> {
     #[must_use]
     pub fn hints(mut self, hints: impl HintSource + 'static) -> Self {
         self.hints = Some(Box::new(hints));
+        self
+    }
+
+    /// Sets what slows the guest down, for [`MigrationParams::auto_converge`](crate::MigrationParams::auto_converge).
+    #[must_use]
+    pub fn throttle(mut self, throttle: impl Throttle + 'static) -> Self {
+        self.throttle = Some(Box::new(throttle));
         self
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The source's side: a migration on the caller's thread, or in one of its own.
 
+pub mod clock;
+mod converging;
 mod ending;
 mod error;
 mod estimate;
@@ -22,7 +24,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::report::stats::{MigrationReport, MigrationStatus};
 use crate::sink::Sink;
-use crate::source::params::MigrationParams;
+use crate::source::params::{MigrationParams, Tuning};
 use crate::wire::{Connection, StopFlag};
 pub use error::MigrationError;
 pub use guest::Source;
@@ -53,7 +55,11 @@ impl Migration {
         on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
     ) -> Self {
         let connection = connection.with_patience(params.peer_timeout);
-        let progress = Arc::new(Progress::new(connection.stop_flag(), Box::new(on_change)));
+        let progress = Arc::new(Progress::new(
+            connection.stop_flag(),
+            params.tuning(),
+            Box::new(on_change),
+        ));
         Self {
             connection,
             params,
@@ -141,7 +147,11 @@ impl GuestCopy {
         params: MigrationParams,
         on_change: impl Fn(&MigrationStatus) + Send + Sync + 'static,
     ) -> Self {
-        let progress = Arc::new(Progress::new(StopFlag::default(), Box::new(on_change)));
+        let progress = Arc::new(Progress::new(
+            StopFlag::default(),
+            params.tuning(),
+            Box::new(on_change),
+        ));
         Self { params, progress }
     }
 
@@ -219,5 +229,15 @@ impl MigrationMonitor {
     /// As [`MigrationHandle::cancel`].
     pub fn cancel(&self) -> bool {
         self.0.cancel()
+    }
+
+    /// What is in force now of all that may be changed while the migration runs.
+    pub fn tuning(&self) -> Tuning {
+        self.0.tuning()
+    }
+
+    /// Changes how the running migration goes on, within a moment. `change` must not wait, nor use this migration.
+    pub fn tune<T>(&self, change: impl FnOnce(&mut Tuning) -> T) -> T {
+        self.0.tune(change)
     }
 }

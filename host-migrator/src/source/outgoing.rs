@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use spec::trace::Event;
 
 use super::error::MigrationError;
-use super::estimate::{Downtime, Estimate};
+use super::estimate::Estimate;
 use super::pacing::Pacing;
 use super::progress::Progress;
+use crate::convergence::downtime::Downtime;
 use crate::report::trace::Trace;
 use crate::sink::{Carried, Sink};
 use crate::walk::Work;
@@ -25,6 +26,10 @@ pub(crate) struct Outgoing<'a, S> {
     pub(crate) estimate: Estimate,
     /// The bandwidth limit is kept to: the guest runs.
     pub(crate) keeps_pace: bool,
+    /// Until when nothing is sent, at the limit.
+    pause_ends: Option<Instant>,
+    /// The version of the tuning that is in use.
+    tuned: u64,
     /// Bytes, sent or on their way, that have had their time at the limit.
     paced: u64,
     /// Bytes and pages whose speed was measured.
@@ -55,6 +60,8 @@ impl<'a, S: Sink> Outgoing<'a, S> {
             pacing,
             estimate,
             keeps_pace: true,
+            pause_ends: None,
+            tuned: 0,
             elsewhere: Duration::ZERO,
             last_sections: (Instant::now(), 0),
         }
@@ -120,7 +127,9 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         self.pacing.tried(self.sink.bytes() - before, way);
         self.estimate.answered(waited);
         // The last sections are sent without the limit, to measure how fast they go.
-        self.keep_pace()
+        self.keep_pace();
+        while self.pause()? {}
+        Ok(())
     }
 
     /// Waits until everything that was sent is in the destination's memory, if something could overtake it.
@@ -148,29 +157,39 @@ impl<'a, S: Sink> Outgoing<'a, S> {
         if self.progress.is_cancelled() {
             return Err(MigrationError::Cancelled);
         }
+        if let Some(tuning) = self.progress.tuning_after(&mut self.tuned) {
+            self.pacing.set_limit(tuning.max_bandwidth);
+            self.pause_ends = None;
+        }
         Ok(self.sink.check()?)
     }
 
-    /// Waits until all that was sent since the last call has had its time at the bandwidth limit.
-    pub(crate) fn keep_pace(&mut self) -> Result<(), MigrationError> {
+    /// Gives all that was sent since the last call its time at the bandwidth limit: [`Outgoing::pause`] waits for it.
+    pub(crate) fn keep_pace(&mut self) {
         // What waits for a channel is expected to shrink as what was sent before; what it came to is counted later.
         let waiting = self.pacing.shrunk(self.sink.waiting_bytes());
         let bytes = (self.sink.bytes() + waiting).max(self.paced);
         let new = bytes - std::mem::replace(&mut self.paced, bytes);
-        if !self.keeps_pace {
-            return Ok(());
+        if self.keeps_pace {
+            let now = Instant::now();
+            self.pause_ends = self.pacing.pause(now, new).map(|pause| now + pause);
         }
+    }
+
+    /// Waits a moment, if what was sent has not had its time at the bandwidth limit. Returns whether it has waited.
+    pub(crate) fn pause(&mut self) -> Result<bool, MigrationError> {
+        let Some(end) = self.pause_ends.filter(|_| self.keeps_pace) else {
+            return Ok(false);
+        };
         let now = Instant::now();
-        let pause = self.pacing.pause(now, new).unwrap_or_default();
-        let end = now + pause;
-        self.elsewhere += pause;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            self.check()?;
-            std::thread::sleep(left.min(NAP * 10));
+        let left = end.saturating_duration_since(now);
+        if left.is_zero() {
+            self.pause_ends = None;
+            return Ok(false);
         }
+        self.check()?;
+        std::thread::sleep(left.min(NAP * 10));
+        self.elsewhere += now.elapsed();
+        Ok(true)
     }
 }

@@ -62,6 +62,12 @@ impl Pacing {
         }
     }
 
+    /// The limit is another one from now on. What was sent before has had its time.
+    pub(crate) fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit.map(|bytes| bytes.max(1) as f64);
+        self.due = None;
+    }
+
     /// Bytes a second that go through: as much as the channel takes, or the limit. Before anything was measured it is
     /// an assumption.
     pub(crate) fn bandwidth(&self) -> f64 {

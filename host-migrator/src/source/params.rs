@@ -6,8 +6,11 @@ use std::time::Duration;
 use spec::stream::MAX_CHANNELS;
 
 use crate::compression::Compression;
+use crate::convergence::background_sync::SYNC_INTERVAL;
+use crate::convergence::throttle::ThrottleParams;
 use crate::report::page_source::PageSources;
 use crate::rule::clause::Clauses;
+use crate::source::clock::Clock;
 
 /// How to migrate. Names follow QEMU's parameters where they mean the same.
 ///
@@ -54,6 +57,14 @@ pub struct MigrationParams {
     /// Harvest the dirty logs in the middle of a round, too, whenever about so many pages have been sent, found to be zero
     /// or skipped since the last harvest. None: at the end of a round alone.
     pub sync_pages: Option<u64>,
+    /// Throttle a guest that writes too fast; none: never. It needs a [`Throttle`](crate::Throttle) of the VMM.
+    pub auto_converge: Option<ThrottleParams>,
+    /// Harvest the dirty logs in the middle of a round, the first excepted, whenever so much time has passed since the last
+    /// harvest: then the throttle need not wait for the round's end. None: never. It is not done where the throttle cannot rise:
+    /// without [`MigrationParams::auto_converge`], or at its maximum.
+    pub sync_interval: Option<Duration>,
+    /// The clock of these decisions.
+    pub clock: Clock,
     /// Lend the destination the memory itself instead of sending pages: for a destination on this host that is connected over
     /// a unix socket, and guest memory in memory files ([`GuestMemory::files`](crate::GuestMemory::files)). No page is sent,
     /// so rounds, limits, channels and sources mean nothing then.
@@ -88,6 +99,9 @@ impl Default for MigrationParams {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             sync_pages: None,
+            auto_converge: None,
+            sync_interval: Some(SYNC_INTERVAL),
+            clock: Clock::default(),
             local: false,
             map_rounds: false,
             #[cfg(clause_switches)]
@@ -194,6 +208,30 @@ impl MigrationParams {
         }
     }
 
+    /// Sets [`MigrationParams::auto_converge`].
+    #[must_use]
+    pub fn with_auto_converge(self, auto_converge: impl Into<Option<ThrottleParams>>) -> Self {
+        Self {
+            auto_converge: auto_converge.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::sync_interval`].
+    #[must_use]
+    pub fn with_sync_interval(self, sync_interval: impl Into<Option<Duration>>) -> Self {
+        Self {
+            sync_interval: sync_interval.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::clock`].
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
     /// Sets [`MigrationParams::local`].
     #[must_use]
     pub fn with_local(self, local: bool) -> Self {
@@ -220,10 +258,34 @@ impl MigrationParams {
     }
 }
 
+/// What may be changed while a migration runs. Each is the field of [`MigrationParams`] of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tuning {
+    /// [`MigrationParams::max_bandwidth`].
+    pub max_bandwidth: Option<u64>,
+    /// [`MigrationParams::downtime_limit`]. It is looked at when a round ends.
+    pub downtime_limit: Duration,
+    /// [`MigrationParams::auto_converge`]. Without, the guest gets its full speed back.
+    pub auto_converge: Option<ThrottleParams>,
+    /// [`MigrationParams::sync_interval`].
+    pub sync_interval: Option<Duration>,
+}
+
 /// What a healthy destination may take to load the guest, besides the time for the pages.
 const LOAD_LIMIT: Duration = Duration::from_secs(5);
 
 impl MigrationParams {
+    /// Those of these parameters that may be changed while the migration runs.
+    pub fn tuning(&self) -> Tuning {
+        Tuning {
+            max_bandwidth: self.max_bandwidth,
+            downtime_limit: self.downtime_limit,
+            auto_converge: self.auto_converge,
+            sync_interval: self.sync_interval,
+        }
+    }
+
     /// How long the switchover may take if the downtime is `expected` to be so long.
     pub(crate) fn switchover_time(&self, expected: Duration) -> Duration {
         self.switchover_timeout.unwrap_or_else(|| {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use spec::{PAGE_SIZE, PageRange};
 
+use super::converging::Converging;
 use super::ending;
 use super::error::MigrationError;
-use super::estimate::{Downtime, Estimate};
+use super::estimate::Estimate;
 use super::greeting;
 use super::guest::Source;
 use super::handover;
@@ -18,6 +19,7 @@ use super::pacing::Pacing;
 use super::progress::Progress;
 use super::sender::{RoundPlan, Sender, milliseconds};
 use super::switchover::{Plan, Stopped, stop_and_send};
+use crate::convergence::downtime::Downtime;
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::HoleBudget;
 use crate::ownership::Owner;
@@ -151,6 +153,7 @@ fn run<S: Sink>(
         ram,
         logs,
         hints,
+        throttle,
         trace,
         ownership,
     } = source;
@@ -179,7 +182,8 @@ fn run<S: Sink>(
     if params.map_rounds {
         walk.record_maps(Recorder::new(ram, tracker.bitmap()));
     }
-    let mut sender = Sender::new(out, walk);
+    let converging = Converging::new(throttle.as_deref_mut(), params, trace, progress);
+    let mut sender = Sender::new(out, walk, converging);
     progress.update(|status| {
         status.status = MigrationState::Active;
         status.setup_time = setup.as_millis() as u64;
@@ -224,7 +228,11 @@ fn run<S: Sink>(
         .bytes_by_channel(&mut report.bytes_by_channel);
     report.channels = sender.out.sink.channels();
     report.compression = sender.compression();
-    report.hints = progress.status().hints;
+    let status = progress.status();
+    report.iteration_count = status.ram.iteration_count;
+    report.dirty_sync_count = status.ram.dirty_sync_count;
+    report.throttle_max_percent = sender.converging.most();
+    report.hints = status.hints;
     let (maps, left_out) = sender.walk.finish();
     report.maps = maps;
     report.skipped = Some(Arc::new(left_out.hinted()));
@@ -275,13 +283,14 @@ fn rounds<S: Sink>(
         let harvesting = Instant::now();
         let (tracker, mut harvest) = epoch.end(sender)?;
         sender.out.estimate.harvested(harvesting.elapsed());
+        sender.harvested(&harvest);
         let stats = sender.take_round(&mut harvest);
         by_back_ends = harvest.by_back_ends;
         pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);
         report.add_round(stats);
         let expected = sender.out.expected_downtime(pending);
-        let fits = expected.is_some_and(|expected| expected.fits(params.downtime_limit));
+        let fits = expected.is_some_and(|expected| expected.fits(progress.tuning().downtime_limit));
         if fits || params.max_rounds.is_some_and(|max| round >= max) {
             return Ok(expected.map_or(Duration::MAX, Downtime::sum));
         }

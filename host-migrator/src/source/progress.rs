@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::panics::text_of;
 use crate::report::stats::MigrationStatus;
+use crate::source::params::Tuning;
 use crate::wire::StopFlag;
 
 const RUNNING: u8 = 0;
@@ -28,6 +29,9 @@ pub(crate) struct Progress {
     fate: AtomicU8,
     stop: StopFlag,
     observer: Observer,
+    tuning: Mutex<Tuning>,
+    /// The version of `tuning`. It only grows.
+    tuned: AtomicU64,
 }
 
 impl fmt::Debug for Progress {
@@ -39,13 +43,15 @@ impl fmt::Debug for Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(stop: StopFlag, observer: Observer) -> Self {
+    pub(crate) fn new(stop: StopFlag, tuning: Tuning, observer: Observer) -> Self {
         Self {
             started: Instant::now(),
             status: Mutex::default(),
             fate: AtomicU8::new(RUNNING),
             stop,
             observer,
+            tuning: Mutex::new(tuning),
+            tuned: AtomicU64::new(0),
         }
     }
 
@@ -77,6 +83,31 @@ impl Progress {
         if let Err(panic) = told {
             log::error!("the observer of a migration panicked: {}", text_of(&*panic));
         }
+    }
+
+    /// What is in force of all that may be changed while the migration runs.
+    pub(crate) fn tuning(&self) -> Tuning {
+        *self.tuning.lock()
+    }
+
+    /// Changes it.
+    pub(crate) fn tune<T>(&self, change: impl FnOnce(&mut Tuning) -> T) -> T {
+        let mut tuning = self.tuning.lock();
+        let value = change(&mut tuning);
+        self.tuned.fetch_add(1, Ordering::Release);
+        value
+    }
+
+    /// The tuning, if it has changed since version `known`, which is then that of now.
+    pub(crate) fn tuning_after(&self, known: &mut u64) -> Option<Tuning> {
+        let version = self.tuned.load(Ordering::Acquire);
+        let before = std::mem::replace(known, version);
+        (version != before).then(|| self.tuning())
+    }
+
+    /// How far the guest is throttled, in percent.
+    pub(crate) fn throttle_percent(&self) -> u8 {
+        self.status.lock().cpu_throttle_percentage
     }
 
     /// Asks the migration to stop. Returns `false` if it is too late: the guest has been handed over, or the

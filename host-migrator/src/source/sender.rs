@@ -7,6 +7,7 @@ use spec::PAGE_SIZE;
 use spec::hint_map::HintBits;
 use spec::stream::{MAX_SECTION_PAGES, Totals};
 
+use super::converging::Converging;
 use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
 use crate::compression::{Compression, ZstdLevel};
@@ -27,6 +28,7 @@ const STEPS_UNCHECKED: u32 = 64;
 pub(crate) struct Sender<'a, S> {
     pub(crate) out: Outgoing<'a, S>,
     pub(crate) walk: Walk<'a>,
+    pub(crate) converging: Converging<'a>,
     /// Steps since the last [`Outgoing::check`].
     unchecked_steps: u32,
     /// What harvests in the middle of this round have brought.
@@ -49,10 +51,11 @@ pub(crate) struct RoundPlan {
 }
 
 impl<'a, S: Sink> Sender<'a, S> {
-    pub(crate) fn new(out: Outgoing<'a, S>, walk: Walk<'a>) -> Self {
+    pub(crate) fn new(out: Outgoing<'a, S>, walk: Walk<'a>, converging: Converging<'a>) -> Self {
         Self {
             out,
             walk,
+            converging,
             unchecked_steps: 0,
             synced: Harvest::default(),
             round_began: Instant::now(),
@@ -71,6 +74,7 @@ impl<'a, S: Sink> Sender<'a, S> {
         self.round_bytes = self.out.sink.bytes();
         self.out.progress.update(|status| {
             status.round = round;
+            status.ram.iteration_count = round.into();
             status.ram.remaining = pending * PAGE_SIZE;
         });
     }
@@ -117,7 +121,10 @@ impl<'a, S: Sink> Sender<'a, S> {
             }
             let done = self.walk.pages_looked_at() + self.walk.round().pages_hinted;
             since_sync = done - done_at_sync;
-            if plan.sync_pages.is_some_and(|pages| since_sync >= pages) {
+            let round = self.walk.round().round;
+            if self.converging.sync_is_due(round)
+                || plan.sync_pages.is_some_and(|pages| since_sync >= pages)
+            {
                 (done_at_sync, since_sync) = (done, 0);
                 let (syncing, elsewhere) = (Instant::now(), self.out.elsewhere);
                 epoch = self.sync(epoch)?;
@@ -155,6 +162,9 @@ impl<'a, S: Sink> Sender<'a, S> {
         opened: Instant,
         words: u64,
     ) -> Result<bool, MigrationError> {
+        if self.out.pause()? {
+            return Ok(true);
+        }
         let section_bytes = match self.out.keeps_pace {
             true => self.out.pacing.section_bytes(),
             false => MAX_SECTION_PAGES * PAGE_SIZE,
@@ -170,7 +180,7 @@ impl<'a, S: Sink> Sender<'a, S> {
                 self.out.send(work)?;
                 self.unchecked_steps = 0;
                 self.report();
-                self.out.keep_pace()?;
+                self.out.keep_pace();
             }
             Step::Wait => {
                 let began = Instant::now();
@@ -195,12 +205,19 @@ impl<'a, S: Sink> Sender<'a, S> {
     /// Harvests in the middle of the round.
     fn sync<'t, 'l>(&mut self, epoch: Epoch<'t, 'l>) -> Result<Epoch<'t, 'l>, MigrationError> {
         let (epoch, harvest) = epoch.sync(self)?;
+        self.harvested(&harvest);
         self.synced += harvest;
         self.walk.round_mut().syncs += 1;
         self.out
             .progress
             .update(|status| status.ram.dirty_sync_count += 1);
         Ok(epoch)
+    }
+
+    /// The throttle follows what `harvest` has brought.
+    pub(crate) fn harvested(&mut self, harvest: &Harvest) {
+        let (page_bytes, sent) = (self.out.pacing.page_bytes(), self.out.sink.bytes());
+        self.converging.harvested(harvest.dirty, page_bytes, sent);
     }
 
     /// Sends what has been gathered, the last of the round.
@@ -273,7 +290,8 @@ impl<'a, S: Sink> Sender<'a, S> {
         let (round, totals) = (self.walk.round(), &self.totals);
         let done = round.pages_sent + round.pages_zero + round.pages_hinted;
         let measured = self.out.pacing.measured();
-        let remaining = round.pending_before.saturating_sub(done);
+        let to_be_sent = round.pending_before + self.synced.dirty;
+        let remaining = to_be_sent.saturating_sub(done);
         let expected = self.out.expected_downtime(remaining);
         self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();

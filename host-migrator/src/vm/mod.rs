@@ -7,3 +7,4 @@ pub mod hint_source;
 pub mod machine;
 pub mod state;
 pub mod still_machine;
+pub mod throttle;

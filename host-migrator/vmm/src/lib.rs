@@ -7,7 +7,7 @@
 //! | modules | what |
 //! |---|---|
 //! | [`memory`], [`slots`], [`dirty_log`] | guest memory, KVM's memory slots, and KVM's dirty log |
-//! | [`vcpu`], [`kick`] | the vCPU threads, and how they are stopped |
+//! | [`vcpu`], [`kick`], [`throttle`] | the vCPU threads, and how they are stopped and slowed down; `gate` is where they wait |
 //! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
 //! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes the console's output |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
@@ -22,6 +22,7 @@ pub mod cpuid;
 pub mod description;
 pub mod dirty_log;
 pub mod event;
+mod gate;
 pub mod heartbeat;
 pub mod huge_pages;
 pub mod images;
@@ -37,6 +38,7 @@ pub mod serial;
 pub mod slots;
 pub mod state;
 pub mod status;
+pub mod throttle;
 pub mod vcpu;
 pub mod versioned;
 pub mod virtio;

@@ -9,18 +9,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::signal::Killable;
 
 use crate::event::MachineEvent;
+use crate::gate::{Gate, Wanted};
 use crate::io_bus::{IoBus, Request};
 use crate::kick::{ImmediateExit, kick_signal};
-
-/// How long a vCPU may take to park. It may have to wait for a device access to end, and for the host's scheduler.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::throttle::VcpuThrottle;
 
 /// The vCPUs cannot be made, paused or run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +37,9 @@ pub enum VcpuError {
     /// Some vCPUs did not park.
     #[error("{0} vCPUs did not stop in time; the guest runs on")]
     DidNotPark(usize),
+    /// The thread that throttles vCPUs.
+    #[error("cannot start the thread that throttles vCPUs: {0}")]
+    Throttler(#[source] io::Error),
     /// The guest has powered off or crashed.
     #[error("the guest has ended")]
     Ended,
@@ -49,13 +50,38 @@ pub enum VcpuError {
 pub struct Vcpus {
     gate: Arc<Gate>,
     vcpus: Vec<Vcpu>,
+    /// Makes the vCPUs leave the guest while it is throttled.
+    throttler: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
 struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
-    immediate_exit: ImmediateExit,
-    thread: Option<JoinHandle<()>>,
+    exit: Arc<Exit>,
+}
+
+/// How to make a vCPU leave the guest.
+#[derive(Debug)]
+struct Exit {
+    index: usize,
+    immediate: ImmediateExit,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Exit {
+    fn kick(&self) -> Result<(), VcpuError> {
+        let failed = |source| VcpuError::Io {
+            vcpu: self.index,
+            action: "be interrupted",
+            source,
+        };
+        self.immediate.set(true);
+        let signal = kick_signal().map_err(failed)?;
+        match &*self.thread.lock() {
+            Some(thread) => thread.kill(signal).map_err(|e| failed(e.into())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Vcpus {
@@ -72,6 +98,7 @@ impl Vcpus {
         let mut all = Self {
             gate: Arc::new(Gate::default()),
             vcpus: Vec::with_capacity(count),
+            throttler: None,
         };
         for index in 0..count {
             let failed = |action| {
@@ -84,12 +111,18 @@ impl Vcpus {
             let fd = vm
                 .create_vcpu(index as u64)
                 .map_err(|e| failed("be made")(e.into()))?;
-            let immediate_exit =
+            let immediate =
                 ImmediateExit::of(&fd, vm.run_size()).map_err(failed("map its run structure"))?;
+            let exit = Arc::new(Exit {
+                index,
+                immediate,
+                thread: Mutex::new(None),
+            });
             let fd = Arc::new(Mutex::new(fd));
             let runner = Runner {
                 index,
                 fd: Arc::clone(&fd),
+                exit: Arc::clone(&exit),
                 gate: Arc::clone(&all.gate),
                 bus: Arc::clone(bus),
                 events: events.clone(),
@@ -98,13 +131,33 @@ impl Vcpus {
                 .name(format!("vcpu-{index}"))
                 .spawn(move || runner.live())
                 .map_err(failed("start its thread"))?;
-            all.vcpus.push(Vcpu {
-                fd,
-                immediate_exit,
-                thread: Some(thread),
-            });
+            *exit.thread.lock() = Some(thread);
+            all.vcpus.push(Vcpu { fd, exit });
         }
+        let exits: Vec<_> = (all.vcpus.iter())
+            .map(|vcpu| Arc::clone(&vcpu.exit))
+            .collect();
+        let gate = Arc::clone(&all.gate);
+        let throttler = thread::Builder::new()
+            .name("vcpu-throttle".into())
+            .spawn(move || {
+                gate.at_each_hold(|| {
+                    for exit in &exits {
+                        // The vCPU is held when it leaves the guest by itself.
+                        if let Err(error) = exit.kick() {
+                            log::warn!("{error}");
+                        }
+                    }
+                });
+            })
+            .map_err(VcpuError::Throttler)?;
+        all.throttler = Some(throttler);
         Ok(all)
+    }
+
+    /// What slows the vCPUs down. A machine has one at a time.
+    pub fn throttle(&self) -> VcpuThrottle {
+        VcpuThrottle::new(Arc::clone(&self.gate))
     }
 
     /// How many vCPUs there are.
@@ -123,9 +176,7 @@ impl Vcpus {
     /// [`VcpuError::Ended`] if the guest has ended.
     pub fn run(&mut self) -> Result<(), VcpuError> {
         self.check_alive()?;
-        for vcpu in &self.vcpus {
-            vcpu.immediate_exit.set(false);
-        }
+        // Each clears its `immediate_exit` when it passes the gate.
         self.gate.want(Wanted::Run);
         Ok(())
     }
@@ -138,12 +189,14 @@ impl Vcpus {
     pub fn pause(&mut self) -> Result<(), VcpuError> {
         // For all vCPUs first, so that a vCPU that wakes from its sleep meanwhile does not run on.
         for vcpu in &self.vcpus {
-            vcpu.immediate_exit.set(true);
+            vcpu.exit.immediate.set(true);
         }
         self.gate.want(Wanted::Pause);
-        let paused = self
-            .kick()
-            .and_then(|()| self.gate.wait_parked(self.count()));
+        let parked = || match self.gate.wait_parked(self.count()) {
+            0 => Ok(()),
+            missing => Err(VcpuError::DidNotPark(missing)),
+        };
+        let paused = self.kick().and_then(|()| parked());
         if paused.is_err() {
             self.run()?;
         }
@@ -153,7 +206,7 @@ impl Vcpus {
     /// # Errors
     /// [`VcpuError::Ended`] if the guest has powered off, reset itself or crashed.
     pub fn check_alive(&self) -> Result<(), VcpuError> {
-        if self.gate.state.lock().ended {
+        if self.gate.has_ended() {
             Err(VcpuError::Ended)
         } else {
             Ok(())
@@ -161,19 +214,7 @@ impl Vcpus {
     }
 
     fn kick(&self) -> Result<(), VcpuError> {
-        for (index, vcpu) in self.vcpus.iter().enumerate() {
-            let failed = |source| VcpuError::Io {
-                vcpu: index,
-                action: "be interrupted",
-                source,
-            };
-            vcpu.immediate_exit.set(true);
-            let signal = kick_signal().map_err(failed)?;
-            if let Some(thread) = &vcpu.thread {
-                thread.kill(signal).map_err(|e| failed(e.into()))?;
-            }
-        }
-        Ok(())
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.exit.kick())
     }
 }
 
@@ -183,90 +224,12 @@ impl Drop for Vcpus {
         if let Err(error) = self.kick() {
             log::error!("{error}");
         }
+        // A thread that panicked has printed why.
+        let _ = self.throttler.take().map(JoinHandle::join);
         for vcpu in &mut self.vcpus {
-            // A thread that panicked has printed why.
-            let _ = vcpu.thread.take().map(JoinHandle::join);
+            let thread = vcpu.exit.thread.lock().take();
+            let _ = thread.map(JoinHandle::join);
         }
-    }
-}
-
-/// The gate at which threads park, and what opens it.
-#[derive(Debug, Default)]
-struct Gate {
-    state: Mutex<GateState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct GateState {
-    wanted: Wanted,
-    /// How many threads are parked.
-    parked: usize,
-    /// Whether the guest has ended, so that no vCPU runs again.
-    ended: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Wanted {
-    #[default]
-    Pause,
-    Run,
-    Quit,
-}
-
-impl Gate {
-    fn want(&self, wanted: Wanted) {
-        self.state.lock().wanted = wanted;
-        self.changed.notify_all();
-    }
-
-    /// Parks the calling thread until it must run (true) or quit (false).
-    fn pass(&self) -> bool {
-        let mut state = self.state.lock();
-        if state.may_run() {
-            return true;
-        }
-        state.parked += 1;
-        self.changed.notify_all();
-        while !state.may_run() && state.wanted != Wanted::Quit {
-            self.changed.wait(&mut state);
-        }
-        state.parked -= 1;
-        state.may_run()
-    }
-
-    /// Sleeps for `duration`, or until the calling thread must park or quit.
-    fn sleep(&self, duration: Duration) {
-        let end = Instant::now() + duration;
-        let mut state = self.state.lock();
-        while state.may_run() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            self.changed.wait_for(&mut state, left);
-        }
-    }
-
-    fn wait_parked(&self, count: usize) -> Result<(), VcpuError> {
-        let mut state = self.state.lock();
-        self.changed
-            .wait_while_for(&mut state, |state| state.parked < count, PATIENCE);
-        match count - state.parked {
-            0 => Ok(()),
-            missing => Err(VcpuError::DidNotPark(missing)),
-        }
-    }
-
-    fn end(&self) {
-        self.state.lock().ended = true;
-        self.changed.notify_all();
-    }
-}
-
-impl GateState {
-    fn may_run(&self) -> bool {
-        self.wanted == Wanted::Run && !self.ended
     }
 }
 
@@ -274,6 +237,7 @@ impl GateState {
 struct Runner {
     index: usize,
     fd: Arc<Mutex<VcpuFd>>,
+    exit: Arc<Exit>,
     gate: Arc<Gate>,
     bus: Arc<IoBus>,
     events: Sender<MachineEvent>,
@@ -281,7 +245,7 @@ struct Runner {
 
 impl Runner {
     fn live(self) {
-        while self.gate.pass() {
+        while self.gate.pass(|| self.exit.immediate.set(false)) {
             if let Some(end) = self.run() {
                 self.gate.end();
                 // Nobody may be listening any more.
@@ -355,6 +319,8 @@ impl Runner {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::memory::{MachineMemory, MemoryOptions};
     use crate::serial::Console;
@@ -369,6 +335,9 @@ mod tests {
     const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
     const FLAGS: GuestAddress = GuestAddress(CLOCK + 29);
     const GUEST_STOPPED: u8 = 1 << 1;
+
+    /// The time limit for what must happen.
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn a_guest_with_a_paravirtual_clock_is_told_of_every_pause() {

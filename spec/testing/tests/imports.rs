@@ -21,6 +21,7 @@ const ORDERS: &[(&str, &[&str])] = &[
             "report",
             "rule",
             "walk",
+            "convergence",
             "wire",
             "hints",
             "paging",

@@ -9,7 +9,7 @@ use host_migrator::wire::TlsFiles;
 use host_migrator::{MigrationReport, MigrationState, MigrationStatus};
 use lacuna::args::GuestKind;
 use lacuna::compare::{CompareError, Host, Verdict, ask_oracle};
-use lacuna::control::{self, Answer, CompressionName, HintMode, MigrateArguments};
+use lacuna::control::{self, Answer, CompressionName, HintMode, MigrateArguments, TuningArguments};
 use lacuna::machine::MachineState;
 
 use super::PATIENCE;
@@ -33,6 +33,8 @@ pub struct Migration {
     pub downtime_limit: u64,
     /// Rounds after which the guest is stopped, however much is left.
     pub max_rounds: Option<NonZeroU32>,
+    /// The throttle.
+    pub tuning: TuningArguments,
     /// Clauses of the rule that are switched off. Only a build with `cfg(clause_switches)` accepts any.
     pub switched_off: Vec<&'static str>,
 }
@@ -48,6 +50,7 @@ impl Default for Migration {
             tls: None,
             downtime_limit: 300,
             max_rounds: None,
+            tuning: TuningArguments::default(),
             switched_off: Vec::new(),
         }
     }
@@ -87,7 +90,8 @@ impl Migration {
             max_rounds: self.max_rounds,
             hints: self.hints,
             ..MigrateArguments::to(uri.to_owned())
-        };
+        }
+        .tuned(self.tuning);
         let command = control::Command::Migrate(arguments.into());
         let mut command = serde_json::to_value(command).expect("a command is JSON");
         if !self.switched_off.is_empty() {

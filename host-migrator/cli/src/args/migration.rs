@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
+use super::convergence::ConvergenceArgs;
 use super::machine::{GuestArgs, WorkloadArgs};
 use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
@@ -190,6 +191,9 @@ pub struct MigrationArgs {
     /// that writes faster than the link sends. Without this flag rounds go on until the downtime limit can be kept
     #[arg(long, value_name = "N")]
     pub max_rounds: Option<NonZeroU32>,
+    /// How the migration of a busy guest comes to an end.
+    #[command(flatten)]
+    pub convergence: ConvergenceArgs,
 }
 
 impl MigrationArgs {
@@ -208,5 +212,6 @@ impl MigrationArgs {
             max_rounds: self.max_rounds,
             ..MigrateArguments::to(uri)
         }
+        .tuned(self.convergence.tuning())
     }
 }

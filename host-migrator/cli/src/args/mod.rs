@@ -3,6 +3,7 @@
 
 mod bench;
 mod bench_file;
+mod convergence;
 mod convert;
 mod generate;
 mod machine;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::bench::{ArmName, BenchArgs, BenchJob, ContentKind, TransportArgs};
 pub use self::bench_file::FileArgs;
+pub use self::convergence::{ConvergenceArgs, SetArgs};
 pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
@@ -50,7 +52,7 @@ Exit status:
 ///
 /// `lacuna compare` migrates a real guest with and without free page hints, checks every page at the
 /// destination, and shows what the hints saved. The other jobs are its parts: `run` starts a guest,
-/// `receive` waits for one, `balloon device` collects hints, and `send`, `status` and `cancel` control a
+/// `receive` waits for one, `balloon device` collects hints, and `send`, `status`, `set` and `cancel` control a
 /// migration. `balloon` also controls a balloon device that is already running.
 #[derive(Debug, Parser)]
 #[command(
@@ -87,6 +89,8 @@ pub enum Job {
     Serve(ServeArgs),
     /// Show what a machine and its migration are doing
     Status(StatusArgs),
+    /// Change how a running migration goes on
+    Set(SetArgs),
     /// Cancel a migration: the guest runs on where it is
     Cancel(ControlArgs),
     /// Let a received guest run: one held by --hold, or one whose hand-over was lost

@@ -76,6 +76,15 @@ pub struct Record {
     pub expected_downtime_ms: f64,
     /// Rounds, including the last one, with the guest stopped.
     pub rounds: u64,
+    /// The same, in QEMU's word.
+    #[serde(default)]
+    pub iteration_count: u64,
+    /// Harvests of the dirty logs while the guest ran, at the end of a round and in the middle of one.
+    #[serde(default)]
+    pub dirty_sync_count: u64,
+    /// The most that the guest was throttled, in percent of its time.
+    #[serde(default)]
+    pub throttle_max_percent: u8,
     /// Pages sent with their content, each sending counted.
     pub pages_sent: u64,
     /// Pages found to be zero.

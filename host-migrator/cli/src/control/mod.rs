@@ -14,17 +14,19 @@ mod descriptors;
 mod direct_io;
 mod peers;
 mod server;
+mod tuning;
 
 pub use client::{Client, ClientError};
 pub use compression::CompressionName;
 pub use direct_io::DirectIoName;
 pub use server::{Handler, Served, serve};
+pub use tuning::TuningArguments;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use host_migrator::wire::{TlsConfig, TlsFiles};
-use host_migrator::{EARLY_HARVESTS, PageSource, PageSources};
+use host_migrator::{EARLY_HARVESTS, PageSource, PageSources, SYNC_INTERVAL};
 use serde::{Deserialize, Serialize};
 
 /// A command to a machine. The names follow QMP where QMP has the command.
@@ -35,6 +37,8 @@ pub enum Command {
     Status,
     /// Migrate the machine.
     Migrate(Box<MigrateArguments>),
+    /// Change how the running migration goes on.
+    MigrateSetParameters(TuningArguments),
     /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
     /// The full report of the last migration.
@@ -99,6 +103,30 @@ pub struct MigrateArguments {
     /// limit can be kept.
     #[serde(default)]
     pub max_rounds: Option<NonZeroU32>,
+    /// Throttle the guest if it writes too fast.
+    #[serde(default)]
+    pub auto_converge: bool,
+    /// The first step of the throttle, in percent; default: 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_initial: Option<u8>,
+    /// Each further step, in percent; default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_increment: Option<u8>,
+    /// The most, in percent; default: 99.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_max: Option<u8>,
+    /// Steps are smaller where that is enough; default: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_tailslow: Option<bool>,
+    /// The throttle also rises when the share of dirtied pages does not fall; default: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_responsive: Option<bool>,
+    /// Pages dirtied for each hundred that are sent, from which the guest writes too fast; default: 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle_trigger_threshold: Option<u8>,
+    /// Milliseconds between harvests in the middle of a round; 0: none.
+    #[serde(default = "default_sync_interval")]
+    pub sync_interval: u64,
     /// TLS: the file of this side's certificate. The machine reads the three files; all together switch TLS on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_certificate: Option<PathBuf>,
@@ -149,6 +177,14 @@ impl MigrateArguments {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             max_rounds: None,
+            auto_converge: false,
+            cpu_throttle_initial: None,
+            cpu_throttle_increment: None,
+            cpu_throttle_max: None,
+            cpu_throttle_tailslow: None,
+            cpu_throttle_responsive: None,
+            throttle_trigger_threshold: None,
+            sync_interval: default_sync_interval(),
             tls_certificate: None,
             tls_key: None,
             tls_ca: None,
@@ -166,6 +202,37 @@ impl MigrateArguments {
 }
 
 impl MigrateArguments {
+    /// These arguments with those of the throttle, and the time between harvests, from `tuning`.
+    #[must_use]
+    pub fn tuned(self, tuning: TuningArguments) -> Self {
+        Self {
+            auto_converge: tuning.auto_converge.unwrap_or(self.auto_converge),
+            cpu_throttle_initial: tuning.cpu_throttle_initial,
+            cpu_throttle_increment: tuning.cpu_throttle_increment,
+            cpu_throttle_max: tuning.cpu_throttle_max,
+            cpu_throttle_tailslow: tuning.cpu_throttle_tailslow,
+            cpu_throttle_responsive: tuning.cpu_throttle_responsive,
+            throttle_trigger_threshold: tuning.throttle_trigger_threshold,
+            sync_interval: tuning.sync_interval.unwrap_or(self.sync_interval),
+            ..self
+        }
+    }
+
+    /// The throttle, and the time between harvests.
+    pub fn tuning(&self) -> TuningArguments {
+        TuningArguments {
+            auto_converge: Some(self.auto_converge),
+            cpu_throttle_initial: self.cpu_throttle_initial,
+            cpu_throttle_increment: self.cpu_throttle_increment,
+            cpu_throttle_max: self.cpu_throttle_max,
+            cpu_throttle_tailslow: self.cpu_throttle_tailslow,
+            cpu_throttle_responsive: self.cpu_throttle_responsive,
+            throttle_trigger_threshold: self.throttle_trigger_threshold,
+            sync_interval: Some(self.sync_interval),
+            ..TuningArguments::default()
+        }
+    }
+
     /// The certificates to migrate with; `None` for a migration without TLS.
     ///
     /// # Errors
@@ -195,6 +262,10 @@ impl MigrateArguments {
 /// QEMU's default.
 const fn default_downtime_limit() -> u64 {
     300
+}
+
+const fn default_sync_interval() -> u64 {
+    SYNC_INTERVAL.as_millis() as u64
 }
 
 const fn default_early_harvests() -> u32 {

@@ -11,6 +11,8 @@ use host_migrator::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::control::TuningArguments;
+
 /// What the last migration away from here did with the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Away {
@@ -155,6 +157,21 @@ impl Outgoing {
             status.error_desc = Some(format!("the guest has ended: {why}"));
         }
         status
+    }
+
+    /// Changes how the running migration goes on.
+    ///
+    /// # Errors
+    /// A sentence, if no migration is running, or a value cannot be used. Nothing is changed then.
+    pub fn tune(&self, arguments: &TuningArguments) -> Result<(), String> {
+        let slot = self.slot.lock();
+        let Some(monitor) = slot.monitor.as_ref().filter(|_| slot.running) else {
+            return Err("no migration is under way".into());
+        };
+        monitor.tune(|tuning| {
+            *tuning = arguments.on(*tuning)?;
+            Ok(())
+        })
     }
 
     /// Called when the guest has ended for the reason `why`. A migration that is under way ends, too.

@@ -344,9 +344,13 @@ impl Process {
                 (Some(channel), Box::new(self.machine.clone()))
             }
         };
-        let logs = self.machine.lock().dirty_logs();
+        let (logs, throttle) = {
+            let machine = self.machine.lock();
+            (machine.dirty_logs(), machine.throttle())
+        };
         let mut source = Source::new(machine, self.ram())
             .logs(logs)
+            .throttle(throttle)
             .trace(self.trace.clone())
             .ownership(self.ownership.clone());
         source.hints = hints;
@@ -418,6 +422,9 @@ impl Handler for Process {
             Command::Status => serde_json::to_value(self.status()).map_err(text),
             Command::Migrate(arguments) => {
                 (self.migrate(&arguments, descriptors)).map(|()| json!({}))
+            }
+            Command::MigrateSetParameters(arguments) => {
+                self.outgoing.tune(&arguments).map(|()| json!({}))
             }
             Command::MigrateCancel => self.outgoing.cancel().map(|()| json!({})),
             Command::QueryReport => match self.outgoing.report() {
@@ -500,7 +507,10 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         ));
     }
     let compression = arguments.multifd_compression;
+    let tuning = arguments.tuning().on(MigrationParams::default().tuning())?;
     let params = MigrationParams::default()
+        .with_auto_converge(tuning.auto_converge)
+        .with_sync_interval(tuning.sync_interval)
         .with_multifd_channels(channels)
         .with_compression(compression.with_level(arguments.multifd_zstd_level)?)
         .with_max_bandwidth(arguments.max_bandwidth)

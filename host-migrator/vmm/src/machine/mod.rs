@@ -30,6 +30,7 @@ use crate::memory::MachineMemory;
 use crate::own_writes::OwnWritesLog;
 use crate::slots::MemorySlots;
 use crate::state::GuestKind;
+use crate::throttle::VcpuThrottle;
 use crate::vcpu::Vcpus;
 use crate::virtio::VhostUserBalloon;
 use crate::virtio::console::VirtioConsole;
@@ -152,6 +153,11 @@ impl Machine {
         ];
         logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
         logs
+    }
+
+    /// What slows the guest down, for one migration at a time.
+    pub fn throttle(&self) -> VcpuThrottle {
+        self.vcpus.throttle()
     }
 
     /// The kind of guest; `None` before it has arrived.

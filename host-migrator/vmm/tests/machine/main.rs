@@ -13,3 +13,4 @@ mod ownership;
 mod pause;
 mod registers;
 mod state;
+mod throttle;

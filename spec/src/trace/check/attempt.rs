@@ -33,6 +33,8 @@ pub(super) struct Attempt {
     /// Pages that the balloon discarded and that its log has not brought since.
     discarded: Pages,
     stopped: Option<StoppedGuest>,
+    /// How far the guest is throttled, in percent.
+    throttle: u64,
     /// The destination has the memory itself.
     lent: bool,
     handed_over: bool,
@@ -108,6 +110,7 @@ impl Attempt {
             Event::DevicesStopped => self.devices_stopped(),
             Event::HandOver => self.hand_over(),
             Event::Resuming => self.resuming(),
+            Event::Throttles(percent) => self.throttles(percent),
             Event::LogHarvested(log) => self.log_harvested(log),
             Event::LogStopped(log) => self.log(log).map(|log| log.stopped = true),
             other => {
@@ -154,7 +157,29 @@ impl Attempt {
             let why = "the guest was stopped and has not been resumed";
             return Err((Clause::PutBack, why.into()));
         }
+        self.guest_is_at_full_speed()
+    }
+
+    fn throttles(&mut self, percent: u64) -> Result<(), Broken> {
+        if percent >= 100 {
+            let why = format!("a guest without {percent} % of its time does not run");
+            return Err((Clause::Order, why));
+        }
+        if percent > 0 {
+            self.guest_runs("it is throttled")?;
+        }
+        self.throttle = percent;
         Ok(())
+    }
+
+    fn guest_is_at_full_speed(&self) -> Result<(), Broken> {
+        match self.throttle {
+            0 => Ok(()),
+            percent => {
+                let why = format!("the guest is still throttled by {percent} %");
+                Err((Clause::PutBack, why))
+            }
+        }
     }
 
     /// The balloon device is about to give memory back.
@@ -433,6 +458,6 @@ impl Attempt {
             return Err((Clause::OneOwner, "the guest was handed over".into()));
         }
         self.stopped = None;
-        Ok(())
+        self.guest_is_at_full_speed()
     }
 }

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What may be changed while a migration runs: the arguments of `migrate-set-parameters`, and a part of those of `migrate`.
+
+use std::time::Duration;
+
+use host_migrator::{ThrottleParams, Tuning};
+use serde::{Deserialize, Serialize};
+use spec::PAGE_SIZE;
+
+/// Parameters of a running migration. One that is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TuningArguments {
+    /// Greatest bandwidth in bytes a second; 0: all that the link has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<u64>,
+    /// Greatest downtime in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_limit: Option<u64>,
+    /// Whether the guest is throttled if it writes too fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_converge: Option<bool>,
+    /// The first step of the throttle, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_initial: Option<u8>,
+    /// Each further step, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_increment: Option<u8>,
+    /// The most, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_max: Option<u8>,
+    /// Steps are smaller where that is enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_tailslow: Option<bool>,
+    /// The throttle also rises when the share of dirtied pages does not fall.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_responsive: Option<bool>,
+    /// Pages dirtied for each hundred that are sent, from which the guest writes too fast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle_trigger_threshold: Option<u8>,
+    /// Milliseconds between harvests in the middle of a round; 0: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_interval: Option<u64>,
+}
+
+impl TuningArguments {
+    /// `tuning` with these changes.
+    ///
+    /// # Errors
+    /// A sentence, if a value is out of its range or has no effect.
+    pub fn on(&self, tuning: Tuning) -> Result<Tuning, String> {
+        let mut changed = tuning;
+        match self.max_bandwidth {
+            None => {}
+            Some(0) => changed.max_bandwidth = None,
+            Some(slow) if slow < PAGE_SIZE => {
+                return Err(format!(
+                    "a max-bandwidth of {slow} bytes a second is less than one page; 0 is all that the link has"
+                ));
+            }
+            some => changed.max_bandwidth = some,
+        }
+        if let Some(limit) = self.downtime_limit {
+            changed.downtime_limit = Duration::from_millis(limit);
+        }
+        if let Some(interval) = self.sync_interval {
+            changed.sync_interval = (interval > 0).then(|| Duration::from_millis(interval));
+        }
+        let is_on = (self.auto_converge).unwrap_or(tuning.auto_converge.is_some());
+        let throttle = self.throttle(tuning.auto_converge.unwrap_or_default());
+        let throttle = throttle.checked().map_err(|error| error.to_string())?;
+        if !is_on && self.has_numbers() {
+            let text = "the guest is not throttled without auto-converge: switch it on, or leave the throttle's numbers out";
+            return Err(text.into());
+        }
+        changed.auto_converge = is_on.then_some(throttle);
+        Ok(changed)
+    }
+
+    fn throttle(&self, before: ThrottleParams) -> ThrottleParams {
+        ThrottleParams {
+            initial: self.cpu_throttle_initial.unwrap_or(before.initial),
+            increment: self.cpu_throttle_increment.unwrap_or(before.increment),
+            max: self.cpu_throttle_max.unwrap_or(before.max),
+            tailslow: self.cpu_throttle_tailslow.unwrap_or(before.tailslow),
+            responsive: self.cpu_throttle_responsive.unwrap_or(before.responsive),
+            trigger_threshold: (self.throttle_trigger_threshold)
+                .unwrap_or(before.trigger_threshold),
+        }
+    }
+
+    /// Whether there are numbers of the throttle.
+    fn has_numbers(&self) -> bool {
+        let none = Self {
+            max_bandwidth: None,
+            downtime_limit: None,
+            auto_converge: None,
+            sync_interval: None,
+            ..*self
+        };
+        none != Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_migrator::MigrationParams;
+
+    fn on(arguments: TuningArguments) -> Result<Tuning, String> {
+        arguments.on(MigrationParams::default().tuning())
+    }
+
+    #[test]
+    fn what_is_left_out_stays_as_it_is() {
+        let before = MigrationParams::default().tuning();
+        assert_eq!(on(TuningArguments::default()), Ok(before));
+        let arguments = TuningArguments {
+            auto_converge: Some(true),
+            cpu_throttle_increment: Some(7),
+            sync_interval: Some(0),
+            ..Default::default()
+        };
+        let tuned = on(arguments).unwrap();
+        let throttle = tuned.auto_converge.unwrap();
+        assert_eq!((throttle.initial, throttle.increment), (20, 7));
+        assert_eq!(tuned.sync_interval, None);
+        let faster = TuningArguments {
+            cpu_throttle_initial: Some(50),
+            max_bandwidth: Some(1 << 20),
+            ..Default::default()
+        };
+        let tuned = faster.on(tuned).unwrap();
+        let throttle = tuned.auto_converge.unwrap();
+        assert_eq!((throttle.initial, throttle.increment), (50, 7));
+        assert_eq!(tuned.max_bandwidth, Some(1 << 20));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_the_reason() {
+        let throttled = TuningArguments {
+            auto_converge: Some(true),
+            ..Default::default()
+        };
+        let cases = [
+            (
+                TuningArguments {
+                    cpu_throttle_max: Some(100),
+                    ..throttled
+                },
+                "cpu-throttle-max is 100",
+            ),
+            (
+                TuningArguments {
+                    cpu_throttle_max: Some(10),
+                    ..throttled
+                },
+                "cpu-throttle-max is 10, and must be 20 to 99",
+            ),
+            (
+                TuningArguments {
+                    throttle_trigger_threshold: Some(0),
+                    ..throttled
+                },
+                "throttle-trigger-threshold is 0",
+            ),
+            (
+                TuningArguments {
+                    max_bandwidth: Some(10),
+                    ..throttled
+                },
+                "less than one page",
+            ),
+            (
+                TuningArguments {
+                    cpu_throttle_initial: Some(30),
+                    ..Default::default()
+                },
+                "not throttled without auto-converge",
+            ),
+        ];
+        for (arguments, reason) in cases {
+            let error = on(arguments).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

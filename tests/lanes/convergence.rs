@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A real guest that writes faster than the link sends.
+
+use std::num::NonZeroU32;
+
+use lacuna::control::{Command, TuningArguments};
+
+use crate::lab::{
+    BareGuest, Lab, Migration, PATIENCE, command, ends, release_and_check, skipped_without_kvm,
+    status, tell, until_round,
+};
+use host_migrator::MigrationState;
+
+/// A guest that rewrites all of its memory in use in each round over [`SLOW`].
+fn busy() -> BareGuest {
+    BareGuest {
+        in_use: "128M",
+        freed: "32M",
+        dirty_rate: "1G",
+        churn: 0,
+        ..BareGuest::default()
+    }
+}
+
+/// Bytes a second of the link.
+const SLOW: u64 = 64 << 20;
+/// A downtime limit in milliseconds in which that memory is not sent.
+const SHORT: u64 = 5;
+
+fn throttle() -> TuningArguments {
+    TuningArguments {
+        auto_converge: Some(true),
+        cpu_throttle_initial: Some(50),
+        cpu_throttle_increment: Some(20),
+        cpu_throttle_responsive: Some(true),
+        sync_interval: Some(1000),
+        ..TuningArguments::default()
+    }
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_arrives_with_a_throttle_and_not_without() {
+    if skipped_without_kvm("bare, auto-converge") {
+        return;
+    }
+    let unthrottled = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        max_rounds: NonZeroU32::new(4),
+        ..Default::default()
+    };
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let mut moved = lab.move_whole(&unthrottled, &mut source, "unthrottled");
+    assert_eq!(moved.report.iteration_count, 5, "{:?}", moved.report);
+    assert_eq!(moved.report.throttle_max_percent, 0);
+    let throttled = Migration {
+        max_rounds: None,
+        tuning: throttle(),
+        ..unthrottled
+    };
+    let arrived = lab.move_whole(&throttled, &mut moved.destination, "throttled");
+    let report = arrived.report;
+    assert!(report.throttle_max_percent >= 50, "{report:?}");
+    let rounds = report.rounds.len() as u64;
+    assert_eq!(report.iteration_count, rounds);
+    assert_eq!(report.dirty_sync_count, rounds - 1 + report.totals.syncs);
+    assert_eq!(
+        status(&moved.destination).migration.cpu_throttle_percentage,
+        0
+    );
+}
+
+/// The published test of background sync, with the slowest link that a migration takes.
+#[test]
+fn a_round_that_does_not_end_is_harvested_again_and_again() {
+    if skipped_without_kvm("bare, background sync") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::busy());
+    let mut source = lab.running("source");
+    let (mut destination, uri) = lab.receiving("destination", true);
+    let migration = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: 0,
+        tuning: TuningArguments {
+            sync_interval: Some(100),
+            ..throttle()
+        },
+        ..Default::default()
+    };
+    migration.begin(&source, &uri);
+    until_round(&mut source, 2);
+    let page_a_second = ["set", "--max-bandwidth", "4096"];
+    assert_eq!(command(&source, &page_a_second), Ok(()));
+    let mut before = status(&source).migration.ram;
+    source
+        .wait_until("harvests in the middle of a round", PATIENCE, |status| {
+            let now = &status.migration.ram;
+            if now.iteration_count != before.iteration_count {
+                before = now.clone();
+            }
+            Ok(now.dirty_sync_count >= before.dirty_sync_count + 3)
+        })
+        .unwrap();
+    let nonsense = ["set", "--cpu-throttle-max", "100"];
+    let error = command(&source, &nonsense).unwrap_err();
+    assert!(error.contains("must be 50 to 99"), "{error}");
+    let fast = TuningArguments {
+        max_bandwidth: Some(0),
+        downtime_limit: Some(300),
+        auto_converge: Some(false),
+        ..TuningArguments::default()
+    };
+    tell(&source, &Command::MigrateSetParameters(fast));
+    ends(&mut source, MigrationState::Completed);
+    release_and_check(&mut destination);
+}
