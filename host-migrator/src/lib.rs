@@ -31,6 +31,7 @@ pub mod wire;
 
 pub use compression::{Compression, ZstdLevel};
 pub use convergence::background_sync::SYNC_INTERVAL;
+pub use convergence::controller::Goals;
 pub use convergence::throttle::{ThrottleParamError, ThrottleParams};
 pub use destination::{
     Incoming, ReceiveError, ReceiveReport, ReceiveState, ReceiveStatus, receive,

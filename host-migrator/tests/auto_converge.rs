@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Clock, Connection, DirtyLog, DirtyLogError, LogSource, MachineError, Migration,
+    Clock, Connection, DirtyLog, DirtyLogError, Goals, LogSource, MachineError, Migration,
     MigrationBitmap, MigrationHandle, MigrationParams, MigrationState, OwnershipRecord, Source,
     Throttle, ThrottleParams, receive,
 };
@@ -350,4 +350,40 @@ fn a_throttle_that_fails_does_not_end_the_migration() {
     handle.cancel();
     eventually("the end", || handle.is_over().then_some(()));
     assert_eq!(handle.status().status, MigrationState::Cancelled);
+}
+
+#[test]
+fn what_is_left_to_the_engine_stays_within_what_is_allowed_and_is_told() {
+    let rig = Rig::new(FIFTY_PAGES_A_SECOND);
+    let goals = Goals {
+        downtime_limit: Duration::ZERO,
+        most_downtime: Duration::ZERO,
+        deadline: None,
+        max_guest_slowdown: 60,
+    };
+    let params = rig.params().with_auto_converge(None).with_goals(goals);
+    let handle = rig.start(params);
+    let percent = eventually("a throttled guest", || {
+        Some(rig.throttle.percent()).filter(|percent| *percent > 0)
+    });
+    assert!(percent <= 60);
+    let other = Goals {
+        downtime_limit: Duration::from_secs(3600),
+        most_downtime: Duration::from_secs(3600),
+        ..goals
+    };
+    handle.monitor().tune(|tuning| {
+        tuning.max_bandwidth = None;
+        tuning.goals = Some(other);
+    });
+    let (_, sent) = handle.join();
+    let report = sent.unwrap();
+    assert!(
+        (1..=60).contains(&report.throttle_max_percent),
+        "{report:?}"
+    );
+    let decisions = report.decisions.join("\n");
+    assert!(decisions.contains("throttles the guest by"), "{decisions}");
+    assert!(decisions.contains("stops the guest"), "{decisions}");
+    assert_eq!(rig.throttle.percent(), 0);
 }

@@ -4,5 +4,6 @@
 //! Nothing here does I/O or reads a clock, so a migration, a test and a simulation use the same decisions.
 
 pub mod background_sync;
+pub mod controller;
 pub mod downtime;
 pub mod throttle;

@@ -305,6 +305,9 @@ pub struct MigrationReport {
     /// The most that the guest was throttled, in percent of its time.
     #[serde(default)]
     pub throttle_max_percent: u8,
+    /// What was decided so that the migration ends, in words, if it was left to the engine ([`Goals`](crate::Goals)).
+    #[serde(default)]
+    pub decisions: Vec<String>,
     /// Pages of the guest's memory.
     pub pages_total: u64,
     /// Pages left out before the first round as holes of the memory files, for whatever reason.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Throttles the guest as the policy in [`convergence`](crate::convergence) says, and says when a long round is harvested.
+//! Applies what [`convergence`](crate::convergence) decides: throttles the guest, harvests long rounds before they end, and says
+//! when the guest is stopped.
 
 use std::time::Duration;
 
@@ -8,25 +9,67 @@ use spec::trace::Event;
 use super::clock::Clock;
 use super::progress::Progress;
 use crate::convergence::background_sync::BackgroundSync;
+use crate::convergence::controller::{Controller, Decision, View};
+use crate::convergence::downtime::Downtime;
 use crate::convergence::throttle::{AutoConverge, Sample};
 use crate::report::trace::Trace;
-use crate::source::params::MigrationParams;
+use crate::source::params::{MigrationParams, Tuning};
 use crate::vm::throttle::Throttle;
 
-/// The throttle of a migration.
+/// The convergence of a migration.
 pub(crate) struct Converging<'a> {
     /// None: the VMM has none, or it has failed.
     throttle: Option<&'a mut (dyn Throttle + 'static)>,
-    policy: AutoConverge,
+    policy: Policy,
     sync: BackgroundSync,
     clock: Clock,
     trace: &'a Trace,
     progress: &'a Progress,
+    tuning: Tuning,
     /// The version of the tuning that is in use.
     tuned: u64,
+    /// When the migration began, on the clock.
+    began: Duration,
     /// When the last sample ended, and the bytes sent by then.
     sampled: (Duration, u64),
     most: u8,
+}
+
+/// Who decides.
+enum Policy {
+    /// The operator's knobs.
+    Knobs(AutoConverge),
+    /// What the operator wants.
+    Goals(Controller),
+}
+
+impl Policy {
+    fn new(tuning: &Tuning, can_throttle: bool) -> Self {
+        match tuning.goals {
+            Some(mut goals) => {
+                if !can_throttle {
+                    goals.max_guest_slowdown = 0;
+                }
+                Self::Goals(Controller::new(goals))
+            }
+            None => Self::Knobs(AutoConverge::new(
+                tuning.auto_converge.filter(|_| can_throttle),
+            )),
+        }
+    }
+}
+
+/// What a harvest has shown.
+pub(crate) struct Harvested {
+    pub(crate) dirty_pages: u64,
+    /// Bytes that a page takes on its way.
+    pub(crate) page_bytes: f64,
+    /// Bytes sent so far.
+    pub(crate) sent: u64,
+    /// Pages that are to be sent now.
+    pub(crate) pending: u64,
+    /// The downtime that these would take; none before the link was measured.
+    pub(crate) downtime: Option<Downtime>,
 }
 
 impl<'a> Converging<'a> {
@@ -36,48 +79,73 @@ impl<'a> Converging<'a> {
         trace: &'a Trace,
         progress: &'a Progress,
     ) -> Self {
-        if throttle.is_none() && params.auto_converge.is_some() {
+        let tuning = params.tuning();
+        let throttles = tuning.auto_converge.is_some()
+            || (tuning.goals).is_some_and(|goals| goals.max_guest_slowdown > 0);
+        if throttle.is_none() && throttles {
             log::warn!("the guest is not throttled: its machine has no throttle");
         }
         let now = params.clock.now();
-        let on = throttle.is_some();
         Self {
-            policy: AutoConverge::new(params.auto_converge.filter(|_| on)),
-            sync: BackgroundSync::new(params.sync_interval, now),
+            policy: Policy::new(&tuning, throttle.is_some()),
+            sync: BackgroundSync::new(tuning.sync_interval, now),
             throttle,
             clock: params.clock.clone(),
             trace,
             progress,
+            tuning,
             tuned: 0,
+            began: now,
             sampled: (now, 0),
             most: 0,
         }
     }
 
-    /// Whether round `round` is to be harvested now, before it ends. That is of no use unless the throttle may rise.
+    /// Whether round `round` is to be harvested now, before it ends. That is of no use where nothing can follow from it.
     pub(crate) fn sync_is_due(&mut self, round: u32) -> bool {
-        if let Some(tuning) = self.progress.tuning_after(&mut self.tuned) {
-            self.sync.change(tuning.sync_interval);
-            let percent = match self.throttle {
-                Some(_) => self.policy.change(tuning.auto_converge),
-                None => 0,
-            };
-            self.set(percent);
-        }
-        self.sync.is_due(self.clock.now(), round) && self.policy.can_rise()
+        self.take_tuning();
+        let is_due = self.sync.is_due(self.clock.now(), round);
+        is_due
+            && match &self.policy {
+                Policy::Knobs(policy) => policy.can_rise(),
+                Policy::Goals(controller) => controller.is_interested(),
+            }
     }
 
-    /// A harvest has brought `dirty_pages`, each of which takes `page_bytes` on its way, and `sent` bytes were sent by now.
-    pub(crate) fn harvested(&mut self, dirty_pages: u64, page_bytes: f64, sent: u64) {
+    /// Decides after a harvest. Returns whether the guest is to be stopped.
+    pub(crate) fn harvested(&mut self, harvest: &Harvested) -> bool {
+        self.take_tuning();
         let now = self.clock.now();
         self.sync.harvested(now);
-        let (before, sent_before) = std::mem::replace(&mut self.sampled, (now, sent));
-        let percent = self.policy.observe(Sample {
-            dirty_bytes: (dirty_pages as f64 * page_bytes) as u64,
-            sent_bytes: sent.saturating_sub(sent_before),
-            period: now.saturating_sub(before),
-        });
-        self.set(percent);
+        let (before, sent_before) = std::mem::replace(&mut self.sampled, (now, harvest.sent));
+        let sent = harvest.sent.saturating_sub(sent_before);
+        let period = now.saturating_sub(before);
+        match &mut self.policy {
+            Policy::Knobs(policy) => {
+                let percent = policy.observe(Sample {
+                    dirty_bytes: (harvest.dirty_pages as f64 * harvest.page_bytes) as u64,
+                    sent_bytes: sent,
+                    period,
+                });
+                self.set(percent);
+                let limit = self.tuning.downtime_limit;
+                (harvest.downtime).is_some_and(|downtime| downtime.fits(limit))
+            }
+            Policy::Goals(controller) => {
+                let decision = controller.decide(View {
+                    now: now.saturating_sub(self.began),
+                    pending: harvest.pending,
+                    dirty: harvest.dirty_pages,
+                    sent: (sent as f64 / harvest.page_bytes) as u64,
+                    period,
+                    downtime: harvest.downtime,
+                });
+                if let Decision::Throttle(percent) = decision {
+                    self.set(percent);
+                }
+                decision == Decision::SwitchOver
+            }
+        }
     }
 
     /// The most that the guest was throttled, in percent.
@@ -85,12 +153,45 @@ impl<'a> Converging<'a> {
         self.most
     }
 
+    /// What was decided, in words.
+    pub(crate) fn decisions(&self) -> &[String] {
+        match &self.policy {
+            Policy::Knobs(_) => &[],
+            Policy::Goals(controller) => controller.decisions(),
+        }
+    }
+
+    fn take_tuning(&mut self) {
+        let Some(tuning) = self.progress.tuning_after(&mut self.tuned) else {
+            return;
+        };
+        self.tuning = tuning;
+        self.sync.change(tuning.sync_interval);
+        let can_throttle = self.throttle.is_some();
+        let percent = match (&mut self.policy, tuning.goals) {
+            (Policy::Knobs(policy), None) => {
+                policy.change(tuning.auto_converge.filter(|_| can_throttle))
+            }
+            (Policy::Goals(controller), Some(mut goals)) => {
+                if !can_throttle {
+                    goals.max_guest_slowdown = 0;
+                }
+                controller.change(goals);
+                controller.throttle()
+            }
+            _ => {
+                self.policy = Policy::new(&tuning, can_throttle);
+                0
+            }
+        };
+        self.set(percent);
+    }
+
     fn set(&mut self, percent: u8) {
         let Some(throttle) = &mut self.throttle else {
             return;
         };
-        let status = self.progress.throttle_percent();
-        if percent == status {
+        if percent == self.progress.throttle_percent() {
             return;
         }
         self.trace.record(Event::Throttles(percent.into()));
@@ -104,7 +205,7 @@ impl<'a> Converging<'a> {
             Err(error) => {
                 log::warn!("the guest is not throttled any further: {error}");
                 self.throttle = None;
-                self.policy.change(None);
+                self.policy = Policy::new(&self.tuning, false);
             }
         }
     }

@@ -7,6 +7,7 @@ use spec::stream::MAX_CHANNELS;
 
 use crate::compression::Compression;
 use crate::convergence::background_sync::SYNC_INTERVAL;
+use crate::convergence::controller::Goals;
 use crate::convergence::throttle::ThrottleParams;
 use crate::report::page_source::PageSources;
 use crate::rule::clause::Clauses;
@@ -59,9 +60,12 @@ pub struct MigrationParams {
     pub sync_pages: Option<u64>,
     /// Throttle a guest that writes too fast; none: never. It needs a [`Throttle`](crate::Throttle) of the VMM.
     pub auto_converge: Option<ThrottleParams>,
+    /// Leave it to the engine how the migration of a busy guest comes to its end: whether it throttles the guest, how far, and whether
+    /// it allows a longer downtime. [`MigrationParams::auto_converge`] and [`MigrationParams::downtime_limit`] mean nothing then.
+    pub goals: Option<Goals>,
     /// Harvest the dirty logs in the middle of a round, the first excepted, whenever so much time has passed since the last
     /// harvest: then the throttle need not wait for the round's end. None: never. It is not done where the throttle cannot rise:
-    /// without [`MigrationParams::auto_converge`], or at its maximum.
+    /// without [`MigrationParams::auto_converge`] and [`MigrationParams::goals`], or at its maximum.
     pub sync_interval: Option<Duration>,
     /// The clock of these decisions.
     pub clock: Clock,
@@ -100,6 +104,7 @@ impl Default for MigrationParams {
             early_harvests: EARLY_HARVESTS,
             sync_pages: None,
             auto_converge: None,
+            goals: None,
             sync_interval: Some(SYNC_INTERVAL),
             clock: Clock::default(),
             local: false,
@@ -217,6 +222,15 @@ impl MigrationParams {
         }
     }
 
+    /// Sets [`MigrationParams::goals`].
+    #[must_use]
+    pub fn with_goals(self, goals: impl Into<Option<Goals>>) -> Self {
+        Self {
+            goals: goals.into(),
+            ..self
+        }
+    }
+
     /// Sets [`MigrationParams::sync_interval`].
     #[must_use]
     pub fn with_sync_interval(self, sync_interval: impl Into<Option<Duration>>) -> Self {
@@ -268,6 +282,8 @@ pub struct Tuning {
     pub downtime_limit: Duration,
     /// [`MigrationParams::auto_converge`]. Without, the guest gets its full speed back.
     pub auto_converge: Option<ThrottleParams>,
+    /// [`MigrationParams::goals`].
+    pub goals: Option<Goals>,
     /// [`MigrationParams::sync_interval`].
     pub sync_interval: Option<Duration>,
 }
@@ -282,6 +298,7 @@ impl MigrationParams {
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
             auto_converge: self.auto_converge,
+            goals: self.goals,
             sync_interval: self.sync_interval,
         }
     }

@@ -232,6 +232,7 @@ fn run<S: Sink>(
     report.iteration_count = status.ram.iteration_count;
     report.dirty_sync_count = status.ram.dirty_sync_count;
     report.throttle_max_percent = sender.converging.most();
+    report.decisions = sender.converging.decisions().to_vec();
     report.hints = status.hints;
     let (maps, left_out) = sender.walk.finish();
     report.maps = maps;
@@ -283,14 +284,13 @@ fn rounds<S: Sink>(
         let harvesting = Instant::now();
         let (tracker, mut harvest) = epoch.end(sender)?;
         sender.out.estimate.harvested(harvesting.elapsed());
-        sender.harvested(&harvest);
+        pending = tracker.bitmap().count();
+        let fits = sender.harvested(&harvest, pending);
         let stats = sender.take_round(&mut harvest);
         by_back_ends = harvest.by_back_ends;
-        pending = tracker.bitmap().count();
         report_round(tracker, &stats, began.elapsed(), pending, progress);
         report.add_round(stats);
         let expected = sender.out.expected_downtime(pending);
-        let fits = expected.is_some_and(|expected| expected.fits(progress.tuning().downtime_limit));
         if fits || params.max_rounds.is_some_and(|max| round >= max) {
             return Ok(expected.map_or(Duration::MAX, Downtime::sum));
         }

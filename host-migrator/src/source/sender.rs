@@ -7,7 +7,7 @@ use spec::PAGE_SIZE;
 use spec::hint_map::HintBits;
 use spec::stream::{MAX_SECTION_PAGES, Totals};
 
-use super::converging::Converging;
+use super::converging::{Converging, Harvested};
 use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
 use crate::compression::{Compression, ZstdLevel};
@@ -127,7 +127,11 @@ impl<'a, S: Sink> Sender<'a, S> {
             {
                 (done_at_sync, since_sync) = (done, 0);
                 let (syncing, elsewhere) = (Instant::now(), self.out.elsewhere);
-                epoch = self.sync(epoch)?;
+                let small;
+                (epoch, small) = self.sync(epoch)?;
+                if small {
+                    break;
+                }
                 opened = Instant::now();
                 // What was sent meanwhile is in it.
                 self.out.elsewhere = elsewhere + syncing.elapsed();
@@ -202,22 +206,31 @@ impl<'a, S: Sink> Sender<'a, S> {
         Ok(true)
     }
 
-    /// Harvests in the middle of the round.
-    fn sync<'t, 'l>(&mut self, epoch: Epoch<'t, 'l>) -> Result<Epoch<'t, 'l>, MigrationError> {
+    /// Harvests in the middle of the round. Returns with the next epoch whether the guest can be stopped, so that the round ends.
+    fn sync<'t, 'l>(
+        &mut self,
+        epoch: Epoch<'t, 'l>,
+    ) -> Result<(Epoch<'t, 'l>, bool), MigrationError> {
         let (epoch, harvest) = epoch.sync(self)?;
-        self.harvested(&harvest);
+        let small = self.harvested(&harvest, epoch.pass().bitmap().count());
         self.synced += harvest;
         self.walk.round_mut().syncs += 1;
         self.out
             .progress
             .update(|status| status.ram.dirty_sync_count += 1);
-        Ok(epoch)
+        Ok((epoch, small))
     }
 
-    /// The throttle follows what `harvest` has brought.
-    pub(crate) fn harvested(&mut self, harvest: &Harvest) {
-        let (page_bytes, sent) = (self.out.pacing.page_bytes(), self.out.sink.bytes());
-        self.converging.harvested(harvest.dirty, page_bytes, sent);
+    /// Decides how the migration goes on after `harvest`, when `pending` pages are to be sent. Returns whether the guest is to be
+    /// stopped.
+    pub(crate) fn harvested(&mut self, harvest: &Harvest, pending: u64) -> bool {
+        self.converging.harvested(&Harvested {
+            dirty_pages: harvest.dirty,
+            page_bytes: self.out.pacing.page_bytes(),
+            sent: self.out.sink.bytes(),
+            pending,
+            downtime: self.out.expected_downtime(pending),
+        })
     }
 
     /// Sends what has been gathered, the last of the round.

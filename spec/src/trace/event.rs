@@ -209,7 +209,7 @@ events! {
     /// Machine: is about to load a guest from a snapshot file: it is another guest from now on, and nobody hands it over. Before.
     50 "restores a guest from a file" Restoring,
     /// Migrator: throttles the guest by so many percent. Before the guest becomes slower; 0 at the end, after it is at full speed.
-    60 "throttles the guest by percent:" Throttles(percent: u64),
+    51 "throttles the guest by percent:" Throttles(percent: u64),
 }
 
 /// An event and who recorded it.

@@ -23,10 +23,29 @@ pub struct ConvergenceArgs {
     /// The numbers of the throttle.
     #[command(flatten)]
     pub throttle: ThrottleArgs,
-    /// With --auto-converge: harvest the dirty log in the middle of a round, too, whenever this many milliseconds have passed, so that
+    /// What the migration may do, from which the machine chooses.
+    #[command(flatten)]
+    pub goals: GoalArgs,
+    /// With --auto-converge, or with what is wanted: harvest the dirty log in the middle of a round, too, whenever this many milliseconds have passed, so that
     /// the throttle need not wait for the end of a long round. 0: at the end of rounds alone
     #[arg(long, value_name = "MS", default_value_t = SYNC_INTERVAL.as_millis() as u64, help_heading = HEADING)]
     pub sync_interval: u64,
+}
+
+/// What the migration may do, from which the machine chooses what is needed.
+#[derive(Clone, Debug, Args)]
+pub struct GoalArgs {
+    /// Leave it to the machine how the migration ends: it may take at most this much of the guest's time, in percent, 0 to 99. It takes
+    /// no more than needed, and nothing from a guest whose migration ends without [default: 0]
+    #[arg(long, value_name = "N", conflicts_with = "auto_converge", help_heading = HEADING)]
+    pub max_guest_slowdown: Option<u8>,
+    /// Leave it to the machine how the migration ends: it should have ended this many milliseconds after its start
+    #[arg(long, value_name = "MS", conflicts_with = "auto_converge", help_heading = HEADING)]
+    pub deadline: Option<u64>,
+    /// Leave it to the machine how the migration ends: it may stop the guest for this long, in milliseconds, if the migration would not end
+    /// otherwise [default: --downtime-limit]
+    #[arg(long, value_name = "MS", conflicts_with = "auto_converge", help_heading = HEADING)]
+    pub downtime_limit_max: Option<u64>,
 }
 
 /// The numbers of the throttle.
@@ -60,6 +79,9 @@ impl ConvergenceArgs {
         TuningArguments {
             auto_converge: Some(self.auto_converge),
             sync_interval: Some(self.sync_interval),
+            max_guest_slowdown: self.goals.max_guest_slowdown,
+            deadline: self.goals.deadline,
+            downtime_limit_max: self.goals.downtime_limit_max,
             ..self.throttle.tuning()
         }
     }
@@ -97,6 +119,9 @@ pub struct SetArgs {
     /// The numbers of the throttle.
     #[command(flatten)]
     pub throttle: ThrottleArgs,
+    /// What the migration may do.
+    #[command(flatten)]
+    pub goals: GoalArgs,
     /// Time between harvests of the dirty log in the middle of a round, in milliseconds; 0: none
     #[arg(long, value_name = "MS")]
     pub sync_interval: Option<u64>,
@@ -111,6 +136,9 @@ impl SetArgs {
             downtime_limit: self.downtime_limit.map(|time| time.as_millis() as u64),
             auto_converge: self.auto_converge,
             sync_interval: self.sync_interval,
+            max_guest_slowdown: self.goals.max_guest_slowdown,
+            deadline: self.goals.deadline,
+            downtime_limit_max: self.goals.downtime_limit_max,
             ..self.throttle.tuning()
         }
     }

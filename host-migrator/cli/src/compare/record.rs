@@ -85,6 +85,9 @@ pub struct Record {
     /// The most that the guest was throttled, in percent of its time.
     #[serde(default)]
     pub throttle_max_percent: u8,
+    /// What the machine has decided so that the migration ends, in words.
+    #[serde(default)]
+    pub decisions: Vec<String>,
     /// Pages sent with their content, each sending counted.
     pub pages_sent: u64,
     /// Pages found to be zero.

@@ -559,6 +559,7 @@ fn record(
         iteration_count: report.iteration_count,
         dirty_sync_count: report.dirty_sync_count,
         throttle_max_percent: report.throttle_max_percent,
+        decisions: report.decisions.clone(),
         pages_sent: totals.pages_sent,
         pages_zero: totals.pages_zero,
         pages_hinted: totals.pages_hinted,

@@ -124,6 +124,16 @@ pub struct MigrateArguments {
     /// Pages dirtied for each hundred that are sent, from which the guest writes too fast; default: 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle_trigger_threshold: Option<u8>,
+    /// The most of its time that the guest may lose, in percent. With this, `deadline` or `downtime-limit-max` the machine chooses how
+    /// the migration ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_guest_slowdown: Option<u8>,
+    /// Milliseconds after which the migration should have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
+    /// The longest downtime in milliseconds, if the migration would not end otherwise; default: `downtime-limit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_limit_max: Option<u64>,
     /// Milliseconds between harvests in the middle of a round; 0: none.
     #[serde(default = "default_sync_interval")]
     pub sync_interval: u64,
@@ -184,6 +194,9 @@ impl MigrateArguments {
             cpu_throttle_tailslow: None,
             cpu_throttle_responsive: None,
             throttle_trigger_threshold: None,
+            max_guest_slowdown: None,
+            deadline: None,
+            downtime_limit_max: None,
             sync_interval: default_sync_interval(),
             tls_certificate: None,
             tls_key: None,
@@ -213,6 +226,9 @@ impl MigrateArguments {
             cpu_throttle_tailslow: tuning.cpu_throttle_tailslow,
             cpu_throttle_responsive: tuning.cpu_throttle_responsive,
             throttle_trigger_threshold: tuning.throttle_trigger_threshold,
+            max_guest_slowdown: tuning.max_guest_slowdown,
+            deadline: tuning.deadline,
+            downtime_limit_max: tuning.downtime_limit_max,
             sync_interval: tuning.sync_interval.unwrap_or(self.sync_interval),
             ..self
         }
@@ -228,6 +244,9 @@ impl MigrateArguments {
             cpu_throttle_tailslow: self.cpu_throttle_tailslow,
             cpu_throttle_responsive: self.cpu_throttle_responsive,
             throttle_trigger_threshold: self.throttle_trigger_threshold,
+            max_guest_slowdown: self.max_guest_slowdown,
+            deadline: self.deadline,
+            downtime_limit_max: self.downtime_limit_max,
             sync_interval: Some(self.sync_interval),
             ..TuningArguments::default()
         }

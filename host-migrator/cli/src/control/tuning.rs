@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use host_migrator::{ThrottleParams, Tuning};
+use host_migrator::{Goals, ThrottleParams, Tuning};
 use serde::{Deserialize, Serialize};
 use spec::PAGE_SIZE;
 
@@ -38,6 +38,16 @@ pub struct TuningArguments {
     /// Pages dirtied for each hundred that are sent, from which the guest writes too fast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttle_trigger_threshold: Option<u8>,
+    /// The most of its time that the guest may lose, in percent; it alone, or one of the next two, leaves it to the machine how the
+    /// migration ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_guest_slowdown: Option<u8>,
+    /// Milliseconds after which the migration should have ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
+    /// The longest downtime in milliseconds, if the migration would not end otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_limit_max: Option<u64>,
     /// Milliseconds between harvests in the middle of a round; 0: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<u64>,
@@ -74,7 +84,44 @@ impl TuningArguments {
             return Err(text.into());
         }
         changed.auto_converge = is_on.then_some(throttle);
+        changed.goals = self.goals(tuning.goals, changed.downtime_limit)?;
+        if changed.goals.is_some() && is_on {
+            let text = "deadline, max-guest-slowdown and downtime-limit-max leave it to the machine how far the guest is throttled: \
+                        leave auto-converge out";
+            return Err(text.into());
+        }
         Ok(changed)
+    }
+
+    fn goals(&self, before: Option<Goals>, limit: Duration) -> Result<Option<Goals>, String> {
+        let wants = [self.deadline, self.downtime_limit_max];
+        let wanted = wants.iter().any(Option::is_some) || self.max_guest_slowdown.is_some();
+        if !wanted && before.is_none() {
+            return Ok(None);
+        }
+        let before = before.unwrap_or(Goals {
+            downtime_limit: limit,
+            most_downtime: limit,
+            deadline: None,
+            max_guest_slowdown: 0,
+        });
+        let goals = Goals {
+            downtime_limit: limit,
+            most_downtime: (self.downtime_limit_max)
+                .map_or(before.most_downtime.max(limit), Duration::from_millis),
+            deadline: self.deadline.map(Duration::from_millis).or(before.deadline),
+            max_guest_slowdown: (self.max_guest_slowdown).unwrap_or(before.max_guest_slowdown),
+        };
+        if goals.max_guest_slowdown > 99 {
+            let percent = goals.max_guest_slowdown;
+            return Err(format!(
+                "max-guest-slowdown is {percent}, and must be 0 to 99"
+            ));
+        }
+        if goals.most_downtime < limit {
+            return Err("downtime-limit-max is less than downtime-limit".into());
+        }
+        Ok(Some(goals))
     }
 
     fn throttle(&self, before: ThrottleParams) -> ThrottleParams {
@@ -95,6 +142,9 @@ impl TuningArguments {
             max_bandwidth: None,
             downtime_limit: None,
             auto_converge: None,
+            max_guest_slowdown: None,
+            deadline: None,
+            downtime_limit_max: None,
             sync_interval: None,
             ..*self
         };
@@ -134,6 +184,28 @@ mod tests {
         let throttle = tuned.auto_converge.unwrap();
         assert_eq!((throttle.initial, throttle.increment), (50, 7));
         assert_eq!(tuned.max_bandwidth, Some(1 << 20));
+    }
+
+    #[test]
+    fn what_the_operator_wants_stands_until_it_is_changed() {
+        let wants = TuningArguments {
+            deadline: Some(60_000),
+            max_guest_slowdown: Some(50),
+            ..Default::default()
+        };
+        let tuned = on(wants).unwrap();
+        let longer = TuningArguments {
+            downtime_limit: Some(1000),
+            ..Default::default()
+        };
+        let goals = longer.on(tuned).unwrap().goals.unwrap();
+        let second = Duration::from_secs(1);
+        assert_eq!(goals.deadline, Some(60 * second));
+        assert_eq!(
+            (goals.downtime_limit, goals.most_downtime),
+            (second, second)
+        );
+        assert_eq!(goals.max_guest_slowdown, 50);
     }
 
     #[test]
@@ -177,6 +249,27 @@ mod tests {
                     ..Default::default()
                 },
                 "not throttled without auto-converge",
+            ),
+            (
+                TuningArguments {
+                    deadline: Some(1000),
+                    ..throttled
+                },
+                "leave auto-converge out",
+            ),
+            (
+                TuningArguments {
+                    max_guest_slowdown: Some(100),
+                    ..Default::default()
+                },
+                "max-guest-slowdown is 100",
+            ),
+            (
+                TuningArguments {
+                    downtime_limit_max: Some(10),
+                    ..Default::default()
+                },
+                "less than downtime-limit",
             ),
         ];
         for (arguments, reason) in cases {

@@ -507,14 +507,16 @@ fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
         ));
     }
     let compression = arguments.multifd_compression;
-    let tuning = arguments.tuning().on(MigrationParams::default().tuning())?;
-    let params = MigrationParams::default()
+    let limit = Duration::from_millis(arguments.downtime_limit);
+    let params = MigrationParams::default().with_downtime_limit(limit);
+    let tuning = arguments.tuning().on(params.tuning())?;
+    let params = params
         .with_auto_converge(tuning.auto_converge)
+        .with_goals(tuning.goals)
         .with_sync_interval(tuning.sync_interval)
         .with_multifd_channels(channels)
         .with_compression(compression.with_level(arguments.multifd_zstd_level)?)
         .with_max_bandwidth(arguments.max_bandwidth)
-        .with_downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
         .with_early_harvests(arguments.early_harvests)
         .with_max_rounds(arguments.max_rounds.map(NonZeroU32::get))
