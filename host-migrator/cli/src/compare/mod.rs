@@ -10,6 +10,7 @@ mod lane;
 mod oracle;
 mod parts;
 pub mod picture;
+mod plan;
 mod record;
 mod run;
 
@@ -21,8 +22,9 @@ use std::process::ExitStatus;
 pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
+pub use plan::RunPlan;
 pub use record::{Record, chart, files, sources, table};
-pub use run::{RunPlan, ask_about_lent, ask_oracle, memory_of, run_once};
+pub use run::{ask_about_lent, ask_oracle, memory_of, run_once};
 
 use crate::args::CompareArgs;
 use crate::certificates::CertificateError;
@@ -178,7 +180,7 @@ fn headline(args: &CompareArgs) -> String {
     };
     let compressed = match args.migration.multifd_compression {
         CompressionName::None => String::new(),
-        name => format!("; pages compressed with {}", run::name_of(name)),
+        name => format!("; pages compressed with {}", plan::name_of(name)),
     };
     format!(
         "{:?} guest with {} of memory: {} in use, {} written and freed, {fragmented}{} a second rewritten{compressed}",

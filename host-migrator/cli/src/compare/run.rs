@@ -1,34 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One run: start the parts, let the guest work, migrate it, and check the result.
 
-use std::ffi::OsString;
-use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use host_migrator::report::stats::{MigrationReport, MigrationState};
-use host_migrator::report::trace::DEFAULT_SLOTS;
-use host_migrator::{GuestRam, MigrationBitmap, PageSource, PageSources, RamRegion};
+use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
 use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::file;
 use super::oracle::{self, OracleError, PageStates, Verdict};
-use super::parts::{AgentPort, Host};
+use super::parts::Host;
+use super::plan::{RunPlan, name_of};
 use super::record::Record;
-use crate::args::{
-    CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, WorkloadArgs,
-};
-use crate::certificates::{self, Certificates};
-use crate::control::{Command, HintMode, MigrateArguments};
+use crate::args::{ComparedTransport, GuestKind};
+use crate::control::Command;
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
-use crate::nested;
-use crate::size::Size;
 use crate::trace::{self, TraceArgs};
 
 /// How long a guest may take to boot, fill and free its memory.
@@ -39,217 +31,6 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the guest works before it is migrated.
 const SETTLE: Duration = Duration::from_millis(300);
-
-/// What the destination's certificate is for, in a migration with TLS.
-const HOSTNAME: &str = "destination.lacuna";
-
-/// The plan of one run.
-#[derive(Clone, Debug)]
-pub struct RunPlan {
-    /// This program.
-    program: PathBuf,
-    guest: GuestArgs,
-    /// The workload; its seed is this run's.
-    workload: WorkloadArgs,
-    migration: MigrationArgs,
-    hints: HintMode,
-    sources: PageSources,
-    transport: ComparedTransport,
-    /// The snapshot file, if one was named.
-    file: Option<PathBuf>,
-    tls: bool,
-    check_trace: bool,
-    map_rounds: bool,
-    /// Kernel and initial RAM disk of a Linux guest.
-    linux: Option<nested::GuestFiles>,
-    #[cfg(clause_switches)]
-    switch_off: Vec<String>,
-}
-
-impl RunPlan {
-    /// The plans of all runs that `args` asks for.
-    ///
-    /// # Errors
-    /// [`CompareError`] if this program or the guest's kernel cannot be found.
-    pub fn all(args: &CompareArgs) -> Result<Vec<Self>, CompareError> {
-        let program = std::env::current_exe().map_err(|source| CompareError::Io {
-            what: "cannot find this program",
-            source,
-        })?;
-        let linux = match args.guest.kind {
-            GuestKind::Bare => None,
-            GuestKind::Linux => Some(nested::guest_files()?),
-        };
-        let migration = &args.migration;
-        (migration.multifd_compression)
-            .with_level(migration.multifd_zstd_level)
-            .map_err(CompareError::Compression)?;
-        let sources: PageSources = args.sources.iter().copied().collect();
-        if args.guest.kind == GuestKind::Bare && sources.contains(PageSource::Agent) {
-            return Err(CompareError::NoAgent);
-        }
-        file::check(args)?;
-        // Lent memory is lent whole, whatever is known of it.
-        let modes = match args.transport {
-            ComparedTransport::Local => &[HintMode::Off],
-            ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::File => {
-                &args.hints[..]
-            }
-        };
-        let mut plans = Vec::new();
-        for run in 0..u64::from(args.runs) {
-            for hints in modes {
-                let mut workload = args.workload.clone();
-                workload.seed = workload.seed.wrapping_add(run);
-                plans.push(Self {
-                    program: program.clone(),
-                    guest: args.guest.clone(),
-                    workload,
-                    migration: args.migration.clone(),
-                    hints: *hints,
-                    sources,
-                    transport: args.transport,
-                    file: args.file.clone(),
-                    tls: args.tls,
-                    check_trace: args.check_trace,
-                    map_rounds: args.picture.is_some() || !args.json,
-                    linux: linux.clone(),
-                    #[cfg(clause_switches)]
-                    switch_off: args.switch_off.clone(),
-                });
-            }
-        }
-        Ok(plans)
-    }
-
-    /// Makes a new trace in `folder`, if traces are checked.
-    fn new_trace(&self, folder: &Path) -> Result<TraceArgs, CompareError> {
-        let mut args = TraceArgs::default();
-        if self.check_trace {
-            let path = folder.join("trace");
-            host_migrator::Trace::create(&path, DEFAULT_SLOTS).map_err(|source| {
-                CompareError::Io {
-                    what: "cannot make a trace",
-                    source,
-                }
-            })?;
-            args.trace = Some(path);
-        }
-        Ok(args)
-    }
-
-    /// The guest has a port for its agent if any mode asks the agent, because all modes migrate the same guest.
-    fn agent_port(&self) -> AgentPort {
-        if self.sources.contains(PageSource::Agent) {
-            AgentPort::Present
-        } else {
-            AgentPort::Absent
-        }
-    }
-
-    fn machine_args(&self) -> Vec<OsString> {
-        let mut args = Vec::new();
-        push(&mut args, "--guest", name_of(self.guest.kind));
-        push(&mut args, "--memory", bytes(self.guest.memory));
-        push(&mut args, "--vcpus", self.guest.vcpus);
-        args
-    }
-
-    fn run_args(&self) -> Vec<OsString> {
-        let mut args = vec!["run".into()];
-        args.extend(self.machine_args());
-        push(&mut args, "--in-use", bytes(self.workload.in_use));
-        push(&mut args, "--freed", bytes(self.workload.freed));
-        push(&mut args, "--fragment", bytes(self.workload.fragment));
-        push(&mut args, "--dirty-rate", bytes(self.workload.dirty_rate));
-        push(&mut args, "--churn", self.workload.churn);
-        push(&mut args, "--seed", self.workload.seed);
-        push(&mut args, "--hold", name_of(self.workload.hold));
-        push(&mut args, "--answer", name_of(self.workload.answer));
-        push(&mut args, "--append", &self.workload.append);
-        if let Some(files) = &self.linux {
-            args.extend(["--kernel".into(), files.kernel.clone().into()]);
-            args.extend(["--initrd".into(), files.initrd.clone().into()]);
-        }
-        args
-    }
-
-    /// Makes certificates in `folder`, if the migration is to be encrypted.
-    fn new_certificates(&self, folder: &Path) -> Result<Option<Certificates>, CompareError> {
-        if !self.tls {
-            return Ok(None);
-        }
-        let names = [HOSTNAME.to_owned()];
-        Ok(Some(certificates::make(&folder.join("tls"), &names, 1)?))
-    }
-
-    /// The file that the guest goes into, if it goes into one.
-    fn snapshot(&self, folder: &Path) -> Result<Option<PathBuf>, CompareError> {
-        match self.transport {
-            ComparedTransport::File => file::path(self.file.as_deref(), folder).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    fn receive_args(
-        &self,
-        folder: &Path,
-        snapshot: Option<&Path>,
-        tls: Option<&Certificates>,
-    ) -> Vec<OsString> {
-        let address = match self.transport {
-            ComparedTransport::File => snapshot.map(file::uri).unwrap_or_default(),
-            ComparedTransport::Tcp => "tcp:127.0.0.1:0".into(),
-            ComparedTransport::Unix | ComparedTransport::Local => {
-                let mut address = OsString::from("unix:");
-                address.push(folder.join("stream"));
-                address
-            }
-        };
-        let mut args = vec!["receive".into(), address, "--hold".into()];
-        args.extend(self.machine_args());
-        if snapshot.is_some() {
-            push(&mut args, "--direct-io", name_of(self.migration.direct_io));
-        }
-        if let Some(Certificates { destination, .. }) = tls {
-            args.extend([
-                "--tls-certificate".into(),
-                destination.certificate.clone().into(),
-            ]);
-            args.extend(["--tls-key".into(), destination.key.clone().into()]);
-            args.extend(["--tls-ca".into(), destination.ca.clone().into()]);
-        }
-        args
-    }
-
-    fn migrate(&self, uri: String, tls: Option<&Certificates>) -> Command {
-        let files = tls.map(|made| made.source.clone());
-        Command::Migrate(
-            MigrateArguments {
-                tls_hostname: files.is_some().then(|| HOSTNAME.to_owned()),
-                tls_certificate: files.as_ref().map(|files| files.certificate.clone()),
-                tls_key: files.as_ref().map(|files| files.key.clone()),
-                tls_ca: files.map(|files| files.ca),
-                hints: self.hints,
-                sources: self.sources,
-                map_rounds: self.map_rounds,
-                local: self.transport == ComparedTransport::Local,
-                // The oracle needs the guest as it was saved.
-                hold: self.transport == ComparedTransport::File,
-                #[cfg(clause_switches)]
-                switched_off: self.switch_off.clone(),
-                ..self.migration.to(uri)
-            }
-            .into(),
-        )
-    }
-}
-
-impl fmt::Display for RunPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hints {}, seed {}", self.hints, self.workload.seed)
-    }
-}
 
 /// Carries `plan` out.
 ///
@@ -582,21 +363,4 @@ fn record(
             .collect(),
         maps: report.maps.clone(),
     }
-}
-
-fn push(args: &mut Vec<OsString>, flag: &str, value: impl ToString) {
-    args.extend([OsString::from(flag), value.to_string().into()]);
-}
-
-/// A size as it is written on the command line, exactly.
-fn bytes(size: Size) -> String {
-    format!("{}B", size.0)
-}
-
-/// A value as it is written on the command line.
-pub(super) fn name_of(value: impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
 }

@@ -8,6 +8,7 @@ mod console;
 mod life;
 mod outgoing;
 mod process;
+mod request;
 mod restoring;
 mod saving;
 mod shared;

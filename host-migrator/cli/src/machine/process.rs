@@ -2,7 +2,6 @@
 //! The process of a machine: it receives the guest, follows the guest's events, and answers on the control socket.
 
 use std::io;
-use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -12,9 +11,9 @@ use std::time::Duration;
 use host_migrator::hints::DeviceHints;
 use host_migrator::wire::Listener;
 use host_migrator::{
-    DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MAX_CHANNELS, MachineError,
-    MigrationParams, Owner, OwnershipRecord, PageSource, PageSources, RamRegion, ReceiveStatus,
-    STOP_AND_SAVE, Snapshot, SnapshotTarget, Source, SourceMachine, Trace,
+    DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MachineError, MigrationParams,
+    Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot, SnapshotTarget,
+    Source, SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -27,6 +26,7 @@ use super::arriving::Arriving;
 use super::console::LastReport;
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
+use super::request::{file, needs_the_device, params, text};
 use super::restoring::{Restore, Restoring};
 use super::saving::Saving;
 use super::shared::SharedMachine;
@@ -481,68 +481,4 @@ impl Drop for ReceiverDied<'_> {
             self.0.end(Ending::ReceiverDied);
         }
     }
-}
-
-/// The file that the guest is to be saved into.
-fn file(arguments: &MigrateArguments, descriptors: &[OwnedFd]) -> Result<SnapshotTarget, String> {
-    if arguments.local || arguments.tls()?.is_some() || !descriptors.is_empty() {
-        return Err(
-            "a guest is saved into a file without a connection: leave out local, TLS and sockets"
-                .into(),
-        );
-    }
-    arguments.uri.parse().map_err(text)
-}
-
-fn params(arguments: &MigrateArguments) -> Result<MigrationParams, String> {
-    if let Some(slow) = arguments.max_bandwidth.filter(|&bytes| bytes < PAGE_SIZE) {
-        return Err(format!(
-            "a max-bandwidth of {slow} bytes a second is less than one page: leave it out to use all that the link has"
-        ));
-    }
-    let channels = arguments.multifd_channels.unwrap_or_else(default_channels);
-    if !(1..=MAX_CHANNELS).contains(&channels) {
-        return Err(format!(
-            "multifd-channels is {channels}, and must be 1 to {MAX_CHANNELS}"
-        ));
-    }
-    let compression = arguments.multifd_compression;
-    let limit = Duration::from_millis(arguments.downtime_limit);
-    let params = MigrationParams::default().with_downtime_limit(limit);
-    let tuning = arguments.tuning().on(params.tuning())?;
-    let params = params
-        .with_auto_converge(tuning.auto_converge)
-        .with_goals(tuning.goals)
-        .with_sync_interval(tuning.sync_interval)
-        .with_multifd_channels(channels)
-        .with_compression(compression.with_level(arguments.multifd_zstd_level)?)
-        .with_max_bandwidth(arguments.max_bandwidth)
-        .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
-        .with_early_harvests(arguments.early_harvests)
-        .with_max_rounds(arguments.max_rounds.map(NonZeroU32::get))
-        .with_sources(arguments.hints.sources(arguments.sources))
-        .with_map_rounds(arguments.map_rounds)
-        .with_local(arguments.local);
-    #[cfg(clause_switches)]
-    let params = params.with_switched_off(
-        (arguments.switched_off.iter())
-            .map(|name| host_migrator::rule::clause::switch(name).map_err(text))
-            .collect::<Result<_, _>>()?,
-    );
-    Ok(params)
-}
-
-/// Two channels keep two processors busy. More help only where a channel is slower than a processor.
-fn default_channels() -> u32 {
-    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    processors.min(2) as u32
-}
-
-/// Whether a source other than zero pages is used. The device has the guest's hints, and knows which holes it made.
-fn needs_the_device(sources: PageSources) -> bool {
-    sources.without(PageSource::Zero) != PageSources::NONE
-}
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
