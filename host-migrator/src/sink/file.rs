@@ -128,6 +128,7 @@ impl Sink for FileSink {
     }
 
     fn end_round(&mut self, _round: u32) -> Result<(), SinkError> {
+        self.writer()?.expect_rewrites();
         Ok(())
     }
 

@@ -30,8 +30,10 @@ pub(super) struct DataFile {
     /// The file system has refused that after all.
     refused: AtomicBool,
     wanted: DirectIo,
-    /// Bytes of pages that were written through the page cache since it was emptied last.
+    /// Bytes of pages that were written through the page cache, to be dropped from it.
     cached: AtomicU64,
+    /// Pages are written again.
+    rewrites: AtomicBool,
 }
 
 impl DataFile {
@@ -46,6 +48,7 @@ impl DataFile {
             refused: AtomicBool::new(false),
             wanted,
             cached: AtomicU64::new(0),
+            rewrites: AtomicBool::new(false),
         })
     }
 
@@ -54,10 +57,17 @@ impl DataFile {
         &self.file
     }
 
+    /// From now on pages are written again ([`Storage::expect_rewrites`](super::storage::Storage::expect_rewrites)).
+    pub(super) fn expect_rewrites(&self) {
+        self.rewrites.store(true, Ordering::Relaxed);
+    }
+
     /// Writes pages at `at`. The file is at `path`.
     pub(super) fn write_pages(&self, content: &[u8], at: u64, path: &Path) -> io::Result<()> {
         let is_aligned = (content.as_ptr().addr() as u64).is_multiple_of(PAGE_SIZE);
-        let is_worth_it = self.wanted == DirectIo::On || content.len() >= LEAST_DIRECT;
+        let rewrites = self.rewrites.load(Ordering::Relaxed);
+        let is_worth_it =
+            self.wanted == DirectIo::On || (!rewrites && content.len() >= LEAST_DIRECT);
         if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned && is_worth_it)
             && !self.refused.load(Ordering::Relaxed)
         {
@@ -74,6 +84,8 @@ impl DataFile {
         self.file.write_all_at(content, at)?;
         match self.wanted {
             DirectIo::Off => Ok(()),
+            // To wait for the disk now and then would be as slow as the disk.
+            DirectIo::Auto if rewrites => Ok(()),
             DirectIo::Auto | DirectIo::On => self.drop_behind(content.len() as u64),
         }
     }
@@ -94,5 +106,56 @@ impl DataFile {
             let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::aligned::AlignedBytes;
+    use rustix::io::{ReadWriteFlags, preadv2};
+    use std::io::IoSliceMut;
+    use std::path::PathBuf;
+
+    const BYTES: usize = 1 << 20;
+
+    /// Whether the page at `at` is in the page cache.
+    fn is_cached(file: &DataFile, at: u64) -> bool {
+        let mut page = [0; PAGE_SIZE as usize];
+        let into = &mut [IoSliceMut::new(&mut page)];
+        preadv2(&file.file, into, at, ReadWriteFlags::NOWAIT).is_ok()
+    }
+
+    #[test]
+    fn pages_that_a_guest_writes_again_do_not_wait_for_the_disk() {
+        // Beside the program, where there is a disk; the folder for temporary files is often in memory.
+        let folder = std::env::current_exe().unwrap().parent().map(PathBuf::from);
+        let folder = tempfile::tempdir_in(folder.unwrap()).unwrap();
+        let path = folder.path().join("file");
+        for (wanted, later_is_cached) in [(DirectIo::Auto, true), (DirectIo::On, false)] {
+            let file = File::options()
+                .create(true)
+                .truncate(true)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .unwrap();
+            file.set_len(2 * BYTES as u64).unwrap();
+            let file = match DataFile::new(file, &path, wanted) {
+                Ok(file) if file.direct.is_some() => file,
+                other => return println!("skipped: no direct I/O beside this program: {other:?}"),
+            };
+            let mut content = AlignedBytes::zeroed(BYTES);
+            content.fill(1);
+            file.write_pages(&content, 0, &path).unwrap();
+            assert!(!is_cached(&file, 0), "{wanted:?}");
+            file.expect_rewrites();
+            file.write_pages(&content, BYTES as u64, &path).unwrap();
+            assert_eq!(
+                is_cached(&file, BYTES as u64),
+                later_is_cached,
+                "{wanted:?}"
+            );
+        }
     }
 }

@@ -15,9 +15,10 @@ use super::error::SnapshotError;
 /// Whether the pages of a file go through the page cache. Everything else of the file always does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectIo {
-    /// They do not, where the file system can do that; but runs of less than 64 KiB are written through it, which is faster. Where the
-    /// file system cannot do that, a warning says so. Pages that are written through the page cache are dropped from it when they are
-    /// on the disk.
+    /// They do not, where the file system can do that, with two exceptions. Runs of less than 64 KiB are written through it, which
+    /// is faster, and dropped from it when they are on the disk. Pages that a running guest writes again, after the first round, are
+    /// written through it and stay: otherwise a guest that writes faster than the disk would never be saved. Where the file system
+    /// cannot do it, a warning says so.
     #[default]
     Auto,
     /// They do not. A file system that cannot do that is an error.

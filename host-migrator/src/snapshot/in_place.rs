@@ -58,6 +58,10 @@ impl Storage for InPlace {
         self.file.write_pages(content, self.base + at, &self.path)
     }
 
+    fn expect_rewrites(&self) {
+        self.file.expect_rewrites();
+    }
+
     fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
         read(self.file.file(), bytes, self.base + at)
     }

@@ -97,6 +97,10 @@ impl Storage for PartialFile {
         self.file.write_pages(content, at, &self.partial)
     }
 
+    fn expect_rewrites(&self) {
+        self.file.expect_rewrites();
+    }
+
     fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
         read(self.file.file(), bytes, at)
     }

@@ -41,6 +41,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
         self.write(content, at)
     }
 
+    /// From now on [`Storage::write_pages`] gets pages that a running guest has written again, round after round. They may stay in
+    /// the page cache: only then the rounds become shorter although the guest writes faster than the disk.
+    fn expect_rewrites(&self) {}
+
     /// Fills `bytes` with what was written at `at`. Never asked for pages.
     ///
     /// # Errors

@@ -218,6 +218,11 @@ impl SnapshotWriter {
         }
     }
 
+    /// From now on the pages that come were written again by a guest that runs ([`Storage::expect_rewrites`]).
+    pub fn expect_rewrites(&self) {
+        self.storage.expect_rewrites();
+    }
+
     /// Waits until the threads have written all pages that were given. They may be in the page cache, and not on the disk.
     ///
     /// # Errors

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DirectIoName {
-    /// They do not, where the file system can do that (O_DIRECT); runs of less than 64 KiB are written through it, which is faster.
-    /// Where the file system cannot do that, a warning says so. Pages that were written are dropped from the cache
+    /// They do not, where the file system can do that (O_DIRECT), and a warning says where it cannot. Runs of less than 64 KiB
+    /// are written through the cache, which is faster, and dropped from it. What a running guest writes again after the first round
+    /// goes through the cache: so a guest that writes faster than the disk is saved, too
     #[default]
     Auto,
     /// They do not; a file system that cannot do that is an error
