@@ -17,8 +17,8 @@ use spec_testing::skipped;
 
 use crate::files::{open, save, uri};
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, command, end_of, release_and_check, skipped_without_kvm,
-    status, whole_pass,
+    BareGuest, Lab, Migration, PATIENCE, command, end_of, lacuna, release_and_check,
+    skipped_without_kvm, status, whole_pass,
 };
 
 /// A lab with a saved guest, whose source is held; `None` if lazy restores cannot run here.
@@ -197,5 +197,42 @@ fn flags_of_a_lazy_restore_are_for_files_only() {
         args.extend(flags);
         let said = crate::lab::lacuna(&args);
         assert_eq!(said.status.code(), Some(2), "{flags:?}");
+    }
+}
+
+#[test]
+fn compare_restores_a_guest_lazily_and_counts_its_faults() {
+    if skipped_without_kvm("lazy, compare") {
+        return;
+    }
+    if let Err(error) = Userfaultfd::open(false) {
+        return skipped(error);
+    }
+    let memory = [
+        "--memory", "256M", "--in-use", "32M", "--freed", "128M", "--hints", "on",
+    ];
+    let mut arguments = vec!["compare", "--transport", "file", "--restore", "lazy"];
+    arguments.extend(["--prefault", "off", "--max-rounds", "20"]);
+    arguments.extend(["--check-trace", "--json"]);
+    arguments.extend(memory);
+    let output = lacuna(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record["pages_wrong"], 0, "{record}");
+    assert_eq!(record["guest_wrong"], 0, "{record}");
+    assert_eq!(record["pages_compared"], 256 << 8, "{record}");
+    // Nothing is read before the guest asks for it, and it checks all that it uses.
+    assert!(
+        record["faults"].as_u64().unwrap() * PAGE_SIZE >= 32 << 20,
+        "{record}"
+    );
+    assert!(record["fault_p50_us"].as_f64() <= record["fault_p99_us"].as_f64());
+    assert!(record["first_instruction_ms"].as_f64() > Some(0.0));
+    for wrong in [
+        &["--restore", "lazy"][..],
+        &["--transport", "file", "--prefault", "off"],
+    ] {
+        let refused = lacuna(&[&["compare"], wrong].concat());
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     }
 }

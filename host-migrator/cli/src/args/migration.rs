@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use host_migrator::paging::Prefault;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::convergence::ConvergenceArgs;
@@ -105,6 +106,9 @@ pub struct CompareArgs {
     /// With --transport file: how the guest comes out of the file
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub restore: RestoreKind,
+    /// With --restore lazy: how fast memory is read that the guest does not wait for: off, megabytes a second, or max [default: max]
+    #[arg(long, value_name = "PACE")]
+    pub prefault: Option<Prefault>,
     /// Encrypt the migrations with TLS, with certificates that are made for it
     #[arg(long)]
     pub tls: bool,
@@ -151,6 +155,9 @@ pub enum RestoreKind {
     /// All of its memory is read before it runs
     #[default]
     Eager,
+    /// It runs before its memory is read. It is restored twice: held until all memory is there, so that every page can be compared;
+    /// and running, so that its page faults can be counted while it checks its memory
+    Lazy,
 }
 
 /// How to migrate.

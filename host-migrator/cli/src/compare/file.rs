@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::CompareError;
-use crate::args::{CompareArgs, ComparedTransport};
+use crate::args::{CompareArgs, ComparedTransport, RestoreKind};
 use crate::control::CompressionName;
 
 /// What a file has taken and given.
@@ -36,6 +36,16 @@ pub(super) fn check(args: &CompareArgs) -> Result<(), CompareError> {
             if args.file.is_some() =>
         {
             Err(CompareError::Flags("--file is for --transport file"))
+        }
+        ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::Local
+            if args.restore == RestoreKind::Lazy =>
+        {
+            Err(CompareError::Flags(
+                "--restore lazy is for --transport file",
+            ))
+        }
+        _ if args.prefault.is_some() && args.restore == RestoreKind::Eager => {
+            Err(CompareError::Flags("--prefault is for --restore lazy"))
         }
         _ => Ok(()),
     }

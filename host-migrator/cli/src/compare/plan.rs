@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use host_migrator::paging::Prefault;
 use host_migrator::report::trace::DEFAULT_SLOTS;
 use host_migrator::{PageSource, PageSources};
 
@@ -13,7 +14,7 @@ use super::CompareError;
 use super::file;
 use super::parts::AgentPort;
 use crate::args::{
-    CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, WorkloadArgs,
+    CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, RestoreKind, WorkloadArgs,
 };
 use crate::certificates::{self, Certificates};
 use crate::control::{Command, HintMode, MigrateArguments};
@@ -38,6 +39,8 @@ pub struct RunPlan {
     pub(super) transport: ComparedTransport,
     /// The snapshot file, if one was named.
     file: Option<PathBuf>,
+    pub(super) restore: RestoreKind,
+    prefault: Option<Prefault>,
     tls: bool,
     check_trace: bool,
     map_rounds: bool,
@@ -91,6 +94,8 @@ impl RunPlan {
                     sources,
                     transport: args.transport,
                     file: args.file.clone(),
+                    restore: args.restore,
+                    prefault: args.prefault,
                     tls: args.tls,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
@@ -195,6 +200,9 @@ impl RunPlan {
         if snapshot.is_some() {
             push(&mut args, "--direct-io", name_of(self.migration.direct_io));
         }
+        if self.restore == RestoreKind::Lazy {
+            args.push("--lazy".into());
+        }
         if let Some(Certificates { destination, .. }) = tls {
             args.extend([
                 "--tls-certificate".into(),
@@ -203,6 +211,19 @@ impl RunPlan {
             args.extend(["--tls-key".into(), destination.key.clone().into()]);
             args.extend(["--tls-ca".into(), destination.ca.clone().into()]);
         }
+        args
+    }
+
+    /// The destination whose guest runs before its memory was read from `snapshot`.
+    pub(super) fn run_lazily_args(&self, snapshot: &Path) -> Vec<OsString> {
+        let mut args = vec!["receive".into(), file::uri(snapshot), "--lazy".into()];
+        args.extend(self.machine_args());
+        let pace = match self.prefault.unwrap_or(Prefault::Max) {
+            Prefault::Off => "off".to_owned(),
+            Prefault::Max => "max".to_owned(),
+            Prefault::BytesPerSecond(bytes) => (bytes / 1_000_000).to_string(),
+        };
+        push(&mut args, "--prefault", pace);
         args
     }
 

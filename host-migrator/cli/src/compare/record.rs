@@ -65,6 +65,18 @@ pub struct Record {
     /// From the start of the destination's machine and device until the guest was there, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_ms: Option<f64>,
+    /// From the start of the command that restores the guest until the guest ran, or was held, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_instruction_ms: Option<f64>,
+    /// Page faults that were answered while a lazily restored guest checked its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<u64>,
+    /// Microseconds until half of these were answered, from the moment when they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_p50_us: Option<f64>,
+    /// The same for 99 of 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_p99_us: Option<f64>,
     /// From the request to the guest running at the destination; with `file`, as [`Record::save_ms`].
     pub total_ms: f64,
     /// Downtime: how long the guest was stopped.
@@ -158,10 +170,12 @@ pub fn table(records: &[Record]) -> String {
     aligned(&HEADINGS, records.iter().map(cells))
 }
 
-const FILE_HEADINGS: [&str; 6] = [
+const FILE_HEADINGS: [&str; 8] = [
     "hints",
     "save ms",
     "restore ms",
+    "runs after ms",
+    "faults",
     "length",
     "on the disk",
     "/ in use",
@@ -175,6 +189,8 @@ pub fn files(records: &[Record]) -> String {
             record.hints.to_string(),
             format!("{:.0}", record.save_ms?),
             format!("{:.0}", record.restore_ms?),
+            (record.first_instruction_ms).map_or("-".into(), |after| format!("{after:.0}")),
+            (record.faults).map_or("-".into(), |faults| faults.to_string()),
             Size(record.file_bytes?).to_string(),
             Size(allocated).to_string(),
             format!(
@@ -353,6 +369,7 @@ pub(super) mod tests {
             file_allocated_bytes: Some(1 << 28),
             save_ms: Some(12.0),
             restore_ms: Some(7.0),
+            first_instruction_ms: Some(5.0),
             ..record(HintMode::On, 1)
         };
         assert_eq!(files(std::slice::from_ref(&wire)), "");

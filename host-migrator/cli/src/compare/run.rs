@@ -18,7 +18,7 @@ use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::plan::{RunPlan, name_of};
 use super::record::Record;
-use crate::args::{ComparedTransport, GuestKind};
+use crate::args::{ComparedTransport, GuestKind, RestoreKind};
 use crate::control::Command;
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 use crate::trace::{self, TraceArgs};
@@ -125,8 +125,9 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         Some(destination) => destination,
         None => start_destination()?,
     };
-    destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
-        Ok(status.machine == MachineState::Held)
+    let arrived = destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
+        let lazy = status.restore.as_ref().and_then(|it| it.lazy.as_ref());
+        Ok(status.machine == MachineState::Held && lazy.is_none_or(|paging| paging.missing == 0))
     })?;
     let restore_ms = restoring.elapsed().as_secs_f64() * 1000.0;
     let figures = (snapshot.as_deref())
@@ -149,8 +150,19 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     }
 
     step("guest checks its memory at the destination");
-    let checked = check_at_destination(plan, &mut destination)?;
+    let mut checked = check_at_destination(plan, &mut destination)?;
     let events = trace.trace.as_deref().map(check_trace).transpose()?;
+    let mut restored = arrived.restore;
+    if let (RestoreKind::Lazy, Some(path)) = (plan.restore, &snapshot) {
+        step("guest checks its memory before it was read");
+        drop(destination);
+        let at_last = run_lazily(plan, place, path)?;
+        let of_guest = at_last.guest.unwrap_or_default();
+        checked.checks += of_guest.checks;
+        checked.wrong += of_guest.wrong;
+        restored = at_last.restore;
+    }
+    let paging = restored.as_ref().and_then(|restore| restore.lazy.as_ref());
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         trace_events: events,
@@ -158,6 +170,10 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         file_allocated_bytes: figures.map(|file| file.allocated_bytes),
         save_ms: figures.map(|_| report.total_ms),
         restore_ms: figures.map(|file| file.restore_ms),
+        first_instruction_ms: restored.as_ref().map(|it| it.first_instruction_ms),
+        faults: paging.map(|paging| paging.faults),
+        fault_p50_us: paging.and_then(|paging| paging.fault_p50_us),
+        fault_p99_us: paging.and_then(|paging| paging.fault_p99_us),
         ..record(plan, in_use_bytes, &report, &verdict, &checked)
     })
 }
@@ -274,26 +290,52 @@ fn check_at_destination(
     plan: &RunPlan,
     destination: &mut Host,
 ) -> Result<GuestStatus, CompareError> {
-    let passes = |status: Option<&GuestStatus>| status.map_or(0, |guest| guest.full_passes);
     let mut client = destination.client()?;
     let arrived: Status = client.ask(&Command::Status)?;
-    let first = passes(arrived.guest.as_ref());
     client.tell(&Command::Cont)?;
-    // The pass that was under way when the guest was stopped does not count. After two more passes one was whole.
-    let status =
-        destination.wait_until("the guest to check its memory", CHECK_TIMEOUT, |status| {
-            let guest = status.guest.as_ref();
-            #[cfg(clause_switches)]
-            if !plan.switch_off.is_empty() && guest.is_some_and(|guest| guest.wrong > 0) {
-                return Ok(true);
-            }
-            if plan.workload.in_use.0 == 0 {
-                return Ok(true);
-            }
-            guest_failure(guest)?;
-            Ok(passes(guest) >= first + 2)
-        })?;
+    let status = whole_pass(plan, destination, arrived.guest.as_ref())?;
     Ok(status.guest.unwrap_or_default())
+}
+
+/// Restores the guest of the snapshot at `path` once more, which runs at once, and waits until it has checked all of its memory.
+/// The process has no trace: another guest was restored from this file already.
+fn run_lazily(plan: &RunPlan, folder: &Path, path: &Path) -> Result<Status, CompareError> {
+    let mut host = Host::start(
+        &plan.program,
+        folder,
+        ("lazy", "lazy-device"),
+        plan.run_lazily_args(path),
+        &[],
+        plan.agent_port(),
+        &TraceArgs::default(),
+    )?;
+    let first = host.wait_until("the guest to run", GUEST_TIMEOUT, |status| {
+        Ok(status.restore.is_some())
+    })?;
+    whole_pass(plan, &mut host, first.guest.as_ref())
+}
+
+/// Waits until the guest of `host`, whose report was `first`, has checked all of its memory once.
+fn whole_pass(
+    plan: &RunPlan,
+    host: &mut Host,
+    first: Option<&GuestStatus>,
+) -> Result<Status, CompareError> {
+    let passes = |status: Option<&GuestStatus>| status.map_or(0, |guest| guest.full_passes);
+    let first = passes(first);
+    // The pass that was under way when the guest was stopped does not count. After two more passes one was whole.
+    host.wait_until("the guest to check its memory", CHECK_TIMEOUT, |status| {
+        let guest = status.guest.as_ref();
+        #[cfg(clause_switches)]
+        if !plan.switch_off.is_empty() && guest.is_some_and(|guest| guest.wrong > 0) {
+            return Ok(true);
+        }
+        if plan.workload.in_use.0 == 0 {
+            return Ok(true);
+        }
+        guest_failure(guest)?;
+        Ok(passes(guest) >= first + 2)
+    })
 }
 
 fn guest_failure(guest: Option<&GuestStatus>) -> Result<(), CompareError> {
@@ -332,6 +374,10 @@ fn record(
         file_allocated_bytes: None,
         save_ms: None,
         restore_ms: None,
+        first_instruction_ms: None,
+        faults: None,
+        fault_p50_us: None,
+        fault_p99_us: None,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         downtime: report.downtime.clone(),
