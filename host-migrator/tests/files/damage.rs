@@ -230,11 +230,18 @@ fn what_is_no_snapshot_is_refused_by_name() {
     fs::create_dir(folder.path().join("folder")).unwrap();
     let pipe = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mkfifoat(rustix::fs::CWD, folder.path().join("pipe"), pipe).unwrap();
-    for name in ["folder", "pipe"] {
-        assert!(matches!(open(name), SnapshotError::NotAFile(_)), "{name}");
-    }
+    let folder_refused = open("folder");
+    assert!(
+        matches!(folder_refused, SnapshotError::NotAFile(_)),
+        "{folder_refused}"
+    );
     let device = Snapshot::open(&target(Path::new("/dev/null"))).unwrap_err();
-    assert!(matches!(device, SnapshotError::NotAFile(_)), "{device}");
+    for (refused, named) in [(open("pipe"), "pipe"), (device, "character device")] {
+        assert!(
+            matches!(refused, SnapshotError::Unseekable { kind, .. } if kind == named),
+            "{refused}"
+        );
+    }
 
     let mut newer = Sample::new();
     newer.bytes[8] = 2;
