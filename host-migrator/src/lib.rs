@@ -18,6 +18,7 @@ pub mod destination;
 pub mod hints;
 pub mod memory;
 pub mod ownership;
+mod pace;
 pub mod paging;
 mod panics;
 pub mod report;

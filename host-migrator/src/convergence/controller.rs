@@ -83,8 +83,6 @@ pub struct Controller {
     samples: VecDeque<Sample>,
     /// How many of these came since the guest was throttled further.
     as_now: usize,
-    /// The shortest downtimes of the last samples.
-    downtimes: VecDeque<Duration>,
     stalled: u32,
     decisions: Vec<String>,
 }
@@ -94,6 +92,7 @@ struct Sample {
     dirty: u64,
     sent: u64,
     period: Duration,
+    /// The shortest downtime that was expected.
     least: Option<Duration>,
 }
 
@@ -113,7 +112,6 @@ impl Controller {
             since: Sample::default(),
             samples: VecDeque::new(),
             as_now: 0,
-            downtimes: VecDeque::new(),
             stalled: 0,
             decisions: Vec::new(),
         }
@@ -205,7 +203,7 @@ impl Controller {
             return Decision::Throttle(percent);
         }
         if self.allowed < self.goals.most_downtime {
-            let shortest = self.downtimes.iter().min().copied();
+            let shortest = self.samples.iter().filter_map(|it| it.least).min();
             let needed = shortest.map(|least| least.mul_f64(ROOM));
             let most = self.goals.most_downtime;
             let next = match needed {
@@ -237,12 +235,6 @@ impl Controller {
         }
         self.samples.push_back(sample);
         self.as_now += 1;
-        if let Some(least) = sample.least {
-            if self.downtimes.len() == WINDOW {
-                self.downtimes.pop_front();
-            }
-            self.downtimes.push_back(least);
-        }
     }
 
     /// Pages that the link takes in a second: the median of the last samples, so that a moment's drop of the link is no reason for

@@ -3,15 +3,16 @@
 
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spec::{PAGE_SIZE, PageRange};
 
 use super::error::PagingError;
 use super::pager::PagerError;
-use super::prefault::{Pace, Prefault};
+use super::prefault::Prefault;
 use super::shared::Shared;
 use crate::memory::bitmap::{Cursor, MigrationBitmap};
+use crate::pace::Pace;
 
 /// Pages that are read at once. A fault on one of them waits for all of them.
 const MOST_PAGES: u32 = 16;
@@ -26,6 +27,8 @@ const GLANCE: Duration = Duration::from_micros(20);
 const GLANCES: u32 = 100;
 /// How long it waits while the kernel takes no pages.
 const PAUSE: Duration = Duration::from_micros(100);
+/// No burst makes up for more time than this.
+const LARGEST_CREDIT: Duration = Duration::from_millis(20);
 
 /// Loads until all is loaded, or the threads are to end.
 pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
@@ -34,7 +37,7 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
     }
     let mut content = vec![0; (u64::from(MOST_PAGES) * PAGE_SIZE) as usize];
     let damaged = MigrationBitmap::new(shared.missing.wanted().pages());
-    let (mut pace, mut announced) = (Pace::new(), 0);
+    let (mut pace, mut announced) = (Pace::new(LARGEST_CREDIT), 0);
     let mut cursor = Cursor::from_word(0);
     let mut first = shared.first.iter();
     // Where the walk is: a word, and the first of its pages that is not known to be damaged.
@@ -82,7 +85,7 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
         }
         shared.complete_if_nothing_is_missing();
         if let Prefault::BytesPerSecond(rate) = prefault {
-            let mut wait = pace.after(range.bytes(), rate);
+            let mut wait = pace.after(Instant::now(), range.bytes(), rate.max(1) as f64);
             while !wait.is_zero() && !shared.has_ended() {
                 let step = wait.min(Duration::from_millis(20));
                 thread::sleep(step);

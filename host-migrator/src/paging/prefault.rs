@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 /// How fast pages are loaded that nobody waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,33 +50,6 @@ impl fmt::Display for Prefault {
     }
 }
 
-/// Keeps to a pace.
-#[derive(Debug)]
-pub(super) struct Pace {
-    /// When what was loaded so far is due.
-    due: Instant,
-}
-
-/// No burst makes up for more time than this.
-const LARGEST_CREDIT: Duration = Duration::from_millis(20);
-
-impl Pace {
-    pub(super) fn new() -> Self {
-        Self {
-            due: Instant::now(),
-        }
-    }
-
-    /// `bytes` were loaded, `bytes_per_second` are allowed. How long to wait.
-    pub(super) fn after(&mut self, bytes: u64, bytes_per_second: u64) -> Duration {
-        let now = Instant::now();
-        let earliest = now.checked_sub(LARGEST_CREDIT).unwrap_or(now);
-        let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
-        self.due = self.due.max(earliest) + takes;
-        self.due.saturating_duration_since(now)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,17 +70,5 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Prefault>(), Err(NotAPace), "{text}");
         }
-    }
-
-    #[test]
-    fn a_pause_makes_no_burst() {
-        let mut pace = Pace::new();
-        let first = pace.after(1_000_000, 1_000_000);
-        assert!(first > Duration::from_millis(900), "{first:?}");
-        pace.due = Instant::now()
-            .checked_sub(Duration::from_millis(500))
-            .unwrap();
-        let later = pace.after(1_000_000, 1_000_000);
-        assert!(later > Duration::from_millis(900), "{later:?}");
     }
 }

@@ -9,7 +9,7 @@ use spec::trace::Event;
 use super::clock::Clock;
 use super::progress::Progress;
 use crate::convergence::background_sync::BackgroundSync;
-use crate::convergence::controller::{Controller, Decision, View};
+use crate::convergence::controller::{Controller, Decision, Goals, View};
 use crate::convergence::downtime::Downtime;
 use crate::convergence::throttle::{AutoConverge, Sample};
 use crate::report::trace::Trace;
@@ -44,18 +44,26 @@ enum Policy {
 }
 
 impl Policy {
-    fn new(tuning: &Tuning, can_throttle: bool) -> Self {
+    fn new(tuning: Tuning) -> Self {
         match tuning.goals {
-            Some(mut goals) => {
-                if !can_throttle {
-                    goals.max_guest_slowdown = 0;
-                }
-                Self::Goals(Controller::new(goals))
-            }
-            None => Self::Knobs(AutoConverge::new(
-                tuning.auto_converge.filter(|_| can_throttle),
-            )),
+            Some(goals) => Self::Goals(Controller::new(goals)),
+            None => Self::Knobs(AutoConverge::new(tuning.auto_converge)),
         }
+    }
+}
+
+/// What is possible of `tuning`.
+fn possible(tuning: Tuning, can_throttle: bool) -> Tuning {
+    match can_throttle {
+        true => tuning,
+        false => Tuning {
+            auto_converge: None,
+            goals: tuning.goals.map(|goals| Goals {
+                max_guest_slowdown: 0,
+                ..goals
+            }),
+            ..tuning
+        },
     }
 }
 
@@ -87,7 +95,7 @@ impl<'a> Converging<'a> {
         }
         let now = params.clock.now();
         Self {
-            policy: Policy::new(&tuning, throttle.is_some()),
+            policy: Policy::new(possible(tuning, throttle.is_some())),
             sync: BackgroundSync::new(tuning.sync_interval, now),
             throttle,
             clock: params.clock.clone(),
@@ -167,20 +175,15 @@ impl<'a> Converging<'a> {
         };
         self.tuning = tuning;
         self.sync.change(tuning.sync_interval);
-        let can_throttle = self.throttle.is_some();
-        let percent = match (&mut self.policy, tuning.goals) {
-            (Policy::Knobs(policy), None) => {
-                policy.change(tuning.auto_converge.filter(|_| can_throttle))
-            }
-            (Policy::Goals(controller), Some(mut goals)) => {
-                if !can_throttle {
-                    goals.max_guest_slowdown = 0;
-                }
+        let possible = possible(tuning, self.throttle.is_some());
+        let percent = match (&mut self.policy, possible.goals) {
+            (Policy::Knobs(policy), None) => policy.change(possible.auto_converge),
+            (Policy::Goals(controller), Some(goals)) => {
                 controller.change(goals);
                 controller.throttle()
             }
             _ => {
-                self.policy = Policy::new(&tuning, can_throttle);
+                self.policy = Policy::new(possible);
                 0
             }
         };
@@ -205,7 +208,7 @@ impl<'a> Converging<'a> {
             Err(error) => {
                 log::warn!("the guest is not throttled any further: {error}");
                 self.throttle = None;
-                self.policy = Policy::new(&self.tuning, false);
+                self.policy = Policy::new(possible(self.tuning, false));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
 
+use crate::pace::Pace;
 use crate::sink::Carried;
 
 /// The assumed speed of a channel before anything was measured, in bytes a second. It is high, so that no page is held
@@ -27,8 +28,7 @@ const SECTION_TIME: f64 = 0.02;
 #[derive(Debug)]
 pub(crate) struct Pacing {
     limit: Option<f64>,
-    /// When the bytes sent so far are through, at the limit.
-    due: Option<Instant>,
+    pace: Pace,
     bytes: f64,
     seconds: f64,
     /// What was sent without regard to the limit and waited for, at the end of each round.
@@ -51,7 +51,7 @@ impl Pacing {
         Self {
             // With a limit of 0 the migration would never end.
             limit: limit.map(|bytes| bytes.max(1) as f64),
-            due: None,
+            pace: Pace::new(LARGEST_CREDIT),
             bytes: 0.0,
             seconds: 0.0,
             tried_bytes: 0.0,
@@ -65,7 +65,7 @@ impl Pacing {
     /// The limit is another one from now on. What was sent before has had its time.
     pub(crate) fn set_limit(&mut self, limit: Option<u64>) {
         self.limit = limit.map(|bytes| bytes.max(1) as f64);
-        self.due = None;
+        self.pace = Pace::new(LARGEST_CREDIT);
     }
 
     /// Bytes a second that go through: as much as the channel takes, or the limit. Before anything was measured it is
@@ -150,11 +150,7 @@ impl Pacing {
     /// How long to pause after `bytes` more at `now`.
     pub(crate) fn pause(&mut self, now: Instant, bytes: u64) -> Option<Duration> {
         let limit = self.limit?;
-        let oldest = now.checked_sub(LARGEST_CREDIT).unwrap_or(now);
-        let from = self.due.unwrap_or(now).max(oldest);
-        let due = from + Duration::from_secs_f64(bytes as f64 / limit);
-        self.due = Some(due);
-        let pause = due.saturating_duration_since(now);
+        let pause = self.pace.after(now, bytes, limit);
         (pause >= SHORTEST_PAUSE).then_some(pause)
     }
 }

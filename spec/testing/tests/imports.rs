@@ -15,6 +15,7 @@ const ORDERS: &[(&str, &[&str])] = &[
         "host-migrator/src",
         &[
             "panics",
+            "pace",
             "memory",
             "compression",
             "vm",

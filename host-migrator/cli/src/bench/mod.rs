@@ -9,7 +9,7 @@
 //! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
 //! | `bare_loop`, `engine`, `iperf`, `qemu` | the arms |
 //! | `link` | a network of a given rate |
-//! | `record`, `picture` | what was measured, as JSON, as a table and as a picture |
+//! | `record`, `picture`, `show` | what was measured, as JSON, as a table and as a picture |
 
 mod arm;
 mod bare_loop;
@@ -22,6 +22,7 @@ mod memory;
 mod picture;
 mod qemu;
 mod record;
+mod show;
 mod transport;
 
 use std::io;

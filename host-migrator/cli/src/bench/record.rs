@@ -252,8 +252,8 @@ impl Report {
 
     fn cells(&self, arm: &ArmRecord) -> Vec<String> {
         let rates = || arm.samples.iter().map(|sample| sample.gb_per_s);
+        let in_gb = |rate: f64| format!("{rate:.2}");
         let sum = |of: fn(&Sample) -> u64| arm.samples.iter().map(of).sum::<u64>();
-        let cpu = || arm.samples.iter().filter_map(|sample| sample.cpu_ms);
         let compared = match sum(|sample| sample.pages_compared) {
             0 => "-".into(),
             pages => format!("{}/{pages}", sum(|sample| sample.pages_wrong)),
@@ -266,17 +266,10 @@ impl Report {
             .filter_map(|sample| Some(sample.bytes as f64 / sample.wire_bytes? as f64));
         vec![
             arm.arm.to_string(),
-            format!("{:.2}", median(rates())),
-            format!(
-                "{:.2}-{:.2}",
-                rates().fold(f64::INFINITY, f64::min),
-                rates().fold(0.0, f64::max)
-            ),
-            format!("{:.0}", median(arm.samples.iter().map(|sample| sample.ms))),
-            match cpu().next() {
-                Some(_) => format!("{:.0}", median(cpu())),
-                None => "-".into(),
-            },
+            in_gb(median(rates())),
+            range(rates(), in_gb),
+            milliseconds(&arm.samples),
+            cpu_milliseconds(&arm.samples),
             match smaller.clone().next() {
                 Some(_) => format!("{:.2}", median(smaller)),
                 None => "-".into(),
@@ -284,6 +277,29 @@ impl Report {
             compared,
             against.join(", "),
         ]
+    }
+}
+
+/// The lowest and the highest of `rates`.
+pub(super) fn range(
+    rates: impl Iterator<Item = f64> + Clone,
+    write: impl Fn(f64) -> String,
+) -> String {
+    let lowest = rates.clone().fold(f64::INFINITY, f64::min);
+    format!("{}-{}", write(lowest), write(rates.fold(0.0, f64::max)))
+}
+
+/// The median of how long the runs took.
+pub(super) fn milliseconds(samples: &[Sample]) -> String {
+    format!("{:.0}", median(samples.iter().map(|sample| sample.ms)))
+}
+
+/// The median of their processor time, if it is known.
+pub(super) fn cpu_milliseconds(samples: &[Sample]) -> String {
+    let cpu = samples.iter().filter_map(|sample| sample.cpu_ms);
+    match cpu.clone().next() {
+        Some(_) => format!("{:.0}", median(cpu)),
+        None => "-".into(),
     }
 }
 

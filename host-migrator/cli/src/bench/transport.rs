@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `lacuna bench transport`: the arms in turns, so that what else the machine does meets all of them.
 
-use std::fs;
-use std::io::{self, Write};
-
 use spec::PAGE_SIZE;
 
 use super::BenchError;
 use super::arm::{Arm, arm};
 use super::content::Content;
 use super::record::{ArmRecord, Machine, Report};
-use super::{link, picture};
+use super::{link, picture, show};
 use crate::args::TransportArgs;
 use crate::terminal;
 
@@ -65,17 +62,14 @@ pub(super) fn run(args: &TransportArgs) -> Result<(), BenchError> {
 }
 
 fn show(args: &TransportArgs, report: &Report) -> Result<(), BenchError> {
-    let text = match args.json {
-        true => serde_json::to_string_pretty(report).unwrap_or_default(),
-        false => format!("{}\n\n{}", headline(args, report), report.table()),
-    };
-    // A closed pipe (`| head`) is an error to report, not a panic.
-    writeln!(io::stdout(), "{}", text.trim_end())
-        .map_err(BenchError::io("cannot write the results"))?;
-    if let Some(path) = &args.picture {
-        fs::write(path, picture::draw(report))
-            .map_err(BenchError::io("cannot write the picture"))?;
-    }
+    let text = |report: &Report| format!("{}\n\n{}", headline(args, report), report.table());
+    show::show(
+        report,
+        args.json,
+        text,
+        args.picture.as_deref(),
+        picture::draw,
+    )?;
     match report.lost() {
         None => Ok(()),
         Some((arm, pages)) => Err(BenchError::Lost {

@@ -8,14 +8,12 @@ mod picture;
 mod qemu;
 mod record;
 
-use std::fs;
-use std::io::{self, Write};
-
 use self::arm::{Arm, Bench};
 use self::record::{ArmRecord, Report};
 use super::BenchError;
 use super::content::Content;
 use super::record::Machine;
+use super::show;
 use crate::args::FileArgs;
 use crate::terminal;
 
@@ -55,17 +53,13 @@ pub(super) fn run(args: &FileArgs) -> Result<(), BenchError> {
 }
 
 fn show(args: &FileArgs, report: &Report) -> Result<(), BenchError> {
-    let text = match args.json {
-        true => serde_json::to_string_pretty(report).unwrap_or_default(),
-        false => report.table(),
-    };
-    // A closed pipe (`| head`) is an error to report, not a panic.
-    writeln!(io::stdout(), "{}", text.trim_end())
-        .map_err(BenchError::io("cannot write the results"))?;
-    if let Some(path) = &args.picture {
-        fs::write(path, picture::draw(report))
-            .map_err(BenchError::io("cannot write the picture"))?;
-    }
+    show::show(
+        report,
+        args.json,
+        Report::table,
+        args.picture.as_deref(),
+        picture::draw,
+    )?;
     match report.lost() {
         None => Ok(()),
         Some((arm, pages)) => Err(BenchError::Lost { arm, pages }),

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use spec::PAGE_SIZE;
 
-use super::super::record::{Machine, Sample};
+use super::super::record::{Machine, Sample, cpu_milliseconds, milliseconds, range};
 use super::arm::Arm;
 use crate::args::FileArgs;
 use crate::control::DirectIoName;
@@ -186,23 +186,13 @@ const HEADINGS: [&str; 8] = [
 fn cells(arm: &ArmRecord) -> Vec<String> {
     let or_dash = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
     let in_mb = |rate: f64| format!("{:.0}", rate / 1e6);
-    let cpu: Vec<f64> = (arm.samples.iter())
-        .filter_map(|sample| sample.cpu_ms)
-        .collect();
     vec![
         arm.name(),
         in_mb(median(arm.rates())),
-        format!(
-            "{}-{}",
-            in_mb(arm.rates().fold(f64::INFINITY, f64::min)),
-            in_mb(arm.rates().fold(0.0, f64::max))
-        ),
+        range(arm.rates(), in_mb),
         format!("{:.0}", median(arm.rates()) / PAGE_SIZE as f64),
-        format!("{:.0}", median(arm.samples.iter().map(|sample| sample.ms))),
-        match cpu.is_empty() {
-            true => "-".into(),
-            false => format!("{:.0}", median(cpu.into_iter())),
-        },
+        milliseconds(&arm.samples),
+        cpu_milliseconds(&arm.samples),
         or_dash(arm.to_best_dd),
         or_dash(arm.to_best_qemu),
     ]
