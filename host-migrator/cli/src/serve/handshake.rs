@@ -77,11 +77,15 @@ fn read(stream: &UnixStream) -> Result<(Vec<Region>, OwnedFd), ClientError> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ClientError::Slow),
             Err(error) => return Err(ClientError::Socket(error)),
         };
+        // More of them must not pile up while the array does not end.
+        if descriptors.len() > 1 {
+            return Err(ClientError::Descriptors);
+        }
         text.extend_from_slice(&bytes[..count]);
         match serde_json::from_slice::<Vec<Region>>(&text) {
             Ok(regions) => {
-                let only = descriptors.pop().filter(|_| descriptors.is_empty());
-                return only
+                return descriptors
+                    .pop()
                     .map(|descriptor| (regions, descriptor))
                     .ok_or(ClientError::Descriptors);
             }
