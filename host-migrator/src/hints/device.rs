@@ -132,6 +132,12 @@ impl HintSource for DeviceHints {
         told.unwrap_or_default()
     }
 
+    fn hinted_words(&self, found: &mut dyn FnMut(usize)) {
+        if let Some(map) = &self.map {
+            map.hinted_words(found);
+        }
+    }
+
     fn phase(&self) -> HintPhase {
         self.map.as_ref().map_or(HintPhase::Closed, HintMap::phase)
     }

@@ -188,6 +188,19 @@ impl<'a> Pass<'a> {
         hinted
     }
 
+    /// Calls `found` with each word that may have hints.
+    pub(super) fn hinted_words(&self, found: &mut dyn FnMut(usize)) {
+        if let Some(hints) = self.hints {
+            // A device may report more pages than the guest has.
+            let words = self.bitmap.word_count();
+            hints.hinted_words(&mut |index| {
+                if index < words {
+                    found(index);
+                }
+            });
+        }
+    }
+
     /// Records what happens to the pages `mask` of a word, if there are any.
     fn record(&self, index: usize, mask: u64, event: fn(PageBits) -> Event) {
         if mask != 0 {

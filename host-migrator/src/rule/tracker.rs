@@ -300,17 +300,22 @@ impl<'a> Tracker<'a> {
         let pass = self.pass();
         let spare = self.clauses.hold(Clause::SpareEarlyCopies);
         let mut too_late = PagesBySource::default();
-        for index in 0..self.bitmap.word_count() {
+        let mut sent = Ok(());
+        pass.hinted_words(&mut |index| {
+            if sent.is_err() {
+                return;
+            }
             let told = pass.discard_late(index, spare);
             if told.pages() == 0 {
-                continue;
+                return;
             }
-            sender.discard_late(&pass, index, told)?;
+            sent = sender.discard_late(&pass, index, told);
             for (teller, bits) in Reason::by_teller(told) {
                 too_late.add(teller, bits.count_ones().into());
             }
             sender.too_late(index, told);
-        }
+        });
+        sent?;
         sender.flush(&pass)?;
         Ok(too_late)
     }

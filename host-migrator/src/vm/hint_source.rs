@@ -50,6 +50,12 @@ pub trait HintSource: Send {
     /// The hints so far for pages `64 * index ..`.
     fn load(&self, index: usize) -> HintBits;
 
+    /// Calls `found` with the index of each word that may have hints, for [`HintSource::load`]. A source that cannot tell calls it
+    /// with none; then pages that were hinted after they had been sent stay in a snapshot file until they are sent again.
+    fn hinted_words(&self, found: &mut dyn FnMut(usize)) {
+        let _ = found;
+    }
+
     /// How far the guest is.
     fn phase(&self) -> HintPhase;
 

@@ -142,6 +142,10 @@ impl HintSource for HintsForEngine {
         self.0.map.load(index)
     }
 
+    fn hinted_words(&self, found: &mut dyn FnMut(usize)) {
+        self.0.map.hinted_words(found);
+    }
+
     fn phase(&self) -> HintPhase {
         self.0.map.phase()
     }

@@ -106,6 +106,22 @@ impl<W: Words> HintMap<W> {
         }
     }
 
+    /// Migrator: calls `found` with the index of each word that may have hints, ascending. The cost depends on the number of hints,
+    /// not on the size of the guest.
+    pub fn hinted_words(&self, mut found: impl FnMut(usize)) {
+        for at in 0..summary_words(self.pages) as usize {
+            for bit in bits_of(self.load_at(self.summary() + at)) {
+                let chunk = at * 64 + bit;
+                // The device may have set bits past the last chunk.
+                if chunk as u64 >= mark_words(self.pages) {
+                    break;
+                }
+                let marks = bits_of(self.load_at(self.marks() + chunk));
+                marks.for_each(|bit| found(chunk * CHUNK_WORDS + bit));
+            }
+        }
+    }
+
     /// Migrator: clears all hints, and calls `told` for each word that had any. Only while no epoch is open. The cost
     /// depends on the number of hints, not on the size of the guest.
     pub fn take_all(&self, mut told: impl FnMut(usize, HintBits)) {

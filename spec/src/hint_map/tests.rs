@@ -123,6 +123,10 @@ proptest! {
             (0..map.bitmap_words()).map(|index| (index, map.load(index))).filter(|(_, told)| told.pages() != 0).collect()
         };
         let expected = told(&map);
+        let mut found = Vec::new();
+        map.hinted_words(|index| found.push((index, map.load(index))));
+        found.retain(|(_, told)| told.pages() != 0);
+        prop_assert_eq!(&found, &expected);
         let mut taken = Vec::new();
         map.take_all(|index, told| taken.push((index, told)));
         prop_assert_eq!(taken, expected);
