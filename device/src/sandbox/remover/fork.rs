@@ -10,13 +10,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Has a child process do `work` with one end of a pair of sockets that keep messages apart. Returns the other end. The
-/// child ends after `work`. No signal that can be blocked reaches it.
+/// A child process, as its parent sees it.
+#[derive(Debug)]
+pub(super) struct ChildProcess {
+    /// The parent's end of a pair of sockets that keep messages apart.
+    pub(super) channel: OwnedFd,
+    /// Becomes readable when the process has ended. `None` on a kernel before 5.3.
+    pub(super) ended: Option<OwnedFd>,
+}
+
+/// Has a child process do `work` with one end of a pair of sockets. The child ends after `work`. No signal that can be
+/// blocked reaches it.
 ///
 /// # Errors
 /// If the process has more than one thread, or its limits leave no room for the child.
-pub(super) fn start(work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
+pub(super) fn start(work: impl FnOnce(OwnedFd)) -> io::Result<ChildProcess> {
     if fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("the process has threads already"));
     }
@@ -42,7 +52,14 @@ pub(super) fn start(work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
     let failed = (child < 0).then(io::Error::last_os_error);
     // SAFETY: `before` is a set that the kernel has filled.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, null_mut()) };
-    failed.map_or(Ok(ours), Err)
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let ended = Pid::from_raw(child).and_then(|it| pidfd_open(it, PidfdFlags::empty()).ok());
+    Ok(ChildProcess {
+        channel: ours,
+        ended,
+    })
 }
 
 /// Closes all descriptors except `kept`, which becomes descriptor 0.

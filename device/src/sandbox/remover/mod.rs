@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -40,6 +41,8 @@ const END: u32 = u32::MAX;
 pub struct Remover {
     files: Vec<SocketFile>,
     channel: Mutex<OwnedFd>,
+    /// Becomes readable when the child has ended, where the kernel can say so.
+    ended: Option<OwnedFd>,
 }
 
 impl Remover {
@@ -49,7 +52,8 @@ impl Remover {
     /// # Errors
     /// If the process has other threads, if it can have no child, or if the child cannot restrict itself.
     pub fn start(files: Vec<SocketFile>, mode: SandboxMode) -> io::Result<Self> {
-        let channel = fork::start(|channel| serve(channel, &files, mode))?;
+        let child = fork::start(|channel| serve(channel, &files, mode))?;
+        let channel = child.channel;
         let mut said = [0; LONGEST_REASON];
         let length = receive(&channel, &mut said)?;
         match &said[..length] {
@@ -61,6 +65,7 @@ impl Remover {
         Ok(Self {
             files,
             channel: Mutex::new(channel),
+            ended: child.ended,
         })
     }
 
@@ -105,6 +110,11 @@ impl Drop for Remover {
         let channel = self.channel.get_mut();
         if send(&*channel, &END.to_le_bytes(), SendFlags::NOSIGNAL).is_ok() {
             while receive(channel, &mut [0; 8]).is_ok_and(|length| length > 0) {}
+        }
+        // A process closes its descriptors before it has ended.
+        if let Some(ended) = &self.ended {
+            let mut ended = [PollFd::new(ended, PollFlags::IN)];
+            let _ = poll(&mut ended, PATIENCE.try_into().ok().as_ref());
         }
     }
 }
