@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The stories in `spec/free-page-hinting.md`, `spec/file-format.md` and `spec/lazy-restore.md`. Each is between two comments. A
-//! command writes them, and a test compares them with the model.
+//! The stories in `spec/free-page-hinting.md`, `spec/file-format.md`, `spec/lazy-restore.md` and `spec/postcopy.md`. Each is between
+//! two comments. A command writes them, and a test compares them with the model.
 
 use crate::catalogue;
 use crate::file::{self, FileClause};
 use crate::lazy::{self, LazyClause};
+use crate::postcopy::{self, PostcopyClause};
 use crate::rule::Clause;
 
 const BEGIN: &str = "<!-- story: ";
@@ -56,6 +57,10 @@ fn tell(name: &str) -> Result<String, DocumentError> {
     } else if let Ok(clause) = name.parse::<LazyClause>() {
         let case = lazy::catalogue::without(clause);
         let found = case.restoring.look_for_story(case.property);
+        found.map(|story| story.to_string())
+    } else if let Ok(clause) = name.parse::<PostcopyClause>() {
+        let case = postcopy::catalogue::without(clause);
+        let found = case.postcopy.look_for_story(case.property);
         found.map(|story| story.to_string())
     } else {
         return Err(DocumentError::Clause(name.into()));

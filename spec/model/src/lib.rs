@@ -21,10 +21,11 @@
 //! | [`properties`] | what must always hold, and what must hold at the end |
 //! | [`mod@file`] | snapshot files: a model of its own |
 //! | [`lazy`] | a guest that runs before its memory is there: a model of its own |
+//! | [`postcopy`] | a guest that is handed over before its memory: a model of its own |
 //! | [`story`] | a path to a broken property, in words |
 //! | [`told`] | what a search or a visit of any model has found |
 //! | [`check`] | a visit of all states |
-//! | [`document`] | the stories in `spec/free-page-hinting.md`, `spec/file-format.md` and `spec/lazy-restore.md` |
+//! | [`document`] | the stories in `spec/free-page-hinting.md`, `spec/file-format.md`, `spec/lazy-restore.md` and `spec/postcopy.md` |
 //! | [`catalogue`] | setups and stories by name: each clause, and what other hypervisors do |
 //!
 //! This is a crate of its own so that users of `spec`'s types do not depend on the checker.
@@ -41,6 +42,7 @@ pub mod logs;
 pub mod network;
 pub mod operator;
 pub mod pages;
+pub mod postcopy;
 pub mod properties;
 pub mod rule;
 mod search;

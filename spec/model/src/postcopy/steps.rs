@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The steps of source, destination, guest and network.
+
+use super::clause::PostcopyClause;
+use super::state::{CONTENT, FOREIGN, HandOver, Link, Postcopy, PostcopyState, SourceSide};
+use crate::pages::{ModelPages, Page};
+
+/// A step of one participant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PostcopyAction {
+    /// The source gives the guest up, with the list of what is promised.
+    HandOver,
+    /// The hand-over arrives, and the destination runs the guest.
+    TakeOver,
+    /// The guest reads a page, or waits for it.
+    Read(Page),
+    /// The guest writes a page that is there.
+    Write(Page),
+    /// The guest gives a page up, and the balloon discards it.
+    GiveUp(Page),
+    /// The destination reads the fault at a page: it answers with zeros, or asks the source.
+    Fault(Page),
+    /// A request arrives: the source sends the page if it has not done so.
+    Request(Page),
+    /// The source sends a page that nobody has asked for.
+    Push(Page),
+    /// A page arrives.
+    Arrive(Page),
+    /// The connection breaks, and what is in its buffers is lost.
+    Break,
+    /// The source runs the guest.
+    RunAtSource,
+    /// The destination answers a fault with zeros because there is no connection.
+    AnswerAlone(Page),
+    /// Another connection: the destination says what it has.
+    Greet,
+    /// The source has heard what the destination has, and goes on.
+    GoOn,
+    /// The source of another guest connects.
+    Stranger,
+    /// The destination says that nothing is missing, and the source ends.
+    Complete,
+    /// The source ends because it has sent everything.
+    Release,
+    /// The source saves what it has into a file, and ends.
+    Save,
+    /// The destination reads a page from the file.
+    Load(Page),
+}
+
+use PostcopyAction as A;
+
+impl Postcopy {
+    /// What can happen next.
+    pub(crate) fn choices(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        self.owners(state, actions);
+        self.guest(state, actions);
+        self.connection(state, actions);
+        self.recovery(state, actions);
+    }
+
+    /// Who takes the guest.
+    fn owners(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        let is_up = state.link == Link::Up;
+        match (state.source, state.hand_over) {
+            (SourceSide::Stopped, _) if is_up => actions.push(A::HandOver),
+            (SourceSide::Stopped, _) => actions.push(A::RunAtSource),
+            (SourceSide::Serves, _) if !is_up && !self.holds(PostcopyClause::NeverRunAgain) => {
+                actions.push(A::RunAtSource);
+            }
+            _ => {}
+        }
+        if state.hand_over == HandOver::Sent && is_up {
+            actions.push(A::TakeOver);
+        }
+    }
+
+    fn guest(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        if !state.runs_there() {
+            return;
+        }
+        if let Some(page) = state.waiting {
+            let known = state.missing.has(page) || !self.holds(PostcopyClause::ZeroHere);
+            let can_ask = state.link == Link::Up && !state.asked.has(page);
+            if !known || can_ask {
+                actions.push(A::Fault(page));
+            }
+            if state.link == Link::Broken && !self.holds(PostcopyClause::WaitForRecovery) {
+                actions.push(A::AnswerAlone(page));
+            }
+            return;
+        }
+        if state.moves == 0 {
+            return;
+        }
+        for page in ModelPages::all(self.setup.pages).iter() {
+            actions.extend([A::Read(page), A::GiveUp(page)]);
+            if state.memory[page.index()].is_some() {
+                actions.push(A::Write(page));
+            }
+        }
+    }
+
+    fn connection(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        if state.cuts > 0 && matches!(state.link, Link::Up | Link::Greeted) {
+            actions.push(A::Break);
+        }
+        if state.link != Link::Up {
+            return;
+        }
+        actions.extend(state.under_way.iter().map(A::Arrive));
+        if state.source != SourceSide::Serves {
+            return;
+        }
+        actions.extend(state.requests.iter().map(A::Request));
+        if state.runs_there() {
+            actions.extend(state.unsent.iter().map(A::Push));
+        }
+        if state.runs_there() && state.missing.is_empty() && !state.foreign {
+            actions.push(A::Complete);
+        }
+        if state.unsent.is_empty() && !self.holds(PostcopyClause::KeepUntilComplete) {
+            actions.push(A::Release);
+        }
+    }
+
+    fn recovery(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        if let Some(saved) = state.file {
+            actions.extend(saved.and(state.missing).iter().map(A::Load));
+        }
+        if state.source != SourceSide::Serves || !state.runs_there() {
+            return;
+        }
+        match state.link {
+            Link::Broken => {
+                actions.push(A::Greet);
+                if self.setup.file {
+                    actions.push(A::Save);
+                }
+                if self.setup.stranger && !self.holds(PostcopyClause::SameSession) {
+                    actions.push(A::Stranger);
+                }
+            }
+            Link::Greeted => actions.push(A::GoOn),
+            Link::Up | Link::GivenUp => {}
+        }
+    }
+
+    /// The state after `action`.
+    pub(crate) fn step(&self, mut state: PostcopyState, action: A) -> PostcopyState {
+        match action {
+            A::HandOver => {
+                state.source = SourceSide::Serves;
+                state.hand_over = HandOver::Sent;
+            }
+            A::TakeOver => state.hand_over = HandOver::Taken,
+            A::Read(page) => {
+                state.moves -= 1;
+                state.waiting = Some(page);
+                state.wake(page);
+            }
+            A::Write(page) => {
+                state.moves -= 1;
+                state.version += 1;
+                state.memory[page.index()] = Some(state.version);
+                state.should[page.index()] = state.version;
+            }
+            A::GiveUp(page) => {
+                state.moves -= 1;
+                state.missing.remove(page);
+                state.memory[page.index()] = None;
+                state.should[page.index()] = 0;
+            }
+            A::Fault(page) => self.fault(&mut state, page),
+            A::Request(page) => {
+                state.requests.remove(page);
+                if state.unsent.has(page) {
+                    state.unsent.remove(page);
+                    state.under_way.insert(page);
+                }
+            }
+            A::Push(page) => {
+                state.unsent.remove(page);
+                state.under_way.insert(page);
+            }
+            A::Arrive(page) => {
+                state.under_way.remove(page);
+                let content = if state.foreign { FOREIGN } else { CONTENT };
+                self.place(&mut state, page, content);
+            }
+            A::Break => self.breaks(&mut state),
+            A::RunAtSource => state.source = SourceSide::Runs,
+            A::AnswerAlone(page) => {
+                state.memory[page.index()].get_or_insert(0);
+                state.wake(page);
+            }
+            A::Greet => state.link = Link::Greeted,
+            A::GoOn => {
+                state.link = Link::Up;
+                state.asked = ModelPages::EMPTY;
+                if self.holds(PostcopyClause::ExchangeReceived) {
+                    state.unsent = state.missing;
+                    state.confirmed = self.promised().minus(state.missing);
+                }
+            }
+            A::Stranger => {
+                state.link = Link::Up;
+                state.foreign = true;
+                state.asked = ModelPages::EMPTY;
+                state.unsent = state.missing;
+            }
+            A::Complete | A::Release => state.source = SourceSide::Ended,
+            A::Save => {
+                let is_whole = self.holds(PostcopyClause::SaveUnconfirmed);
+                state.file = Some(match is_whole {
+                    true => self.promised().minus(state.confirmed),
+                    false => state.unsent,
+                });
+                state.source = SourceSide::Ended;
+            }
+            A::Load(page) => self.place(&mut state, page, CONTENT),
+        }
+        state
+    }
+
+    fn fault(&self, state: &mut PostcopyState, page: Page) {
+        let is_asked_for = state.missing.has(page) || !self.holds(PostcopyClause::ZeroHere);
+        if is_asked_for {
+            state.asked.insert(page);
+            state.requests.insert(page);
+        } else {
+            state.memory[page.index()].get_or_insert(0);
+            state.wake(page);
+        }
+    }
+
+    fn place(&self, state: &mut PostcopyState, page: Page, content: u8) {
+        if !state.missing.has(page) && self.holds(PostcopyClause::PlaceMissingOnly) {
+            return;
+        }
+        state.missing.remove(page);
+        // The kernel never replaces a page that is there.
+        state.memory[page.index()].get_or_insert(content);
+        state.wake(page);
+    }
+
+    fn breaks(&self, state: &mut PostcopyState) {
+        state.cuts -= 1;
+        state.foreign = false;
+        let is_recovery = state.link == Link::Greeted;
+        state.link = match is_recovery && !self.holds(PostcopyClause::BackToPaused) {
+            true => Link::GivenUp,
+            false => Link::Broken,
+        };
+        state.requests = ModelPages::EMPTY;
+        state.under_way = ModelPages::EMPTY;
+        if state.hand_over == HandOver::Sent {
+            state.hand_over = HandOver::Lost;
+        }
+    }
+}
