@@ -17,6 +17,7 @@
 //! | [`clause`] | the model and test builds: the clauses of the rule, each with a switch |
 //! | [`trace`] | everybody, in tests: a record of what was done, in one order, checked against the rule |
 //! | [`bare`] | the bare-metal guest and the machine that runs it |
+//! | [`gaps`] | the bare guest and its machine: how evenly the guest runs |
 //! | [`stamp`] | guest workloads and their checks: what a page in use contains |
 //!
 //! The documents beside this crate (`spec/*.md`) give the reasons.
@@ -35,6 +36,7 @@ pub mod bare;
 pub mod clause;
 pub mod control;
 pub mod file;
+pub mod gaps;
 pub mod hint_map;
 pub mod page;
 pub mod page_map;

@@ -6,10 +6,12 @@ use std::num::NonZeroU32;
 use lacuna::control::{Command, TuningArguments};
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, command, ends, release_and_check, skipped_without_kvm,
-    status, tell, until_round,
+    BareGuest, Lab, Migration, PATIENCE, command, ends, hinted, release_and_check,
+    skipped_without_kvm, status, tell, until_round, whole_pass,
 };
-use host_migrator::MigrationState;
+use host_migrator::{MigrationReport, MigrationState};
+use lacuna::compare::Host;
+use lacuna::machine::Status;
 
 /// A guest that rewrites all of its memory in use in each round over [`SLOW`].
 fn busy() -> BareGuest {
@@ -69,6 +71,125 @@ fn a_guest_that_outruns_the_link_arrives_with_a_throttle_and_not_without() {
         status(&moved.destination).migration.cpu_throttle_percentage,
         0
     );
+}
+
+/// Leaves it to the machine how the migration ends.
+fn goals(max_guest_slowdown: u8) -> TuningArguments {
+    TuningArguments {
+        max_guest_slowdown: Some(max_guest_slowdown),
+        sync_interval: Some(1000),
+        ..TuningArguments::default()
+    }
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_arrives_when_the_machine_chooses_and_it_says_why() {
+    if skipped_without_kvm("bare, controller") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let throttling = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        tuning: TuningArguments {
+            deadline: Some(600_000),
+            ..goals(90)
+        },
+        ..Default::default()
+    };
+    let mut moved = lab.move_whole(&throttling, &mut source, "throttled");
+    let report = &moved.report;
+    let most = report.throttle_max_percent;
+    assert!((1..=90).contains(&most), "{report:?}");
+    let said = |report: &MigrationReport, what: &str| {
+        let mut decisions = report.decisions.iter();
+        assert!(decisions.any(|said| said.contains(what)), "{report:?}");
+    };
+    said(report, "throttles the guest");
+    said(report, "stops the guest");
+    // It may not take the guest's time, but may stop it for longer.
+    let stopping = Migration {
+        tuning: TuningArguments {
+            downtime_limit_max: Some(60_000),
+            ..goals(0)
+        },
+        ..throttling
+    };
+    let report = lab
+        .move_whole(&stopping, &mut moved.destination, "stopped")
+        .report;
+    assert_eq!(report.throttle_max_percent, 0, "{report:?}");
+    said(&report, "allows a downtime");
+}
+
+#[test]
+fn a_guest_that_was_throttled_runs_at_full_speed_after_a_cancel() {
+    if skipped_without_kvm("bare, cancel of a throttled guest") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let (_destination, uri) = lab.receiving("destination", true);
+    let migration = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        tuning: goals(99),
+        ..Default::default()
+    };
+    migration.begin(&source, &uri);
+    let throttled = |host: &Host| -> f64 {
+        let vcpus = status(host).vcpus;
+        vcpus.iter().map(|vcpu| vcpu.throttled_ms).sum()
+    };
+    let is_throttled = |status: &Status| Ok(status.migration.cpu_throttle_percentage > 0);
+    source
+        .wait_until("a throttle", PATIENCE, is_throttled)
+        .unwrap();
+    let held = |status: &Status| Ok(status.vcpus.iter().all(|vcpu| vcpu.throttled_ms > 0.0));
+    source.wait_until("time taken", PATIENCE, held).unwrap();
+    tell(&source, &Command::MigrateCancel);
+    ends(&mut source, MigrationState::Cancelled);
+    let status = status(&source);
+    assert_eq!(status.migration.cpu_throttle_percentage, 0);
+    // The last hold ends, and is counted.
+    whole_pass(&mut source);
+    let before = throttled(&source);
+    whole_pass(&mut source);
+    assert_eq!(throttled(&source), before, "nothing is taken afterwards");
+}
+
+#[test]
+fn a_guest_whose_writes_are_logged_in_rings_arrives_whole_with_hints_and_throttle() {
+    if skipped_without_kvm("bare, dirty rings") {
+        return;
+    }
+    let rings = |guest: BareGuest| BareGuest {
+        dirty_log: "ring",
+        vcpus: 2,
+        ..guest
+    };
+    let lab = Lab::new(rings(BareGuest::busy()));
+    let mut source = lab.running("source");
+    let limited = Migration {
+        max_bandwidth: Some(SLOW),
+        max_rounds: NonZeroU32::new(6),
+        ..Default::default()
+    };
+    let moved = lab.move_whole(&limited, &mut source, "destination");
+    assert!(hinted(&moved.report) > 0, "{:?}", moved.report);
+    let lab = Lab::new(rings(busy()));
+    let mut source = lab.running("source");
+    let throttled = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        tuning: throttle(),
+        ..Default::default()
+    };
+    let report = lab
+        .move_whole(&throttled, &mut source, "destination")
+        .report;
+    assert!(report.throttle_max_percent >= 50, "{report:?}");
 }
 
 /// The published test of background sync, with the slowest link that a migration takes.

@@ -9,6 +9,8 @@ mod against_qemu;
 #[cfg(test)]
 mod bare;
 #[cfg(test)]
+mod cancel;
+#[cfg(test)]
 mod clause_switches;
 #[cfg(test)]
 mod clauses;

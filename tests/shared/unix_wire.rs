@@ -71,7 +71,7 @@ fn carry_sections(
             hit = true;
             match fault {
                 Fault::Cut(after) => return write(to, &header[..after], &[]),
-                Fault::Stall(time) => thread::sleep(time),
+                stall => stall.stall(),
             }
         }
         write(to, &header, &files)?;

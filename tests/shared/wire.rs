@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,8 +16,27 @@ use spec::stream::{
 pub enum Fault {
     /// The connection is cut after so many bytes of the section.
     Cut(usize),
-    /// Nothing passes in either direction for so long.
+    /// Nothing passes in this direction for so long.
     Stall(Duration),
+    /// Nothing passes in this direction any more, and somebody is told.
+    StallForEver(&'static Sender<()>),
+}
+
+impl Fault {
+    /// Lets nothing pass for as long as the fault lasts.
+    pub fn stall(self) {
+        match self {
+            Self::Cut(_) => {}
+            Self::Stall(time) => thread::sleep(time),
+            Self::StallForEver(told) => {
+                // The test may be over.
+                let _ = told.send(());
+                loop {
+                    thread::park();
+                }
+            }
+        }
+    }
 }
 
 /// A wire to `destination` that has `fault` at the first section of `kind`. Returns where it begins.
@@ -29,6 +48,17 @@ pub fn faulty(destination: &str, kind: SectionKind, fault: Fault) -> String {
         back.join().unwrap();
     });
     uri
+}
+
+/// A wire to `destination` on which nothing passes any more from the first section of `kind` on. Returns where it begins, and what hears of
+/// that.
+pub fn stalled_for_ever(destination: &str, kind: SectionKind) -> (String, Receiver<()>) {
+    let (told, is_stalled) = channel();
+    let told: &'static Sender<()> = Box::leak(Box::new(told));
+    (
+        faulty(destination, kind, Fault::StallForEver(told)),
+        is_stalled,
+    )
 }
 
 /// A wire to `destination` that is cut after the source's first `limit` bytes. Returns where it begins.
@@ -170,7 +200,7 @@ fn carry_sections(
                     let _ = from.shutdown(Shutdown::Both);
                     return Some(());
                 }
-                Fault::Stall(time) => thread::sleep(time),
+                stall => stall.stall(),
             }
         }
         if to.write_all(&header).is_err() {

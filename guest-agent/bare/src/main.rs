@@ -11,6 +11,7 @@ mod allocator;
 mod boot;
 mod console;
 mod fill;
+mod gaps;
 mod heartbeat;
 mod hinting;
 mod layout;
@@ -30,6 +31,7 @@ use spec::stamp::mix;
 
 use allocator::Allocator;
 use console::{fail, println};
+use gaps::Beats;
 use heartbeat::Heartbeat;
 use hinting::Hinting;
 use memory::Memory;
@@ -68,11 +70,14 @@ fn run(vcpu: u64, info: &BootInfo) -> ! {
     static FREED: AtomicU64 = AtomicU64::new(0);
     meet(&FREED, info.vcpus);
     let mut workload = Workload::new(&memory, allocator, info);
+    let mut beats = Beats::new(vcpu, Clock::new(info.tsc_khz));
     loop {
-        workload.step();
+        workload.step(&mut beats);
         let busy = leader.as_mut().is_some_and(Leader::step);
+        beats.beat();
         if !busy {
             ports::sleep(NAP);
+            beats.beat();
         }
     }
 }

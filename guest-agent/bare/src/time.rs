@@ -32,6 +32,11 @@ impl Clock {
         self.khz.saturating_mul(micros) / 1000
     }
 
+    /// Converts ticks to whole microseconds.
+    pub fn to_micros(self, ticks: Ticks) -> u64 {
+        (u128::from(ticks) * 1000 / u128::from(self.khz)) as u64
+    }
+
     /// Converts ticks to whole milliseconds.
     pub fn to_millis(self, ticks: Ticks) -> u64 {
         ticks / self.khz

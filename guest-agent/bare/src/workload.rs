@@ -8,6 +8,7 @@ use spec::bare::{BootInfo, PageState, StatusWord};
 
 use crate::allocator::Allocator;
 use crate::console::println;
+use crate::gaps::Beats;
 use crate::memory::{Claim, Memory};
 use crate::status;
 use crate::time::{self, Clock, Pace, Rate, Ticks};
@@ -57,18 +58,18 @@ impl<'m> Workload<'m> {
     }
 
     /// Does the work that is due, for at most a few milliseconds.
-    pub fn step(&mut self) {
+    pub fn step(&mut self, beats: &mut Beats) {
         let end = time::now().wrapping_add(self.step);
-        let in_time = || (end.wrapping_sub(time::now()) as i64) > 0;
+        let in_time = |beats: &mut Beats| (end.wrapping_sub(beats.beat()) as i64) > 0;
         let mut written = 0;
-        while in_time() && self.writes.take() {
+        while in_time(beats) && self.writes.take() {
             self.rewrite();
             written += 1;
         }
-        while in_time() && self.churn.take() {
+        while in_time(beats) && self.churn.take() {
             self.churn();
         }
-        self.check(written + CHECKS_A_STEP);
+        self.check(written + CHECKS_A_STEP, beats);
     }
 
     /// Writes the next stamp of a page in use.
@@ -102,7 +103,7 @@ impl<'m> Workload<'m> {
 
     /// Goes on with the check of all pages in use until about `budget` more were checked. A page that another vCPU works on
     /// is skipped: that vCPU checks it before it writes.
-    fn check(&mut self, budget: u64) {
+    fn check(&mut self, budget: u64, beats: &mut Beats) {
         static BLOCKS_BEGUN: AtomicU64 = AtomicU64::new(0);
         static BLOCKS_DONE: AtomicU64 = AtomicU64::new(0);
         let pages = self.memory.pages();
@@ -120,6 +121,7 @@ impl<'m> Workload<'m> {
                 verify(&mut page);
                 page.release(PageState::InUse);
                 checked += 1;
+                beats.beat();
             }
             if (BLOCKS_DONE.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(blocks) {
                 status::add(StatusWord::FullPasses, 1);

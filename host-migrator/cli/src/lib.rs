@@ -11,6 +11,7 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 mod figures;
+pub mod gaps;
 pub mod inspect;
 pub mod jobs;
 pub mod machine;

@@ -71,6 +71,9 @@ pub struct MigrationStatus {
     /// How much of its vCPUs' time the guest does not get, in percent, so that it writes less.
     #[serde(default)]
     pub cpu_throttle_percentage: u8,
+    /// The most that each vCPU may make dirty now, in bytes a second; absent while that is not limited.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vcpu_dirty_limit: Option<u64>,
     /// Everything travels in TLS.
     #[serde(default)]
     pub tls: bool,

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::time::{Duration, Instant};
 
 use spec::PageRange;
 use spec::control::PageSet;
@@ -52,6 +53,8 @@ pub struct Harvest {
     pub by_back_ends: u64,
     /// Hints that came after their page had been sent.
     pub too_late: PagesBySource,
+    /// How long it took to harvest the logs.
+    pub took: Duration,
 }
 
 impl AddAssign for Harvest {
@@ -59,6 +62,7 @@ impl AddAssign for Harvest {
         self.dirty += other.dirty;
         self.by_back_ends += other.by_back_ends;
         self.too_late += other.too_late;
+        self.took += other.took;
     }
 }
 
@@ -344,6 +348,7 @@ impl<'a> Tracker<'a> {
 
     fn harvest_logs(&mut self, last: bool) -> Result<Harvest, DirtyLogError> {
         self.trace.record(Event::HarvestBegin(last));
+        let began = Instant::now();
         let mut harvest = Harvest::default();
         let before = self.bitmap.added();
         for (index, log) in self.logs.iter_mut().enumerate() {
@@ -359,6 +364,7 @@ impl<'a> Tracker<'a> {
         self.early_copied.clear_all();
         // A page may be in two logs.
         harvest.dirty = self.bitmap.added() - before;
+        harvest.took = began.elapsed();
         self.trace.record(Event::HarvestEnd);
         Ok(harvest)
     }

@@ -2,6 +2,7 @@
 //! Applies what [`convergence`](crate::convergence) decides: throttles the guest, harvests long rounds before they end, and says
 //! when the guest is stopped.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use spec::trace::Event;
@@ -11,9 +12,10 @@ use super::progress::Progress;
 use crate::convergence::background_sync::BackgroundSync;
 use crate::convergence::controller::{Controller, Decision, Goals, View};
 use crate::convergence::downtime::Downtime;
-use crate::convergence::throttle::{AutoConverge, Sample};
+use crate::convergence::throttle::{AutoConverge, MOST_PERCENT, Sample, ThrottleParams};
 use crate::report::trace::Trace;
 use crate::source::params::{MigrationParams, Tuning};
+use crate::vm::error::MachineError;
 use crate::vm::throttle::Throttle;
 
 /// The convergence of a migration.
@@ -33,21 +35,28 @@ pub(crate) struct Converging<'a> {
     /// When the last sample ended, and the bytes sent by then.
     sampled: (Duration, u64),
     most: u8,
+    /// Whether the vCPUs are limited in what they dirty.
+    limited: bool,
 }
 
 /// Who decides.
 enum Policy {
     /// The operator's knobs.
     Knobs(AutoConverge),
+    /// Each vCPU dirties at most so much as soon as the throttle would take its first step.
+    Limit(AutoConverge, NonZeroU64),
     /// What the operator wants.
     Goals(Controller),
 }
 
 impl Policy {
     fn new(tuning: Tuning) -> Self {
-        match tuning.goals {
-            Some(goals) => Self::Goals(Controller::new(goals)),
-            None => Self::Knobs(AutoConverge::new(tuning.auto_converge)),
+        match (tuning.goals, tuning.vcpu_dirty_limit) {
+            (Some(goals), _) => Self::Goals(Controller::new(goals)),
+            (None, Some(limit)) => {
+                Self::Limit(AutoConverge::new(Some(ThrottleParams::default())), limit)
+            }
+            (None, None) => Self::Knobs(AutoConverge::new(tuning.auto_converge)),
         }
     }
 }
@@ -58,6 +67,7 @@ fn possible(tuning: Tuning, can_throttle: bool) -> Tuning {
         true => tuning,
         false => Tuning {
             auto_converge: None,
+            vcpu_dirty_limit: None,
             goals: tuning.goals.map(|goals| Goals {
                 max_guest_slowdown: 0,
                 ..goals
@@ -89,6 +99,7 @@ impl<'a> Converging<'a> {
     ) -> Self {
         let tuning = params.tuning();
         let throttles = tuning.auto_converge.is_some()
+            || tuning.vcpu_dirty_limit.is_some()
             || (tuning.goals).is_some_and(|goals| goals.max_guest_slowdown > 0);
         if throttle.is_none() && throttles {
             log::warn!("the guest is not throttled: its machine has no throttle");
@@ -106,6 +117,7 @@ impl<'a> Converging<'a> {
             began: now,
             sampled: (now, 0),
             most: 0,
+            limited: false,
         }
     }
 
@@ -116,6 +128,7 @@ impl<'a> Converging<'a> {
         is_due
             && match &self.policy {
                 Policy::Knobs(policy) => policy.can_rise(),
+                Policy::Limit(..) => !self.limited,
                 Policy::Goals(controller) => controller.is_interested(),
             }
     }
@@ -128,16 +141,25 @@ impl<'a> Converging<'a> {
         let (before, sent_before) = std::mem::replace(&mut self.sampled, (now, harvest.sent));
         let sent = harvest.sent.saturating_sub(sent_before);
         let period = now.saturating_sub(before);
+        let sample = Sample {
+            dirty_bytes: (harvest.dirty_pages as f64 * harvest.page_bytes) as u64,
+            sent_bytes: sent,
+            period,
+        };
+        let limit = self.tuning.downtime_limit;
+        let fits = (harvest.downtime).is_some_and(|downtime| downtime.fits(limit));
         match &mut self.policy {
             Policy::Knobs(policy) => {
-                let percent = policy.observe(Sample {
-                    dirty_bytes: (harvest.dirty_pages as f64 * harvest.page_bytes) as u64,
-                    sent_bytes: sent,
-                    period,
-                });
+                let percent = policy.observe(sample);
                 self.set(percent);
-                let limit = self.tuning.downtime_limit;
-                (harvest.downtime).is_some_and(|downtime| downtime.fits(limit))
+                fits
+            }
+            Policy::Limit(policy, bytes) => {
+                if !self.limited && policy.observe(sample) > 0 {
+                    let bytes = *bytes;
+                    self.limit(bytes);
+                }
+                fits
             }
             Policy::Goals(controller) => {
                 let decision = controller.decide(View {
@@ -164,7 +186,7 @@ impl<'a> Converging<'a> {
     /// What was decided, in words.
     pub(crate) fn decisions(&self) -> &[String] {
         match &self.policy {
-            Policy::Knobs(_) => &[],
+            Policy::Knobs(_) | Policy::Limit(..) => &[],
             Policy::Goals(controller) => controller.decisions(),
         }
     }
@@ -177,7 +199,16 @@ impl<'a> Converging<'a> {
         self.sync.change(tuning.sync_interval);
         let possible = possible(tuning, self.throttle.is_some());
         let percent = match (&mut self.policy, possible.goals) {
-            (Policy::Knobs(policy), None) => policy.change(possible.auto_converge),
+            (Policy::Knobs(policy), None) if possible.vcpu_dirty_limit.is_none() => {
+                policy.change(possible.auto_converge)
+            }
+            (Policy::Limit(_, bytes), None) if possible.vcpu_dirty_limit.is_some() => {
+                let wanted = possible.vcpu_dirty_limit.unwrap_or(*bytes);
+                if std::mem::replace(bytes, wanted) != wanted && self.limited {
+                    self.limit(wanted);
+                }
+                return;
+            }
             (Policy::Goals(controller), Some(goals)) => {
                 controller.change(goals);
                 controller.throttle()
@@ -194,7 +225,8 @@ impl<'a> Converging<'a> {
         let Some(throttle) = &mut self.throttle else {
             return;
         };
-        if percent == self.progress.throttle_percent() {
+        let is_lifted = std::mem::take(&mut self.limited);
+        if percent == self.progress.throttle_percent() && !is_lifted {
             return;
         }
         self.trace.record(Event::Throttles(percent.into()));
@@ -202,14 +234,36 @@ impl<'a> Converging<'a> {
             Ok(()) => {
                 log::debug!("the guest is throttled by {percent} %");
                 self.most = self.most.max(percent);
-                self.progress
-                    .update(|status| status.cpu_throttle_percentage = percent);
+                self.progress.update(|status| {
+                    status.cpu_throttle_percentage = percent;
+                    status.vcpu_dirty_limit = None;
+                });
             }
-            Err(error) => {
-                log::warn!("the guest is not throttled any further: {error}");
-                self.throttle = None;
-                self.policy = Policy::new(possible(self.tuning, false));
-            }
+            Err(error) => self.cannot(&error),
         }
+    }
+
+    /// Lets each vCPU dirty at most so many bytes a second.
+    fn limit(&mut self, bytes: NonZeroU64) {
+        let Some(throttle) = &mut self.throttle else {
+            return;
+        };
+        // It may take nearly all of a vCPU's time.
+        self.trace.record(Event::Throttles(MOST_PERCENT.into()));
+        match throttle.limit_dirtying(bytes) {
+            Ok(()) => {
+                log::info!("each vCPU dirties at most {bytes} bytes a second from now on");
+                self.limited = true;
+                self.progress
+                    .update(|status| status.vcpu_dirty_limit = Some(bytes.get()));
+            }
+            Err(error) => self.cannot(&error),
+        }
+    }
+
+    fn cannot(&mut self, error: &MachineError) {
+        log::warn!("the guest is not throttled any further: {error}");
+        self.throttle = None;
+        self.policy = Policy::new(possible(self.tuning, false));
     }
 }

@@ -52,6 +52,14 @@ pub(super) fn end(
     });
     let outcome = outcome(&result, owner);
     let stopped = put_source_back(source, params, outcome);
+    if outcome == Outcome::Cancelled {
+        // Whoever has cancelled does not wait for a destination that reads nothing.
+        report(progress, MigrationState::Cancelled, &result, stopped);
+        let why = MigrationError::Cancelled.to_string();
+        link.stop.set_deadline(LAST_WORDS, "saying why");
+        link.abort(&why);
+        return result;
+    }
     let result = match result {
         Ok(report) => {
             drop(link);
@@ -158,6 +166,7 @@ fn report(
 ) {
     progress.update(|status| {
         status.cpu_throttle_percentage = 0;
+        status.vcpu_dirty_limit = None;
         status.total_time = progress.started().elapsed().as_millis() as u64;
         status.status = state;
         let why = result.as_ref().err().map(ToString::to_string);

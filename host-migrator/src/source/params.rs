@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the operator may choose about a migration.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use spec::stream::MAX_CHANNELS;
@@ -60,12 +61,16 @@ pub struct MigrationParams {
     pub sync_pages: Option<u64>,
     /// Throttle a guest that writes too fast; none: never. It needs a [`Throttle`](crate::Throttle) of the VMM.
     pub auto_converge: Option<ThrottleParams>,
+    /// Limit how much memory each vCPU of a guest that writes too fast makes dirty, in bytes a second; none: never. It needs a
+    /// [`Throttle`](crate::Throttle) that knows how much each has dirtied. It takes the place of [`MigrationParams::auto_converge`].
+    pub vcpu_dirty_limit: Option<NonZeroU64>,
     /// Leave it to the engine how the migration of a busy guest comes to its end: whether it throttles the guest, how far, and whether
     /// it allows a longer downtime. [`MigrationParams::auto_converge`] and [`MigrationParams::downtime_limit`] mean nothing then.
     pub goals: Option<Goals>,
     /// Harvest the dirty logs in the middle of a round, the first excepted, whenever so much time has passed since the last
     /// harvest: then the throttle need not wait for the round's end. None: never. It is not done where the throttle cannot rise:
-    /// without [`MigrationParams::auto_converge`] and [`MigrationParams::goals`], or at its maximum.
+    /// without [`MigrationParams::auto_converge`], [`MigrationParams::vcpu_dirty_limit`] and [`MigrationParams::goals`], or at its
+    /// maximum.
     pub sync_interval: Option<Duration>,
     /// The clock of these decisions.
     pub clock: Clock,
@@ -104,6 +109,7 @@ impl Default for MigrationParams {
             early_harvests: EARLY_HARVESTS,
             sync_pages: None,
             auto_converge: None,
+            vcpu_dirty_limit: None,
             goals: None,
             sync_interval: Some(SYNC_INTERVAL),
             clock: Clock::default(),
@@ -222,6 +228,15 @@ impl MigrationParams {
         }
     }
 
+    /// Sets [`MigrationParams::vcpu_dirty_limit`].
+    #[must_use]
+    pub fn with_vcpu_dirty_limit(self, limit: impl Into<Option<NonZeroU64>>) -> Self {
+        Self {
+            vcpu_dirty_limit: limit.into(),
+            ..self
+        }
+    }
+
     /// Sets [`MigrationParams::goals`].
     #[must_use]
     pub fn with_goals(self, goals: impl Into<Option<Goals>>) -> Self {
@@ -282,6 +297,8 @@ pub struct Tuning {
     pub downtime_limit: Duration,
     /// [`MigrationParams::auto_converge`]. Without, the guest gets its full speed back.
     pub auto_converge: Option<ThrottleParams>,
+    /// [`MigrationParams::vcpu_dirty_limit`].
+    pub vcpu_dirty_limit: Option<NonZeroU64>,
     /// [`MigrationParams::goals`].
     pub goals: Option<Goals>,
     /// [`MigrationParams::sync_interval`].
@@ -298,6 +315,7 @@ impl MigrationParams {
             max_bandwidth: self.max_bandwidth,
             downtime_limit: self.downtime_limit,
             auto_converge: self.auto_converge,
+            vcpu_dirty_limit: self.vcpu_dirty_limit,
             goals: self.goals,
             sync_interval: self.sync_interval,
         }

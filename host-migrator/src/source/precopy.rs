@@ -281,9 +281,8 @@ fn rounds<S: Sink>(
         let epoch = sender.walk_while_it_runs(tracker.open(), plan)?;
         sender.end_round()?;
         sender.out.round_received()?;
-        let harvesting = Instant::now();
         let (tracker, mut harvest) = epoch.end(sender)?;
-        sender.out.estimate.harvested(harvesting.elapsed());
+        sender.out.estimate.harvested(harvest.took);
         pending = tracker.bitmap().count();
         let fits = sender.harvested(&harvest, pending);
         let stats = sender.take_round(&mut harvest);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::throttle::Slices;
+use crate::vcpu_times::Watched;
 
 /// How long a vCPU may take to park. It may have to wait for a device access to end, and for the host's scheduler.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,8 +34,10 @@ struct State {
     parked: usize,
     /// Whether the guest has ended, so that no vCPU runs again.
     ended: bool,
-    /// When vCPUs are held; none: they run at full speed.
+    /// When all vCPUs are held; none: they run at full speed.
     slices: Option<Slices>,
+    /// When single vCPUs are held besides, by number.
+    single: Vec<Option<Slices>>,
 }
 
 impl Gate {
@@ -43,42 +46,69 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Throttles the vCPUs from now on.
+    /// Throttles all vCPUs from now on. None: they, and those that were throttled alone, run at full speed.
     pub(crate) fn throttle(&self, slices: Option<Slices>) {
-        self.state.lock().slices = slices;
+        let mut state = self.state.lock();
+        state.slices = slices;
+        if slices.is_none() {
+            state.single.clear();
+        }
+        drop(state);
         self.changed.notify_all();
     }
 
-    /// Parks the calling thread until it must run (true) or quit (false), and holds it as long as it is throttled. `enter` is
-    /// called before it may run, at a moment at which no pause comes.
-    pub(crate) fn pass(&self, enter: impl FnOnce()) -> bool {
+    /// Throttles vCPU `index` alone from now on.
+    pub(crate) fn throttle_one(&self, index: usize, slices: Option<Slices>) {
+        let mut state = self.state.lock();
+        let count = state.single.len().max(index + 1);
+        state.single.resize(count, None);
+        state.single[index] = slices;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// No vCPU is throttled alone any more.
+    pub(crate) fn release_single(&self) {
+        self.state.lock().single.clear();
+        self.changed.notify_all();
+    }
+
+    /// Parks the calling thread, that of vCPU `index`, until it must run (true) or quit (false), and holds it as long as it is throttled. `enter` is
+    /// called before it may run, at a moment at which no pause comes. The time of its waits is noted in `watched`.
+    pub(crate) fn pass(&self, index: usize, watched: &Watched, enter: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
         loop {
             if !state.may_run() {
+                let began = Instant::now();
                 state.parked += 1;
                 self.changed.notify_all();
                 while !state.may_run() && state.wanted != Wanted::Quit {
                     self.changed.wait(&mut state);
                 }
                 state.parked -= 1;
+                watched.was_paused(began.elapsed());
             }
             if !state.may_run() {
                 return false;
             }
             let now = Instant::now();
-            let Some(end) = state.slices.and_then(|slices| slices.held_until(now)) else {
+            let Some(end) = state
+                .slices_of(index)
+                .and_then(|slices| slices.held_until(now))
+            else {
                 enter();
                 return true;
             };
             self.changed.wait_until(&mut state, end);
+            watched.was_throttled(now.elapsed());
         }
     }
 
-    /// Calls `kick` whenever a hold begins, until the vCPUs quit.
-    pub(crate) fn at_each_hold(&self, mut kick: impl FnMut()) {
+    /// Calls `kick` whenever a hold of vCPU `index` begins, until the vCPUs quit.
+    pub(crate) fn at_each_hold(&self, index: usize, mut kick: impl FnMut()) {
         let mut state = self.state.lock();
         while state.wanted != Wanted::Quit {
-            let (Some(slices), true) = (state.slices, state.may_run()) else {
+            let (Some(slices), true) = (state.slices_of(index), state.may_run()) else {
                 self.changed.wait(&mut state);
                 continue;
             };
@@ -88,15 +118,16 @@ impl Gate {
                 Some(_) => now,
                 None => slices.next_hold(now),
             };
-            while state.slices == Some(slices) && state.may_run() && Instant::now() < next {
+            while state.slices_of(index) == Some(slices) && state.may_run() && Instant::now() < next
+            {
                 self.changed.wait_until(&mut state, next);
             }
-            if state.slices != Some(slices) || !state.may_run() {
+            if state.slices_of(index) != Some(slices) || !state.may_run() {
                 continue;
             }
             parking_lot::MutexGuard::unlocked(&mut state, &mut kick);
             // One kick for each hold.
-            while state.slices == Some(slices) && state.may_run() {
+            while state.slices_of(index) == Some(slices) && state.may_run() {
                 match slices.held_until(Instant::now()) {
                     Some(end) => self.changed.wait_until(&mut state, end),
                     None => break,
@@ -141,6 +172,15 @@ impl State {
     fn may_run(&self) -> bool {
         self.wanted == Wanted::Run && !self.ended
     }
+
+    /// When vCPU `index` is held.
+    fn slices_of(&self, index: usize) -> Option<Slices> {
+        let single = self.single.get(index).copied().flatten();
+        match (self.slices, single) {
+            (Some(all), Some(single)) => Some(all.longer_held(single)),
+            (all, single) => all.or(single),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -162,10 +202,11 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let (gate, passes) = (Arc::<Gate>::default(), Arc::<AtomicU64>::default());
-            let threads = (0..3).map(|_| {
+            let threads = (0..3).map(|index| {
                 let (gate, passes) = (Arc::clone(&gate), Arc::clone(&passes));
                 thread::spawn(move || {
-                    while gate.pass(|| ()) {
+                    let watched = Watched::new(None);
+                    while gate.pass(index, &watched, || ()) {
                         passes.fetch_add(1, Ordering::SeqCst);
                         thread::yield_now();
                     }
@@ -235,13 +276,32 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_is_held_alone_does_not_hold_the_others() {
+        let rig = Rig::new();
+        let hold = Slices::hold_from(Instant::now());
+        (0..2).for_each(|index| rig.gate.throttle_one(index, Some(hold)));
+        rig.gate.want(Wanted::Run);
+        rig.goes_on();
+        rig.gate.throttle_one(2, Some(hold));
+        let mut before = rig.passes();
+        eventually("nobody to pass", || {
+            let now = std::mem::replace(&mut before, rig.passes());
+            thread::sleep(Duration::from_millis(5));
+            (now == rig.passes()).then_some(())
+        });
+        rig.gate.throttle(None);
+        rig.goes_on();
+        rig.end();
+    }
+
+    #[test]
     fn each_hold_is_announced_while_the_guest_runs() {
         let rig = Rig::new();
         let kicks = Arc::<AtomicU64>::default();
         let thread = {
             let (gate, kicks) = (Arc::clone(&rig.gate), Arc::clone(&kicks));
             thread::spawn(move || {
-                gate.at_each_hold(|| {
+                gate.at_each_hold(0, || {
                     kicks.fetch_add(1, Ordering::SeqCst);
                 });
             })

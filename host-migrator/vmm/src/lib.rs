@@ -6,8 +6,9 @@
 //!
 //! | modules | what |
 //! |---|---|
-//! | [`memory`], [`slots`], [`dirty_log`] | guest memory, KVM's memory slots, and KVM's dirty log |
-//! | [`vcpu`], [`kick`], [`throttle`] | the vCPU threads, and how they are stopped and slowed down; `gate` is where they wait |
+//! | [`memory`], [`slots`], [`dirty_log`], [`dirty_ring`] | guest memory, KVM's memory slots, and KVM's two kinds of dirty log |
+//! | [`vcpu`], [`kick`], [`throttle`] | the vCPU threads, and how they are stopped and slowed down; `gate` is where they wait, `dirty_limit` slows down those that write much |
+//! | [`vcpu_times`], [`kvm_stats`], [`guest_gaps`] | how much of its time the guest got: as this host sees it, and as the bare guest does |
 //! | [`boot`], [`bare`], [`linux`], [`cpuid`], [`images`] | how a guest is started |
 //! | [`io_bus`], [`mmio`], [`serial`], [`virtio`] | the devices; `console_output` writes the console's output |
 //! | [`heartbeat`] | the VMM's own writes to the bare guest's memory |
@@ -20,14 +21,18 @@ pub mod boot;
 mod console_output;
 pub mod cpuid;
 pub mod description;
+mod dirty_limit;
 pub mod dirty_log;
+pub mod dirty_ring;
 pub mod event;
 mod gate;
+pub mod guest_gaps;
 pub mod heartbeat;
 pub mod huge_pages;
 pub mod images;
 pub mod io_bus;
 pub mod kick;
+pub mod kvm_stats;
 pub mod linux;
 mod long_mode;
 pub mod machine;
@@ -40,6 +45,7 @@ pub mod state;
 pub mod status;
 pub mod throttle;
 pub mod vcpu;
+pub mod vcpu_times;
 pub mod versioned;
 pub mod virtio;
 pub mod xsave;
@@ -48,7 +54,8 @@ pub use bare::BareWorkload;
 pub use boot::{Guest, LinuxGuest};
 pub use event::MachineEvent;
 pub use io_bus::IoBus;
-pub use machine::{Machine, MachineConfig, Outlets, SetupError};
+pub use machine::{DirtyLogKind, Machine, MachineConfig, Outlets, SetupError};
 pub use memory::MemoryOptions;
 pub use state::GuestKind;
 pub use status::GuestStatus;
+pub use vcpu_times::{VcpuTimes, VcpuWatch};

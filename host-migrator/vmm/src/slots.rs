@@ -55,7 +55,15 @@ impl MemorySlots {
         };
         manual_protect.args[0] = u64::from(wanted) & u64::try_from(known).unwrap_or(0);
         vm.enable_cap(&manual_protect).map_err(io::Error::from)?;
-        let pages = split(ram.regions(), MOST_PAGES);
+        Self::for_rings(vm, ram)
+    }
+
+    /// Gives `ram` to `vm`, whose dirty logs are rings: KVM protects all pages when logging starts.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn for_rings(vm: Arc<VmFd>, ram: Arc<GuestRam>) -> io::Result<Self> {
+        let pages = slots_of(&ram);
         let slots = Self { vm, ram, pages };
         slots.set_logging(false)?;
         Ok(slots)
@@ -68,7 +76,7 @@ impl MemorySlots {
     pub fn replace(&mut self, ram: Arc<GuestRam>) -> io::Result<()> {
         self.delete();
         self.ram = ram;
-        self.pages = split(self.ram.regions(), MOST_PAGES);
+        self.pages = slots_of(&self.ram);
         self.set_logging(false)
     }
 
@@ -172,6 +180,11 @@ impl Drop for MemorySlots {
     fn drop(&mut self) {
         self.delete();
     }
+}
+
+/// The pages of each slot that `ram` gets.
+pub(crate) fn slots_of(ram: &GuestRam) -> Vec<PageRange> {
+    split(ram.regions(), MOST_PAGES)
 }
 
 /// Splits `regions` into pieces of at most `most` pages.

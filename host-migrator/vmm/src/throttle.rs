@@ -5,11 +5,14 @@
 //! until when; a thread makes the vCPUs leave the guest when a hold begins. So a vCPU that is late makes its own hold shorter,
 //! and no delay adds up.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use host_migrator::{MachineError, Throttle};
 
+use crate::dirty_limit::Limiter;
+use crate::dirty_ring::DirtyRings;
 use crate::gate::Gate;
 
 /// The shortest time that a vCPU runs in a slice. It should be long against a switch of the host's scheduler.
@@ -23,23 +26,51 @@ const MOST_PERCENT: u8 = 99;
 #[derive(Debug)]
 pub struct VcpuThrottle {
     gate: Arc<Gate>,
+    /// They say which vCPU has dirtied how much.
+    rings: Option<Arc<DirtyRings>>,
+    limiter: Option<Limiter>,
 }
 
 impl VcpuThrottle {
-    pub(crate) fn new(gate: Arc<Gate>) -> Self {
-        Self { gate }
+    pub(crate) fn new(gate: Arc<Gate>, rings: Option<Arc<DirtyRings>>) -> Self {
+        Self {
+            gate,
+            rings,
+            limiter: None,
+        }
     }
 }
 
 impl Throttle for VcpuThrottle {
     fn set(&mut self, percent: u8) -> Result<(), MachineError> {
+        if percent == 0 {
+            self.limiter = None;
+        }
         self.gate.throttle(Slices::new(percent, Instant::now()));
+        Ok(())
+    }
+
+    fn limit_dirtying(&mut self, bytes_a_second: NonZeroU64) -> Result<(), MachineError> {
+        let failed = |reason: String| MachineError {
+            action: "limit how much each vCPU dirties",
+            reason,
+        };
+        let Some(rings) = &self.rings else {
+            let why =
+                "its dirty log is a bitmap, which does not say who wrote (--dirty-log ring does)";
+            return Err(failed(why.into()));
+        };
+        // The old one must not hold a vCPU after this one has let it go.
+        self.limiter = None;
+        let limiter = Limiter::start(&self.gate, rings, bytes_a_second);
+        self.limiter = Some(limiter.map_err(|error| failed(error.to_string()))?);
         Ok(())
     }
 }
 
 impl Drop for VcpuThrottle {
     fn drop(&mut self) {
+        self.limiter = None;
         self.gate.throttle(None);
     }
 }
@@ -54,7 +85,7 @@ pub(crate) struct Slices {
 
 impl Slices {
     /// Slices from `start` on, in which vCPUs are held for `percent` of the time. None: they are never held.
-    fn new(percent: u8, start: Instant) -> Option<Self> {
+    pub(crate) fn new(percent: u8, start: Instant) -> Option<Self> {
         let run_percent = u32::from(100 - percent.min(MOST_PERCENT));
         let length = SHORTEST_SLICE.max(SHORTEST_RUN * 100 / run_percent);
         (percent > 0).then(|| Self {
@@ -71,6 +102,15 @@ impl Slices {
             start,
             length: Duration::from_secs(3600),
             run: Duration::ZERO,
+        }
+    }
+
+    /// Of these and `other`, those in which a vCPU gets less time.
+    pub(crate) fn longer_held(self, other: Self) -> Self {
+        let share = |slices: &Self| slices.run.as_secs_f64() / slices.length.as_secs_f64();
+        match share(&self) <= share(&other) {
+            true => self,
+            false => other,
         }
     }
 

@@ -10,15 +10,19 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::signal::Killable;
 
+use crate::dirty_ring::DirtyRings;
 use crate::event::MachineEvent;
 use crate::gate::{Gate, Wanted};
 use crate::io_bus::{IoBus, Request};
 use crate::kick::{ImmediateExit, kick_signal};
+use crate::kvm_stats::KvmStats;
 use crate::throttle::VcpuThrottle;
+use crate::vcpu_times::{VcpuWatch, Watched};
 
 /// The vCPUs cannot be made, paused or run.
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +54,16 @@ pub enum VcpuError {
 pub struct Vcpus {
     gate: Arc<Gate>,
     vcpus: Vec<Vcpu>,
-    /// Makes the vCPUs leave the guest while it is throttled.
-    throttler: Option<JoinHandle<()>>,
+    /// They make the vCPUs leave the guest while it is throttled, one each.
+    throttlers: Vec<JoinHandle<()>>,
+    rings: Option<Arc<DirtyRings>>,
 }
 
 #[derive(Debug)]
 struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     exit: Arc<Exit>,
+    watched: Arc<Watched>,
 }
 
 /// How to make a vCPU leave the guest.
@@ -85,7 +91,7 @@ impl Exit {
 }
 
 impl Vcpus {
-    /// Makes `count` vCPUs of `vm`, each with its thread. The guest's events go to `events`.
+    /// Makes `count` vCPUs of `vm`, each with its thread. The guest's events go to `events`. With `rings` each has a dirty ring.
     ///
     /// # Errors
     /// [`VcpuError::Io`] if KVM or the system refuses something.
@@ -94,11 +100,13 @@ impl Vcpus {
         count: usize,
         bus: &Arc<IoBus>,
         events: &Sender<MachineEvent>,
+        rings: Option<&Arc<DirtyRings>>,
     ) -> Result<Self, VcpuError> {
         let mut all = Self {
             gate: Arc::new(Gate::default()),
             vcpus: Vec::with_capacity(count),
-            throttler: None,
+            throttlers: Vec::new(),
+            rings: rings.cloned(),
         };
         for index in 0..count {
             let failed = |action| {
@@ -118,46 +126,57 @@ impl Vcpus {
                 immediate,
                 thread: Mutex::new(None),
             });
+            if let Some(rings) = rings {
+                rings.add(&fd).map_err(failed("map its dirty ring"))?;
+            }
+            let stats = KvmStats::of(&fd)
+                .inspect_err(|error| log::debug!("KVM does not count page faults: {error}"));
+            let watched = Arc::new(Watched::new(stats.ok()));
             let fd = Arc::new(Mutex::new(fd));
             let runner = Runner {
                 index,
                 fd: Arc::clone(&fd),
                 exit: Arc::clone(&exit),
                 gate: Arc::clone(&all.gate),
+                watched: Arc::clone(&watched),
                 bus: Arc::clone(bus),
                 events: events.clone(),
+                rings: rings.cloned(),
             };
             let thread = thread::Builder::new()
                 .name(format!("vcpu-{index}"))
                 .spawn(move || runner.live())
                 .map_err(failed("start its thread"))?;
             *exit.thread.lock() = Some(thread);
-            all.vcpus.push(Vcpu { fd, exit });
+            all.vcpus.push(Vcpu { fd, exit, watched });
         }
-        let exits: Vec<_> = (all.vcpus.iter())
-            .map(|vcpu| Arc::clone(&vcpu.exit))
-            .collect();
-        let gate = Arc::clone(&all.gate);
-        let throttler = thread::Builder::new()
-            .name("vcpu-throttle".into())
-            .spawn(move || {
-                gate.at_each_hold(|| {
-                    for exit in &exits {
+        for vcpu in &all.vcpus {
+            let (gate, exit) = (Arc::clone(&all.gate), Arc::clone(&vcpu.exit));
+            let throttler = thread::Builder::new()
+                .name(format!("vcpu-hold-{}", exit.index))
+                .spawn(move || {
+                    gate.at_each_hold(exit.index, || {
                         // The vCPU is held when it leaves the guest by itself.
                         if let Err(error) = exit.kick() {
                             log::warn!("{error}");
                         }
-                    }
-                });
-            })
-            .map_err(VcpuError::Throttler)?;
-        all.throttler = Some(throttler);
+                    });
+                })
+                .map_err(VcpuError::Throttler)?;
+            all.throttlers.push(throttler);
+        }
         Ok(all)
     }
 
     /// What slows the vCPUs down. A machine has one at a time.
     pub fn throttle(&self) -> VcpuThrottle {
-        VcpuThrottle::new(Arc::clone(&self.gate))
+        VcpuThrottle::new(Arc::clone(&self.gate), self.rings.clone())
+    }
+
+    /// Shows what keeps the vCPUs from running.
+    pub fn watch(&self) -> VcpuWatch {
+        let watched = self.vcpus.iter().map(|vcpu| Arc::clone(&vcpu.watched));
+        VcpuWatch::new(watched.collect())
     }
 
     /// How many vCPUs there are.
@@ -225,7 +244,7 @@ impl Drop for Vcpus {
             log::error!("{error}");
         }
         // A thread that panicked has printed why.
-        let _ = self.throttler.take().map(JoinHandle::join);
+        self.throttlers.drain(..).for_each(|it| drop(it.join()));
         for vcpu in &mut self.vcpus {
             let thread = vcpu.exit.thread.lock().take();
             let _ = thread.map(JoinHandle::join);
@@ -239,13 +258,17 @@ struct Runner {
     fd: Arc<Mutex<VcpuFd>>,
     exit: Arc<Exit>,
     gate: Arc<Gate>,
+    watched: Arc<Watched>,
     bus: Arc<IoBus>,
     events: Sender<MachineEvent>,
+    rings: Option<Arc<DirtyRings>>,
 }
 
 impl Runner {
     fn live(self) {
-        while self.gate.pass(|| self.exit.immediate.set(false)) {
+        self.watched.is_this_thread();
+        let enter = || self.exit.immediate.set(false);
+        while self.gate.pass(self.index, &self.watched, enter) {
             if let Some(end) = self.run() {
                 self.gate.end();
                 // Nobody may be listening any more.
@@ -271,6 +294,13 @@ impl Runner {
                 Ok(VcpuExit::MmioRead(address, data)) => self.bus.memory_read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.bus.memory_write(address, data),
                 Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                    let emptied = self.rings.as_ref().map(|rings| rings.make_room());
+                    if let Some(Err(error)) = emptied {
+                        let what = format!("its dirty ring cannot be emptied: {error}");
+                        return Some(self.crashed(&fd, &what));
+                    }
+                }
                 Ok(VcpuExit::Shutdown) => return Some(self.crashed(&fd, "triple fault")),
                 Ok(exit) => {
                     let exit = format!("unexpected exit {exit:?}");
@@ -353,7 +383,7 @@ mod tests {
         let console = Console::new(Box::new(io::sink())).unwrap();
         let bus = Arc::new(IoBus::new(console, Vec::new()));
         let (events, _) = std::sync::mpsc::channel();
-        let mut vcpus = Vcpus::new(&vm, 1, &bus, &events).unwrap();
+        let mut vcpus = Vcpus::new(&vm, 1, &bus, &events, None).unwrap();
         // In real mode: a jump to itself.
         let memory = memory.ram().memory();
         memory

@@ -24,6 +24,8 @@ pub struct BareGuest {
     pub hold: &'static str,
     /// `prompt` or `silent`.
     pub answer: &'static str,
+    /// `bitmap` or `ring`.
+    pub dirty_log: &'static str,
 }
 
 impl Default for BareGuest {
@@ -38,6 +40,7 @@ impl Default for BareGuest {
             seed: 1,
             hold: "until-done",
             answer: "prompt",
+            dirty_log: "bitmap",
         }
     }
 }
@@ -64,6 +67,8 @@ impl BareGuest {
             self.memory,
             "--vcpus",
             &vcpus,
+            "--dirty-log",
+            self.dirty_log,
         ]
         .map(Into::into)
         .to_vec()

@@ -23,6 +23,10 @@ pub struct ConvergenceArgs {
     /// The numbers of the throttle.
     #[command(flatten)]
     pub throttle: ThrottleArgs,
+    /// If the guest writes too fast for the migration to end, let each of its processors make at most so much memory dirty, in megabytes
+    /// (2^20 bytes) a second. A processor that writes less loses no time. It needs --dirty-log ring
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "auto_converge", help_heading = HEADING)]
+    pub vcpu_dirty_limit: Option<u64>,
     /// What the migration may do, from which the machine chooses.
     #[command(flatten)]
     pub goals: GoalArgs,
@@ -79,6 +83,7 @@ impl ConvergenceArgs {
         TuningArguments {
             auto_converge: Some(self.auto_converge),
             sync_interval: Some(self.sync_interval),
+            vcpu_dirty_limit: self.vcpu_dirty_limit,
             max_guest_slowdown: self.goals.max_guest_slowdown,
             deadline: self.goals.deadline,
             downtime_limit_max: self.goals.downtime_limit_max,
@@ -119,6 +124,9 @@ pub struct SetArgs {
     /// The numbers of the throttle.
     #[command(flatten)]
     pub throttle: ThrottleArgs,
+    /// Most that each processor of the guest makes dirty, in megabytes a second; 0: no limit
+    #[arg(long, value_name = "MB")]
+    pub vcpu_dirty_limit: Option<u64>,
     /// What the migration may do.
     #[command(flatten)]
     pub goals: GoalArgs,
@@ -136,6 +144,7 @@ impl SetArgs {
             downtime_limit: self.downtime_limit.map(|time| time.as_millis() as u64),
             auto_converge: self.auto_converge,
             sync_interval: self.sync_interval,
+            vcpu_dirty_limit: self.vcpu_dirty_limit,
             max_guest_slowdown: self.goals.max_guest_slowdown,
             deadline: self.goals.deadline,
             downtime_limit_max: self.goals.downtime_limit_max,

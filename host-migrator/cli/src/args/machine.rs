@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use host_migrator::paging::Prefault;
+use reference_vmm::DirtyLogKind;
+use reference_vmm::dirty_ring::RING_ENTRIES;
 use rustix::fs::{Gid, Mode};
 use spec_sockets::access;
 
@@ -95,6 +97,9 @@ pub struct MachineArgs {
     /// Control socket of the balloon device, to ask for hints
     #[arg(long, value_name = "SOCKET", requires = "balloon", value_parser = socket_path())]
     pub balloon_control: Option<PathBuf>,
+    /// How KVM logs what the guest writes during a migration. The two sides may differ
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub dirty_log: DirtyLogName,
     /// Agent socket of the balloon device. The guest gets a virtio-console port, org.lacuna.agent.0, which is connected
     /// to this socket and which the agent of a Linux guest uses
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
@@ -129,6 +134,25 @@ pub struct GuestArgs {
     /// Virtual processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub vcpus: u8,
+}
+
+/// How KVM logs the guest's writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DirtyLogName {
+    /// A bit for each page of memory
+    #[default]
+    Bitmap,
+    /// A ring for each processor of the guest, in which KVM writes the pages that this processor writes
+    Ring,
+}
+
+impl From<DirtyLogName> for DirtyLogKind {
+    fn from(name: DirtyLogName) -> Self {
+        match name {
+            DirtyLogName::Bitmap => Self::Bitmap,
+            DirtyLogName::Ring => Self::Ring(RING_ENTRIES),
+        }
+    }
 }
 
 /// What the guest is.

@@ -10,7 +10,7 @@ use host_migrator::paging::Prefault;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::convergence::ConvergenceArgs;
-use super::machine::{GuestArgs, WorkloadArgs};
+use super::machine::{DirtyLogName, GuestArgs, WorkloadArgs};
 use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
@@ -93,6 +93,13 @@ pub struct CompareArgs {
     /// Runs of each mode; run N uses the seed plus N
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
+    /// How KVM logs what the guest writes
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub dirty_log: DirtyLogName,
+    /// How long the guest works before it is migrated, in milliseconds. What the bare guest sees of it, as gaps in which it did not run,
+    /// is shown beside what it sees of its migration
+    #[arg(long, value_name = "MS", default_value = "1000", value_parser = milliseconds)]
+    pub settle: Duration,
     /// Record a trace of every part, and check it against the rule after each run
     #[arg(long)]
     pub check_trace: bool,

@@ -23,7 +23,8 @@ pub use self::convergence::{ConvergenceArgs, SetArgs};
 pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
-    Answering, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, WorkloadArgs,
+    Answering, DirtyLogName, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs,
+    WorkloadArgs,
 };
 pub use self::migration::{
     CompareArgs, ComparedTransport, MigrationArgs, RestoreKind, SendArgs, Transport,

@@ -6,6 +6,7 @@
 //! guest checks itself at the destination.
 
 mod file;
+mod gaps;
 mod lane;
 mod oracle;
 mod parts;
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitStatus;
 
+pub use gaps::{GuestGaps, gaps_of};
 pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};
@@ -145,10 +147,11 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     if !args.json {
         let rounds = picture::terminal::draw(&records, terminal::width(), terminal::has_colours());
         print_line(&format!(
-            "{}\n\n{}\n{}{}\n{}\n{rounds}",
+            "{}\n\n{}\n{}{}{}\n{}\n{rounds}",
             headline(args),
             table(&records),
             files(&records),
+            gaps::table(&records),
             sources(&records),
             chart(&records)
         ))?;

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use host_migrator::paging::Prefault;
@@ -14,7 +15,8 @@ use super::CompareError;
 use super::file;
 use super::parts::AgentPort;
 use crate::args::{
-    CompareArgs, ComparedTransport, GuestArgs, GuestKind, MigrationArgs, RestoreKind, WorkloadArgs,
+    CompareArgs, ComparedTransport, DirtyLogName, GuestArgs, GuestKind, MigrationArgs, RestoreKind,
+    WorkloadArgs,
 };
 use crate::certificates::{self, Certificates};
 use crate::control::{Command, HintMode, MigrateArguments};
@@ -30,6 +32,9 @@ const HOSTNAME: &str = "destination.lacuna";
 pub struct RunPlan {
     /// This program.
     pub(super) program: PathBuf,
+    /// How long the guest works before it is migrated.
+    pub(super) settle: Duration,
+    dirty_log: DirtyLogName,
     pub(super) guest: GuestArgs,
     /// The workload; its seed is this run's.
     pub(super) workload: WorkloadArgs,
@@ -87,6 +92,8 @@ impl RunPlan {
                 workload.seed = workload.seed.wrapping_add(run);
                 plans.push(Self {
                     program: program.clone(),
+                    settle: args.settle,
+                    dirty_log: args.dirty_log,
                     guest: args.guest.clone(),
                     workload,
                     migration: args.migration.clone(),
@@ -138,6 +145,7 @@ impl RunPlan {
         push(&mut args, "--guest", name_of(self.guest.kind));
         push(&mut args, "--memory", bytes(self.guest.memory));
         push(&mut args, "--vcpus", self.guest.vcpus);
+        push(&mut args, "--dirty-log", name_of(self.dirty_log));
         args
     }
 

@@ -7,6 +7,7 @@ use host_migrator::report::stats::DowntimeSteps;
 use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
+use super::gaps::GuestGaps;
 use crate::control::{CompressionName, HintMode};
 use crate::figures::{BAR_WIDTH, aligned, bar, median};
 use crate::size::Size;
@@ -97,6 +98,9 @@ pub struct Record {
     /// The most that the guest was throttled, in percent of its time.
     #[serde(default)]
     pub throttle_max_percent: u8,
+    /// How evenly the guest ran, in its own view; absent for a guest that does not count its gaps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_gap_ms: Option<GuestGaps>,
     /// What the machine has decided so that the migration ends, in words.
     #[serde(default)]
     pub decisions: Vec<String>,

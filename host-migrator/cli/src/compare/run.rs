@@ -14,6 +14,7 @@ use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::file;
+use super::gaps::{Moments, gaps_of};
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::plan::{RunPlan, name_of};
@@ -29,8 +30,6 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the guest's check of all its memory may take at the destination.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long the guest works before it is migrated.
-const SETTLE: Duration = Duration::from_millis(300);
 
 /// Carries `plan` out.
 ///
@@ -96,11 +95,18 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         guest_failure(status.guest.as_ref())?;
         Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
     })?;
-    thread::sleep(SETTLE);
+    // Only the bare guest counts its gaps.
+    let gaps = |host: &Host| match plan.guest.kind {
+        GuestKind::Bare => gaps_of(host, plan.guest.vcpus).map(Some),
+        GuestKind::Linux => Ok(None),
+    };
+    let ready = gaps(&source)?;
+    thread::sleep(plan.settle);
     let before = source.wait_until("the guest's status", GUEST_TIMEOUT, |status| {
         Ok(status.guest.is_some())
     })?;
 
+    let asked = gaps(&source)?;
     let mut client = source.client()?;
     client.tell(&plan.migrate(uri, tls.as_ref()))?;
     source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
@@ -150,7 +156,21 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     }
 
     step("guest checks its memory at the destination");
+    let stopped = match plan.transport {
+        // The memory that is the destination's now; its guest does not run yet.
+        ComparedTransport::Local => gaps(&destination)?,
+        ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::File => {
+            gaps(&source)?
+        }
+    };
     let mut checked = check_at_destination(plan, &mut destination)?;
+    let moments = ready.zip(asked).zip(stopped.zip(gaps(&destination)?));
+    let moments = moments.map(|((ready, asked), (stopped, checked))| Moments {
+        ready,
+        asked,
+        stopped,
+        checked,
+    });
     let events = trace.trace.as_deref().map(check_trace).transpose()?;
     let mut restored = arrived.restore;
     if let (RestoreKind::Lazy, Some(path)) = (plan.restore, &snapshot) {
@@ -166,6 +186,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         trace_events: events,
+        guest_gap_ms: moments.map(|moments| moments.figures()),
         file_bytes: figures.map(|file| file.bytes),
         file_allocated_bytes: figures.map(|file| file.allocated_bytes),
         save_ms: figures.map(|_| report.total_ms),
@@ -386,6 +407,7 @@ fn record(
         iteration_count: report.iteration_count,
         dirty_sync_count: report.dirty_sync_count,
         throttle_max_percent: report.throttle_max_percent,
+        guest_gap_ms: None,
         decisions: report.decisions.clone(),
         pages_sent: totals.pages_sent,
         pages_zero: totals.pages_zero,

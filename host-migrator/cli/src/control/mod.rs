@@ -124,6 +124,10 @@ pub struct MigrateArguments {
     /// Pages dirtied for each hundred that are sent, from which the guest writes too fast; default: 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle_trigger_threshold: Option<u8>,
+    /// The most that each vCPU of a guest that writes too fast may make dirty, in megabytes (2^20 bytes) a second; default: no limit. The
+    /// machine must log in rings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_dirty_limit: Option<u64>,
     /// The most of its time that the guest may lose, in percent. With this, `deadline` or `downtime-limit-max` the machine chooses how
     /// the migration ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,6 +198,7 @@ impl MigrateArguments {
             cpu_throttle_tailslow: None,
             cpu_throttle_responsive: None,
             throttle_trigger_threshold: None,
+            vcpu_dirty_limit: None,
             max_guest_slowdown: None,
             deadline: None,
             downtime_limit_max: None,
@@ -226,6 +231,7 @@ impl MigrateArguments {
             cpu_throttle_tailslow: tuning.cpu_throttle_tailslow,
             cpu_throttle_responsive: tuning.cpu_throttle_responsive,
             throttle_trigger_threshold: tuning.throttle_trigger_threshold,
+            vcpu_dirty_limit: tuning.vcpu_dirty_limit,
             max_guest_slowdown: tuning.max_guest_slowdown,
             deadline: tuning.deadline,
             downtime_limit_max: tuning.downtime_limit_max,
@@ -244,6 +250,7 @@ impl MigrateArguments {
             cpu_throttle_tailslow: self.cpu_throttle_tailslow,
             cpu_throttle_responsive: self.cpu_throttle_responsive,
             throttle_trigger_threshold: self.throttle_trigger_threshold,
+            vcpu_dirty_limit: self.vcpu_dirty_limit,
             max_guest_slowdown: self.max_guest_slowdown,
             deadline: self.deadline,
             downtime_limit_max: self.downtime_limit_max,

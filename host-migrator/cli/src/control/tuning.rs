@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What may be changed while a migration runs: the arguments of `migrate-set-parameters`, and a part of those of `migrate`.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use host_migrator::{Goals, ThrottleParams, Tuning};
@@ -38,6 +39,9 @@ pub struct TuningArguments {
     /// Pages dirtied for each hundred that are sent, from which the guest writes too fast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttle_trigger_threshold: Option<u8>,
+    /// The most that each vCPU of a guest that writes too fast may make dirty, in megabytes (2^20 bytes) a second; 0: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpu_dirty_limit: Option<u64>,
     /// The most of its time that the guest may lose, in percent; it alone, or one of the next two, leaves it to the machine how the
     /// migration ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,10 +88,18 @@ impl TuningArguments {
             return Err(text.into());
         }
         changed.auto_converge = is_on.then_some(throttle);
+        if let Some(limit) = self.vcpu_dirty_limit {
+            changed.vcpu_dirty_limit = NonZeroU64::new(limit.saturating_mul(1 << 20));
+        }
         changed.goals = self.goals(tuning.goals, changed.downtime_limit)?;
         if changed.goals.is_some() && is_on {
             let text = "deadline, max-guest-slowdown and downtime-limit-max leave it to the machine how far the guest is throttled: \
                         leave auto-converge out";
+            return Err(text.into());
+        }
+        if changed.vcpu_dirty_limit.is_some() && (is_on || changed.goals.is_some()) {
+            let text = "vcpu-dirty-limit slows the guest down by itself: leave auto-converge, deadline, max-guest-slowdown and \
+                        downtime-limit-max out";
             return Err(text.into());
         }
         Ok(changed)
@@ -142,6 +154,7 @@ impl TuningArguments {
             max_bandwidth: None,
             downtime_limit: None,
             auto_converge: None,
+            vcpu_dirty_limit: None,
             max_guest_slowdown: None,
             deadline: None,
             downtime_limit_max: None,
@@ -256,6 +269,13 @@ mod tests {
                     ..throttled
                 },
                 "leave auto-converge out",
+            ),
+            (
+                TuningArguments {
+                    vcpu_dirty_limit: Some(10),
+                    ..throttled
+                },
+                "vcpu-dirty-limit slows the guest down by itself",
             ),
             (
                 TuningArguments {

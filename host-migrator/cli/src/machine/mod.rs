@@ -33,7 +33,9 @@ use reference_vmm::{
 use spec::bare::{AnswerPolicy, HoldPolicy};
 use vhost_device_balloon::daemon::signals::EndSignals;
 
-pub use status::{FileRange, GuestStatus, MachineState, MemoryMap, RestoreStatus, Status};
+pub use status::{
+    FileRange, GuestStatus, MachineState, MemoryMap, RestoreStatus, Status, VcpuStatus,
+};
 
 use crate::args::{
     Answering, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs, Target, WorkloadArgs,
@@ -227,6 +229,7 @@ fn config(args: &MachineArgs, parts: &Parts) -> MachineConfig {
         vcpus: args.guest.vcpus,
         balloon_socket: args.balloon.clone(),
         agent_socket: args.agent_socket.clone(),
+        dirty_log: args.dirty_log.into(),
         trace: parts.trace.clone(),
     }
 }

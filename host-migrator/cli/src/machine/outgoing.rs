@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host_migrator::{
     Connection, FileSink, GuestCopy, Migration, MigrationError, MigrationMonitor, MigrationParams,
@@ -38,6 +38,8 @@ pub struct Outgoing {
 const REPORT_DELAY: Duration = Duration::from_secs(5);
 /// How long a cancelled migration may take to end. Less than a client waits for an answer.
 const CANCEL_DELAY: Duration = Duration::from_secs(8);
+/// How often it is asked whether it has.
+const CANCEL_POLL: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -61,6 +63,14 @@ impl Slot {
             stays,
             ..Self::default()
         }
+    }
+}
+
+impl Slot {
+    /// Whether the state says that the migration is over.
+    fn is_over(&self) -> bool {
+        let state = self.monitor.as_ref().map(|monitor| monitor.status().status);
+        state.is_some_and(MigrationState::is_over)
     }
 }
 
@@ -224,8 +234,11 @@ impl Outgoing {
         };
         // One that cannot be cancelled is at its end, or was cancelled by another: it is over soon, too.
         let mut slot = self.slot.lock();
-        self.ended
-            .wait_while_for(&mut slot, |slot| slot.running, CANCEL_DELAY);
+        let until = Instant::now() + CANCEL_DELAY;
+        // It may go on for a moment after that, to tell a destination that does not listen.
+        while slot.running && !slot.is_over() && Instant::now() < until {
+            self.ended.wait_for(&mut slot, CANCEL_POLL);
+        }
         let state = slot.monitor.as_ref().map(|monitor| monitor.status().status);
         match state {
             Some(MigrationState::Syncing | MigrationState::Completed) if slot.stays => {
@@ -234,7 +247,7 @@ impl Outgoing {
             Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
                 Err("the guest has been handed over: the migration can no longer be cancelled".into())
             }
-            _ if slot.running => Err(
+            _ if slot.running && !slot.is_over() => Err(
                 "the migration has not stopped yet: `lacuna status` shows when it has, and where the guest is".into(),
             ),
             _ => Ok(()),
@@ -249,13 +262,8 @@ impl Outgoing {
     /// The slot. If the state says that the migration is over, waits for its report: the state changes a moment before
     /// the migration's thread ends.
     fn settled(&self) -> MutexGuard<'_, Slot> {
-        let over = |slot: &Slot| {
-            slot.monitor
-                .as_ref()
-                .is_some_and(|m| m.status().status.is_over())
-        };
         let mut slot = self.slot.lock();
-        let is_settling = |slot: &mut Slot| slot.running && over(slot);
+        let is_settling = |slot: &mut Slot| slot.running && slot.is_over();
         self.ended
             .wait_while_for(&mut slot, is_settling, REPORT_DELAY);
         slot

@@ -17,7 +17,7 @@ use host_migrator::{
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
-use reference_vmm::{IoBus, Machine, MachineEvent};
+use reference_vmm::{IoBus, Machine, MachineEvent, VcpuWatch, guest_gaps};
 use serde_json::{Value, json};
 use spec::PAGE_SIZE;
 use spec::bare::{Event, StatusWord};
@@ -31,9 +31,10 @@ use super::restoring::{Restore, Restoring};
 use super::saving::Saving;
 use super::shared::SharedMachine;
 use super::way::Way;
-use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, io_error};
+use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, VcpuStatus, io_error};
 use crate::args::{GuestKind, MachineArgs};
 use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
+use crate::gaps::GapFigures;
 
 /// How long the console may take to write the guest's last output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -44,6 +45,8 @@ pub struct Process {
     machine: SharedMachine,
     memory: Mutex<Memory>,
     bus: Arc<IoBus>,
+    /// What keeps the vCPUs from running, which is asked for without the machine's lock.
+    watch: VcpuWatch,
     guest: GuestKind,
     memory_bytes: u64,
     balloon: Option<Arc<VhostUserBalloon>>,
@@ -102,6 +105,7 @@ impl Process {
             memory: Mutex::new(memory),
             bus: Arc::clone(machine.bus()),
             balloon: machine.balloon().cloned(),
+            watch: machine.watch(),
             machine: SharedMachine::new(machine),
             guest: args.guest.kind,
             memory_bytes: args.guest.memory.0,
@@ -246,6 +250,7 @@ impl Process {
             machine: self.life.state(),
             ownership: self.ownership.get(),
             guest: self.guest_status(),
+            vcpus: self.vcpus(),
             restore: self.restoring.status(),
             incoming: self.life.incoming(),
             incoming_tls: (self.listener.lock().as_ref())
@@ -301,6 +306,23 @@ impl Process {
         })
     }
 
+    fn vcpus(&self) -> Vec<VcpuStatus> {
+        let mut vcpus: Vec<_> = self
+            .watch
+            .times()
+            .into_iter()
+            .map(VcpuStatus::from)
+            .collect();
+        if self.guest == GuestKind::Bare
+            && let Ok(gaps) = guest_gaps::read(&self.ram(), vcpus.len() as u8)
+        {
+            for (vcpu, gaps) in vcpus.iter_mut().zip(gaps) {
+                vcpu.gap_ms = Some(GapFigures::of(&gaps));
+            }
+        }
+        vcpus
+    }
+
     fn migrate(
         &self,
         arguments: &MigrateArguments,
@@ -310,6 +332,10 @@ impl Process {
         // A page that is missing looks like one that was never touched.
         self.restoring.may_leave()?;
         let mut params = params(arguments)?;
+        if params.vcpu_dirty_limit.is_some() && self.machine.lock().dirty_rings().is_none() {
+            let text = "vcpu-dirty-limit needs to know which vCPU has written: start the machine with --dirty-log ring";
+            return Err(text.into());
+        }
         if let Some(load) = self.load.get() {
             // The next host takes about as long.
             params.besides_memory = STOP_AND_SAVE + *load;

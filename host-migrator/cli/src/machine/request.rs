@@ -43,6 +43,7 @@ pub(super) fn params(arguments: &MigrateArguments) -> Result<MigrationParams, St
     let tuning = arguments.tuning().on(params.tuning())?;
     let params = params
         .with_auto_converge(tuning.auto_converge)
+        .with_vcpu_dirty_limit(tuning.vcpu_dirty_limit)
         .with_goals(tuning.goals)
         .with_sync_interval(tuning.sync_interval)
         .with_multifd_channels(channels)

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The answers of a machine to status commands on the control socket.
 
+use std::time::Duration;
+
 use host_migrator::Ownership;
 use host_migrator::paging::PagingStatus;
 use host_migrator::report::stats::MigrationStatus;
+use reference_vmm::VcpuTimes;
 use serde::{Deserialize, Serialize};
+
+use crate::gaps::GapFigures;
 
 /// The answer to [`crate::control::Command::Status`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,6 +21,9 @@ pub struct Status {
     pub ownership: Ownership,
     /// The guest's report; absent until the guest is up.
     pub guest: Option<GuestStatus>,
+    /// What kept each vCPU from running the guest, as this host sees it.
+    #[serde(default)]
+    pub vcpus: Vec<VcpuStatus>,
     /// How the guest was restored, if it came out of a snapshot file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreStatus>,
@@ -29,6 +37,43 @@ pub struct Status {
     pub balloon_lost: Option<String>,
     /// The outgoing migration, running or last.
     pub migration: MigrationStatus,
+}
+
+/// What kept a vCPU from running the guest since this machine was made, and what the guest itself has seen of it. Times are
+/// milliseconds; those that this host's kernel does not know are absent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct VcpuStatus {
+    /// Held by the throttle while the guest was to run.
+    pub throttled_ms: f64,
+    /// Stopped with the whole guest: before it was started, for a migration, or by an operator.
+    pub paused_ms: f64,
+    /// Ready to run, while the host's processors ran others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<f64>,
+    /// The host's kernel worked for it: page faults, those of the dirty log among them, and other exits. In steps of a clock tick.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_ms: Option<f64>,
+    /// Page faults that KVM has resolved: first touches of memory, and writes to pages that the dirty log protects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faults: Option<u64>,
+    /// The bare guest's own gaps, since it was started on its first host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap_ms: Option<GapFigures>,
+}
+
+impl From<VcpuTimes> for VcpuStatus {
+    fn from(times: VcpuTimes) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Self {
+            throttled_ms: ms(times.throttled),
+            paused_ms: ms(times.paused),
+            waited_ms: times.waited.map(ms),
+            kernel_ms: times.kernel.map(ms),
+            faults: times.faults,
+            gap_ms: None,
+        }
+    }
 }
 
 /// How a guest was restored. Times are milliseconds.

@@ -18,6 +18,7 @@ use super::{Life, Machine};
 use crate::boot::{self, BootError, Guest};
 use crate::cpuid;
 use crate::description::Trial;
+use crate::dirty_ring::DirtyRings;
 use crate::event::MachineEvent;
 use crate::heartbeat::Heartbeat;
 use crate::io_bus::IoBus;
@@ -43,8 +44,20 @@ pub struct MachineConfig {
     pub balloon_socket: Option<PathBuf>,
     /// The socket that the agent's port connects to, if the machine has such a port. Nobody needs to listen there yet.
     pub agent_socket: Option<PathBuf>,
+    /// How KVM logs the vCPUs' writes. The other side may have another.
+    pub dirty_log: DirtyLogKind,
     /// The machine's trace, for tests.
     pub trace: Trace,
+}
+
+/// How KVM logs the vCPUs' writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirtyLogKind {
+    /// In a bitmap of each memory slot.
+    #[default]
+    Bitmap,
+    /// In a ring of each vCPU, of at most so many entries, a power of two (see [`RING_ENTRIES`](crate::dirty_ring::RING_ENTRIES)).
+    Ring(u32),
 }
 
 /// Where the guest's output and events go.
@@ -159,11 +172,31 @@ impl Machine {
         let supported = cpuid::supported(&kvm).map_err(kvm_refused(CPUID))?;
         let vm = Arc::new(new_vm(&kvm)?);
         let memory = MachineMemory::new(config.memory_bytes, config.memory)?;
-        let slots = MemorySlots::register(Arc::clone(&vm), Arc::clone(memory.ram()));
-        let slots = slots.map_err(|source| SetupError::Kvm {
-            action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
-            source,
-        })?;
+        let ram = || Arc::clone(memory.ram());
+        let (slots, rings) = match config.dirty_log {
+            DirtyLogKind::Bitmap => {
+                let slots = MemorySlots::register(Arc::clone(&vm), ram());
+                let slots = slots.map_err(|source| SetupError::Kvm {
+                    action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
+                    source,
+                })?;
+                (slots, None)
+            }
+            DirtyLogKind::Ring(entries) => {
+                let slots = MemorySlots::for_rings(Arc::clone(&vm), ram());
+                let slots = slots.map_err(|source| SetupError::Kvm {
+                    action: "take the guest's memory",
+                    source,
+                })?;
+                let vcpus = config.vcpus.into();
+                let rings = DirtyRings::enable(Arc::clone(&vm), entries, vcpus, slots.pages());
+                let rings = rings.map_err(|source| SetupError::Kvm {
+                    action: "log written pages in rings (--dirty-log bitmap needs none)",
+                    source,
+                })?;
+                (slots, Some(Arc::new(rings)))
+            }
+        };
         let console = new_console(&vm, outlets.console)?;
         let mut devices: Vec<(_, Arc<dyn MmioDevice>)> = Vec::new();
         let mut balloon = None;
@@ -179,7 +212,13 @@ impl Machine {
             agent_port = Some(device);
         }
         let bus = Arc::new(IoBus::new(console, devices));
-        let vcpus = Vcpus::new(&vm, config.vcpus.into(), &bus, &outlets.events)?;
+        let vcpus = Vcpus::new(
+            &vm,
+            config.vcpus.into(),
+            &bus,
+            &outlets.events,
+            rings.as_ref(),
+        )?;
         let first = vcpus.lock_all().next();
         let first = first.ok_or(SetupError::VcpuCount(config.vcpus))?;
         let seen = cpuid::seen_on(&first, &supported).map_err(kvm_refused(CPUID))?;
@@ -203,6 +242,7 @@ impl Machine {
             agent_port,
             bus,
             slots: Arc::new(slots),
+            rings,
             memory,
             lent: false,
             is_missing: false,

@@ -20,9 +20,10 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VmFd};
 use spec::trace::Event;
 
-pub use self::assembly::{MachineConfig, Outlets, SetupError};
+pub use self::assembly::{DirtyLogKind, MachineConfig, Outlets, SetupError};
 use crate::description::{MachineDescription, Trial};
 use crate::dirty_log::KvmDirtyLog;
+use crate::dirty_ring::{DirtyRings, RingDirtyLog};
 use crate::heartbeat::Heartbeat;
 use crate::huge_pages::HugePages;
 use crate::io_bus::IoBus;
@@ -32,6 +33,7 @@ use crate::slots::MemorySlots;
 use crate::state::GuestKind;
 use crate::throttle::VcpuThrottle;
 use crate::vcpu::Vcpus;
+use crate::vcpu_times::VcpuWatch;
 use crate::virtio::VhostUserBalloon;
 use crate::virtio::console::VirtioConsole;
 
@@ -62,6 +64,8 @@ pub struct Machine {
     agent_port: Option<Arc<VirtioConsole>>,
     bus: Arc<IoBus>,
     slots: Arc<MemorySlots>,
+    /// The dirty log, if it is not a bitmap of each slot.
+    rings: Option<Arc<DirtyRings>>,
     memory: MachineMemory,
     /// The memory is that of the source, on this host.
     lent: bool,
@@ -147,17 +151,34 @@ impl Machine {
     pub fn dirty_logs(&self) -> Vec<Box<dyn DirtyLog>> {
         // The guest is leaving, so it needs no huge pages here.
         self.huge_pages.iter().for_each(HugePages::stop);
+        let slots = Arc::clone(&self.slots);
+        let vcpus: Box<dyn DirtyLog> = match &self.rings {
+            None => Box::new(KvmDirtyLog::new(slots).recorded(&self.trace)),
+            Some(rings) => {
+                Box::new(RingDirtyLog::new(Arc::clone(rings), slots).recorded(&self.trace))
+            }
+        };
         let mut logs: Vec<Box<dyn DirtyLog>> = vec![
-            Box::new(KvmDirtyLog::new(Arc::clone(&self.slots)).recorded(&self.trace)),
+            vcpus,
             Box::new(OwnWritesLog::new(Arc::clone(self.memory.own()))),
         ];
         logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
         logs
     }
 
+    /// The vCPUs' dirty rings, if the machine has them.
+    pub fn dirty_rings(&self) -> Option<&Arc<DirtyRings>> {
+        self.rings.as_ref()
+    }
+
     /// What slows the guest down, for one migration at a time.
     pub fn throttle(&self) -> VcpuThrottle {
         self.vcpus.throttle()
+    }
+
+    /// Shows what keeps the guest's vCPUs from running.
+    pub fn watch(&self) -> VcpuWatch {
+        self.vcpus.watch()
     }
 
     /// The kind of guest; `None` before it has arrived.

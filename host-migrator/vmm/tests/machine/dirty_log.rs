@@ -1,13 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! KVM's dirty log is exact: a harvest holds what was written since the last one, and nothing else.
+//! KVM's dirty logs, the bitmap and the rings, are exact: a harvest holds what was written since the last one, and nothing else.
 
 use std::collections::BTreeSet;
 
 use host_migrator::{DirtyLog, LogSource, MigrationBitmap};
+use kvm_ioctls::{Cap, Kvm};
+use reference_vmm::{BareWorkload, DirtyLogKind, Guest, MachineConfig};
 use spec::PAGE_SIZE;
 use spec::bare::{HIGH_MEMORY_START, IMAGE_GPA, LOW_MEMORY_END};
+use spec::stamp::Random;
 
-use crate::guests::{MAILBOX, Subject, have_kvm, postman, program};
+use crate::guests::{MAILBOX, Subject, config, elf, guest_on, have_kvm, postman};
+
+/// Rings that are full after a few hundred pages.
+const SMALL: u32 = 1024;
+const BOTH: [DirtyLogKind; 2] = [DirtyLogKind::Bitmap, DirtyLogKind::Ring(SMALL)];
+
+/// A paused machine with one vCPU, which is the [`postman`]. None if this KVM has no such log.
+fn logged(kind: DirtyLogKind, memory_bytes: u64) -> Option<Subject> {
+    let config = MachineConfig {
+        dirty_log: kind,
+        ..config(memory_bytes, 1)
+    };
+    if kind != DirtyLogKind::Bitmap && !Kvm::new().unwrap().check_extension(Cap::DirtyLogRing) {
+        spec_testing::skipped("this KVM has no dirty rings");
+        return None;
+    }
+    let guest = Guest::BareImage(elf(&postman()), BareWorkload::default());
+    Some(guest_on(&config, &guest))
+}
 
 fn kvm_log(subject: &Subject) -> Box<dyn DirtyLog> {
     let mut logs = subject.machine.dirty_logs().into_iter();
@@ -35,30 +56,34 @@ fn a_harvest_holds_exactly_the_pages_written_since_the_one_before() {
     if !have_kvm() {
         return;
     }
-    // 100 pages more than a multiple of 64, so the last word of the log is half used.
-    let mut subject = program((64 << 20) + 100 * PAGE_SIZE, &postman());
-    let last = subject.machine.ram().bitmap_pages() - 1;
-    subject.machine.start().unwrap();
-    subject.post(&[0x500, 0x501]);
-    let mut log = kvm_log(&subject);
-    log.start().unwrap();
-    assert_eq!(
-        harvest(&subject, &mut *log),
-        BTreeSet::new(),
-        "armed pages start clean"
-    );
-    for pages in [
-        &[0x500, 0x63f, 0x640, last][..],
-        &[0x500],
-        &[0x501, last - 99, last - 100],
-        &[0x500, 0x501],
-    ] {
-        subject.post(pages);
-        assert_eq!(harvest(&subject, &mut *log), with_mailbox(pages));
-        assert_eq!(harvest(&subject, &mut *log), BTreeSet::new());
+    for kind in BOTH {
+        // 100 pages more than a multiple of 64, so the last word of the log is half used.
+        let Some(mut subject) = logged(kind, (64 << 20) + 100 * PAGE_SIZE) else {
+            continue;
+        };
+        let last = subject.machine.ram().bitmap_pages() - 1;
+        subject.machine.start().unwrap();
+        subject.post(&[0x500, 0x501]);
+        let mut log = kvm_log(&subject);
+        log.start().unwrap();
+        assert_eq!(
+            harvest(&subject, &mut *log),
+            BTreeSet::new(),
+            "armed pages start clean"
+        );
+        for pages in [
+            &[0x500, 0x63f, 0x640, last][..],
+            &[0x500],
+            &[0x501, last - 99, last - 100],
+            &[0x500, 0x501],
+        ] {
+            subject.post(pages);
+            assert_eq!(harvest(&subject, &mut *log), with_mailbox(pages));
+            assert_eq!(harvest(&subject, &mut *log), BTreeSet::new());
+        }
+        log.stop().unwrap();
+        log.stop().unwrap();
     }
-    log.stop().unwrap();
-    log.stop().unwrap();
 }
 
 #[test]
@@ -66,18 +91,22 @@ fn starting_a_log_again_forgets_what_was_written_before() {
     if !have_kvm() {
         return;
     }
-    let mut subject = program(64 << 20, &postman());
-    subject.machine.start().unwrap();
-    let mut log = kvm_log(&subject);
-    for _ in 0..3 {
-        log.start().unwrap();
-        subject.post(&[0x700]);
-        log.start().unwrap();
-        assert_eq!(harvest(&subject, &mut *log), BTreeSet::new());
-        subject.post(&[0x700]);
-        assert_eq!(harvest(&subject, &mut *log), with_mailbox(&[0x700]));
-        log.stop().unwrap();
-        subject.post(&[0x701]);
+    for kind in BOTH {
+        let Some(mut subject) = logged(kind, 64 << 20) else {
+            continue;
+        };
+        subject.machine.start().unwrap();
+        let mut log = kvm_log(&subject);
+        for _ in 0..3 {
+            log.start().unwrap();
+            subject.post(&[0x700]);
+            log.start().unwrap();
+            assert_eq!(harvest(&subject, &mut *log), BTreeSet::new());
+            subject.post(&[0x700]);
+            assert_eq!(harvest(&subject, &mut *log), with_mailbox(&[0x700]));
+            log.stop().unwrap();
+            subject.post(&[0x701]);
+        }
     }
 }
 
@@ -86,18 +115,82 @@ fn memory_above_the_gap_has_a_log_of_its_own() {
     if !have_kvm() {
         return;
     }
-    let mut subject = program(LOW_MEMORY_END + 37 * PAGE_SIZE, &postman());
-    let (low_last, high) = (
-        LOW_MEMORY_END / PAGE_SIZE - 1,
-        HIGH_MEMORY_START / PAGE_SIZE,
-    );
+    for kind in BOTH {
+        let Some(mut subject) = logged(kind, LOW_MEMORY_END + 37 * PAGE_SIZE) else {
+            continue;
+        };
+        let (low_last, high) = (
+            LOW_MEMORY_END / PAGE_SIZE - 1,
+            HIGH_MEMORY_START / PAGE_SIZE,
+        );
+        subject.machine.start().unwrap();
+        subject.post(&[low_last]);
+        let mut log = kvm_log(&subject);
+        log.start().unwrap();
+        let pages = [low_last, high, high + 36];
+        subject.post(&pages);
+        assert_eq!(harvest(&subject, &mut *log), with_mailbox(&pages));
+        subject.post(&[high + 36]);
+        assert_eq!(harvest(&subject, &mut *log), with_mailbox(&[high + 36]));
+    }
+}
+
+#[test]
+fn rings_and_bitmap_say_the_same_of_a_guest_that_writes_the_same() {
+    if !have_kvm() {
+        return;
+    }
+    let subjects = BOTH.map(|kind| logged(kind, 64 << 20));
+    let [Some(by_bitmap), Some(by_ring)] = subjects else {
+        return;
+    };
+    let mut both = [by_bitmap, by_ring].map(|mut subject| {
+        subject.machine.start().unwrap();
+        let mut log = kvm_log(&subject);
+        log.start().unwrap();
+        (subject, log)
+    });
+    let mut random = Random::new(7);
+    for round in 0..200 {
+        let count = random.below(200) + 1;
+        let pages: Vec<u64> = (0..count).map(|_| 0x500 + random.below(2000)).collect();
+        let seen = both.each_mut().map(|(subject, log)| {
+            subject.post(&pages);
+            match round % 3 {
+                // Two posts between two harvests.
+                0 => BTreeSet::new(),
+                _ => harvest(subject, &mut **log),
+            }
+        });
+        assert_eq!(seen[0], seen[1], "round {round}");
+    }
+}
+
+#[test]
+fn a_ring_that_is_full_is_emptied_and_no_page_is_lost() {
+    if !have_kvm() {
+        return;
+    }
+    let Some(mut subject) = logged(DirtyLogKind::Ring(SMALL), 64 << 20) else {
+        return;
+    };
     subject.machine.start().unwrap();
-    subject.post(&[low_last]);
     let mut log = kvm_log(&subject);
     log.start().unwrap();
-    let pages = [low_last, high, high + 36];
-    subject.post(&pages);
-    assert_eq!(harvest(&subject, &mut *log), with_mailbox(&pages));
-    subject.post(&[high + 36]);
-    assert_eq!(harvest(&subject, &mut *log), with_mailbox(&[high + 36]));
+    let mut written = with_mailbox(&[]);
+    for first in (0x500..0x1500).step_by(0x100) {
+        let pages: Vec<u64> = (first..first + 0x100).collect();
+        subject.post(&pages);
+        written.extend(pages);
+    }
+    let rings = subject.machine.dirty_rings().unwrap();
+    assert!(rings.full() > 0, "4096 pages filled a ring of {SMALL}");
+    assert!(rings.take()[0] >= 0x1000);
+    // A vCPU that comes back into the guest may make more dirty: this KVM then writes to the page of its program.
+    let seen = harvest(&subject, &mut *log);
+    assert!(written.is_subset(&seen), "{:x?}", &written - &seen);
+    assert!(seen.len() <= written.len() + 1, "{:x?}", &seen - &written);
+    // A log that is off fills rings no more, and one that was full is no obstacle.
+    log.stop().unwrap();
+    subject.post(&(0x500..0x5ff).collect::<Vec<_>>());
 }

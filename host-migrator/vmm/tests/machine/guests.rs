@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use host_migrator::{GuestRam, SourceMachine, Trace};
 use reference_vmm::{
-    BareWorkload, Guest, GuestKind, Machine, MachineConfig, MachineEvent, MemoryOptions, Outlets,
+    BareWorkload, DirtyLogKind, Guest, GuestKind, Machine, MachineConfig, MachineEvent,
+    MemoryOptions, Outlets,
 };
 use spec::PAGE_SIZE;
 use spec::bare::IMAGE_GPA;
@@ -49,6 +50,7 @@ pub fn config(memory_bytes: u64, vcpus: u8) -> MachineConfig {
         vcpus,
         balloon_socket: None,
         agent_socket: None,
+        dirty_log: DirtyLogKind::Bitmap,
         trace: Trace::default(),
     }
 }
@@ -146,6 +148,42 @@ pub fn counter() -> Vec<u8> {
     .concat()
 }
 
+/// Where the second vCPU of [`writer_and_reader`] counts.
+pub const READ: u64 = MAILBOX + PAGE_SIZE;
+
+/// vCPU 0 writes to 2048 pages from [`COUNTED`] on, again and again, and counts at [`MAILBOX`]. vCPU 1 reads them, and counts at [`READ`].
+pub fn writer_and_reader() -> Vec<u8> {
+    let pages = [
+        &[0xb9, 0x00, 0x08, 0x00, 0x00][..], // all: mov ecx, 2048
+        &[0xbf, 0x00, 0x00, 0x40, 0x00],     // mov edi, COUNTED
+    ];
+    let next = [
+        &[0x81, 0xc7, 0x00, 0x10, 0x00, 0x00][..], // add edi, 4096
+        &[0x48, 0xff, 0x04, 0x25],                 // inc qword [...]
+    ];
+    let rest = [
+        &[0xff, 0xc9][..], // dec ecx
+        &[0x75, 0xeb],     // jnz next
+        &[0xeb, 0xdf],     // jmp all
+    ];
+    let read = u32::try_from(READ).unwrap().to_le_bytes();
+    let mailbox = u32::try_from(MAILBOX).unwrap().to_le_bytes();
+    [
+        &[0x48, 0x85, 0xff, 0x75, 0x21][..], // test rdi, rdi; jnz reader
+        &pages.concat(),
+        &[0x48, 0xff, 0x07], // next: inc qword [rdi]
+        &next.concat(),
+        &mailbox,
+        &rest.concat(),
+        &pages.concat(),     // reader:
+        &[0x48, 0x8b, 0x07], // next: mov rax, [rdi]
+        &next.concat(),
+        &read,
+        &rest.concat(),
+    ]
+    .concat()
+}
+
 impl Subject {
     /// Has [`postman`] write `pages`, and waits until it has done so.
     pub fn post(&mut self, pages: &[u64]) {
@@ -200,7 +238,7 @@ pub fn copy_memory(from: &GuestRam, to: &GuestRam) {
 }
 
 /// A static executable with `code` at [`IMAGE_GPA`].
-fn elf(code: &[u8]) -> Vec<u8> {
+pub fn elf(code: &[u8]) -> Vec<u8> {
     const HEADERS: u64 = 64 + 56;
     let mut image = vec![0; HEADERS as usize];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

@@ -2,20 +2,25 @@
 //! A real guest that is throttled stops at once, loses nothing, and is migrated in whatever state the throttle is.
 
 use std::env;
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use host_migrator::{
     Connection, DirtyLog, LogSource, Migration, MigrationBitmap, MigrationParams, OwnershipRecord,
     Source, SourceMachine, Throttle, ThrottleParams, receive,
 };
-use reference_vmm::{BareWorkload, Guest, GuestStatus};
+use kvm_ioctls::{Cap, Kvm};
+use reference_vmm::dirty_ring::RING_ENTRIES;
+use reference_vmm::{BareWorkload, DirtyLogKind, Guest, GuestStatus, MachineConfig};
 use spec::PAGE_SIZE;
 use spec::bare::StatusWord;
 
 use crate::guests::{
-    COUNTED, COUNTED_PAGES, MAILBOX, config, counter, guest_on, have_kvm, incoming, program,
+    COUNTED, COUNTED_PAGES, MAILBOX, READ, config, counter, elf, guest_on, have_kvm, incoming,
+    program, writer_and_reader,
 };
 
 /// How many migrations follow each other. `LACUNA_THROTTLED_RUNS` sets another number.
@@ -125,4 +130,70 @@ fn guests_that_are_throttled_from_their_first_millisecond_migrate_again_and_agai
         let wrong = [StatusWord::WrongStamps, StatusWord::WrongHeartbeats];
         assert_eq!(wrong.map(|word| status.word(word)), [0, 0], "run {run}");
     }
+}
+
+#[test]
+fn a_limit_of_what_each_vcpu_dirties_holds_the_writer_and_never_the_reader() {
+    if !have_kvm() {
+        return;
+    }
+    let config = MachineConfig {
+        dirty_log: DirtyLogKind::Ring(RING_ENTRIES),
+        ..config(64 << 20, 2)
+    };
+    if !Kvm::new().unwrap().check_extension(Cap::DirtyLogRing) {
+        return spec_testing::skipped("this KVM has no dirty rings");
+    }
+    let guest = Guest::BareImage(elf(&writer_and_reader()), BareWorkload::default());
+    let mut subject = guest_on(&config, &guest);
+    let watch = subject.machine.watch();
+    let mut throttle = subject.machine.throttle();
+    let mut log = subject.machine.dirty_logs().remove(0);
+    log.start().unwrap();
+    subject.machine.start().unwrap();
+    throttle
+        .limit_dirtying(NonZeroU64::new(8 << 20).unwrap())
+        .unwrap();
+    let held = || {
+        watch
+            .times()
+            .iter()
+            .map(|it| it.throttled)
+            .collect::<Vec<_>>()
+    };
+    subject.wait("the writer to be held", |subject| {
+        // Harvests protect its pages again. Too many would make the reader's counter look like much.
+        thread::sleep(Duration::from_millis(50));
+        let bitmap = MigrationBitmap::new(subject.machine.ram().bitmap_pages());
+        log.harvest(&bitmap).unwrap();
+        held()[0] > Duration::from_millis(500)
+    });
+    assert_eq!(held()[1], Duration::ZERO, "the reader loses no time");
+    let goes_on = |subject: &mut crate::guests::Subject, counter| {
+        let before = subject.word(counter);
+        subject.wait("a vCPU to go on", |subject| subject.word(counter) > before);
+    };
+    goes_on(&mut subject, MAILBOX);
+    goes_on(&mut subject, READ);
+    throttle.set(0).unwrap();
+    goes_on(&mut subject, MAILBOX);
+    let before = held();
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(held(), before, "nobody is held afterwards");
+    subject.machine.stop_vcpus().unwrap();
+}
+
+#[test]
+fn a_machine_whose_log_is_a_bitmap_says_that_it_cannot_limit_single_vcpus() {
+    if !have_kvm() {
+        return;
+    }
+    let subject = program(16 << 20, &counter());
+    let limit = NonZeroU64::new(1).unwrap();
+    let error = subject
+        .machine
+        .throttle()
+        .limit_dirtying(limit)
+        .unwrap_err();
+    assert!(error.to_string().contains("--dirty-log ring"), "{error}");
 }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The guest's own view of a run: the gaps in which its vCPUs did not run, before the migration, during it and after it.
+
+use std::fmt::Write;
+
+use reference_vmm::guest_gaps;
+use serde::{Deserialize, Serialize};
+use spec::gaps::Gaps;
+
+use super::CompareError;
+use super::oracle::OracleError;
+use super::parts::Host;
+use super::record::Record;
+use super::run::memory_of;
+use crate::figures::aligned;
+use crate::gaps::GapFigures;
+
+/// What the guest saw of its migration: `max`, `p50`, `p99` and `p999` of its vCPUs' gaps in milliseconds, from the request until it
+/// was stopped; and the same at other times.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct GuestGaps {
+    /// While it was migrated and ran. How long it was then stopped is the downtime, which it cannot measure here: it is held
+    /// at the destination until its memory was compared.
+    #[serde(flatten)]
+    pub during: GapFigures,
+    /// Before the migration, since it was ready.
+    pub without_migration: GapFigures,
+    /// At the destination, from its first beat on.
+    pub after: GapFigures,
+    /// The longest gap of each vCPU while it was migrated and ran.
+    pub max_by_vcpu: Vec<f64>,
+}
+
+/// The gaps of each vCPU at the moments between the phases of a run.
+#[derive(Debug)]
+pub(super) struct Moments {
+    pub(super) ready: Vec<Gaps>,
+    pub(super) asked: Vec<Gaps>,
+    pub(super) stopped: Vec<Gaps>,
+    pub(super) checked: Vec<Gaps>,
+}
+
+impl Moments {
+    pub(super) fn figures(&self) -> GuestGaps {
+        let all = |gaps: &mut dyn Iterator<Item = Gaps>| {
+            let mut sum = Gaps::default();
+            gaps.for_each(|gaps| sum.merge(&gaps));
+            GapFigures::of(&sum)
+        };
+        let during = || between(&self.asked, &self.stopped);
+        let longest = |gaps: Gaps| GapFigures::of(&gaps).max;
+        GuestGaps {
+            during: all(&mut during()),
+            without_migration: all(&mut between(&self.ready, &self.asked)),
+            // The longest is that in which the guest was held.
+            after: all(&mut between(&self.stopped, &self.checked).map(|it| it.without_longest())),
+            max_by_vcpu: during().map(longest).collect(),
+        }
+    }
+}
+
+fn between<'a>(earlier: &'a [Gaps], later: &'a [Gaps]) -> impl Iterator<Item = Gaps> + 'a {
+    later
+        .iter()
+        .zip(earlier)
+        .map(|(later, earlier)| later.since(earlier))
+}
+
+/// The gaps of each vCPU of the bare guest on `host` so far.
+///
+/// # Errors
+/// [`CompareError`] if its memory cannot be read.
+pub fn gaps_of(host: &Host, vcpus: u8) -> Result<Vec<Gaps>, CompareError> {
+    let (ram, _) = memory_of(host)?;
+    Ok(guest_gaps::read(&ram, vcpus).map_err(OracleError::from)?)
+}
+
+const HEADINGS: [&str; 8] = [
+    "hints", "gaps ms", "beats", "p50", "p99", "p99.9", "longest", "downtime",
+];
+
+/// The gaps of the records as a table; empty if no guest has counted them.
+pub fn table(records: &[Record]) -> String {
+    let mut rows = Vec::new();
+    for record in records {
+        let Some(gaps) = &record.guest_gap_ms else {
+            continue;
+        };
+        let phases = [
+            ("before", &gaps.without_migration),
+            ("during", &gaps.during),
+            ("after", &gaps.after),
+        ];
+        for (phase, figures) in phases {
+            let mut row = vec![
+                record.hints.to_string(),
+                phase.into(),
+                figures.beats.to_string(),
+            ];
+            let of_phase = [figures.p50, figures.p99, figures.p999, figures.max];
+            row.extend(of_phase.map(|ms| format!("{ms:.1}")));
+            row.push(match phase {
+                "during" => format!("{:.1}", record.downtime_ms),
+                _ => String::new(),
+            });
+            rows.push(row);
+        }
+    }
+    let mut text = String::new();
+    if !rows.is_empty() {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{}", aligned(&HEADINGS, rows.into_iter()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(micros: &[u64]) -> Gaps {
+        let mut gaps = Gaps::default();
+        micros.iter().for_each(|micros| gaps.add(*micros));
+        gaps
+    }
+
+    #[test]
+    fn each_phase_has_its_own_gaps_and_the_time_held_at_the_destination_is_none() {
+        let moments = Moments {
+            ready: vec![of(&[9_000_000]), of(&[])],
+            asked: vec![of(&[9_000_000, 1000]), of(&[1000, 2000])],
+            stopped: vec![of(&[9_000_000, 1000, 30_000]), of(&[1000, 2000, 4000])],
+            checked: vec![
+                of(&[9_000_000, 1000, 30_000, 5_000_000, 8000]),
+                of(&[1000, 2000, 4000, 5_000_000]),
+            ],
+        };
+        let gaps = moments.figures();
+        let near = |ms: f64, of: f64| assert!((of..of * 1.07).contains(&ms), "{ms}, not {of}");
+        near(gaps.without_migration.max, 2.0);
+        near(gaps.during.max, 30.0);
+        assert_eq!(gaps.during.beats, 2);
+        near(gaps.after.max, 8.0);
+        assert_eq!(gaps.after.beats, 1);
+        near(gaps.max_by_vcpu[0], 30.0);
+        near(gaps.max_by_vcpu[1], 4.0);
+    }
+}
