@@ -15,7 +15,8 @@ use super::run::memory_of;
 use crate::figures::aligned;
 use crate::gaps::GapFigures;
 
-/// What the guest saw of its migration: `max`, `p50`, `p99` and `p999` of its vCPUs' gaps in milliseconds, from the request until it
+/// What the guest saw of its migration. Of a Linux guest only the longest gaps are known, in seconds that were over when it was stopped, and
+/// none of them at the destination. Of the bare guest: `max`, `p50`, `p99` and `p999` of its vCPUs' gaps in milliseconds, from the request until it
 /// was stopped; and the same at other times.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct GuestGaps {
@@ -29,6 +30,21 @@ pub struct GuestGaps {
     pub after: GapFigures,
     /// The longest gap of each vCPU while it was migrated and ran.
     pub max_by_vcpu: Vec<f64>,
+}
+
+impl GuestGaps {
+    /// Of a Linux guest that has reported these longest gaps, in microseconds, before and during its migration.
+    pub(super) fn of_longest(before: u64, during: u64) -> Self {
+        let longest = |micros: u64| GapFigures {
+            max: micros as f64 / 1000.0,
+            ..GapFigures::default()
+        };
+        Self {
+            during: longest(during),
+            without_migration: longest(before),
+            ..Self::default()
+        }
+    }
 }
 
 /// The gaps of each vCPU at the moments between the phases of a run.

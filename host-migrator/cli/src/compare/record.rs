@@ -98,7 +98,7 @@ pub struct Record {
     /// The most that the guest was throttled, in percent of its time.
     #[serde(default)]
     pub throttle_max_percent: u8,
-    /// How evenly the guest ran, in its own view; absent for a guest that does not count its gaps.
+    /// How evenly the guest ran, in its own view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_gap_ms: Option<GuestGaps>,
     /// What the machine has decided so that the migration ends, in words.

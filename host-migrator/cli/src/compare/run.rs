@@ -14,7 +14,7 @@ use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::file;
-use super::gaps::{Moments, gaps_of};
+use super::gaps::{GuestGaps, Moments, gaps_of};
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::plan::{RunPlan, name_of};
@@ -109,7 +109,10 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let asked = gaps(&source)?;
     let mut client = source.client()?;
     client.tell(&plan.migrate(uri, tls.as_ref()))?;
+    let longest_gap = |status: &Status| status.guest.as_ref().map_or(0, |it| it.longest_gap);
+    let mut longest = 0;
     source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
+        longest = longest.max(longest_gap(status));
         let migration = &status.migration;
         step(&format!("migrating, round {}", migration.round));
         match migration.status {
@@ -186,7 +189,10 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         trace_events: events,
-        guest_gap_ms: moments.map(|moments| moments.figures()),
+        guest_gap_ms: Some(moments.map_or_else(
+            || GuestGaps::of_longest(longest_gap(&before), longest),
+            |moments| moments.figures(),
+        )),
         file_bytes: figures.map(|file| file.bytes),
         file_allocated_bytes: figures.map(|file| file.allocated_bytes),
         save_ms: figures.map(|_| report.total_ms),

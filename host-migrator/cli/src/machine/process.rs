@@ -301,6 +301,7 @@ impl Process {
             hinted_pages: word(StatusWord::HintedPages),
             early_releases: word(StatusWord::EarlyReleases),
             dones: word(StatusWord::Dones),
+            longest_gap: 0,
             clock_behind_ms: None,
             failure: None,
         })

@@ -135,6 +135,9 @@ pub struct GuestStatus {
     pub early_releases: u64,
     /// How often the guest saw DONE.
     pub dones: u64,
+    /// Of a Linux guest: microseconds of the longest time between two ticks of its work, each of 10 milliseconds, in the second before its
+    /// last report.
+    pub longest_gap: u64,
     /// Of a Linux guest: milliseconds by which its wall clock was behind this host's when its last line had arrived.
     /// The line's way is in it.
     pub clock_behind_ms: Option<i64>,
