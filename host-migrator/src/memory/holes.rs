@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_called_a_hole_and_has_content_is_none() {
+    fn pages_with_content_that_the_kernel_calls_a_hole_are_not_taken_for_one() {
         let file = tempfile::tempfile().unwrap();
         let pages = 2 * CHUNK / PAGE_SIZE + 3;
         file.set_len(pages * PAGE_SIZE).unwrap();

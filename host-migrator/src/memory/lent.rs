@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_memory_is_refused() {
+    fn a_file_that_is_not_memory_is_refused() {
         let disk = tempfile::tempfile().unwrap();
         let (near, far) = std::io::pipe().unwrap();
         let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
