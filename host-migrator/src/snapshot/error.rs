@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use spec::file::FormatError;
+use spec::file::{FormatError, Side};
 
 use crate::memory::error::RamError;
 use crate::vm::state::StateError;
@@ -75,6 +75,24 @@ pub enum SnapshotError {
         /// What is wrong.
         source: FormatError,
     },
+    /// The file has only what one side of a migration has left.
+    #[error(
+        "{path} is not a whole guest: it is what the {side} of a migration has left. `lacuna reconcile` makes a snapshot of the \
+         source's half and the destination's",
+        path = .path.display()
+    )]
+    Half {
+        /// The file.
+        path: PathBuf,
+        /// The side that saved it.
+        side: Side,
+    },
+    /// A whole snapshot, where a half is needed.
+    #[error(
+        "{path} is a whole snapshot: nothing is missing in it, and `lacuna receive` restores it as it is",
+        path = .0.display()
+    )]
+    Whole(PathBuf),
     /// The file ends too early.
     #[error("{path} ends in the middle of the {part}: it was not completed, or a part of it is lost", path = .path.display())]
     Truncated {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
-use spec::file::{BITMAP_BLOCK_WORDS, BitmapBlock, page_checksum};
+use spec::file::{BITMAP_BLOCK_WORDS, Bitmap, BitmapBlock, FormatError, page_checksum};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::error::SnapshotError;
@@ -118,7 +118,7 @@ impl Snapshot {
         };
         let failed = |error| match error {
             SnapshotError::Format {
-                source: spec::file::FormatError::Bitmap { block },
+                source: FormatError::Bitmap { block, .. },
                 ..
             } => {
                 let first = BitmapBlock::first_slot(block);
@@ -146,6 +146,15 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError`] if the page bitmap is damaged or cannot be read.
     pub fn pages(&self, found: &mut dyn FnMut(PageRange)) -> Result<(), SnapshotError> {
+        self.pages_in(Bitmap::Pages, found)
+    }
+
+    /// As [`Snapshot::pages`], with the pages that are in `bitmap`.
+    pub(super) fn pages_in(
+        &self,
+        bitmap: Bitmap,
+        found: &mut dyn FnMut(PageRange),
+    ) -> Result<(), SnapshotError> {
         let mut open: Option<(u64, u64)> = None;
         let mut close = |run: Option<(u64, u64)>| {
             if let Some((first, end)) = run {
@@ -154,7 +163,7 @@ impl Snapshot {
         };
         for block in 0..self.header.sizes.bitmap_blocks() {
             let first = BitmapBlock::first_slot(block);
-            let words = self.bitmap_block(block)?.words;
+            let words = self.bitmap_block(bitmap, block)?.words;
             each_run_of_bits(&words, |from, count| {
                 let (from, end) = (first + from, first + from + count);
                 open = match open {
@@ -216,7 +225,7 @@ impl Snapshot {
         failed: &(dyn Fn(SnapshotError) -> Result<(), SnapshotError> + Sync),
     ) -> Result<u64, SnapshotError> {
         let (number, part) = (piece / PIECES, (piece % PIECES) as usize);
-        let block = match self.bitmap_block(number) {
+        let block = match self.bitmap_block(Bitmap::Pages, number) {
             Ok(block) => block,
             // The first of the block's pieces tells of it.
             Err(_) if part > 0 => return Ok(0),
@@ -279,7 +288,11 @@ impl Snapshot {
     }
 
     pub(super) fn check_count(&self, found: u64) -> Result<(), SnapshotError> {
-        let expected = self.commit().pages;
+        self.compare_count(found, self.commit().pages)
+    }
+
+    /// Compares the number of pages that a bitmap has with what the commit record says.
+    pub(super) fn compare_count(&self, found: u64, expected: u64) -> Result<(), SnapshotError> {
         if found == expected {
             return Ok(());
         }

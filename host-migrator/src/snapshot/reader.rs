@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, FlockOperation, OFlags};
 use spec::file::{
-    BITMAP_BLOCK_BYTES, BitmapBlock, Commit, DESCRIPTION_AT, ENTRY_BYTES, Entry, FormatError,
-    HEADER_BYTES, Header, Places, REGIONS_AT, StateHeader, regions,
+    BITMAP_BLOCK_BYTES, Bitmap, BitmapBlock, Commit, DESCRIPTION_AT, ENTRY_BYTES, Entry,
+    FormatError, HEADER_BYTES, Header, Places, REGIONS_AT, StateHeader, regions,
 };
 
 use super::direct::{self, DirectIo};
@@ -51,8 +51,20 @@ impl Snapshot {
     /// Opens the snapshot at `target`, and reads everything but its pages.
     ///
     /// # Errors
-    /// [`SnapshotError`] if it is not a complete snapshot, is damaged, or cannot be read.
+    /// [`SnapshotError`] if it is not a complete snapshot, is damaged, or cannot be read; [`SnapshotError::Half`] for a half.
     pub fn open(target: &SnapshotTarget) -> Result<Self, SnapshotError> {
+        let snapshot = Self::open_file(target)?;
+        match snapshot.header.half {
+            None => Ok(snapshot),
+            Some(half) => Err(SnapshotError::Half {
+                path: target.path.clone(),
+                side: half.side,
+            }),
+        }
+    }
+
+    /// As [`Snapshot::open`], for a half, too.
+    pub(super) fn open_file(target: &SnapshotTarget) -> Result<Self, SnapshotError> {
         let path = &target.path;
         let file = open(path, OFlags::RDONLY)?;
         lock(&file, FlockOperation::NonBlockingLockShared, path)?;
@@ -133,17 +145,25 @@ impl Snapshot {
         &self.state
     }
 
-    /// Block `block` of the page bitmap.
-    pub(super) fn bitmap_block(&self, block: u64) -> Result<BitmapBlock, SnapshotError> {
+    /// Block `block` of `bitmap`.
+    pub(super) fn bitmap_block(
+        &self,
+        bitmap: Bitmap,
+        block: u64,
+    ) -> Result<BitmapBlock, SnapshotError> {
         let mut bytes = [0; BITMAP_BLOCK_BYTES];
-        let at = self.places.bitmap_block(block);
-        self.input.read(&mut bytes, at, "page bitmap")?;
+        let at = self.places.bitmap_block(bitmap, block);
+        let part = match bitmap {
+            Bitmap::Pages => "page bitmap",
+            Bitmap::Known => "bitmap of known pages",
+        };
+        self.input.read(&mut bytes, at, part)?;
         if bytes.iter().all(|byte| *byte == 0) {
             // Not written: it has no page. If it was lost, the number of all pages tells.
             return Ok(BitmapBlock::EMPTY);
         }
         let Header { id, sizes, .. } = self.header;
-        BitmapBlock::from_bytes(&bytes, id, block, sizes.pages).map_err(self.input.wrong())
+        BitmapBlock::from_bytes(&bytes, id, bitmap, block, sizes.pages).map_err(self.input.wrong())
     }
 }
 
@@ -245,6 +265,10 @@ impl Input {
                 Entry::Commit(commit) => {
                     let agrees = commit.check(header.sizes, sections, total, at);
                     agrees.map_err(self.wrong())?;
+                    if header.half.is_none() && commit.known != 0 {
+                        let error = FormatError::Commit("number of known pages");
+                        return Err(self.wrong()(error));
+                    }
                     return Ok((state, commit));
                 }
             }

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use spec::file::{
-    BITMAP_BLOCK_BYTES, BITMAP_BLOCK_WORDS, BitmapBlock, Commit, DESCRIPTION_AT, Header, Places,
-    REGIONS_AT, Sizes, SnapshotId, StateHeader,
+    BITMAP_BLOCK_BYTES, BITMAP_BLOCK_WORDS, Bitmap, BitmapBlock, Commit, DESCRIPTION_AT, Half,
+    Header, Places, REGIONS_AT, Sizes, SnapshotId, StateHeader,
 };
 use spec::hint_map::word_masks;
 use spec::stream::{MAX_CHANNELS, MAX_SECTION_PAGES, Totals};
@@ -37,6 +37,8 @@ pub struct SnapshotWriter {
     slots: Slots,
     /// A bit for each slot whose page is in the file, or on its way there.
     bits: Vec<u64>,
+    /// In a half: a bit for each slot whose page this side has.
+    known: Option<Vec<u64>>,
     checksums: Checksums,
     writers: Writers,
     /// Empty buffers.
@@ -66,6 +68,29 @@ impl SnapshotWriter {
         layout: &Layout,
         description: &[u8],
     ) -> Result<Self, SnapshotError> {
+        Self::begin_file(storage, layout, description, None)
+    }
+
+    /// Begins a `half`: as [`SnapshotWriter::begin`], but a page is known only if it is written
+    /// ([`SnapshotWriter::pages`]), or is said to be zero ([`SnapshotWriter::remove`]).
+    ///
+    /// # Errors
+    /// As [`SnapshotWriter::begin`].
+    pub fn begin_half(
+        storage: Box<dyn Storage>,
+        layout: &Layout,
+        description: &[u8],
+        half: Half,
+    ) -> Result<Self, SnapshotError> {
+        Self::begin_file(storage, layout, description, Some(half))
+    }
+
+    fn begin_file(
+        storage: Box<dyn Storage>,
+        layout: &Layout,
+        description: &[u8],
+        half: Option<Half>,
+    ) -> Result<Self, SnapshotError> {
         let table = layout.to_bytes();
         let sizes = Sizes {
             pages: layout.pages(),
@@ -82,8 +107,10 @@ impl SnapshotWriter {
             sizes,
             regions_crc: crc32fast::hash(&table),
             description_crc: crc32fast::hash(description),
+            half,
         };
-        let places = sizes.places().map_err(SnapshotError::Guest)?;
+        let places = header.places().map_err(SnapshotError::Guest)?;
+        let words = sizes.pages.div_ceil(64) as usize;
         let bytes = header.to_bytes().map_err(SnapshotError::Guest)?;
         let storage: Arc<dyn Storage> = storage.into();
         let writer = Self {
@@ -92,7 +119,8 @@ impl SnapshotWriter {
             id: header.id,
             places,
             slots: Slots::new(layout.clone()),
-            bits: vec![0; sizes.pages.div_ceil(64) as usize],
+            bits: vec![0; words],
+            known: half.map(|_| vec![0; words]),
             checksums: Checksums::new(places.checksums_at),
             spare: Vec::new(),
         };
@@ -170,6 +198,7 @@ impl SnapshotWriter {
             for (index, mask) in masks(*slot, *run) {
                 self.bits[index] |= mask;
             }
+            self.know(*slot, *run);
         }
         self.writers.put(Job::new(pages, slots))?;
         self.note_written()
@@ -197,6 +226,7 @@ impl SnapshotWriter {
     /// [`SnapshotError`] if the file cannot be changed.
     pub fn remove(&mut self, range: PageRange) -> Result<(), SnapshotError> {
         let slot = self.slots.of(range)?;
+        self.know(slot, range);
         // Only from the first to the last page that is there: a run of zeros may be the whole of memory.
         let mut there: Option<(u64, u64)> = None;
         for (index, mask) in masks(slot, range) {
@@ -215,6 +245,15 @@ impl SnapshotWriter {
                 self.give_back(self.places.page(first), (end - first) * PAGE_SIZE)
             }
             None => Ok(()),
+        }
+    }
+
+    /// In a half, the pages of `range`, whose slots begin with `slot`, are known from now on.
+    fn know(&mut self, slot: u64, range: PageRange) {
+        if let Some(known) = &mut self.known {
+            for (index, mask) in masks(slot, range) {
+                known[index] |= mask;
+            }
         }
     }
 
@@ -286,7 +325,12 @@ impl SnapshotWriter {
     /// # Errors
     /// [`SnapshotError`] if it cannot be completed; there is no new snapshot then.
     pub fn finish(mut self, state: &MachineState, totals: Totals) -> Result<Saved, SnapshotError> {
-        let pages = self.write_bitmap()?;
+        let bits = std::mem::take(&mut self.bits);
+        let pages = self.write_bitmap(Bitmap::Pages, &bits)?;
+        let known = match self.known.take() {
+            Some(bits) => self.write_bitmap(Bitmap::Known, &bits)?,
+            None => 0,
+        };
         let (end, state_bytes) = self.write_state(state)?;
         self.sync()?;
         let commit = Commit {
@@ -295,6 +339,7 @@ impl SnapshotWriter {
             pages,
             length: end + spec::file::ENTRY_BYTES as u64,
             totals,
+            known,
         };
         self.write(&commit.to_bytes(self.id), end)?;
         self.sync_storage()?;
@@ -307,13 +352,12 @@ impl SnapshotWriter {
         })
     }
 
-    /// Writes the page bitmap. Returns how many pages it has.
-    fn write_bitmap(&mut self) -> Result<u64, SnapshotError> {
-        let bits = std::mem::take(&mut self.bits);
+    /// Writes a bitmap. Returns how many pages it has.
+    fn write_bitmap(&self, bitmap: Bitmap, bits: &[u64]) -> Result<u64, SnapshotError> {
         // A new file has zeros there; in place an old snapshot may be left.
         let leaves_out = !self.storage.is_in_place();
         let mut bytes = Vec::with_capacity(BITMAP_BYTES);
-        let mut at = self.places.bitmap_at;
+        let mut at = self.places.bitmap_block(bitmap, 0);
         let mut pages = 0;
         for (number, words) in (0..).zip(bits.chunks(BITMAP_BLOCK_WORDS)) {
             let mut block = BitmapBlock::EMPTY;
@@ -322,12 +366,12 @@ impl SnapshotWriter {
             pages += in_block;
             let left_out = leaves_out && in_block == 0;
             if !left_out {
-                bytes.extend(block.to_bytes(self.id, number));
+                bytes.extend(block.to_bytes(self.id, bitmap, number));
             }
             if left_out || bytes.len() == BITMAP_BYTES {
                 self.write(&bytes, at)?;
                 bytes.clear();
-                at = self.places.bitmap_block(number + 1);
+                at = self.places.bitmap_block(bitmap, number + 1);
             }
         }
         self.write(&bytes, at)?;

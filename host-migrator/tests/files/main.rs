@@ -9,6 +9,7 @@ mod damage;
 mod direct;
 mod disk;
 mod failures;
+mod halves;
 mod lazy;
 mod mounted;
 mod raw;

@@ -10,10 +10,12 @@
 //! | `header` | the first bytes: what the file is, and where its parts are |
 //! | `places` | where the parts are, computed from a few sizes |
 //! | `regions` | the table of memory regions |
-//! | `bitmap` | a block of the page bitmap |
+//! | `half` | what one side has left of a migration that broke |
+//! | `bitmap` | a block of the page bitmap, or of a half's bitmap of known pages |
 //! | `state` | the parts of the machine's state, and the commit record after them |
 
 mod bitmap;
+mod half;
 mod header;
 mod places;
 mod regions;
@@ -21,7 +23,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use bitmap::BitmapBlock;
+pub use bitmap::{Bitmap, BitmapBlock};
+pub use half::{Half, Side};
 pub use header::{Header, SnapshotId};
 pub use places::{Places, Sizes};
 pub use regions::regions;
@@ -32,6 +35,8 @@ use crate::stream::{MAX_REGIONS, MAX_STATE_BYTES, MAX_STATE_NAME, MAX_STATE_SECT
 
 /// The first eight bytes of a snapshot file.
 pub const MAGIC: [u8; 8] = *b"LACUSN\r\n";
+/// The first eight bytes of a half.
+pub const HALF_MAGIC: [u8; 8] = *b"LACUHF\r\n";
 /// The format's version. A reader accepts no other.
 pub const VERSION: u32 = 1;
 /// Bytes of a [`Header`].
@@ -67,7 +72,7 @@ pub fn page_checksum(page: &[u8; PAGE_SIZE as usize]) -> u32 {
 /// The bytes are not a valid snapshot file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FormatError {
-    /// Does not start with [`MAGIC`].
+    /// Starts neither with [`MAGIC`] nor with [`HALF_MAGIC`].
     Magic,
     /// Another version than [`VERSION`].
     Version(u32),
@@ -75,9 +80,11 @@ pub enum FormatError {
     Checksum(&'static str),
     /// A field of the header with an invalid value; names the field.
     Field(&'static str),
-    /// A block of the page bitmap is damaged, or belongs to another snapshot or another place.
+    /// A block of a bitmap is damaged, or belongs to another snapshot or another place.
     Bitmap {
-        /// Its number.
+        /// The bitmap.
+        bitmap: Bitmap,
+        /// The block's number.
         block: u64,
     },
     /// Where a part of the machine's state or the commit record should be, is something else.
@@ -100,7 +107,13 @@ impl core::fmt::Display for FormatError {
             ),
             Self::Checksum(part) => write!(f, "the checksum of the {part} is wrong"),
             Self::Field(name) => write!(f, "invalid value in header field {name}"),
-            Self::Bitmap { block } => write!(f, "block {block} of the page bitmap is damaged"),
+            Self::Bitmap { bitmap, block } => {
+                let name = match bitmap {
+                    Bitmap::Pages => "page bitmap",
+                    Bitmap::Known => "bitmap of known pages",
+                };
+                write!(f, "block {block} of the {name} is damaged")
+            }
             Self::NoEntry => f.write_str(
                 "there is no commit record: the snapshot was not completed, or a part of the file is lost",
             ),

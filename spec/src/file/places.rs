@@ -2,8 +2,8 @@
 //! Where the parts of a snapshot file are. A few sizes decide it, so a reader computes the places and compares.
 
 use super::{
-    ALIGNMENT, BITMAP_BLOCK_BYTES, BITMAP_BLOCK_PAGES, CHECKSUM_BYTES, DESCRIPTION_AT, FormatError,
-    MAX_PAGES, MAX_STATE_AREA,
+    ALIGNMENT, BITMAP_BLOCK_BYTES, BITMAP_BLOCK_PAGES, Bitmap, CHECKSUM_BYTES, DESCRIPTION_AT,
+    FormatError, MAX_PAGES, MAX_STATE_AREA,
 };
 use crate::PAGE_SIZE;
 use crate::stream::{MAX_DESCRIPTION, MAX_REGIONS};
@@ -24,6 +24,8 @@ pub struct Sizes {
 pub struct Places {
     /// The page bitmap.
     pub bitmap_at: u64,
+    /// The bitmap of known pages, in a half; where the checksums are in a whole snapshot, which has none.
+    pub known_at: u64,
     /// The checksums of the pages.
     pub checksums_at: u64,
     /// The pages.
@@ -33,11 +35,24 @@ pub struct Places {
 }
 
 impl Sizes {
-    /// Where the parts are in a file of these sizes.
+    /// Where the parts are in a snapshot of these sizes.
     ///
     /// # Errors
     /// [`FormatError::Field`] names the size that a file cannot have.
     pub const fn places(self) -> Result<Places, FormatError> {
+        self.places_with(0)
+    }
+
+    /// Where the parts are in a half of these sizes.
+    ///
+    /// # Errors
+    /// As [`Sizes::places`].
+    pub const fn places_in_half(self) -> Result<Places, FormatError> {
+        self.places_with(self.bitmap_blocks())
+    }
+
+    /// As [`Sizes::places`], with `known_blocks` blocks in the bitmap of known pages.
+    const fn places_with(self, known_blocks: u64) -> Result<Places, FormatError> {
         if self.pages == 0 || self.pages > MAX_PAGES {
             return Err(FormatError::Field("pages"));
         }
@@ -51,28 +66,35 @@ impl Sizes {
         let bitmap_at =
             (DESCRIPTION_AT + self.description_bytes as u64).next_multiple_of(ALIGNMENT);
         let bitmap_bytes = self.bitmap_blocks() * BITMAP_BLOCK_BYTES as u64;
-        let checksums_at = (bitmap_at + bitmap_bytes).next_multiple_of(ALIGNMENT);
+        let known_at = (bitmap_at + bitmap_bytes).next_multiple_of(ALIGNMENT);
+        let known_bytes = known_blocks * BITMAP_BLOCK_BYTES as u64;
+        let checksums_at = (known_at + known_bytes).next_multiple_of(ALIGNMENT);
         let checksum_bytes = self.pages * CHECKSUM_BYTES;
         let pages_at = (checksums_at + checksum_bytes).next_multiple_of(ALIGNMENT);
         let state_at = (pages_at + self.pages * PAGE_SIZE).next_multiple_of(ALIGNMENT);
         Ok(Places {
             bitmap_at,
+            known_at,
             checksums_at,
             pages_at,
             state_at,
         })
     }
 
-    /// Blocks of the page bitmap.
+    /// Blocks of a bitmap.
     pub const fn bitmap_blocks(self) -> u64 {
         self.pages.div_ceil(BITMAP_BLOCK_PAGES)
     }
 }
 
 impl Places {
-    /// Where block `block` of the page bitmap is.
-    pub const fn bitmap_block(self, block: u64) -> u64 {
-        self.bitmap_at + block * BITMAP_BLOCK_BYTES as u64
+    /// Where block `block` of `bitmap` is.
+    pub const fn bitmap_block(self, bitmap: Bitmap, block: u64) -> u64 {
+        let at = match bitmap {
+            Bitmap::Pages => self.bitmap_at,
+            Bitmap::Known => self.known_at,
+        };
+        at + block * BITMAP_BLOCK_BYTES as u64
     }
 
     /// Where the checksum of the page in `slot` is.

@@ -25,7 +25,7 @@ pub struct StateHeader {
 }
 
 /// The last thing in a complete snapshot: `kind u32, sections u32, id [u8; 16], pages u64, length u64, state bytes u64, totals
-/// [u8; 40], zero ..124, crc u32`.
+/// [u8; 40], known u64, zero ..124, crc u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
     /// Parts of the machine's state.
@@ -38,6 +38,8 @@ pub struct Commit {
     pub length: u64,
     /// What the save has written.
     pub totals: Totals,
+    /// In a half: the pages that its side has, those that are zero included. 0 in a whole snapshot.
+    pub known: u64,
 }
 
 /// What stands in the area of the machine's state.
@@ -80,6 +82,7 @@ impl Commit {
         wire::put(&mut bytes, 32, &self.length.to_le_bytes());
         wire::put(&mut bytes, 40, &self.state_bytes.to_le_bytes());
         wire::put(&mut bytes, 48, &self.totals.to_bytes());
+        wire::put(&mut bytes, 88, &self.known.to_le_bytes());
         wire::seal(&mut bytes);
         bytes
     }
@@ -108,6 +111,9 @@ impl Commit {
         if self.pages > sizes.pages {
             return Err(FormatError::Commit("number of pages"));
         }
+        if self.known > sizes.pages {
+            return Err(FormatError::Commit("number of known pages"));
+        }
         Ok(())
     }
 }
@@ -130,7 +136,7 @@ impl Entry {
         if bytes[8..24] != id.to_bytes() {
             return Err(FormatError::OtherSnapshot);
         }
-        let used = if kind == COMMIT { 88 } else { 40 };
+        let used = if kind == COMMIT { 96 } else { 40 };
         if bytes[used..ENTRY_BYTES - 4].iter().any(|byte| *byte != 0) {
             return Err(FormatError::State);
         }
@@ -142,6 +148,7 @@ impl Entry {
                 pages: wire::u64_at(bytes, 24),
                 length: wire::u64_at(bytes, 32),
                 totals,
+                known: wire::u64_at(bytes, 88),
             }));
         }
         let header = StateHeader {

@@ -21,6 +21,15 @@ fn header() -> Header {
         },
         regions_crc: 0x1234_5678,
         description_crc: 0x9abc_def0,
+        half: None,
+    }
+}
+
+fn half() -> Half {
+    Half {
+        side: Side::Destination,
+        session: 0x0123_4567_89ab_cdef,
+        number: 3,
     }
 }
 
@@ -46,6 +55,7 @@ fn commit() -> Commit {
             rounds: 3,
             bytes: 14 << 12,
         },
+        known: 0,
     }
 }
 
@@ -86,15 +96,16 @@ fn the_parts_are_aligned_do_not_overlap_and_follow_each_other() {
             let places = sizes.places().unwrap();
             let Places {
                 bitmap_at,
+                known_at,
                 checksums_at,
                 pages_at,
                 state_at,
             } = places;
-            for at in [bitmap_at, checksums_at, pages_at, state_at] {
+            for at in [bitmap_at, known_at, checksums_at, pages_at, state_at] {
                 assert_eq!(at % ALIGNMENT, 0);
             }
             assert!(DESCRIPTION_AT + u64::from(description_bytes) <= bitmap_at);
-            assert!(places.bitmap_block(sizes.bitmap_blocks()) <= checksums_at);
+            assert!(places.bitmap_block(Bitmap::Pages, sizes.bitmap_blocks()) <= known_at);
             assert!(places.checksum(pages) <= pages_at);
             assert!(places.page(pages) <= state_at);
             assert!(places.most_bytes() < 1 << 53);
@@ -205,9 +216,15 @@ fn what_an_earlier_snapshot_has_left_is_not_taken_for_this_one() {
         let read = Entry::from_bytes(&bytes, ID, 0, 0);
         assert_eq!(read, Err(FormatError::OtherSnapshot));
     }
-    let bytes = BitmapBlock::EMPTY.to_bytes(OTHER, 0);
-    let read = BitmapBlock::from_bytes(&bytes, ID, 0, 100);
-    assert_eq!(read, Err(FormatError::Bitmap { block: 0 }));
+    let bytes = BitmapBlock::EMPTY.to_bytes(OTHER, Bitmap::Pages, 0);
+    let read = BitmapBlock::from_bytes(&bytes, ID, Bitmap::Pages, 0, 100);
+    assert_eq!(
+        read,
+        Err(FormatError::Bitmap {
+            bitmap: Bitmap::Pages,
+            block: 0
+        })
+    );
 }
 
 #[test]
@@ -318,25 +335,79 @@ fn a_bit_of_the_bitmap_that_flips_or_comes_to_another_place_is_noticed() {
     block.words[0] = 1;
     block.words[BITMAP_BLOCK_WORDS - 1] = 1 << 63;
     let pages = 3 * BITMAP_BLOCK_PAGES;
-    let good = block.to_bytes(ID, 1);
-    assert_eq!(BitmapBlock::from_bytes(&good, ID, 1, pages), Ok(block));
+    let good = block.to_bytes(ID, Bitmap::Pages, 1);
+    assert_eq!(
+        BitmapBlock::from_bytes(&good, ID, Bitmap::Pages, 1, pages),
+        Ok(block)
+    );
     assert!(block.has(BITMAP_BLOCK_PAGES) && block.has(2 * BITMAP_BLOCK_PAGES - 1));
     assert!(!block.has(BITMAP_BLOCK_PAGES + 1));
     assert_eq!(block.pages(), 2);
     for bit in 0..BITMAP_BLOCK_BYTES * 8 {
         let mut bytes = good;
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let damaged = Err(FormatError::Bitmap { block: 1 });
+        let damaged = Err(FormatError::Bitmap {
+            bitmap: Bitmap::Pages,
+            block: 1,
+        });
         assert_eq!(
-            BitmapBlock::from_bytes(&bytes, ID, 1, pages),
+            BitmapBlock::from_bytes(&bytes, ID, Bitmap::Pages, 1, pages),
             damaged,
             "bit {bit}"
         );
     }
-    assert!(BitmapBlock::from_bytes(&good, ID, 2, pages).is_err());
+    assert!(BitmapBlock::from_bytes(&good, ID, Bitmap::Pages, 2, pages).is_err());
     // The last slot of the block does not exist.
-    assert!(BitmapBlock::from_bytes(&good, ID, 1, 2 * BITMAP_BLOCK_PAGES - 1).is_err());
-    assert!(BitmapBlock::from_bytes(&good, ID, 1, 0).is_err());
+    assert!(
+        BitmapBlock::from_bytes(&good, ID, Bitmap::Pages, 1, 2 * BITMAP_BLOCK_PAGES - 1).is_err()
+    );
+    assert!(BitmapBlock::from_bytes(&good, ID, Bitmap::Pages, 1, 0).is_err());
+    // It is not taken for a block of the other bitmap.
+    assert!(BitmapBlock::from_bytes(&good, ID, Bitmap::Known, 1, pages).is_err());
+}
+
+#[test]
+fn a_half_says_whose_it_is_and_is_not_taken_for_a_whole_snapshot() {
+    let header = Header {
+        half: Some(half()),
+        ..header()
+    };
+    let bytes = header.to_bytes().unwrap();
+    let (read, places) = Header::from_bytes(&bytes).unwrap();
+    assert_eq!(read, header);
+    let known = places.bitmap_block(Bitmap::Known, header.sizes.bitmap_blocks());
+    assert!(places.bitmap_at < places.known_at && known <= places.checksums_at);
+    let whole = Header::from_bytes(&with(bytes, 0, &MAGIC));
+    assert!(whole.is_err(), "{whole:?}");
+    let refused = |at, field: &[u8]| Header::from_bytes(&with(bytes, at, field)).unwrap_err();
+    assert_eq!(refused(88, &[1]), FormatError::Field("known_at"));
+    for side in [0, 3] {
+        assert_eq!(refused(112, &[side]), FormatError::Field("side"));
+    }
+    assert_eq!(refused(116, &[1]), FormatError::Field("reserved"));
+    for bit in 0..HEADER_BYTES * 8 {
+        let mut bytes = bytes;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(Header::from_bytes(&bytes).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn halves_of_one_hand_over_have_its_session_and_its_number() {
+    let source = Half {
+        side: Side::Source,
+        ..half()
+    };
+    assert!(source.is_of_same_hand_over(&half()));
+    let earlier = Half {
+        number: 2,
+        ..half()
+    };
+    let other = Half {
+        session: 1,
+        ..half()
+    };
+    assert!(!source.is_of_same_hand_over(&earlier) && !source.is_of_same_hand_over(&other));
 }
 
 #[test]
@@ -385,7 +456,7 @@ proptest! {
             bits.words[(slot / 64) as usize] |= 1 << (slot % 64);
         }
         let pages = 5 * BITMAP_BLOCK_PAGES;
-        let read = BitmapBlock::from_bytes(&bits.to_bytes(ID, block), ID, block, pages).unwrap();
+        let read = BitmapBlock::from_bytes(&bits.to_bytes(ID, Bitmap::Pages, block), ID, Bitmap::Pages, block, pages).unwrap();
         prop_assert_eq!(read, bits);
         for slot in slots {
             prop_assert!(read.has(BitmapBlock::first_slot(block) + slot));
