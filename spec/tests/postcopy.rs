@@ -96,6 +96,30 @@ fn a_page_is_in_neither_half_if_the_source_saves_only_what_it_has_not_sent() {
 }
 
 #[test]
+fn the_guest_runs_twice_if_the_destination_runs_it_after_saving_its_half() {
+    assert_needed(
+        PostcopyClause::StopForHalf,
+        &[TakeOver, SaveHalf, Save, Reconcile],
+    );
+}
+
+#[test]
+fn a_page_is_as_old_as_the_hand_over_if_the_source_half_goes_first() {
+    assert_needed(
+        PostcopyClause::DestinationFirst,
+        &[GiveUp(A), SaveHalf, Save, Reconcile],
+    );
+}
+
+#[test]
+fn the_guest_has_pages_of_another_if_halves_of_two_hand_overs_are_put_together() {
+    assert_needed(
+        PostcopyClause::MatchHalves,
+        &[Break, SaveHalf, ReconcileWithOther],
+    );
+}
+
+#[test]
 fn no_order_of_events_breaks_the_whole_rule() {
     for (name, setup) in catalogue::whole() {
         let rule = PostcopyRule::WHOLE;

@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
-use host_migrator::snapshot::{TargetError, Verified};
-use host_migrator::{Snapshot, SnapshotError};
+use host_migrator::snapshot::{HalfFile, TargetError, Verified};
+use host_migrator::{Session, Snapshot, SnapshotError, SnapshotTarget};
 use serde::Serialize;
 use spec::file::VERSION;
 use spec::{PAGE_SIZE, PageRange};
@@ -53,6 +53,9 @@ pub enum InspectError {
 struct Description {
     version: u32,
     id: String,
+    /// Absent if the file has a whole guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    half: Option<HalfDescription>,
     /// Bytes of the guest's memory.
     memory_bytes: u64,
     regions: Vec<Region>,
@@ -70,6 +73,17 @@ struct Description {
     /// Absent if the pages were not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<DamageList>,
+}
+
+/// What one side of a migration has left.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct HalfDescription {
+    side: String,
+    session: String,
+    number: u64,
+    /// Pages that the side had, those that are zero included.
+    known_pages: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,19 +117,20 @@ struct DamagedPart {
 /// [`InspectError`] if the file is not a complete snapshot, or is damaged.
 pub fn inspect(args: &InspectArgs) -> Result<(), InspectError> {
     let target = snapshot_at(&args.file)?;
-    let snapshot = Snapshot::open(&target)?;
+    let opened = Opened::open(&target)?;
+    let snapshot = opened.file();
     let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let verified = match args.no_verify {
         true => None,
         false => Some(snapshot.verify(threads, &|_| ())?),
     };
-    let description = describe(&snapshot, verified)?;
+    let description = describe(&opened, verified)?;
     let mut text = match args.json {
         true => serde_json::to_string_pretty(&description).unwrap_or_default(),
         false => lines(&description).join("\n"),
     };
     if args.picture && !args.json {
-        text += &picture(&snapshot)?;
+        text += &picture(snapshot)?;
     }
     writeln!(io::stdout(), "{text}").map_err(io_error("write the answer"))?;
     match description.damage {
@@ -126,7 +141,44 @@ pub fn inspect(args: &InspectArgs) -> Result<(), InspectError> {
     }
 }
 
-fn describe(snapshot: &Snapshot, verified: Option<Verified>) -> Result<Description, InspectError> {
+/// A file that was opened.
+enum Opened {
+    /// It has a whole guest.
+    Whole(Snapshot),
+    /// It has what one side of a migration has left.
+    Half(HalfFile),
+}
+
+impl Opened {
+    fn open(target: &SnapshotTarget) -> Result<Self, SnapshotError> {
+        match Snapshot::open(target) {
+            Err(SnapshotError::Half { .. }) => HalfFile::open(target).map(Self::Half),
+            opened => opened.map(Self::Whole),
+        }
+    }
+
+    fn file(&self) -> &Snapshot {
+        match self {
+            Self::Whole(snapshot) => snapshot,
+            Self::Half(half) => half.file(),
+        }
+    }
+
+    fn half(&self) -> Option<HalfDescription> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Half(file) => Some(HalfDescription {
+                side: file.half().side.to_string(),
+                session: Session(file.half().session).to_string(),
+                number: file.half().number,
+                known_pages: file.file().commit().known,
+            }),
+        }
+    }
+}
+
+fn describe(opened: &Opened, verified: Option<Verified>) -> Result<Description, InspectError> {
+    let snapshot = opened.file();
     let (header, commit) = (snapshot.header(), snapshot.commit());
     let found = fs::metadata(snapshot.path()).map_err(io_error("look at the file"))?;
     let regions = snapshot.layout().regions().iter().map(|region| Region {
@@ -150,6 +202,7 @@ fn describe(snapshot: &Snapshot, verified: Option<Verified>) -> Result<Descripti
     Ok(Description {
         version: VERSION,
         id: header.id.to_string(),
+        half: opened.half(),
         memory_bytes: header.sizes.pages * PAGE_SIZE,
         regions: regions.collect(),
         pages: commit.pages,
@@ -174,6 +227,16 @@ fn lines(snapshot: &Description) -> Vec<String> {
             counted(snapshot.regions.len() as u64, "region")
         ),
     ];
+    if let Some(half) = &snapshot.half {
+        lines.push(format!(
+            "half       what the {} has left of session {}, number {}: {} of {} pages",
+            half.side,
+            half.session,
+            half.number,
+            half.known_pages,
+            snapshot.memory_bytes / PAGE_SIZE
+        ));
+    }
     lines.extend(snapshot.regions.iter().map(|region| {
         let end = region.gpa + region.length;
         format!("           {:#x} to {end:#x}", region.gpa)

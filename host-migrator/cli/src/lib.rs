@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod machine;
 pub mod nested;
 pub mod qmp;
+mod reconcile;
 pub mod serve;
 pub mod size;
 mod terminal;
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Send(args) => jobs::send(&args)?,
         Job::Inspect(args) => inspect::inspect(&args)?,
         Job::Convert(args) => convert::convert(&args)?,
+        Job::Reconcile(args) => reconcile::reconcile(&args)?,
         Job::Serve(args) => serve::serve(args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Set(args) => {

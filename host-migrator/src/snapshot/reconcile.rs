@@ -27,11 +27,16 @@ use crate::memory::page_store::PageStore;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReconcileError {
-    /// Both are of the same side.
+    /// There is no half of the destination.
     #[error(
-        "both files are what the {0} has left: give the source's half and the destination's of the same migration"
+        "the destination's half is needed: the guest has run there since the hand-over, and only that half has its state"
     )]
-    SameSide(Side),
+    NoDestination,
+    /// Two halves are of the same side.
+    #[error(
+        "two of the files are what the {0} has left: give one of the source and one of the destination"
+    )]
+    Twice(Side),
     /// They are of two migrations, or of two moments.
     #[error(
         "the halves are of different hand-overs: the source's of session {source_half}, the destination's of {destination_half}"
@@ -46,7 +51,7 @@ pub enum ReconcileError {
     #[error("the halves are of guests whose memory differs in size or place")]
     OtherMemory,
     /// Some pages are in neither half.
-    #[error("{pages} pages of the guest are in neither half: the guest cannot be made whole")]
+    #[error("{pages} pages of the guest are in no half: the guest cannot be made whole")]
     Missing {
         /// How many.
         pages: u64,
@@ -75,19 +80,19 @@ pub struct Reconciled {
     pub from_source: u64,
 }
 
-/// Makes a whole snapshot of the halves `one` and `other`, in either order, and writes it to the storage that `output` opens.
-/// `threads` read and as many write. `copied` is called with the number of pages that were copied since it was called last.
+/// Makes a whole snapshot of `halves`: the source's and the destination's in either order, or the destination's alone if
+/// nothing is missing in it. Writes it to the storage that `output` opens. `threads` read and as many write. `copied` is
+/// called with the number of pages that were read since it was called last.
 ///
 /// # Errors
 /// [`ReconcileError`]. There is no new snapshot then.
 pub fn reconcile(
-    one: &HalfFile,
-    other: &HalfFile,
+    halves: &[HalfFile],
     output: impl FnOnce() -> Result<Box<dyn Storage>, SnapshotError>,
     threads: NonZeroUsize,
     copied: &(dyn Fn(u64) + Sync),
 ) -> Result<Reconciled, ReconcileError> {
-    let (source, destination) = sides(one, other)?;
+    let (source, destination) = sides(halves)?;
     let missing = missing_at(destination);
     check_all_is_there(source, &missing)?;
     let layout = destination.file().layout();
@@ -107,14 +112,15 @@ pub fn reconcile(
         only: Some(&missing),
         ..merged
     };
-    load(source, &merged)?;
-    let saved = merged.writer.into_inner().finish(
-        destination.file().state(),
-        Totals {
-            rounds: 1,
-            ..Totals::default()
-        },
-    )?;
+    if let Some(source) = source {
+        load(source, &merged)?;
+    }
+    let totals = Totals {
+        rounds: 1,
+        ..Totals::default()
+    };
+    let writer = merged.writer.into_inner();
+    let saved = writer.finish(destination.file().state(), totals)?;
     Ok(Reconciled {
         saved,
         from_destination,
@@ -122,16 +128,26 @@ pub fn reconcile(
     })
 }
 
-/// Which of two halves is the source's and which the destination's, if they belong together.
-fn sides<'a>(
-    one: &'a HalfFile,
-    other: &'a HalfFile,
-) -> Result<(&'a HalfFile, &'a HalfFile), ReconcileError> {
-    let (source, destination) = match (one.half().side, other.half().side) {
-        (Side::Source, Side::Destination) => (one, other),
-        (Side::Destination, Side::Source) => (other, one),
-        (side, _) => return Err(ReconcileError::SameSide(side)),
-    };
+/// The source's half and the destination's, if they belong together.
+fn sides(halves: &[HalfFile]) -> Result<(Option<&HalfFile>, &HalfFile), ReconcileError> {
+    let of = |side| halves.iter().filter(move |it| it.half().side == side);
+    let mut destinations = of(Side::Destination);
+    let destination = destinations.next().ok_or(ReconcileError::NoDestination)?;
+    let mut sources = of(Side::Source);
+    let source = sources.next();
+    if destinations.next().is_some() {
+        return Err(ReconcileError::Twice(Side::Destination));
+    }
+    if sources.next().is_some() {
+        return Err(ReconcileError::Twice(Side::Source));
+    }
+    if let Some(source) = source {
+        check_match(source, destination)?;
+    }
+    Ok((source, destination))
+}
+
+fn check_match(source: &HalfFile, destination: &HalfFile) -> Result<(), ReconcileError> {
     if !source.half().is_of_same_hand_over(&destination.half()) {
         let name = |file: &HalfFile| {
             let half = file.half();
@@ -145,7 +161,7 @@ fn sides<'a>(
     if source.file().layout() != destination.file().layout() {
         return Err(ReconcileError::OtherMemory);
     }
-    Ok((source, destination))
+    Ok(())
 }
 
 /// The pages that the destination does not know.
@@ -163,10 +179,14 @@ fn missing_at(destination: &HalfFile) -> MigrationBitmap {
 }
 
 /// Fails if some of the pages that are `missing` at the destination are not in the source's half.
-fn check_all_is_there(source: &HalfFile, missing: &MigrationBitmap) -> Result<(), ReconcileError> {
+fn check_all_is_there(
+    source: Option<&HalfFile>,
+    missing: &MigrationBitmap,
+) -> Result<(), ReconcileError> {
     let (mut pages, mut runs) = (0, Vec::<PageRange>::new());
     for index in missing.occupied() {
-        let nowhere = missing.load(index) & !source.known().load(index);
+        let at_source = source.map_or(0, |source| source.known().load(index));
+        let nowhere = missing.load(index) & !at_source;
         for run in runs_of_word(index as u64 * 64, nowhere) {
             pages += run.count();
             let before = runs.pop_if(|last| last.end() == run.first());

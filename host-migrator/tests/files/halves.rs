@@ -58,10 +58,14 @@ impl Files {
     }
 
     fn reconcile(&self) -> Result<Reconciled, ReconcileError> {
-        let [source, destination] = [&self.source, &self.destination].map(|path| open(path));
         // The order does not matter.
+        self.reconcile_of(&[&self.destination, &self.source])
+    }
+
+    fn reconcile_of(&self, paths: &[&Path]) -> Result<Reconciled, ReconcileError> {
+        let halves: Result<Vec<_>, _> = paths.iter().map(|path| open(path)).collect();
         let output = || open_storage(&target(&self.whole), DirectIo::Auto);
-        reconcile(&destination?, &source?, output, threads(2), &|_| ())
+        reconcile(&halves?, output, threads(2), &|_| ())
     }
 }
 
@@ -182,7 +186,7 @@ fn halves_that_do_not_belong_together_are_refused_and_nothing_is_made() {
         (
             DESTINATION,
             layout(),
-            "both files are what the destination has left",
+            "two of the files are what the destination has left",
         ),
         (
             Half {
@@ -210,6 +214,33 @@ fn halves_that_do_not_belong_together_are_refused_and_nothing_is_made() {
         assert!(refused.contains(why), "{refused}");
         assert!(!files.whole.exists());
     }
+}
+
+#[test]
+fn a_destinations_half_in_which_nothing_is_missing_is_enough_and_a_sources_never_is() {
+    let files = Files::new();
+    save_half(&files.source, SOURCE, &layout(), |_| Has::Content(1));
+    let refused = files.reconcile_of(&[&files.source]).unwrap_err();
+    assert!(
+        matches!(refused, ReconcileError::NoDestination),
+        "{refused}"
+    );
+    let save = |missing| {
+        let has = move |pfn| match pfn {
+            5 => missing,
+            _ => Has::Content(2),
+        };
+        save_half(&files.destination, DESTINATION, &layout(), has);
+    };
+    save(Has::Nothing);
+    let refused = files.reconcile_of(&[&files.destination]).unwrap_err();
+    assert!(
+        matches!(refused, ReconcileError::Missing { pages: 1, .. }),
+        "{refused}"
+    );
+    save(Has::Zero);
+    let made = files.reconcile_of(&[&files.destination]).unwrap();
+    assert_eq!((made.from_destination, made.from_source), (299, 0));
 }
 
 #[test]

@@ -6,7 +6,6 @@ mod lendable;
 #[path = "../software_guest/mod.rs"]
 mod software_guest;
 
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
@@ -14,17 +13,14 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::{
-    Address, Connection, DestinationMachine, GuestMemory, GuestRam, Incoming, Layout, Listener,
+    Address, Connection, DestinationMachine, GuestMemory, GuestRam, Incoming, Listener,
     MachineError, MachineState, Migration, MigrationError, MigrationParams, Owner, OwnershipRecord,
-    PageRange, RamError, RamRegion, ReceiveError, receive,
+    PageRange, RamRegion, receive,
 };
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use software_guest::certificates::Authority;
 use software_guest::local::{Ended, Script, Step, as_it_should_be, hand_over, ordered, picture};
-use software_guest::machine::SoftDestination;
-use software_guest::memory::{Memory, like};
+use software_guest::memory::Memory;
 use software_guest::workload::{Behaviour, Workload};
-use software_guest::{Guest, migrate, migrate_secured};
+use software_guest::{Guest, migrate};
 use spec::trace::Event;
 
 /// A guest that has used some of its memory. Every other page is a hole.

@@ -8,6 +8,7 @@ mod convert;
 mod generate;
 mod machine;
 mod migration;
+mod reconcile;
 mod serve;
 mod target;
 mod tls;
@@ -29,6 +30,7 @@ pub use self::machine::{
 pub use self::migration::{
     CompareArgs, ComparedTransport, MigrationArgs, RestoreKind, SendArgs, Transport,
 };
+pub use self::reconcile::ReconcileArgs;
 pub use self::serve::ServeArgs;
 pub use self::target::{Target, snapshot_at};
 pub use self::tls::TlsArgs;
@@ -86,6 +88,8 @@ pub enum Job {
     Inspect(InspectArgs),
     /// Turn a snapshot file into a raw memory image, or an image into a snapshot file
     Convert(ConvertArgs),
+    /// Make one snapshot of the two halves that a broken migration has left
+    Reconcile(ReconcileArgs),
     /// Answer the page faults of a Firecracker that restores a guest, from a snapshot file or its own memory file
     Serve(ServeArgs),
     /// Show what a machine and its migration are doing

@@ -25,6 +25,11 @@ pub fn without(clause: PostcopyClause) -> PostcopyCase {
         cuts: 1,
         ..SMALLEST
     };
+    let halves = PostcopySetup {
+        file: true,
+        halves: true,
+        ..cut
+    };
     let (setup, property) = match clause {
         PostcopyClause::EmptyFirst => (
             PostcopySetup {
@@ -62,6 +67,15 @@ pub fn without(clause: PostcopyClause) -> PostcopyCase {
         ),
         PostcopyClause::KeepUntilComplete => (cut, ENDS_WELL),
         PostcopyClause::SaveUnconfirmed => (PostcopySetup { file: true, ..cut }, ENDS_WELL),
+        PostcopyClause::StopForHalf => (halves, ONE_OWNER),
+        PostcopyClause::DestinationFirst => (PostcopySetup { moves: 1, ..halves }, FOUND_RIGHT),
+        PostcopyClause::MatchHalves => (
+            PostcopySetup {
+                stranger: true,
+                ..halves
+            },
+            FOUND_RIGHT,
+        ),
     };
     let rule = PostcopyRule::without(clause);
     PostcopyCase {
@@ -80,6 +94,7 @@ pub fn whole() -> Vec<(&'static str, PostcopySetup)> {
         sent_before: true,
         stranger: true,
         file: false,
+        halves: false,
     };
     vec![
         ("two pages, one of them hinted, three breaks", all),
@@ -97,6 +112,15 @@ pub fn whole() -> Vec<(&'static str, PostcopySetup)> {
                 moves: 2,
                 cuts: 2,
                 file: true,
+                ..all
+            },
+        ),
+        (
+            "two pages, two halves of which a guest is made",
+            PostcopySetup {
+                file: true,
+                halves: true,
+                cuts: 2,
                 ..all
             },
         ),

@@ -29,6 +29,12 @@ switches! {
     KeepUntilComplete "keep-until-complete" "the source keeps its memory until the destination says that nothing is missing",
     /// The source saves every page of which it does not know that it arrived.
     SaveUnconfirmed "save-unconfirmed" "a source that ends saves every page of which it does not know that it has arrived",
+    /// The destination stops the guest before it saves its half, and never runs it again.
+    StopForHalf "stop-for-half" "a destination that saves its half stops the guest, and never runs it again",
+    /// What the destination has is newer than what the source has.
+    DestinationFirst "destination-first" "of two halves, a page that the destination has is taken from the destination",
+    /// Halves of two hand-overs are not put together.
+    MatchHalves "match-halves" "two halves make a guest only if they are of the same hand-over",
 }
 
 #[cfg(test)]

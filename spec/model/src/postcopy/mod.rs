@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest that was handed over before its memory, as an executable model: requests, background pages, discards, a connection that
-//! breaks at any moment with all that is in its buffers, recovery, and a source that saves what it still has.
+//! breaks at any moment with all that is in its buffers, recovery, a source that saves what it still has, and two halves of which a
+//! whole guest is made.
 //!
 //! The model begins when the source has stopped its guest. The pages that it still has to send are *promised*. A page that is not
 //! promised was skipped because of a hint, and is zero.

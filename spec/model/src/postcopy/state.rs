@@ -41,6 +41,8 @@ pub struct PostcopySetup {
     pub stranger: bool,
     /// The source ends after a break, and saves what it has into a file.
     pub file: bool,
+    /// The destination saves what it has, too, and a guest is made of both.
+    pub halves: bool,
 }
 
 impl PostcopySetup {
@@ -53,6 +55,7 @@ impl PostcopySetup {
         sent_before: false,
         stranger: false,
         file: false,
+        halves: false,
     };
 }
 
@@ -89,6 +92,8 @@ pub enum HandOver {
     Lost,
     /// The guest runs at the destination.
     Taken,
+    /// The guest was stopped, and is in the destination's half.
+    Saved,
 }
 
 /// The connection.
@@ -142,6 +147,10 @@ pub struct PostcopyState {
     pub(crate) confirmed: ModelPages,
     /// The pages in the file that the source has saved.
     pub(crate) file: Option<ModelPages>,
+    /// The destination has saved its half.
+    pub(crate) half: bool,
+    /// A guest was made of both halves, and runs somewhere.
+    pub(crate) is_whole: bool,
     /// The page that the guest waits for.
     pub(crate) waiting: Option<Page>,
     pub(crate) wrong: Option<Wrong>,
@@ -151,6 +160,11 @@ impl PostcopyState {
     /// The guest runs at the destination.
     pub(crate) fn runs_there(&self) -> bool {
         self.hand_over == HandOver::Taken
+    }
+
+    /// The destination has taken the guest over. It may have stopped it since.
+    pub(crate) fn was_taken(&self) -> bool {
+        matches!(self.hand_over, HandOver::Taken | HandOver::Saved)
     }
 
     /// The guest finds `page` there, if it waits for it.
@@ -214,6 +228,8 @@ impl Model for Postcopy {
             unsent: promised,
             confirmed: ModelPages::EMPTY,
             file: None,
+            half: false,
+            is_whole: false,
             waiting: None,
             wrong: None,
         }]
@@ -235,7 +251,8 @@ impl Model for Postcopy {
                 state.wrong.is_none()
             }),
             Property::always(ONE_OWNER, |_, state: &PostcopyState| {
-                !(state.runs_there() && state.source == SourceSide::Runs)
+                let runs_elsewhere = state.source == SourceSide::Runs || state.is_whole;
+                !(state.runs_there() && runs_elsewhere)
             }),
             Property::always(ENDS_WELL, |model: &Self, state: &PostcopyState| {
                 let mut choices = Vec::new();
@@ -246,6 +263,7 @@ impl Model for Postcopy {
                     // An operator decides, who knows that neither side runs the guest.
                     HandOver::Lost => true,
                     HandOver::Unsent | HandOver::Sent => state.source == SourceSide::Runs,
+                    HandOver::Saved => state.is_whole,
                 };
                 !choices.is_empty() || is_good || state.wrong.is_some()
             }),

@@ -2,7 +2,7 @@
 //! The steps of source, destination, guest and network.
 
 use super::clause::PostcopyClause;
-use super::state::{CONTENT, FOREIGN, HandOver, Link, Postcopy, PostcopyState, SourceSide};
+use super::state::{CONTENT, FOREIGN, HandOver, Link, Postcopy, PostcopyState, SourceSide, Wrong};
 use crate::pages::{ModelPages, Page};
 
 /// A step of one participant.
@@ -46,6 +46,12 @@ pub enum PostcopyAction {
     Save,
     /// The destination reads a page from the file.
     Load(Page),
+    /// The destination saves what it has into a file.
+    SaveHalf,
+    /// A guest is made of the files, and runs.
+    Reconcile,
+    /// A guest is made of the destination's file and of one of another guest's source, and runs.
+    ReconcileWithOther,
 }
 
 use PostcopyAction as A;
@@ -128,21 +134,42 @@ impl Postcopy {
         if let Some(saved) = state.file {
             actions.extend(saved.and(state.missing).iter().map(A::Load));
         }
-        if state.source != SourceSide::Serves || !state.runs_there() {
+        self.halves(state, actions);
+        if state.source != SourceSide::Serves || !state.was_taken() {
             return;
         }
         match state.link {
             Link::Broken => {
-                actions.push(A::Greet);
                 if self.setup.file {
                     actions.push(A::Save);
                 }
+                if !state.runs_there() {
+                    return;
+                }
+                actions.push(A::Greet);
                 if self.setup.stranger && !self.holds(PostcopyClause::SameSession) {
                     actions.push(A::Stranger);
                 }
             }
             Link::Greeted => actions.push(A::GoOn),
             Link::Up | Link::GivenUp => {}
+        }
+    }
+
+    /// Both sides save what they have, and a guest is made of that.
+    fn halves(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        if self.setup.halves && state.link == Link::Broken && state.runs_there() && !state.half {
+            actions.push(A::SaveHalf);
+        }
+        if !state.half || state.is_whole {
+            return;
+        }
+        // Where nothing is missing, the destination's half is enough.
+        if state.file.is_some() || state.missing.is_empty() {
+            actions.push(A::Reconcile);
+        }
+        if self.setup.stranger && !self.holds(PostcopyClause::MatchHalves) {
+            actions.push(A::ReconcileWithOther);
         }
     }
 
@@ -219,6 +246,21 @@ impl Postcopy {
                 state.source = SourceSide::Ended;
             }
             A::Load(page) => self.place(&mut state, page, CONTENT),
+            A::SaveHalf => {
+                state.half = true;
+                if self.holds(PostcopyClause::StopForHalf) {
+                    state.hand_over = HandOver::Saved;
+                    state.waiting = None;
+                }
+            }
+            A::Reconcile => {
+                let saved = state.file.unwrap_or(ModelPages::EMPTY);
+                self.reconcile(&mut state, saved, CONTENT);
+            }
+            A::ReconcileWithOther => {
+                let missing = state.missing;
+                self.reconcile(&mut state, missing, FOREIGN);
+            }
         }
         state
     }
@@ -242,6 +284,31 @@ impl Postcopy {
         // The kernel never replaces a page that is there.
         state.memory[page.index()].get_or_insert(content);
         state.wake(page);
+    }
+
+    /// Makes a guest of the destination's half and of the source's, which has `content` in the pages `saved`.
+    fn reconcile(&self, state: &mut PostcopyState, saved: ModelPages, content: u8) {
+        state.is_whole = true;
+        let from_source = match self.holds(PostcopyClause::DestinationFirst) {
+            true => saved.and(state.missing),
+            false => saved,
+        };
+        for page in ModelPages::all(self.setup.pages).iter() {
+            let there = state.memory[page.index()].unwrap_or(0);
+            let found = if from_source.has(page) {
+                content
+            } else {
+                there
+            };
+            let should = state.should[page.index()];
+            if found != should && state.wrong.is_none() {
+                state.wrong = Some(Wrong {
+                    page,
+                    found,
+                    should,
+                });
+            }
+        }
     }
 
     fn breaks(&self, state: &mut PostcopyState) {

@@ -89,6 +89,15 @@ pub(crate) fn sentence(
         A::Release => "The source has sent everything, and ends.".into(),
         A::Save => "The source saves what it has into a file, and ends.".into(),
         A::Load(page) => format!("The destination reads {page} from the file."),
+        A::SaveHalf if after.runs_there() => {
+            "The destination saves what it has into a file, and the guest runs on.".into()
+        }
+        A::SaveHalf => "The destination stops the guest, and saves what it has into a file.".into(),
+        A::Reconcile => "A guest is made of the files, and runs.".into(),
+        A::ReconcileWithOther => {
+            "A guest is made of the destination's file and of one that another guest's source has saved."
+                .into()
+        }
     }
 }
 
@@ -119,6 +128,9 @@ fn moral(last: &PostcopyState) -> String {
     }
     if last.runs_there() && last.source == SourceSide::Runs {
         return "The guest runs on both sides.".into();
+    }
+    if last.runs_there() && last.is_whole {
+        return "The guest runs twice.".into();
     }
     if let Some(page) = last.waiting {
         return format!("The guest waits for {page} for ever.");
