@@ -49,6 +49,7 @@ pub use memory::page_store::PageStore;
 pub use memory::ram::GuestRam;
 pub use memory::ram_region::RamRegion;
 pub use ownership::{ClaimError, Owner, Ownership, OwnershipRecord, Session};
+pub use report::events::{MigrationEvent, TimedEvent};
 pub use report::page_source::{PageSource, PageSources, PagesBySource};
 pub use report::round_map::RoundMaps;
 pub use report::stats::{LentMemory, MigrationReport, MigrationState, MigrationStatus};

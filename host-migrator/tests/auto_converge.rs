@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use host_migrator::{
     Clock, Connection, DirtyLog, DirtyLogError, Goals, LogSource, MachineError, Migration,
-    MigrationBitmap, MigrationHandle, MigrationParams, MigrationState, OwnershipRecord, Source,
-    Throttle, ThrottleParams, receive,
+    MigrationBitmap, MigrationEvent, MigrationHandle, MigrationMonitor, MigrationParams,
+    MigrationReport, MigrationState, OwnershipRecord, Source, Throttle, ThrottleParams, receive,
 };
 use parking_lot::Mutex;
 use software_guest::Guest;
@@ -376,8 +376,10 @@ fn what_is_left_to_the_engine_stays_within_what_is_allowed_and_is_told() {
         tuning.max_bandwidth = None;
         tuning.goals = Some(other);
     });
+    let monitor = handle.monitor();
     let (_, sent) = handle.join();
     let report = sent.unwrap();
+    assert_told(&monitor, &report);
     assert!(
         (1..=60).contains(&report.throttle_max_percent),
         "{report:?}"
@@ -386,4 +388,35 @@ fn what_is_left_to_the_engine_stays_within_what_is_allowed_and_is_told() {
     assert!(decisions.contains("throttles the guest by"), "{decisions}");
     assert!(decisions.contains("stops the guest"), "{decisions}");
     assert_eq!(rig.throttle.percent(), 0);
+}
+
+/// Whoever watches the migration has heard of all that is in its report.
+fn assert_told(monitor: &MigrationMonitor, report: &MigrationReport) {
+    let told: Vec<_> = (monitor.events_after(0, usize::MAX).into_iter())
+        .map(|told| told.event)
+        .collect();
+    let count = |is: fn(&MigrationEvent) -> bool| told.iter().filter(|it| is(it)).count() as u64;
+    let passes = count(|it| matches!(it, MigrationEvent::MigrationPass { .. }));
+    assert_eq!(passes, report.iteration_count);
+    let syncs = count(|it| matches!(it, MigrationEvent::DirtySync { .. }));
+    assert_eq!(syncs, report.dirty_sync_count);
+    let words = told.iter().filter_map(|it| match it {
+        MigrationEvent::Decision { text } => Some(text),
+        _ => None,
+    });
+    assert_eq!(words.cloned().collect::<Vec<_>>(), report.decisions);
+    let steps = told.iter().filter_map(|it| match it {
+        MigrationEvent::CpuThrottle { percentage } => Some(*percentage),
+        _ => None,
+    });
+    let steps: Vec<u8> = steps.collect();
+    assert_eq!(steps.iter().max(), Some(&report.throttle_max_percent));
+    assert_eq!(steps.last(), Some(&0), "at full speed in the end");
+    let states = told.iter().filter_map(|it| match it {
+        MigrationEvent::Migration { status, .. } => Some(*status),
+        _ => None,
+    });
+    use MigrationState::{Active, Completed, Device, PreSwitchover, Setup};
+    let all = [Setup, Active, PreSwitchover, Device, Completed];
+    assert_eq!(states.collect::<Vec<_>>(), all);
 }

@@ -18,6 +18,8 @@ mod clauses;
 mod compression;
 mod convergence;
 #[cfg(test)]
+mod estimate;
+#[cfg(test)]
 mod every_step;
 #[cfg(test)]
 mod failures;
@@ -49,3 +51,5 @@ mod shape;
 mod tls;
 #[cfg(test)]
 mod traces;
+#[cfg(test)]
+mod watching;

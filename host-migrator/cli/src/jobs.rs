@@ -382,7 +382,7 @@ pub fn generate(what: &Generated) -> Result<(), JobError> {
 }
 
 /// A state's name as in JSON.
-fn name_of(state: impl serde::Serialize) -> String {
+pub(crate) fn name_of(state: impl serde::Serialize) -> String {
     match serde_json::to_value(state) {
         Ok(serde_json::Value::String(name)) => name,
         _ => "unknown".into(),

@@ -11,6 +11,7 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 mod figures;
+mod follow;
 pub mod gaps;
 pub mod inspect;
 pub mod jobs;
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Convert(args) => convert::convert(&args)?,
         Job::Reconcile(args) => reconcile::reconcile(&args)?,
         Job::Serve(args) => serve::serve(args)?,
+        Job::Status(args) if args.follow => follow::follow(&args)?,
         Job::Status(args) => jobs::status(&args)?,
         Job::Set(args) => {
             let command = Command::MigrateSetParameters(args.tuning());

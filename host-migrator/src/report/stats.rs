@@ -100,6 +100,12 @@ pub struct RamStatus {
     pub remaining: u64,
     /// Bytes of the guest's memory.
     pub total: u64,
+    /// Of the bytes on the wire, those while the guest ran.
+    #[serde(default)]
+    pub precopy_bytes: u64,
+    /// Of the bytes on the wire, those while it was stopped.
+    #[serde(default)]
+    pub downtime_bytes: u64,
     /// Bytes of memory lent to a destination on this host, instead of sending pages.
     #[serde(default)]
     pub lent_bytes: u64,

@@ -13,6 +13,7 @@ use crate::convergence::background_sync::BackgroundSync;
 use crate::convergence::controller::{Controller, Decision, Goals, View};
 use crate::convergence::downtime::Downtime;
 use crate::convergence::throttle::{AutoConverge, MOST_PERCENT, Sample, ThrottleParams};
+use crate::report::events::MigrationEvent;
 use crate::report::trace::Trace;
 use crate::source::params::{MigrationParams, Tuning};
 use crate::vm::error::MachineError;
@@ -170,6 +171,11 @@ impl<'a> Converging<'a> {
                     period,
                     downtime: harvest.downtime,
                 });
+                if decision != Decision::GoOn
+                    && let Some(text) = controller.decisions().last().cloned()
+                {
+                    (self.progress).happened(MigrationEvent::Decision { text });
+                }
                 if let Decision::Throttle(percent) = decision {
                     self.set(percent);
                 }
@@ -238,6 +244,8 @@ impl<'a> Converging<'a> {
                     status.cpu_throttle_percentage = percent;
                     status.vcpu_dirty_limit = None;
                 });
+                let percentage = percent;
+                (self.progress).happened(MigrationEvent::CpuThrottle { percentage });
             }
             Err(error) => self.cannot(&error),
         }

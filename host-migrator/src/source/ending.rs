@@ -15,6 +15,7 @@ use super::guest::Source;
 use super::progress::Progress;
 use crate::ownership::Owner;
 use crate::panics::{attempt, text_of};
+use crate::report::events::MigrationEvent;
 use crate::report::stats::{MigrationReport, MigrationState};
 use crate::rule::put_back;
 use crate::sink::link::Link;
@@ -164,6 +165,9 @@ fn report(
     result: &Result<MigrationReport>,
     stopped: Option<String>,
 ) {
+    if progress.throttle_percent() > 0 {
+        progress.happened(MigrationEvent::CpuThrottle { percentage: 0 });
+    }
     progress.update(|status| {
         status.cpu_throttle_percentage = 0;
         status.vcpu_dirty_limit = None;

@@ -22,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use crate::report::events::TimedEvent;
 use crate::report::stats::{MigrationReport, MigrationStatus};
 use crate::sink::Sink;
 use crate::source::params::{MigrationParams, Tuning};
@@ -224,6 +225,12 @@ impl MigrationMonitor {
     /// As [`MigrationHandle::status`].
     pub fn status(&self) -> MigrationStatus {
         self.0.status()
+    }
+
+    /// What has happened: the first `most` events after that with this `number`; 0 for all. Old ones are forgotten if there are many
+    /// ([`MOST_EVENTS`](crate::report::events::MOST_EVENTS)).
+    pub fn events_after(&self, number: u64, most: usize) -> Vec<TimedEvent> {
+        self.0.events_after(number, most)
     }
 
     /// As [`MigrationHandle::cancel`].

@@ -239,6 +239,8 @@ fn run<S: Sink>(
     report.skipped = Some(Arc::new(left_out.hinted()));
     progress.update(|status| {
         status.ram.transferred = report.wire_bytes;
+        let before = status.ram.precopy_bytes;
+        status.ram.downtime_bytes = report.wire_bytes.saturating_sub(before);
         status.compression = report.compression.clone();
         status.downtime = report.downtime_ms as u64;
     });
@@ -284,6 +286,7 @@ fn rounds<S: Sink>(
         let (tracker, mut harvest) = epoch.end(sender)?;
         sender.out.estimate.harvested(harvest.took);
         pending = tracker.bitmap().count();
+        sender.tell_harvest(&harvest, pending, false);
         let fits = sender.harvested(&harvest, pending);
         let stats = sender.take_round(&mut harvest);
         by_back_ends = harvest.by_back_ends;
@@ -326,7 +329,6 @@ fn report_round(
     let written = stats.dirty_harvested + stats.pages_written_before_copy;
     progress.update(|status| {
         status.ram.remaining = pending * PAGE_SIZE;
-        status.ram.dirty_sync_count += 1;
         status.ram.dirty_pages_rate = (written as f64 / took.as_secs_f64()) as u64;
         status.hints.active = tracker.uses_hints();
         status.hints.epochs = tracker.epochs();

@@ -9,6 +9,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::panics::text_of;
+use crate::report::events::{Events, MigrationEvent, TimedEvent};
 use crate::report::stats::MigrationStatus;
 use crate::source::params::Tuning;
 use crate::wire::StopFlag;
@@ -25,6 +26,7 @@ pub(crate) struct Progress {
     started: Instant,
     /// This lock is held for a few stores, never across a call that may wait.
     status: Mutex<MigrationStatus>,
+    events: Mutex<Events>,
     /// Decides between cancel and hand-over: exactly one of them wins.
     fate: AtomicU8,
     stop: StopFlag,
@@ -47,6 +49,7 @@ impl Progress {
         Self {
             started: Instant::now(),
             status: Mutex::default(),
+            events: Mutex::default(),
             fate: AtomicU8::new(RUNNING),
             stop,
             observer,
@@ -78,11 +81,25 @@ impl Progress {
         // The observer may take its time, and ask for the status.
         drop(status);
         let status = self.status();
+        self.happened(MigrationEvent::Migration {
+            status: status.status,
+            error_desc: status.error_desc.clone(),
+        });
         // What it does wrong is no matter of the migration's.
         let told = catch_unwind(AssertUnwindSafe(|| (self.observer)(&status)));
         if let Err(panic) = told {
             log::error!("the observer of a migration panicked: {}", text_of(&*panic));
         }
+    }
+
+    /// Tells those who watch the migration that `event` has happened.
+    pub(crate) fn happened(&self, event: MigrationEvent) {
+        self.events.lock().add(self.started.elapsed(), event);
+    }
+
+    /// The first `most` events after that with this `number`.
+    pub(crate) fn events_after(&self, number: u64, most: usize) -> Vec<TimedEvent> {
+        self.events.lock().after(number, most)
     }
 
     /// What is in force of all that may be changed while the migration runs.

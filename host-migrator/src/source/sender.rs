@@ -11,6 +11,7 @@ use super::converging::{Converging, Harvested};
 use super::error::MigrationError;
 use super::outgoing::{NAP, Outgoing};
 use crate::compression::{Compression, ZstdLevel};
+use crate::report::events::MigrationEvent;
 use crate::report::page_source::PagesBySource;
 use crate::report::rates::ChannelRates;
 use crate::report::stats::{CompressionStatus, RoundStats};
@@ -35,6 +36,8 @@ pub(crate) struct Sender<'a, S> {
     synced: Harvest,
     round_began: Instant,
     round_bytes: u64,
+    /// When the logs were harvested last.
+    harvested_at: Instant,
     totals: RoundStats,
     /// Bytes sent on each channel, when that was looked at last.
     bytes_by_channel: Vec<u64>,
@@ -60,6 +63,7 @@ impl<'a, S: Sink> Sender<'a, S> {
             synced: Harvest::default(),
             round_began: Instant::now(),
             round_bytes: 0,
+            harvested_at: Instant::now(),
             totals: RoundStats::default(),
             bytes_by_channel: Vec::new(),
             rates: ChannelRates::new(Instant::now()),
@@ -76,6 +80,10 @@ impl<'a, S: Sink> Sender<'a, S> {
             status.round = round;
             status.ram.iteration_count = round.into();
             status.ram.remaining = pending * PAGE_SIZE;
+        });
+        self.out.progress.happened(MigrationEvent::MigrationPass {
+            pass: round,
+            remaining: pending * PAGE_SIZE,
         });
     }
 
@@ -212,13 +220,30 @@ impl<'a, S: Sink> Sender<'a, S> {
         epoch: Epoch<'t, 'l>,
     ) -> Result<(Epoch<'t, 'l>, bool), MigrationError> {
         let (epoch, harvest) = epoch.sync(self)?;
-        let small = self.harvested(&harvest, epoch.pass().bitmap().count());
+        let pending = epoch.pass().bitmap().count();
+        self.tell_harvest(&harvest, pending, true);
+        let small = self.harvested(&harvest, pending);
         self.synced += harvest;
         self.walk.round_mut().syncs += 1;
-        self.out
-            .progress
-            .update(|status| status.ram.dirty_sync_count += 1);
         Ok((epoch, small))
+    }
+
+    /// Tells those who watch the migration of a `harvest` after which `pending` pages are to be sent.
+    pub(crate) fn tell_harvest(&mut self, harvest: &Harvest, pending: u64, background: bool) {
+        let before = std::mem::replace(&mut self.harvested_at, Instant::now());
+        let rate = harvest.dirty as f64 / (self.harvested_at - before).as_secs_f64();
+        let mut count = 0;
+        self.out.progress.update(|status| {
+            status.ram.dirty_pages_rate = rate as u64;
+            status.ram.dirty_sync_count += 1;
+            count = status.ram.dirty_sync_count;
+        });
+        self.out.progress.happened(MigrationEvent::DirtySync {
+            count,
+            background,
+            dirty_pages: harvest.dirty,
+            remaining: pending * PAGE_SIZE,
+        });
     }
 
     /// Decides how the migration goes on after `harvest`, when `pending` pages are to be sent. Returns whether the guest is to be
@@ -308,6 +333,13 @@ impl<'a, S: Sink> Sender<'a, S> {
         let expected = self.out.expected_downtime(remaining);
         self.out.progress.update(|status| {
             status.ram.transferred = self.out.sink.bytes();
+            match self.out.keeps_pace {
+                true => status.ram.precopy_bytes = status.ram.transferred,
+                false => {
+                    let before = status.ram.precopy_bytes;
+                    status.ram.downtime_bytes = status.ram.transferred.saturating_sub(before);
+                }
+            }
             status.ram.multifd_bytes = by_channel.iter().sum();
             status.ram.bytes_by_channel.clone_from(by_channel);
             status.ram.mbps_by_channel.clear();

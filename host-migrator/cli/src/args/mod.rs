@@ -134,7 +134,11 @@ pub struct StatusArgs {
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
-    /// Print JSON
+    /// Go on until the migration away from this machine has ended; wait for one if there was none. On a terminal this is a
+    /// screen that changes, and elsewhere a line each second. The exit status is 1 if the migration does not complete
+    #[arg(long)]
+    pub follow: bool,
+    /// Print JSON; with --follow an object a line: the events, and each second the status
     #[arg(long)]
     pub json: bool,
 }

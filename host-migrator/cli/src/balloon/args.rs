@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
+use spec::PAGE_SIZE;
 
 use crate::args::values::socket_path;
 use crate::size::Size;
@@ -30,6 +31,8 @@ pub enum BalloonJob {
     Status(DeviceArgs),
     /// Ask the guest which memory is free, without a migration
     Hints(HintsArgs),
+    /// Ask the guest which memory is free, and say what a migration would send with hints and without
+    Estimate(EstimateArgs),
     /// Show free and ballooned memory, as numbers and as a picture of the address space
     Map(MapArgs),
 }
@@ -114,6 +117,23 @@ pub struct StartArgs {
     pub device: DeviceArgs,
 }
 
+/// `lacuna balloon estimate`
+#[derive(Clone, Debug, Args)]
+pub struct EstimateArgs {
+    /// What the link takes in a second
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = some_bytes)]
+    pub bandwidth: Size,
+    /// What the guest writes in a second, to pages that need to be sent again
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub dirty_rate: Size,
+    /// Give up after this time, if the guest has not told all its free memory
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
 /// `lacuna balloon map`
 #[derive(Clone, Debug, Args)]
 pub struct MapArgs {
@@ -129,6 +149,15 @@ pub struct MapArgs {
     /// Which device.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Reads a size of at least a page.
+fn some_bytes(text: &str) -> Result<Size, String> {
+    match text.parse::<Size>() {
+        Ok(Size(..PAGE_SIZE)) => Err("a link takes at least a page (4K) a second".into()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Reads `2s`, `500ms`, `1m`, `2` (seconds).

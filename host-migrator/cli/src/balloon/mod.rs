@@ -5,11 +5,12 @@
 //! |---|---|
 //! | [`args`] | the flags |
 //! | `device` | the connection, and its errors |
-//! | `target`, `stats`, `status`, `hints` | one job each |
+//! | `target`, `stats`, `status`, `hints`, `estimate` | one job each |
 //! | [`map`] | numbers and pictures of guest memory |
 
 pub mod args;
 mod device;
+mod estimate;
 mod hints;
 pub mod map;
 mod stats;
@@ -81,6 +82,7 @@ pub fn run(job: BalloonJob) -> Result<(), BalloonError> {
             HintsJob::Stop(args) => hints::stop(&args),
             HintsJob::Status(args) => hints::status(&args),
         },
+        BalloonJob::Estimate(args) => estimate::estimate(&args),
         BalloonJob::Map(args) => map::map(&args),
     }
 }

@@ -12,6 +12,7 @@ mod client;
 mod compression;
 mod descriptors;
 mod direct_io;
+mod events;
 mod peers;
 mod server;
 mod tuning;
@@ -19,6 +20,7 @@ mod tuning;
 pub use client::{Client, ClientError};
 pub use compression::CompressionName;
 pub use direct_io::DirectIoName;
+pub use events::{EventPage, EventsArguments};
 pub use server::{Handler, Served, serve};
 pub use tuning::TuningArguments;
 
@@ -41,6 +43,8 @@ pub enum Command {
     MigrateSetParameters(TuningArguments),
     /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
+    /// What has happened in the running or last migration; answers [`EventPage`].
+    QueryEvents(EventsArguments),
     /// The full report of the last migration.
     QueryReport,
     /// Where the guest's memory can be read by a process of the same user; answers

@@ -11,7 +11,7 @@ use host_migrator::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::control::TuningArguments;
+use crate::control::{EventPage, EventsArguments, TuningArguments};
 
 /// What the last migration away from here did with the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ const CANCEL_POLL: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 struct Slot {
     monitor: Option<MigrationMonitor>,
+    /// How many migrations have begun.
+    number: u64,
     running: bool,
     report: Option<Arc<MigrationReport>>,
     /// Why the guest ended while it was being migrated.
@@ -55,14 +57,15 @@ struct Slot {
 }
 
 impl Slot {
-    /// Of a migration that begins.
-    fn of(monitor: MigrationMonitor, stays: bool) -> Self {
-        Self {
+    /// Takes in a migration that begins.
+    fn begin(&mut self, monitor: MigrationMonitor, stays: bool) {
+        *self = Self {
             monitor: Some(monitor),
+            number: self.number + 1,
             running: true,
             stays,
             ..Self::default()
-        }
+        };
     }
 }
 
@@ -88,7 +91,7 @@ impl Outgoing {
         let mut slot = self.free()?;
         let handle =
             Migration::start(source, params, channel).map_err(|error| error.to_string())?;
-        *slot = Slot::of(handle.monitor(), false);
+        slot.begin(handle.monitor(), false);
         drop(slot);
         self.follow(move || handle.join().1)
     }
@@ -106,7 +109,7 @@ impl Outgoing {
     ) -> Result<(), String> {
         let mut slot = self.free()?;
         let copy = GuestCopy::observed(params, |_| ());
-        *slot = Slot::of(copy.monitor(), true);
+        slot.begin(copy.monitor(), true);
         drop(slot);
         self.follow(move || {
             let result = copy.run(&mut source, &mut sink);
@@ -167,6 +170,21 @@ impl Outgoing {
             status.error_desc = Some(format!("the guest has ended: {why}"));
         }
         status
+    }
+
+    /// What has happened in the running or last migration since `known`.
+    pub fn events(&self, known: EventsArguments) -> EventPage {
+        let slot = self.slot.lock();
+        let after = if known.migration == slot.number {
+            known.after
+        } else {
+            0
+        };
+        let monitor = slot.monitor.as_ref();
+        EventPage {
+            migration: slot.number,
+            events: monitor.map_or_else(Vec::new, |it| it.events_after(after, EventPage::MOST)),
+        }
     }
 
     /// Changes how the running migration goes on.

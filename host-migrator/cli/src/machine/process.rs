@@ -454,6 +454,9 @@ impl Handler for Process {
                 self.outgoing.tune(&arguments).map(|()| json!({}))
             }
             Command::MigrateCancel => self.outgoing.cancel().map(|()| json!({})),
+            Command::QueryEvents(known) => {
+                serde_json::to_value(self.outgoing.events(known)).map_err(text)
+            }
             Command::QueryReport => match self.outgoing.report() {
                 Some(report) => serde_json::to_value(&*report).map_err(text),
                 None => Err("no migration away from here has completed".into()),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod command;
+mod estimate;
 mod hints;
 mod map;
 #[path = "../../../../device/tests/rig/mod.rs"]
