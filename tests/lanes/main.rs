@@ -45,6 +45,8 @@ mod plugged;
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;
 #[cfg(test)]
+mod report;
+#[cfg(test)]
 mod serve;
 mod shape;
 #[cfg(test)]

@@ -16,11 +16,13 @@ pub mod gaps;
 pub mod inspect;
 pub mod jobs;
 pub mod machine;
+mod measured_on;
 pub mod nested;
 pub mod qmp;
 mod reconcile;
 pub mod serve;
 pub mod size;
+pub mod suite;
 mod terminal;
 pub mod trace;
 
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     use control::Command;
     match cli.job {
+        Job::Compare(args) if args.suite.is_meant() => suite::compare(&args)?,
         Job::Compare(args) => compare::compare(&args)?,
         Job::Bench(args) => bench::run(&args.job)?,
         Job::Run(args) => machine::run(args)?,

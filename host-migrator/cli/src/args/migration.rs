@@ -11,6 +11,7 @@ use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
 
 use super::convergence::ConvergenceArgs;
 use super::machine::{DirtyLogName, GuestArgs, WorkloadArgs};
+use super::suite::SuiteArgs;
 use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
 use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
@@ -70,6 +71,9 @@ pub struct SendArgs {
 /// `lacuna compare`
 #[derive(Clone, Debug, Args)]
 pub struct CompareArgs {
+    /// Many scenarios instead of one.
+    #[command(flatten)]
+    pub suite: SuiteArgs,
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
@@ -91,8 +95,9 @@ pub struct CompareArgs {
     #[arg(long, value_name = "SOURCE", value_delimiter = ',', value_parser = page_source(), default_value = "driver,holes,balloon,reported,zero", long_help = SOURCES_HELP)]
     pub sources: Vec<PageSource>,
     /// Runs of each mode; run N uses the seed plus N
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub runs: u32,
+    /// [default: 1, or what the suite says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: Option<u32>,
     /// How KVM logs what the guest writes
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     pub dirty_log: DirtyLogName,

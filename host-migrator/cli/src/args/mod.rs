@@ -10,6 +10,7 @@ mod machine;
 mod migration;
 mod reconcile;
 mod serve;
+mod suite;
 mod target;
 mod tls;
 pub(crate) mod values;
@@ -32,6 +33,7 @@ pub use self::migration::{
 };
 pub use self::reconcile::ReconcileArgs;
 pub use self::serve::ServeArgs;
+pub use self::suite::SuiteArgs;
 pub use self::target::{Target, snapshot_at};
 pub use self::tls::TlsArgs;
 use self::values::socket_path;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What was measured: one JSON object, or a table.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -12,6 +11,7 @@ use super::content::Content;
 use super::memory::Destination;
 use crate::args::{ArmName, TransportArgs};
 use crate::figures::{aligned, median};
+use crate::measured_on::Machine;
 
 /// One run of one arm.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -155,34 +155,6 @@ pub(super) struct Ratio {
     pub(super) median: f64,
     /// The ratio of each turn.
     pub(super) turns: Vec<f64>,
-}
-
-/// The machine on which it was measured.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Machine {
-    /// Processors that this process may use.
-    pub(super) processors: usize,
-    /// The kernel's release.
-    pub(super) kernel: String,
-    /// Processes that ran or waited to run, averaged over the last minute before the bench: other work makes figures
-    /// worse.
-    pub(super) load_before: f64,
-}
-
-impl Machine {
-    /// This machine now.
-    pub(super) fn now() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let load = read("/proc/loadavg");
-        Self {
-            processors: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load_before: (load.split_whitespace().next())
-                .and_then(|first| first.parse().ok())
-                .unwrap_or(0.0),
-        }
-    }
 }
 
 /// A whole bench.
@@ -376,6 +348,7 @@ pub(super) mod tests {
             processors: 2,
             kernel: "6.18".into(),
             load_before: 0.5,
+            ..Machine::default()
         };
         Report::new(&args, machine, arms.iter().map(record).collect())
     }

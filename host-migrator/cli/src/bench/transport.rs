@@ -6,9 +6,10 @@ use spec::PAGE_SIZE;
 use super::BenchError;
 use super::arm::{Arm, arm};
 use super::content::Content;
-use super::record::{ArmRecord, Machine, Report};
+use super::record::{ArmRecord, Report};
 use super::{link, picture, show};
 use crate::args::TransportArgs;
+use crate::measured_on::Machine;
 use crate::terminal;
 
 /// Runs every arm in turns and prints what was measured.

@@ -5,6 +5,7 @@
 //! frees most of it and keeps writing the rest; it is migrated in each mode; every page is compared and the
 //! guest checks itself at the destination.
 
+mod course;
 mod file;
 mod gaps;
 mod lane;
@@ -20,7 +21,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitStatus;
 
+pub use course::Course;
 pub use gaps::{GuestGaps, gaps_of};
+pub(crate) use lane::is_needed as needs_lane;
 pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};

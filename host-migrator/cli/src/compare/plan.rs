@@ -86,7 +86,7 @@ impl RunPlan {
             }
         };
         let mut plans = Vec::new();
-        for run in 0..u64::from(args.runs) {
+        for run in 0..u64::from(args.runs.unwrap_or(1)) {
             for hints in modes {
                 let mut workload = args.workload.clone();
                 workload.seed = workload.seed.wrapping_add(run);

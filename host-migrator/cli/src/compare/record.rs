@@ -7,6 +7,7 @@ use host_migrator::report::stats::DowntimeSteps;
 use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
+use super::course::Course;
 use super::gaps::GuestGaps;
 use crate::control::{CompressionName, HintMode};
 use crate::figures::{BAR_WIDTH, aligned, bar, median};
@@ -138,6 +139,9 @@ pub struct Record {
     pub trace_events: Option<u64>,
     /// Hinted pages of each round.
     pub pages_hinted_by_round: Vec<u64>,
+    /// The migration's course, for the report of a suite.
+    #[serde(skip)]
+    pub course: Course,
     /// Where in memory each round did what, for the pictures.
     #[serde(skip)]
     pub maps: Option<RoundMaps>,

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use host_migrator::report::stats::{MigrationReport, MigrationState};
-use host_migrator::{GuestRam, MigrationBitmap, RamRegion};
+use host_migrator::{GuestRam, MigrationBitmap, RamRegion, TimedEvent};
 use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
+use super::course::Course;
 use super::file;
 use super::gaps::{GuestGaps, Moments, gaps_of};
 use super::oracle::{self, OracleError, PageStates, Verdict};
@@ -20,7 +21,7 @@ use super::parts::Host;
 use super::plan::{RunPlan, name_of};
 use super::record::Record;
 use crate::args::{ComparedTransport, GuestKind, RestoreKind};
-use crate::control::Command;
+use crate::control::{Client, Command, EventPage, EventsArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 use crate::trace::{self, TraceArgs};
 
@@ -111,9 +112,11 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     client.tell(&plan.migrate(uri, tls.as_ref()))?;
     let longest_gap = |status: &Status| status.guest.as_ref().map_or(0, |it| it.longest_gap);
     let mut longest = 0;
+    let mut course = Course::default();
     source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
         longest = longest.max(longest_gap(status));
         let migration = &status.migration;
+        course.look(migration);
         step(&format!("migrating, round {}", migration.round));
         match migration.status {
             MigrationState::Completed => Ok(true),
@@ -129,6 +132,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     })?;
     source.device.still_alive()?;
     let report: MigrationReport = client.ask(&Command::QueryReport)?;
+    course.events = events_of(&mut client)?;
     let restoring = Instant::now();
     let mut destination = match waiting {
         Some(destination) => destination,
@@ -188,6 +192,7 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let paging = restored.as_ref().and_then(|restore| restore.lazy.as_ref());
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
+        course,
         trace_events: events,
         guest_gap_ms: Some(moments.map_or_else(
             || GuestGaps::of_longest(longest_gap(&before), longest),
@@ -203,6 +208,20 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         fault_p99_us: paging.and_then(|paging| paging.fault_p99_us),
         ..record(plan, in_use_bytes, &report, &verdict, &checked)
     })
+}
+
+/// All that the machine still knows of what happened in its last migration.
+fn events_of(client: &mut Client) -> Result<Vec<TimedEvent>, CompareError> {
+    let (mut all, mut known) = (Vec::new(), EventsArguments::default());
+    loop {
+        let page: EventPage = client.ask(&Command::QueryEvents(known))?;
+        known = page.known(known);
+        let is_last = page.events.len() < EventPage::MOST;
+        all.extend(page.events);
+        if is_last {
+            return Ok(all);
+        }
+    }
 }
 
 /// Checks the trace of all parts against the rule. Returns the number of events.
@@ -430,6 +449,7 @@ fn record(
         guest_checks: checked.checks,
         guest_wrong: checked.wrong,
         trace_events: None,
+        course: Course::default(),
         pages_hinted_by_round: report
             .rounds
             .iter()

@@ -61,7 +61,7 @@ fn run(qemu: PathBuf, arguments: Vec<String>) -> Result<(), Failure> {
     };
     let program = Program::in_folder(qemu)?;
     let version = program.version()?;
-    for run in 0..u64::from(args.runs) {
+    for run in 0..u64::from(args.runs.unwrap_or(1)) {
         for hints in ["off", "on"] {
             let mut args = args.clone();
             args.workload.seed = args.workload.seed.wrapping_add(run);

@@ -12,9 +12,9 @@ use self::arm::{Arm, Bench};
 use self::record::{ArmRecord, Report};
 use super::BenchError;
 use super::content::Content;
-use super::record::Machine;
 use super::show;
 use crate::args::FileArgs;
+use crate::measured_on::Machine;
 use crate::terminal;
 
 /// Runs every arm in turns and prints what was measured.

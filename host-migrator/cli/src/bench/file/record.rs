@@ -4,11 +4,12 @@
 use serde::Serialize;
 use spec::PAGE_SIZE;
 
-use super::super::record::{Machine, Sample, cpu_milliseconds, milliseconds, range};
+use super::super::record::{Sample, cpu_milliseconds, milliseconds, range};
 use super::arm::Arm;
 use crate::args::FileArgs;
 use crate::control::DirectIoName;
 use crate::figures::{aligned, median};
+use crate::measured_on::Machine;
 use crate::size::Size;
 
 /// All runs of one arm.
@@ -229,6 +230,7 @@ pub(super) mod tests {
             processors: 2,
             kernel: "6.18".into(),
             load_before: 0.5,
+            ..Machine::default()
         };
         Report::new(&args, machine, arms.iter().map(record).collect())
     }
