@@ -52,6 +52,11 @@ pub enum MigrationEvent {
         /// How much of its vCPUs' time it does not get.
         percentage: u8,
     },
+    /// Each vCPU is held so that it dirties no more than this.
+    VcpuDirtyLimit {
+        /// Bytes of pages a second.
+        bytes_per_second: u64,
+    },
     /// The engine has decided how the migration goes on.
     Decision {
         /// What, and why.

@@ -264,6 +264,8 @@ impl<'a> Converging<'a> {
                 self.limited = true;
                 self.progress
                     .update(|status| status.vcpu_dirty_limit = Some(bytes.get()));
+                let bytes_per_second = bytes.get();
+                (self.progress).happened(MigrationEvent::VcpuDirtyLimit { bytes_per_second });
             }
             Err(error) => self.cannot(&error),
         }

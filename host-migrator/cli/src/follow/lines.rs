@@ -8,6 +8,7 @@ use host_migrator::{MigrationEvent, MigrationStatus};
 use spec::PAGE_SIZE;
 
 use super::rates::Rate;
+use super::stalls::Stalls;
 use super::{View, words};
 use crate::control::EventPage;
 use crate::jobs::name_of;
@@ -21,6 +22,7 @@ pub(super) struct Lines<W> {
     out: W,
     told: Option<Instant>,
     rate: Rate,
+    stalls: Stalls,
 }
 
 impl<W> Lines<W> {
@@ -29,6 +31,7 @@ impl<W> Lines<W> {
             out,
             told: None,
             rate: Rate::default(),
+            stalls: Stalls::default(),
         }
     }
 }
@@ -50,11 +53,14 @@ impl<W: Write> View for Lines<W> {
             self.told = Some(Instant::now());
             match events.migration {
                 0 => writeln!(self.out, "{}; no migration yet", name_of(status.machine))?,
-                _ => writeln!(
-                    self.out,
-                    "{}",
-                    figures(migration, self.rate.look(migration))
-                )?,
+                _ => {
+                    self.stalls.look(Instant::now(), status);
+                    let text = figures(migration, self.rate.look(migration));
+                    let stalls = self.stalls.words(status);
+                    let stalls =
+                        stalls.map_or_else(String::new, |words| format!("; guest: {words}"));
+                    writeln!(self.out, "{text}{stalls}")?;
+                }
             }
         }
         self.out.flush()

@@ -7,12 +7,14 @@
 //! | [`lines`] | for logs and pipes: a line for each event that matters, and each second |
 //! | [`json`] | for programs: an object a line |
 //! | [`rates`] | what is sent in a second, from two looks |
+//! | [`stalls`] | what keeps the guest from running |
 //! | [`words`] | an event in words |
 
 mod json;
 mod lines;
 mod rates;
 mod screen;
+mod stalls;
 mod words;
 
 use std::io::{self, IsTerminal};

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::time::Instant;
 
 use host_migrator::{MigrationStatus, TimedEvent};
 use spec::PAGE_SIZE;
 
 use super::rates::Rate;
+use super::stalls::Stalls;
 use super::{View, words};
 use crate::control::EventPage;
 use crate::figures::bar;
@@ -30,6 +32,7 @@ pub(super) struct Screen {
     sent: Curve,
     dirtied: Curve,
     throttle: Curve,
+    stalls: Stalls,
     events: VecDeque<TimedEvent>,
     /// Lines of the last drawing.
     drawn: usize,
@@ -38,9 +41,10 @@ pub(super) struct Screen {
 impl View for Screen {
     fn show(&mut self, events: &EventPage, status: &Status) -> io::Result<()> {
         self.take(events, &status.migration);
+        self.stalls.look(Instant::now(), status);
         let lines = match events.migration {
             0 => vec![format!("{}; no migration yet", name_of(status.machine))],
-            _ => self.lines(&status.migration),
+            _ => self.lines(&status.migration, self.stalls.words(status)),
         };
         let width = terminal::width();
         let mut text = String::new();
@@ -76,7 +80,7 @@ impl Screen {
         self.throttle.add(migration.cpu_throttle_percentage.into());
     }
 
-    fn lines(&self, migration: &MigrationStatus) -> Vec<String> {
+    fn lines(&self, migration: &MigrationStatus, stalls: Option<String>) -> Vec<String> {
         let (ram, hints) = (&migration.ram, &migration.hints);
         let left = ram.remaining as f64 / ram.total.max(1) as f64;
         let bar = match ram.remaining {
@@ -127,8 +131,9 @@ impl Screen {
                 (false, Some(ms)) => format!("downtime   {ms} ms, if the guest were stopped now"),
                 (false, None) => "downtime   not known before the link was measured".into(),
             },
-            String::new(),
         ];
+        lines.extend(stalls.map(|words| format!("guest      {words}")));
+        lines.push(String::new());
         lines.extend(self.events.iter().map(words::of));
         lines
     }
@@ -187,7 +192,7 @@ mod tests {
             status.cpu_throttle_percentage = step * 10;
             screen.take(&page, &status);
         }
-        let text = screen.lines(&status).join("\n");
+        let text = screen.lines(&status, None).join("\n");
         assert!(text.contains(&"█".repeat(BAR / 4)), "{text}");
         assert!(text.contains("▁▅█"), "{text}");
         assert!(text.contains("2.00 MiB/s, 3.00 MiB in all"), "{text}");

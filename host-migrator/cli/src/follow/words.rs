@@ -39,6 +39,9 @@ fn what(event: &MigrationEvent) -> String {
         MigrationEvent::CpuThrottle { percentage } => {
             format!("the guest is throttled by {percentage} %")
         }
+        MigrationEvent::VcpuDirtyLimit { bytes_per_second } => {
+            format!("each vCPU dirties at most {}/s", Size(*bytes_per_second))
+        }
         MigrationEvent::Decision { text } => format!("decision {text}"),
         other => format!("{other:?}"),
     }

@@ -87,6 +87,12 @@ impl ScenarioRecord {
         }
         arms
     }
+
+    /// Whether its guests have counted the gaps in which they did not run.
+    pub(super) fn has_gaps(&self) -> bool {
+        let mut runs = self.runs.iter();
+        runs.any(|run| run.record.guest_gap_ms.is_some())
+    }
 }
 
 impl<'a> Arm<'a> {

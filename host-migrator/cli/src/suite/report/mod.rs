@@ -22,7 +22,7 @@ use self::html::{escaped, figure, table};
 use self::plot::{Curve, Plot};
 use super::record::{Arm, Run, ScenarioRecord, SuiteRecord};
 use super::summary;
-use crate::compare::Record;
+use crate::compare::{GuestGaps, Record};
 use crate::control::HintMode;
 
 /// The looks.
@@ -63,6 +63,7 @@ fn overview(body: &mut String, record: &SuiteRecord) {
     *body += "<section id=\"overview\" tabindex=\"-1\"><h2>Overview</h2>\n\
         <p>A bar is the median of the runs, a line the least and the most of them. Every page of every guest was compared after its migration.</p>\n\
         <div class=\"figures\">\n";
+    let has_gaps = record.scenarios.iter().any(ScenarioRecord::has_gaps);
     let bars = |title, unit, value: fn(&Record) -> f64| {
         let of_arm = |scenario: &ScenarioRecord| -> Vec<Bar> {
             let bar = |arm: &Arm<'_>| Bar {
@@ -86,6 +87,13 @@ fn overview(body: &mut String, record: &SuiteRecord) {
         bars("Downtime", "ms", |it| it.downtime_ms),
     ] {
         *body += &figure(bars.title, "", &bars.draw());
+    }
+    if has_gaps {
+        let longest = bars("Longest gap of the guest", "ms", |it| {
+            gap(it, |gaps| gaps.during.max)
+        });
+        let about = "While it was migrated and ran: the longest time between two beats of a guest that wants to beat each millisecond.";
+        *body += &figure(longest.title, about, &longest.draw());
     }
     *body += "</div>\n";
     let mut headings = vec!["scenario"];
@@ -118,6 +126,10 @@ fn scenario(body: &mut String, number: usize, scenario: &ScenarioRecord) {
     let arms = scenario.arms();
     for (plot, about) in plots(&arms) {
         *body += &figure(plot.title, about, &plot.draw());
+    }
+    if scenario.has_gaps() {
+        let about = "How long the guest did not run, in its own view, between beats of a millisecond: before the migration and during it.";
+        *body += &figure("Guest latency", about, &gaps(&arms).draw());
     }
     *body += "</div>\n";
     let rows: Vec<_> = scenario.runs.iter().map(|run| row(&run.record)).collect();
@@ -223,6 +235,35 @@ fn plots<'a>(arms: &[Arm<'a>]) -> Vec<(Plot, &'static str)> {
             "How much of its processors' time the guest did not get.",
         ),
     ]
+}
+
+/// A figure of the guest's gaps; 0 if it did not count them.
+fn gap(record: &Record, figure: impl Fn(&GuestGaps) -> f64) -> f64 {
+    record.guest_gap_ms.as_ref().map_or(0.0, figure)
+}
+
+/// The guest's gaps with each arm.
+fn gaps(arms: &[Arm<'_>]) -> Bars {
+    let group = |name: &str, figure: fn(&GuestGaps) -> f64| {
+        let bar = |arm: &Arm<'_>| Bar {
+            class: class_of(arm.mode),
+            name: format!("hints {}", arm.mode),
+            spread: arm.spread(|record| gap(record, figure)),
+        };
+        (name.to_owned(), arms.iter().map(bar).collect())
+    };
+    Bars {
+        title: "Guest latency",
+        unit: "ms",
+        groups: vec![
+            group("p99 before", |it| it.without_migration.p99),
+            group("p99 during", |it| it.during.p99),
+            group("p99.9 before", |it| it.without_migration.p999),
+            group("p99.9 during", |it| it.during.p999),
+            group("longest before", |it| it.without_migration.max),
+            group("longest during", |it| it.during.max),
+        ],
+    }
 }
 
 /// The seconds at which the iterations of `run` began.
