@@ -61,7 +61,7 @@ impl Course {
         self.throttle.push(status.cpu_throttle_percentage);
     }
 
-    /// Bytes a second that were sent until each look, since a look that is a fortieth of the whole time ago, and [`SPAN`] at least: a
+    /// Bytes a second that were sent until each look, since a look that is a fortieth of the whole time ago, and 50 ms at least: a
     /// shorter time would show single sections.
     pub fn sent_rate(&self) -> Vec<u64> {
         let whole = self.ms.last().copied().unwrap_or_default();

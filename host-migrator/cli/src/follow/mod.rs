@@ -3,12 +3,12 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`screen`] | for people at a terminal: figures and the last events, drawn again and again |
-//! | [`lines`] | for logs and pipes: a line for each event that matters, and each second |
-//! | [`json`] | for programs: an object a line |
-//! | [`rates`] | what is sent in a second, from two looks |
-//! | [`stalls`] | what keeps the guest from running |
-//! | [`words`] | an event in words |
+//! | `screen` | for people at a terminal: figures and the last events, drawn again and again |
+//! | `lines` | for logs and pipes: a line for each event that matters, and each second |
+//! | `json` | for programs: an object a line |
+//! | `rates` | what is sent in a second, from two looks |
+//! | `stalls` | what keeps the guest from running |
+//! | `words` | an event in words |
 
 mod json;
 mod lines;

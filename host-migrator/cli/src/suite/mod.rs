@@ -3,10 +3,10 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`definition`] | a suite as a TOML file: scenarios and their flags |
-//! | [`record`] | what the runs measured, as JSON |
-//! | [`summary`] | the same as a table for a terminal |
-//! | [`report`] | the same as one HTML page with curves |
+//! | `definition` | a suite as a TOML file: scenarios and their flags |
+//! | `record` | what the runs measured, as JSON |
+//! | `summary` | the same as a table for a terminal |
+//! | `report` | the same as one HTML page with curves |
 
 mod definition;
 mod record;

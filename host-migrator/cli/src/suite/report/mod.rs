@@ -5,9 +5,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`plot`] | curves over time |
-//! | [`bars`] | bars with the spread of the runs |
-//! | [`html`] | text and figures as HTML |
+//! | `plot` | curves over time |
+//! | `bars` | bars with the spread of the runs |
+//! | `html` | text and figures as HTML |
 
 mod bars;
 mod html;
