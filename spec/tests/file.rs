@@ -48,6 +48,16 @@ fn a_page_that_became_zero_takes_a_block_if_it_is_not_given_back() {
 }
 
 #[test]
+fn a_page_that_never_comes_takes_a_block_if_what_was_reserved_is_not_given_back() {
+    let actions = [GuestFrees(A), first(Reserve(A)), first(Copy(A, 0))];
+    let case = catalogue::without(FileClause::GiveReservedBack);
+    let story = case.saving.look_for_story(case.property).unwrap();
+    let in_this_order = story.tells(&actions) || story.tells(&[actions[1], actions[0], actions[2]]);
+    assert!(in_this_order, "{story}");
+    assert_needed(FileClause::GiveReservedBack, &[first(Reserve(A))]);
+}
+
+#[test]
 fn an_older_version_is_written_last_if_writers_overtake_each_other() {
     let actions = [
         first(Copy(A, 0)),

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 use spec::PAGE_SIZE;
 
 use super::direct::{self, DirectIo};
@@ -60,6 +60,18 @@ impl DataFile {
     /// From now on pages are written again ([`Storage::expect_rewrites`](super::storage::Storage::expect_rewrites)).
     pub(super) fn expect_rewrites(&self) {
         self.rewrites.store(true, Ordering::Relaxed);
+    }
+
+    /// Finds room for the `length` bytes at `at` if they will be written directly and `spare` bytes more stay free, and returns whether it
+    /// has. What goes through the page cache needs none: the file system finds room for much of it at once anyway.
+    pub(super) fn reserve(&self, at: u64, length: u64, spare: u64) -> bool {
+        let is_direct = self.direct.is_some() && !self.refused.load(Ordering::Relaxed);
+        if !is_direct || self.rewrites.load(Ordering::Relaxed) {
+            return false;
+        }
+        let free = rustix::fs::fstatvfs(&self.file).map_or(0, |it| it.f_bavail * it.f_frsize);
+        free >= length.saturating_add(spare)
+            && rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, length).is_ok()
     }
 
     /// Writes pages at `at`. The file is at `path`.

@@ -58,6 +58,10 @@ impl Storage for InPlace {
         self.file.write_pages(content, self.base + at, &self.path)
     }
 
+    fn reserve(&self, at: u64, length: u64, spare: u64) -> bool {
+        self.file.reserve(self.base + at, length, spare)
+    }
+
     fn expect_rewrites(&self) {
         self.file.expect_rewrites();
     }

@@ -17,6 +17,7 @@ mod partial;
 mod raw;
 mod reader;
 mod reconcile;
+mod reserved;
 mod slots;
 mod storage;
 mod target;

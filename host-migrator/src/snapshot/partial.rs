@@ -97,6 +97,10 @@ impl Storage for PartialFile {
         self.file.write_pages(content, at, &self.partial)
     }
 
+    fn reserve(&self, at: u64, length: u64, spare: u64) -> bool {
+        self.file.reserve(at, length, spare)
+    }
+
     fn expect_rewrites(&self) {
         self.file.expect_rewrites();
     }

@@ -41,6 +41,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
         self.write(content, at)
     }
 
+    /// Pages will be written one after the other in the `length` bytes at `at`, but maybe not all of them: finds room for them, if
+    /// `spare` bytes more stay free. What nobody has written there reads as zero. Returns whether it has done so; a storage that is not
+    /// faster then need not.
+    fn reserve(&self, at: u64, length: u64, spare: u64) -> bool {
+        let _ = (at, length, spare);
+        false
+    }
+
     /// From now on [`Storage::write_pages`] gets pages that a running guest has written again, round after round. They may stay in
     /// the page cache: only then the rounds become shorter although the guest writes faster than the disk.
     fn expect_rewrites(&self) {}

@@ -17,6 +17,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use super::checksums::Checksums;
 use super::error::SnapshotError;
+use super::reserved::Reserved;
 use super::slots::Slots;
 use super::storage::Storage;
 use super::writers::{Job, Writers};
@@ -40,6 +41,7 @@ pub struct SnapshotWriter {
     /// In a half: a bit for each slot whose page this side has.
     known: Option<Vec<u64>>,
     checksums: Checksums,
+    reserved: Reserved,
     writers: Writers,
     /// Empty buffers.
     spare: Vec<PageBuffer>,
@@ -122,6 +124,7 @@ impl SnapshotWriter {
             bits: vec![0; words],
             known: half.map(|_| vec![0; words]),
             checksums: Checksums::new(places.checksums_at),
+            reserved: Reserved::default(),
             spare: Vec::new(),
         };
         writer.write(&bytes, 0)?;
@@ -200,8 +203,35 @@ impl SnapshotWriter {
             }
             self.know(*slot, *run);
         }
+        for (slot, count) in &slots {
+            self.reserve(*slot, *count)?;
+        }
         self.writers.put(Job::new(pages, slots))?;
         self.note_written()
+    }
+
+    /// Finds room for `count` pages from `slot` on and for pages behind them, if it is worth it. Where the room of the disk might become
+    /// too small by that for what is really written, nothing is reserved any more.
+    fn reserve(&mut self, slot: u64, count: u64) -> Result<(), SnapshotError> {
+        let slots = self.slots.layout().pages();
+        let Some(range) = self.reserved.wanted(slot, count, slots) else {
+            return Ok(());
+        };
+        let others = slots.saturating_sub(self.reserved.pages() + range.count());
+        let (at, spare) = (self.places.page(range.first()), others * PAGE_SIZE);
+        if self.storage.reserve(at, range.bytes(), spare) {
+            self.reserved.add(range);
+            return Ok(());
+        }
+        self.reserved.stop();
+        self.give_unused_back()
+    }
+
+    /// Gives back what was reserved and is not needed.
+    fn give_unused_back(&mut self) -> Result<(), SnapshotError> {
+        let unused = self.reserved.take_unused(&self.bits);
+        let mut unused = unused.into_iter();
+        unused.try_for_each(|run| self.give_back(self.places.page(run.first()), run.bytes()))
     }
 
     /// Takes the checksums of what the threads have written, and their buffers.
@@ -325,6 +355,7 @@ impl SnapshotWriter {
     /// # Errors
     /// [`SnapshotError`] if it cannot be completed; there is no new snapshot then.
     pub fn finish(mut self, state: &MachineState, totals: Totals) -> Result<Saved, SnapshotError> {
+        self.give_unused_back()?;
         let bits = std::mem::take(&mut self.bits);
         let pages = self.write_bitmap(Bitmap::Pages, &bits)?;
         let known = match self.known.take() {

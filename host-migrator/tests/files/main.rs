@@ -13,6 +13,7 @@ mod halves;
 mod lazy;
 mod mounted;
 mod raw;
+mod reserved;
 mod rig;
 mod saving;
 #[path = "../software_guest/mod.rs"]

@@ -17,7 +17,7 @@ How fast this machine saves memory into a snapshot file and restores it, side by
 Every turn runs each arm once: dd with oflag=direct at each block size; a save with each number of channels, with and without the page cache; \
 QEMU's save (mapped-ram, multifd, direct-io) with as many channels, if QEMU is there and can do it (LACUNA_QEMU names the program \
 [default: qemu-system-x86_64]); dd with iflag=direct into new memory; and a restore into new memory with each number of threads. A save \
-counts from its beginning to the synced and renamed file. The page cache is emptied of the file before each restore. After each \
+counts from its beginning to the synced and renamed file; QEMU does not sync its file, so that the bench does it and counts it. The page cache is emptied of the file before each restore. After each \
 restore, and after each save of the first turn, all memory is compared: to read every file again would take from the disk's speed in the next arm.
 
 The ratio is that to the best dd in the same turn. No guest runs: there is memory, and nobody writes it while it is saved.";

@@ -34,6 +34,10 @@ pub fn without(clause: FileClause) -> FileCase {
     let (setup, property) = match clause {
         FileClause::TakeOut => (moving, RESTORED_RIGHT),
         FileClause::Punch => (moving, FILE_IS_SMALL),
+        FileClause::GiveReservedBack => {
+            let reserves = true;
+            (FileSetup { reserves, ..moving }, FILE_IS_SMALL)
+        }
         FileClause::DrainWriters => {
             let writers = 2;
             (FileSetup { writers, ..moving }, RESTORED_RIGHT)
@@ -79,11 +83,12 @@ pub fn without(clause: FileClause) -> FileCase {
 pub fn whole() -> Vec<(&'static str, FileSetup)> {
     vec![
         (
-            "a guest that writes and frees, two writers",
+            "a guest that writes and frees, two writers, reserved blocks",
             FileSetup {
                 pages: 2,
                 moves: 4,
                 writers: 2,
+                reserves: true,
                 ..SMALLEST
             },
         ),
@@ -102,6 +107,7 @@ pub fn whole() -> Vec<(&'static str, FileSetup)> {
             FileSetup {
                 pages: 2,
                 moves: 2,
+                reserves: true,
                 in_place: true,
                 cut: true,
                 lost_writes: 1,

@@ -13,6 +13,8 @@ switches! {
     TakeOut "take-out" "a page that becomes zero or free is taken out of the bitmap",
     /// Its block is given back to the file system.
     Punch "punch" "the block of a page that becomes zero or free is given back",
+    /// Blocks that were reserved for pages that never came are given back.
+    GiveReservedBack "give-reserved-back" "what was reserved for pages that never came is given back",
     /// A page is written again only when no writer has an older version of it.
     DrainWriters "drain-writers" "a page is written again only when no writer has an older version",
     /// A restore compares each page with its checksum.

@@ -13,6 +13,8 @@ pub const OLD: Id = 1;
 pub const OLD_CONTENT: u8 = 90;
 /// What a rotten page contains.
 pub const ROTTEN: u8 = 99;
+/// A block that was reserved and not written. It reads as zeros.
+pub const RESERVED: u8 = 98;
 /// Files that there can be: the old one, and one for each saver.
 pub const MAX_FILES: usize = 3;
 

@@ -2,7 +2,7 @@
 //! A save, step by step.
 
 use super::clause::FileClause;
-use super::disk::{Bitmap, Block, File, Id};
+use super::disk::{Bitmap, Block, File, Id, RESERVED};
 use super::state::{FileAction, FileState, Saving};
 use crate::pages::{ModelPages, Page, PerPage};
 
@@ -62,6 +62,8 @@ pub struct Saver {
     pub(crate) pending: ModelPages,
     /// Pages that are in the file.
     pub(crate) has: ModelPages,
+    /// Pages that blocks were reserved for.
+    pub(crate) reserved: ModelPages,
     /// What each writer has in its hands.
     pub(crate) writers: [Option<Write>; 2],
     /// What the guest contained when it was stopped.
@@ -83,6 +85,8 @@ pub enum SaverAction {
     SyncHeader,
     /// In place: gives the old snapshot's blocks back.
     Empty,
+    /// Reserves the block of a page.
+    Reserve(Page),
     /// Copies a page and gives it to a writer.
     Copy(Page, u8),
     /// A writer writes what it has.
@@ -152,6 +156,16 @@ pub(crate) fn actions(model: &Saving, state: &FileState, index: u8, actions: &mu
                         add(SaverAction::Copy(page, writer));
                     }
                 }
+            }
+            if model.setup.reserves && saver.step != Step::Stopped {
+                let file = &state.disk.files[usize::from(saver.file)].cache;
+                let empty = |page: &Page| file.pages[page.index()] == 0;
+                let new = saver
+                    .pending
+                    .iter()
+                    .filter(|page| !saver.reserved.has(*page));
+                new.filter(empty)
+                    .for_each(|page| add(SaverAction::Reserve(page)));
             }
             for (writer, held) in (0..).zip(saver.writers) {
                 if held.is_some() {
@@ -239,6 +253,10 @@ pub(crate) fn step(model: &Saving, state: &mut FileState, index: u8, action: Sav
             }
             saver.step = Step::Copying;
         }
+        SaverAction::Reserve(page) => {
+            file.write(Block::Page(page), |to| to.pages[page.index()] = RESERVED);
+            saver.reserved.insert(page);
+        }
         SaverAction::Copy(page, writer) => {
             let write = Write {
                 page,
@@ -261,6 +279,10 @@ pub(crate) fn step(model: &Saving, state: &mut FileState, index: u8, action: Sav
             saver.step = Step::Stopped;
         }
         SaverAction::WriteBitmap => {
+            let unused = saver.reserved.iter().filter(|page| !saver.has.has(*page));
+            for page in unused.filter(|_| holds(FileClause::GiveReservedBack)) {
+                file.write(Block::Page(page), |to| to.pages[page.index()] = 0);
+            }
             let bitmap = Bitmap {
                 id,
                 has: saver.has,

@@ -12,6 +12,8 @@ pub struct FileSetup {
     pub savers: u8,
     /// Threads of a saver that write pages: 1 or 2. A single one keeps the order, so in the model it writes at once.
     pub writers: u8,
+    /// The saver may reserve blocks before it knows which pages are in the snapshot.
+    pub reserves: bool,
     /// The new snapshot overwrites the old one where it is, instead of replacing it under its name. (One saver.)
     pub in_place: bool,
     /// The power may be cut.
@@ -31,6 +33,7 @@ impl FileSetup {
         moves: 0,
         savers: 1,
         writers: 1,
+        reserves: false,
         in_place: false,
         cut: false,
         kills: 0,

@@ -95,6 +95,7 @@ fn of_saver(
             "leaves the blocks of the old snapshot as they are".into()
         }
         SaverAction::Empty => "gives the blocks of the old snapshot's pages back".into(),
+        SaverAction::Reserve(page) => format!("reserves a block for {page}"),
         SaverAction::Copy(page, writer) => {
             let copied = before.guest[page.index()];
             match (model.setup.writers, copied) {
