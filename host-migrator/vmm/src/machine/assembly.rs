@@ -4,9 +4,11 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
 
 use host_migrator::Trace;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -155,11 +157,14 @@ impl Machine {
         hold: bool,
         outlets: Outlets,
     ) -> Result<Self, SetupError> {
+        let trial = beside(|| {
+            let vm = new_vm(&open_kvm()?)?;
+            Trial::on(vm).map_err(kvm_refused("make a vCPU"))
+        })?;
         let mut machine = Self::assemble(config, outlets)?;
         machine.held = hold;
         machine.awaited = Some(guest);
-        let trial = Trial::on(new_vm(&machine.kvm)?).map_err(kvm_refused("make a vCPU"))?;
-        machine.trial = Some(trial);
+        machine.trial = Some(joined(trial)?);
         Ok(machine)
     }
 
@@ -167,23 +172,26 @@ impl Machine {
         if !(1..=MAX_VCPUS).contains(&config.vcpus.into()) {
             return Err(SetupError::VcpuCount(config.vcpus));
         }
-        let kvm = Kvm::new().map_err(kvm_refused("open /dev/kvm"))?;
+        let kvm = open_kvm()?;
         const CPUID: &str = "say what CPUID its guests see";
         let supported = cpuid::supported(&kvm).map_err(kvm_refused(CPUID))?;
         let vm = Arc::new(new_vm(&kvm)?);
         let memory = MachineMemory::new(config.memory_bytes, config.memory)?;
-        let ram = || Arc::clone(memory.ram());
+        let ram = Arc::clone(memory.ram());
         let (slots, rings) = match config.dirty_log {
             DirtyLogKind::Bitmap => {
-                let slots = MemorySlots::register(Arc::clone(&vm), ram());
-                let slots = slots.map_err(|source| SetupError::Kvm {
-                    action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
-                    source,
+                let of_vm = Arc::clone(&vm);
+                let slots = beside(move || {
+                    MemorySlots::register(of_vm, ram).map_err(|source| SetupError::Kvm {
+                        action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
+                        source,
+                    })
                 })?;
-                (slots, None)
+                (Slots::Coming(slots), None)
             }
+            // vCPUs are made when they have their rings, and a ring when there are slots.
             DirtyLogKind::Ring(entries) => {
-                let slots = MemorySlots::for_rings(Arc::clone(&vm), ram());
+                let slots = MemorySlots::for_rings(Arc::clone(&vm), ram);
                 let slots = slots.map_err(|source| SetupError::Kvm {
                     action: "take the guest's memory",
                     source,
@@ -194,7 +202,7 @@ impl Machine {
                     action: "log written pages in rings (--dirty-log bitmap needs none)",
                     source,
                 })?;
-                (slots, Some(Arc::new(rings)))
+                (Slots::Here(slots), Some(Arc::new(rings)))
             }
         };
         let console = new_console(&vm, outlets.console)?;
@@ -233,15 +241,12 @@ impl Machine {
             description: None,
             trace: config.trace.of(Role::Machine),
             vcpus,
-            heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
-                action: "start a thread",
-                source,
-            })?,
+            heartbeat: heartbeat.map_err(no_thread)?,
             huge_pages: None,
             balloon,
             agent_port,
             bus,
-            slots: Arc::new(slots),
+            slots: Arc::new(slots.wait()?),
             rings,
             memory,
             lent: false,
@@ -252,6 +257,45 @@ impl Machine {
             seen,
         })
     }
+}
+
+/// The memory slots of a machine that is being made.
+enum Slots {
+    Here(MemorySlots),
+    Coming(JoinHandle<Result<MemorySlots, SetupError>>),
+}
+
+impl Slots {
+    fn wait(self) -> Result<MemorySlots, SetupError> {
+        match self {
+            Self::Here(slots) => Ok(slots),
+            Self::Coming(thread) => joined(thread),
+        }
+    }
+}
+
+/// Makes a part of the machine in a thread of its own: some of KVM's calls wait for all processors, and a guest waits for the machine.
+fn beside<T: Send + 'static>(
+    make: impl FnOnce() -> Result<T, SetupError> + Send + 'static,
+) -> Result<JoinHandle<Result<T, SetupError>>, SetupError> {
+    let thread = thread::Builder::new().name("assembly".into());
+    thread.spawn(make).map_err(no_thread)
+}
+
+/// The part that `thread` has made.
+fn joined<T>(thread: JoinHandle<Result<T, SetupError>>) -> Result<T, SetupError> {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn no_thread(source: io::Error) -> SetupError {
+    SetupError::Kvm {
+        action: "start a thread",
+        source,
+    }
+}
+
+fn open_kvm() -> Result<Kvm, SetupError> {
+    Kvm::new().map_err(kvm_refused("open /dev/kvm"))
 }
 
 /// The registers of the device at `slot`.
