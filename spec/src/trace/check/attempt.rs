@@ -411,7 +411,7 @@ impl Attempt {
             );
             return Err((Clause::HarvestEverything, why));
         }
-        self.sending.nothing_is_under_way("a page is discarded")?;
+        self.sending.no_page_is_under_way()?;
         self.sending.late_discard(bits);
         Ok(())
     }

@@ -24,6 +24,8 @@ pub(super) struct Sending {
     several_channels: bool,
     /// Something was sent on several channels, and may not be at the destination yet.
     under_way: bool,
+    /// The same of content only.
+    pages_under_way: bool,
     /// Pages copied. A page that is copied twice counts twice.
     pub(super) copied: u64,
     /// Pages skipped. A page that is skipped twice counts twice.
@@ -46,12 +48,22 @@ impl Sending {
 
     pub(super) fn drained(&mut self) {
         self.under_way = false;
+        self.pages_under_way = false;
     }
 
     /// Checks that nothing that is sent from now on can overtake what was sent before.
     pub(super) fn nothing_is_under_way(&self, when: &str) -> Result<(), Broken> {
         if self.under_way {
             let why = format!("{when}, and the channels are not drained");
+            return Err((Clause::OnePageOneOrder, why));
+        }
+        Ok(())
+    }
+
+    /// Checks that a page that is discarded now cannot be overtaken by its content. Other discards may be under way.
+    pub(super) fn no_page_is_under_way(&self) -> Result<(), Broken> {
+        if self.pages_under_way {
+            let why = "a page is discarded, and the channels are not drained".into();
             return Err((Clause::OnePageOneOrder, why));
         }
         Ok(())
@@ -115,6 +127,7 @@ impl Sending {
             (Clause::ClaimBeforeCopy, why)
         })?;
         self.under_way |= self.several_channels;
+        self.pages_under_way |= self.several_channels;
         Ok(())
     }
 

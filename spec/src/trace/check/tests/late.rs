@@ -65,6 +65,36 @@ fn a_page_whose_write_an_early_harvest_took_away_is_not_discarded() {
 }
 
 #[test]
+fn pages_are_discarded_while_other_discards_are_under_way() {
+    let mut records = discarded_before(Event::Closed(1));
+    let at = place(&records, LATE);
+    let other = Event::LateDiscard(PageBits {
+        word: 0,
+        mask: 0b1000,
+    });
+    let hint_at = place(&records, hint(1, 0));
+    records.splice(
+        at..at,
+        on(
+            SOURCE,
+            [Event::Drained, other, Event::DiscardSent(pages(3, 1))],
+        ),
+    );
+    records.splice(hint_at..hint_at, on(SOURCE, [hint(1, 3)]));
+    let at = place(&records, Event::Open(1));
+    records.splice(at..at, on(SOURCE, [Event::Channels(2)]));
+    // A harvest and the hand-over need all of them to be there.
+    let needs = |event: Event| matches!(event, Event::HarvestBegin(_) | Event::HandOver);
+    let drained = records.into_iter().flat_map(|record| {
+        let before = needs(record.event).then(|| on(SOURCE, [Event::Drained]));
+        before.into_iter().flatten().chain([record])
+    });
+    let records: Vec<Record> = drained.collect();
+    let verdict = verdict(&records);
+    assert!(matches!(verdict, Verdict::Holds(_)), "{verdict}");
+}
+
+#[test]
 fn a_page_that_is_under_way_on_a_channel_is_not_discarded() {
     let mut records = discarded_before(Event::Closed(1));
     let at = place(&records, Event::Open(1));
