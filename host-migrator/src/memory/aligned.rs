@@ -5,7 +5,12 @@ use std::ops::{Deref, DerefMut};
 
 use spec::PAGE_SIZE;
 
+use super::huge_pages::ask_for_huge_pages;
+
 const ALIGNMENT: usize = PAGE_SIZE as usize;
+/// So many bytes ask for huge pages: the disk then gets one address for all of them, and not one for each page.
+const LARGE: usize = 1 << 20;
+const HUGE: usize = 2 << 20;
 
 /// Bytes in memory that begin at a multiple of [`PAGE_SIZE`].
 #[derive(Debug)]
@@ -19,10 +24,19 @@ pub(crate) struct AlignedBytes {
 impl AlignedBytes {
     /// `length` bytes, all zero.
     pub(crate) fn zeroed(length: usize) -> Self {
-        let bytes = vec![0; length + ALIGNMENT];
+        let is_large = length >= LARGE;
+        // What lies before and behind is never touched, and takes no memory.
+        let (alignment, room) = match is_large {
+            true => (HUGE, length.next_multiple_of(HUGE) + HUGE),
+            false => (ALIGNMENT, length + ALIGNMENT),
+        };
+        let bytes = vec![0; room];
+        if is_large {
+            ask_for_huge_pages(&bytes);
+        }
         let address = bytes.as_ptr().addr();
         Self {
-            from: address.next_multiple_of(ALIGNMENT) - address,
+            from: address.next_multiple_of(alignment) - address,
             bytes,
             length,
         }

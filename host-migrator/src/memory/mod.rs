@@ -6,7 +6,6 @@ pub mod bitmap;
 pub mod error;
 pub mod guest_memory;
 pub(crate) mod holes;
-#[cfg(not(loom))]
 mod huge_pages;
 pub mod layout;
 pub mod lent;

@@ -81,6 +81,22 @@ fn zeros_and_holes_of_an_image_are_the_same() {
 }
 
 #[test]
+fn a_snapshot_of_a_newer_version_is_named_and_not_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let [snapshot, output] = ["a", "out"].map(|name| folder.path().join(name));
+    save(&target(&snapshot), &some_pages(1)).unwrap();
+    let file = File::options().write(true).open(&snapshot).unwrap();
+    file.write_all_at(&2u32.to_le_bytes(), 8).unwrap();
+    let refused = to_raw(&snapshot, &output, RawLayout::Concatenated).unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains("snapshot version 2, this build knows version 1"),
+        "{text}"
+    );
+    assert!(!output.exists());
+}
+
+#[test]
 fn what_cannot_be_converted_leaves_the_file_that_was_there() {
     let folder = tempfile::tempdir().unwrap();
     let [snapshot, image, output] = ["a", "image", "out"].map(|name| folder.path().join(name));
