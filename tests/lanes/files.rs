@@ -42,7 +42,7 @@ pub fn save(source: &mut Host, path: &Path, hold: bool) {
 }
 
 /// A new host that holds the guest of the snapshot at `path`.
-fn restored(lab: &Lab, name: &'static str, path: &Path) -> Host {
+pub fn restored(lab: &Lab, name: &'static str, path: &Path) -> Host {
     let mut host = lab.restoring(name, &uri(path)).expect("the host starts");
     host.wait_until("the guest to be restored", PATIENCE, |status| {
         Ok(status.machine == MachineState::Held)
@@ -108,6 +108,38 @@ fn a_guest_runs_on_after_it_was_saved_and_can_be_saved_again() {
     );
     let mut destination = restored(&lab, "destination", &path);
     release_and_check(&mut destination);
+}
+
+#[test]
+fn a_guest_that_tells_slowly_what_is_free_gets_a_small_file_if_it_may_go_on() {
+    if skipped_without_kvm("files, slow hints") {
+        return;
+    }
+    let lab = Lab::new(BareGuest {
+        memory: "96M",
+        in_use: "24M",
+        freed: "48M",
+        answer: "slow",
+        ..BareGuest::default()
+    });
+    let mut source = lab.running("source");
+    let path = lab.folder().join("snapshot");
+    let pages = |wait: u32, source: &mut Host| {
+        let arguments = MigrateArguments {
+            wait_for_hints: Some(wait),
+            max_rounds: NonZeroU32::new(20),
+            ..MigrateArguments::to(uri(&path))
+        };
+        tell(source, &Command::Migrate(arguments.into()));
+        ends(source, MigrationState::Completed);
+        open(&path).commit().pages * PAGE_SIZE
+    };
+    let (at_once, later) = (pages(0, &mut source), pages(600, &mut source));
+    println!("{at_once} bytes in pages, or {later} after all hints");
+    assert!(later * 2 < at_once, "{at_once} and {later}");
+    let mut destination = restored(&lab, "destination", &path);
+    release_and_check(&mut destination);
+    assert_eq!(whole_pass(&mut source).wrong, 0);
 }
 
 #[test]

@@ -44,6 +44,9 @@ pub struct MigrationParams {
     /// Stop the guest after this many rounds, however much is pending; none: go on until it fits
     /// [`MigrationParams::downtime_limit`], or a cancel.
     pub max_rounds: Option<u32>,
+    /// When all is in a snapshot file and the guest is still telling what is free: how long it may go on, so that this need not stay in
+    /// the file. None: as long as it has taken until then, if at its pace the guest is expected to end by then.
+    pub wait_for_hints: Option<Duration>,
     /// A peer that takes and gives nothing for this long has gone. Long enough for what socket buffers
     /// hold to pass a slow link.
     pub peer_timeout: Duration,
@@ -104,6 +107,7 @@ impl Default for MigrationParams {
             besides_memory: BESIDES_MEMORY,
             sources: PageSources::ALL,
             max_rounds: None,
+            wait_for_hints: None,
             peer_timeout: Duration::from_secs(30),
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
@@ -179,6 +183,15 @@ impl MigrationParams {
     pub fn with_max_rounds(self, max_rounds: impl Into<Option<u32>>) -> Self {
         Self {
             max_rounds: max_rounds.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::wait_for_hints`].
+    #[must_use]
+    pub fn with_wait_for_hints(self, wait: impl Into<Option<Duration>>) -> Self {
+        Self {
+            wait_for_hints: wait.into(),
             ..self
         }
     }

@@ -279,6 +279,7 @@ fn rounds<S: Sink>(
             },
             early: EarlyPlan::new(params.early_harvests, pending, tracker.bitmap().pages()),
             sync_pages: params.sync_pages,
+            wait_for_hints: params.wait_for_hints,
         };
         let epoch = sender.walk_while_it_runs(tracker.open(), plan)?;
         sender.end_round()?;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
-use spec::hint_map::HintBits;
+use spec::hint_map::{HintBits, HintPhase};
 use spec::stream::{MAX_SECTION_PAGES, Totals};
 
 use super::converging::{Converging, Harvested};
@@ -24,6 +24,9 @@ use crate::walk::{Moment, Step, Walk};
 const WORDS_A_STEP: u64 = 64;
 /// After this many steps of the walk (1 GiB) the sender looks for a cancel and at the peer, even if it sent nothing.
 const STEPS_UNCHECKED: u32 = 64;
+
+/// A guest that has begun to answer and hints nothing for so long is not waited for any longer when all is sent.
+const LONGEST_SILENCE: Duration = Duration::from_secs(1);
 
 /// Sends rounds.
 pub(crate) struct Sender<'a, S> {
@@ -51,6 +54,8 @@ pub(crate) struct RoundPlan {
     pub(crate) early: EarlyPlan,
     /// Pages between two harvests in the middle of the round; none: it has none.
     pub(crate) sync_pages: Option<u64>,
+    /// As in the parameters.
+    pub(crate) wait_for_hints: Option<Duration>,
 }
 
 impl<'a, S: Sink> Sender<'a, S> {
@@ -155,7 +160,47 @@ impl<'a, S: Sink> Sender<'a, S> {
             .estimate
             .looked_at(self.walk.pages_looked_at(), looking);
         self.flush(&epoch.pass())?;
+        if first_round && self.out.sink.wants_late_discards() {
+            self.await_late_hints(&epoch, opened, &plan)?;
+        }
         Ok(epoch)
+    }
+
+    /// Lets a guest go on that is still telling what is free in the epoch, which was `opened`: what it hints now becomes a late discard,
+    /// and a snapshot file smaller. A guest that has answered, or does not answer at all, is not waited for.
+    fn await_late_hints(
+        &mut self,
+        epoch: &Epoch<'_, '_>,
+        opened: Instant,
+        plan: &RoundPlan,
+    ) -> Result<(), MigrationError> {
+        let hinted = || {
+            let (phase, hinted) = epoch.pass().guest();
+            (phase == HintPhase::Running).then_some(hinted)
+        };
+        let began = Instant::now();
+        let took = self.round_began.elapsed();
+        let (mut seen, mut last_hint) = (hinted().unwrap_or(0), began);
+        let most = plan.wait_for_hints.unwrap_or_else(|| {
+            let rate = seen as f64 / opened.elapsed().as_secs_f64();
+            let free = plan.outlook.free.unwrap_or(0).saturating_sub(seen);
+            match rate * took.as_secs_f64() >= free as f64 {
+                true => took,
+                false => Duration::ZERO,
+            }
+        });
+        while let Some(now) = hinted()
+            && began.elapsed() < most
+            && last_hint.elapsed() < LONGEST_SILENCE
+        {
+            if now > seen {
+                (seen, last_hint) = (now, Instant::now());
+            }
+            self.out.check()?;
+            std::thread::sleep(NAP);
+        }
+        self.walk.round_mut().held_back_ms += milliseconds(began.elapsed());
+        Ok(())
     }
 
     /// Sends all that is pending, as fast as it goes: the guest stands still.

@@ -210,6 +210,10 @@ pub struct MigrationArgs {
     /// that writes faster than the link sends. Without this flag rounds go on until the downtime limit can be kept
     #[arg(long, value_name = "N")]
     pub max_rounds: Option<NonZeroU32>,
+    /// Into a file: seconds for which a guest that is still telling what is free may go on when all else is written, so that the file
+    /// becomes smaller. Default: for as long as it has taken until then, if at its pace the guest is expected to end by then
+    #[arg(long, value_name = "SECONDS")]
+    pub wait_for_hints: Option<u32>,
     /// How the migration of a busy guest comes to an end.
     #[command(flatten)]
     pub convergence: ConvergenceArgs,
@@ -229,6 +233,7 @@ impl MigrationArgs {
             direct_io: self.direct_io,
             early_harvests: self.early_harvests,
             max_rounds: self.max_rounds,
+            wait_for_hints: self.wait_for_hints,
             ..MigrateArguments::to(uri)
         }
         .tuned(self.convergence.tuning())

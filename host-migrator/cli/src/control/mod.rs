@@ -107,6 +107,10 @@ pub struct MigrateArguments {
     /// limit can be kept.
     #[serde(default)]
     pub max_rounds: Option<NonZeroU32>,
+    /// Into a file: seconds for which a guest that is still telling what is free may go on when all else is written; none: for as long as
+    /// it has taken until then, if it is expected to end by then.
+    #[serde(default)]
+    pub wait_for_hints: Option<u32>,
     /// Throttle the guest if it writes too fast.
     #[serde(default)]
     pub auto_converge: bool,
@@ -195,6 +199,7 @@ impl MigrateArguments {
             switchover_timeout: None,
             early_harvests: EARLY_HARVESTS,
             max_rounds: None,
+            wait_for_hints: None,
             auto_converge: false,
             cpu_throttle_initial: None,
             cpu_throttle_increment: None,

@@ -52,6 +52,11 @@ pub(super) fn params(arguments: &MigrateArguments) -> Result<MigrationParams, St
         .with_switchover_timeout(arguments.switchover_timeout.map(Duration::from_millis))
         .with_early_harvests(arguments.early_harvests)
         .with_max_rounds(arguments.max_rounds.map(NonZeroU32::get))
+        .with_wait_for_hints(
+            arguments
+                .wait_for_hints
+                .map(|wait| Duration::from_secs(wait.into())),
+        )
         .with_sources(arguments.hints.sources(arguments.sources))
         .with_map_rounds(arguments.map_rounds)
         .with_local(arguments.local);
