@@ -134,11 +134,13 @@ pub struct BootInfo {
     pub hold: u64,
     /// An [`AnswerPolicy`].
     pub answer: u64,
+    /// Not 0: once its memory is filled and partly freed, the guest only answers and keeps its time. It writes and checks nothing.
+    pub idle: u64,
 }
 
 impl BootInfo {
     /// Words of the structure, including the magic word.
-    pub const WORDS: usize = 13;
+    pub const WORDS: usize = 14;
     /// The first word.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"LACUNABI");
 
@@ -158,6 +160,7 @@ impl BootInfo {
             self.churn_rate,
             self.hold,
             self.answer,
+            self.idle,
         ]
     }
 
@@ -179,6 +182,7 @@ impl BootInfo {
             churn_rate: words[10],
             hold: words[11],
             answer: words[12],
+            idle: words[13],
         })
     }
 }

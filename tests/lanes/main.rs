@@ -23,6 +23,8 @@ mod estimate;
 mod every_step;
 #[cfg(test)]
 mod failures;
+mod file_memory;
+#[cfg(test)]
 mod files;
 #[cfg(test)]
 mod hostile_agent;

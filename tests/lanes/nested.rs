@@ -77,6 +77,44 @@ fn a_stock_linux_guest_goes_on_at_the_destination_and_no_page_is_wrong() {
     );
 }
 
+#[test]
+fn a_stock_linux_guest_that_is_saved_live_with_its_own_hints_goes_on_from_the_file_eagerly_and_lazily()
+ {
+    let Some(records) = compare(&[
+        "--memory",
+        "512M",
+        "--in-use",
+        "64M",
+        "--freed",
+        "256M",
+        "--dirty-rate",
+        "2M",
+        "--hints",
+        "on",
+        "--transport",
+        "file",
+        "--restore",
+        "lazy",
+        "--prefault",
+        "off",
+        "--max-rounds",
+        "20",
+    ]) else {
+        return;
+    };
+    let [record] = &records[..] else {
+        panic!("one mode, {} records", records.len())
+    };
+    assert!(record.is_exact(), "{record:?}");
+    assert!(record.guest_checks > 0, "{record:?}");
+    assert!(record.pages_hinted_by_round[0] > 0, "{record:?}");
+    // Half of what the guest has touched is free.
+    let on_the_disk = record.file_allocated_bytes.expect("a file");
+    assert!(on_the_disk < 256 * MIB, "{record:?}");
+    assert!(record.faults > Some(0), "{record:?}");
+    assert!(record.job_lazy_ms.is_some() && record.job_eager_ms.is_some());
+}
+
 /// The number of tries. So far one was always enough, but churn and rounds are independent and might miss each other.
 const TRIES: [&str; 3] = ["1", "2", "3"];
 

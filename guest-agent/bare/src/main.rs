@@ -71,8 +71,11 @@ fn run(vcpu: u64, info: &BootInfo) -> ! {
     meet(&FREED, info.vcpus);
     let mut workload = Workload::new(&memory, allocator, info);
     let mut beats = Beats::new(vcpu, Clock::new(info.tsc_khz));
+    let is_idle = info.idle != 0;
     loop {
-        workload.step(&mut beats);
+        if !is_idle {
+            workload.step(&mut beats);
+        }
         let busy = leader.as_mut().is_some_and(Leader::step);
         beats.beat();
         if !busy {

@@ -39,6 +39,8 @@ pub struct BareWorkload {
     pub hold: HoldPolicy,
     /// How a request for hints is answered.
     pub answer: AnswerPolicy,
+    /// When it is ready, the guest writes and checks nothing.
+    pub idle: bool,
 }
 
 /// A bare guest that cannot be started.
@@ -102,6 +104,7 @@ pub fn load<M: GuestMemoryBackend>(
         churn_rate: workload.churn_rate,
         hold: workload.hold as u64,
         answer: workload.answer as u64,
+        idle: workload.idle.into(),
     };
     write_words(memory, BOOT_INFO_GPA, info.to_words())?;
     write_words(memory, GDT, DESCRIPTORS)?;

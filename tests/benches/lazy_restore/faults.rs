@@ -23,14 +23,16 @@ use super::{bare, median};
 const PAGES: u64 = 64 << 10;
 /// Pages that the thread touches, at random places.
 const TOUCHED: u64 = 4000;
+/// A pace at which the pages of the list come in a fifth of a second, and all pages in three seconds.
+const PACED: Prefault = Prefault::BytesPerSecond(80_000_000);
 
 /// Who answers.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Arm {
     Bare,
     Lacuna(Prefault),
-    /// The loader at full speed, and a list of the pages in the order in which they are touched.
-    Listed,
+    /// The same with a list of the pages in the order in which they are touched.
+    Listed(Prefault),
 }
 
 /// Percentiles of one run, microseconds.
@@ -46,16 +48,18 @@ pub fn measure(folder: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
         path: folder.join("faults"),
         offset: None,
     };
-    write(&target)?;
+    write(&target, PAGES)?;
     println!(
         "a thread touches {TOUCHED} of {PAGES} missing pages; medians of {runs} runs, in turns"
     );
-    println!("file   answered by              p50 us   p99 us   job ms");
+    println!("file   answered by               p50 us   p99 us   job ms");
     let arms = [
         ("bare read and copy", Arm::Bare),
         ("lacuna, loader off", Arm::Lacuna(Prefault::Off)),
         ("lacuna, loader max", Arm::Lacuna(Prefault::Max)),
-        ("lacuna, max, recorded", Arm::Listed),
+        ("lacuna, max, recorded", Arm::Listed(Prefault::Max)),
+        ("lacuna, loader paced", Arm::Lacuna(PACED)),
+        ("lacuna, paced, recorded", Arm::Listed(PACED)),
     ];
     for (file, is_cold) in [("warm", false), ("cold", true)] {
         let mut found: Vec<Vec<Waits>> = arms.iter().map(|_| Vec::new()).collect();
@@ -71,33 +75,34 @@ pub fn measure(folder: &Path, runs: usize) -> Result<(), Box<dyn Error>> {
         for (index, (name, _)) in arms.iter().enumerate() {
             let (p50, p99) = (of(index, |waits| waits.p50), of(index, |waits| waits.p99));
             let job = of(index, |waits| waits.job);
-            println!("{file:<6} {name:<22} {p50:>8.1} {p99:>8.1} {job:>8.1}");
+            println!("{file:<6} {name:<23} {p50:>8.1} {p99:>8.1} {job:>8.1}");
         }
         let ratios = |above: usize, below: usize, value: fn(&Waits) -> f64| {
             let pairs = found[above].iter().zip(&found[below]);
             median(pairs.map(|(a, b)| value(a) / value(b)).collect())
         };
         println!(
-            "{file:<6} p50, off / bare: {:.2}; p99, max / off: {:.2}; job, recorded / max: {:.2}",
+            "{file:<6} p50, off / bare: {:.2}; p99, max / off: {:.2}; job, recorded / not: {:.2} at full speed, {:.2} paced",
             ratios(1, 0, |waits| waits.p50),
             ratios(2, 1, |waits| waits.p99),
-            ratios(3, 2, |waits| waits.job)
+            ratios(3, 2, |waits| waits.job),
+            ratios(5, 4, |waits| waits.job)
         );
     }
     std::fs::remove_file(&target.path)?;
     Ok(())
 }
 
-/// A snapshot of which every page has content.
-fn write(target: &SnapshotTarget) -> Result<(), Box<dyn Error>> {
-    let memory = memory()?;
+/// A snapshot of `pages` pages, of which every one has content.
+pub fn write(target: &SnapshotTarget, pages: u64) -> Result<(), Box<dyn Error>> {
+    let memory = memory(pages)?;
     let mut writer = SnapshotWriter::begin(
         open_storage(target, DirectIo::Auto)?,
         memory.layout(),
         b"bench",
     )?;
     let mut random = Random::new(1);
-    for first in (0..PAGES).step_by(64) {
+    for first in (0..pages).step_by(64) {
         let words = (0..64 * PAGE_SIZE / 8).flat_map(|_| random.next().to_le_bytes());
         let range = PageRange::new(first, 64).ok_or("no pages")?;
         writer.pages(range, &words.collect::<Vec<u8>>())?;
@@ -106,12 +111,13 @@ fn write(target: &SnapshotTarget) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn memory() -> Result<GuestRam, Box<dyn Error>> {
-    Ok(GuestRam::map(vec![RamRegion::new(0, PAGES * PAGE_SIZE)?])?)
+/// New memory of `pages` pages.
+pub fn memory(pages: u64) -> Result<GuestRam, Box<dyn Error>> {
+    Ok(GuestRam::map(vec![RamRegion::new(0, pages * PAGE_SIZE)?])?)
 }
 
 /// The file is in the page cache, or not.
-fn cache(path: &Path, is_cold: bool) -> Result<(), Box<dyn Error>> {
+pub fn cache(path: &Path, is_cold: bool) -> Result<(), Box<dyn Error>> {
     let file = File::open(path)?;
     if is_cold {
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
@@ -121,18 +127,24 @@ fn cache(path: &Path, is_cold: bool) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// `count` of `pages` pages, at random.
+pub fn some_pages(pages: u64, count: u64, seed: u64) -> Vec<u64> {
+    let mut random = Random::new(seed);
+    let mut all: Vec<u64> = (0..pages).collect();
+    for index in 0..count as usize {
+        let other = index + random.below(pages - index as u64) as usize;
+        all.swap(index, other);
+    }
+    all.truncate(count as usize);
+    all
+}
+
 /// Touches pages at random, and measures each wait.
 fn touch(target: &SnapshotTarget, arm: Arm, seed: u64) -> Result<Waits, Box<dyn Error>> {
-    let ram = memory()?;
+    let ram = memory(PAGES)?;
     let snapshot = Arc::new(Snapshot::open(target)?);
     let mappings = Mapping::all_of(ram.memory());
-    let mut random = Random::new(seed);
-    let mut pages: Vec<u64> = (0..PAGES).collect();
-    for index in 0..TOUCHED as usize {
-        let other = index + random.below(PAGES - index as u64) as usize;
-        pages.swap(index, other);
-    }
-    pages.truncate(TOUCHED as usize);
+    let pages = some_pages(PAGES, TOUCHED, seed);
     let (paging, bare) = match arm {
         Arm::Bare => {
             let mapping = *mappings.first().ok_or("no mapping")?;
@@ -140,18 +152,15 @@ fn touch(target: &SnapshotTarget, arm: Arm, seed: u64) -> Result<Waits, Box<dyn 
             let at = snapshot.places().page(0);
             (None, Some(bare::answer(mapping, file, at, TOUCHED)?))
         }
-        Arm::Lacuna(_) | Arm::Listed => {
+        Arm::Lacuna(prefault) | Arm::Listed(prefault) => {
             let mut options = PagingOptions::default();
-            if arm == Arm::Listed {
+            if matches!(arm, Arm::Listed(_)) {
                 options.first = pages.clone();
             }
             let uffd = Userfaultfd::open(false)?;
             let missing = MissingPages::new(uffd, mappings, snapshot.content()?)?;
             let paging = Paging::start(missing, snapshot, options, Box::new(drop))?;
-            paging.set_prefault(match arm {
-                Arm::Lacuna(prefault) => prefault,
-                _ => Prefault::Max,
-            });
+            paging.set_prefault(prefault);
             (Some(paging), None)
         }
     };

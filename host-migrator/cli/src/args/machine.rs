@@ -193,6 +193,9 @@ pub struct WorkloadArgs {
     /// How the bare guest answers requests for hints
     #[arg(long, value_enum, default_value_t)]
     pub answer: Answering,
+    /// Bare guest: write and check nothing once memory is filled and partly freed
+    #[arg(long)]
+    pub idle: bool,
     /// More kernel arguments for a Linux guest. For example, with init_on_alloc=0 its balloon driver hints memory
     /// without first writing zeros to it
     #[arg(long, value_name = "TEXT", default_value = "")]

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::{CompareError, print_line, write_picture};
-use crate::args::{CompareArgs, GuestKind};
+use crate::args::{CompareArgs, ComparedTransport, GuestKind};
 use crate::nested::{self, Lane, Line, Settings};
 
 /// How long a comparison may take in an emulated machine.
@@ -35,12 +35,17 @@ pub fn is_needed(guest: GuestKind) -> bool {
 pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     let io_error = |what| move |source| CompareError::Io { what, source };
     let program = std::env::current_exe().map_err(io_error("cannot find this program"))?;
+    // A snapshot file is in the lane's memory, too.
+    let copies = match args.transport {
+        ComparedTransport::File => 3,
+        ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::Local => 2,
+    };
     let settings = Settings {
         memory_bytes: args
             .guest
             .memory
             .0
-            .saturating_mul(2)
+            .saturating_mul(copies)
             .saturating_add(OVERHEAD_BYTES),
         timeout: TIMEOUT,
     };

@@ -9,6 +9,7 @@ mod course;
 mod file;
 mod gaps;
 mod lane;
+mod lazy;
 mod oracle;
 mod parts;
 pub mod picture;

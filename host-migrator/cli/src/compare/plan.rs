@@ -160,6 +160,9 @@ impl RunPlan {
         push(&mut args, "--seed", self.workload.seed);
         push(&mut args, "--hold", name_of(self.workload.hold));
         push(&mut args, "--answer", name_of(self.workload.answer));
+        if self.workload.idle {
+            args.push("--idle".into());
+        }
         push(&mut args, "--append", &self.workload.append);
         if let Some(files) = &self.linux {
             args.extend(["--kernel".into(), files.kernel.clone().into()]);
@@ -219,6 +222,14 @@ impl RunPlan {
             args.extend(["--tls-key".into(), destination.key.clone().into()]);
             args.extend(["--tls-ca".into(), destination.ca.clone().into()]);
         }
+        args
+    }
+
+    /// The destination whose guest runs when its memory was read from `snapshot`.
+    pub(super) fn run_eagerly_args(&self, snapshot: &Path) -> Vec<OsString> {
+        let mut args = vec!["receive".into(), file::uri(snapshot)];
+        args.extend(self.machine_args());
+        push(&mut args, "--direct-io", name_of(self.migration.direct_io));
         args
     }
 

@@ -79,6 +79,15 @@ pub struct Record {
     /// The same for 99 of 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_p99_us: Option<f64>,
+    /// A lazily restored guest: from the start of its processes until it had checked all of its memory, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_lazy_ms: Option<f64>,
+    /// The same job after an eager restore, which is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_eager_ms: Option<f64>,
+    /// Bytes of memory that are there 10 s after a lazily restored guest, which is idle, began to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_resident_bytes: Option<u64>,
     /// From the request to the guest running at the destination; with `file`, as [`Record::save_ms`].
     pub total_ms: f64,
     /// Downtime: how long the guest was stopped.
@@ -178,12 +187,14 @@ pub fn table(records: &[Record]) -> String {
     aligned(&HEADINGS, records.iter().map(cells))
 }
 
-const FILE_HEADINGS: [&str; 8] = [
+const FILE_HEADINGS: [&str; 10] = [
     "hints",
     "save ms",
     "restore ms",
     "runs after ms",
     "faults",
+    "job / eager",
+    "idle / in use",
     "length",
     "on the disk",
     "/ in use",
@@ -193,18 +204,21 @@ const FILE_HEADINGS: [&str; 8] = [
 pub fn files(records: &[Record]) -> String {
     let lines = records.iter().filter_map(|record| {
         let allocated = record.file_allocated_bytes?;
+        let to_in_use = |bytes| bytes as f64 / record.in_use_bytes.max(1) as f64;
+        let or_dash = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"));
         Some(vec![
             record.hints.to_string(),
             format!("{:.0}", record.save_ms?),
             format!("{:.0}", record.restore_ms?),
             (record.first_instruction_ms).map_or("-".into(), |after| format!("{after:.0}")),
             (record.faults).map_or("-".into(), |faults| faults.to_string()),
+            or_dash(
+                (record.job_lazy_ms.zip(record.job_eager_ms)).map(|(lazy, eager)| lazy / eager),
+            ),
+            or_dash(record.idle_resident_bytes.map(to_in_use)),
             Size(record.file_bytes?).to_string(),
             Size(allocated).to_string(),
-            format!(
-                "{:.3}",
-                allocated as f64 / record.in_use_bytes.max(1) as f64
-            ),
+            or_dash(Some(to_in_use(allocated))),
         ])
     });
     let lines: Vec<_> = lines.collect();

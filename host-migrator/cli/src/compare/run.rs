@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One run: start the parts, let the guest work, migrate it, and check the result.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
@@ -16,6 +16,7 @@ use super::CompareError;
 use super::course::Course;
 use super::file;
 use super::gaps::{GuestGaps, Moments, gaps_of};
+use super::lazy;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::plan::{RunPlan, name_of};
@@ -26,7 +27,7 @@ use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
 use crate::trace::{self, TraceArgs};
 
 /// How long a guest may take to boot, fill and free its memory.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a migration may take.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the guest's check of all its memory may take at the destination.
@@ -180,14 +181,17 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     });
     let events = trace.trace.as_deref().map(check_trace).transpose()?;
     let mut restored = arrived.restore;
+    let mut lazily = None;
     if let (RestoreKind::Lazy, Some(path)) = (plan.restore, &snapshot) {
         step("guest checks its memory before it was read");
         drop(destination);
-        let at_last = run_lazily(plan, place, path)?;
-        let of_guest = at_last.guest.unwrap_or_default();
-        checked.checks += of_guest.checks;
-        checked.wrong += of_guest.wrong;
-        restored = at_last.restore;
+        let job = lazy::run(plan, place, path, arrived.guest.as_ref())?;
+        for of_guest in &job.guests {
+            checked.checks += of_guest.checks;
+            checked.wrong += of_guest.wrong;
+        }
+        restored.clone_from(&job.restore);
+        lazily = Some(job);
     }
     let paging = restored.as_ref().and_then(|restore| restore.lazy.as_ref());
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
@@ -206,6 +210,9 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         faults: paging.map(|paging| paging.faults),
         fault_p50_us: paging.and_then(|paging| paging.fault_p50_us),
         fault_p99_us: paging.and_then(|paging| paging.fault_p99_us),
+        job_lazy_ms: lazily.as_ref().and_then(|job| job.lazy_ms),
+        job_eager_ms: lazily.as_ref().and_then(|job| job.eager_ms),
+        idle_resident_bytes: lazily.as_ref().and_then(|job| job.idle_resident_bytes),
         ..record(plan, in_use_bytes, &report, &verdict, &checked)
     })
 }
@@ -280,14 +287,31 @@ pub fn ask_about_lent(
 
 /// Which files hold the guest memory of `host`, and which parts of them.
 fn files_of(host: &Host) -> Result<Vec<(u64, u64, u64, u64)>, CompareError> {
+    let files = look_at_files(host)?.into_iter();
+    let place =
+        |(range, file): (FileRange, Metadata)| (file.dev(), file.ino(), range.offset, range.len);
+    Ok(files.map(place).collect())
+}
+
+/// Bytes of the guest's memory of `host` that are there, and not missing or never touched.
+pub(super) fn resident_bytes(host: &Host) -> Result<u64, CompareError> {
+    let mut files = look_at_files(host)?;
+    // Two regions may lie in one file.
+    files.sort_by_key(|(_, file)| (file.dev(), file.ino()));
+    files.dedup_by_key(|(_, file)| (file.dev(), file.ino()));
+    Ok(files.iter().map(|(_, file)| file.blocks() * 512).sum())
+}
+
+/// The regions of the guest's memory of `host`, and what the kernel says of their files.
+fn look_at_files(host: &Host) -> Result<Vec<(FileRange, Metadata)>, CompareError> {
     let map: MemoryMap = host.client()?.ask(&Command::QueryMemory)?;
     let pid = host.machine.pid();
-    let place = |range: &FileRange| {
+    let look = |range: FileRange| {
         let file = fs::metadata(format!("/proc/{pid}/fd/{}", range.fd));
-        file.map(|file| (file.dev(), file.ino(), range.offset, range.len))
+        file.map(|file| (range, file))
     };
-    let places = map.regions.iter().map(place).collect::<Result<_, _>>();
-    places.map_err(|source| CompareError::Io {
+    let files = map.regions.into_iter().map(look).collect::<Result<_, _>>();
+    files.map_err(|source| CompareError::Io {
         what: "cannot look at a machine's memory files",
         source,
     })
@@ -343,26 +367,8 @@ fn check_at_destination(
     Ok(status.guest.unwrap_or_default())
 }
 
-/// Restores the guest of the snapshot at `path` once more, which runs at once, and waits until it has checked all of its memory.
-/// The process has no trace: another guest was restored from this file already.
-fn run_lazily(plan: &RunPlan, folder: &Path, path: &Path) -> Result<Status, CompareError> {
-    let mut host = Host::start(
-        &plan.program,
-        folder,
-        ("lazy", "lazy-device"),
-        plan.run_lazily_args(path),
-        &[],
-        plan.agent_port(),
-        &TraceArgs::default(),
-    )?;
-    let first = host.wait_until("the guest to run", GUEST_TIMEOUT, |status| {
-        Ok(status.restore.is_some())
-    })?;
-    whole_pass(plan, &mut host, first.guest.as_ref())
-}
-
-/// Waits until the guest of `host`, whose report was `first`, has checked all of its memory once.
-fn whole_pass(
+/// Waits until the guest of `host`, whose report was `first`, has checked all of its memory once. An idle guest checks nothing.
+pub(super) fn whole_pass(
     plan: &RunPlan,
     host: &mut Host,
     first: Option<&GuestStatus>,
@@ -376,7 +382,7 @@ fn whole_pass(
         if !plan.switch_off.is_empty() && guest.is_some_and(|guest| guest.wrong > 0) {
             return Ok(true);
         }
-        if plan.workload.in_use.0 == 0 {
+        if plan.workload.in_use.0 == 0 || plan.workload.idle {
             return Ok(true);
         }
         guest_failure(guest)?;
@@ -424,6 +430,9 @@ fn record(
         faults: None,
         fault_p50_us: None,
         fault_p99_us: None,
+        job_lazy_ms: None,
+        job_eager_ms: None,
+        idle_resident_bytes: None,
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         downtime: report.downtime.clone(),

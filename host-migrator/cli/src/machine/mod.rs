@@ -86,6 +86,9 @@ pub enum ProcessError {
     /// This guest cannot do the workload.
     #[error("only the Linux guest can fragment its memory (--fragment): choose --guest linux")]
     Fragment,
+    /// This guest has work of its own.
+    #[error("only the bare guest can be idle (--idle): leave out --guest linux")]
+    Idle,
     /// The thread that receives the guest has panicked.
     #[error("the guest did not arrive: the thread that receives it has panicked")]
     ReceiverDied,
@@ -274,6 +277,7 @@ fn guest(args: &RunArgs) -> Result<Guest, ProcessError> {
     Ok(match args.machine.guest.kind {
         GuestKind::Bare if args.workload.fragment.0 > 0 => return Err(ProcessError::Fragment),
         GuestKind::Bare => Guest::Bare(bare_workload(&args.workload)),
+        GuestKind::Linux if args.workload.idle => return Err(ProcessError::Idle),
         GuestKind::Linux => {
             let read = |path: &PathBuf| fs::read(path).map_err(io_error("read", path));
             let initrd = args.initrd.as_ref().map(read).transpose()?;
@@ -311,6 +315,7 @@ fn bare_workload(args: &WorkloadArgs) -> BareWorkload {
             Answering::Slow => AnswerPolicy::Slow,
             Answering::Flood => AnswerPolicy::Flood,
         },
+        idle: args.idle,
     }
 }
 
