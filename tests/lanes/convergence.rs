@@ -192,6 +192,51 @@ fn a_guest_whose_writes_are_logged_in_rings_arrives_whole_with_hints_and_throttl
     assert!(report.throttle_max_percent >= 50, "{report:?}");
 }
 
+#[test]
+fn a_limit_for_each_vcpu_slows_a_guest_that_outruns_the_link_and_ends_with_the_migration() {
+    if skipped_without_kvm("bare, dirty limit") {
+        return;
+    }
+    let guest = |dirty_log| BareGuest {
+        dirty_log,
+        vcpus: 2,
+        ..busy()
+    };
+    let limited = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        tuning: TuningArguments {
+            vcpu_dirty_limit: Some(4),
+            sync_interval: Some(1000),
+            ..TuningArguments::default()
+        },
+        ..Default::default()
+    };
+    let lab = Lab::new(guest("bitmap"));
+    let source = lab.running("source");
+    let error = limited
+        .try_to_begin(&source, "tcp:127.0.0.1:1")
+        .unwrap_err();
+    assert!(error.contains("--dirty-log ring"), "{error}");
+
+    let lab = Lab::new(guest("ring"));
+    let mut source = lab.running("source");
+    let (_destination, uri) = lab.receiving("given-up", true);
+    limited.begin(&source, &uri);
+    let is_limited = |status: &Status| Ok(status.migration.vcpu_dirty_limit == Some(4 << 20));
+    source
+        .wait_until("the limit", PATIENCE, is_limited)
+        .unwrap();
+    let nonsense = ["set", "--max-guest-slowdown", "10"];
+    let error = command(&source, &nonsense).unwrap_err();
+    assert!(error.contains("vcpu-dirty-limit"), "{error}");
+    tell(&source, &Command::MigrateCancel);
+    ends(&mut source, MigrationState::Cancelled);
+    assert_eq!(status(&source).migration.vcpu_dirty_limit, None);
+    let arrived = lab.move_whole(&limited, &mut source, "destination");
+    assert_eq!(arrived.report.throttle_max_percent, 0);
+}
+
 /// The published test of background sync, with the slowest link that a migration takes.
 #[test]
 fn a_round_that_does_not_end_is_harvested_again_and_again() {

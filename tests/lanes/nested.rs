@@ -178,6 +178,46 @@ fn memory_freed_during_the_migration_is_hinted_in_a_later_round() {
     );
 }
 
+#[test]
+fn a_stock_linux_guest_that_outruns_the_link_is_throttled_and_arrives_whole() {
+    let Some(records) = compare(&[
+        "--memory",
+        "512M",
+        "--in-use",
+        "64M",
+        "--freed",
+        "64M",
+        "--dirty-rate",
+        "64M",
+        "--hints",
+        "on",
+        // Less than the guest writes, also on an emulated processor.
+        "--max-bandwidth",
+        "4M",
+        "--downtime-limit",
+        "500",
+        "--auto-converge",
+        "--cpu-throttle-initial",
+        "50",
+        "--cpu-throttle-increment",
+        "49",
+        "--cpu-throttle-responsive",
+        "--sync-interval",
+        "2000",
+        // An end on a machine on which a throttled guest is still too fast.
+        "--max-rounds",
+        "12",
+    ]) else {
+        return;
+    };
+    let [record] = &records[..] else {
+        panic!("one mode, {} records", records.len())
+    };
+    assert!(record.is_exact(), "{record:?}");
+    assert!(record.throttle_max_percent >= 50, "{record:?}");
+    assert!(record.guest_checks > 0, "{record:?}");
+}
+
 const MIB: u64 = 1 << 20;
 /// The balloon's target; the job has the same number.
 const TARGET: u64 = 128 * MIB / PAGE_SIZE;

@@ -9,15 +9,22 @@ use rustix::time::{ClockId, clock_gettime};
 use spec::PageRange;
 use spec::agent::proof::{Challenge, Key};
 use spec::agent::{
-    Answer, Ask, Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, Settings, Totals, frame, map,
+    Answer, Ask, Deframer, FRAME_HEADER_BYTES, Frame, MAX_FRAME, MAX_MAP_PAGES, Settings, Totals,
+    frame, map,
 };
 
-use crate::free_pages::{FreePages, parts};
+use crate::free_pages::FreePages;
 use crate::key::KeyFileError;
 use crate::memory;
 use crate::port::Port;
 use crate::preparation::Preparation;
 use crate::settings;
+
+/// How long a part of the map may take. The host asks the driver, too, if it hears nothing for a second, and both at once slow a small
+/// guest down by seconds.
+const PART_TIME: Duration = Duration::from_millis(100);
+/// The fewest pages of a part: those that are read at once.
+const LEAST_PART: u64 = 2048;
 
 /// The agent cannot serve the host.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +58,8 @@ pub struct Session {
     preparation: Preparation,
     pages: FreePages,
     zones: Vec<PageRange>,
+    /// How many pages the next part has.
+    part_pages: u64,
     input: Box<Deframer>,
     output: Box<[u8; MAX_FRAME]>,
     /// The key by which the host recognises the agent.
@@ -82,6 +91,7 @@ impl Session {
             preparation,
             pages,
             zones,
+            part_pages: LEAST_PART,
             input: Box::default(),
             output: Box::new([0; MAX_FRAME]),
             key,
@@ -161,11 +171,16 @@ impl Session {
         let mut totals = Totals::default();
         let zones = std::mem::take(&mut self.zones);
         let mut asked = None;
-        for part in zones.iter().flat_map(|zone| parts(*zone)) {
+        let mut left = zones.iter().copied();
+        let mut rest = left.next();
+        while let Some(zone) = rest {
             asked = self.take_ask(port)?;
             if asked.is_some() {
                 break;
             }
+            let began = Instant::now();
+            let (part, others) = split(zone, self.part_pages);
+            rest = others.or_else(|| left.next());
             if let Err(error) = self.send_part(port, epoch, part, &mut totals)? {
                 log::warn!("cannot read page flags: {error}");
                 let errno = error.raw_os_error().unwrap_or_default() as u32;
@@ -173,6 +188,7 @@ impl Session {
                 self.zones = zones;
                 return Ok(None);
             }
+            self.part_pages = part_after(part.count(), began.elapsed());
         }
         self.zones = zones;
         if asked.is_none() {
@@ -293,6 +309,20 @@ impl Session {
     }
 }
 
+/// The first `pages` of `range`, and the rest.
+fn split(range: PageRange, pages: u64) -> (PageRange, Option<PageRange>) {
+    let first = PageRange::new(range.first(), pages.min(range.count()));
+    let first = first.unwrap_or(range);
+    let rest = PageRange::new(first.end(), range.end() - first.end());
+    (first, rest)
+}
+
+/// How many pages are read at a time after `pages` have taken so long.
+fn part_after(pages: u64, took: Duration) -> u64 {
+    let in_time = pages as f64 * PART_TIME.as_secs_f64() / took.as_secs_f64().max(1e-6);
+    (in_time as u64).clamp(LEAST_PART, MAX_MAP_PAGES.into()) / LEAST_PART * LEAST_PART
+}
+
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
@@ -309,8 +339,6 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
     use std::thread;
-
-    use spec::agent::MAX_MAP_PAGES;
 
     use super::*;
 
@@ -352,11 +380,29 @@ mod tests {
     }
 
     #[test]
-    fn a_part_without_a_free_page_is_sent_because_the_host_waits_for_it() {
-        let part = u64::from(MAX_MAP_PAGES);
-        let mut flags = vec![FREE; 3 * MAX_MAP_PAGES as usize];
+    fn all_memory_is_sent_also_where_no_page_is_free_because_the_host_waits_for_it() {
+        let pages = 3 * u64::from(MAX_MAP_PAGES) + 5;
+        let mut flags = vec![FREE; pages as usize];
         flags[MAX_MAP_PAGES as usize..][..MAX_MAP_PAGES as usize].fill(0);
-        let parts = (0..3).map(|index| PageRange::new(index * part, part).unwrap());
-        assert_eq!(told_of(&flags), parts.collect::<Vec<_>>());
+        let told = told_of(&flags);
+        let end = told.iter().fold(0, |end, part| {
+            assert_eq!(part.first(), end, "{told:?}");
+            part.end()
+        });
+        assert_eq!(end, pages);
+    }
+
+    #[test]
+    fn a_slow_guest_is_heard_of_as_often_as_a_fast_one() {
+        // 25 microseconds a page.
+        let took = |pages: u64| Duration::from_micros(25 * pages);
+        let mut pages = u64::from(MAX_MAP_PAGES);
+        for _ in 0..3 {
+            pages = part_after(pages, took(pages));
+        }
+        assert!(took(pages) <= PART_TIME, "{pages}");
+        assert!(took(pages) >= PART_TIME / 2, "{pages}");
+        assert_eq!(part_after(LEAST_PART, Duration::from_secs(9)), LEAST_PART);
+        assert_eq!(part_after(LEAST_PART, Duration::ZERO), u64::from(MAX_MAP_PAGES));
     }
 }
