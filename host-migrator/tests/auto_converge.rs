@@ -5,6 +5,7 @@
 
 mod software_guest;
 
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -35,12 +36,18 @@ const FIFTY_PAGES_A_SECOND: u64 = 50 * PAGE_SIZE;
 #[derive(Clone, Default)]
 struct SoftThrottle {
     percent: Arc<AtomicU8>,
+    /// What each vCPU may dirty; 0: as much as it likes.
+    limit: Arc<AtomicU64>,
     fails: bool,
 }
 
 impl SoftThrottle {
     fn percent(&self) -> u8 {
         self.percent.load(Ordering::SeqCst)
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit.load(Ordering::SeqCst)
     }
 }
 
@@ -53,6 +60,14 @@ impl Throttle for SoftThrottle {
             });
         }
         self.percent.store(percent, Ordering::SeqCst);
+        if percent == 0 {
+            self.limit.store(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn limit_dirtying(&mut self, bytes_a_second: NonZeroU64) -> Result<(), MachineError> {
+        self.limit.store(bytes_a_second.get(), Ordering::SeqCst);
         Ok(())
     }
 }
@@ -190,7 +205,8 @@ impl Rig {
         let status = handle.status();
         assert_eq!(status.status, state, "{:?}", status.error_desc);
         assert_eq!(status.cpu_throttle_percentage, 0);
-        assert_eq!(self.throttle.percent(), 0);
+        assert_eq!((self.throttle.percent(), self.throttle.limit()), (0, 0));
+        assert_eq!(status.vcpu_dirty_limit, None);
         let (source, _) = handle.join();
         let (records, dropped) = source.trace.records();
         let verdict = check_records(records, dropped);
@@ -350,6 +366,46 @@ fn a_throttle_that_fails_does_not_end_the_migration() {
     handle.cancel();
     eventually("the end", || handle.is_over().then_some(()));
     assert_eq!(handle.status().status, MigrationState::Cancelled);
+}
+
+#[test]
+fn a_limit_for_each_vcpu_is_set_where_the_throttle_would_begin_and_lifted_at_any_end() {
+    let rig = Rig::new(FIFTY_PAGES_A_SECOND);
+    let limit = |megabytes: u64| NonZeroU64::new(megabytes << 20);
+    let params = || {
+        let params = rig.params().with_auto_converge(None);
+        params.with_vcpu_dirty_limit(limit(10))
+    };
+    let is_limited = |bytes: u64| {
+        eventually("the limit", || {
+            (rig.throttle.limit() == bytes).then_some(())
+        });
+    };
+    let handle = rig.start(params());
+    is_limited(10 << 20);
+    assert_eq!(rig.throttle.percent(), 0);
+    // Another limit takes effect, as does none. Then it can be set again.
+    let tune = |limit| {
+        handle
+            .monitor()
+            .tune(|tuning| tuning.vcpu_dirty_limit = limit)
+    };
+    tune(limit(5));
+    is_limited(5 << 20);
+    tune(None);
+    is_limited(0);
+    tune(limit(7));
+    is_limited(7 << 20);
+    handle.cancel();
+    rig.assert_put_back(handle, MigrationState::Cancelled);
+
+    let handle = rig.start(params());
+    is_limited(10 << 20);
+    handle.monitor().tune(|tuning| {
+        tuning.max_bandwidth = None;
+        tuning.downtime_limit = Duration::from_secs(3600);
+    });
+    rig.assert_put_back(handle, MigrationState::Completed);
 }
 
 #[test]

@@ -403,6 +403,9 @@ mod tests {
         assert!(took(pages) <= PART_TIME, "{pages}");
         assert!(took(pages) >= PART_TIME / 2, "{pages}");
         assert_eq!(part_after(LEAST_PART, Duration::from_secs(9)), LEAST_PART);
-        assert_eq!(part_after(LEAST_PART, Duration::ZERO), u64::from(MAX_MAP_PAGES));
+        assert_eq!(
+            part_after(LEAST_PART, Duration::ZERO),
+            u64::from(MAX_MAP_PAGES)
+        );
     }
 }

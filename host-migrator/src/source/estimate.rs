@@ -60,11 +60,17 @@ impl Estimate {
         }
     }
 
-    /// How long the guest would be stopped with `pages` to be sent; none before the channel was measured.
-    pub(crate) fn downtime(&self, pages: u64, pacing: &Pacing) -> Option<Downtime> {
+    /// How long the guest would be stopped with `pages` to be sent over so many `channels`; none before the channel was measured.
+    pub(crate) fn downtime(&self, pages: u64, pacing: &Pacing, channels: u32) -> Option<Downtime> {
         let bytes = pages as f64 * pacing.page_bytes();
         let look = self.seconds / self.pages.max(1.0) * pages as f64;
-        let memory = look + bytes / pacing.unlimited()?;
+        let way = bytes / pacing.unlimited()?;
+        let memory = match channels {
+            // One thread looks at pages and sends them.
+            0 | 1 => look + way,
+            // The channels send what was looked at while more is looked at.
+            _ => look.max(way),
+        };
         Some(Downtime {
             memory: Duration::try_from_secs_f64(memory).unwrap_or(Duration::MAX),
             // The answers to the commit and to the hand-over.
@@ -83,14 +89,20 @@ mod tests {
     fn all_parts_of_the_downtime_are_expected() {
         let mut pacing = Pacing::new(None);
         let mut estimate = Estimate::new(20 * MS, 5 * MS);
-        assert_eq!(estimate.downtime(1, &pacing), None, "nothing was measured");
+        assert_eq!(
+            estimate.downtime(1, &pacing, 1),
+            None,
+            "nothing was measured"
+        );
         // 4 KiB a microsecond and 3 microseconds a look.
         pacing.sent(4096 * 10_000, 10 * MS);
         estimate.looked_at(10_000, 30 * MS);
         estimate.harvested(7 * MS);
         estimate.answered(6 * MS);
-        let expected = estimate.downtime(1000, &pacing).unwrap();
+        let expected = estimate.downtime(1000, &pacing, 1).unwrap();
         assert_eq!(expected.memory.as_micros(), 4000);
+        let overlapping = estimate.downtime(1000, &pacing, 2).unwrap();
+        assert_eq!(overlapping.memory.as_micros(), 3000);
         assert_eq!(expected.rest, 37 * MS);
         assert!(expected.fits(41 * MS) && !expected.fits(40 * MS));
         assert!(expected.fits(4 * MS + MS / 100), "only memory can be less");
@@ -104,9 +116,9 @@ mod tests {
         estimate.looked_at(1, Duration::ZERO);
         // What a socket buffer takes at once says nothing of the channel behind.
         pacing.sent(64 << 20, MS);
-        assert_eq!(estimate.downtime(1000, &pacing), None);
+        assert_eq!(estimate.downtime(1000, &pacing, 1), None);
         pacing.tried(100 << 10, MS);
-        let expected = estimate.downtime(1000, &pacing).unwrap().memory;
+        let expected = estimate.downtime(1000, &pacing, 1).unwrap().memory;
         assert_eq!(expected.as_millis(), 40);
     }
 }

@@ -149,7 +149,8 @@ impl<'a, S: Sink> Outgoing<'a, S> {
 
     /// How long the guest would be stopped with `pending` pages to be sent.
     pub(crate) fn expected_downtime(&self, pending: u64) -> Option<Downtime> {
-        self.estimate.downtime(pending, &self.pacing)
+        self.estimate
+            .downtime(pending, &self.pacing, self.sink.channels())
     }
 
     /// Returns an error if the migration was cancelled, or the destination has given up.
