@@ -52,7 +52,9 @@ pub use ownership::{ClaimError, Owner, Ownership, OwnershipRecord, Session};
 pub use report::events::{MigrationEvent, TimedEvent};
 pub use report::page_source::{PageSource, PageSources, PagesBySource};
 pub use report::round_map::RoundMaps;
-pub use report::stats::{LentMemory, MigrationReport, MigrationState, MigrationStatus};
+pub use report::stats::{
+    LentMemory, MigrationReport, MigrationState, MigrationStatus, PostcopyReport,
+};
 pub use report::trace::Trace;
 pub use rule::clause::Clause;
 pub use sink::file::FileSink;
@@ -60,7 +62,9 @@ pub use sink::store::StoreSink;
 pub use sink::{Carried, Sink, SinkError};
 pub use snapshot::{DirectIo, Snapshot, SnapshotError, SnapshotTarget};
 pub use source::clock::Clock;
-pub use source::params::{BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, STOP_AND_SAVE, Tuning};
+pub use source::params::{
+    BESIDES_MEMORY, EARLY_HARVESTS, MigrationParams, PostcopyStart, STOP_AND_SAVE, Tuning,
+};
 pub use source::{GuestCopy, Migration, MigrationError, MigrationHandle, MigrationMonitor, Source};
 pub use spec::stream::{MAX_CHANNELS, Totals};
 pub use spec::{PAGE_SIZE, PageRange};

@@ -203,6 +203,11 @@ impl OwnershipRecord {
         self.change(Owner::Here, 0);
     }
 
+    /// Whether it is certain that the other side has the guest, if this side does not own it.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.0.lock().certain
+    }
+
     /// The migration is over. A side that does not know the owner now says `undecided`.
     pub(crate) fn settle(&self) -> Owner {
         let mut record = self.0.lock();

@@ -83,6 +83,7 @@ impl Caller {
             regions: ram.regions().len() as u32,
             channels,
             local: false,
+            lanes: 0,
         };
         self.stream.write_all(&header.to_bytes()).unwrap();
         self.section(SectionKind::Layout, 1, &ram.layout().to_bytes());

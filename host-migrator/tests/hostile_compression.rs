@@ -91,6 +91,7 @@ fn after(kind: SectionKind, payload: &[u8]) -> (String, Arc<GuestRam>) {
         regions: 1,
         channels: 0,
         local: false,
+        lanes: 0,
     };
     source.write_all(&header.to_bytes()).unwrap();
     let sections: [(SectionKind, &[u8]); 4] = [

@@ -105,6 +105,7 @@ impl<S: Read + Write> Liar<S> {
             regions: 2,
             channels: 0,
             local: true,
+            lanes: 0,
         };
         self.stream.write_all(&header.to_bytes()).unwrap();
         self.section(SectionKind::Layout, &ram.layout().to_bytes());

@@ -50,6 +50,7 @@ impl Liar {
             regions: ram.regions().len() as u32,
             channels: 0,
             local: false,
+            lanes: 0,
         };
         self.bytes(&header.to_bytes());
     }
@@ -197,6 +198,7 @@ fn a_stranger_and_another_version_are_told_apart() {
             regions: 2,
             channels: 0,
             local: false,
+            lanes: 0,
         };
         let mut bytes = header.to_bytes();
         bytes[8] = 7;

@@ -89,6 +89,7 @@ fn a_source_that_has_begun_to_speak_is_not_pushed_out_by_silent_strangers() {
         regions: guest.memory.ram.regions().len() as u32,
         channels: 0,
         local: false,
+        lanes: 0,
     };
     source.write_all(&header.to_bytes()).unwrap();
     // More than there are places for. They came after the source, so the oldest of them must give way.

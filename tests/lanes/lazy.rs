@@ -113,7 +113,7 @@ fn a_guest_whose_memory_is_not_all_here_is_not_migrated_and_not_saved() {
     let other = uri(&lab.folder().join("other"));
     for target in [other.as_str(), "tcp:127.0.0.1:1"] {
         let refused = command(&host, &["send", target]).unwrap_err();
-        assert!(refused.contains("still being restored"), "{refused}");
+        assert!(refused.contains("still coming"), "{refused}");
     }
     assert_eq!(whole_pass(&mut host).wrong, 0);
 }

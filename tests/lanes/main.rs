@@ -43,6 +43,8 @@ mod memory_files;
 mod nested;
 #[cfg(all(test, feature = "plugged"))]
 mod plugged;
+#[cfg(test)]
+mod postcopy;
 #[cfg(all(test, any(feature = "nested", feature = "plugged")))]
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;

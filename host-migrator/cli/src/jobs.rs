@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use host_migrator::destination::PostcopyStatus;
+use host_migrator::paging::PagingStatus;
 use host_migrator::report::stats::{
     CompressionStatus, MigrationReport, MigrationState, MigrationStatus,
 };
@@ -18,9 +20,13 @@ use spec::PAGE_SIZE;
 use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
-use crate::args::{Cli, Generated, ProgramName, QuitArgs, SendArgs, StatusArgs, Target};
+use crate::args::{
+    Cli, Generated, ProgramName, QuitArgs, RecoverArgs, SendArgs, StatusArgs, Target,
+};
 use crate::certificates::{self, CertificateError};
-use crate::control::{Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments};
+use crate::control::{
+    Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments, RecoverArguments,
+};
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
 
@@ -203,6 +209,7 @@ fn watch(client: &mut Client) -> Result<MigrationStatus, JobError> {
     if let Ok(style) = style {
         bar.set_style(style);
     }
+    let mut said = false;
     loop {
         let status: Status = client.ask(&Command::Status)?;
         let migration = status.migration;
@@ -214,6 +221,11 @@ fn watch(client: &mut Client) -> Result<MigrationStatus, JobError> {
             Size(migration.ram.transferred),
             Size(migration.ram.remaining)
         ));
+        if migration.status == MigrationState::PostcopyPaused && !said {
+            let why = migration.error_desc.as_deref().unwrap_or("no reason given");
+            bar.suspend(|| eprintln!("lacuna: {why}; go on with `lacuna recover` on both sides"));
+        }
+        said = migration.status == MigrationState::PostcopyPaused;
         if migration.status.is_over() {
             bar.finish_and_clear();
             return Ok(migration);
@@ -270,17 +282,9 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
             Size(restore.pages * PAGE_SIZE),
             restore.first_instruction_ms
         ));
-        if let Some(lazy) = &restore.lazy {
-            let time = |us: Option<f64>| us.map_or("-".into(), |us| format!("{us:.0} us"));
-            lines.push(format!(
-                "           {} missing, {} faults, half of them in {}, 99 of 100 in {}",
-                Size(lazy.missing * PAGE_SIZE),
-                lazy.faults,
-                time(lazy.fault_p50_us),
-                time(lazy.fault_p99_us)
-            ));
-        }
+        lines.extend(restore.lazy.iter().map(faults));
     }
+    lines.extend((status.postcopy.iter()).flat_map(postcopy));
     let failure = status.guest.as_ref().and_then(|g| g.failure.as_ref());
     lines.extend(failure.map(|why| format!("           it has ended: {why}")));
     let migration = &status.migration;
@@ -317,6 +321,39 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
     print(&lines.join("\n"))
 }
 
+/// What has come of a guest's memory, and how long its faults took.
+fn faults(paging: &PagingStatus) -> String {
+    let time = |us: Option<f64>| us.map_or("-".into(), |us| format!("{us:.0} us"));
+    format!(
+        "           {} missing, {} faults, half of them in {}, 99 of 100 in {}",
+        Size(paging.missing * PAGE_SIZE),
+        paging.faults,
+        time(paging.fault_p50_us),
+        time(paging.fault_p99_us)
+    )
+}
+
+/// The lines about a guest that was handed over to this machine before its memory.
+fn postcopy(status: &PostcopyStatus) -> Vec<String> {
+    let mut lines = vec![
+        format!(
+            "postcopy   {}, {} recoveries",
+            name_of(status.phase),
+            status.recoveries
+        ),
+        faults(&status.paging),
+    ];
+    lines.extend(status.broken.iter().map(|why| format!("           {why}")));
+    lines.extend(status.paging.waiting_for.iter().map(|waiting| {
+        let address = waiting.page * PAGE_SIZE;
+        format!(
+            "           somebody has waited {} ms for the page at {address:#x}",
+            waiting.ms
+        )
+    }));
+    lines
+}
+
 /// How long a machine may take to end: a large memory is not given back at once.
 const END: Duration = Duration::from_secs(60);
 
@@ -331,7 +368,21 @@ pub fn quit(args: &QuitArgs) -> Result<(), JobError> {
     Ok(client.wait_for_end(END)?)
 }
 
-/// `lacuna cancel`, `cont` and `resume`: one command whose answer has no value.
+/// `lacuna recover`: prints where the destination listens.
+///
+/// # Errors
+/// [`JobError`] if the machine refuses or does not answer.
+pub fn recover(args: &RecoverArgs) -> Result<(), JobError> {
+    let uri = args.address.clone();
+    let command = Command::MigrateRecover(RecoverArguments { uri });
+    let answer: serde_json::Value = Client::connect(&args.control)?.ask(&command)?;
+    match answer.get("listening").and_then(serde_json::Value::as_str) {
+        Some(address) => print(&format!("listening  {address}")),
+        None => Ok(()),
+    }
+}
+
+/// `lacuna postcopy`, `cancel`, `cont` and `resume`: one command whose answer has no value.
 ///
 /// # Errors
 /// [`JobError`] if the machine refuses or does not answer.

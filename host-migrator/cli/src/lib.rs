@@ -82,6 +82,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             let command = Command::MigrateSetParameters(args.tuning());
             jobs::tell(&args.control, &command)?;
         }
+        Job::Postcopy(args) => jobs::tell(&args.control, &Command::MigrateStartPostcopy)?,
+        Job::Recover(args) => jobs::recover(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {
             jobs::tell(&args.control, &Command::DestinationOwns)?;

@@ -7,17 +7,17 @@ use spec::stream::{Nonce, SectionKind};
 
 use super::error::ReceiveError;
 use super::introduction::{Incoming, random};
-use super::joining::{Joined, Joining};
+use super::joining::Joining;
+use super::joins::{Joins, Session};
 use crate::wire::{Heartbeats, SectionError};
 
 /// How long all channels together may take to join.
 const JOIN: Duration = Duration::from_secs(30);
 
-/// A source that was accepted, whose channels are still joining.
+/// A source that was accepted, whose channels and lanes are still joining.
 pub(super) struct AcceptedSource {
     source: Incoming,
-    nonce: Nonce,
-    joined: Vec<Option<Joined>>,
+    joins: Joins,
     until: Instant,
 }
 
@@ -29,8 +29,12 @@ impl AcceptedSource {
     pub(super) fn accept(mut source: Incoming) -> Result<Self, ReceiveError> {
         match accept(&mut source) {
             Ok(nonce) => Ok(Self {
-                nonce,
-                joined: (0..source.wanted).map(|_| None).collect(),
+                joins: Joins::new(
+                    nonce,
+                    0,
+                    (source.wanted + source.wanted_lanes) as usize,
+                    source.stop.clone(),
+                ),
                 until: Instant::now() + JOIN,
                 source,
             }),
@@ -41,49 +45,9 @@ impl AcceptedSource {
         }
     }
 
-    /// Whether all channels have joined.
-    pub(super) fn is_complete(&self) -> bool {
-        self.joined.iter().all(Option::is_some)
-    }
-
-    /// Lets a channel join if it knows the session's secret. Otherwise it comes back, to be told why.
-    pub(super) fn join(&mut self, joining: Joining) -> Option<(ReceiveError, Joining)> {
-        let channels = self.joined.len();
-        let error = match self.joined.get_mut(joining.channel as usize) {
-            _ if joining.nonce != self.nonce => ReceiveError::Nonce,
-            Some(place @ None) => {
-                let mut joined = joining.joined;
-                joined.input.set_stop(self.source.stop.clone());
-                joined.out.set_stop(self.source.stop.clone());
-                *place = Some(joined);
-                return None;
-            }
-            Some(Some(_)) => ReceiveError::JoinedBefore(joining.channel),
-            None => ReceiveError::NoSuchChannel {
-                channel: joining.channel,
-                channels,
-            },
-        };
-        Some((error, joining))
-    }
-
-    /// An error if the source has gone, or its channels have taken too long.
-    ///
-    /// # Errors
-    /// [`ReceiveError`]; the session is to be given up.
-    pub(super) fn check(&mut self) -> Result<(), ReceiveError> {
-        if Instant::now() >= self.until {
-            return Err(self.missing());
-        }
-        Ok(self.source.input.check_peer()?)
-    }
-
     /// Not all channels have come.
     pub(super) fn missing(&self) -> ReceiveError {
-        ReceiveError::Missing {
-            joined: self.joined.iter().flatten().count(),
-            channels: self.joined.len(),
-        }
+        self.joins.missing()
     }
 
     /// The source with its channels, which are all there. It is told so.
@@ -107,21 +71,41 @@ impl AcceptedSource {
 
     fn tell(&mut self) -> Result<(), ReceiveError> {
         let source = &mut self.source;
-        source.channels = self.joined.drain(..).flatten().collect();
+        source.channels = self.joins.take();
         if source.channels.is_empty() {
             return Ok(());
         }
         let outs = source.channels.iter().map(|joined| joined.out.clone());
         let outs = outs.chain([source.out.clone()]).collect();
         source.heartbeats = Some(Heartbeats::start(outs).map_err(SectionError::from)?);
+        source.lanes = source.channels.split_off(source.wanted as usize);
         let told = source.out.section(SectionKind::Joined, []);
         Ok(told.map_err(SectionError::from)?)
+    }
+}
+
+impl Session for AcceptedSource {
+    fn is_complete(&self) -> bool {
+        self.joins.is_complete()
+    }
+
+    fn join(&mut self, joining: Joining) -> Option<(ReceiveError, Joining)> {
+        self.joins.join(joining)
+    }
+
+    /// The source may have gone, or its channels have taken too long.
+    fn check(&mut self) -> Result<(), ReceiveError> {
+        if Instant::now() >= self.until {
+            return Err(self.missing());
+        }
+        Ok(self.source.input.check_peer()?)
     }
 }
 
 /// Tells `source` that it is accepted, and begins to send it heartbeats. Returns the secret for its channels.
 fn accept(source: &mut Incoming) -> Result<Nonce, ReceiveError> {
     let nonce = Nonce::new(random()?);
+    source.nonce = Some(nonce);
     let heartbeats = Heartbeats::start(vec![source.out.clone()]);
     source.heartbeats = Some(heartbeats.map_err(SectionError::from)?);
     let told = source.out.section(SectionKind::Accept, [&nonce.to_bytes()]);

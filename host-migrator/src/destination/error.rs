@@ -6,6 +6,7 @@ use spec::stream::Totals;
 use crate::compression::UnpackError;
 use crate::memory::error::RamError;
 use crate::memory::lent::LentError;
+use crate::paging::PagingError;
 use crate::vm::error::MachineError;
 use crate::vm::state::StateError;
 use crate::wire::SectionError;
@@ -115,6 +116,20 @@ pub enum ReceiveError {
         "the guest is here and stands still, but whether the source has given it up is not known: {0}"
     )]
     Undecided(#[source] Box<ReceiveError>),
+    /// The source hands the guest over before its memory, and this destination does not do that.
+    #[error(
+        "this destination needs all of the guest's memory before it runs the guest (no postcopy)"
+    )]
+    NoPostcopy,
+    /// Pages cannot be brought while the guest runs.
+    #[error(transparent)]
+    Paging(#[from] PagingError),
+    /// There is nothing to recover: the connection has not broken, or all memory is here.
+    #[error("nothing is to be recovered: {0}")]
+    NotPaused(&'static str),
+    /// Nobody waits any more.
+    #[error("the wait for the source was ended")]
+    Ended,
     /// A bug: the thread that received the guest panicked.
     #[error("a bug in the destination: {0}")]
     Panicked(String),

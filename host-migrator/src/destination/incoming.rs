@@ -6,6 +6,8 @@ use std::thread::{self, ScopedJoinHandle};
 use super::accepted::AcceptedSource;
 use super::error::ReceiveError;
 use super::introduction::{Heard, Incoming, Shape, hear};
+use super::joins::Session;
+use super::postcopy::PostcopyOptions;
 use super::receiver::Receiver;
 use super::report::{ReceiveReport, ReceiveStatus};
 use super::waiting;
@@ -53,7 +55,7 @@ impl Incoming {
             return Err(error);
         }
         let mut given = source.redial.take_given();
-        if source.wanted == 0 {
+        if source.wanted + source.wanted_lanes == 0 {
             given.clear();
         }
         let mut session = AcceptedSource::accept(source)?;
@@ -79,7 +81,23 @@ impl Incoming {
         ownership: &OwnershipRecord,
         observer: &mut dyn FnMut(&ReceiveStatus),
     ) -> Result<ReceiveReport, ReceiveError> {
-        Receiver::new(self, store, ownership, observer).receive(machine)
+        Receiver::new(self, store, ownership, observer, None).receive(machine)
+    }
+
+    /// As [`Incoming::receive`], for a source that may hand the guest over before its memory. If it does, the guest runs when this
+    /// returns, and the rest comes while it runs: `postcopy` hears of it before the machine is loaded.
+    ///
+    /// # Errors
+    /// As [`Incoming::receive`].
+    pub fn receive_early(
+        self,
+        store: &dyn PageStore,
+        machine: &mut dyn DestinationMachine,
+        ownership: &OwnershipRecord,
+        observer: &mut dyn FnMut(&ReceiveStatus),
+        postcopy: PostcopyOptions,
+    ) -> Result<ReceiveReport, ReceiveError> {
+        Receiver::new(self, store, ownership, observer, Some(postcopy)).receive(machine)
     }
 }
 

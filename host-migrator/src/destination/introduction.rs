@@ -4,7 +4,7 @@
 use rustix::rand::{GetRandomFlags, getrandom};
 use spec::PAGE_SIZE;
 use spec::stream::{
-    ChannelHeader, Greeting, Introduction, STREAM_HEADER_BYTES, SectionKind, StreamHeader,
+    ChannelHeader, Greeting, Introduction, Nonce, STREAM_HEADER_BYTES, SectionKind, StreamHeader,
 };
 
 use super::error::ReceiveError;
@@ -32,10 +32,16 @@ pub struct Incoming {
     pub(super) number: u64,
     /// How many channels are to join.
     pub(super) wanted: u32,
+    /// How many lanes are to join besides them, for a postcopy.
+    pub(super) wanted_lanes: u32,
+    /// The secret of the session, from the moment when the source is accepted.
+    pub(super) nonce: Option<Nonce>,
     /// It lends its memory.
     pub(super) local: bool,
     /// Those that have joined, by their numbers.
     pub(super) channels: Vec<Joined>,
+    /// The lanes that have joined.
+    pub(super) lanes: Vec<Joined>,
     /// What its guest needs of the machine, in the VMM's own format.
     description: Vec<u8>,
 }
@@ -106,8 +112,11 @@ pub(super) fn hear(
             session: header.session,
             number: header.number,
             wanted: header.channels,
+            wanted_lanes: header.lanes,
+            nonce: None,
             local: header.local,
             channels: Vec::new(),
+            lanes: Vec::new(),
             description,
         }))),
         Ok(Introduced::Channel(header)) => Ok(Heard::Channel(Joining {

@@ -8,15 +8,16 @@ mod error;
 mod incoming;
 mod introduction;
 mod joining;
+mod joins;
 mod lazy;
 mod lent;
 mod overlap;
 mod placing;
+mod postcopy;
 mod receiver;
 mod refusal;
 mod report;
 mod restore;
-
 mod waiting;
 
 use crate::memory::page_store::PageStore;
@@ -26,6 +27,7 @@ use crate::wire::Connection;
 pub use error::ReceiveError;
 pub use introduction::Incoming;
 pub use lazy::{LazyRestore, restore_lazily};
+pub use postcopy::{Postcopy, PostcopyEvent, PostcopyOptions, PostcopyPhase, PostcopyStatus};
 pub use report::{ReceiveReport, ReceiveState, ReceiveStatus};
 pub use restore::{RestoreError, RestoreReport, restore};
 

@@ -106,6 +106,17 @@ impl<'a> Placer<'a> {
         Ok(pages)
     }
 
+    /// The runs of `table`, if all of them are in guest memory.
+    pub(super) fn runs(
+        self,
+        kind: SectionKind,
+        table: &[u8],
+    ) -> Result<Vec<PageRange>, ReceiveError> {
+        self.checked(kind, table)?;
+        let runs: Result<_, _> = runs(kind, table).collect();
+        Ok(runs.map_err(SectionError::from)?)
+    }
+
     /// Makes sure that all runs of `table` are in guest memory. Returns how many pages they have.
     fn checked(self, kind: SectionKind, table: &[u8]) -> Result<u128, ReceiveError> {
         let mut pages = 0;

@@ -15,6 +15,7 @@ use super::joining::Joined;
 use super::lent;
 use super::overlap::Overlap;
 use super::placing::Placer;
+use super::postcopy::{Early, PostcopyOptions};
 use super::refusal::refuse;
 use super::report::{LAST_WORDS, ReceiveReport, ReceiveState, ReceiveStatus, unexpected};
 use crate::memory::page_store::PageStore;
@@ -33,6 +34,9 @@ pub(crate) struct Receiver<'a> {
     stop: StopFlag,
     heartbeats: Option<Heartbeats>,
     channels: Vec<Joined>,
+    /// For a source that may hand the guest over before its memory.
+    early: Option<Early>,
+    postcopy: Option<PostcopyOptions>,
     /// The source lends its memory.
     local: bool,
     /// Everything travels in TLS.
@@ -53,14 +57,19 @@ impl<'a> Receiver<'a> {
         store: &'a dyn PageStore,
         ownership: &'a OwnershipRecord,
         observer: &'a mut dyn FnMut(&ReceiveStatus),
+        postcopy: Option<PostcopyOptions>,
     ) -> Self {
         ownership.await_guest(source.session, source.number);
+        let nonce = source.nonce.filter(|_| !source.lanes.is_empty());
+        let early = nonce.map(|nonce| Early::new(nonce, source.wanted, source.lanes, store));
         Self {
             input: source.input,
             out: source.out,
             stop: source.stop,
             heartbeats: source.heartbeats,
             channels: source.channels,
+            early,
+            postcopy,
             local: source.local,
             tls: source.tls,
             store,
@@ -104,6 +113,10 @@ impl<'a> Receiver<'a> {
         &mut self,
         machine: &mut dyn DestinationMachine,
     ) -> Result<ReceiveReport, ReceiveError> {
+        if let Some(early) = &mut self.early {
+            // Refused before any memory comes, if it cannot be done here.
+            early.prepare(self.postcopy.is_some())?;
+        }
         let mut state = match self.local {
             true => self.lent_memory(machine)?,
             false => {
@@ -113,8 +126,35 @@ impl<'a> Receiver<'a> {
             }
         };
         self.enter(ReceiveState::Device);
+        let early = self.early.take().filter(Early::is_promised);
+        let postcopy = match (early, self.postcopy.take()) {
+            (Some(early), Some(options)) => Some(early.begin(self.store, machine, options)?),
+            _ => None,
+        };
+        let result = self.load_and_run(machine, &mut state);
+        if let (Err(_), Some(postcopy), Owner::There) =
+            (&result, &postcopy, self.ownership.get().owner)
+            && self.ownership.is_certain()
+        {
+            postcopy.end();
+        }
+        let load_ms = result?;
+        Ok(ReceiveReport {
+            received: self.status,
+            tls: self.tls,
+            total_ms: self.began.elapsed().as_secs_f64() * 1000.0,
+            load_ms,
+        })
+    }
+
+    /// Loads the machine, takes the guest over and runs it. Returns the milliseconds that loading took.
+    fn load_and_run(
+        &mut self,
+        machine: &mut dyn DestinationMachine,
+        state: &mut MachineState,
+    ) -> Result<f64, ReceiveError> {
         let loading = Instant::now();
-        machine.load(&mut state)?;
+        machine.load(state)?;
         state.finish()?;
         let load_ms = loading.elapsed().as_secs_f64() * 1000.0;
         self.take_over()?;
@@ -124,12 +164,7 @@ impl<'a> Receiver<'a> {
             // The guest runs here and is ours. The source will say `undecided`.
             log::warn!("the source cannot be told that the guest runs here: {error}");
         }
-        Ok(ReceiveReport {
-            received: self.status,
-            tls: self.tls,
-            total_ms: self.began.elapsed().as_secs_f64() * 1000.0,
-            load_ms,
-        })
+        Ok(load_ms)
     }
 
     /// Sends Ready and waits for the hand-over. If the link dies meanwhile, it is not known whether the source has handed the
@@ -224,6 +259,11 @@ impl<'a> Receiver<'a> {
                     self.status.round = self.status.round.saturating_add(1);
                     channels.begin_round(self.status.round);
                     self.answer(SectionKind::RoundReceived)?;
+                }
+                SectionKind::Promised if state.sections().is_empty() => {
+                    let table = self.input.payload(&header)?;
+                    let early = self.early.as_mut().ok_or(ReceiveError::NoPostcopy)?;
+                    early.promise(placer, &table)?;
                 }
                 SectionKind::MachineState => self.state(&header, &mut state)?,
                 SectionKind::Commit => {

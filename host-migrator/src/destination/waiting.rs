@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::accepted::AcceptedSource;
 use super::error::ReceiveError;
 use super::introduction::{Heard, Incoming, Shape, hear};
+use super::joins::Session;
 use crate::vm::machine::DestinationMachine;
 use crate::wire::{Closer, Connection, Listener};
 
@@ -62,13 +63,7 @@ pub(super) fn wait(
     shape: &Shape,
     machine: &mut dyn DestinationMachine,
 ) -> Result<Incoming, ReceiveError> {
-    let (answer, answers) = channel();
-    let mut strangers = Strangers {
-        next: 0,
-        waiting: VecDeque::new(),
-        answer,
-        answers,
-    };
+    let mut strangers = Strangers::new();
     loop {
         if strangers.waiting.is_empty() && listener.is_exhausted() {
             return Err(ReceiveError::NoneLeft);
@@ -89,6 +84,15 @@ pub(super) fn wait(
     }
 }
 
+/// Waits at `listener` until all connections of `session` have joined.
+pub(super) fn join(
+    listener: &Listener,
+    shape: &Shape,
+    session: &mut dyn Session,
+) -> Result<(), ReceiveError> {
+    Strangers::new().gather(session, listener, shape)
+}
+
 /// Tells a connection why it is refused: in a thread, because that may wait. Without a thread it sees only the end.
 fn send_away(who: &str, error: ReceiveError, refuse: impl FnOnce(&ReceiveError) + Send + 'static) {
     log::info!("a {who} was refused: {error}");
@@ -98,6 +102,16 @@ fn send_away(who: &str, error: ReceiveError, refuse: impl FnOnce(&ReceiveError) 
 }
 
 impl Strangers {
+    fn new() -> Self {
+        let (answer, answers) = channel();
+        Self {
+            next: 0,
+            waiting: VecDeque::new(),
+            answer,
+            answers,
+        }
+    }
+
     /// The next that has introduced itself, if one does so in a moment. Meanwhile others are admitted.
     fn next(&mut self, listener: &Listener, shape: &Shape) -> Option<Heard> {
         if let Some(heard) = self.heard() {
@@ -160,10 +174,10 @@ impl Strangers {
             .ok()
     }
 
-    /// Waits until all channels of `session` have joined.
+    /// Waits until all connections of `session` have joined.
     fn gather(
         &mut self,
-        session: &mut AcceptedSource,
+        session: &mut dyn Session,
         listener: &Listener,
         shape: &Shape,
     ) -> Result<(), ReceiveError> {

@@ -328,6 +328,46 @@ impl MigrationBitmap {
         self.added.load(Ordering::Relaxed)
     }
 
+    /// Clears at most `most` pages that follow each other, the first that are set of the 64 pages of word `index`, from page `from` of
+    /// these on. Returns them, and pages of the word that were cleared with them and are to be set again.
+    pub(crate) fn claim_run(&self, index: usize, from: u32, most: u32) -> Option<(PageRange, u64)> {
+        let bits = self.load(index) & u64::MAX.checked_shl(from)?;
+        if bits == 0 {
+            return None;
+        }
+        let first = bits.trailing_zeros();
+        let count = (bits >> first).trailing_ones().min(most);
+        let mask = (u64::MAX >> (64 - count)) << first;
+        let claimed = self.clear(index, mask);
+        // Another thread may have come between: only the first run of what is left is taken.
+        let first = claimed.trailing_zeros().min(63);
+        let count = (claimed >> first).trailing_ones();
+        if count == 0 {
+            return None;
+        }
+        let kept = (u64::MAX >> (64 - count)) << first;
+        let range = PageRange::new(index as u64 * 64 + u64::from(first), count.into())?;
+        Some((range, claimed & !kept))
+    }
+
+    /// The runs of pages that are set, ascending, at the time when each word is reached.
+    pub fn runs(&self) -> Vec<PageRange> {
+        let mut runs: Vec<PageRange> = Vec::new();
+        let of_words =
+            (self.occupied()).flat_map(|index| runs_of_word(index as u64 * 64, self.load(index)));
+        for run in of_words {
+            let before = runs.last_mut().filter(|last| last.end() == run.first());
+            let joined = before.and_then(|last| {
+                *last = PageRange::new(last.first(), last.count() + run.count())?;
+                Some(())
+            });
+            if joined.is_none() {
+                runs.push(run);
+            }
+        }
+        runs
+    }
+
     /// Pages that are set.
     pub fn count(&self) -> u64 {
         let pages = |word: &AtomicU64| u64::from(word.load(Ordering::Relaxed).count_ones());

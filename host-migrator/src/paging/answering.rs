@@ -10,6 +10,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use super::error::PagingError;
 use super::missing::Need;
+use super::pager::Origin;
 use super::shared::Shared;
 
 impl Shared {
@@ -81,11 +82,18 @@ impl Shared {
                 let Some(range) = PageRange::new(page, 1) else {
                     return Ok(());
                 };
-                match self.pager.read(range, content) {
-                    Ok(()) => self.missing.place(range, content, &mut refused)?,
-                    // It was discarded before its content could be read, and is zero.
-                    Err(_) if !self.missing.is_absent(page) => self.missing.wake_all(range)?,
-                    Err(error) => return Err(error.into()),
+                match &self.origin {
+                    Origin::Peer(peer) => {
+                        self.asked.note(page, began);
+                        peer.ask(page);
+                        return Ok(());
+                    }
+                    Origin::Pager(pager) => match pager.read(range, content) {
+                        Ok(()) => self.missing.place(range, content, &mut refused)?,
+                        // It was discarded before its content could be read, and is zero.
+                        Err(_) if !self.missing.is_absent(page) => self.missing.wake_all(range)?,
+                        Err(error) => return Err(error.into()),
+                    },
                 }
             }
         }

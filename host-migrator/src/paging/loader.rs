@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use spec::{PAGE_SIZE, PageRange};
 
 use super::error::PagingError;
-use super::pager::PagerError;
+use super::pager::{Origin, Pager, PagerError};
 use super::prefault::Prefault;
 use super::shared::Shared;
 use crate::memory::bitmap::{Cursor, MigrationBitmap};
@@ -32,6 +32,10 @@ const LARGEST_CREDIT: Duration = Duration::from_millis(20);
 
 /// Loads until all is loaded, or the threads are to end.
 pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
+    // What a peer has comes by itself.
+    let Origin::Pager(pager) = &shared.origin else {
+        return Ok(());
+    };
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         log::debug!("the loader runs with the guest's priority: {error}");
     }
@@ -75,11 +79,9 @@ pub(super) fn load(shared: &Shared) -> Result<(), PagingError> {
         if !is_near && range.end() > announced {
             announced = range.first() + AHEAD;
             let ahead = PageRange::new(range.first(), AHEAD);
-            ahead
-                .into_iter()
-                .for_each(|ahead| shared.pager.will_read(ahead));
+            ahead.into_iter().for_each(|ahead| pager.will_read(ahead));
         }
-        if !bring(shared, range, &mut content, &damaged)? && !is_near {
+        if !bring(shared, &**pager, range, &mut content, &damaged)? && !is_near {
             // What is damaged stays wanted, so that somebody who needs it hears of it. The walk goes on after it.
             at = at.map(|(word, _)| (word, (range.end() - word as u64 * 64) as u32));
         }
@@ -127,13 +129,14 @@ fn give_way(shared: &Shared) {
 /// Places the pages of `range`, which were claimed. False if one of them cannot be had; it is then in `damaged`.
 fn bring(
     shared: &Shared,
+    pager: &dyn Pager,
     range: PageRange,
     content: &mut [u8],
     damaged: &MigrationBitmap,
 ) -> Result<bool, PagingError> {
     let mut place = |range: PageRange| -> Result<Result<(), PagerError>, PagingError> {
         let content = &mut content[..range.bytes() as usize];
-        if let Err(error) = shared.pager.read(range, content) {
+        if let Err(error) = pager.read(range, content) {
             return Ok(Err(error));
         }
         // A thread that answers faults reads what was discarded.

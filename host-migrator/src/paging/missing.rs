@@ -194,23 +194,9 @@ impl MissingPages {
     /// Claims at most `most` pages that follow each other, the first that are wanted of the 64 pages of `word`, from page `from` of
     /// these on.
     pub(super) fn claim(&self, word: usize, from: u32, most: u32) -> Option<PageRange> {
-        let bits = self.wanted.load(word) & u64::MAX.checked_shl(from)?;
-        if bits == 0 {
-            return None;
-        }
-        let first = bits.trailing_zeros();
-        let count = (bits >> first).trailing_ones().min(most);
-        let mask = (u64::MAX >> (64 - count)) << first;
-        let claimed = self.wanted.clear(word, mask);
-        // A thread may have come between: the first run of what is left is claimed, and the rest is wanted again.
-        let first = claimed.trailing_zeros().min(63);
-        let count = (claimed >> first).trailing_ones();
-        if count == 0 {
-            return None;
-        }
-        let kept = (u64::MAX >> (64 - count)) << first;
-        self.want_word(word, claimed & !kept);
-        PageRange::new(word as u64 * 64 + u64::from(first), count.into())
+        let (range, rest) = self.wanted.claim_run(word, from, most)?;
+        self.want_word(word, rest);
+        Some(range)
     }
 
     /// Gives claimed pages back that the caller cannot place.
@@ -279,6 +265,11 @@ impl MissingPages {
     /// Whether the content of `page` is still to come.
     pub(super) fn is_absent(&self, page: u64) -> bool {
         self.absent.contains(page)
+    }
+
+    /// The runs of pages whose content is still to come, ascending. Others may bring some meanwhile.
+    pub(super) fn absent_runs(&self) -> Vec<PageRange> {
+        self.absent.runs()
     }
 
     /// Wakes all who wait for pages of `range`. They ask again.

@@ -28,10 +28,16 @@
 //! kernel would keep these zeros for everybody. So back ends in other processes must not run before nothing is missing. If one
 //! did, and its page is asked for later, [`PagingError::Foreign`] names the page, and the guest ends.
 //!
+//! # Pages of a peer
+//! A peer that sends pages by itself, and those that are asked for first, needs no thread that reads: [`Paging::start_from_peer`]
+//! asks it through [`PageRequests`], and whoever receives the pages calls [`Paging::arrived`].
+//!
 //! A page is answered with `UFFDIO_COPY`, for which the kernel allocates a page of 4 KiB, whatever the settings of huge pages say.
 //! So no neighbour comes to life with it.
 
 mod answering;
+mod arriving;
+mod asked;
 mod coverage;
 mod error;
 mod latency;
@@ -45,9 +51,10 @@ mod touched;
 mod userfaultfd;
 
 pub use crate::memory::mapping::Mapping;
+pub use asked::WaitingFor;
 pub use error::PagingError;
 pub use missing::MissingPages;
-pub use pager::{Pager, PagerError};
+pub use pager::{PageRequests, Pager, PagerError};
 pub use prefault::{NotAPace, Prefault};
 pub use shared::PagingEvent;
 pub use threads::{Paging, PagingOptions, PagingStatus};

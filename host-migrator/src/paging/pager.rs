@@ -2,6 +2,7 @@
 //! Who knows what a missing page contains.
 
 use std::fmt;
+use std::sync::Arc;
 
 use spec::{PAGE_SIZE, PageRange};
 
@@ -20,6 +21,21 @@ pub trait Pager: Send + Sync {
     fn will_read(&self, range: PageRange) {
         let _ = range;
     }
+}
+
+/// Asks a peer for missing pages, which come later: [`Paging::arrived`](super::Paging::arrived).
+pub trait PageRequests: Send + Sync {
+    /// Somebody waits for `page`. Does not wait for the answer. If nobody can be asked now, the page is asked for again by
+    /// [`Paging::ask_again`](super::Paging::ask_again).
+    fn ask(&self, page: u64);
+}
+
+/// Where missing pages come from.
+pub(super) enum Origin {
+    /// Their content can be read at once.
+    Pager(Arc<dyn Pager>),
+    /// It comes by itself, or when it was asked for.
+    Peer(Arc<dyn PageRequests>),
 }
 
 /// The content of a page cannot be had. Whoever needs the page must not go on.

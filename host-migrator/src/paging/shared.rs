@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the threads that bring missing pages share, and what they say.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
+use super::asked::Asked;
 use super::error::PagingError;
 use super::latency::Latency;
 use super::missing::MissingPages;
-use super::pager::Pager;
+use super::pager::Origin;
 use super::prefault::Prefault;
 use super::touched::TouchRecorder;
 
@@ -28,7 +28,9 @@ pub enum PagingEvent {
 /// What the threads share.
 pub(super) struct Shared {
     pub(super) missing: MissingPages,
-    pub(super) pager: Arc<dyn Pager>,
+    pub(super) origin: Origin,
+    /// Pages that a peer was asked for.
+    pub(super) asked: Asked,
     pub(super) told: Box<dyn Fn(PagingEvent) + Send + Sync>,
     /// Readable when the threads are to end.
     pub(super) ended: OwnedFd,
@@ -55,7 +57,7 @@ impl Shared {
     /// Nothing is loaded yet that nobody waits for.
     pub(super) fn new(
         missing: MissingPages,
-        pager: Arc<dyn Pager>,
+        origin: Origin,
         first: Vec<u64>,
         touches: Option<TouchRecorder>,
         told: Box<dyn Fn(PagingEvent) + Send + Sync>,
@@ -63,7 +65,8 @@ impl Shared {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self {
             missing,
-            pager,
+            origin,
+            asked: Asked::default(),
             told,
             ended: ended.map_err(|error| PagingError::Thread(error.into()))?,
             has_ended: AtomicBool::new(false),

@@ -10,10 +10,11 @@ use std::thread::{self, JoinHandle};
 use serde::{Deserialize, Serialize};
 use spec::PageRange;
 
+use super::asked::WaitingFor;
 use super::error::PagingError;
 use super::loader;
 use super::missing::MissingPages;
-use super::pager::Pager;
+use super::pager::{Origin, PageRequests, Pager};
 use super::prefault::Prefault;
 use super::shared::{PagingEvent, Shared};
 use super::touched::TouchRecorder;
@@ -40,6 +41,9 @@ pub struct PagingStatus {
     pub fault_p50_us: Option<f64>,
     /// The same for 99 of 100 faults.
     pub fault_p99_us: Option<f64>,
+    /// Pages that a peer was asked for and that have not come, at most 16 of them, the one that was asked for first before the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<WaitingFor>,
     /// Why the guest cannot run on.
     pub failure: Option<String>,
 }
@@ -47,7 +51,7 @@ pub struct PagingStatus {
 /// Brings missing pages until there are none. Ends its threads when it is dropped: whoever waits for a page of this process
 /// then waits for ever.
 pub struct Paging {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -85,7 +89,33 @@ impl Paging {
         options: PagingOptions,
         told: Box<dyn Fn(PagingEvent) + Send + Sync>,
     ) -> Result<Self, PagingError> {
-        let shared = Shared::new(missing, pager, options.first, options.touches, told)?;
+        let origin = Origin::Pager(pager);
+        let mut paging = Self::answering(missing, origin, options, told)?;
+        paging.spawn("loader".into(), loader::load)?;
+        Ok(paging)
+    }
+
+    /// As [`Paging::start`], for pages that `peer` is asked for, and that come by [`Paging::arrived`]. None is loaded here, so of the
+    /// options only the threads count.
+    ///
+    /// # Errors
+    /// As [`Paging::start`].
+    pub fn start_from_peer(
+        missing: MissingPages,
+        peer: Arc<dyn PageRequests>,
+        options: PagingOptions,
+        told: Box<dyn Fn(PagingEvent) + Send + Sync>,
+    ) -> Result<Self, PagingError> {
+        Self::answering(missing, Origin::Peer(peer), options, told)
+    }
+
+    fn answering(
+        missing: MissingPages,
+        origin: Origin,
+        options: PagingOptions,
+        told: Box<dyn Fn(PagingEvent) + Send + Sync>,
+    ) -> Result<Self, PagingError> {
+        let shared = Shared::new(missing, origin, options.first, options.touches, told)?;
         let shared = Arc::new(shared);
         let mut paging = Self {
             shared,
@@ -95,7 +125,6 @@ impl Paging {
         for number in 0..options.threads.get() {
             paging.spawn(format!("fault-{number}"), Shared::answer_faults)?;
         }
-        paging.spawn("loader".into(), loader::load)?;
         Ok(paging)
     }
 
@@ -120,6 +149,7 @@ impl Paging {
     /// The missing pages, to discard some.
     pub fn discard(&self, range: PageRange) {
         self.shared.missing.discard(range);
+        self.shared.let_go_on(range);
         self.shared.complete_if_nothing_is_missing();
     }
 
@@ -152,6 +182,7 @@ impl Paging {
             damaged: count(&shared.damaged),
             fault_p50_us: shared.latency.quantile_us(0.5),
             fault_p99_us: shared.latency.quantile_us(0.99),
+            waiting_for: shared.asked.waiting_for(),
             failure: shared.failure.lock().clone(),
         }
     }

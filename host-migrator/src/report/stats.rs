@@ -27,6 +27,12 @@ pub enum MigrationState {
     PreSwitchover,
     /// The state of vCPUs and devices is sent, and the guest handed over.
     Device,
+    /// The guest runs at the destination, and the rest of its memory is sent.
+    PostcopyActive,
+    /// The same, and the connection has broken: another one is waited for. The guest never runs here again.
+    PostcopyPaused,
+    /// The same, and both sides are about to go on over another connection.
+    PostcopyRecover,
     /// Only of a copy: the guest runs on here, and the copy is being made to last.
     Syncing,
     /// The guest runs at the destination; of a copy: it is complete.
@@ -77,6 +83,15 @@ pub struct MigrationStatus {
     /// Everything travels in TLS.
     #[serde(default)]
     pub tls: bool,
+    /// The guest may be handed over before its memory.
+    #[serde(default)]
+    pub postcopy_allowed: bool,
+    /// Pages that the destination has asked for, because somebody waited for them.
+    #[serde(default)]
+    pub postcopy_requests: u64,
+    /// How often a postcopy went on after its connection had broken.
+    #[serde(default)]
+    pub recoveries: u64,
     /// Memory.
     pub ram: RamStatus,
     /// Compression; absent without.
@@ -278,6 +293,25 @@ pub struct LentMemory {
     pub bytes: u64,
 }
 
+/// What was done after the hand-over of a guest that went before its memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct PostcopyReport {
+    /// Milliseconds from the hand-over until the destination had everything.
+    pub ms: f64,
+    /// Pages that were still to be sent at the hand-over.
+    pub pages_promised: u64,
+    /// Pages sent with content after it. After a break some are sent again.
+    pub pages_sent: u64,
+    /// Pages that the destination has asked for.
+    pub requests: u64,
+    /// Bytes sent after the hand-over.
+    pub bytes: u64,
+    /// How often it went on after a break.
+    pub recoveries: u64,
+}
+
 /// A migration that has completed. Times are milliseconds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -328,6 +362,9 @@ pub struct MigrationReport {
     /// Compression; absent without.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub compression: Option<CompressionStatus>,
+    /// What came after the hand-over, if the guest went before its memory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub postcopy: Option<PostcopyReport>,
     /// Free page hints.
     pub hints: HintStatus,
     /// Where in memory the rounds' work was, if that was requested.

@@ -153,9 +153,13 @@ impl<'a> Pass<'a> {
     pub(crate) fn removed_from(&self, index: usize) -> u64 {
         let words = self.bitmap.occupied_from(index);
         words
-            .map(|index| (index, self.bitmap.load(index)))
-            .map(|(index, pending)| u64::from(self.hints(index, pending).pages().count_ones()))
+            .map(|index| u64::from(self.hinted(index).count_ones()))
             .sum()
+    }
+
+    /// The pages of word `index` that are to be sent, and need not be as they are hinted.
+    pub(crate) fn hinted(&self, index: usize) -> u64 {
+        self.hints(index, self.bitmap.load(index)).pages()
     }
 
     /// How far the guest is, and how many pages it has hinted.

@@ -68,7 +68,7 @@ impl Channels {
             queue: Arc::new(Queue::new(MOST_WAITING)),
             channels: Vec::new(),
         };
-        for introduced in introduce_all(count, &connect, nonce)? {
+        for introduced in introduce_all(0, count, &connect, nonce)? {
             channels.add(introduced, compression)?;
         }
         Ok(channels)
@@ -198,15 +198,16 @@ impl Drop for Channels {
 }
 
 /// A channel that has answered the destination's greeting.
-struct Introduced {
+pub(crate) struct Introduced {
     number: u32,
-    connection: Closer,
-    peer: SectionReader,
-    out: SectionWriter,
+    pub(crate) connection: Closer,
+    pub(crate) peer: SectionReader,
+    pub(crate) out: SectionWriter,
 }
 
-/// Introduces channels `0..count`, [`MOST_AT_A_TIME`] at a time, so that a long link is not waited for once for each.
-fn introduce_all(
+/// Introduces `count` channels, numbered from `first` on, [`MOST_AT_A_TIME`] at a time, so that a long link is not waited for once for each.
+pub(crate) fn introduce_all(
+    first: u32,
     count: u32,
     connect: &(impl Fn() -> io::Result<Connection> + Sync),
     nonce: Nonce,
@@ -221,7 +222,7 @@ fn introduce_all(
             }
             let channel = connect()
                 .map_err(SinkError::from)
-                .and_then(|connection| introduce(connection, number, nonce));
+                .and_then(|connection| introduce(connection, first + number, nonce));
             failed.fetch_or(channel.is_err(), Ordering::Relaxed);
             introduced.push(channel?);
         }

@@ -9,7 +9,7 @@ pub(crate) mod carried;
 pub(crate) mod channels;
 pub mod file;
 pub(crate) mod link;
-mod pages_section;
+pub(crate) mod pages_section;
 mod queue;
 pub mod store;
 mod stream;

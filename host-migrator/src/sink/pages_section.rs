@@ -14,7 +14,7 @@ use crate::wire::sections::SectionWriter;
 
 /// Sends one section after the other on a connection.
 #[derive(Debug, Default)]
-pub(super) struct PagesSection {
+pub(crate) struct PagesSection {
     /// The table of the section that is being sent, and what is before it.
     table: Vec<u8>,
     packer: Option<Packer>,
@@ -26,7 +26,7 @@ impl PagesSection {
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(super) fn compressed(compression: Compression) -> io::Result<Self> {
+    pub(crate) fn compressed(compression: Compression) -> io::Result<Self> {
         Ok(Self {
             packer: Packer::new(compression)?,
             ..Self::default()
@@ -34,7 +34,7 @@ impl PagesSection {
     }
 
     /// Bytes on the wire of a section with so many runs and pages, which are not compressed.
-    pub(super) fn bytes(runs: usize, pages: u64) -> u64 {
+    pub(crate) fn bytes(runs: usize, pages: u64) -> u64 {
         let prefix = PagesPrefix {
             runs: runs as u32,
             pages: pages as u32,
@@ -43,12 +43,12 @@ impl PagesSection {
     }
 
     /// The pages that it has sent.
-    pub(super) fn carried(&self) -> Carried {
+    pub(crate) fn carried(&self) -> Carried {
         self.carried
     }
 
     /// Sends the pages of `runs`, whose content is `content` in the same order, compressed if that is worth it.
-    pub(super) fn pages(
+    pub(crate) fn pages(
         &mut self,
         out: &mut SectionWriter,
         runs: &[PageRange],
@@ -80,7 +80,7 @@ impl PagesSection {
     }
 
     /// Sends a section of `kind` that is nothing but `runs`.
-    pub(super) fn runs(
+    pub(crate) fn runs(
         &mut self,
         out: &mut SectionWriter,
         kind: SectionKind,

@@ -146,7 +146,7 @@ impl Sink for Link {
 }
 
 impl Link {
-    fn runs(&mut self, kind: SectionKind, runs: &[PageRange]) -> Result<(), SinkError> {
+    pub(crate) fn runs(&mut self, kind: SectionKind, runs: &[PageRange]) -> Result<(), SinkError> {
         self.under_way = true;
         Ok(self.section.runs(&mut self.out, kind, runs)?)
     }

@@ -69,6 +69,9 @@ pub enum MigrationError {
     /// The guest does not belong to this side.
     #[error("this side does not own the guest, so there is nothing to migrate")]
     NotHere,
+    /// The destination runs the guest without all of its memory, which was given up here.
+    #[error("the guest runs at the destination, and the rest of its memory was given up here: {0}")]
+    MemoryGivenUp(String),
     /// A bug: the migration's thread panicked. The guest was put back as after any other error.
     #[error("a bug in the migration: {0}")]
     Panicked(String),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The source's introduction: both sides make sure that they mean the same guest, and the channels join.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spec::PAGE_SIZE;
@@ -8,6 +9,8 @@ use spec::stream::{GREETING_BYTES, Greeting, MAX_DESCRIPTION, Nonce, SectionKind
 
 use super::error::MigrationError;
 use super::guest::Source;
+use super::postcopy::joining::{self, Session};
+use super::postcopy::switchover::Lanes;
 use crate::rule::clause::Clause;
 use crate::sink::channels::Channels;
 use crate::sink::link::Link;
@@ -17,13 +20,13 @@ use crate::wire::SectionError;
 /// How long a channel may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Introduces the guest of `source`. The destination has accepted it afterwards, and all channels have joined. Returns how long
-/// an answer has taken.
+/// Introduces the guest of `source`. The destination has accepted it afterwards, and all channels and lanes have joined. Returns how
+/// long an answer has taken, and the lanes.
 pub(super) fn greet(
     link: &mut Link,
     source: &mut Source<'_>,
     params: &MigrationParams,
-) -> Result<Duration, MigrationError> {
+) -> Result<(Duration, Option<Lanes>), MigrationError> {
     let description = source.machine.describe()?;
     if description.len() as u64 > MAX_DESCRIPTION {
         return Err(MigrationError::DescriptionTooLarge(description.len()));
@@ -31,7 +34,7 @@ pub(super) fn greet(
     let greeting: [u8; GREETING_BYTES] = link.peer.start()?;
     let Greeting { session } = Greeting::from_bytes(&greeting).map_err(SectionError::from)?;
     let layout = source.ram.layout();
-    let channels = params.channels();
+    let (channels, lanes) = (params.channels(), params.lanes());
     let header = StreamHeader {
         session,
         number: source.ownership.begin(session),
@@ -39,6 +42,7 @@ pub(super) fn greet(
         regions: layout.regions().len() as u32,
         channels,
         local: params.local,
+        lanes,
     };
     link.compress(params.compression)?;
     link.out.start(&header.to_bytes())?;
@@ -49,14 +53,35 @@ pub(super) fn greet(
     link.out.section(SectionKind::Description, [&description])?;
     let nonce = link.peer.expect_payload(SectionKind::Accept, "Accept")?;
     let round_trip = asked.elapsed();
-    if channels > 0 {
-        let nonce = Nonce::from_bytes(&nonce).ok_or(MigrationError::NoChannels)?;
-        let connect = || link.redial.another(CONNECT_TIMEOUT);
-        let channels = Channels::join(channels, connect, nonce, params.compression)
-            .map_err(MigrationError::Join)?;
-        link.peer.expect(SectionKind::Joined, "Joined")?;
-        let drains = params.clauses().hold(Clause::DrainChannels);
-        link.fan_out(channels, drains)?;
+    if channels + lanes == 0 {
+        return Ok((round_trip, None));
     }
-    Ok(round_trip)
+    let nonce = Nonce::from_bytes(&nonce).ok_or(MigrationError::NoChannels)?;
+    let connect = || link.redial.another(CONNECT_TIMEOUT);
+    let joined = match channels {
+        0 => None,
+        _ => Some(
+            Channels::join(channels, connect, nonce, params.compression)
+                .map_err(MigrationError::Join)?,
+        ),
+    };
+    let session = Session {
+        nonce,
+        first: channels,
+        lanes,
+    };
+    let lanes = match lanes {
+        0 => None,
+        _ => Some(Lanes {
+            session,
+            joined: joining::join(session, connect, params.peer_timeout)?,
+            ram: Arc::clone(&source.ram),
+        }),
+    };
+    link.peer.expect(SectionKind::Joined, "Joined")?;
+    if let Some(joined) = joined {
+        let drains = params.clauses().hold(Clause::DrainChannels);
+        link.fan_out(joined, drains)?;
+    }
+    Ok((round_trip, lanes))
 }

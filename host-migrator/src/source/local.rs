@@ -33,7 +33,7 @@ pub(super) fn migrate(
     link: &mut Link,
     progress: &Progress,
 ) -> Result<MigrationReport> {
-    greeting::greet(link, source, params)?;
+    let (_, _) = greeting::greet(link, source, params)?;
     let lent = lend(source, link)?;
     let setup = progress.started().elapsed();
     progress.update(|status| {

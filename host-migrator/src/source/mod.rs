@@ -13,6 +13,7 @@ mod local;
 mod outgoing;
 mod pacing;
 pub mod params;
+mod postcopy;
 mod precopy;
 mod progress;
 mod sender;
@@ -29,6 +30,7 @@ use crate::source::params::{MigrationParams, Tuning};
 use crate::wire::{Connection, StopFlag};
 pub use error::MigrationError;
 pub use guest::Source;
+use postcopy::orders::Order;
 use progress::Progress;
 
 /// A live migration over a connection.
@@ -236,6 +238,29 @@ impl MigrationMonitor {
     /// As [`MigrationHandle::cancel`].
     pub fn cancel(&self) -> bool {
         self.0.cancel()
+    }
+
+    /// Hands the guest over before its memory, as soon as that is possible. Returns whether the migration may do so: only one with
+    /// [`MigrationParams::postcopy`] that has not come to its end.
+    pub fn start_postcopy(&self) -> bool {
+        let may = self.0.status().postcopy_allowed && !self.0.status().status.is_over();
+        if may {
+            self.0.orders().start();
+        }
+        may
+    }
+
+    /// Goes on over `connection` to the destination, which waits for that, with a postcopy whose connection has broken. Does not wait
+    /// for its success. Returns `false` if the migration does not wait for a connection.
+    pub fn recover(&self, connection: Connection) -> bool {
+        let order = Order::Recover(Box::new(connection));
+        self.0.orders().give(order).is_ok()
+    }
+
+    /// Ends a postcopy whose connection has broken. What the destination does not have of the guest's memory is lost with this
+    /// process. Returns `false` if the migration does not wait for a connection.
+    pub fn give_memory_up(&self) -> bool {
+        self.0.orders().give(Order::GiveUp).is_ok()
     }
 
     /// What is in force now of all that may be changed while the migration runs.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use spec::stream::MAX_CHANNELS;
 
+use super::postcopy::joining;
+pub use super::postcopy::start::{NotAStart, PostcopyStart};
 use crate::compression::Compression;
 use crate::convergence::background_sync::SYNC_INTERVAL;
 use crate::convergence::controller::Goals;
@@ -81,6 +83,11 @@ pub struct MigrationParams {
     /// a unix socket, and guest memory in memory files ([`GuestMemory::files`](crate::GuestMemory::files)). No page is sent,
     /// so rounds, limits, channels and sources mean nothing then.
     pub local: bool,
+    /// Hand the guest over before its memory ([`PostcopyStart`]). The destination must be able to do that: it is refused before any
+    /// memory is sent. None: all memory is sent before.
+    pub postcopy: Option<PostcopyStart>,
+    /// Bytes a second for pages that are sent after the hand-over and that nobody waits for. None: all that the link has.
+    pub max_postcopy_bandwidth: Option<u64>,
     /// Keep a map of each round for the report: which part of memory was sent, skipped or sent in vain.
     pub map_rounds: bool,
     /// Clauses of the rule that are broken on purpose: only in builds with `--cfg clause_switches`.
@@ -118,6 +125,8 @@ impl Default for MigrationParams {
             sync_interval: Some(SYNC_INTERVAL),
             clock: Clock::default(),
             local: false,
+            postcopy: None,
+            max_postcopy_bandwidth: None,
             map_rounds: false,
             #[cfg(clause_switches)]
             switched_off: std::collections::BTreeSet::new(),
@@ -280,6 +289,27 @@ impl MigrationParams {
         Self { local, ..self }
     }
 
+    /// Sets [`MigrationParams::postcopy`].
+    #[must_use]
+    pub fn with_postcopy(self, postcopy: impl Into<Option<PostcopyStart>>) -> Self {
+        Self {
+            postcopy: postcopy.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`MigrationParams::max_postcopy_bandwidth`].
+    #[must_use]
+    pub fn with_max_postcopy_bandwidth(
+        self,
+        max_postcopy_bandwidth: impl Into<Option<u64>>,
+    ) -> Self {
+        Self {
+            max_postcopy_bandwidth: max_postcopy_bandwidth.into(),
+            ..self
+        }
+    }
+
     /// Sets [`MigrationParams::map_rounds`].
     #[must_use]
     pub fn with_map_rounds(self, map_rounds: bool) -> Self {
@@ -356,6 +386,14 @@ impl MigrationParams {
             _ if self.local => 0,
             0 | 1 => 0,
             channels => channels.min(MAX_CHANNELS),
+        }
+    }
+
+    /// How many lanes are to join, for a postcopy.
+    pub(crate) fn lanes(&self) -> u32 {
+        match self.postcopy {
+            Some(_) if !self.local => joining::count(self.channels()),
+            _ => 0,
         }
     }
 

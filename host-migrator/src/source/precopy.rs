@@ -16,13 +16,15 @@ use super::handover;
 use super::local;
 use super::outgoing::Outgoing;
 use super::pacing::Pacing;
+use super::postcopy::collecting::collect;
+use super::postcopy::{self, Server};
 use super::progress::Progress;
 use super::sender::{RoundPlan, Sender, milliseconds};
 use super::switchover::{Plan, Stopped, stop_and_send};
 use crate::convergence::downtime::Downtime;
 use crate::memory::guest_memory::GuestMemory;
 use crate::memory::holes::HoleBudget;
-use crate::ownership::Owner;
+use crate::ownership::{Owner, OwnershipRecord};
 use crate::report::page_source::{PageSource, PagesBySource};
 use crate::report::round_map::Recorder;
 use crate::report::stats::{MigrationReport, MigrationState, RoundStats};
@@ -30,7 +32,7 @@ use crate::report::trace::Trace;
 use crate::rule::{EarlyPlan, Tracker};
 use crate::sink::Sink;
 use crate::sink::link::Link;
-use crate::source::params::MigrationParams;
+use crate::source::params::{MigrationParams, PostcopyStart};
 use crate::walk::hold_back::Outlook;
 use crate::walk::left_out::LeftOut;
 use crate::walk::{Walk, untouched};
@@ -42,14 +44,6 @@ const DISCARDS: u64 = 64;
 const MOST_HOLES: u64 = 1 << 16;
 /// The most bytes of holes that are read in a round, on a kernel whose holes have to be read.
 const MOST_HOLE_BYTES: u64 = 256 << 20;
-
-/// Stops the guest when the rest is small, and sends that; for a stream it also hands over.
-type SwitchOver<S> = fn(
-    Plan<'_>,
-    u32,
-    &mut Tracker<'_>,
-    &mut Sender<'_, S>,
-) -> Result<(Stopped, RoundStats), MigrationError>;
 
 /// Migrates `source`. Whatever happens, dirty logging is off afterwards, the guest was told DONE, and it runs unless it was
 /// handed over.
@@ -71,15 +65,30 @@ pub(crate) fn migrate(
         if params.local {
             return local::migrate(source, params, &mut link, progress);
         }
-        let round_trip = greeting::greet(&mut link, source, params)?;
-        run(
+        let (round_trip, lanes) = greeting::greet(&mut link, source, params)?;
+        let (ownership, mut server) = (source.ownership.clone(), None);
+        progress.update(|status| status.postcopy_allowed = lanes.is_some());
+        let mut lanes = lanes;
+        let report = run(
             source,
             params,
             &mut link,
             round_trip,
             progress,
-            handover::switch_over,
-        )
+            |plan, round, tracker, sender, ends| match lanes.take().filter(|_| ends.early) {
+                None => handover::switch_over(plan, round, tracker, sender),
+                Some(lanes) => {
+                    let (stopped, round, serving) =
+                        postcopy::switchover::switch_over(plan, round, tracker, sender, lanes)?;
+                    server = Some(serving);
+                    Ok((stopped, round))
+                }
+            },
+        )?;
+        match server {
+            None => Ok(report),
+            Some(server) => serve(server, report, &ownership, progress),
+        }
     });
     let result = result.map(|report| MigrationReport { tls, ..report });
     ending::end(source, params, link, progress, result)
@@ -101,7 +110,7 @@ pub(crate) fn copy<S: Sink>(
             sink,
             Duration::ZERO,
             progress,
-            |mut plan, round, tracker, sender| {
+            |mut plan, round, tracker, sender, _| {
                 let stopped = stop_and_send(&mut plan, round, tracker, sender)?;
                 // Whichever is first, this or a cancel, wins.
                 plan.progress
@@ -112,6 +121,22 @@ pub(crate) fn copy<S: Sink>(
         )
     });
     ending::end_copy(source, params, progress, result, || Ok(sink.finish()?))
+}
+
+/// Brings what was promised of a guest that the destination runs. Returns `report` with that.
+fn serve(
+    server: Server,
+    report: MigrationReport,
+    ownership: &OwnershipRecord,
+    progress: &Progress,
+) -> Result<MigrationReport, MigrationError> {
+    let postcopy = server.run(ownership, progress)?;
+    Ok(MigrationReport {
+        total_ms: milliseconds(progress.started().elapsed()),
+        wire_bytes: report.wire_bytes + postcopy.bytes,
+        postcopy: Some(postcopy),
+        ..report
+    })
 }
 
 /// Makes sure that the guest of `source` is here.
@@ -146,7 +171,13 @@ fn run<S: Sink>(
     sink: &mut S,
     round_trip: Duration,
     progress: &Progress,
-    switch_over: SwitchOver<S>,
+    switch_over: impl FnOnce(
+        Plan<'_>,
+        u32,
+        &mut Tracker<'_>,
+        &mut Sender<'_, S>,
+        RoundsEnd,
+    ) -> Result<(Stopped, RoundStats), MigrationError>,
 ) -> Result<MigrationReport, MigrationError> {
     let Source {
         machine,
@@ -195,7 +226,7 @@ fn run<S: Sink>(
         pages_holes: untouched.sum(),
         ..MigrationReport::default()
     };
-    let expected = rounds(
+    let ends = rounds(
         untouched,
         ram,
         &mut tracker,
@@ -204,17 +235,17 @@ fn run<S: Sink>(
         progress,
         &mut report,
     )?;
-    report.expected_downtime_ms = milliseconds(expected);
+    report.expected_downtime_ms = milliseconds(ends.expected);
     let plan = Plan {
         machine: machine.as_mut(),
         ownership,
         trace,
         params,
         progress,
-        time: params.switchover_time(expected),
+        time: params.switchover_time(ends.expected),
     };
     let round = sender.totals().round + 1;
-    let (stopped, last_round) = switch_over(plan, round, &mut tracker, &mut sender)?;
+    let (stopped, last_round) = switch_over(plan, round, &mut tracker, &mut sender, ends)?;
     let steps = stopped.steps;
     report.total_ms = milliseconds(progress.started().elapsed());
     report.downtime_ms = steps.sum();
@@ -247,7 +278,16 @@ fn run<S: Sink>(
     Ok(report)
 }
 
-/// Runs rounds until the remaining pages fit the downtime limit. Returns the expected downtime.
+/// Why the rounds end.
+#[derive(Clone, Copy)]
+struct RoundsEnd {
+    /// How long the guest is expected to be stopped.
+    expected: Duration,
+    /// The guest is handed over before its memory.
+    early: bool,
+}
+
+/// Runs rounds until the remaining pages fit the downtime limit, or come after the guest.
 fn rounds<S: Sink>(
     untouched: PagesBySource,
     ram: &dyn GuestMemory,
@@ -256,7 +296,7 @@ fn rounds<S: Sink>(
     params: &MigrationParams,
     progress: &Progress,
     report: &mut MigrationReport,
-) -> Result<Duration, MigrationError> {
+) -> Result<RoundsEnd, MigrationError> {
     let mut pending = tracker.bitmap().count();
     let mut by_back_ends = 0;
     let free = tracker.free_pages();
@@ -281,7 +321,10 @@ fn rounds<S: Sink>(
             sync_pages: params.sync_pages,
             wait_for_hints: params.wait_for_hints,
         };
-        let epoch = sender.walk_while_it_runs(tracker.open(), plan)?;
+        let epoch = match params.postcopy {
+            Some(PostcopyStart::AtOnce) => collect(sender, tracker.open())?,
+            _ => sender.walk_while_it_runs(tracker.open(), plan)?,
+        };
         sender.end_round()?;
         sender.out.round_received()?;
         let (tracker, mut harvest) = epoch.end(sender)?;
@@ -293,9 +336,23 @@ fn rounds<S: Sink>(
         by_back_ends = harvest.by_back_ends;
         report_round(tracker, &stats, began.elapsed(), pending, progress);
         report.add_round(stats);
+        let early = match params.postcopy {
+            None => false,
+            Some(PostcopyStart::OnCommand) => progress.orders().is_start_wanted(),
+            Some(PostcopyStart::AtOnce) => true,
+            Some(PostcopyStart::After(rounds)) => {
+                round >= rounds.get() || progress.orders().is_start_wanted()
+            }
+        };
+        if early {
+            // Only its state is sent while it is stopped.
+            let expected = params.besides_memory;
+            return Ok(RoundsEnd { expected, early });
+        }
         let expected = sender.out.expected_downtime(pending);
         if fits || params.max_rounds.is_some_and(|max| round >= max) {
-            return Ok(expected.map_or(Duration::MAX, Downtime::sum));
+            let expected = expected.map_or(Duration::MAX, Downtime::sum);
+            return Ok(RoundsEnd { expected, early });
         }
         sender.out.check()?;
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::postcopy::orders::Orders;
 use crate::panics::text_of;
 use crate::report::events::{Events, MigrationEvent, TimedEvent};
 use crate::report::stats::MigrationStatus;
@@ -34,6 +35,7 @@ pub(crate) struct Progress {
     tuning: Mutex<Tuning>,
     /// The version of `tuning`. It only grows.
     tuned: AtomicU64,
+    orders: Orders,
 }
 
 impl fmt::Debug for Progress {
@@ -55,11 +57,17 @@ impl Progress {
             observer,
             tuning: Mutex::new(tuning),
             tuned: AtomicU64::new(0),
+            orders: Orders::default(),
         }
     }
 
     pub(crate) fn started(&self) -> Instant {
         self.started
+    }
+
+    /// What other threads want of a postcopy.
+    pub(crate) fn orders(&self) -> &Orders {
+        &self.orders
     }
 
     /// A copy of the status, with the time brought up to date.

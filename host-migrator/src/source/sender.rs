@@ -122,6 +122,10 @@ impl<'a, S: Sink> Sender<'a, S> {
             pages.map_or(WORDS_A_STEP, |pages| (pages / 64).clamp(1, WORDS_A_STEP))
         };
         while self.step(&epoch.pass(), opened, words(since_sync))? {
+            if self.out.progress.orders().is_start_wanted() {
+                // What is left of the round comes after the guest.
+                break;
+            }
             let pass = epoch.pass();
             let free = || match first_round {
                 true => outlook.free.unwrap_or(0).max(pass.guest().1),
@@ -304,7 +308,7 @@ impl<'a, S: Sink> Sender<'a, S> {
     }
 
     /// Sends what has been gathered, the last of the round.
-    fn flush(&mut self, pass: &Pass<'_>) -> Result<(), MigrationError> {
+    pub(crate) fn flush(&mut self, pass: &Pass<'_>) -> Result<(), MigrationError> {
         self.out.begin_last_sections();
         self.send_gathered(pass)?;
         self.report();

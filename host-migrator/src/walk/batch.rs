@@ -16,14 +16,14 @@ const PAGE: usize = PAGE_SIZE as usize;
 ///
 /// They are first copied out of guest memory into a buffer that stays in the cache: the guest goes on writing, but the
 /// zero test, the checksum and the bytes on the wire must see the same content.
-pub(super) struct Batch {
+pub(crate) struct Batch {
     copies: PageBuffer,
     /// The most pages that it may hold.
     most: u64,
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             copies: PageBuffer::default(),
             most: MAX_SECTION_PAGES,
@@ -31,23 +31,23 @@ impl Batch {
     }
 
     /// How many pages it holds.
-    pub(super) fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.copies.pages()
     }
 
     /// Sets how many pages it may hold, from 1 to [`MAX_SECTION_PAGES`]. It must be empty.
-    pub(super) fn set_most(&mut self, pages: u64) {
+    pub(crate) fn set_most(&mut self, pages: u64) {
         self.most = pages.clamp(1, MAX_SECTION_PAGES);
     }
 
     /// Pages that still fit.
-    pub(super) fn space(&self) -> u64 {
+    pub(crate) fn space(&self) -> u64 {
         self.most.saturating_sub(self.pages())
     }
 
     /// Adds the pages of `range`. With `find_zeros`, zero pages are not added but returned, as bits from the range's
     /// first page. The range must fit and have at most 64 pages.
-    pub(super) fn fill(
+    pub(crate) fn fill(
         &mut self,
         ram: &dyn GuestMemory,
         range: PageRange,
@@ -76,12 +76,12 @@ impl Batch {
     }
 
     /// The copies.
-    pub(super) fn copies(&mut self) -> &mut PageBuffer {
+    pub(crate) fn copies(&mut self) -> &mut PageBuffer {
         &mut self.copies
     }
 
     /// Removes all pages.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.copies.clear();
     }
 }

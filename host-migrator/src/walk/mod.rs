@@ -4,7 +4,7 @@
 //! `Walk::step` claims pending pages and returns the next piece of work. Nothing here sends anything or reads a clock,
 //! so a migration, a test and a simulation use the same walk.
 
-mod batch;
+pub(crate) mod batch;
 pub mod hold_back;
 pub(crate) mod left_out;
 mod run_list;
@@ -292,6 +292,31 @@ impl<'a> Walk<'a> {
             pages_discarded: self.discarded,
             rounds: rounds.into(),
             bytes: 0,
+        }
+    }
+
+    /// The pages `bits` of word `index` are sent after the hand-over, whatever they were left out for before.
+    pub(crate) fn promised(&mut self, index: usize, bits: u64) {
+        let back = &mut self.round.back_dirty_by_source;
+        self.left_out.forget(index, bits, back);
+    }
+
+    /// Leaves out the pages of `pass` that are hinted, and nothing else. What the destination has of them is to be flushed.
+    pub(crate) fn skip_hinted(&mut self, pass: &Pass<'_>) {
+        let mut cursor = Cursor::from_word(0);
+        while let Some(index) = pass.next(&mut cursor) {
+            let mask = pass.hinted(index);
+            if mask != 0 {
+                let may_wait = false;
+                self.claim(
+                    pass,
+                    Next {
+                        index,
+                        mask,
+                        may_wait,
+                    },
+                );
+            }
         }
     }
 

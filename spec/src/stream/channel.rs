@@ -3,7 +3,8 @@
 
 use super::greeting::check_magic;
 use super::{
-    CHANNEL_MAGIC, MAX_CHANNELS, STREAM_HEADER_BYTES, StreamError, StreamHeader, check_seal,
+    CHANNEL_MAGIC, MAX_CHANNELS, MAX_LANES, STREAM_HEADER_BYTES, StreamError, StreamHeader,
+    check_seal,
 };
 use crate::wire;
 
@@ -59,7 +60,7 @@ pub struct ChannelHeader {
     pub session: u64,
     /// The secret of the session that the channel joins.
     pub nonce: Nonce,
-    /// The channel's number, from 0.
+    /// The channel's number, from 0. Lanes follow the channels.
     pub channel: u32,
 }
 
@@ -90,7 +91,7 @@ impl ChannelHeader {
             nonce: Nonce(nonce),
             channel: wire::u32_at(bytes, 12),
         };
-        if header.channel >= MAX_CHANNELS {
+        if header.channel >= MAX_CHANNELS + MAX_LANES {
             return Err(StreamError::Field("channel"));
         }
         Ok(header)

@@ -2,8 +2,8 @@
 //! The first bytes of each side of a stream.
 
 use super::{
-    GREETING_BYTES, MAGIC, MAX_CHANNELS, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError, VERSION,
-    check_seal,
+    GREETING_BYTES, MAGIC, MAX_CHANNELS, MAX_LANES, MAX_REGIONS, STREAM_HEADER_BYTES, StreamError,
+    VERSION, check_seal,
 };
 use crate::wire;
 
@@ -38,7 +38,7 @@ impl Greeting {
 }
 
 /// The source's first bytes: `magic, version u32, page size u32, session u64, ram bytes u64,
-/// regions u32, number u64, channels u32, flags u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
+/// regions u32, number u64, channels u32, flags u32, lanes u32, zero ..60, crc u32`. The first sections are [`SectionKind::Layout`](super::SectionKind::Layout)
 /// and [`SectionKind::Description`](super::SectionKind::Description).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
@@ -55,6 +55,9 @@ pub struct StreamHeader {
     /// The source lends its memory ([`SectionKind::Memory`](super::SectionKind::Memory)) and sends no pages. Then there are no
     /// channels.
     pub local: bool,
+    /// Lanes that are to join the session besides the channels, so that the guest can be handed over before its memory: at least 2, one
+    /// for what is asked for and others for the rest, at most [`MAX_LANES`]. 0: there is no postcopy.
+    pub lanes: u32,
 }
 
 /// The bit of [`StreamHeader::local`] in the header's flags.
@@ -74,6 +77,7 @@ impl StreamHeader {
         wire::put(&mut bytes, 44, &self.channels.to_le_bytes());
         let flags = if self.local { LOCAL } else { 0 };
         wire::put(&mut bytes, 48, &flags.to_le_bytes());
+        wire::put(&mut bytes, 52, &self.lanes.to_le_bytes());
         wire::seal(&mut bytes);
         bytes
     }
@@ -98,9 +102,13 @@ impl StreamHeader {
             number: wire::u64_at(bytes, 36),
             channels: wire::u32_at(bytes, 44),
             local: flags & LOCAL != 0,
+            lanes: wire::u32_at(bytes, 52),
         };
         if header.channels > MAX_CHANNELS || header.local && header.channels > 0 {
             return Err(StreamError::Field("channels"));
+        }
+        if header.lanes > MAX_LANES || header.lanes == 1 || header.local && header.lanes > 0 {
+            return Err(StreamError::Field("lanes"));
         }
         if header.regions == 0 || header.regions > MAX_REGIONS {
             return Err(StreamError::Field("regions"));

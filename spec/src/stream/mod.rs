@@ -36,7 +36,7 @@ use crate::wire;
 /// The first eight bytes of [`Greeting`] and [`StreamHeader`].
 pub const MAGIC: [u8; 8] = *b"LACUNA\r\n";
 /// The stream's version. A reader accepts no other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The first eight bytes of a [`ChannelHeader`].
 pub const CHANNEL_MAGIC: [u8; 8] = *b"LACUCH\r\n";
 /// Bytes of a [`Greeting`].
@@ -53,6 +53,8 @@ pub const LENT_BYTES: usize = 8;
 pub const MAX_SECTION_PAGES: u64 = 256;
 /// The most runs in one section's table.
 pub const MAX_SECTION_RUNS: usize = 4096;
+/// The most runs in one [`SectionKind::Request`].
+pub const MAX_REQUEST_RUNS: usize = 64;
 /// The most payload of a section without pages. It bounds what a reader allocates.
 pub const MAX_PLAIN_PAYLOAD: u64 = 16 << 20;
 /// The most bytes of a machine's description ([`SectionKind::Description`]).
@@ -65,6 +67,8 @@ pub const MAX_STATE_BYTES: u64 = 64 << 20;
 pub const MAX_STATE_NAME: usize = 255;
 /// The most channels of a migration.
 pub const MAX_CHANNELS: u32 = 128;
+/// The most lanes of a postcopy: one for what is asked for, and those for the rest.
+pub const MAX_LANES: u32 = 33;
 /// The most memory regions of a guest.
 pub const MAX_REGIONS: u32 = 512;
 

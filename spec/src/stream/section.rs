@@ -3,8 +3,8 @@
 
 use super::{
     CompressedPrefix, LENT_BYTES, MAX_DESCRIPTION, MAX_PLAIN_PAYLOAD, MAX_REGIONS,
-    MAX_SECTION_PAGES, MAX_SECTION_RUNS, Nonce, RUN_BYTES, SECTION_HEADER_BYTES, StreamError,
-    Totals, check_seal,
+    MAX_REQUEST_RUNS, MAX_SECTION_PAGES, MAX_SECTION_RUNS, Nonce, RUN_BYTES, SECTION_HEADER_BYTES,
+    StreamError, Totals, check_seal,
 };
 use crate::wire;
 
@@ -47,6 +47,8 @@ pub enum SectionKind {
     /// the descriptor of its memory file, which travels with the table's bytes. It follows [`SectionKind::Accept`]; the
     /// destination answers [`SectionKind::Mapped`].
     Memory = 14,
+    /// Source: runs of pages whose content comes after the hand-over, on the lanes (`postcopy.md`). They follow the last round's pages.
+    Promised = 15,
     /// Destination: memory layout and machine fit; the payload is the [`Nonce`](super::Nonce) with which channels join.
     Accept = 32,
     /// Destination: everything has arrived, the totals agree, the machine is loaded; empty.
@@ -61,6 +63,12 @@ pub enum SectionKind {
     Drained = 37,
     /// Destination: the lent memory is mapped, and was not changed; empty.
     Mapped = 38,
+    /// Destination, on the first lane: runs of promised pages that somebody waits for.
+    Request = 39,
+    /// Destination, on the first lane: nothing is missing any more; empty.
+    Complete = 40,
+    /// Destination, on the first lane: runs of promised pages that have not come, when lanes join again. The last section of them is empty.
+    Missing = 41,
 }
 
 impl SectionKind {
@@ -84,6 +92,7 @@ impl SectionKind {
             12 => Self::Drain,
             13 => Self::CompressedPages,
             14 => Self::Memory,
+            15 => Self::Promised,
             32 => Self::Accept,
             33 => Self::Ready,
             34 => Self::Running,
@@ -91,6 +100,9 @@ impl SectionKind {
             36 => Self::Joined,
             37 => Self::Drained,
             38 => Self::Mapped,
+            39 => Self::Request,
+            40 => Self::Complete,
+            41 => Self::Missing,
             _ => return Err(StreamError::Kind(raw)),
         })
     }
@@ -104,7 +116,10 @@ impl SectionKind {
                 8 + MAX_SECTION_PAGES * RUN_BYTES as u64 + MAX_SECTION_PAGES * crate::PAGE_SIZE
             }
             Self::CompressedPages => CompressedPrefix::MAX_PAYLOAD,
-            Self::Zero | Self::Discard => (MAX_SECTION_RUNS * RUN_BYTES) as u64,
+            Self::Zero | Self::Discard | Self::Promised | Self::Missing => {
+                (MAX_SECTION_RUNS * RUN_BYTES) as u64
+            }
+            Self::Request => (MAX_REQUEST_RUNS * RUN_BYTES) as u64,
             Self::MachineState => MAX_PLAIN_PAYLOAD,
             Self::Description => MAX_DESCRIPTION,
             Self::Commit => Totals::BYTES as u64,
@@ -119,7 +134,8 @@ impl SectionKind {
             | Self::RoundReceived
             | Self::Joined
             | Self::Drained
-            | Self::Mapped => 0,
+            | Self::Mapped
+            | Self::Complete => 0,
         }
     }
 }

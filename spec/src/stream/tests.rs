@@ -27,6 +27,7 @@ fn headers_survive_a_round_trip() {
         number: 3,
         channels: 2,
         local: false,
+        lanes: 0,
     };
     assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
     assert_eq!(
@@ -58,6 +59,7 @@ fn a_flipped_bit_anywhere_in_a_header_is_found() {
         number: 3,
         channels: 2,
         local: false,
+        lanes: 0,
     }
     .to_bytes();
     for bit in 0..good.len() * 8 {
@@ -91,7 +93,7 @@ fn an_introduction_is_a_source_or_a_channel() {
 #[test]
 fn more_channels_than_there_may_be_are_refused() {
     let channel = ChannelHeader {
-        channel: MAX_CHANNELS,
+        channel: MAX_CHANNELS + MAX_LANES,
         ..channel()
     };
     let refused = ChannelHeader::from_bytes(&channel.to_bytes());
@@ -103,6 +105,7 @@ fn more_channels_than_there_may_be_are_refused() {
         number: 0,
         channels: MAX_CHANNELS + 1,
         local: false,
+        lanes: 0,
     };
     let refused = StreamHeader::from_bytes(&header.to_bytes());
     assert_eq!(refused, Err(StreamError::Field("channels")));
@@ -116,6 +119,7 @@ fn local() -> StreamHeader {
         number: 0,
         channels: 0,
         local: true,
+        lanes: 0,
     }
 }
 
@@ -197,5 +201,30 @@ proptest! {
         for run in runs(SectionKind::Zero, &table).flatten() {
             prop_assert!(run.count() > 0 && run.end() >= run.first());
         }
+    }
+}
+
+#[test]
+fn lanes_of_a_postcopy_are_at_least_two_and_a_lent_memory_has_none() {
+    let header = |lanes, local| StreamHeader {
+        session: 5,
+        ram_bytes: 4096,
+        regions: 1,
+        number: 0,
+        channels: 0,
+        local,
+        lanes,
+    };
+    for lanes in [0, 2, MAX_LANES] {
+        let header = header(lanes, false);
+        assert_eq!(StreamHeader::from_bytes(&header.to_bytes()), Ok(header));
+    }
+    for refused in [
+        header(1, false),
+        header(MAX_LANES + 1, false),
+        header(2, true),
+    ] {
+        let refused = StreamHeader::from_bytes(&refused.to_bytes());
+        assert_eq!(refused, Err(StreamError::Field("lanes")));
     }
 }

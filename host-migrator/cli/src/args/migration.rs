@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use host_migrator::paging::Prefault;
-use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, ZstdLevel};
+use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, PostcopyStart, ZstdLevel};
 
 use super::convergence::ConvergenceArgs;
 use super::machine::{DirtyLogName, GuestArgs, WorkloadArgs};
@@ -121,6 +121,10 @@ pub struct CompareArgs {
     /// With --restore lazy: how fast memory is read that the guest does not wait for: off, megabytes a second, or max [default: max]
     #[arg(long, value_name = "PACE")]
     pub prefault: Option<Prefault>,
+    /// With --postcopy: break the connection so many milliseconds after the guest was handed over, or after the last recovery, and
+    /// recover on both sides (may be repeated)
+    #[arg(long, value_name = "MS", value_parser = milliseconds, requires = "postcopy")]
+    pub cut: Vec<Duration>,
     /// Encrypt the migrations with TLS, with certificates that are made for it
     #[arg(long)]
     pub tls: bool,
@@ -214,6 +218,15 @@ pub struct MigrationArgs {
     /// becomes smaller. Default: for as long as it has taken until then, if at its pace the guest is expected to end by then
     #[arg(long, value_name = "SECONDS")]
     pub wait_for_hints: Option<u32>,
+    /// Hand the guest over before its memory: at-once, or after N rounds; with on-command only when `lacuna postcopy` says so (which may
+    /// also come before N rounds). It runs at the destination then, and each page comes when it is touched, or before; the
+    /// guest's hints say which pages need not come. From then on the guest needs both hosts, until all of its memory is there. Without this flag
+    /// all memory is sent before
+    #[arg(long, value_name = "WHEN")]
+    pub postcopy: Option<PostcopyStart>,
+    /// Greatest bandwidth after such a hand-over for memory that the guest does not wait for, in bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth, requires = "postcopy")]
+    pub max_postcopy_bandwidth: Option<Size>,
     /// How the migration of a busy guest comes to an end.
     #[command(flatten)]
     pub convergence: ConvergenceArgs,
@@ -234,6 +247,8 @@ impl MigrationArgs {
             early_harvests: self.early_harvests,
             max_rounds: self.max_rounds,
             wait_for_hints: self.wait_for_hints,
+            postcopy: self.postcopy,
+            max_postcopy_bandwidth: self.max_postcopy_bandwidth.map(|size| size.0),
             ..MigrateArguments::to(uri)
         }
         .tuned(self.convergence.tuning())

@@ -98,6 +98,10 @@ pub enum Job {
     Status(StatusArgs),
     /// Change how a running migration goes on
     Set(SetArgs),
+    /// Hand the guest of a running migration over before its memory
+    Postcopy(ControlArgs),
+    /// Go on with a postcopy whose connection has broken
+    Recover(RecoverArgs),
     /// Cancel a migration: the guest runs on where it is
     Cancel(ControlArgs),
     /// Let a received guest run: one held by --hold, or one whose hand-over was lost
@@ -148,6 +152,19 @@ pub struct StatusArgs {
 /// A job whose only argument is the machine.
 #[derive(Clone, Debug, Args)]
 pub struct ControlArgs {
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+}
+
+/// `lacuna recover`
+///
+/// First at the destination, which listens, then at the source, which connects. Both go on where they were: the destination says
+/// what it has, and the source sends all else. A recovery that fails can be tried again.
+#[derive(Clone, Debug, Args)]
+pub struct RecoverArgs {
+    /// Where the destination listens: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT. It need not be the address of the migration
+    pub address: String,
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,

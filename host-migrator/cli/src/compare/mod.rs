@@ -6,16 +6,19 @@
 //! guest checks itself at the destination.
 
 mod course;
+mod early;
 mod file;
 mod gaps;
 mod lane;
 mod lazy;
+mod line;
 mod oracle;
 mod parts;
 pub mod picture;
 mod plan;
 mod record;
 mod run;
+mod steps;
 
 use std::fs;
 use std::io::{self, Write};

@@ -12,6 +12,7 @@ use host_migrator::report::trace::DEFAULT_SLOTS;
 use host_migrator::{PageSource, PageSources};
 
 use super::CompareError;
+use super::early;
 use super::file;
 use super::parts::AgentPort;
 use crate::args::{
@@ -47,6 +48,8 @@ pub struct RunPlan {
     pub(super) restore: RestoreKind,
     prefault: Option<Prefault>,
     tls: bool,
+    /// When the connection breaks, each time after the guest was handed over, or after the last recovery.
+    cuts: Vec<Duration>,
     check_trace: bool,
     map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
@@ -78,6 +81,7 @@ impl RunPlan {
             return Err(CompareError::NoAgent);
         }
         file::check(args)?;
+        early::check(args)?;
         // Lent memory is lent whole, whatever is known of it.
         let modes = match args.transport {
             ComparedTransport::Local => &[HintMode::Off],
@@ -104,6 +108,7 @@ impl RunPlan {
                     restore: args.restore,
                     prefault: args.prefault,
                     tls: args.tls,
+                    cuts: args.cut.clone(),
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
                     linux: linux.clone(),
@@ -196,6 +201,7 @@ impl RunPlan {
         folder: &Path,
         snapshot: Option<&Path>,
         tls: Option<&Certificates>,
+        hold: bool,
     ) -> Vec<OsString> {
         let address = match self.transport {
             ComparedTransport::File => snapshot.map(file::uri).unwrap_or_default(),
@@ -206,7 +212,10 @@ impl RunPlan {
                 address
             }
         };
-        let mut args = vec!["receive".into(), address, "--hold".into()];
+        let mut args = vec!["receive".into(), address];
+        if hold {
+            args.push("--hold".into());
+        }
         args.extend(self.machine_args());
         if snapshot.is_some() {
             push(&mut args, "--direct-io", name_of(self.migration.direct_io));
@@ -244,6 +253,10 @@ impl RunPlan {
         };
         push(&mut args, "--prefault", pace);
         args
+    }
+
+    pub(super) fn cuts(&self) -> &[Duration] {
+        &self.cuts
     }
 
     pub(super) fn migrate(&self, uri: String, tls: Option<&Certificates>) -> Command {

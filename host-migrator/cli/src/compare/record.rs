@@ -70,10 +70,25 @@ pub struct Record {
     /// From the start of the command that restores the guest until the guest ran, or was held, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_instruction_ms: Option<f64>,
-    /// Page faults that were answered while a lazily restored guest checked its memory.
+    /// With `--postcopy`: from the hand-over until all memory was there, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy_ms: Option<f64>,
+    /// Pages that were still to be sent at the hand-over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy_promised: Option<u64>,
+    /// Of these, pages that the destination asked for, because the guest waited for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy_requests: Option<u64>,
+    /// Page faults that were answered with zeros, without a byte on the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy_zero_answers: Option<u64>,
+    /// How often the postcopy went on after its connection had broken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recoveries: Option<u64>,
+    /// Page faults that were answered while a lazily restored guest checked its memory, or until all memory of a postcopy was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<u64>,
-    /// Microseconds until half of these were answered, from the moment when they were read.
+    /// Microseconds until half of these were answered, from the moment when they were read. (With `--postcopy`: of those that needed a page.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_p50_us: Option<f64>,
     /// The same for 99 of 100.

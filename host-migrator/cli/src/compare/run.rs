@@ -4,16 +4,16 @@
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use host_migrator::report::stats::{MigrationReport, MigrationState};
+use host_migrator::report::stats::MigrationReport;
 use host_migrator::{GuestRam, MigrationBitmap, RamRegion, TimedEvent};
 use indicatif::ProgressBar;
 use spec::trace::check::Verdict as RuleVerdict;
 
 use super::CompareError;
 use super::course::Course;
+use super::early;
 use super::file;
 use super::gaps::{GuestGaps, Moments, gaps_of};
 use super::lazy;
@@ -21,15 +21,14 @@ use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
 use super::plan::{RunPlan, name_of};
 use super::record::Record;
+use super::steps;
 use crate::args::{ComparedTransport, GuestKind, RestoreKind};
 use crate::control::{Client, Command, EventPage, EventsArguments};
 use crate::machine::{FileRange, GuestStatus, MachineState, MemoryMap, Status};
-use crate::trace::{self, TraceArgs};
+use crate::trace;
 
 /// How long a guest may take to boot, fill and free its memory.
 pub(super) const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a migration may take.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the guest's check of all its memory may take at the destination.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -48,33 +47,15 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     let step = |what: &str| progress.set_message(format!("{plan}: {what}"));
 
     step("guest fills its memory");
-    let (program, place) = (&plan.program, folder.path());
+    let place = folder.path();
     let trace = plan.new_trace(place)?;
     let tls = plan.new_certificates(place)?;
-    let mut source = Host::start(
-        program,
-        place,
-        ("source", "source-device"),
-        plan.run_args(),
-        &[],
-        plan.agent_port(),
-        &trace,
-    )?;
     let snapshot = plan.snapshot(place)?;
-    let destination_trace = TraceArgs {
-        trace_host: 1,
-        ..trace.clone()
-    };
+    let mut source = steps::start_source(plan, place, "source", &trace)?;
+    // The oracle needs the guest as it arrives.
     let start_destination = || {
-        Host::start(
-            program,
-            place,
-            ("destination", "destination-device"),
-            plan.receive_args(place, snapshot.as_deref(), tls.as_ref()),
-            &[],
-            plan.agent_port(),
-            &destination_trace,
-        )
+        let args = plan.receive_args(place, snapshot.as_deref(), tls.as_ref(), true);
+        steps::start_destination(plan, place, "destination", args, &trace)
     };
     // A file must be there before a guest is restored from it.
     let mut waiting = match &snapshot {
@@ -82,58 +63,32 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         Some(_) => None,
     };
     let uri = match (&mut waiting, &snapshot) {
-        (Some(destination), _) => {
-            let up = |status: &Status| Ok(status.incoming.is_some());
-            let listening =
-                destination.wait_until("the destination to listen", GUEST_TIMEOUT, up)?;
-            listening.incoming.unwrap_or_default()
-        }
+        (Some(destination), _) => steps::address_of(destination)?,
         (None, path) => {
             let uri = path.as_deref().map(file::uri).unwrap_or_default();
             uri.to_string_lossy().into_owned()
         }
     };
-    source.wait_until("the guest to be ready", GUEST_TIMEOUT, |status| {
-        guest_failure(status.guest.as_ref())?;
-        Ok(status.guest.as_ref().is_some_and(|guest| guest.ready))
-    })?;
+    steps::until_ready(&mut source)?;
     // Only the bare guest counts its gaps.
     let gaps = |host: &Host| match plan.guest.kind {
         GuestKind::Bare => gaps_of(host, plan.guest.vcpus).map(Some),
         GuestKind::Linux => Ok(None),
     };
     let ready = gaps(&source)?;
-    thread::sleep(plan.settle);
-    let before = source.wait_until("the guest's status", GUEST_TIMEOUT, |status| {
-        Ok(status.guest.is_some())
-    })?;
+    let before = steps::settle(plan, &mut source)?;
 
     let asked = gaps(&source)?;
-    let mut client = source.client()?;
-    client.tell(&plan.migrate(uri, tls.as_ref()))?;
+    steps::begin(plan, &source, uri, tls.as_ref())?;
     let longest_gap = |status: &Status| status.guest.as_ref().map_or(0, |it| it.longest_gap);
     let mut longest = 0;
     let mut course = Course::default();
-    source.wait_until("the migration to end", MIGRATION_TIMEOUT, |status| {
+    let report = steps::until_migrated(&mut source, |status| {
         longest = longest.max(longest_gap(status));
-        let migration = &status.migration;
-        course.look(migration);
-        step(&format!("migrating, round {}", migration.round));
-        match migration.status {
-            MigrationState::Completed => Ok(true),
-            state if state.is_over() => {
-                let why = migration
-                    .error_desc
-                    .clone()
-                    .unwrap_or_else(|| format!("{state:?}"));
-                Err(CompareError::Migration(why))
-            }
-            _ => Ok(false),
-        }
+        course.look(&status.migration);
+        step(&format!("migrating, round {}", status.migration.round));
     })?;
-    source.device.still_alive()?;
-    let report: MigrationReport = client.ask(&Command::QueryReport)?;
-    course.events = events_of(&mut client)?;
+    course.events = events_of(&mut source.client()?)?;
     let restoring = Instant::now();
     let mut destination = match waiting {
         Some(destination) => destination,
@@ -141,7 +96,9 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     };
     let arrived = destination.wait_until("the guest to arrive", GUEST_TIMEOUT, |status| {
         let lazy = status.restore.as_ref().and_then(|it| it.lazy.as_ref());
-        Ok(status.machine == MachineState::Held && lazy.is_none_or(|paging| paging.missing == 0))
+        let early = status.postcopy.as_ref().map(|postcopy| &postcopy.paging);
+        let all_is_here = lazy.or(early).is_none_or(|paging| paging.missing == 0);
+        Ok(status.machine == MachineState::Held && all_is_here)
     })?;
     let restore_ms = restoring.elapsed().as_secs_f64() * 1000.0;
     let figures = (snapshot.as_deref())
@@ -180,11 +137,12 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         checked,
     });
     let events = trace.trace.as_deref().map(check_trace).transpose()?;
+    // Their memory may be needed for others.
+    drop((source, destination));
     let mut restored = arrived.restore;
     let mut lazily = None;
     if let (RestoreKind::Lazy, Some(path)) = (plan.restore, &snapshot) {
         step("guest checks its memory before it was read");
-        drop(destination);
         let job = lazy::run(plan, place, path, arrived.guest.as_ref())?;
         for of_guest in &job.guests {
             checked.checks += of_guest.checks;
@@ -193,7 +151,20 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         restored.clone_from(&job.restore);
         lazily = Some(job);
     }
+    let live = match plan.migration.postcopy {
+        None => None,
+        Some(_) => {
+            step("guest runs at the destination before its memory");
+            Some(early::run(plan, place)?)
+        }
+    };
+    if let Some(live) = &live {
+        checked.checks += live.guest.checks;
+        checked.wrong += live.guest.wrong;
+    }
     let paging = restored.as_ref().and_then(|restore| restore.lazy.as_ref());
+    let paging = paging.or(live.as_ref().map(|live| &live.paging));
+    let report = live.as_ref().map_or(&report, |live| &live.report);
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         course,
@@ -207,13 +178,14 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         save_ms: figures.map(|_| report.total_ms),
         restore_ms: figures.map(|file| file.restore_ms),
         first_instruction_ms: restored.as_ref().map(|it| it.first_instruction_ms),
+        postcopy_zero_answers: live.as_ref().map(|live| live.paging.faults_zero),
         faults: paging.map(|paging| paging.faults),
         fault_p50_us: paging.and_then(|paging| paging.fault_p50_us),
         fault_p99_us: paging.and_then(|paging| paging.fault_p99_us),
         job_lazy_ms: lazily.as_ref().and_then(|job| job.lazy_ms),
         job_eager_ms: lazily.as_ref().and_then(|job| job.eager_ms),
         idle_resident_bytes: lazily.as_ref().and_then(|job| job.idle_resident_bytes),
-        ..record(plan, in_use_bytes, &report, &verdict, &checked)
+        ..record(plan, in_use_bytes, report, &verdict, &checked)
     })
 }
 
@@ -232,7 +204,7 @@ fn events_of(client: &mut Client) -> Result<Vec<TimedEvent>, CompareError> {
 }
 
 /// Checks the trace of all parts against the rule. Returns the number of events.
-fn check_trace(path: &Path) -> Result<u64, CompareError> {
+pub(super) fn check_trace(path: &Path) -> Result<u64, CompareError> {
     let (verdict, around) = trace::check_file(path)?;
     match verdict {
         RuleVerdict::Holds(summary) => Ok(summary.events),
@@ -390,7 +362,7 @@ pub(super) fn whole_pass(
     })
 }
 
-fn guest_failure(guest: Option<&GuestStatus>) -> Result<(), CompareError> {
+pub(super) fn guest_failure(guest: Option<&GuestStatus>) -> Result<(), CompareError> {
     match guest.and_then(|guest| guest.failure.clone()) {
         Some(reason) => Err(CompareError::Guest(reason)),
         None => Ok(()),
@@ -427,6 +399,14 @@ fn record(
         save_ms: None,
         restore_ms: None,
         first_instruction_ms: None,
+        postcopy_ms: report.postcopy.as_ref().map(|postcopy| postcopy.ms),
+        postcopy_promised: report
+            .postcopy
+            .as_ref()
+            .map(|postcopy| postcopy.pages_promised),
+        postcopy_requests: report.postcopy.as_ref().map(|postcopy| postcopy.requests),
+        postcopy_zero_answers: None,
+        recoveries: report.postcopy.as_ref().map(|postcopy| postcopy.recoveries),
         faults: None,
         fault_p50_us: None,
         fault_p99_us: None,

@@ -28,7 +28,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use host_migrator::wire::{TlsConfig, TlsFiles};
-use host_migrator::{EARLY_HARVESTS, PageSource, PageSources, SYNC_INTERVAL};
+use host_migrator::{EARLY_HARVESTS, PageSource, PageSources, PostcopyStart, SYNC_INTERVAL};
 use serde::{Deserialize, Serialize};
 
 /// A command to a machine. The names follow QMP where QMP has the command.
@@ -41,6 +41,10 @@ pub enum Command {
     Migrate(Box<MigrateArguments>),
     /// Change how the running migration goes on.
     MigrateSetParameters(TuningArguments),
+    /// Hand the guest of the running migration over before its memory. Only a migration with `postcopy` can do that.
+    MigrateStartPostcopy,
+    /// Go on with a postcopy whose connection has broken. The destination listens at the address; the source connects to it.
+    MigrateRecover(RecoverArguments),
     /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
     /// What has happened in the running or last migration; answers [`EventPage`].
@@ -61,6 +65,14 @@ pub enum Command {
     /// End the process. Refused if its guest would be lost and the arguments do not allow that. The answer comes before
     /// the process ends; the connection closes when it has ended.
     Quit(Option<QuitArguments>),
+}
+
+/// Where the two sides of a broken postcopy meet.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RecoverArguments {
+    /// `tcp:HOST:PORT`, `unix:PATH` or `vsock:CID:PORT`. It need not be the address of the migration.
+    pub uri: String,
 }
 
 /// What may be lost by a `quit`.
@@ -111,6 +123,12 @@ pub struct MigrateArguments {
     /// it has taken until then, if it is expected to end by then.
     #[serde(default)]
     pub wait_for_hints: Option<u32>,
+    /// Hand the guest over before its memory: `at-once`, `on-command` or after so many rounds; default: all memory is sent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy: Option<PostcopyStart>,
+    /// Greatest bandwidth, in bytes a second, for memory that is sent after the hand-over and that the guest does not wait for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_postcopy_bandwidth: Option<u64>,
     /// Throttle the guest if it writes too fast.
     #[serde(default)]
     pub auto_converge: bool,
@@ -200,6 +218,8 @@ impl MigrateArguments {
             early_harvests: EARLY_HARVESTS,
             max_rounds: None,
             wait_for_hints: None,
+            postcopy: None,
+            max_postcopy_bandwidth: None,
             auto_converge: false,
             cpu_throttle_initial: None,
             cpu_throttle_increment: None,

@@ -14,6 +14,7 @@
 //! | `Here`, and a migration is under way | refused | refused | refused | ends, 1 |
 //! | `Here`, handed over, the destination did not confirm | refused | refused | ends | ends, 1 |
 //! | `Undecided`: the link died before the hand-over came | refused | refused | ends | ends, 1 |
+//! | `Here`, handed over before its memory | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over | refused | ends | ends | ends, 0 |
 //! | `Ended`: the guest has powered off or crashed | refused | ends | ends | ends, 0 |
 //!
@@ -178,7 +179,7 @@ impl Life {
                 taken
             }
             Away::UnderWay => Err("the migration is still under way: use `lacuna cancel`".into()),
-            Away::HandedOver => Err(
+            Away::HandedOver | Away::Serving => Err(
                 "the destination has said that the guest runs there: it must not run here, too"
                     .into(),
             ),
@@ -356,7 +357,7 @@ impl State {
 
     fn for_people(&self, away: Away) -> MachineState {
         match (self.stage, away) {
-            (_, Away::HandedOver) => MachineState::HandedOver,
+            (_, Away::HandedOver | Away::Serving) => MachineState::HandedOver,
             (_, Away::Unconfirmed) | (Stage::Undecided, _) => MachineState::Undecided,
             (Stage::Awaited | Stage::TakingOver, _) => MachineState::Incoming,
             (Stage::Here { held: true }, _) => MachineState::Held,
@@ -371,6 +372,7 @@ impl State {
             (Stage::Awaited | Stage::Ended, _) | (_, Away::HandedOver) => None,
             (Stage::TakingOver, _) => Some(Stake::Arriving),
             (Stage::Undecided, _) => Some(Stake::Undecided),
+            (_, Away::Serving) => Some(Stake::Serving),
             (Stage::Here { .. }, Away::UnderWay) => Some(Stake::Leaving),
             (Stage::Here { .. }, Away::Unconfirmed) => Some(Stake::Unconfirmed),
             (Stage::Here { .. }, Away::No) => Some(Stake::Guest),
@@ -385,7 +387,9 @@ impl State {
             (Stage::Here { .. }, Away::No) => return Ok(()),
             (_, Away::UnderWay) => "a migration is under way already".into(),
             (_, Away::Unconfirmed) => SOURCE_MAY_OWN.into(),
-            (_, Away::HandedOver) => "there is no guest here to migrate: it was handed over".into(),
+            (_, Away::HandedOver | Away::Serving) => {
+                "there is no guest here to migrate: it was handed over".into()
+            }
             (Stage::Undecided, Away::No) => DESTINATION_MAY_OWN.into(),
             (Stage::Awaited | Stage::TakingOver, Away::No) => {
                 "there is no guest here to migrate: it has not arrived yet".into()
@@ -417,6 +421,7 @@ enum Stake {
     Guest,
     Leaving,
     Unconfirmed,
+    Serving,
     Undecided,
 }
 
@@ -434,6 +439,9 @@ impl Stake {
             Self::Unconfirmed => {
                 "the guest was handed over, but the destination did not confirm that it runs: this may be its only copy"
             }
+            Self::Serving => {
+                "the guest runs at the destination, which still needs memory from here"
+            }
             Self::Undecided => {
                 "all of the guest is here, and it is not known whether the source has given it up: this may be its only copy"
             }
@@ -447,6 +455,9 @@ impl Stake {
             Self::Leaving => "use `lacuna cancel` first, or wait for the end of the migration",
             Self::Unconfirmed => {
                 "look at the destination first; to give this copy up, use `lacuna quit --end-guest`"
+            }
+            Self::Serving => {
+                "wait for the end of the migration, or use `lacuna recover`; to give the guest up, use `lacuna quit --end-guest`"
             }
             Self::Undecided => {
                 "look at the source first; to give this copy up, use `lacuna quit --end-guest`"

@@ -7,6 +7,7 @@ mod arriving;
 mod console;
 mod life;
 mod outgoing;
+mod postcopying;
 mod process;
 mod request;
 mod restoring;
@@ -168,6 +169,7 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
         None => args.address.to_string(),
     };
     let process = Process::new(machine, &args.machine, parts, Some(from), listener)?;
+    process.set_tls(tls);
     let receiver = Arc::clone(&process);
     let restore = Restore {
         began,

@@ -22,6 +22,8 @@ pub(super) enum Away {
     UnderWay,
     /// The guest was handed over, and the destination has not confirmed that it runs.
     Unconfirmed,
+    /// The guest runs at the destination, which still needs memory from here.
+    Serving,
     /// The guest is at the destination.
     HandedOver,
 }
@@ -41,6 +43,19 @@ const CANCEL_DELAY: Duration = Duration::from_secs(8);
 /// How often it is asked whether it has.
 const CANCEL_POLL: Duration = Duration::from_millis(2);
 
+const HANDED_OVER: &str =
+    "the guest has been handed over: the migration can no longer be cancelled";
+
+/// Whether a migration in this state brings memory to a guest that runs at the destination.
+fn serves(state: MigrationState) -> bool {
+    matches!(
+        state,
+        MigrationState::PostcopyActive
+            | MigrationState::PostcopyPaused
+            | MigrationState::PostcopyRecover
+    )
+}
+
 #[derive(Debug, Default)]
 struct Slot {
     monitor: Option<MigrationMonitor>,
@@ -54,6 +69,8 @@ struct Slot {
     taken_back: bool,
     /// The guest is saved, and stays here.
     stays: bool,
+    /// The memory of a guest that is at the destination was given up.
+    gave_up: bool,
 }
 
 impl Slot {
@@ -141,7 +158,10 @@ impl Outgoing {
                 slot.running = false;
                 match result {
                     Ok(report) => slot.report = Some(Arc::new(report)),
-                    Err(error) => log::warn!("the migration ended: {error}"),
+                    Err(error) => {
+                        slot.gave_up = matches!(error, MigrationError::MemoryGivenUp(_));
+                        log::warn!("the migration ended: {error}");
+                    }
                 }
                 drop(slot);
                 ours.ended.notify_all();
@@ -187,6 +207,42 @@ impl Outgoing {
         }
     }
 
+    /// Hands the guest over before its memory.
+    ///
+    /// # Errors
+    /// A sentence, if no migration is running that may do so.
+    pub fn start_postcopy(&self) -> Result<(), String> {
+        let slot = self.slot.lock();
+        match slot.monitor.as_ref().filter(|_| slot.running) {
+            None => Err("no migration is under way".into()),
+            Some(monitor) if monitor.start_postcopy() => Ok(()),
+            Some(_) => Err("this migration has begun without --postcopy, so all memory is sent before the guest".into()),
+        }
+    }
+
+    /// Goes on over a connection of `connect` with a postcopy whose connection has broken.
+    ///
+    /// # Errors
+    /// A sentence, if there is none, or no connection.
+    pub fn recover(
+        &self,
+        connect: impl FnOnce() -> Result<Connection, String>,
+    ) -> Result<(), String> {
+        const NOTHING: &str = "no postcopy here has a broken connection";
+        let monitor = {
+            let slot = self.slot.lock();
+            slot.monitor.clone().filter(|_| slot.running)
+        };
+        let monitor = monitor.ok_or(NOTHING)?;
+        if monitor.status().status != MigrationState::PostcopyPaused {
+            return Err(NOTHING.into());
+        }
+        match monitor.recover(connect()?) {
+            true => Ok(()),
+            false => Err(NOTHING.into()),
+        }
+    }
+
     /// Changes how the running migration goes on.
     ///
     /// # Errors
@@ -223,6 +279,9 @@ impl Outgoing {
             _ if slot.stays && slot.running => Away::UnderWay,
             _ if slot.stays => Away::No,
             MigrationState::Completed => Away::HandedOver,
+            state if serves(state) => Away::Serving,
+            // The guest is there, and nobody serves its memory any more.
+            MigrationState::Failed if slot.gave_up => Away::HandedOver,
             // The state says so a moment before the migration has put everything back.
             MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
             MigrationState::HandedOverUnconfirmed if !slot.taken_back => Away::Unconfirmed,
@@ -247,6 +306,11 @@ impl Outgoing {
                 monitor: Some(monitor),
                 running: true,
                 ..
+            } if serves(monitor.status().status) => return Err(HANDED_OVER.into()),
+            Slot {
+                monitor: Some(monitor),
+                running: true,
+                ..
             } => monitor.cancel(),
             _ => return Err("no migration is under way".into()),
         };
@@ -263,7 +327,7 @@ impl Outgoing {
                 Err("the guest has been saved: only the disk is waited for, and the save can no longer be cancelled".into())
             }
             Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
-                Err("the guest has been handed over: the migration can no longer be cancelled".into())
+                Err(HANDED_OVER.into())
             }
             _ if slot.running && !slot.is_over() => Err(
                 "the migration has not stopped yet: `lacuna status` shows when it has, and where the guest is".into(),

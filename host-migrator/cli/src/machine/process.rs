@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::hints::DeviceHints;
-use host_migrator::wire::Listener;
+use host_migrator::wire::{Listener, TlsConfig};
 use host_migrator::{
     DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MachineError, MigrationParams,
     Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot, SnapshotTarget,
@@ -26,6 +26,7 @@ use super::arriving::Arriving;
 use super::console::LastReport;
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
+use super::postcopying::Postcopying;
 use super::request::{file, needs_the_device, params, text};
 use super::restoring::{Restore, Restoring};
 use super::saving::Saving;
@@ -59,6 +60,9 @@ pub struct Process {
     /// How long it took to load the guest that arrived here.
     load: OnceLock<Duration>,
     restoring: Restoring,
+    postcopying: Postcopying,
+    /// How the last connection was encrypted.
+    tls: Mutex<Option<TlsConfig>>,
     /// Where a guest is awaited, until it has arrived or the process ends.
     listener: Mutex<Option<Arc<Listener>>>,
 }
@@ -117,6 +121,8 @@ impl Process {
             life: Arc::new(life),
             load: OnceLock::new(),
             restoring: Restoring::default(),
+            postcopying: Postcopying::default(),
+            tls: Mutex::default(),
             listener: Mutex::new(listener.map(Arc::new)),
         });
         let listener = Arc::clone(&process);
@@ -158,7 +164,7 @@ impl Process {
     }
 
     /// Returns the milliseconds that loading the machine's state took.
-    fn accept_and_receive(&self) -> Result<f64, ProcessError> {
+    fn accept_and_receive(self: &Arc<Self>) -> Result<f64, ProcessError> {
         let listener = self.listener.lock().clone();
         let Some(listener) = listener else {
             return Ok(0.0);
@@ -170,7 +176,8 @@ impl Process {
         // `self.listener` is then the only owner, so it can be closed when the guest arrives.
         drop(listener);
         let observer = &mut |status: &ReceiveStatus| log::trace!("{status:?}");
-        let report = source.receive(&own, &mut machine, &self.ownership, observer)?;
+        let early = self.postcopy_options();
+        let report = source.receive_early(&own, &mut machine, &self.ownership, observer, early)?;
         Ok(report.load_ms)
     }
 
@@ -222,6 +229,16 @@ impl Process {
         &self.restoring
     }
 
+    /// How the rest of the guest's memory comes, if it was handed over before that.
+    pub(super) fn postcopying(&self) -> &Postcopying {
+        &self.postcopying
+    }
+
+    /// How connections are encrypted from now on.
+    pub(super) fn set_tls(&self, tls: Option<TlsConfig>) {
+        *self.tls.lock() = tls;
+    }
+
     fn happened(&self, event: MachineEvent) {
         log::info!("guest: {event:?}");
         let failure = match event {
@@ -252,7 +269,11 @@ impl Process {
             guest: self.guest_status(),
             vcpus: self.vcpus(),
             restore: self.restoring.status(),
-            incoming: self.life.incoming(),
+            postcopy: self.postcopying.status(),
+            incoming: self
+                .life
+                .incoming()
+                .or_else(|| self.postcopying.listening()),
             incoming_tls: (self.listener.lock().as_ref())
                 .is_some_and(|listener| listener.is_encrypted()),
             balloon_lost: self.balloon.as_ref().and_then(|balloon| balloon.lost()),
@@ -367,7 +388,9 @@ impl Process {
             ),
             None => {
                 let way = Way::new(&arguments.uri, descriptors)?;
-                let channel = way.connect(arguments.tls()?.as_ref())?;
+                let tls = arguments.tls()?;
+                let channel = way.connect(tls.as_ref())?;
+                self.set_tls(tls);
                 (Some(channel), Box::new(self.machine.clone()))
             }
         };
@@ -417,6 +440,21 @@ impl Process {
         self.outgoing.start_save(source, params, sink, ended)
     }
 
+    /// Goes on with a postcopy whose connection has broken: the destination listens at `uri`, the source connects.
+    fn recover(&self, uri: &str) -> Result<Value, String> {
+        let tls = self.tls.lock().clone();
+        if self.postcopying.status().is_some() {
+            if self.ownership.get().owner != Owner::Here {
+                let why = "it is not known whether the guest is here: decide that first, with `lacuna cont --destination-owns`";
+                return Err(why.into());
+            }
+            let listening = self.postcopying.listen_again(uri, tls.as_ref())?;
+            return Ok(json!({ "listening": listening }));
+        }
+        let connect = || Way::new(uri, Vec::new())?.connect(tls.as_ref());
+        self.outgoing.recover(connect).map(|()| json!({}))
+    }
+
     fn claim(&self) -> Result<(), String> {
         self.ownership.claim(&self.trace).map_err(text)
     }
@@ -453,6 +491,8 @@ impl Handler for Process {
             Command::MigrateSetParameters(arguments) => {
                 self.outgoing.tune(&arguments).map(|()| json!({}))
             }
+            Command::MigrateStartPostcopy => self.outgoing.start_postcopy().map(|()| json!({})),
+            Command::MigrateRecover(arguments) => self.recover(&arguments.uri),
             Command::MigrateCancel => self.outgoing.cancel().map(|()| json!({})),
             Command::QueryEvents(known) => {
                 serde_json::to_value(self.outgoing.events(known)).map_err(text)

@@ -16,6 +16,9 @@ pub(super) fn file(
     arguments: &MigrateArguments,
     descriptors: &[OwnedFd],
 ) -> Result<SnapshotTarget, String> {
+    if arguments.postcopy.is_some() {
+        return Err("a guest that is saved into a file stays here: leave out postcopy".into());
+    }
     if arguments.local || arguments.tls()?.is_some() || !descriptors.is_empty() {
         return Err(
             "a guest is saved into a file without a connection: leave out local, TLS and sockets"
@@ -30,6 +33,12 @@ pub(super) fn params(arguments: &MigrateArguments) -> Result<MigrationParams, St
         return Err(format!(
             "a max-bandwidth of {slow} bytes a second is less than one page: leave it out to use all that the link has"
         ));
+    }
+    if arguments.postcopy.is_some() && arguments.local {
+        return Err(
+            "a guest whose memory is lent is handed over with it: leave out postcopy or local"
+                .into(),
+        );
     }
     let channels = arguments.multifd_channels.unwrap_or_else(default_channels);
     if !(1..=MAX_CHANNELS).contains(&channels) {
@@ -57,6 +66,8 @@ pub(super) fn params(arguments: &MigrateArguments) -> Result<MigrationParams, St
                 .wait_for_hints
                 .map(|wait| Duration::from_secs(wait.into())),
         )
+        .with_postcopy(arguments.postcopy)
+        .with_max_postcopy_bandwidth(arguments.max_postcopy_bandwidth)
         .with_sources(arguments.hints.sources(arguments.sources))
         .with_map_rounds(arguments.map_rounds)
         .with_local(arguments.local);

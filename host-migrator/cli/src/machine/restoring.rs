@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use host_migrator::destination::{LazyRestore, RestoreReport, restore, restore_lazily};
 use host_migrator::paging::{
-    Paging, PagingEvent, PagingOptions, Prefault, TouchRecorder, read_touched, touched_path,
+    Paging, PagingError, PagingEvent, PagingOptions, Prefault, TouchRecorder, read_touched,
+    touched_path,
 };
 use host_migrator::{DestinationMachine, Snapshot, SourceMachine};
 use parking_lot::Mutex;
@@ -64,6 +65,11 @@ struct State {
 }
 
 impl Restoring {
+    /// Whether parts of the guest's memory are not here yet.
+    pub(super) fn set_missing(&self, is_missing: bool) {
+        self.state.lock().is_missing = is_missing;
+    }
+
     /// # Errors
     /// A sentence, if the guest cannot leave because parts of its memory are not here yet.
     pub(super) fn may_leave(&self) -> Result<(), String> {
@@ -73,7 +79,7 @@ impl Restoring {
         }
         let pages = state.paging.as_ref().map(|paging| paging.status().missing);
         Err(format!(
-            "the guest's memory is still being restored{}: wait until `lacuna status` shows that it is all here",
+            "the guest's memory is still coming{}: wait until `lacuna status` shows that it is all here",
             pages.map_or(String::new(), |pages| format!(
                 ", and {pages} pages are missing"
             ))
@@ -119,7 +125,7 @@ impl Process {
                 (None, report)
             }
             Some(prefault) => {
-                self.restoring().state.lock().is_missing = true;
+                self.restoring().set_missing(true);
                 let process = Arc::clone(self);
                 let told = move |event| process.paging_has(event);
                 let lazy = LazyRestore {
@@ -145,25 +151,40 @@ impl Process {
         Ok(report)
     }
 
-    /// Called in a thread that brings pages, which must not wait for the machine: who has it may wait for a page.
+    /// Called in a thread that brings pages.
     fn paging_has(self: &Arc<Self>, event: PagingEvent) {
+        match event {
+            PagingEvent::Complete => self.all_memory_came(),
+            PagingEvent::Failed(error) => self.page_cannot_come(error),
+            event => log::warn!("{event:?}"),
+        }
+    }
+
+    /// Nothing is missing any more. Called in a thread that brings pages.
+    pub(super) fn all_memory_came(self: &Arc<Self>) {
+        self.apart(|process| {
+            process.machine().lock().memory_is_there();
+            process.restoring().set_missing(false);
+        });
+    }
+
+    /// A page cannot be placed for which somebody waits. Called in a thread that brings pages.
+    pub(super) fn page_cannot_come(self: &Arc<Self>, error: PagingError) {
+        self.apart(move |process| {
+            process.guest_has_ended(&error.to_string());
+            if let Err(error) = process.machine().clone().stop_vcpus() {
+                log::error!("{error}");
+            }
+        });
+    }
+
+    /// Does `work` in a thread of its own: a thread that brings pages must not wait for the machine, because who has it may wait for a
+    /// page.
+    fn apart(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let process = Arc::clone(self);
         let thread = thread::Builder::new().name("restored".into());
-        let started = thread.spawn(move || match event {
-            PagingEvent::Complete => {
-                process.machine().lock().memory_is_there();
-                process.restoring().state.lock().is_missing = false;
-            }
-            PagingEvent::Failed(error) => {
-                process.guest_has_ended(&error.to_string());
-                if let Err(error) = process.machine().clone().stop_vcpus() {
-                    log::error!("{error}");
-                }
-            }
-            event => log::warn!("{event:?}"),
-        });
-        if let Err(error) = started {
-            log::error!("a thread cannot be started when memory was restored: {error}");
+        if let Err(error) = thread.spawn(move || work(&process)) {
+            log::error!("a thread cannot be started while memory comes: {error}");
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use host_migrator::Ownership;
+use host_migrator::destination::PostcopyStatus;
 use host_migrator::paging::PagingStatus;
 use host_migrator::report::stats::MigrationStatus;
 use reference_vmm::VcpuTimes;
@@ -27,7 +28,10 @@ pub struct Status {
     /// How the guest was restored, if it came out of a snapshot file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreStatus>,
-    /// The address where a guest is awaited.
+    /// How the rest of the guest's memory comes, if the guest was handed over to this machine before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postcopy: Option<PostcopyStatus>,
+    /// The address where a guest is awaited, or the source of a broken postcopy.
     pub incoming: Option<String>,
     /// Sources there must use TLS.
     #[serde(default)]

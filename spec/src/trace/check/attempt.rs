@@ -108,6 +108,7 @@ impl Attempt {
             Event::RoundSent(_) => self.sending.all_is_sent("the round ends"),
             Event::Paused => self.paused(),
             Event::DevicesStopped => self.devices_stopped(),
+            Event::Promised(range) => self.promised(range),
             Event::HandOver => self.hand_over(),
             Event::Resuming => self.resuming(),
             Event::Throttles(percent) => self.throttles(percent),
@@ -430,6 +431,17 @@ impl Attempt {
             return Err((Clause::Order, "the guest is not stopped".into()));
         };
         stopped.devices = true;
+        Ok(())
+    }
+
+    /// Pages of a guest that is stopped are sent later. Before the last harvest they may still be written.
+    fn promised(&mut self, range: PageRange) -> Result<(), Broken> {
+        if !self.last_harvest_is_over {
+            let why =
+                "pages are promised before guest and devices have stopped and all logs were read";
+            return Err((Clause::HarvestEverything, why.into()));
+        }
+        self.pending.remove_range(range);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ mod late;
 mod lent;
 mod mid_round;
 mod owner;
+mod postcopy;
 mod throttle;
 
 use std::vec::Vec;

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A run whose guest is handed over before its memory, and runs at once. (In the run before, it was held, so that every page could be
+//! compared.) The connection may break meanwhile.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_migrator::destination::PostcopyPhase;
+use host_migrator::paging::PagingStatus;
+use host_migrator::report::stats::{MigrationReport, MigrationState};
+
+use super::CompareError;
+use super::line::Line;
+use super::parts::Host;
+use super::plan::RunPlan;
+use super::run::{GUEST_TIMEOUT, check_trace, whole_pass};
+use super::steps;
+use crate::args::{CompareArgs, ComparedTransport};
+use crate::control::{Command, RecoverArguments};
+use crate::machine::{GuestStatus, Status};
+
+/// How long both sides may take to notice a break, and to recover.
+const BREAK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked for the hand-over.
+const POLL: Duration = Duration::from_millis(1);
+/// Where the destination listens again.
+const ANYWHERE: &str = "tcp:127.0.0.1:0";
+
+/// What the run has shown.
+pub(super) struct Live {
+    pub(super) report: MigrationReport,
+    pub(super) paging: PagingStatus,
+    pub(super) guest: GuestStatus,
+}
+
+/// Whether the flags of `args` fit together.
+pub(super) fn check(args: &CompareArgs) -> Result<(), CompareError> {
+    let is_early = args.migration.postcopy.is_some();
+    match args.transport {
+        ComparedTransport::Local | ComparedTransport::File if is_early => Err(CompareError::Flags(
+            "--postcopy is for pages that are sent through a connection",
+        )),
+        ComparedTransport::Unix if !args.cut.is_empty() => {
+            Err(CompareError::Flags("--cut is for --transport tcp"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Migrates a guest as `plan` says, and lets it check all of its memory.
+pub(super) fn run(plan: &RunPlan, folder: &Path) -> Result<Live, CompareError> {
+    let folder = &folder.join("early");
+    std::fs::create_dir(folder).map_err(|source| CompareError::Io {
+        what: "cannot make a folder for the sockets",
+        source,
+    })?;
+    let trace = plan.new_trace(folder)?;
+    let tls = plan.new_certificates(folder)?;
+    let mut source = steps::start_source(plan, folder, "source", &trace)?;
+    let args = plan.receive_args(folder, None, tls.as_ref(), false);
+    let mut destination = steps::start_destination(plan, folder, "destination", args, &trace)?;
+    let address = steps::address_of(&mut destination)?;
+    steps::until_ready(&mut source)?;
+    steps::settle(plan, &mut source)?;
+    let line = match plan.cuts() {
+        [] => None,
+        _ => Some(Line::to(&address)?),
+    };
+    let uri = line.as_ref().map_or(address, Line::address);
+    steps::begin(plan, &source, uri, tls.as_ref())?;
+    // The last one stays until the end.
+    let _line = match line {
+        Some(line) => Some(cut(plan, line, &mut source, &mut destination)?),
+        None => None,
+    };
+    let report = steps::until_migrated(&mut source, |_| ())?;
+    let arrived = destination.wait_until("all memory", GUEST_TIMEOUT, |status| {
+        let postcopy = status.postcopy.as_ref();
+        Ok(postcopy.is_none_or(|postcopy| postcopy.phase == PostcopyPhase::Completed))
+    })?;
+    let paging = arrived.postcopy.map(|postcopy| postcopy.paging);
+    let checked = whole_pass(plan, &mut destination, arrived.guest.as_ref())?;
+    trace.trace.as_deref().map(check_trace).transpose()?;
+    Ok(Live {
+        report,
+        // A migration that ended before the switch has brought all memory.
+        paging: paging.unwrap_or_default(),
+        guest: checked.guest.unwrap_or_default(),
+    })
+}
+
+/// Breaks the connection `line` as often as `plan` says, and recovers each time. Returns the line that is used then.
+fn cut(
+    plan: &RunPlan,
+    mut line: Line,
+    source: &mut Host,
+    destination: &mut Host,
+) -> Result<Line, CompareError> {
+    for after in plan.cuts() {
+        if !until_handed_over(source)? {
+            return Ok(line);
+        }
+        thread::sleep(*after);
+        line.cut();
+        let is_over = |status: &Status| status.migration.status.is_over();
+        let found = source.wait_until("the source to notice", BREAK_TIMEOUT, |status| {
+            Ok(is_over(status) || status.migration.status == MigrationState::PostcopyPaused)
+        })?;
+        if is_over(&found) {
+            return Ok(line);
+        }
+        destination.wait_until("the destination to notice", BREAK_TIMEOUT, |status| {
+            let postcopy = status.postcopy.as_ref();
+            Ok(postcopy.is_some_and(|postcopy| postcopy.phase != PostcopyPhase::Active))
+        })?;
+        let recover = |uri: &str| Command::MigrateRecover(RecoverArguments { uri: uri.into() });
+        let answer: Result<serde_json::Value, _> = destination.client()?.ask(&recover(ANYWHERE));
+        let answer = answer?;
+        let address = answer["listening"].as_str().unwrap_or_default();
+        line = Line::to(address)?;
+        source.client()?.tell(&recover(&line.address()))?;
+    }
+    Ok(line)
+}
+
+/// Waits until the guest runs at the destination. False if the migration ends before, or with it.
+fn until_handed_over(source: &mut Host) -> Result<bool, CompareError> {
+    let began = Instant::now();
+    let mut client = source.client()?;
+    loop {
+        let status: Status = client.ask(&Command::Status)?;
+        match status.migration.status {
+            MigrationState::PostcopyActive => return Ok(true),
+            state if state.is_over() => return Ok(false),
+            _ if began.elapsed() > GUEST_TIMEOUT => {
+                let what = "the guest to be handed over".into();
+                return Err(CompareError::Timeout { what });
+            }
+            _ => thread::sleep(POLL),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest that was handed over to this machine before its memory.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use host_migrator::destination::{
+    Postcopy, PostcopyEvent, PostcopyOptions, PostcopyPhase, PostcopyStatus,
+};
+use host_migrator::paging::PagingOptions;
+use host_migrator::wire::{Access, Address, Listener, TlsConfig};
+use parking_lot::Mutex;
+
+use super::process::Process;
+use super::request::text;
+
+/// How often a wait that was told to end is looked at.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// The postcopy to this machine, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct Postcopying {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    postcopy: Option<Postcopy>,
+    recovery: Option<Recovery>,
+}
+
+/// A wait for the source.
+#[derive(Debug)]
+struct Recovery {
+    address: String,
+    /// Whether the wait goes on.
+    waits: Arc<AtomicBool>,
+}
+
+impl Postcopying {
+    /// For `lacuna status`.
+    pub(super) fn status(&self) -> Option<PostcopyStatus> {
+        self.state.lock().postcopy.as_ref().map(Postcopy::status)
+    }
+
+    /// Where the source is waited for.
+    pub(super) fn listening(&self) -> Option<String> {
+        let state = self.state.lock();
+        let recovery = state.recovery.as_ref()?;
+        (recovery.waits.load(Ordering::Acquire)).then(|| recovery.address.clone())
+    }
+
+    /// Waits at `uri` for the source to go on. Returns the address. A wait at another address ends.
+    ///
+    /// # Errors
+    /// A sentence, if the connection has not broken, or nobody can connect at `uri`.
+    pub(super) fn listen_again(
+        &self,
+        uri: &str,
+        tls: Option<&TlsConfig>,
+    ) -> Result<String, String> {
+        let mut state = self.state.lock();
+        let postcopy = state.postcopy.clone().ok_or("there is no postcopy here")?;
+        if let Some(recovery) = state.recovery.take() {
+            recovery.waits.store(false, Ordering::Release);
+        }
+        match postcopy.status().phase {
+            PostcopyPhase::Completed => return Err("all of the guest's memory is here".into()),
+            PostcopyPhase::Active => return Err("the connection has not broken".into()),
+            _ => {}
+        }
+        let address: Address = uri.parse().map_err(text)?;
+        let listener = Listener::bind_for(&address, Access::new(None, None)).map_err(text)?;
+        let listener = match tls {
+            Some(tls) => listener.with_tls(tls),
+            None => listener,
+        };
+        let address = listener.address().to_string();
+        let waits = Arc::new(AtomicBool::new(true));
+        let still = Arc::clone(&waits);
+        let thread = thread::Builder::new().name("recovery".into());
+        let thread = thread.spawn(move || {
+            let mut go_on = || still.load(Ordering::Acquire);
+            // A wait at another address has been told to end.
+            while postcopy.status().phase == PostcopyPhase::Recovering && go_on() {
+                thread::sleep(MOMENT);
+            }
+            match postcopy.recover(&listener, &mut go_on) {
+                Ok(()) => log::info!("the postcopy goes on"),
+                Err(error) => log::warn!("{error}"),
+            }
+            still.store(false, Ordering::Release);
+        });
+        thread.map_err(text)?;
+        state.recovery = Some(Recovery {
+            address: address.clone(),
+            waits,
+        });
+        Ok(address)
+    }
+}
+
+impl Process {
+    /// How a guest is received whose source hands it over before its memory.
+    pub(super) fn postcopy_options(self: &Arc<Self>) -> PostcopyOptions {
+        let (begun, told) = (Arc::clone(self), Arc::clone(self));
+        PostcopyOptions {
+            threads: NonZeroUsize::MIN.max(PagingOptions::default().threads),
+            begun: Box::new(move |postcopy| {
+                begun.restoring().set_missing(true);
+                if postcopy.is_complete() {
+                    begun.restoring().set_missing(false);
+                }
+                begun.postcopying().state.lock().postcopy = Some(postcopy);
+            }),
+            told: Box::new(move |event| match event {
+                PostcopyEvent::Complete => told.all_memory_came(),
+                PostcopyEvent::Failed(error) => told.page_cannot_come(error),
+                event => log::warn!("{event:?}"),
+            }),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A real guest is handed over before its memory: every page comes, whatever breaks, and it never runs twice.
+
+use host_migrator::paging::Userfaultfd;
+use serde_json::Value;
+use spec_testing::skipped;
+
+use crate::lab::{lacuna, skipped_without_kvm};
+
+/// How many connections the lane of recoveries breaks; more with this variable.
+const RUNS: &str = "LACUNA_RANDOM_RUNS";
+
+fn cannot_run(test: &str) -> bool {
+    if skipped_without_kvm(test) {
+        return true;
+    }
+    let refused = Userfaultfd::open(false).err();
+    refused.into_iter().map(skipped).count() > 0
+}
+
+/// Compares a guest of 256 MiB, in all modes of `flags`. Each migration is made twice: to a guest that is held, every page of which is
+/// compared; and to one that runs, and checks its pages itself.
+fn compare(flags: &[&str]) -> Vec<Value> {
+    let guest = [
+        "compare",
+        "--memory",
+        "256M",
+        "--in-use",
+        "48M",
+        "--freed",
+        "96M",
+        "--check-trace",
+        "--json",
+    ];
+    let output = lacuna(&[&guest, flags].concat());
+    assert!(output.status.success(), "{flags:?}: {output:?}");
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let records = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let records: Vec<Value> = records.collect();
+    for record in &records {
+        assert_eq!(record["pages_wrong"], 0, "{record}");
+        assert_eq!(record["guest_wrong"], 0, "{record}");
+        assert_eq!(record["pages_compared"], 256 << 8, "{record}");
+    }
+    records
+}
+
+#[test]
+fn a_guest_that_goes_before_its_memory_gets_every_page_with_hints_and_without() {
+    if cannot_run("postcopy, at once and after a round") {
+        return;
+    }
+    for when in ["at-once", "1"] {
+        let records = compare(&[
+            "--postcopy",
+            when,
+            "--hints",
+            "off,on",
+            "--dirty-rate",
+            "16M",
+            "--vcpus",
+            "2",
+        ]);
+        let [off, on] = &records[..] else {
+            panic!("{records:?}")
+        };
+        for record in [off, on] {
+            assert!(record["postcopy_promised"].as_u64() > Some(0), "{record}");
+            assert_eq!(record["recoveries"], 0, "{record}");
+        }
+        let bytes = |record: &Value| record["wire_bytes"].as_u64().unwrap();
+        assert!(bytes(on) * 2 < bytes(off), "hints save nothing: {on}");
+        if when == "at-once" {
+            let promised = |record: &Value| record["postcopy_promised"].as_u64().unwrap();
+            // What is free is not promised. The guest writes while its hints are waited for.
+            assert!(promised(on) * 2 < promised(off), "{on}");
+        }
+    }
+}
+
+#[test]
+fn compressed_and_encrypted_lanes_bring_a_guest_too() {
+    if cannot_run("postcopy, TLS") {
+        return;
+    }
+    compare(&[
+        "--postcopy",
+        "at-once",
+        "--hints",
+        "on",
+        "--tls",
+        "--multifd-compression",
+        "lz4",
+        "--multifd-channels",
+        "3",
+    ]);
+}
+
+#[test]
+fn a_guest_whose_connection_breaks_gets_the_rest_of_its_memory_after_each_recovery() {
+    if cannot_run("postcopy, recovery") {
+        return;
+    }
+    let runs: u64 = std::env::var(RUNS).map_or(2, |runs| runs.parse().expect(RUNS));
+    let mut random = spec::stamp::Random::new(15);
+    for run in 0..runs {
+        let cuts: Vec<String> = (0..3).map(|_| random.below(150).to_string()).collect();
+        let seed = run.to_string();
+        let mut flags = vec![
+            "--postcopy",
+            "at-once",
+            "--hints",
+            "on",
+            "--dirty-rate",
+            "16M",
+            "--seed",
+            &seed,
+            // So that it lasts.
+            "--max-postcopy-bandwidth",
+            "64M",
+        ];
+        flags.extend(cuts.iter().flat_map(|cut| ["--cut", cut.as_str()]));
+        let records = compare(&flags);
+        println!(
+            "cuts after {cuts:?}: {} recoveries",
+            records[0]["recoveries"]
+        );
+        assert!(records[0]["recoveries"].as_u64() > Some(0), "{records:?}");
+    }
+}
+
+#[test]
+fn flags_that_mean_nothing_for_a_postcopy_are_refused() {
+    for (flags, said) in [
+        (&["--postcopy", "0"][..], "number of rounds"),
+        (
+            &["--postcopy", "1", "--transport", "local"],
+            "--postcopy is for pages",
+        ),
+        (
+            &["--postcopy", "1", "--transport", "file"],
+            "--postcopy is for pages",
+        ),
+        (&["--cut", "5"], "--postcopy"),
+    ] {
+        let refused = lacuna(&[&["compare"], flags].concat());
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && text.contains(said),
+            "{flags:?}: {text}"
+        );
+    }
+}
