@@ -105,7 +105,7 @@ pub(super) fn end_copy(
     let stopped = put_source_back(source, params, outcome);
     let result = result.and_then(|report| {
         progress.update(|status| status.status = MigrationState::Syncing);
-        // Also of a guest that cannot run on: it may be its only copy.
+        // The copy is completed even if the guest cannot run on: then it is the only one.
         caught(finish)?;
         let total_ms = progress.started().elapsed().as_secs_f64() * 1000.0;
         Ok(MigrationReport { total_ms, ..report })
@@ -126,7 +126,8 @@ pub(super) fn end_copy(
     result
 }
 
-/// Why a guest that stays here does: a cancel is refused from now on.
+/// The reason to report for a guest that stays here: a cancel, if there was one, and `error` otherwise. A cancel is refused from
+/// now on.
 fn cancelled_or(error: MigrationError, progress: &Progress) -> MigrationError {
     match !progress.commit() && progress.is_cancelled() {
         true => MigrationError::Cancelled,

@@ -75,8 +75,8 @@ impl Pacing {
         self.limit.map_or(measured, |limit| limit.min(measured))
     }
 
-    /// As [`Pacing::bandwidth`], once more was sent than socket buffers take at once, or the end of a round was waited for. Of a
-    /// guest of zeros a sink that is no stream may get no byte at all.
+    /// As [`Pacing::bandwidth`]. `None` until more was sent than socket buffers take at once, or the end of a round was waited for:
+    /// of a guest of zeros a file gets no byte at all.
     pub(crate) fn measured(&self) -> Option<f64> {
         let enough = self.limit.map_or(BUFFERS, |limit| limit.min(BUFFERS));
         (self.bytes >= enough || self.tried).then(|| self.bandwidth())

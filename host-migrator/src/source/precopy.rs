@@ -147,7 +147,7 @@ fn owns_guest(source: &Source<'_>, progress: &Progress) -> Result<(), MigrationE
     Err(not_begun(MigrationError::NotHere, progress))
 }
 
-/// Tells `error`, which came before anything was done.
+/// Reports `error`, which came before anything was done.
 fn not_begun(error: MigrationError, progress: &Progress) -> MigrationError {
     progress.update(|status| {
         status.status = MigrationState::Failed;

@@ -93,7 +93,7 @@ impl Progress {
             status: status.status,
             error_desc: status.error_desc.clone(),
         });
-        // What it does wrong is no matter of the migration's.
+        // Its faults do not stop the migration.
         let told = catch_unwind(AssertUnwindSafe(|| (self.observer)(&status)));
         if let Err(panic) = told {
             log::error!("the observer of a migration panicked: {}", text_of(&*panic));

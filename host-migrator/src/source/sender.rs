@@ -113,7 +113,7 @@ impl<'a, S: Sink> Sender<'a, S> {
         let began = Instant::now();
         let mut opened = began;
         let (mut done_at_sync, mut since_sync) = (0, 0);
-        // What is pending in later rounds was used just now, and what is free otherwise says nothing about it.
+        // What is pending in later rounds was in use just now. The guest's free pages say nothing about it.
         let first_round = self.walk.round().round == 1;
         let words = |since_sync| {
             let pages = plan
