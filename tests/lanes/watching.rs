@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! People and programs that watch a migration.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use host_migrator::MigrationState;
@@ -8,7 +11,9 @@ use lacuna::compare::Host;
 use lacuna::control::TuningArguments;
 use serde_json::Value;
 
-use crate::lab::{BareGuest, Lab, Migration, command, ends, program, skipped_without_kvm};
+use crate::lab::{
+    BareGuest, Lab, Migration, command, ends, program, release_and_check, skipped_without_kvm,
+};
 
 /// Follows the migration away from `host` with more `flags`.
 fn follow(host: &Host, flags: &[&str]) -> Child {
@@ -96,4 +101,54 @@ fn a_follower_ends_with_the_reason_when_the_migration_does_not_complete() {
     assert!(text.contains("cancelled"), "{text}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("the migration ended as cancelled"), "{said}");
+}
+
+/// The answer to a scrape at `socket`.
+fn scrape(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).expect("the machine listens");
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+#[test]
+fn a_prometheus_server_reads_what_a_machine_and_its_migration_do() {
+    if skipped_without_kvm("bare, metrics of a machine") {
+        return;
+    }
+    let lab = Lab::new(BareGuest::busy());
+    let mut source = lab.running("source");
+    let socket = lab.folder().join("metrics");
+    let path = socket.to_str().expect("a path in UTF-8");
+    let (mut middle, uri) = lab.receiving_with("middle", &["--metrics-socket", path]);
+    let awaiting = scrape(&socket);
+    assert!(
+        awaiting.contains("lacuna_machine_state{state=\"incoming\"} 1"),
+        "{awaiting}"
+    );
+    let (_, verdict) =
+        (Migration::default().complete(&mut source, &mut middle, &uri)).expect("an end");
+    lab.assert_right(&verdict, "middle");
+    assert!(scrape(&socket).contains("lacuna_machine_state{state=\"held\"} 1"));
+    release_and_check(&mut middle);
+    let (mut last, uri) = lab.receiving("last", true);
+    let (report, verdict) =
+        (Migration::default().complete(&mut middle, &mut last, &uri)).expect("an end");
+    lab.assert_right(&verdict, "last");
+    let after = scrape(&socket);
+    let sent = format!(
+        "lacuna_migration_transferred_bytes_total {}",
+        report.wire_bytes
+    );
+    for expected in [
+        &sent,
+        "lacuna_migration_state{state=\"completed\"} 1",
+        "lacuna_migration_remaining_bytes",
+    ] {
+        assert!(after.contains(expected), "{expected}: {after}");
+    }
+    assert_eq!(command(&middle, &["quit"]), Ok(()));
+    assert!(!socket.exists(), "no socket is left behind");
 }

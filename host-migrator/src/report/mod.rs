@@ -3,6 +3,7 @@
 
 pub mod events;
 pub mod page_source;
+pub(crate) mod probes;
 pub(crate) mod rates;
 pub mod round_map;
 pub mod stats;

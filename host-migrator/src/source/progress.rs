@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::postcopy::orders::Orders;
 use crate::panics::text_of;
 use crate::report::events::{Events, MigrationEvent, TimedEvent};
+use crate::report::probes;
 use crate::report::stats::MigrationStatus;
 use crate::source::params::Tuning;
 use crate::wire::StopFlag;
@@ -102,6 +103,7 @@ impl Progress {
 
     /// Tells those who watch the migration that `event` has happened.
     pub(crate) fn happened(&self, event: MigrationEvent) {
+        probes::pass(&event);
         self.events.lock().add(self.started.elapsed(), event);
     }
 

@@ -113,6 +113,10 @@ pub struct MachineArgs {
     /// Group of the control socket, by name or number
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     pub control_group: Option<Gid>,
+    /// Unix socket to serve metrics of the machine and its migration on, in the text format of Prometheus over HTTP. --control-mode and
+    /// --control-group count for it, too
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub metrics_socket: Option<PathBuf>,
     /// File for the guest's console output; without this flag it goes to standard error. The guest never waits for a
     /// slow reader: of the output that nobody has read yet, only the last MiB is kept
     #[arg(long, value_name = "FILE")]

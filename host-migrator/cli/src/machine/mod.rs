@@ -6,6 +6,7 @@
 mod arriving;
 mod console;
 mod life;
+mod metrics;
 mod outgoing;
 mod postcopying;
 mod process;
@@ -33,6 +34,8 @@ use reference_vmm::{
 };
 use spec::bare::{AnswerPolicy, HoldPolicy};
 use vhost_device_balloon::daemon::signals::EndSignals;
+use vhost_device_balloon::metrics::MetricsServer;
+use vhost_device_balloon::sockets::BoundSocket;
 
 pub use status::{
     FileRange, GuestStatus, MachineState, MemoryMap, RestoreStatus, Status, VcpuStatus,
@@ -203,7 +206,11 @@ fn live(process: &Arc<Process>, args: &MachineArgs) -> Result<(), ProcessError> 
             let handler: Arc<dyn control::Handler> = process.clone();
             let served =
                 control::serve(control, access, handler).map_err(io_error("listen at", control))?;
+            let metrics = (args.metrics_socket.as_deref())
+                .map(|path| serve_metrics(process, path, access))
+                .transpose()?;
             let ending = process.life().wait();
+            drop(metrics);
             drop(served);
             Ok(ending)
         });
@@ -216,6 +223,19 @@ fn live(process: &Arc<Process>, args: &MachineArgs) -> Result<(), ProcessError> 
         Ending::Signal(name) if process.life().has_guest() => Err(ProcessError::Signal(name)),
         Ending::Signal(_) => Ok(()),
     }
+}
+
+/// Serves the metrics of `process` at `path`, until the result is dropped.
+fn serve_metrics(
+    process: &Arc<Process>,
+    path: &Path,
+    access: Access,
+) -> Result<MetricsServer, ProcessError> {
+    let serve = || {
+        let socket = BoundSocket::bind(path, access)?;
+        MetricsServer::start(socket, metrics::registry(Arc::downgrade(process)))
+    };
+    serve().map_err(io_error("serve metrics at", path))
 }
 
 /// The first SIGTERM or SIGINT ends the process cleanly, the second at once.

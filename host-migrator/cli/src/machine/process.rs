@@ -260,7 +260,7 @@ impl Process {
         self.outgoing.guest_ended(why);
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         // In this order, so that the state shown is not older than the end of the migration shown.
         let migration = self.outgoing.status();
         Status {
