@@ -6,11 +6,11 @@ use std::num::NonZeroU32;
 use lacuna::control::{Command, TuningArguments};
 
 use crate::lab::{
-    BareGuest, Lab, Migration, PATIENCE, command, ends, hinted, release_and_check,
+    BareGuest, Lab, Migration, PATIENCE, command, ends, hinted, lacuna, release_and_check,
     skipped_without_kvm, status, tell, until_round, whole_pass,
 };
 use host_migrator::{MigrationReport, MigrationState};
-use lacuna::compare::Host;
+use lacuna::compare::{Host, Record};
 use lacuna::machine::Status;
 
 /// A guest that rewrites all of its memory in use in each round over [`SLOW`].
@@ -281,4 +281,27 @@ fn a_round_that_does_not_end_is_harvested_again_and_again() {
     tell(&source, &Command::MigrateSetParameters(fast));
     ends(&mut source, MigrationState::Completed);
     release_and_check(&mut destination);
+}
+
+#[test]
+fn compare_shows_what_was_decided_and_what_the_guest_saw_before_during_and_after_it() {
+    if skipped_without_kvm("bare, the guest's own view") {
+        return;
+    }
+    let arguments = "compare --json --check-trace --hints on --memory 256M --vcpus 2 --in-use 32M --freed 64M \
+                     --max-bandwidth 64M --dirty-log ring --max-guest-slowdown 50";
+    let output = lacuna(&arguments.split_whitespace().collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let record: Record = serde_json::from_str(&text).expect("a record");
+    assert!(record.is_exact(), "{text}");
+    let last = record.decisions.last().expect("a decision");
+    assert!(last.contains("stops the guest"), "{last}");
+    let gaps = record.guest_gap_ms.expect("the guest's gaps");
+    assert_eq!(gaps.max_by_vcpu.len(), 2);
+    for seen in [gaps.without_migration, gaps.during, gaps.after] {
+        assert!(seen.beats > 0, "{text}");
+        let rising = [1.0, seen.p50, seen.p99, seen.p999, seen.max];
+        assert!(rising.is_sorted(), "{text}");
+    }
 }
