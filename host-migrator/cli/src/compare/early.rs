@@ -120,6 +120,11 @@ fn cut(
         let address = answer["listening"].as_str().unwrap_or_default();
         line = Line::to(address)?;
         source.client()?.tell(&recover(&line.address()))?;
+        // Until then it still says that the connection is broken.
+        let before = found.migration.recoveries;
+        source.wait_until("the source to go on", BREAK_TIMEOUT, |status| {
+            Ok(is_over(status) || status.migration.recoveries > before)
+        })?;
     }
     Ok(line)
 }
