@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use spec::file::{Half, Side};
 use spec::trace::Event;
 
 use crate::report::trace::Trace;
@@ -82,6 +83,17 @@ pub struct Ownership {
     pub number: u64,
     /// The owner.
     pub owner: Owner,
+}
+
+impl Ownership {
+    /// What `side` of this hand-over has left, for a file.
+    pub fn half(&self, side: Side) -> Half {
+        Half {
+            side,
+            session: self.session.0,
+            number: self.number,
+        }
+    }
 }
 
 /// Why an operator's decision is refused.

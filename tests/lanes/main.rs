@@ -27,6 +27,8 @@ mod file_memory;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod halves;
+#[cfg(test)]
 mod hostile_agent;
 #[cfg(test)]
 mod lab;

@@ -13,6 +13,7 @@ use host_migrator::paging::PagingStatus;
 use host_migrator::report::stats::{
     CompressionStatus, MigrationReport, MigrationState, MigrationStatus,
 };
+use host_migrator::snapshot::TargetError;
 use host_migrator::wire::Address;
 use host_migrator::{Ownership, SnapshotTarget};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,11 +22,13 @@ use spec_sockets::inherited;
 use vhost_device_balloon::daemon::signals::EndSignals;
 
 use crate::args::{
-    Cli, Generated, ProgramName, QuitArgs, RecoverArgs, SendArgs, StatusArgs, Target,
+    Cli, Generated, ProgramName, QuitArgs, RecoverArgs, SaveHalfArgs, SendArgs, StatusArgs, Target,
+    snapshot_at,
 };
 use crate::certificates::{self, CertificateError};
 use crate::control::{
-    Client, ClientError, Command, GIVEN, MigrateArguments, QuitArguments, RecoverArguments,
+    Client, ClientError, Command, GIVEN, HalfSaved, MigrateArguments, QuitArguments,
+    RecoverArguments, SaveHalfArguments,
 };
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
@@ -53,6 +56,9 @@ pub enum JobError {
         /// Why.
         why: String,
     },
+    /// The name of a file.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// Files or standard output.
     #[error("{what}: {source}")]
     Io {
@@ -380,6 +386,33 @@ pub fn recover(args: &RecoverArgs) -> Result<(), JobError> {
         Some(address) => print(&format!("listening  {address}")),
         None => Ok(()),
     }
+}
+
+/// `lacuna save-half`: prints what was saved.
+///
+/// # Errors
+/// [`JobError`] if the machine refuses or does not answer.
+pub fn save_half(args: &SaveHalfArgs) -> Result<(), JobError> {
+    // The machine may be in another folder.
+    let given = snapshot_at(&args.file)?;
+    let path = std::path::absolute(&given.path).map_err(|source| JobError::Io {
+        what: "cannot find this folder",
+        source,
+    })?;
+    let target = SnapshotTarget { path, ..given };
+    let uri = target.to_string();
+    let command = Command::SaveHalf(SaveHalfArguments { uri });
+    let mut client = Client::connect(&args.control)?.without_deadline()?;
+    let saved: HalfSaved = client.ask(&command)?;
+    if args.json {
+        return print(&serde_json::to_string_pretty(&saved).unwrap_or_default());
+    }
+    print(&format!(
+        "saved the {}'s half into {}: {} of content",
+        saved.side,
+        target.path.display(),
+        Size(saved.pages * PAGE_SIZE)
+    ))
 }
 
 /// `lacuna postcopy`, `cancel`, `cont` and `resume`: one command whose answer has no value.

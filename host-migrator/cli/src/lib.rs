@@ -84,6 +84,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         }
         Job::Postcopy(args) => jobs::tell(&args.control, &Command::MigrateStartPostcopy)?,
         Job::Recover(args) => jobs::recover(&args)?,
+        Job::SaveHalf(args) => jobs::save_half(&args)?,
         Job::Cancel(args) => jobs::tell(&args.control, &Command::MigrateCancel)?,
         Job::Cont(args) if args.destination_owns => {
             jobs::tell(&args.control, &Command::DestinationOwns)?;

@@ -7,6 +7,7 @@ use crate::compression::UnpackError;
 use crate::memory::error::RamError;
 use crate::memory::lent::LentError;
 use crate::paging::PagingError;
+use crate::snapshot::SnapshotError;
 use crate::vm::error::MachineError;
 use crate::vm::state::StateError;
 use crate::wire::SectionError;
@@ -124,9 +125,12 @@ pub enum ReceiveError {
     /// Pages cannot be brought while the guest runs.
     #[error(transparent)]
     Paging(#[from] PagingError),
-    /// There is nothing to recover: the connection has not broken, or all memory is here.
+    /// There is nothing to recover, and no half to save: the connection has not broken, or all memory is here.
     #[error("nothing is to be recovered: {0}")]
     NotPaused(&'static str),
+    /// The half of a guest cannot be saved.
+    #[error(transparent)]
+    Half(#[from] SnapshotError),
     /// Nobody waits any more.
     #[error("the wait for the source was ended")]
     Ended,

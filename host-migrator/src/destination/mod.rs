@@ -27,7 +27,9 @@ use crate::wire::Connection;
 pub use error::ReceiveError;
 pub use introduction::Incoming;
 pub use lazy::{LazyRestore, restore_lazily};
-pub use postcopy::{Postcopy, PostcopyEvent, PostcopyOptions, PostcopyPhase, PostcopyStatus};
+pub use postcopy::{
+    Postcopy, PostcopyEvent, PostcopyOptions, PostcopyPhase, PostcopyStatus, StoppedGuest,
+};
 pub use report::{ReceiveReport, ReceiveState, ReceiveStatus};
 pub use restore::{RestoreError, RestoreReport, restore};
 

@@ -2,6 +2,7 @@
 //! Why a migration failed.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::memory::error::RamError;
 use crate::sink::SinkError;
@@ -72,6 +73,13 @@ pub enum MigrationError {
     /// The destination runs the guest without all of its memory, which was given up here.
     #[error("the guest runs at the destination, and the rest of its memory was given up here: {0}")]
     MemoryGivenUp(String),
+    /// The destination runs the guest without all of its memory, and what it may lack was saved here.
+    #[error(
+        "the guest was handed over, and what the destination may lack of it was saved into {}: save the destination's half, too, \
+         and use `lacuna reconcile`",
+        .0.display()
+    )]
+    HalfSaved(PathBuf),
     /// A bug: the migration's thread panicked. The guest was put back as after any other error.
     #[error("a bug in the migration: {0}")]
     Panicked(String),

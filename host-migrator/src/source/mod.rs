@@ -20,17 +20,18 @@ mod sender;
 mod switchover;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use crate::report::events::TimedEvent;
 use crate::report::stats::{MigrationReport, MigrationStatus};
 use crate::sink::Sink;
+use crate::snapshot::{Saved, SnapshotError, Storage};
 use crate::source::params::{MigrationParams, Tuning};
 use crate::wire::{Connection, StopFlag};
 pub use error::MigrationError;
 pub use guest::Source;
-use postcopy::orders::Order;
+use postcopy::orders::{HalfOrder, Order};
 use progress::Progress;
 
 /// A live migration over a connection.
@@ -261,6 +262,16 @@ impl MigrationMonitor {
     /// process. Returns `false` if the migration does not wait for a connection.
     pub fn give_memory_up(&self) -> bool {
         self.0.orders().give(Order::GiveUp).is_ok()
+    }
+
+    /// Ends a postcopy whose connection has broken, and saves what the destination may lack of the guest's memory to `storage`: this
+    /// side's half of it. [`reconcile`](crate::snapshot::reconcile) makes a guest of both halves. If it cannot be saved, the
+    /// migration waits on. `None` if the migration does not wait for a connection.
+    pub fn save_half(&self, storage: Box<dyn Storage>) -> Option<Result<Saved, SnapshotError>> {
+        let (answer, saved) = mpsc::channel();
+        let order = Order::SaveHalf(HalfOrder { storage, answer });
+        self.0.orders().give(order).ok()?;
+        saved.recv().ok()
     }
 
     /// What is in force now of all that may be changed while the migration runs.

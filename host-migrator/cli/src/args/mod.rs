@@ -102,6 +102,8 @@ pub enum Job {
     Postcopy(ControlArgs),
     /// Go on with a postcopy whose connection has broken
     Recover(RecoverArgs),
+    /// Save what one side of a broken postcopy has left, for `lacuna reconcile`
+    SaveHalf(SaveHalfArgs),
     /// Cancel a migration: the guest runs on where it is
     Cancel(ControlArgs),
     /// Let a received guest run: one held by --hold, or one whose hand-over was lost
@@ -168,6 +170,23 @@ pub struct RecoverArgs {
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
     pub control: PathBuf,
+}
+
+/// `lacuna save-half`
+///
+/// For a postcopy whose connection has broken, where one side cannot wait for it to come back. The source saves all that the
+/// destination may lack, and serves nobody any more. The destination stops the guest and saves it as far as it is there; it never runs
+/// there again. `lacuna reconcile` makes one snapshot of both files.
+#[derive(Clone, Debug, Args)]
+pub struct SaveHalfArgs {
+    /// The file to write: PATH, file:PATH or file:PATH,offset=N
+    pub file: String,
+    /// The machine's control socket
+    #[arg(long, value_name = "SOCKET", value_parser = socket_path())]
+    pub control: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lacuna cont`

@@ -15,7 +15,7 @@ const CHUNK: usize = 64 << 10;
 
 /// A line to an address. It passes nothing on after it was cut.
 #[derive(Debug)]
-pub(super) struct Line {
+pub struct Line {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
@@ -28,7 +28,7 @@ struct State {
 
 impl Line {
     /// A line to `address`, a TCP address as machines write it.
-    pub(super) fn to(address: &str) -> Result<Self, CompareError> {
+    pub fn to(address: &str) -> Result<Self, CompareError> {
         let failed = |source| CompareError::Io {
             what: "cannot make a line between the machines",
             source,
@@ -54,12 +54,12 @@ impl Line {
     }
 
     /// Where the line begins.
-    pub(super) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("tcp:{}", self.address)
     }
 
     /// Cuts it. What is on it is lost.
-    pub(super) fn cut(&self) {
+    pub fn cut(&self) {
         let mut state = self.state.lock();
         state.is_cut = true;
         for socket in state.sockets.drain(..) {

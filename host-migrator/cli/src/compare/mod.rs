@@ -28,6 +28,7 @@ use std::process::ExitStatus;
 pub use course::Course;
 pub use gaps::{GuestGaps, gaps_of};
 pub(crate) use lane::is_needed as needs_lane;
+pub use line::Line;
 pub(crate) use oracle::compare as compare_memory;
 pub use oracle::{OracleError, PageStates, Verdict, Wrong, WrongPage};
 pub use parts::{AgentPort, Host, Part};

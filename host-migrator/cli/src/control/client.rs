@@ -91,6 +91,19 @@ impl Client {
         })
     }
 
+    /// From now on answers may take as long as they take: for a command that writes to a disk.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] if the kernel refuses.
+    pub fn without_deadline(self) -> Result<Self, ClientError> {
+        let set = self.stream.get_ref().set_read_timeout(None);
+        set.map_err(|source| ClientError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(self)
+    }
+
     /// Sends `command` and reads its answer.
     ///
     /// # Errors

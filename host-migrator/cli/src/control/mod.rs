@@ -45,6 +45,9 @@ pub enum Command {
     MigrateStartPostcopy,
     /// Go on with a postcopy whose connection has broken. The destination listens at the address; the source connects to it.
     MigrateRecover(RecoverArguments),
+    /// Save what this side of a broken postcopy has left of the guest, which is not served or run here any more; answers
+    /// [`HalfSaved`] when it is on the disk.
+    SaveHalf(SaveHalfArguments),
     /// Cancel the running migration; answered when the guest runs on here, and is out of the migration.
     MigrateCancel,
     /// What has happened in the running or last migration; answers [`EventPage`].
@@ -73,6 +76,26 @@ pub enum Command {
 pub struct RecoverArguments {
     /// `tcp:HOST:PORT`, `unix:PATH` or `vsock:CID:PORT`. It need not be the address of the migration.
     pub uri: String,
+}
+
+/// Where a half is saved to.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SaveHalfArguments {
+    /// `file:PATH` or `file:PATH,offset=N`.
+    pub uri: String,
+}
+
+/// A half that was saved.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct HalfSaved {
+    /// `source` or `destination`.
+    pub side: String,
+    /// Pages with content in the file.
+    pub pages: u64,
+    /// Bytes of the file, holes included.
+    pub file_bytes: u64,
 }
 
 /// What may be lost by a `quit`.

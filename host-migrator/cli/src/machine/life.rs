@@ -16,7 +16,8 @@
 //! | `Undecided`: the link died before the hand-over came | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over before its memory | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over | refused | ends | ends | ends, 0 |
-//! | `Ended`: the guest has powered off or crashed | refused | ends | ends | ends, 0 |
+//! | `Saving`: the guest is being saved as a half | refused | refused | refused | ends, 1 |
+//! | `Ended`: the guest has powered off or crashed, or is in a half | refused | ends | ends | ends, 0 |
 //!
 //! So a process that ends with status 0 never takes a guest with it, unless a `quit` allowed that.
 
@@ -39,6 +40,8 @@ enum Stage {
     Undecided,
     /// The guest is here, unless a migration has taken it away ([`Away`]).
     Here { held: bool },
+    /// The guest was stopped, and is being saved as the destination's half.
+    Saving,
     /// The guest has ended.
     Ended,
 }
@@ -126,6 +129,26 @@ impl Life {
         run()?;
         state.stage = Stage::Here { held: false };
         Ok(())
+    }
+
+    /// The guest is to be saved as the destination's half: nobody may let it run, move it or end it meanwhile. Returns whether it is held.
+    ///
+    /// # Errors
+    /// A sentence, if there is no guest here.
+    pub(super) fn begin_half(&self) -> Result<bool, String> {
+        let mut state = self.state.lock();
+        state.may_leave(self.outgoing.away())?;
+        let held = state.stage == Stage::Here { held: true };
+        state.stage = Stage::Saving;
+        Ok(held)
+    }
+
+    /// The guest was not saved after [`Life::begin_half`], and is here as before.
+    pub(super) fn no_half(&self, held: bool) {
+        let mut state = self.state.lock();
+        if state.stage == Stage::Saving {
+            state.stage = Stage::Here { held };
+        }
     }
 
     /// The guest was saved, and stays stopped.
@@ -360,7 +383,7 @@ impl State {
             (_, Away::HandedOver | Away::Serving) => MachineState::HandedOver,
             (_, Away::Unconfirmed) | (Stage::Undecided, _) => MachineState::Undecided,
             (Stage::Awaited | Stage::TakingOver, _) => MachineState::Incoming,
-            (Stage::Here { held: true }, _) => MachineState::Held,
+            (Stage::Here { held: true } | Stage::Saving, _) => MachineState::Held,
             (Stage::Here { held: false }, _) => MachineState::Running,
             (Stage::Ended, _) => MachineState::Ended,
         }
@@ -372,6 +395,7 @@ impl State {
             (Stage::Awaited | Stage::Ended, _) | (_, Away::HandedOver) => None,
             (Stage::TakingOver, _) => Some(Stake::Arriving),
             (Stage::Undecided, _) => Some(Stake::Undecided),
+            (Stage::Saving, _) => Some(Stake::Saving),
             (_, Away::Serving) => Some(Stake::Serving),
             (Stage::Here { .. }, Away::UnderWay) => Some(Stake::Leaving),
             (Stage::Here { .. }, Away::Unconfirmed) => Some(Stake::Unconfirmed),
@@ -391,6 +415,9 @@ impl State {
                 "there is no guest here to migrate: it was handed over".into()
             }
             (Stage::Undecided, Away::No) => DESTINATION_MAY_OWN.into(),
+            (Stage::Saving, Away::No) => {
+                "the guest is being saved, as the destination's half".into()
+            }
             (Stage::Awaited | Stage::TakingOver, Away::No) => {
                 "there is no guest here to migrate: it has not arrived yet".into()
             }
@@ -422,13 +449,14 @@ enum Stake {
     Leaving,
     Unconfirmed,
     Serving,
+    Saving,
     Undecided,
 }
 
 impl Stake {
     /// Whether the guest is changing hands, or may do so at any moment, so that it must not be ended now.
     fn moves(self) -> bool {
-        matches!(self, Self::Arriving | Self::Leaving)
+        matches!(self, Self::Arriving | Self::Leaving | Self::Saving)
     }
 
     fn what(self) -> &'static str {
@@ -442,6 +470,7 @@ impl Stake {
             Self::Serving => {
                 "the guest runs at the destination, which still needs memory from here"
             }
+            Self::Saving => "the guest is being saved, as the destination's half",
             Self::Undecided => {
                 "all of the guest is here, and it is not known whether the source has given it up: this may be its only copy"
             }
@@ -450,6 +479,7 @@ impl Stake {
 
     fn advice(self) -> &'static str {
         match self {
+            Self::Saving => "wait for the end of that",
             Self::Arriving => "try again when `lacuna status` shows it running or held",
             Self::Guest => "to end both, use `lacuna quit --end-guest`",
             Self::Leaving => "use `lacuna cancel` first, or wait for the end of the migration",

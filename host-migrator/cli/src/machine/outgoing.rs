@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use host_migrator::snapshot::{Saved, Storage};
 use host_migrator::{
     Connection, FileSink, GuestCopy, Migration, MigrationError, MigrationMonitor, MigrationParams,
     MigrationReport, MigrationState, MigrationStatus, Source,
@@ -43,6 +44,7 @@ const CANCEL_DELAY: Duration = Duration::from_secs(8);
 /// How often it is asked whether it has.
 const CANCEL_POLL: Duration = Duration::from_millis(2);
 
+const NOTHING_PAUSED: &str = "no postcopy here has a broken connection";
 const HANDED_OVER: &str =
     "the guest has been handed over: the migration can no longer be cancelled";
 
@@ -159,7 +161,10 @@ impl Outgoing {
                 match result {
                     Ok(report) => slot.report = Some(Arc::new(report)),
                     Err(error) => {
-                        slot.gave_up = matches!(error, MigrationError::MemoryGivenUp(_));
+                        slot.gave_up = matches!(
+                            error,
+                            MigrationError::MemoryGivenUp(_) | MigrationError::HalfSaved(_)
+                        );
                         log::warn!("the migration ended: {error}");
                     }
                 }
@@ -228,19 +233,38 @@ impl Outgoing {
         &self,
         connect: impl FnOnce() -> Result<Connection, String>,
     ) -> Result<(), String> {
-        const NOTHING: &str = "no postcopy here has a broken connection";
+        let monitor = self.paused()?;
+        match monitor.recover(connect()?) {
+            true => Ok(()),
+            false => Err(NOTHING_PAUSED.into()),
+        }
+    }
+
+    /// Saves what the destination of a postcopy whose connection has broken may lack, to the storage that `open` opens. The postcopy
+    /// has ended then.
+    ///
+    /// # Errors
+    /// A sentence, if there is no such postcopy, or it cannot be saved and waits on.
+    pub fn save_half(
+        &self,
+        open: impl FnOnce() -> Result<Box<dyn Storage>, String>,
+    ) -> Result<Saved, String> {
+        let monitor = self.paused()?;
+        match monitor.save_half(open()?) {
+            Some(saved) => saved.map_err(|error| error.to_string()),
+            None => Err(NOTHING_PAUSED.into()),
+        }
+    }
+
+    /// The postcopy whose connection has broken.
+    fn paused(&self) -> Result<MigrationMonitor, String> {
         let monitor = {
             let slot = self.slot.lock();
             slot.monitor.clone().filter(|_| slot.running)
         };
-        let monitor = monitor.ok_or(NOTHING)?;
-        if monitor.status().status != MigrationState::PostcopyPaused {
-            return Err(NOTHING.into());
-        }
-        match monitor.recover(connect()?) {
-            true => Ok(()),
-            false => Err(NOTHING.into()),
-        }
+        monitor
+            .filter(|it| it.status().status == MigrationState::PostcopyPaused)
+            .ok_or_else(|| NOTHING_PAUSED.into())
     }
 
     /// Changes how the running migration goes on.

@@ -46,6 +46,25 @@ impl Postcopying {
         self.state.lock().postcopy.as_ref().map(Postcopy::status)
     }
 
+    /// The postcopy whose connection has broken, and whose source is not waited for.
+    ///
+    /// # Errors
+    /// A sentence, if there is none.
+    pub(super) fn paused(&self) -> Result<Postcopy, String> {
+        let state = self.state.lock();
+        let postcopy = state.postcopy.as_ref().ok_or("there is no postcopy here")?;
+        match postcopy.status().phase {
+            PostcopyPhase::Paused => Ok(postcopy.clone()),
+            PostcopyPhase::Completed => Err(
+                "all of the guest's memory is here: save it whole, with `lacuna send file:PATH`"
+                    .into(),
+            ),
+            PostcopyPhase::Recovering => Err("the source is waited for".into()),
+            PostcopyPhase::Saved => Err("the guest was saved already".into()),
+            _ => Err("the connection has not broken".into()),
+        }
+    }
+
     /// Where the source is waited for.
     pub(super) fn listening(&self) -> Option<String> {
         let state = self.state.lock();
@@ -70,6 +89,9 @@ impl Postcopying {
         match postcopy.status().phase {
             PostcopyPhase::Completed => return Err("all of the guest's memory is here".into()),
             PostcopyPhase::Active => return Err("the connection has not broken".into()),
+            PostcopyPhase::Saved => {
+                return Err("the guest was saved, and never runs here again".into());
+            }
             _ => {}
         }
         let address: Address = uri.parse().map_err(text)?;

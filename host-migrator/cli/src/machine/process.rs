@@ -8,12 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use host_migrator::destination::StoppedGuest;
 use host_migrator::hints::DeviceHints;
+use host_migrator::snapshot::{Saved, Storage, open_storage};
 use host_migrator::wire::{Listener, TlsConfig};
 use host_migrator::{
-    DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MachineError, MigrationParams,
-    Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot, SnapshotTarget,
-    Source, SourceMachine, Trace,
+    DestinationMachine, DirectIo, FileSink, GuestRam, HintSource, Incoming, MachineError,
+    MigrationParams, Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot,
+    SnapshotTarget, Source, SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -34,7 +36,7 @@ use super::shared::SharedMachine;
 use super::way::Way;
 use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, VcpuStatus, io_error};
 use crate::args::{GuestKind, MachineArgs};
-use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
+use crate::control::{Command, HalfSaved, Handler, MigrateArguments, QuitArguments};
 use crate::gaps::GapFigures;
 
 /// How long the console may take to write the guest's last output.
@@ -455,6 +457,65 @@ impl Process {
         self.outgoing.recover(connect).map(|()| json!({}))
     }
 
+    /// Saves what this side of a broken postcopy has left of the guest at `uri`.
+    fn save_half(&self, uri: &str) -> Result<HalfSaved, String> {
+        let target: SnapshotTarget = uri.parse().map_err(text)?;
+        let open = || open_storage(&target, DirectIo::Auto).map_err(text);
+        let is_destination = self.postcopying.status().is_some();
+        let saved = match is_destination {
+            true => self.save_destination_half(open)?,
+            false => self.outgoing.save_half(open)?,
+        };
+        Ok(HalfSaved {
+            side: if is_destination {
+                "destination"
+            } else {
+                "source"
+            }
+            .into(),
+            pages: saved.pages,
+            file_bytes: saved.length,
+        })
+    }
+
+    /// Stops the guest, whose other memory may never come, and saves it. It never runs here again, unless it cannot be saved.
+    fn save_destination_half(
+        &self,
+        open: impl FnOnce() -> Result<Box<dyn Storage>, String>,
+    ) -> Result<Saved, String> {
+        let postcopy = self.postcopying.paused()?;
+        let storage = open()?;
+        let path = storage.path().display().to_string();
+        let held = self.life.begin_half()?;
+        let mut machine = self.machine.clone();
+        let saved = (|| -> Result<Saved, String> {
+            let description = machine.describe().map_err(text)?;
+            machine.stop_vcpus().map_err(text)?;
+            machine.stop_devices().map_err(text)?;
+            let state = machine.save().map_err(text)?;
+            let guest = StoppedGuest {
+                ram: &self.ram(),
+                description: &description,
+                state: &state,
+                ownership: self.ownership.get(),
+            };
+            postcopy.save_half(guest, storage).map_err(text)
+        })();
+        match &saved {
+            Ok(_) => self.guest_has_ended(&format!(
+                "it was saved into {path}, as the destination's half, and never runs here again"
+            )),
+            Err(_) => {
+                // It may be stopped.
+                if !held && let Err(error) = self.machine.clone().resume() {
+                    log::error!("after a half that could not be saved: {error}");
+                }
+                self.life.no_half(held);
+            }
+        }
+        saved
+    }
+
     fn claim(&self) -> Result<(), String> {
         self.ownership.claim(&self.trace).map_err(text)
     }
@@ -493,6 +554,9 @@ impl Handler for Process {
             }
             Command::MigrateStartPostcopy => self.outgoing.start_postcopy().map(|()| json!({})),
             Command::MigrateRecover(arguments) => self.recover(&arguments.uri),
+            Command::SaveHalf(arguments) => {
+                serde_json::to_value(self.save_half(&arguments.uri)?).map_err(text)
+            }
             Command::MigrateCancel => self.outgoing.cancel().map(|()| json!({})),
             Command::QueryEvents(known) => {
                 serde_json::to_value(self.outgoing.events(known)).map_err(text)

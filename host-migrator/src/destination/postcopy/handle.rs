@@ -155,19 +155,7 @@ impl Postcopy {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), ReceiveError> {
         let Self(inner) = self;
-        let old = {
-            let mut state = inner.state.lock();
-            if inner.coming.paging.is_complete() {
-                return Err(ReceiveError::NotPaused("all of the guest's memory is here"));
-            }
-            if state.phase != PostcopyPhase::Paused {
-                return Err(ReceiveError::NotPaused("the connection has not broken"));
-            }
-            state.phase = PostcopyPhase::Recovering;
-            state.lanes.take()
-        };
-        // Nothing of them is placed any more when it is said what is missing.
-        old.into_iter().for_each(Lanes::end);
+        self.enter_from_paused(PostcopyPhase::Recovering)?;
         loop {
             let stop = StopFlag::default();
             let joins = Joins::new(inner.nonce, inner.first, inner.lanes, stop.clone());
@@ -190,6 +178,44 @@ impl Postcopy {
                 }
             }
         }
+    }
+
+    /// Enters `phase` if the connection has broken. Afterwards nothing is placed that came over it.
+    pub(super) fn enter_from_paused(&self, phase: PostcopyPhase) -> Result<(), ReceiveError> {
+        let Self(inner) = self;
+        let old = {
+            let mut state = inner.state.lock();
+            if inner.coming.paging.is_complete() {
+                return Err(ReceiveError::NotPaused("all of the guest's memory is here"));
+            }
+            match state.phase {
+                PostcopyPhase::Paused => state.phase = phase,
+                PostcopyPhase::Recovering => {
+                    return Err(ReceiveError::NotPaused("the source is waited for already"));
+                }
+                PostcopyPhase::Saved => {
+                    return Err(ReceiveError::NotPaused(
+                        "the guest was saved, and never runs here again",
+                    ));
+                }
+                PostcopyPhase::Active | PostcopyPhase::Completed => {
+                    return Err(ReceiveError::NotPaused("the connection has not broken"));
+                }
+            }
+            state.lanes.take()
+        };
+        old.into_iter().for_each(Lanes::end);
+        Ok(())
+    }
+
+    /// What was begun with [`Postcopy::enter_from_paused`] has failed.
+    pub(super) fn pause_again(&self) {
+        self.0.state.lock().phase = PostcopyPhase::Paused;
+    }
+
+    /// The pages that have not come.
+    pub(super) fn missing(&self) -> Vec<PageRange> {
+        self.0.coming.paging.missing()
     }
 
     /// Says on the new lanes what is missing, and reads them.

@@ -9,8 +9,10 @@ mod early;
 mod handle;
 mod lanes;
 mod placing;
+mod saving;
 mod status;
 
 pub(super) use early::Early;
 pub use handle::{Postcopy, PostcopyOptions};
+pub use saving::StoppedGuest;
 pub use status::{PostcopyEvent, PostcopyPhase, PostcopyStatus};

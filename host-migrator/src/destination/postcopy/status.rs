@@ -19,6 +19,8 @@ pub enum PostcopyPhase {
     Recovering,
     /// All memory is here.
     Completed,
+    /// The guest is in this side's half, which was saved: it never runs here again.
+    Saved,
 }
 
 /// The status of a postcopy at the destination.

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What other threads want of a migration that is or may become a postcopy.
 
+use std::sync::mpsc;
+
 use parking_lot::{Condvar, Mutex};
 
+use crate::snapshot::{Saved, SnapshotError, Storage};
 use crate::wire::Connection;
 
 /// Orders for the migration's thread.
@@ -27,6 +30,17 @@ pub(crate) enum Order {
     Recover(Box<Connection>),
     /// It does not: the memory is given up.
     GiveUp,
+    /// It does not: what the destination may lack is saved.
+    SaveHalf(HalfOrder),
+}
+
+/// An order to save what this side still has.
+#[derive(Debug)]
+pub(crate) struct HalfOrder {
+    /// Where to.
+    pub(crate) storage: Box<dyn Storage>,
+    /// Gets the result.
+    pub(crate) answer: mpsc::Sender<Result<Saved, SnapshotError>>,
 }
 
 impl Orders {

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use spec::PageRange;
+use spec::file::Side;
 use spec::hint_map::word_masks;
 
 use crate::memory::bitmap::{Cursor, MigrationBitmap, runs_of_word};
 use crate::memory::error::RamError;
 use crate::memory::guest_memory::GuestMemory;
+use crate::ownership::Ownership;
+use crate::snapshot::{Saved, SavedHalf, SnapshotError, Storage};
+use crate::vm::state::MachineState;
 use crate::walk::batch::Batch;
 
 /// No page.
@@ -19,6 +23,8 @@ const NOWHERE: u64 = u64::MAX;
 pub(super) struct Promise {
     ram: Arc<dyn GuestMemory>,
     promised: MigrationBitmap,
+    /// Of these, those of which the destination has not said that it has them.
+    unconfirmed: MigrationBitmap,
     /// Of these, those that were not sent on the lanes of now.
     unsent: MigrationBitmap,
     /// The page behind the last one that was asked for: the guest is likely to go on there.
@@ -33,14 +39,18 @@ pub(super) struct NotPromised(u64);
 impl Promise {
     /// The pages of `promised` in `ram`.
     pub(super) fn new(ram: Arc<dyn GuestMemory>, promised: MigrationBitmap) -> Self {
-        let unsent = MigrationBitmap::new(promised.pages());
-        for index in promised.occupied() {
-            unsent.merge(index, promised.load(index));
-        }
+        let copy = || {
+            let copy = MigrationBitmap::new(promised.pages());
+            for index in promised.occupied() {
+                copy.merge(index, promised.load(index));
+            }
+            copy
+        };
         Self {
+            unconfirmed: copy(),
+            unsent: copy(),
             ram,
             promised,
-            unsent,
             near: AtomicU64::new(NOWHERE),
         }
     }
@@ -63,9 +73,28 @@ impl Promise {
     /// Only `missing` is to be sent: the destination has all else.
     pub(super) fn send_again(&self, missing: &[PageRange]) -> Result<(), NotPromised> {
         missing.iter().try_for_each(|run| self.check(*run))?;
-        self.unsent.clear_all();
-        missing.iter().for_each(|run| self.unsent.insert(*run));
+        for bitmap in [&self.unsent, &self.unconfirmed] {
+            bitmap.clear_all();
+            missing.iter().for_each(|run| bitmap.insert(*run));
+        }
         Ok(())
+    }
+
+    /// Saves the pages that the destination may lack as this side's half of `hand_over`.
+    pub(super) fn save(
+        &self,
+        storage: Box<dyn Storage>,
+        hand_over: Ownership,
+    ) -> Result<Saved, SnapshotError> {
+        // What the guest needs of its machine is in the destination's half.
+        SavedHalf {
+            half: hand_over.half(Side::Source),
+            layout: self.ram.layout(),
+            description: &[],
+            state: &MachineState::default(),
+            known: &self.unconfirmed,
+        }
+        .save(storage, |range, out| self.ram.read(range, out))
     }
 
     /// Claims those pages of `range` that were not sent. The others are under way.

@@ -2,6 +2,7 @@
 //! The migration's thread after the hand-over: it waits until nothing is missing at the destination, and gets new lanes after a break.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use spec::{PAGE_SIZE, PageRange};
 
 use super::joining::{self, JoinedLanes, Session};
 use super::lanes::{End, Lanes, Shared};
-use super::orders::Order;
+use super::orders::{HalfOrder, Order};
 use super::promise::Promise;
 use crate::ownership::OwnershipRecord;
 use crate::report::stats::{MigrationState, PostcopyReport};
@@ -136,6 +137,10 @@ impl Server {
             let connection = match progress.orders().wait() {
                 Order::Recover(connection) => connection,
                 Order::GiveUp => return Err(MigrationError::MemoryGivenUp(why)),
+                Order::SaveHalf(order) => match self.save_half(order, ownership) {
+                    Some(path) => return Err(MigrationError::HalfSaved(path)),
+                    None => continue,
+                },
             };
             self.enter(progress, MigrationState::PostcopyRecover, Some(&why));
             match self.rejoin(*connection) {
@@ -152,6 +157,16 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Saves what the destination may lack. Returns where to; `None` if it could not be saved, and is here still.
+    fn save_half(&self, order: HalfOrder, ownership: &OwnershipRecord) -> Option<PathBuf> {
+        let path = order.storage.path().to_owned();
+        let saved = self.shared.promise.save(order.storage, ownership.get());
+        let path = saved.is_ok().then_some(path);
+        // Whoever gave the order may have gone.
+        let _ = order.answer.send(saved);
+        path
     }
 
     /// Has lanes join again, over `connection` and others to the same peer, and hears what is missing.
