@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_state_has_the_name_that_the_status_has() {
-        for state in [MigrationState::None, MigrationState::HandedOverUnconfirmed] {
+        for state in [MigrationState::None, MigrationState::HandedOverInPart] {
             let json = serde_json::to_value(state).unwrap();
             assert_eq!(json.as_str().unwrap(), name(state).to_str().unwrap());
         }

@@ -43,6 +43,9 @@ pub enum MigrationState {
     Cancelled,
     /// The guest was handed over, and the destination did not confirm that it runs. It never runs here.
     HandedOverUnconfirmed,
+    /// The guest was handed over without all of its memory, and the rest was given up here, or saved as this side's half. It never runs
+    /// here.
+    HandedOverInPart,
 }
 
 impl MigrationState {
@@ -50,7 +53,11 @@ impl MigrationState {
     pub fn is_over(self) -> bool {
         matches!(
             self,
-            Self::Completed | Self::Failed | Self::Cancelled | Self::HandedOverUnconfirmed
+            Self::Completed
+                | Self::Failed
+                | Self::Cancelled
+                | Self::HandedOverUnconfirmed
+                | Self::HandedOverInPart
         )
     }
 }

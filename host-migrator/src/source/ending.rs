@@ -78,6 +78,7 @@ pub(super) fn end(
         }
     };
     let state = match outcome {
+        Outcome::Completed if has_kept_memory(&result) => MigrationState::HandedOverInPart,
         Outcome::Completed => MigrationState::Completed,
         Outcome::Cancelled => MigrationState::Cancelled,
         Outcome::Unconfirmed => MigrationState::HandedOverUnconfirmed,
@@ -180,6 +181,14 @@ fn report(
             (why, _) => why,
         };
     });
+}
+
+/// Whether some memory of a guest that was handed over has not left.
+fn has_kept_memory(result: &Result<MigrationReport>) -> bool {
+    matches!(
+        result,
+        Err(MigrationError::MemoryGivenUp(_) | MigrationError::HalfSaved(_))
+    )
 }
 
 fn outcome(result: &Result<MigrationReport>, owner: Owner) -> Outcome {

@@ -71,8 +71,6 @@ struct Slot {
     taken_back: bool,
     /// The guest is saved, and stays here.
     stays: bool,
-    /// The memory of a guest that is at the destination was given up.
-    gave_up: bool,
 }
 
 impl Slot {
@@ -160,13 +158,7 @@ impl Outgoing {
                 slot.running = false;
                 match result {
                     Ok(report) => slot.report = Some(Arc::new(report)),
-                    Err(error) => {
-                        slot.gave_up = matches!(
-                            error,
-                            MigrationError::MemoryGivenUp(_) | MigrationError::HalfSaved(_)
-                        );
-                        log::warn!("the migration ended: {error}");
-                    }
+                    Err(error) => log::warn!("the migration ended: {error}"),
                 }
                 drop(slot);
                 ours.ended.notify_all();
@@ -302,10 +294,8 @@ impl Outgoing {
             // The state says so a moment before the save has ended.
             _ if slot.stays && slot.running => Away::UnderWay,
             _ if slot.stays => Away::No,
-            MigrationState::Completed => Away::HandedOver,
+            MigrationState::Completed | MigrationState::HandedOverInPart => Away::HandedOver,
             state if serves(state) => Away::Serving,
-            // The guest is there, and nobody serves its memory any more.
-            MigrationState::Failed if slot.gave_up => Away::HandedOver,
             // The state says so a moment before the migration has put everything back.
             MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
             MigrationState::HandedOverUnconfirmed if !slot.taken_back => Away::Unconfirmed,
@@ -350,7 +340,11 @@ impl Outgoing {
             Some(MigrationState::Syncing | MigrationState::Completed) if slot.stays => {
                 Err("the guest has been saved: only the disk is waited for, and the save can no longer be cancelled".into())
             }
-            Some(MigrationState::Completed | MigrationState::HandedOverUnconfirmed) => {
+            Some(
+                MigrationState::Completed
+                | MigrationState::HandedOverUnconfirmed
+                | MigrationState::HandedOverInPart,
+            ) => {
                 Err(HANDED_OVER.into())
             }
             _ if slot.running && !slot.is_over() => Err(
