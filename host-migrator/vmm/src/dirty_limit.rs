@@ -3,7 +3,7 @@
 //!
 //! The dirty rings say how much each vCPU has dirtied. A vCPU that dirties more than the limit is held for a part of its time, as
 //! [`throttle`](crate::throttle) holds all of them. A page counts once until the log has protected it again, in a harvest or after a
-//! second.
+//! second. KVM also counts a page that a vCPU touches for the first time, even if it only reads it.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -85,7 +85,10 @@ impl Drop for Limiter {
 struct Limited {
     /// The pages that it had dirtied at the last look.
     dirtied: u64,
+    /// For how much of its time it should be held, without jumps.
     percent: f64,
+    /// For how much of its time it is held.
+    held: u8,
 }
 
 impl Limited {
@@ -93,6 +96,7 @@ impl Limited {
         Self {
             dirtied,
             percent: 0.0,
+            held: 0,
         }
     }
 
@@ -101,14 +105,16 @@ impl Limited {
         let pages = dirtied - std::mem::replace(&mut self.dirtied, dirtied);
         let rate = pages as f64 * PAGE_SIZE as f64 / period.as_secs_f64().max(1e-3);
         // It dirties in proportion to its time.
-        let unlimited = rate / (1.0 - self.percent / 100.0);
+        let unlimited = rate / (1.0 - f64::from(self.held) / 100.0);
         let wanted = 100.0 * (1.0 - limit.get() as f64 / unlimited.max(1.0));
         let wanted = wanted.clamp(0.0, MOST_PERCENT);
         self.percent = self.percent * (1.0 - WEIGHT) + wanted * WEIGHT;
         if self.percent < 1.0 {
             self.percent = 0.0;
         }
-        self.percent as u8
+        // Rounded up: of a fast vCPU, a percent of its time is more than the limit.
+        self.held = self.percent.ceil() as u8;
+        self.held
     }
 }
 

@@ -149,8 +149,13 @@ fn a_limit_of_what_each_vcpu_dirties_holds_the_writer_and_never_the_reader() {
     let watch = subject.machine.watch();
     let mut throttle = subject.machine.throttle();
     let mut log = subject.machine.dirty_logs().remove(0);
-    log.start().unwrap();
     subject.machine.start().unwrap();
+    // KVM logs a page as dirty when it is touched for the first time, by a reader, too.
+    subject.wait("both to have been at all pages", |subject| {
+        let passed = |counter| subject.word(counter) > 2 * 2048;
+        passed(MAILBOX) && passed(READ)
+    });
+    log.start().unwrap();
     throttle
         .limit_dirtying(NonZeroU64::new(8 << 20).unwrap())
         .unwrap();
