@@ -158,21 +158,23 @@ fn target(target: &Target) -> Result<(String, Vec<OwnedFd>), JobError> {
     let numbers = match target {
         Target::Address(Address::Fd(numbers)) => numbers,
         Target::Address(address) => return Ok((address.to_string(), Vec::new())),
-        Target::File(file) => {
-            // The machine writes the file, and may have another working folder.
-            let path = std::path::absolute(&file.path).map_err(|source| JobError::Io {
-                what: "cannot find the current folder",
-                source,
-            })?;
-            let offset = file.offset;
-            return Ok((SnapshotTarget { path, offset }.to_string(), Vec::new()));
-        }
+        Target::File(file) => return Ok((absolute(file)?.to_string(), Vec::new())),
     };
     let given = inherited::stream_sockets(numbers).map_err(|source| JobError::Io {
         what: "cannot take a descriptor of this command",
         source,
     })?;
     Ok((GIVEN.into(), given))
+}
+
+/// `file` by a name that means the same to the machine, which writes it and may have another working folder.
+fn absolute(file: &SnapshotTarget) -> Result<SnapshotTarget, JobError> {
+    let path = std::path::absolute(&file.path).map_err(|source| JobError::Io {
+        what: "cannot find the current folder",
+        source,
+    })?;
+    let offset = file.offset;
+    Ok(SnapshotTarget { path, offset })
 }
 
 /// What compression has done, in a few words.
@@ -393,13 +395,7 @@ pub fn recover(args: &RecoverArgs) -> Result<(), JobError> {
 /// # Errors
 /// [`JobError`] if the machine refuses or does not answer.
 pub fn save_half(args: &SaveHalfArgs) -> Result<(), JobError> {
-    // The machine may be in another folder.
-    let given = snapshot_at(&args.file)?;
-    let path = std::path::absolute(&given.path).map_err(|source| JobError::Io {
-        what: "cannot find this folder",
-        source,
-    })?;
-    let target = SnapshotTarget { path, ..given };
+    let target = absolute(&snapshot_at(&args.file)?)?;
     let uri = target.to_string();
     let command = Command::SaveHalf(SaveHalfArguments { uri });
     let mut client = Client::connect(&args.control)?.without_deadline()?;

@@ -26,13 +26,7 @@ impl HalfFile {
         let Some(half) = file.header().half else {
             return Err(SnapshotError::Whole(target.path.clone()));
         };
-        let known = MigrationBitmap::new(file.layout().bitmap_pages());
-        let mut count = 0;
-        file.pages_in(Bitmap::Known, &mut |run| {
-            count += run.count();
-            known.insert(run);
-        })?;
-        file.compare_count(count, file.commit().known)?;
+        let known = file.pages_of(Bitmap::Known, file.commit().known)?;
         Ok(Self { file, half, known })
     }
 

@@ -3,7 +3,7 @@
 
 use rustix::fs::Advice;
 use spec::PageRange;
-use spec::file::CHECKSUM_BYTES;
+use spec::file::{Bitmap, CHECKSUM_BYTES};
 
 use super::error::SnapshotError;
 use super::load::{MOST_PAGES, Run};
@@ -17,14 +17,23 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError`] if the page bitmap is damaged or cannot be read.
     pub fn content(&self) -> Result<MigrationBitmap, SnapshotError> {
-        let content = MigrationBitmap::new(self.layout().bitmap_pages());
+        self.pages_of(Bitmap::Pages, self.commit().pages)
+    }
+
+    /// The pages that are in `bitmap`, which must be as many as `expected`.
+    pub(super) fn pages_of(
+        &self,
+        bitmap: Bitmap,
+        expected: u64,
+    ) -> Result<MigrationBitmap, SnapshotError> {
+        let pages = MigrationBitmap::new(self.layout().bitmap_pages());
         let mut count = 0;
-        self.pages(&mut |run| {
+        self.pages_in(bitmap, &mut |run| {
             count += run.count();
-            content.insert(run);
+            pages.insert(run);
         })?;
-        self.check_count(count)?;
-        Ok(content)
+        self.compare_count(count, expected)?;
+        Ok(pages)
     }
 }
 

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 
 use stateright::{Checker, Model};
 
-use crate::search::Steps;
+use crate::search::{Steps, shortest};
 
 /// The shortest path to a broken property, as a story in plain words.
 #[derive(Clone, Debug)]
@@ -42,6 +43,27 @@ impl<A: Copy + PartialEq> Told<A> {
             sentences,
             end: end.unwrap_or_default(),
         }
+    }
+
+    /// The story of the shortest path of `model` to a state that breaks `property`, told as by [`Told::new`]; `None` if nothing does.
+    pub(crate) fn look_for<M>(
+        model: M,
+        property: &'static str,
+        sentence: impl Fn(&M, &M::State, A, &M::State) -> String,
+        moral: impl FnOnce(&M, &M::State) -> String,
+    ) -> Option<Self>
+    where
+        M: Model<Action = A> + Copy + Send + Sync + 'static,
+        M::State: Clone + Hash + PartialEq + Send + Sync + 'static,
+        A: Send + Sync + 'static,
+    {
+        let path = shortest(model, property).path?;
+        Some(Self::new::<M>(
+            property,
+            &path,
+            |before, action, after| sentence(&model, before, action, after),
+            |last| moral(&model, last),
+        ))
     }
 
     /// Whether `actions` happen in the story in this order. Other actions may come in between.

@@ -5,6 +5,7 @@
 
 mod arriving;
 mod console;
+mod halves;
 mod life;
 mod metrics;
 mod outgoing;

@@ -8,14 +8,12 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::destination::StoppedGuest;
 use host_migrator::hints::DeviceHints;
-use host_migrator::snapshot::{Saved, Storage, open_storage};
 use host_migrator::wire::{Listener, TlsConfig};
 use host_migrator::{
-    DestinationMachine, DirectIo, FileSink, GuestRam, HintSource, Incoming, MachineError,
-    MigrationParams, Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot,
-    SnapshotTarget, Source, SourceMachine, Trace,
+    DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MachineError, MigrationParams,
+    Owner, OwnershipRecord, RamRegion, ReceiveStatus, STOP_AND_SAVE, Snapshot, SnapshotTarget,
+    Source, SourceMachine, Trace,
 };
 use parking_lot::Mutex;
 use reference_vmm::virtio::VhostUserBalloon;
@@ -36,7 +34,7 @@ use super::shared::SharedMachine;
 use super::way::Way;
 use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, VcpuStatus, io_error};
 use crate::args::{GuestKind, MachineArgs};
-use crate::control::{Command, HalfSaved, Handler, MigrateArguments, QuitArguments};
+use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
 use crate::gaps::GapFigures;
 
 /// How long the console may take to write the guest's last output.
@@ -209,6 +207,11 @@ impl Process {
     /// Waits a moment for the guest's last output to be written, before the process ends.
     pub(super) fn drain_console(&self) {
         self.bus.console().drain(LAST_WORDS);
+    }
+
+    /// Its migrations away from here.
+    pub(super) fn outgoing(&self) -> &Outgoing {
+        &self.outgoing
     }
 
     /// Where the guest is.
@@ -455,65 +458,6 @@ impl Process {
         }
         let connect = || Way::new(uri, Vec::new())?.connect(tls.as_ref());
         self.outgoing.recover(connect).map(|()| json!({}))
-    }
-
-    /// Saves what this side of a broken postcopy has left of the guest at `uri`.
-    fn save_half(&self, uri: &str) -> Result<HalfSaved, String> {
-        let target: SnapshotTarget = uri.parse().map_err(text)?;
-        let open = || open_storage(&target, DirectIo::Auto).map_err(text);
-        let is_destination = self.postcopying.status().is_some();
-        let saved = match is_destination {
-            true => self.save_destination_half(open)?,
-            false => self.outgoing.save_half(open)?,
-        };
-        Ok(HalfSaved {
-            side: if is_destination {
-                "destination"
-            } else {
-                "source"
-            }
-            .into(),
-            pages: saved.pages,
-            file_bytes: saved.length,
-        })
-    }
-
-    /// Stops the guest, whose other memory may never come, and saves it. It never runs here again, unless it cannot be saved.
-    fn save_destination_half(
-        &self,
-        open: impl FnOnce() -> Result<Box<dyn Storage>, String>,
-    ) -> Result<Saved, String> {
-        let postcopy = self.postcopying.paused()?;
-        let storage = open()?;
-        let path = storage.path().display().to_string();
-        let held = self.life.begin_half()?;
-        let mut machine = self.machine.clone();
-        let saved = (|| -> Result<Saved, String> {
-            let description = machine.describe().map_err(text)?;
-            machine.stop_vcpus().map_err(text)?;
-            machine.stop_devices().map_err(text)?;
-            let state = machine.save().map_err(text)?;
-            let guest = StoppedGuest {
-                ram: &self.ram(),
-                description: &description,
-                state: &state,
-                ownership: self.ownership.get(),
-            };
-            postcopy.save_half(guest, storage).map_err(text)
-        })();
-        match &saved {
-            Ok(_) => self.guest_has_ended(&format!(
-                "it was saved into {path}, as the destination's half, and never runs here again"
-            )),
-            Err(_) => {
-                // It may be stopped.
-                if !held && let Err(error) = self.machine.clone().resume() {
-                    log::error!("after a half that could not be saved: {error}");
-                }
-                self.life.no_half(held);
-            }
-        }
-        saved
     }
 
     fn claim(&self) -> Result<(), String> {

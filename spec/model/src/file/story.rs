@@ -9,7 +9,6 @@ use super::properties;
 use super::saver::{Saver, SaverAction, Step, Write};
 use super::state::{FileAction, FileState, Saving};
 use crate::pages::{ModelPages, Page};
-use crate::search::shortest;
 use crate::told::{Exhausted, Told};
 
 /// The shortest path to a broken property.
@@ -18,13 +17,9 @@ pub type FileStory = Told<FileAction>;
 impl Saving {
     /// Looks for the shortest path to a state that breaks `property`.
     pub fn look_for_story(self, property: &'static str) -> Option<FileStory> {
-        let path = shortest(self, property).path?;
-        Some(Told::new::<Self>(
-            property,
-            &path,
-            |before, action, after| sentence(&self, before, action, after),
-            |last| moral(&self, property, last),
-        ))
+        Told::look_for(self, property, sentence, |model, last| {
+            moral(model, property, last)
+        })
     }
 
     /// Visits every state that can be reached. The model succeeds if a save completes on some path.

@@ -8,7 +8,6 @@ use super::state::{
     ALL_COMES, Bringer, DAMAGED, LazyAction, LazyState, Reader, Restoring, SAVED, Wrong,
 };
 use crate::pages::Page;
-use crate::search::shortest;
 use crate::told::{Exhausted, Told};
 
 /// The shortest path to a broken property.
@@ -17,13 +16,7 @@ pub type LazyStory = Told<LazyAction>;
 impl Restoring {
     /// Looks for the shortest path to a state that breaks `property`.
     pub fn look_for_story(self, property: &'static str) -> Option<LazyStory> {
-        let path = shortest(self, property).path?;
-        Some(Told::new::<Self>(
-            property,
-            &path,
-            |before, action, after| sentence(&self, before, action, after),
-            moral,
-        ))
+        Told::look_for(self, property, sentence, |_, last| moral(last))
     }
 
     /// Visits every state that can be reached. The model succeeds if all memory comes on some path.

@@ -7,7 +7,6 @@ use super::clause::PostcopyClause;
 use super::state::{ALL_COMES, CONTENT, FOREIGN, OLD, Postcopy, PostcopyState, SourceSide, Wrong};
 use super::steps::PostcopyAction as A;
 use crate::pages::Page;
-use crate::search::shortest;
 use crate::told::{Exhausted, Told};
 
 /// The shortest path to a broken property.
@@ -16,13 +15,7 @@ pub type PostcopyStory = Told<A>;
 impl Postcopy {
     /// Looks for the shortest path to a state that breaks `property`.
     pub fn look_for_story(self, property: &'static str) -> Option<PostcopyStory> {
-        let path = shortest(self, property).path?;
-        Some(Told::new::<Self>(
-            property,
-            &path,
-            |before, action, after| sentence(&self, before, action, after),
-            moral,
-        ))
+        Told::look_for(self, property, sentence, |_, last| moral(last))
     }
 
     /// Visits every state that can be reached. The model succeeds if all memory comes on some path.
