@@ -12,6 +12,7 @@ use spec::PAGE_SIZE;
 
 use super::direct::{self, DirectIo};
 use super::error::SnapshotError;
+use super::file::unlock;
 
 /// Bytes of pages that may be in the page cache, about, where it is used only because direct I/O is not there or slow.
 const MOST_CACHED: u64 = 64 << 20;
@@ -34,6 +35,13 @@ pub(super) struct DataFile {
     cached: AtomicU64,
     /// Pages are written again.
     rewrites: AtomicBool,
+}
+
+/// Gives back the lock that whoever opened the file has on it.
+impl Drop for DataFile {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
 }
 
 impl DataFile {

@@ -37,6 +37,13 @@ pub(super) fn lock(file: &File, how: FlockOperation, path: &Path) -> Result<(), 
     }
 }
 
+/// Gives back a lock that this process has on `file`. Without this it stays for as long as a child that was started meanwhile has a
+/// copy of the descriptor: until its program begins.
+pub(super) fn unlock(file: impl AsFd) {
+    // Nothing can be done about a failure, and closing the file unlocks it, too.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+}
+
 /// Gives the room of `length` bytes at `at` back, where the file system can do that. It stays taken where not.
 pub(super) fn punch(file: impl AsFd, at: u64, length: u64) -> io::Result<()> {
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

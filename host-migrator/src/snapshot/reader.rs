@@ -16,7 +16,7 @@ use spec::file::{
 
 use super::direct::{self, DirectIo};
 use super::error::SnapshotError;
-use super::file::{lock, open};
+use super::file::{lock, open, unlock};
 use super::slots::Slots;
 use super::target::SnapshotTarget;
 use crate::memory::layout::Layout;
@@ -164,6 +164,12 @@ impl Snapshot {
         }
         let Header { id, sizes, .. } = self.header;
         BitmapBlock::from_bytes(&bytes, id, bitmap, block, sizes.pages).map_err(self.input.wrong())
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        unlock(&self.file);
     }
 }
 
