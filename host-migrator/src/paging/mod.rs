@@ -38,6 +38,7 @@
 mod answering;
 mod arriving;
 mod asked;
+mod bare;
 mod coverage;
 mod error;
 mod latency;
@@ -52,6 +53,7 @@ mod userfaultfd;
 
 pub use crate::memory::mapping::Mapping;
 pub use asked::WaitingFor;
+pub use bare::{BareAnswer, Fill, answer_barely};
 pub use error::PagingError;
 pub use missing::MissingPages;
 pub use pager::{PageRequests, Pager, PagerError};

@@ -9,9 +9,7 @@
 //! | [`start`] | how long is it from the command to the guest's first instruction, for guests of 1, 4 and 16 GiB? |
 //! | [`faults`] | how long does a thread wait for a page, beside the barest answer that there can be, and beside the loader? |
 //! | [`scale`] | do more descriptors answer several vCPUs faster than one? |
-//! | [`bare`] | that answer: one read of the file, one call of the kernel |
 
-mod bare;
 mod faults;
 mod scale;
 mod start;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use spec::PAGE_SIZE;
 
-use super::bench_file::{ABOUT, FileArgs};
+use super::bench_file::{self, FileArgs};
+use super::bench_postcopy::{self, PostcopyArgs};
 use crate::size::{Size, SizeError};
 
 /// `lacuna bench`
@@ -25,8 +26,11 @@ pub enum BenchJob {
     #[command(long_about = TRANSPORT)]
     Transport(TransportArgs),
     /// How fast this machine saves memory into a snapshot file and restores it, side by side with what its disk can do
-    #[command(long_about = ABOUT)]
+    #[command(long_about = bench_file::ABOUT)]
     File(FileArgs),
+    /// How long a guest waits for a page that is still to come, side by side with what the network and the kernel take at least
+    #[command(long_about = bench_postcopy::ABOUT)]
+    Postcopy(PostcopyArgs),
 }
 
 const TRANSPORT: &str = "\

@@ -3,6 +3,7 @@
 
 mod bench;
 mod bench_file;
+mod bench_postcopy;
 mod convergence;
 mod convert;
 mod generate;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::bench::{ArmName, BenchArgs, BenchJob, ContentKind, TransportArgs};
 pub use self::bench_file::FileArgs;
+pub use self::bench_postcopy::{PostcopyArgs, PostcopyArm};
 pub use self::convergence::{ConvergenceArgs, SetArgs};
 pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `transport` | `lacuna bench transport`: runs the arms in turns |
 //! | `file` | `lacuna bench file`: saves and restores |
+//! | `postcopy` | `lacuna bench postcopy`: waits for pages that are still to come |
 //! | `arm` | what an arm is, and the arms of the command line |
 //! | `content`, `memory` | the memory that is moved, and the memory that it is moved into |
 //! | `bare_loop`, `engine`, `iperf`, `qemu` | the arms |
@@ -20,6 +21,7 @@ mod iperf;
 mod link;
 mod memory;
 mod picture;
+mod postcopy;
 mod qemu;
 mod record;
 mod show;
@@ -27,6 +29,7 @@ mod transport;
 
 use std::io;
 
+use host_migrator::paging::PagingError;
 use host_migrator::wire::{TlsFileError, TransportError};
 use host_migrator::{MigrationError, RamError, ReceiveError, SinkError, SnapshotError};
 
@@ -92,6 +95,15 @@ pub enum BenchError {
         /// What it said, or what it should have said.
         said: String,
     },
+    /// Page faults cannot be handled.
+    #[error(transparent)]
+    Paging(#[from] PagingError),
+    /// The destination has no more to say.
+    #[error("the destination ended before {what}")]
+    Ended {
+        /// What was waited for.
+        what: &'static str,
+    },
     /// QEMU does not do what it is asked.
     #[error(transparent)]
     Qmp(#[from] QmpError),
@@ -128,5 +140,6 @@ pub fn run(job: &BenchJob) -> Result<(), BenchError> {
     match job {
         BenchJob::Transport(args) => transport::run(args),
         BenchJob::File(args) => file::run(args),
+        BenchJob::Postcopy(args) => postcopy::run(args),
     }
 }
