@@ -5,20 +5,17 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use host_migrator::destination::PostcopyPhase;
-use host_migrator::paging::Userfaultfd;
+use host_migrator::Session;
 use host_migrator::report::stats::MigrationState;
-use host_migrator::{PostcopyStart, Session};
+use lacuna::args::CutKind;
 use lacuna::compare::{Host, Line};
-use lacuna::control::{Command, MigrateArguments};
 use lacuna::machine::MachineState;
 use spec::stamp::Random;
-use spec_testing::skipped;
 
 use crate::files::restored;
 use crate::lab::{
-    BareGuest, Lab, PATIENCE, command, end_of, ends, lacuna, release_and_check,
-    skipped_without_kvm, status, tell,
+    BareGuest, Lab, command, end_of, ends, hand_over, lacuna, release_and_check,
+    skipped_without_postcopy, status, until_paused,
 };
 
 /// A guest whose postcopy has broken, on both sides.
@@ -33,11 +30,7 @@ impl Broken {
     /// The connection breaks so long `after` the hand-over, or earlier if all memory has come by then. `None` if that cannot be tried
     /// here.
     fn new(test: &str, after: Duration) -> Option<Self> {
-        if skipped_without_kvm(test) {
-            return None;
-        }
-        if let Err(error) = Userfaultfd::open(false) {
-            skipped(error);
+        if skipped_without_postcopy(test) {
             return None;
         }
         (0..).find_map(|halvings| Self::broken_after(after / (1 << halvings)))
@@ -49,37 +42,14 @@ impl Broken {
         let mut source = lab.running("source");
         let (mut destination, uri) = lab.receiving("destination", false);
         let line = Line::to(&uri).unwrap();
-        let arguments = MigrateArguments {
-            postcopy: Some(PostcopyStart::AtOnce),
-            // So that it lasts.
-            max_postcopy_bandwidth: Some(4 << 20),
-            ..MigrateArguments::to(line.address())
-        };
-        tell(&source, &Command::Migrate(arguments.into()));
-        let found = source.wait_until("the hand-over", PATIENCE, |status| {
-            let state = status.migration.status;
-            Ok(state == MigrationState::PostcopyActive || state.is_over())
-        });
-        let found = found.unwrap().migration;
-        assert_eq!(found.status, MigrationState::PostcopyActive, "{found:?}");
+        hand_over(&mut source, &line.address(), 4 << 20);
         for side in [&source, &destination] {
             let refused = command(side, &["save-half", "/nowhere/half"]).unwrap_err();
             assert!(refused.contains("broken"), "{refused}");
         }
         thread::sleep(after);
-        line.cut();
-        let paused = source.wait_until("the source to notice", PATIENCE, |status| {
-            let state = status.migration.status;
-            Ok(state == MigrationState::PostcopyPaused || state.is_over())
-        });
-        if paused.unwrap().migration.status == MigrationState::Completed {
-            return None;
-        }
-        let paused = destination.wait_until("the destination to notice", PATIENCE, |status| {
-            let postcopy = status.postcopy.as_ref();
-            Ok(postcopy.is_some_and(|it| it.phase == PostcopyPhase::Paused))
-        });
-        let missing = paused.unwrap().postcopy.unwrap().paging.missing;
+        line.cut(CutKind::Close);
+        let missing = until_paused(&mut source, &mut destination)?;
         assert!(missing > 0, "nothing is missing");
         Some(Self {
             lab,

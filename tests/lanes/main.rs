@@ -43,6 +43,8 @@ mod local;
 mod memory_files;
 #[cfg(all(test, feature = "nested"))]
 mod nested;
+#[cfg(test)]
+mod network;
 #[cfg(all(test, feature = "plugged"))]
 mod plugged;
 #[cfg(test)]

@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A real guest is handed over before its memory: every page comes, whatever breaks, and it never runs twice.
 
-use host_migrator::paging::Userfaultfd;
 use serde_json::Value;
-use spec_testing::skipped;
 
-use crate::lab::{lacuna, skipped_without_kvm};
+use crate::lab::{lacuna, skipped_without_postcopy};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use lacuna::args::CutKind;
 
 /// How many connections the lane of recoveries breaks; more with this variable.
 const RUNS: &str = "LACUNA_RANDOM_RUNS";
-
-fn cannot_run(test: &str) -> bool {
-    if skipped_without_kvm(test) {
-        return true;
-    }
-    let refused = Userfaultfd::open(false).err();
-    refused.into_iter().map(skipped).count() > 0
-}
 
 /// Compares a guest of 256 MiB, in all modes of `flags`. Each migration is made twice: to a guest that is held, every page of which is
 /// compared; and to one that runs, and checks its pages itself.
@@ -49,7 +42,7 @@ fn compare(flags: &[&str]) -> Vec<Value> {
 
 #[test]
 fn a_guest_that_goes_before_its_memory_gets_every_page_with_hints_and_without() {
-    if cannot_run("postcopy, at once and after a round") {
+    if skipped_without_postcopy("postcopy, at once and after a round") {
         return;
     }
     for when in ["at-once", "1"] {
@@ -82,7 +75,7 @@ fn a_guest_that_goes_before_its_memory_gets_every_page_with_hints_and_without() 
 
 #[test]
 fn compressed_and_encrypted_lanes_bring_a_guest_too() {
-    if cannot_run("postcopy, TLS") {
+    if skipped_without_postcopy("postcopy, TLS") {
         return;
     }
     compare(&[
@@ -100,13 +93,19 @@ fn compressed_and_encrypted_lanes_bring_a_guest_too() {
 
 #[test]
 fn a_guest_whose_connection_breaks_gets_the_rest_of_its_memory_after_each_recovery() {
-    if cannot_run("postcopy, recovery") {
+    if skipped_without_postcopy("postcopy, recovery") {
         return;
     }
     let runs: u64 = std::env::var(RUNS).map_or(2, |runs| runs.parse().expect(RUNS));
     let mut random = spec::stamp::Random::new(15);
     for run in 0..runs {
-        let cuts: Vec<String> = (0..3).map(|_| random.below(150).to_string()).collect();
+        // All kinds in turn: two runs have each.
+        let kinds = CutKind::value_variants().iter().cycle();
+        let kinds = kinds
+            .filter_map(ValueEnum::to_possible_value)
+            .skip(run as usize * 3);
+        let cut = |kind: PossibleValue| format!("{}:{}", random.below(150), kind.get_name());
+        let cuts: Vec<String> = kinds.take(3).map(cut).collect();
         let seed = run.to_string();
         let mut flags = vec![
             "--postcopy",
@@ -120,6 +119,8 @@ fn a_guest_whose_connection_breaks_gets_the_rest_of_its_memory_after_each_recove
             // So that it lasts.
             "--max-postcopy-bandwidth",
             "64M",
+            "--peer-timeout",
+            "3",
         ];
         flags.extend(cuts.iter().flat_map(|cut| ["--cut", cut.as_str()]));
         let records = compare(&flags);

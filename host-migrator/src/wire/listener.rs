@@ -34,6 +34,8 @@ pub struct Listener {
     file: Option<SocketFile>,
     /// For connections that are encrypted.
     tls: Option<TlsConfig>,
+    /// How long a peer may be silent; `None` is the default of connections.
+    patience: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,7 @@ impl Listener {
             address,
             file,
             tls: None,
+            patience: None,
         })
     }
 
@@ -98,6 +101,13 @@ impl Listener {
     #[must_use]
     pub fn with_tls(mut self, tls: &TlsConfig) -> Self {
         self.tls = Some(tls.clone());
+        self
+    }
+
+    /// Sets how long a peer may be silent while this side waits for it.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
         self
     }
 
@@ -121,6 +131,10 @@ impl Listener {
             address: self.address.clone(),
             source,
         })?;
+        let connection = match self.patience {
+            Some(patience) => connection.with_patience(patience),
+            None => connection,
+        };
         Ok(match &self.tls {
             Some(tls) => connection.awaiting_tls(tls),
             None => connection,

@@ -26,6 +26,8 @@ pub struct BareGuest {
     pub answer: &'static str,
     /// `bitmap` or `ring`.
     pub dirty_log: &'static str,
+    /// Seconds for which the other machine may be silent.
+    pub peer_timeout: &'static str,
 }
 
 impl Default for BareGuest {
@@ -41,6 +43,7 @@ impl Default for BareGuest {
             hold: "until-done",
             answer: "prompt",
             dirty_log: "bitmap",
+            peer_timeout: "30",
         }
     }
 }
@@ -69,6 +72,8 @@ impl BareGuest {
             &vcpus,
             "--dirty-log",
             self.dirty_log,
+            "--peer-timeout",
+            self.peer_timeout,
         ]
         .map(Into::into)
         .to_vec()

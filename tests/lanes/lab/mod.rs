@@ -3,8 +3,10 @@
 //! migrations between them.
 
 mod guest;
+mod handed_over;
 mod host;
 mod migration;
+mod network;
 mod program;
 #[path = "../../shared/unix_wire.rs"]
 pub mod unix_wire;
@@ -25,8 +27,13 @@ use spec::trace::{Event, PageBits};
 use tempfile::TempDir;
 
 pub use guest::BareGuest;
+pub use handed_over::{
+    comes_whole, connect_again, hand_over, listen_again, skipped_without_postcopy, until_paused,
+    until_recovered,
+};
 pub use host::{command, end_of, release_and_check, status, tell, until_round, whole_pass};
 pub use migration::{Migration, end_of_migration, ends, hinted};
+pub use network::Network;
 pub use program::{lacuna, program, skipped_without_kvm, target_folder};
 
 /// Room for the longest migration of the lanes. The file is sparse.

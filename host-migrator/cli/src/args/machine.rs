@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use host_migrator::paging::Prefault;
@@ -13,7 +14,7 @@ use spec_sockets::access;
 
 use super::target::Target;
 use super::tls::TlsArgs;
-use super::values::socket_path;
+use super::values::{PEER_TIMEOUT, peer_timeout, socket_path};
 use crate::control::DirectIoName;
 use crate::size::Size;
 use crate::trace::TraceArgs;
@@ -113,6 +114,10 @@ pub struct MachineArgs {
     /// Group of the control socket, by name or number
     #[arg(long, value_name = "GROUP", value_parser = access::group)]
     pub control_group: Option<Gid>,
+    /// Seconds for which the machine at the other end of a migration may be silent before the connection counts as broken. Each side says
+    /// every half second that it is alive, however slow it is
+    #[arg(long, value_name = "SECONDS", default_value = PEER_TIMEOUT, value_parser = peer_timeout)]
+    pub peer_timeout: Duration,
     /// Unix socket to serve metrics of the machine and its migration on, in the text format of Prometheus over HTTP. --control-mode and
     /// --control-group count for it, too
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]

@@ -10,11 +10,14 @@ use host_migrator::paging::Prefault;
 use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, PostcopyStart, ZstdLevel};
 
 use super::convergence::ConvergenceArgs;
+use super::cut::Cut;
 use super::machine::{DirtyLogName, GuestArgs, WorkloadArgs};
 use super::suite::SuiteArgs;
 use super::target::Target;
 use super::tls::{HEADING, TlsArgs};
-use super::values::{SOURCES_HELP, bandwidth, milliseconds, page_source, socket_path};
+use super::values::{
+    PEER_TIMEOUT, SOURCES_HELP, bandwidth, milliseconds, page_source, peer_timeout, socket_path,
+};
 use crate::control::{CompressionName, DirectIoName, HintMode, MigrateArguments};
 use crate::size::Size;
 
@@ -122,9 +125,14 @@ pub struct CompareArgs {
     #[arg(long, value_name = "PACE")]
     pub prefault: Option<Prefault>,
     /// With --postcopy: break the connection so many milliseconds after the guest was handed over, or after the last recovery, and
-    /// recover on both sides (may be repeated)
-    #[arg(long, value_name = "MS", value_parser = milliseconds, requires = "postcopy")]
-    pub cut: Vec<Duration>,
+    /// recover on both sides (may be repeated). HOW is what the machines see: close (the default) or reset, on both sides;
+    /// half-source or half-destination, where one side sees the other's end and is still heard; or silence, of which nobody is told,
+    /// and which a side notices after --peer-timeout
+    #[arg(long, value_name = "MS[:HOW]", requires = "postcopy")]
+    pub cut: Vec<Cut>,
+    /// Seconds for which one machine may hear nothing of the other before it takes the connection for broken
+    #[arg(long, value_name = "SECONDS", default_value = PEER_TIMEOUT, value_parser = peer_timeout)]
+    pub peer_timeout: Duration,
     /// Encrypt the migrations with TLS, with certificates that are made for it
     #[arg(long)]
     pub tls: bool,

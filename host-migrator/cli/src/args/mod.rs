@@ -6,6 +6,7 @@ mod bench_file;
 mod bench_postcopy;
 mod convergence;
 mod convert;
+mod cut;
 mod generate;
 mod machine;
 mod migration;
@@ -25,6 +26,7 @@ pub use self::bench_file::FileArgs;
 pub use self::bench_postcopy::{PostcopyArgs, PostcopyArm};
 pub use self::convergence::{ConvergenceArgs, SetArgs};
 pub use self::convert::{ConvertArgs, Converted, ImageLayout};
+pub use self::cut::{Cut, CutKind};
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, DirtyLogName, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs,

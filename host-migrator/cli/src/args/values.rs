@@ -48,6 +48,21 @@ pub(super) fn bandwidth(text: &str) -> Result<Size, String> {
     Ok(size)
 }
 
+/// The default of `--peer-timeout`, in seconds.
+pub(super) const PEER_TIMEOUT: &str = "30";
+/// The least that leaves time for a heartbeat that comes late.
+const LEAST_PEER_TIMEOUT: u64 = 2;
+
+/// Reads for how long a peer may be silent.
+pub(super) fn peer_timeout(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ LEAST_PEER_TIMEOUT..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!(
+            "'{text}' is not a whole number of seconds from {LEAST_PEER_TIMEOUT} on"
+        )),
+    }
+}
+
 pub(super) fn milliseconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .map(Duration::from_millis)

@@ -16,7 +16,7 @@ use super::parts::Host;
 use super::plan::RunPlan;
 use super::run::{GUEST_TIMEOUT, check_trace, whole_pass};
 use super::steps;
-use crate::args::{CompareArgs, ComparedTransport};
+use crate::args::{CompareArgs, ComparedTransport, Cut};
 use crate::control::{Command, RecoverArguments};
 use crate::machine::{GuestStatus, Status};
 
@@ -97,12 +97,12 @@ fn cut(
     source: &mut Host,
     destination: &mut Host,
 ) -> Result<Line, CompareError> {
-    for after in plan.cuts() {
+    for Cut { after, how } in plan.cuts() {
         if !until_handed_over(source)? {
             return Ok(line);
         }
         thread::sleep(*after);
-        line.cut();
+        line.cut(*how);
         let is_over = |status: &Status| status.migration.status.is_over();
         let found = source.wait_until("the source to notice", BREAK_TIMEOUT, |status| {
             Ok(is_over(status) || status.migration.status == MigrationState::PostcopyPaused)

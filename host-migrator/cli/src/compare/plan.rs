@@ -16,8 +16,8 @@ use super::early;
 use super::file;
 use super::parts::AgentPort;
 use crate::args::{
-    CompareArgs, ComparedTransport, DirtyLogName, GuestArgs, GuestKind, MigrationArgs, RestoreKind,
-    WorkloadArgs,
+    CompareArgs, ComparedTransport, Cut, DirtyLogName, GuestArgs, GuestKind, MigrationArgs,
+    RestoreKind, WorkloadArgs,
 };
 use crate::certificates::{self, Certificates};
 use crate::control::{Command, HintMode, MigrateArguments};
@@ -48,8 +48,10 @@ pub struct RunPlan {
     pub(super) restore: RestoreKind,
     prefault: Option<Prefault>,
     tls: bool,
-    /// When the connection breaks, each time after the guest was handed over, or after the last recovery.
-    cuts: Vec<Duration>,
+    /// When the connection breaks, and how.
+    cuts: Vec<Cut>,
+    /// How long one machine may hear nothing of the other.
+    peer_timeout: Duration,
     check_trace: bool,
     map_rounds: bool,
     /// Kernel and initial RAM disk of a Linux guest.
@@ -109,6 +111,7 @@ impl RunPlan {
                     prefault: args.prefault,
                     tls: args.tls,
                     cuts: args.cut.clone(),
+                    peer_timeout: args.peer_timeout,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
                     linux: linux.clone(),
@@ -151,6 +154,7 @@ impl RunPlan {
         push(&mut args, "--memory", bytes(self.guest.memory));
         push(&mut args, "--vcpus", self.guest.vcpus);
         push(&mut args, "--dirty-log", name_of(self.dirty_log));
+        push(&mut args, "--peer-timeout", self.peer_timeout.as_secs());
         args
     }
 
@@ -255,7 +259,7 @@ impl RunPlan {
         args
     }
 
-    pub(super) fn cuts(&self) -> &[Duration] {
+    pub(super) fn cuts(&self) -> &[Cut] {
         &self.cuts
     }
 

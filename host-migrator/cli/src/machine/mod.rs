@@ -161,6 +161,7 @@ pub fn receive(args: ReceiveArgs) -> Result<(), ProcessError> {
         Target::Address(address) => {
             let access = Access::new(args.socket_mode, args.socket_group);
             let listener = Listener::bind_for(address, access)?;
+            let listener = listener.with_patience(args.machine.peer_timeout);
             Some(match &tls {
                 Some(tls) => listener.with_tls(tls),
                 None => listener,

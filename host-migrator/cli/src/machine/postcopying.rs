@@ -72,7 +72,7 @@ impl Postcopying {
         (recovery.waits.load(Ordering::Acquire)).then(|| recovery.address.clone())
     }
 
-    /// Waits at `uri` for the source to go on. Returns the address. A wait at another address ends.
+    /// Waits at `uri` for the source to go on; it may be silent for `patience` then. Returns the address. A wait at another address ends.
     ///
     /// # Errors
     /// A sentence, if the connection has not broken, or nobody can connect at `uri`.
@@ -80,6 +80,7 @@ impl Postcopying {
         &self,
         uri: &str,
         tls: Option<&TlsConfig>,
+        patience: Duration,
     ) -> Result<String, String> {
         let mut state = self.state.lock();
         let postcopy = state.postcopy.clone().ok_or("there is no postcopy here")?;
@@ -96,6 +97,7 @@ impl Postcopying {
         }
         let address: Address = uri.parse().map_err(text)?;
         let listener = Listener::bind_for(&address, Access::new(None, None)).map_err(text)?;
+        let listener = listener.with_patience(patience);
         let listener = match tls {
             Some(tls) => listener.with_tls(tls),
             None => listener,
@@ -106,13 +108,19 @@ impl Postcopying {
         let thread = thread::Builder::new().name("recovery".into());
         let thread = thread.spawn(move || {
             let mut go_on = || still.load(Ordering::Acquire);
-            // A wait at another address has been told to end.
-            while postcopy.status().phase == PostcopyPhase::Recovering && go_on() {
-                thread::sleep(MOMENT);
-            }
-            match postcopy.recover(&listener, &mut go_on) {
-                Ok(()) => log::info!("the postcopy goes on"),
-                Err(error) => log::warn!("{error}"),
+            while go_on() {
+                match postcopy.status().phase {
+                    PostcopyPhase::Paused => match postcopy.recover(&listener, &mut go_on) {
+                        Ok(()) => {
+                            log::info!("the postcopy goes on");
+                            break;
+                        }
+                        Err(error) => log::warn!("{error}"),
+                    },
+                    // A wait at another address has been told to end. It may have let a source go on that is lost again.
+                    PostcopyPhase::Recovering | PostcopyPhase::Active => thread::sleep(MOMENT),
+                    _ => break,
+                }
             }
             still.store(false, Ordering::Release);
         });

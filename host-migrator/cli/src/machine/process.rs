@@ -63,6 +63,8 @@ pub struct Process {
     postcopying: Postcopying,
     /// How the last connection was encrypted.
     tls: Mutex<Option<TlsConfig>>,
+    /// How long a peer may be silent.
+    peer_timeout: Duration,
     /// Where a guest is awaited, until it has arrived or the process ends.
     listener: Mutex<Option<Arc<Listener>>>,
 }
@@ -123,6 +125,7 @@ impl Process {
             restoring: Restoring::default(),
             postcopying: Postcopying::default(),
             tls: Mutex::default(),
+            peer_timeout: args.peer_timeout,
             listener: Mutex::new(listener.map(Arc::new)),
         });
         let listener = Arc::clone(&process);
@@ -358,7 +361,7 @@ impl Process {
         self.life.check_guest_is_here()?;
         // A page that is missing looks like one that was never touched.
         self.restoring.may_leave()?;
-        let mut params = params(arguments)?;
+        let mut params = params(arguments)?.with_peer_timeout(self.peer_timeout);
         if params.vcpu_dirty_limit.is_some() && self.machine.lock().dirty_rings().is_none() {
             let text = "vcpu-dirty-limit needs to know which vCPU has written: start the machine with --dirty-log ring";
             return Err(text.into());
@@ -453,7 +456,8 @@ impl Process {
                 let why = "it is not known whether the guest is here: decide that first, with `lacuna cont --destination-owns`";
                 return Err(why.into());
             }
-            let listening = self.postcopying.listen_again(uri, tls.as_ref())?;
+            let patience = self.peer_timeout;
+            let listening = self.postcopying.listen_again(uri, tls.as_ref(), patience)?;
             return Ok(json!({ "listening": listening }));
         }
         let connect = || Way::new(uri, Vec::new())?.connect(tls.as_ref());
