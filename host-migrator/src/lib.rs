@@ -15,6 +15,7 @@ struct Readme;
 pub mod compression;
 pub mod convergence;
 pub mod destination;
+pub mod dirty_rate;
 pub mod hints;
 pub mod memory;
 pub mod ownership;

@@ -124,6 +124,28 @@ fn a_guest_that_outruns_the_link_arrives_when_the_machine_chooses_and_it_says_wh
 }
 
 #[test]
+fn a_guest_of_which_nothing_may_be_taken_is_looked_at_in_the_middle_of_rounds() {
+    if skipped_without_kvm("bare, harvests in the middle of rounds without a throttle") {
+        return;
+    }
+    let lab = Lab::new(busy());
+    let mut source = lab.running("source");
+    let migration = Migration {
+        max_bandwidth: Some(SLOW),
+        downtime_limit: SHORT,
+        max_rounds: NonZeroU32::new(3),
+        tuning: TuningArguments {
+            sync_interval: Some(200),
+            ..goals(0)
+        },
+        ..Default::default()
+    };
+    let report = lab.move_whole(&migration, &mut source, "looked-at").report;
+    assert_eq!(report.throttle_max_percent, 0);
+    assert!(report.totals.syncs > 0, "{report:?}");
+}
+
+#[test]
 fn a_guest_that_was_throttled_runs_at_full_speed_after_a_cancel() {
     if skipped_without_kvm("bare, cancel of a throttled guest") {
         return;

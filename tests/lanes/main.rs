@@ -17,6 +17,7 @@ mod clauses;
 #[cfg(test)]
 mod compression;
 mod convergence;
+mod dirty_rate;
 #[cfg(test)]
 mod estimate;
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub enum JobError {
         /// Why.
         why: String,
     },
+    /// The dirty rate was not measured to the end.
+    #[error("the dirty rate is not known: {0}")]
+    DirtyRate(String),
     /// The name of a file.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -469,7 +472,8 @@ pub(crate) fn name_of(state: impl serde::Serialize) -> String {
     }
 }
 
-fn print(text: &str) -> Result<(), JobError> {
+/// Prints `text` and the end of a line.
+pub(crate) fn print(text: &str) -> Result<(), JobError> {
     writeln!(io::stdout(), "{text}").map_err(|source| JobError::Io {
         what: "cannot write the answer",
         source,

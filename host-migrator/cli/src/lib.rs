@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod compare;
 pub mod control;
 pub mod convert;
+mod dirty_rate;
 mod figures;
 mod follow;
 pub mod gaps;
@@ -78,6 +79,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Job::Serve(args) => serve::serve(args)?,
         Job::Status(args) if args.follow => follow::follow(&args)?,
         Job::Status(args) => jobs::status(&args)?,
+        Job::DirtyRate(args) => dirty_rate::dirty_rate(&args)?,
         Job::Set(args) => {
             let command = Command::MigrateSetParameters(args.tuning());
             jobs::tell(&args.control, &command)?;

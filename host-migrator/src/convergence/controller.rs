@@ -140,11 +140,6 @@ impl Controller {
         &self.decisions
     }
 
-    /// Whether another view may change anything before the round ends.
-    pub fn is_interested(&self) -> bool {
-        self.throttle < self.most_throttle() || self.allowed < self.goals.most_downtime
-    }
-
     /// Decides after a harvest.
     pub fn decide(&mut self, view: View) -> Decision {
         if let Some(downtime) = view.downtime
@@ -352,7 +347,6 @@ mod tests {
             controller.decide(view(second, 20_000, 5000));
             assert!(controller.throttle() <= 95 && controller.allowed() <= GOALS.downtime_limit);
         }
-        assert!(!controller.is_interested());
     }
 
     #[test]

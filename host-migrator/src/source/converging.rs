@@ -122,7 +122,8 @@ impl<'a> Converging<'a> {
         }
     }
 
-    /// Whether round `round` is to be harvested now, before it ends. That is of no use where nothing can follow from it.
+    /// Whether round `round` is to be harvested now, before it ends. With the operator's knobs that is of no use where the throttle
+    /// cannot rise.
     pub(crate) fn sync_is_due(&mut self, round: u32) -> bool {
         self.take_tuning();
         let is_due = self.sync.is_due(self.clock.now(), round);
@@ -130,7 +131,8 @@ impl<'a> Converging<'a> {
             && match &self.policy {
                 Policy::Knobs(policy) => policy.can_rise(),
                 Policy::Limit(..) => !self.limited,
-                Policy::Goals(controller) => controller.is_interested(),
+                // What is left may fit the downtime for a moment, whatever else is allowed.
+                Policy::Goals(_) => true,
             }
     }
 

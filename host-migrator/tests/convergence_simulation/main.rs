@@ -46,6 +46,21 @@ fn mean(ratios: &[f64]) -> f64 {
     (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp()
 }
 
+/// These guests are throttled as far as it is allowed, and at the end of a round they always have too much left.
+#[test]
+fn a_guest_at_its_greatest_slowdown_is_stopped_in_the_middle_of_a_round_if_what_is_left_fits_then()
+{
+    let goals = Goals {
+        max_guest_slowdown: 80,
+        ..GOALS
+    };
+    for seed in [387, 495, 827] {
+        let outcome = ours(&Scenario::of(seed), goals);
+        assert!(outcome.ended, "{seed}: {outcome:?}");
+        assert_eq!(outcome.most_throttle, 80, "{seed}");
+    }
+}
+
 /// A link that takes less just after it was measured may make any downtime longer.
 fn link_is_steady(scenario: &Scenario) -> bool {
     matches!(scenario.link, Link::Steady(_))

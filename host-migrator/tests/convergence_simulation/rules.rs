@@ -116,6 +116,6 @@ impl Rule for Ours {
     }
 
     fn harvests_after(&self) -> Option<f64> {
-        self.0.is_interested().then_some(1.0)
+        Some(1.0)
     }
 }

@@ -19,6 +19,7 @@ const ORDERS: &[(&str, &[&str])] = &[
             "memory",
             "compression",
             "vm",
+            "dirty_rate",
             "report",
             "rule",
             "walk",

@@ -7,6 +7,7 @@ mod bench_postcopy;
 mod convergence;
 mod convert;
 mod cut;
+mod dirty_rate;
 mod generate;
 mod machine;
 mod migration;
@@ -27,6 +28,7 @@ pub use self::bench_postcopy::{PostcopyArgs, PostcopyArm};
 pub use self::convergence::{ConvergenceArgs, SetArgs};
 pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::cut::{Cut, CutKind};
+pub use self::dirty_rate::DirtyRateArgs;
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
 pub use self::machine::{
     Answering, DirtyLogName, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs,
@@ -100,6 +102,8 @@ pub enum Job {
     Serve(ServeArgs),
     /// Show what a machine and its migration are doing
     Status(StatusArgs),
+    /// Measure how fast a running guest writes, without a migration
+    DirtyRate(DirtyRateArgs),
     /// Change how a running migration goes on
     Set(SetArgs),
     /// Hand the guest of a running migration over before its memory

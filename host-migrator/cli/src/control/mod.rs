@@ -12,6 +12,7 @@ mod client;
 mod compression;
 mod descriptors;
 mod direct_io;
+mod dirty_rate;
 mod events;
 mod peers;
 mod server;
@@ -20,6 +21,7 @@ mod tuning;
 pub use client::{Client, ClientError};
 pub use compression::CompressionName;
 pub use direct_io::DirectIoName;
+pub use dirty_rate::{DirtyRateArguments, DirtyRateInfo, DirtyRateMode, DirtyRateState};
 pub use events::{EventPage, EventsArguments};
 pub use server::{Handler, Served, serve};
 pub use tuning::TuningArguments;
@@ -52,6 +54,10 @@ pub enum Command {
     MigrateCancel,
     /// What has happened in the running or last migration; answers [`EventPage`].
     QueryEvents(EventsArguments),
+    /// Measure how fast the guest writes; answered when the measurement has begun.
+    CalcDirtyRate(DirtyRateArguments),
+    /// How far that is, and its result; answers [`DirtyRateInfo`].
+    QueryDirtyRate,
     /// The full report of the last migration.
     QueryReport,
     /// Where the guest's memory can be read by a process of the same user; answers

@@ -5,6 +5,7 @@
 
 mod arriving;
 mod console;
+mod dirty_rate;
 mod halves;
 mod life;
 mod metrics;

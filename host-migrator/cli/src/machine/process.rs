@@ -24,6 +24,7 @@ use spec::bare::{Event, StatusWord};
 
 use super::arriving::Arriving;
 use super::console::LastReport;
+use super::dirty_rate::{DirtyRateMeasurement, Means};
 use super::life::{Ending, Life};
 use super::outgoing::Outgoing;
 use super::postcopying::Postcopying;
@@ -32,9 +33,14 @@ use super::restoring::{Restore, Restoring};
 use super::saving::Saving;
 use super::shared::SharedMachine;
 use super::way::Way;
-use super::{FileRange, GuestStatus, MemoryMap, Parts, ProcessError, Status, VcpuStatus, io_error};
+use super::{
+    FileRange, GuestStatus, MachineState, MemoryMap, Parts, ProcessError, Status, VcpuStatus,
+    io_error,
+};
 use crate::args::{GuestKind, MachineArgs};
-use crate::control::{Command, Handler, MigrateArguments, QuitArguments};
+use crate::control::{
+    Command, DirtyRateArguments, DirtyRateMode, Handler, MigrateArguments, QuitArguments,
+};
 use crate::gaps::GapFigures;
 
 /// How long the console may take to write the guest's last output.
@@ -55,6 +61,7 @@ pub struct Process {
     trace: Trace,
     report: LastReport,
     outgoing: Arc<Outgoing>,
+    dirty_rate: Arc<DirtyRateMeasurement>,
     ownership: OwnershipRecord,
     life: Arc<Life>,
     /// How long it took to load the guest that arrived here.
@@ -119,6 +126,7 @@ impl Process {
             trace: parts.trace,
             report: parts.report,
             outgoing,
+            dirty_rate: Arc::default(),
             ownership,
             life: Arc::new(life),
             load: OnceLock::new(),
@@ -412,12 +420,50 @@ impl Process {
             .trace(self.trace.clone())
             .ownership(self.ownership.clone());
         source.hints = hints;
-        let start = || match (channel, file) {
-            (Some(channel), _) => self.outgoing.start(source, params, channel),
-            (None, Some(file)) => self.save(source, params, &file, arguments),
-            (None, None) => unreachable!("a migration goes over a connection or into a file"),
+        let start = || {
+            self.dirty_rate.give_way();
+            match (channel, file) {
+                (Some(channel), _) => self.outgoing.start(source, params, channel),
+                (None, Some(file)) => self.save(source, params, &file, arguments),
+                (None, None) => unreachable!("a migration goes over a connection or into a file"),
+            }
         };
         self.life.send_away(start)
+    }
+
+    /// Starts to measure how fast the guest writes.
+    fn calc_dirty_rate(&self, arguments: DirtyRateArguments) -> Result<(), String> {
+        self.restoring.may_leave()?;
+        let life = Arc::clone(&self.life);
+        let runs = move || life.state() == MachineState::Running;
+        if !runs() {
+            return Err("no guest runs here, so nothing is written".into());
+        }
+        let start = |means| self.dirty_rate.start(arguments, means, runs);
+        let (log, pages, rings) = {
+            let machine = self.machine.lock();
+            let rings = machine.dirty_rings().cloned();
+            (
+                machine.vcpu_dirty_log(),
+                machine.ram().bitmap_pages(),
+                rings,
+            )
+        };
+        let means = match (arguments.mode, rings) {
+            (DirtyRateMode::Sampling, _) => return start(Means::Sampling(self.ram())),
+            (DirtyRateMode::Bitmap, None) => Means::Log(log, pages),
+            (DirtyRateMode::Ring, Some(rings)) => Means::Rings(log, pages, rings),
+            (DirtyRateMode::Bitmap, Some(_)) => {
+                return Err("this machine logs in rings: use --mode ring".into());
+            }
+            (DirtyRateMode::Ring, None) => {
+                return Err("this machine logs in a bitmap: use --mode bitmap, or start it with --dirty-log ring".into());
+            }
+        };
+        let is_free = self.life.check_guest_is_here();
+        is_free.map_err(|why| format!("{why}; --mode sampling needs no dirty log"))?;
+        // No migration begins meanwhile.
+        self.life.send_away(|| start(means))
     }
 
     /// Starts to save the guest into `file`.
@@ -509,6 +555,10 @@ impl Handler for Process {
             Command::QueryEvents(known) => {
                 serde_json::to_value(self.outgoing.events(known)).map_err(text)
             }
+            Command::CalcDirtyRate(arguments) => {
+                self.calc_dirty_rate(arguments).map(|()| json!({}))
+            }
+            Command::QueryDirtyRate => serde_json::to_value(self.dirty_rate.info()).map_err(text),
             Command::QueryReport => match self.outgoing.report() {
                 Some(report) => serde_json::to_value(&*report).map_err(text),
                 None => Err("no migration away from here has completed".into()),

@@ -151,19 +151,29 @@ impl Machine {
     pub fn dirty_logs(&self) -> Vec<Box<dyn DirtyLog>> {
         // The guest is leaving, so it needs no huge pages here.
         self.huge_pages.iter().for_each(HugePages::stop);
-        let slots = Arc::clone(&self.slots);
-        let vcpus: Box<dyn DirtyLog> = match &self.rings {
-            None => Box::new(KvmDirtyLog::new(slots).recorded(&self.trace)),
-            Some(rings) => {
-                Box::new(RingDirtyLog::new(Arc::clone(rings), slots).recorded(&self.trace))
-            }
-        };
         let mut logs: Vec<Box<dyn DirtyLog>> = vec![
-            vcpus,
+            self.log_of_vcpus(&self.trace),
             Box::new(OwnWritesLog::new(Arc::clone(self.memory.own()))),
         ];
         logs.extend(self.balloon.as_ref().map(|balloon| balloon.dirty_log()));
         logs
+    }
+
+    /// The dirty log of the vCPUs alone, to measure how fast they write. KVM has only one: it must not be on while
+    /// [`Machine::dirty_logs`] are used. No trace has it.
+    pub fn vcpu_dirty_log(&self) -> Box<dyn DirtyLog> {
+        self.log_of_vcpus(&Trace::default())
+    }
+
+    fn log_of_vcpus(&self, trace: &Trace) -> Box<dyn DirtyLog> {
+        let slots = Arc::clone(&self.slots);
+        match &self.rings {
+            None => Box::new(KvmDirtyLog::new(slots).recorded(trace)),
+            Some(rings) => {
+                let rings = Arc::clone(rings);
+                Box::new(RingDirtyLog::new(rings, slots).recorded(trace))
+            }
+        }
     }
 
     /// The vCPUs' dirty rings, if the machine has them.

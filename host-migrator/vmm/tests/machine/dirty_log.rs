@@ -2,7 +2,10 @@
 //! KVM's dirty logs, the bitmap and the rings, are exact: a harvest holds what was written since the last one, and nothing else.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use host_migrator::dirty_rate::log_meter::LogMeter;
+use host_migrator::dirty_rate::measure;
 use host_migrator::{DirtyLog, LogSource, MigrationBitmap};
 use kvm_ioctls::{Cap, Kvm};
 use reference_vmm::{BareWorkload, DirtyLogKind, Guest, MachineConfig};
@@ -193,4 +196,44 @@ fn a_ring_that_is_full_is_emptied_and_no_page_is_lost() {
     // A log that is off fills rings no more, and one that was full is no obstacle.
     log.stop().unwrap();
     subject.post(&(0x500..0x5ff).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_dirty_rate_is_exactly_that_of_a_guest_that_writes_known_pages() {
+    if !have_kvm() {
+        return;
+    }
+    for kind in BOTH {
+        let Some(mut subject) = logged(kind, 64 << 20) else {
+            continue;
+        };
+        let machine = &subject.machine;
+        let (log, pages) = (machine.vcpu_dirty_log(), machine.ram().bitmap_pages());
+        subject.machine.start().unwrap();
+        // The processor sets bits in the guest's page tables at its first writes.
+        subject.post(&[0x500, 0x600, 0x601]);
+        let mut meter = LogMeter::start(log, pages).unwrap();
+        let second = |subject: &mut Subject, number: u32| {
+            let written = [&[0x500, 0x501][..], &[0x600, 0x601, 0x602]];
+            subject.post(written[number as usize - 1]);
+            Some(Duration::from_secs(number.into()))
+        };
+        let mut wait = |number| second(&mut subject, number);
+        let rate = measure(&mut meter, 2, &mut wait).unwrap().unwrap();
+        // The mailbox, too.
+        let page = PAGE_SIZE as f64;
+        let beside: Vec<f64> = rate
+            .seconds
+            .iter()
+            .zip([3.0, 4.0])
+            .map(|(seen, own)| seen / page - own)
+            .collect();
+        // Tables of pages that were not written before.
+        assert!(
+            beside.iter().all(|pages| (0.0..=2.0).contains(pages)),
+            "{rate:?}"
+        );
+        let distinct = rate.distinct_bytes / PAGE_SIZE;
+        assert!((6..=8).contains(&distinct), "{rate:?}");
+    }
 }
