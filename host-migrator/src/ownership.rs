@@ -215,8 +215,9 @@ impl OwnershipRecord {
         self.change(Owner::Here, 0);
     }
 
-    /// Whether it is certain that the other side has the guest, if this side does not own it.
-    pub(crate) fn is_certain(&self) -> bool {
+    /// Whether it is certain that the other side has the guest, if this side does not own it. While a source waits to go on with a postcopy
+    /// whose hand-over was not confirmed, it is not.
+    pub fn is_certain(&self) -> bool {
         self.0.lock().certain
     }
 

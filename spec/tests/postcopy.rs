@@ -96,6 +96,19 @@ fn a_page_is_in_neither_half_if_the_source_saves_only_what_it_has_not_sent() {
 }
 
 #[test]
+fn the_guest_reads_another_guests_bytes_if_any_file_will_do() {
+    assert_needed(
+        PostcopyClause::MatchFile,
+        &[Read(A), Break, OpenOther, Load(A), Arrive(A)],
+    );
+}
+
+#[test]
+fn the_guest_runs_twice_if_it_is_taken_back_from_a_destination_that_runs_it() {
+    assert_needed(PostcopyClause::TakeBackUnrun, &[TakeOver, Break, TakeBack]);
+}
+
+#[test]
 fn the_guest_runs_twice_if_the_destination_runs_it_after_saving_its_half() {
     assert_needed(
         PostcopyClause::StopForHalf,

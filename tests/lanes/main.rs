@@ -59,6 +59,8 @@ mod report;
 mod serve;
 mod shape;
 #[cfg(test)]
+mod taken_back;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod traces;

@@ -50,6 +50,32 @@ pub fn faulty(destination: &str, kind: SectionKind, fault: Fault) -> String {
     uri
 }
 
+/// As [`faulty`], where the fault is on the first connection and others follow, which are carried whole.
+pub fn faulty_first(destination: &str, kind: SectionKind, fault: Fault) -> String {
+    let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("tcp:{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for (number, near) in listener.incoming().enumerate() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(&address));
+            let Ok(far) = far else {
+                return;
+            };
+            if number == 0 {
+                carry(&near, &far, STREAM_HEADER_BYTES, kind, fault);
+                carry(&far, &near, GREETING_BYTES, kind, fault);
+            } else {
+                carry_back(&near, &far);
+                thread::spawn(move || {
+                    let _ = io::copy(&mut &near, &mut &far);
+                    let _ = far.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    uri
+}
+
 /// A wire to `destination` on which nothing passes any more from the first section of `kind` on. Returns where it begins, and what hears of
 /// that.
 pub fn stalled_for_ever(destination: &str, kind: SectionKind) -> (String, Receiver<()>) {

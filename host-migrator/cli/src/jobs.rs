@@ -354,6 +354,8 @@ fn postcopy(status: &PostcopyStatus) -> Vec<String> {
         ),
         faults(&status.paging),
     ];
+    let file = status.file.iter().map(|file| file.display());
+    lines.extend(file.map(|file| format!("           from {file}, which the source has left")));
     lines.extend(status.broken.iter().map(|why| format!("           {why}")));
     lines.extend(status.paging.waiting_for.iter().map(|waiting| {
         let address = waiting.page * PAGE_SIZE;
@@ -384,7 +386,10 @@ pub fn quit(args: &QuitArgs) -> Result<(), JobError> {
 /// # Errors
 /// [`JobError`] if the machine refuses or does not answer.
 pub fn recover(args: &RecoverArgs) -> Result<(), JobError> {
-    let uri = args.address.clone();
+    let uri = match SnapshotTarget::is_meant(&args.address) {
+        true => absolute(&snapshot_at(&args.address)?)?.to_string(),
+        false => args.address.clone(),
+    };
     let command = Command::MigrateRecover(RecoverArguments { uri });
     let answer: serde_json::Value = Client::connect(&args.control)?.ask(&command)?;
     match answer.get("listening").and_then(serde_json::Value::as_str) {

@@ -7,7 +7,7 @@ use crate::compression::UnpackError;
 use crate::memory::error::RamError;
 use crate::memory::lent::LentError;
 use crate::paging::PagingError;
-use crate::snapshot::SnapshotError;
+use crate::snapshot::{ReconcileError, SnapshotError};
 use crate::vm::error::MachineError;
 use crate::vm::state::StateError;
 use crate::wire::SectionError;
@@ -131,6 +131,12 @@ pub enum ReceiveError {
     /// The half of a guest cannot be saved.
     #[error(transparent)]
     Half(#[from] SnapshotError),
+    /// The file is not the half of the source that has handed this guest over, or lacks pages that are missing here.
+    #[error(transparent)]
+    OtherHalf(#[from] ReconcileError),
+    /// A page of that file cannot be had.
+    #[error("{0}")]
+    File(String),
     /// Nobody waits any more.
     #[error("the wait for the source was ended")]
     Ended,

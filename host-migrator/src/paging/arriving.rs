@@ -46,6 +46,11 @@ impl Paging {
         self.discard(range);
     }
 
+    /// The pages that have not come, of the 64 pages of `word`.
+    pub(crate) fn missing_in(&self, word: usize) -> u64 {
+        self.shared.missing.absent_in(word)
+    }
+
     /// The runs of pages that have not come, ascending.
     pub fn missing(&self) -> Vec<PageRange> {
         self.shared.missing.absent_runs()

@@ -267,6 +267,11 @@ impl MissingPages {
         self.absent.contains(page)
     }
 
+    /// The pages whose content is still to come, of the 64 pages of `word`.
+    pub(super) fn absent_in(&self, word: usize) -> u64 {
+        self.absent.load(word)
+    }
+
     /// The runs of pages whose content is still to come, ascending. Others may bring some meanwhile.
     pub(super) fn absent_runs(&self) -> Vec<PageRange> {
         self.absent.runs()

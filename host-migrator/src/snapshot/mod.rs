@@ -34,6 +34,7 @@ pub use partial::PartialFile;
 pub use raw::{RawImage, RawLayout, RawSource};
 pub use reader::Snapshot;
 pub use reconcile::{ReconcileError, Reconciled, reconcile};
+pub(crate) use reconcile::{check_all_is_there, check_match};
 pub(crate) use saved_half::SavedHalf;
 pub use spec::file::{Half, Side};
 pub use storage::Storage;

@@ -9,7 +9,7 @@ use std::io;
 use std::num::NonZeroUsize;
 
 use parking_lot::Mutex;
-use spec::file::Side;
+use spec::file::{Half, Side};
 use spec::hint_map::word_masks;
 use spec::stream::Totals;
 use spec::{PAGE_SIZE, PageRange};
@@ -142,23 +142,25 @@ fn sides(halves: &[HalfFile]) -> Result<(Option<&HalfFile>, &HalfFile), Reconcil
         return Err(ReconcileError::Twice(Side::Source));
     }
     if let Some(source) = source {
-        check_match(source, destination)?;
+        check_match(source, &destination.half(), destination.file().layout())?;
     }
     Ok((source, destination))
 }
 
-fn check_match(source: &HalfFile, destination: &HalfFile) -> Result<(), ReconcileError> {
-    if !source.half().is_of_same_hand_over(&destination.half()) {
-        let name = |file: &HalfFile| {
-            let half = file.half();
-            format!("{:016x}, number {}", half.session, half.number)
-        };
+/// Fails if the half `source` is of another hand-over than `destination`, or of a guest with other memory than `layout`.
+pub(crate) fn check_match(
+    source: &HalfFile,
+    destination: &Half,
+    layout: &Layout,
+) -> Result<(), ReconcileError> {
+    if !source.half().is_of_same_hand_over(destination) {
+        let name = |half: &Half| format!("{:016x}, number {}", half.session, half.number);
         return Err(ReconcileError::OtherHandOver {
-            source_half: name(source),
+            source_half: name(&source.half()),
             destination_half: name(destination),
         });
     }
-    if source.file().layout() != destination.file().layout() {
+    if source.file().layout() != layout {
         return Err(ReconcileError::OtherMemory);
     }
     Ok(())
@@ -179,7 +181,7 @@ fn missing_at(destination: &HalfFile) -> MigrationBitmap {
 }
 
 /// Fails if some of the pages that are `missing` at the destination are not in the source's half.
-fn check_all_is_there(
+pub(crate) fn check_all_is_there(
     source: Option<&HalfFile>,
     missing: &MigrationBitmap,
 ) -> Result<(), ReconcileError> {

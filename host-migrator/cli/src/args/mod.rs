@@ -171,9 +171,13 @@ pub struct ControlArgs {
 ///
 /// First at the destination, which listens, then at the source, which connects. Both go on where they were: the destination says
 /// what it has, and the source sends all else. A recovery that fails can be tried again.
+///
+/// Where the source had to end and has left its half in a file (`lacuna save-half`), the destination goes on with that:
+/// `lacuna recover file:PATH`. The guest is not started anew; it gets each page when it needs it, or before.
 #[derive(Clone, Debug, Args)]
 pub struct RecoverArgs {
-    /// Where the destination listens: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT. It need not be the address of the migration
+    /// Where the destination listens: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT. It need not be the address of the migration. At
+    /// the destination also file:PATH or file:PATH,offset=N: the half that the source has saved
     pub address: String,
     /// The machine's control socket
     #[arg(long, value_name = "SOCKET", value_parser = socket_path())]

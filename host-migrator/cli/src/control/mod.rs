@@ -45,7 +45,8 @@ pub enum Command {
     MigrateSetParameters(TuningArguments),
     /// Hand the guest of the running migration over before its memory. Only a migration with `postcopy` can do that.
     MigrateStartPostcopy,
-    /// Go on with a postcopy whose connection has broken. The destination listens at the address; the source connects to it.
+    /// Go on with a postcopy whose connection has broken. The destination listens at the address, or opens the source's half there; the
+    /// source connects to it.
     MigrateRecover(RecoverArguments),
     /// Save what this side of a broken postcopy has left of the guest, which is not served or run here any more; answers
     /// [`HalfSaved`] when it is on the disk.
@@ -80,7 +81,8 @@ pub enum Command {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RecoverArguments {
-    /// `tcp:HOST:PORT`, `unix:PATH` or `vsock:CID:PORT`. It need not be the address of the migration.
+    /// `tcp:HOST:PORT`, `unix:PATH` or `vsock:CID:PORT`. It need not be the address of the migration. At the destination also `file:PATH` or
+    /// `file:PATH,offset=N`.
     pub uri: String,
 }
 

@@ -14,7 +14,7 @@
 //! | `Here`, and a migration is under way | refused | refused | refused | ends, 1 |
 //! | `Here`, handed over, the destination did not confirm | refused | refused | ends | ends, 1 |
 //! | `Undecided`: the link died before the hand-over came | refused | refused | ends | ends, 1 |
-//! | `Here`, handed over before its memory | refused | refused | ends | ends, 1 |
+//! | `Here`, handed over before its memory, confirmed or not | refused | refused | ends | ends, 1 |
 //! | `Here`, handed over | refused | ends | ends | ends, 0 |
 //! | `Saving`: the guest is being saved as a half | refused | refused | refused | ends, 1 |
 //! | `Ended`: the guest has powered off or crashed, or is in a half | refused | ends | ends | ends, 0 |
@@ -178,9 +178,6 @@ impl Life {
     /// A sentence, if it is not certain that the guest is here, or that of `run`.
     pub(super) fn resume(&self, run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         let state = self.state.lock();
-        if !state.leaving && state.stage.is_here() && self.outgoing.away() == Away::Unconfirmed {
-            return Err(SOURCE_MAY_OWN.into());
-        }
         state.may_leave(self.outgoing.away())?;
         run()
     }
@@ -194,6 +191,9 @@ impl Life {
         take: impl FnOnce() -> Result<(), String>,
     ) -> Result<(), String> {
         let state = self.state.lock();
+        if self.outgoing.away() == Away::ServingUnconfirmed && !state.leaving {
+            self.outgoing.give_up_unconfirmed()?;
+        }
         match self.outgoing.away() {
             Away::Unconfirmed if !state.leaving && state.stage.is_here() => {
                 // Whatever `take` can do: it is here from now on.
@@ -202,6 +202,7 @@ impl Life {
                 taken
             }
             Away::UnderWay => Err("the migration is still under way: use `lacuna cancel`".into()),
+            Away::ServingUnconfirmed => Err("this machine was told to quit".into()),
             Away::HandedOver | Away::Serving => Err(
                 "the destination has said that the guest runs there: it must not run here, too"
                     .into(),
@@ -381,7 +382,9 @@ impl State {
     fn for_people(&self, away: Away) -> MachineState {
         match (self.stage, away) {
             (_, Away::HandedOver | Away::Serving) => MachineState::HandedOver,
-            (_, Away::Unconfirmed) | (Stage::Undecided, _) => MachineState::Undecided,
+            (_, Away::Unconfirmed | Away::ServingUnconfirmed) | (Stage::Undecided, _) => {
+                MachineState::Undecided
+            }
             (Stage::Awaited | Stage::TakingOver, _) => MachineState::Incoming,
             (Stage::Here { held: true } | Stage::Saving, _) => MachineState::Held,
             (Stage::Here { held: false }, _) => MachineState::Running,
@@ -397,6 +400,7 @@ impl State {
             (Stage::Undecided, _) => Some(Stake::Undecided),
             (Stage::Saving, _) => Some(Stake::Saving),
             (_, Away::Serving) => Some(Stake::Serving),
+            (_, Away::ServingUnconfirmed) => Some(Stake::Unconfirmed),
             (Stage::Here { .. }, Away::UnderWay) => Some(Stake::Leaving),
             (Stage::Here { .. }, Away::Unconfirmed) => Some(Stake::Unconfirmed),
             (Stage::Here { .. }, Away::No) => Some(Stake::Guest),
@@ -410,7 +414,7 @@ impl State {
         let why = match (self.stage, away) {
             (Stage::Here { .. }, Away::No) => return Ok(()),
             (_, Away::UnderWay) => "a migration is under way already".into(),
-            (_, Away::Unconfirmed) => SOURCE_MAY_OWN.into(),
+            (_, Away::Unconfirmed | Away::ServingUnconfirmed) => SOURCE_MAY_OWN.into(),
             (_, Away::HandedOver | Away::Serving) => {
                 "there is no guest here to migrate: it was handed over".into()
             }
@@ -431,7 +435,8 @@ impl State {
 }
 
 const SOURCE_MAY_OWN: &str = "the guest was handed over, and the destination did not confirm that it runs. Look there \
-     with `lacuna status`: if the guest runs there, or is kept there, run it there (`lacuna cont --destination-owns`). \
+     with `lacuna status`: if the guest runs there, or is kept there, run it there (`lacuna cont --destination-owns`), and go on \
+     with `lacuna recover` if it needs memory from here. \
      Only if that machine has ended, or you have ended it, use `lacuna resume --source-owns` here: a guest that runs in two \
      places destroys its disks";
 const DESTINATION_MAY_OWN: &str = "all of the guest is here, but the link died before the source's last word. Look there \

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use host_migrator::snapshot::{Saved, Storage};
 use host_migrator::{
     Connection, FileSink, GuestCopy, Migration, MigrationError, MigrationMonitor, MigrationParams,
-    MigrationReport, MigrationState, MigrationStatus, Source,
+    MigrationReport, MigrationState, MigrationStatus, OwnershipRecord, Source,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -25,6 +25,8 @@ pub(super) enum Away {
     Unconfirmed,
     /// The guest runs at the destination, which still needs memory from here.
     Serving,
+    /// As [`Away::Unconfirmed`], and the destination would still need memory from here.
+    ServingUnconfirmed,
     /// The guest is at the destination.
     HandedOver,
 }
@@ -61,6 +63,8 @@ fn serves(state: MigrationState) -> bool {
 #[derive(Debug, Default)]
 struct Slot {
     monitor: Option<MigrationMonitor>,
+    /// Who owns the guest that is sent.
+    ownership: Option<OwnershipRecord>,
     /// How many migrations have begun.
     number: u64,
     running: bool,
@@ -106,9 +110,11 @@ impl Outgoing {
         channel: Connection,
     ) -> Result<(), String> {
         let mut slot = self.free()?;
+        let ownership = source.ownership.clone();
         let handle =
             Migration::start(source, params, channel).map_err(|error| error.to_string())?;
         slot.begin(handle.monitor(), false);
+        slot.ownership = Some(ownership);
         drop(slot);
         self.follow(move || handle.join().1)
     }
@@ -295,13 +301,40 @@ impl Outgoing {
             _ if slot.stays && slot.running => Away::UnderWay,
             _ if slot.stays => Away::No,
             MigrationState::Completed | MigrationState::HandedOverInPart => Away::HandedOver,
-            state if serves(state) => Away::Serving,
+            state if serves(state) => match &slot.ownership {
+                Some(record) if !record.is_certain() => Away::ServingUnconfirmed,
+                _ => Away::Serving,
+            },
             // The state says so a moment before the migration has put everything back.
             MigrationState::HandedOverUnconfirmed if slot.running => Away::UnderWay,
             MigrationState::HandedOverUnconfirmed if !slot.taken_back => Away::Unconfirmed,
             state if state.is_over() => Away::No,
             _ => Away::UnderWay,
         }
+    }
+
+    /// Ends a postcopy whose hand-over was not confirmed, and whose connection has broken.
+    ///
+    /// # Errors
+    /// A sentence, if the destination is being asked again at this moment, or the postcopy does not end in time.
+    pub(super) fn give_up_unconfirmed(&self) -> Result<(), String> {
+        let monitor = self.paused()?;
+        if !monitor.give_memory_up() {
+            return Err(NOTHING_PAUSED.into());
+        }
+        match self.away_soon() {
+            Away::Unconfirmed => Ok(()),
+            _ => Err("the postcopy has not ended yet: try again".into()),
+        }
+    }
+
+    /// Where a migration that ends now has left the guest.
+    fn away_soon(&self) -> Away {
+        let mut slot = self.slot.lock();
+        let runs = |slot: &mut Slot| slot.running;
+        self.ended.wait_while_for(&mut slot, runs, REPORT_DELAY);
+        drop(slot);
+        self.away()
     }
 
     /// An operator has decided that the guest is here after all.

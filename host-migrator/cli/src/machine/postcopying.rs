@@ -5,7 +5,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use host_migrator::Ownership;
+use host_migrator::snapshot::HalfFile;
 
 use host_migrator::destination::{
     Postcopy, PostcopyEvent, PostcopyOptions, PostcopyPhase, PostcopyStatus,
@@ -19,6 +22,8 @@ use super::request::text;
 
 /// How often a wait that was told to end is looked at.
 const MOMENT: Duration = Duration::from_millis(10);
+/// How long the end of such a wait may take.
+const END_OF_WAIT: Duration = Duration::from_secs(2);
 
 /// The postcopy to this machine, if there is one.
 #[derive(Debug, Default)]
@@ -38,6 +43,25 @@ struct Recovery {
     address: String,
     /// Whether the wait goes on.
     waits: Arc<AtomicBool>,
+}
+
+impl State {
+    /// The postcopy, if its connection has broken. A wait for the source is told to end.
+    ///
+    /// # Errors
+    /// A sentence, if there is nothing to recover.
+    fn interrupted(&mut self) -> Result<Postcopy, String> {
+        let postcopy = self.postcopy.clone().ok_or("there is no postcopy here")?;
+        if let Some(recovery) = self.recovery.take() {
+            recovery.waits.store(false, Ordering::Release);
+        }
+        match postcopy.status().phase {
+            PostcopyPhase::Completed => Err("all of the guest's memory is here".into()),
+            PostcopyPhase::Active => Err("the connection has not broken".into()),
+            PostcopyPhase::Saved => Err("the guest was saved, and never runs here again".into()),
+            _ => Ok(postcopy),
+        }
+    }
 }
 
 impl Postcopying {
@@ -72,6 +96,20 @@ impl Postcopying {
         (recovery.waits.load(Ordering::Acquire)).then(|| recovery.address.clone())
     }
 
+    /// Goes on with what the source has left in the file `half`, as `ours`, the record of this side, allows. A wait for the source ends.
+    ///
+    /// # Errors
+    /// A sentence, if the connection has not broken, or the file does not fit.
+    pub(super) fn go_on_from(&self, half: HalfFile, ours: Ownership) -> Result<(), String> {
+        let mut state = self.state.lock();
+        let postcopy = state.interrupted()?;
+        let until = Instant::now() + END_OF_WAIT;
+        while postcopy.status().phase == PostcopyPhase::Recovering && Instant::now() < until {
+            thread::sleep(MOMENT);
+        }
+        postcopy.recover_from(half, ours).map_err(text)
+    }
+
     /// Waits at `uri` for the source to go on; it may be silent for `patience` then. Returns the address. A wait at another address ends.
     ///
     /// # Errors
@@ -83,18 +121,7 @@ impl Postcopying {
         patience: Duration,
     ) -> Result<String, String> {
         let mut state = self.state.lock();
-        let postcopy = state.postcopy.clone().ok_or("there is no postcopy here")?;
-        if let Some(recovery) = state.recovery.take() {
-            recovery.waits.store(false, Ordering::Release);
-        }
-        match postcopy.status().phase {
-            PostcopyPhase::Completed => return Err("all of the guest's memory is here".into()),
-            PostcopyPhase::Active => return Err("the connection has not broken".into()),
-            PostcopyPhase::Saved => {
-                return Err("the guest was saved, and never runs here again".into());
-            }
-            _ => {}
-        }
+        let postcopy = state.interrupted()?;
         let address: Address = uri.parse().map_err(text)?;
         let listener = Listener::bind_for(&address, Access::new(None, None)).map_err(text)?;
         let listener = listener.with_patience(patience);

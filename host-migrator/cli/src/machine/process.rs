@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use host_migrator::hints::DeviceHints;
+use host_migrator::snapshot::HalfFile;
 use host_migrator::wire::{Listener, TlsConfig};
 use host_migrator::{
     DestinationMachine, FileSink, GuestRam, HintSource, Incoming, MachineError, MigrationParams,
@@ -494,17 +495,28 @@ impl Process {
         self.outgoing.start_save(source, params, sink, ended)
     }
 
-    /// Goes on with a postcopy whose connection has broken: the destination listens at `uri`, the source connects.
+    /// Goes on with a postcopy whose connection has broken: the destination listens at `uri`, or opens the source's half there; the source
+    /// connects.
     fn recover(&self, uri: &str) -> Result<Value, String> {
         let tls = self.tls.lock().clone();
+        let is_file = SnapshotTarget::is_meant(uri);
         if self.postcopying.status().is_some() {
             if self.ownership.get().owner != Owner::Here {
                 let why = "it is not known whether the guest is here: decide that first, with `lacuna cont --destination-owns`";
                 return Err(why.into());
             }
+            if is_file {
+                let half = HalfFile::open(&uri.parse().map_err(text)?).map_err(text)?;
+                self.postcopying.go_on_from(half, self.ownership.get())?;
+                return Ok(json!({}));
+            }
             let patience = self.peer_timeout;
             let listening = self.postcopying.listen_again(uri, tls.as_ref(), patience)?;
             return Ok(json!({ "listening": listening }));
+        }
+        if is_file {
+            let why = "a file takes the place of the source: it is for the destination";
+            return Err(why.into());
         }
         let connect = || Way::new(uri, Vec::new())?.connect(tls.as_ref());
         self.outgoing.recover(connect).map(|()| json!({}))

@@ -8,23 +8,33 @@ use parking_lot::Mutex;
 use spec::PageRange;
 use spec::stream::{MAX_SECTION_RUNS, SectionKind, run_to_bytes};
 
+use super::file::FileRequests;
 use crate::paging::PageRequests;
 use crate::wire::SectionError;
 use crate::wire::sections::SectionWriter;
+
+/// Who is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// The source, on its first lane.
+    Source(SectionWriter),
+    /// What the source has left in a file.
+    File(FileRequests),
+}
 
 /// The way to the source.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
     /// `None` while there is no connection.
-    out: Mutex<Option<SectionWriter>>,
+    way: Mutex<Option<Way>>,
     /// Nothing is missing any more.
     is_complete: AtomicBool,
 }
 
 impl Asking {
-    /// From now on `out` is the way.
-    pub(super) fn set(&self, out: Option<SectionWriter>) {
-        *self.out.lock() = out;
+    /// From now on this is the `way`.
+    pub(super) fn set(&self, way: Option<Way>) {
+        *self.way.lock() = way;
         if self.is_complete.load(Ordering::Acquire) {
             self.say_complete();
         }
@@ -42,8 +52,8 @@ impl Asking {
 
     /// A connection that takes nothing is noticed by the thread that reads it.
     fn say(&self, kind: SectionKind, payload: &[u8]) {
-        let out = self.out.lock().clone();
-        if let Some(mut out) = out
+        let way = self.way.lock().clone();
+        if let Some(Way::Source(mut out)) = way
             && let Err(error) = out.section(kind, [payload])
         {
             log::debug!("{kind:?} was not sent: {error}");
@@ -53,6 +63,9 @@ impl Asking {
 
 impl PageRequests for Asking {
     fn ask(&self, page: u64) {
+        if let Some(Way::File(file)) = &*self.way.lock() {
+            return file.ask(page);
+        }
         if let Some(page) = PageRange::new(page, 1) {
             self.say(SectionKind::Request, &run_to_bytes(page));
         }

@@ -2,14 +2,17 @@
 //! The handle of a VMM: how far it is, and how it goes on after a break.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spec::PageRange;
+use spec::file::Side;
 use spec::stream::Nonce;
 
-use super::asking::{self, Asking};
+use super::asking::{self, Asking, Way};
+use super::file::{FileLane, SourceFile};
 use super::lanes::Lanes;
 use super::placing::Coming;
 use super::status::{PostcopyEvent, PostcopyPhase, PostcopyStatus};
@@ -18,6 +21,8 @@ use crate::destination::introduction::Shape;
 use crate::destination::joining::{Joined, Joining};
 use crate::destination::joins::{Joins, Session};
 use crate::destination::waiting;
+use crate::ownership::Ownership;
+use crate::snapshot::HalfFile;
 use crate::wire::{Listener, StopFlag};
 
 /// How long all lanes together may take to join, from the first on.
@@ -65,7 +70,33 @@ struct State {
     broken: Option<String>,
     recoveries: u64,
     /// Those in use, or that have ended.
-    lanes: Option<Lanes>,
+    lanes: Option<Feed>,
+    /// The file of the source that has ended, if memory comes from there.
+    file: Option<PathBuf>,
+}
+
+/// What brings pages.
+enum Feed {
+    Lanes(Lanes),
+    File(FileLane),
+}
+
+impl Feed {
+    /// Ends it, without waiting for that.
+    fn shut(&self) {
+        match self {
+            Self::Lanes(lanes) => lanes.shut(),
+            Self::File(file) => file.shut(),
+        }
+    }
+
+    /// Ends it. Nothing is placed afterwards.
+    fn end(self) {
+        match self {
+            Self::Lanes(lanes) => lanes.end(),
+            Self::File(file) => file.end(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Postcopy {
@@ -112,6 +143,7 @@ impl Postcopy {
                 broken: None,
                 recoveries: 0,
                 lanes: None,
+                file: None,
             }),
             told,
         }));
@@ -130,6 +162,7 @@ impl Postcopy {
             },
             broken: state.broken.clone(),
             recoveries: state.recoveries,
+            file: state.file.clone(),
             paging: inner.coming.paging.status(),
         }
     }
@@ -204,7 +237,40 @@ impl Postcopy {
             }
             state.lanes.take()
         };
-        old.into_iter().for_each(Lanes::end);
+        old.into_iter().for_each(Feed::end);
+        Ok(())
+    }
+
+    /// Goes on after a break with the `half` that the source has saved before it ended, as if that were the source. `ours` is this side's
+    /// record of the hand-over. Pages that somebody waits for go first. If some cannot be read, the others come, and it can be tried again.
+    ///
+    /// # Errors
+    /// [`ReceiveError::NotPaused`] if there is nothing to recover; [`ReceiveError::OtherHalf`] if the half does not fit, or lacks missing
+    /// pages. Nothing has changed then.
+    pub fn recover_from(&self, half: HalfFile, ours: Ownership) -> Result<(), ReceiveError> {
+        let Self(inner) = self;
+        let path = half.file().path().to_owned();
+        let file = SourceFile::new(half, ours.half(Side::Destination), &inner.coming)?;
+        self.enter_from_paused(PostcopyPhase::Recovering)?;
+        let ours = Arc::clone(inner);
+        let breaks = Arc::new(move |why: &str| ours.breaks(why));
+        // Before it can break.
+        let mut state = inner.state.lock();
+        let (lane, requests) = match FileLane::start(file, &inner.coming, breaks) {
+            Ok(started) => started,
+            Err(error) => {
+                state.phase = PostcopyPhase::Paused;
+                return Err(error);
+            }
+        };
+        inner.asking.set(Some(Way::File(requests)));
+        state.phase = PostcopyPhase::Active;
+        state.broken = None;
+        state.recoveries += 1;
+        state.file = Some(path);
+        state.lanes = Some(Feed::File(lane));
+        drop(state);
+        inner.coming.paging.ask_again();
         Ok(())
     }
 
@@ -242,17 +308,18 @@ impl Postcopy {
         state.broken = None;
         inner
             .asking
-            .set(joined.first().map(|lane| lane.out.clone()));
+            .set(joined.first().map(|lane| Way::Source(lane.out.clone())));
         let ours = Arc::clone(inner);
         let breaks = Arc::new(move |why: &str| ours.breaks(why));
-        state.lanes = Some(Lanes::start(joined, stop, &inner.coming, breaks)?);
+        let lanes = Lanes::start(joined, stop, &inner.coming, breaks)?;
+        state.lanes = Some(Feed::Lanes(lanes));
         Ok(())
     }
 
     /// Ends the lanes of a guest that does not come.
     pub(crate) fn end(&self) {
         let lanes = self.0.state.lock().lanes.take();
-        lanes.into_iter().for_each(Lanes::end);
+        lanes.into_iter().for_each(Feed::end);
     }
 }
 
@@ -261,7 +328,7 @@ impl Inner {
     fn breaks(&self, why: &str) {
         self.asking.set(None);
         let mut state = self.state.lock();
-        state.lanes.iter().for_each(Lanes::shut);
+        state.lanes.iter().for_each(Feed::shut);
         if self.coming.paging.is_complete() || state.phase != PostcopyPhase::Active {
             return;
         }

@@ -6,6 +6,7 @@
 
 mod asking;
 mod early;
+mod file;
 mod handle;
 mod lanes;
 mod placing;

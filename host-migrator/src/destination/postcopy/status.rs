@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What is said of a guest whose memory is still coming.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::paging::{PagingError, PagingStatus};
@@ -35,6 +37,9 @@ pub struct PostcopyStatus {
     pub broken: Option<String>,
     /// How often it went on after a break.
     pub recoveries: u64,
+    /// The file that has taken the place of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
     /// Pages, faults, and who waits for what.
     pub paging: PagingStatus,
 }

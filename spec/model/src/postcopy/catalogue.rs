@@ -67,6 +67,16 @@ pub fn without(clause: PostcopyClause) -> PostcopyCase {
         ),
         PostcopyClause::KeepUntilComplete => (cut, ENDS_WELL),
         PostcopyClause::SaveUnconfirmed => (PostcopySetup { file: true, ..cut }, ENDS_WELL),
+        PostcopyClause::MatchFile => (
+            PostcopySetup {
+                file: true,
+                stranger: true,
+                moves: 1,
+                ..cut
+            },
+            FOUND_RIGHT,
+        ),
+        PostcopyClause::TakeBackUnrun => (PostcopySetup { dies: true, ..cut }, ONE_OWNER),
         PostcopyClause::StopForHalf => (halves, ONE_OWNER),
         PostcopyClause::DestinationFirst => (PostcopySetup { moves: 1, ..halves }, FOUND_RIGHT),
         PostcopyClause::MatchHalves => (
@@ -95,6 +105,7 @@ pub fn whole() -> Vec<(&'static str, PostcopySetup)> {
         stranger: true,
         file: false,
         halves: false,
+        dies: false,
     };
     vec![
         ("two pages, one of them hinted, three breaks", all),
@@ -112,6 +123,15 @@ pub fn whole() -> Vec<(&'static str, PostcopySetup)> {
                 moves: 2,
                 cuts: 2,
                 file: true,
+                ..all
+            },
+        ),
+        (
+            "two pages, a destination that may die, a source that saves what it has",
+            PostcopySetup {
+                file: true,
+                dies: true,
+                cuts: 2,
                 ..all
             },
         ),

@@ -29,6 +29,10 @@ switches! {
     KeepUntilComplete "keep-until-complete" "the source keeps its memory until the destination says that nothing is missing",
     /// The source saves every page of which it does not know that it arrived.
     SaveUnconfirmed "save-unconfirmed" "a source that ends saves every page of which it does not know that it has arrived",
+    /// A file is read only if this guest's source has saved it.
+    MatchFile "match-file" "the destination goes on from a file only if its own source has saved it",
+    /// The guest is taken back only from a destination that has ended and never ran it.
+    TakeBackUnrun "take-back-unrun" "an operator takes the guest back only if the destination has ended, and never ran it",
     /// The destination stops the guest before it saves its half, and never runs it again.
     StopForHalf "stop-for-half" "a destination that saves its half stops the guest, and never runs it again",
     /// What the destination has is newer than what the source has.

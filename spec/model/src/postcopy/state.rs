@@ -43,6 +43,8 @@ pub struct PostcopySetup {
     pub file: bool,
     /// The destination saves what it has, too, and a guest is made of both.
     pub halves: bool,
+    /// The destination's process may end at any moment.
+    pub dies: bool,
 }
 
 impl PostcopySetup {
@@ -56,6 +58,7 @@ impl PostcopySetup {
         stranger: false,
         file: false,
         halves: false,
+        dies: false,
     };
 }
 
@@ -94,6 +97,10 @@ pub enum HandOver {
     Taken,
     /// The guest was stopped, and is in the destination's half.
     Saved,
+    /// The destination has ended, and has never run the guest.
+    Unrun,
+    /// The destination has ended, and the guest with it.
+    Died,
 }
 
 /// The connection.
@@ -107,6 +114,8 @@ pub enum Link {
     Greeted,
     /// It is broken, and nobody makes another one.
     GivenUp,
+    /// In its place the destination has opened a file.
+    File,
 }
 
 /// The guest has found what should not be there.
@@ -127,7 +136,7 @@ pub struct PostcopyState {
     pub(crate) source: SourceSide,
     pub(crate) hand_over: HandOver,
     pub(crate) link: Link,
-    /// The source at the other end is that of another guest.
+    /// The source at the other end is that of another guest, or has saved the file that is open.
     pub(crate) foreign: bool,
     /// What each page should contain; 0: zeros.
     pub(crate) should: PerPage<u8>,
@@ -262,7 +271,11 @@ impl Model for Postcopy {
                     HandOver::Taken => is_complete,
                     // An operator decides, who knows that neither side runs the guest.
                     HandOver::Lost => true,
-                    HandOver::Unsent | HandOver::Sent => state.source == SourceSide::Runs,
+                    HandOver::Unsent | HandOver::Sent | HandOver::Unrun => {
+                        state.source == SourceSide::Runs
+                    }
+                    // As with any machine that dies.
+                    HandOver::Died => true,
                     HandOver::Saved => state.is_whole,
                 };
                 !choices.is_empty() || is_good || state.wrong.is_some()

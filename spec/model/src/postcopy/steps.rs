@@ -44,8 +44,16 @@ pub enum PostcopyAction {
     Release,
     /// The source saves what it has into a file, and ends.
     Save,
+    /// The destination opens the file, and goes on from it.
+    OpenFile,
+    /// The destination opens a file that the source of another guest has saved, and goes on from it.
+    OpenOther,
     /// The destination reads a page from the file.
     Load(Page),
+    /// The destination's process ends.
+    Die,
+    /// An operator has the source run the guest after the hand-over.
+    TakeBack,
     /// The destination saves what it has into a file.
     SaveHalf,
     /// A guest is made of the files, and runs.
@@ -87,7 +95,7 @@ impl Postcopy {
         }
         if let Some(page) = state.waiting {
             let known = state.missing.has(page) || !self.holds(PostcopyClause::ZeroHere);
-            let can_ask = state.link == Link::Up && !state.asked.has(page);
+            let can_ask = matches!(state.link, Link::Up | Link::File) && !state.asked.has(page);
             if !known || can_ask {
                 actions.push(A::Fault(page));
             }
@@ -108,13 +116,15 @@ impl Postcopy {
     }
 
     fn connection(&self, state: &PostcopyState, actions: &mut Vec<A>) {
-        if state.cuts > 0 && matches!(state.link, Link::Up | Link::Greeted) {
+        if state.cuts > 0 && matches!(state.link, Link::Up | Link::Greeted | Link::File) {
             actions.push(A::Break);
+        }
+        if matches!(state.link, Link::Up | Link::File) {
+            actions.extend(state.under_way.iter().map(A::Arrive));
         }
         if state.link != Link::Up {
             return;
         }
-        actions.extend(state.under_way.iter().map(A::Arrive));
         if state.source != SourceSide::Serves {
             return;
         }
@@ -131,10 +141,9 @@ impl Postcopy {
     }
 
     fn recovery(&self, state: &PostcopyState, actions: &mut Vec<A>) {
-        if let Some(saved) = state.file {
-            actions.extend(saved.and(state.missing).iter().map(A::Load));
-        }
+        self.file(state, actions);
         self.halves(state, actions);
+        self.death(state, actions);
         if state.source != SourceSide::Serves || !state.was_taken() {
             return;
         }
@@ -152,7 +161,51 @@ impl Postcopy {
                 }
             }
             Link::Greeted => actions.push(A::GoOn),
-            Link::Up | Link::GivenUp => {}
+            Link::Up | Link::GivenUp | Link::File => {}
+        }
+    }
+
+    /// The destination goes on from a file.
+    fn file(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        if !state.runs_there() {
+            return;
+        }
+        match state.link {
+            Link::Broken => {
+                if state.file.is_some() {
+                    actions.push(A::OpenFile);
+                }
+                if self.setup.stranger && !self.holds(PostcopyClause::MatchFile) {
+                    actions.push(A::OpenOther);
+                }
+            }
+            Link::File => {
+                let saved = match state.foreign {
+                    true => state.missing,
+                    false => state.file.unwrap_or(ModelPages::EMPTY),
+                };
+                let left = saved.and(state.missing).minus(state.under_way);
+                actions.extend(left.iter().map(A::Load));
+            }
+            Link::Up | Link::Greeted | Link::GivenUp => {}
+        }
+    }
+
+    /// The destination ends, and an operator decides.
+    fn death(&self, state: &PostcopyState, actions: &mut Vec<A>) {
+        let was_unsent = state.source == SourceSide::Stopped;
+        let is_there = !matches!(
+            state.hand_over,
+            HandOver::Unrun | HandOver::Died | HandOver::Saved
+        );
+        if self.setup.dies && !was_unsent && is_there {
+            actions.push(A::Die);
+        }
+        let never_ran = state.hand_over == HandOver::Unrun;
+        let may_take_back = never_ran || !self.holds(PostcopyClause::TakeBackUnrun);
+        let waits = state.source == SourceSide::Serves && state.link == Link::Broken;
+        if self.setup.dies && waits && may_take_back {
+            actions.push(A::TakeBack);
         }
     }
 
@@ -245,7 +298,25 @@ impl Postcopy {
                 });
                 state.source = SourceSide::Ended;
             }
-            A::Load(page) => self.place(&mut state, page, CONTENT),
+            A::OpenFile | A::OpenOther => {
+                state.link = Link::File;
+                state.foreign = action == A::OpenOther;
+                state.asked = ModelPages::EMPTY;
+            }
+            A::Load(page) => {
+                state.requests.remove(page);
+                state.under_way.insert(page);
+            }
+            A::Die => {
+                state.hand_over = match state.runs_there() {
+                    true => HandOver::Died,
+                    false => HandOver::Unrun,
+                };
+                state.waiting = None;
+                state.cuts += 1;
+                self.breaks(&mut state);
+            }
+            A::TakeBack => state.source = SourceSide::Runs,
             A::SaveHalf => {
                 state.half = true;
                 if self.holds(PostcopyClause::StopForHalf) {

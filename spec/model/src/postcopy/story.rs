@@ -81,7 +81,14 @@ pub(crate) fn sentence(
         A::Complete => "The destination says that nothing is missing, and the source ends.".into(),
         A::Release => "The source has sent everything, and ends.".into(),
         A::Save => "The source saves what it has into a file, and ends.".into(),
+        A::OpenFile => "The destination opens the file that the source has saved, and goes on from it.".into(),
+        A::OpenOther => {
+            "The destination opens a file that another guest's source has saved, and goes on from it."
+                .into()
+        }
         A::Load(page) => format!("The destination reads {page} from the file."),
+        A::Die => "The destination ends.".into(),
+        A::TakeBack => "An operator has the source run the guest.".into(),
         A::SaveHalf if after.runs_there() => {
             "The destination saves what it has into a file, and the guest runs on.".into()
         }
