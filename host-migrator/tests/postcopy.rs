@@ -65,14 +65,19 @@ impl End {
         let _ = self.stream.write_all(payload);
     }
 
+    fn next(&mut self) -> (SectionKind, Vec<u8>) {
+        let header = SectionHeader::from_bytes(&self.header::<SECTION_HEADER_BYTES>()).unwrap();
+        let mut payload = vec![0; header.length as usize];
+        self.stream.read_exact(&mut payload).unwrap();
+        (header.kind, payload)
+    }
+
     /// The next section that is no heartbeat.
     fn hear(&mut self) -> (SectionKind, Vec<u8>) {
         loop {
-            let header = SectionHeader::from_bytes(&self.header::<SECTION_HEADER_BYTES>()).unwrap();
-            let mut payload = vec![0; header.length as usize];
-            self.stream.read_exact(&mut payload).unwrap();
-            if header.kind != SectionKind::Heartbeat {
-                return (header.kind, payload);
+            let (kind, payload) = self.next();
+            if kind != SectionKind::Heartbeat {
+                return (kind, payload);
             }
         }
     }
@@ -112,13 +117,16 @@ struct ByHand {
 }
 
 impl ByHand {
-    /// Takes `guest` over at once, and nothing of its memory.
+    /// Takes `guest` over at once, and nothing of its memory. What nobody asks for comes late.
     fn takes(guest: &Guest) -> Self {
+        Self::takes_at(guest, Some(1))
+    }
+
+    /// As [`ByHand::takes`]; so many bytes a second come that nobody asks for.
+    fn takes_at(guest: &Guest, bandwidth: Option<u64>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let params = MigrationParams::default()
-            .with_postcopy(PostcopyStart::AtOnce)
-            // What nobody asks for comes late.
-            .with_max_postcopy_bandwidth(1);
+        let mut params = MigrationParams::default().with_postcopy(PostcopyStart::AtOnce);
+        params.max_postcopy_bandwidth = bandwidth;
         let connection = Connection::connect(&address(&listener), TIME).unwrap();
         let migration = Migration::start(guest.source(), params, connection).unwrap();
         let mut control = End::accept(&listener);
@@ -294,6 +302,36 @@ fn what_was_lost_in_a_buffer_comes_again_and_a_list_that_lies_is_refused() {
     destination.lanes[0].request(page(last));
     destination.lanes[0].until(last, &mut again);
     assert!(again[&last] == content(&guest, last));
+    destination.ends(&guest);
+}
+
+#[test]
+fn few_sections_that_nobody_asked_for_are_on_their_way_until_one_was_placed() {
+    let guest = guest();
+    let mut destination = ByHand::takes_at(&guest, None);
+    let lane = &mut destination.lanes[1];
+    for _ in 0..2 {
+        assert_eq!(lane.hear().0, SectionKind::Pages);
+    }
+    // Nothing more comes, and the source says that it is alive.
+    assert_eq!(lane.next().0, SectionKind::Heartbeat);
+    lane.say(SectionKind::Placed, &[]);
+    assert_eq!(lane.hear().0, SectionKind::Pages);
+    destination.ends(&guest);
+}
+
+#[test]
+fn a_destination_that_has_placed_more_than_came_is_refused() {
+    let guest = guest();
+    let mut destination = ByHand::takes_at(&guest, None);
+    // The guest has fewer sections.
+    for _ in 0..100 {
+        destination.lanes[1].say(SectionKind::Placed, &[]);
+    }
+    let why = destination.until_paused();
+    assert!(why.contains("a Placed section arrived where"), "{why}");
+    let promised = destination.promised.clone();
+    destination.recovers(&promised);
     destination.ends(&guest);
 }
 

@@ -477,6 +477,16 @@ impl SectionReader {
         Ok(self.input.check_heard()?)
     }
 
+    /// Whether the next section has arrived, at least in part.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        self.input.is_ready()
+    }
+
+    /// An error if the other side has been silent for too long.
+    pub(crate) fn check_heard(&self) -> io::Result<()> {
+        self.input.check_heard()
+    }
+
     /// Reads and discards what has arrived. Does not wait.
     pub(crate) fn forget_received(&mut self) {
         self.input.forget_received();

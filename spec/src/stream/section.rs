@@ -69,6 +69,8 @@ pub enum SectionKind {
     Complete = 40,
     /// Destination, on the first lane: runs of promised pages that have not come, when lanes join again. The last section of them is empty.
     Missing = 41,
+    /// Destination, on the other lanes: the next of the sections that have come on this lane is in memory; empty.
+    Placed = 42,
 }
 
 impl SectionKind {
@@ -103,6 +105,7 @@ impl SectionKind {
             39 => Self::Request,
             40 => Self::Complete,
             41 => Self::Missing,
+            42 => Self::Placed,
             _ => return Err(StreamError::Kind(raw)),
         })
     }
@@ -135,7 +138,8 @@ impl SectionKind {
             | Self::Joined
             | Self::Drained
             | Self::Mapped
-            | Self::Complete => 0,
+            | Self::Complete
+            | Self::Placed => 0,
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::destination::joining::Joined;
 use crate::destination::placing::Placer;
 use crate::destination::report::unexpected;
 use crate::panics::text_of;
-use crate::wire::sections::SectionReader;
+use crate::wire::sections::{SectionReader, SectionWriter};
 use crate::wire::{Closer, Heartbeats, SectionError, StopFlag};
 
 /// Lanes that are read.
@@ -48,7 +48,10 @@ impl Lanes {
             let thread = thread::Builder::new()
                 .name(format!("lane {number}"))
                 .spawn(move || {
-                    let read = catch_unwind(AssertUnwindSafe(|| read(lane.input, &coming)));
+                    // What comes on the first was asked for, and is not limited.
+                    let answers = (number > 0).then_some(lane.out);
+                    let read =
+                        catch_unwind(AssertUnwindSafe(|| read(lane.input, answers, &coming)));
                     let read =
                         read.unwrap_or_else(|panic| Err(ReceiveError::Panicked(text_of(&*panic))));
                     let Err(error) = read;
@@ -76,9 +79,10 @@ impl Lanes {
     }
 }
 
-/// Places what `input` brings until it ends.
+/// Places what `input` brings until it ends, and says so on `answers` of each section.
 fn read(
     mut input: SectionReader,
+    mut answers: Option<SectionWriter>,
     coming: &Coming,
 ) -> Result<std::convert::Infallible, ReceiveError> {
     let placer = Placer::new(coming)?;
@@ -95,6 +99,10 @@ fn read(
                 placer.make_zero(kind, &payload)?;
             }
             found => return Err(unexpected(found, "pages").into()),
+        }
+        if let Some(out) = &mut answers {
+            out.section(SectionKind::Placed, [])
+                .map_err(SectionError::from)?;
         }
     }
 }

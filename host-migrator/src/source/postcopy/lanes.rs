@@ -14,6 +14,7 @@ use spec::stream::{MAX_SECTION_RUNS, SectionKind, runs};
 
 use super::joining::JoinedLanes;
 use super::promise::{NotPromised, Promise};
+use super::window::Window;
 use crate::compression::Compression;
 use crate::memory::bitmap::Cursor;
 use crate::memory::error::RamError;
@@ -258,17 +259,18 @@ impl Lane {
                     .extend(shared.promise.copy(claimed, &mut self.batch)?);
             }
         }
-        self.send(shared)
+        self.send(shared)?;
+        Ok(())
     }
 
     /// Sends what nobody has asked for, until the lanes end.
     fn push(&mut self, shared: &Shared) -> Result<(), LaneError> {
         let mut cursor = Cursor::from_word(0);
         let mut pace = Pace::new(LARGEST_CREDIT);
+        let mut window = Window::new();
         self.batch.set_most(MOST_PAGES);
         while shared.may_push() {
-            // Reads heartbeats, and notices the destination's end.
-            self.peer.check_peer()?;
+            self.hear(&mut window)?;
             give_way(shared);
             let mut any = false;
             while self.batch.space() > 0 && self.zeros.len() < MAX_SECTION_RUNS / 2 {
@@ -286,7 +288,8 @@ impl Lane {
                 continue;
             }
             let before = self.counted;
-            self.send(shared)?;
+            let sections = self.send(shared)?;
+            (0..sections).for_each(|_| window.sent(Instant::now()));
             if let Some(rate) = shared.pace {
                 let sent = self.counted - before;
                 let wait = pace.after(Instant::now(), sent, rate.max(1) as f64);
@@ -296,23 +299,40 @@ impl Lane {
         Ok(())
     }
 
-    /// Sends what was copied, and which pages are zero.
-    fn send(&mut self, shared: &Shared) -> Result<(), LaneError> {
+    /// Hears which sections are in memory, and that the destination is alive. Waits while there is no room for another one.
+    fn hear(&mut self, window: &mut Window) -> Result<(), LaneError> {
+        while !window.has_room() || self.peer.is_ready() {
+            let Some(header) = self.peer.header_or_heartbeat()? else {
+                continue;
+            };
+            if header.kind != SectionKind::Placed || !window.placed(Instant::now()) {
+                let (found, expected) = (header.kind, "nothing");
+                return Err(SectionError::Unexpected { found, expected }.into());
+            }
+        }
+        Ok(self.peer.check_heard()?)
+    }
+
+    /// Sends what was copied, and which pages are zero. Returns in how many sections.
+    fn send(&mut self, shared: &Shared) -> Result<usize, LaneError> {
+        let mut sections = 0;
         let pages = self.batch.pages();
         if pages > 0 {
             let copies = self.batch.copies();
             (self.section).pages(&mut self.out, copies.runs(), copies.content())?;
             self.batch.clear();
+            sections += 1;
             shared.pages.fetch_add(pages, Ordering::Relaxed);
         }
         for zeros in self.zeros.chunks(MAX_SECTION_RUNS) {
             (self.section).runs(&mut self.out, SectionKind::Zero, zeros)?;
+            sections += 1;
         }
         self.zeros.clear();
         let bytes = self.out.bytes();
         let new = bytes - std::mem::replace(&mut self.counted, bytes);
         shared.bytes.fetch_add(new, Ordering::Relaxed);
-        Ok(())
+        Ok(sections)
     }
 }
 

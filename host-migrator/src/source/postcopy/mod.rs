@@ -10,5 +10,6 @@ mod promise;
 mod server;
 pub(super) mod start;
 pub(super) mod switchover;
+mod window;
 
 pub(super) use server::Server;
