@@ -13,6 +13,7 @@
 //! | [`STATUS_GPA`] | [`StatusWord`]s, written by the guest |
 //! | [`HEARTBEAT_GPA`] | a stamped page that the VMM writes every [`HEARTBEAT_MS`]: the VMM's own writes |
 //! | [`GAPS_GPA`] `..` | the bins of each vCPU's [gaps](crate::gaps), written by the guest |
+//! | [`READ_TIMES_GPA`] `..` | the bins of each vCPU's [read times](crate::gaps::ReadTimes), written by the guest |
 //! | [`IMAGE_GPA`] `..` | the guest's image; stacks of [`STACK_BYTES`] a vCPU end at the info's `stacks_end` |
 //! | [`MMIO_GPA`] | the virtio-mmio device (balloon), [`MMIO_BYTES`] |
 
@@ -27,7 +28,9 @@ pub const HEARTBEAT_MS: u64 = 10;
 /// Where the bins of the vCPUs' gaps lie: 32-bit counters, [`GAPS_BYTES`] for each vCPU.
 pub const GAPS_GPA: u64 = 0xa000;
 /// Bytes of a vCPU's bins.
-pub const GAPS_BYTES: u64 = crate::gaps::BINS as u64 * 4;
+pub const GAPS_BYTES: u64 = crate::histogram::BINS as u64 * 4;
+/// Where the bins of the vCPUs' [read times](crate::gaps::ReadTimes) lie: as many as those of the gaps, just below the image.
+pub const READ_TIMES_GPA: u64 = IMAGE_GPA - MAX_VCPUS * GAPS_BYTES;
 /// Where the image is loaded; it is linked for this address.
 pub const IMAGE_GPA: u64 = 0x20_0000;
 /// Bytes of each vCPU's stack.

@@ -84,6 +84,10 @@ clauses! {
     4 MergeOwnWrites "merge-own-writes" "harvest the VMM's own writes",
     /// 4: a page whose memory the VMM or the balloon device discards counts as written.
     4 LogDiscards "log-discards" "log what is discarded",
+    /// 4, where vCPUs log their writes in rings: a page that was taken out of a ring stays in the log until a harvest.
+    4 KeepTaken "keep-taken" "a page that was taken out of a ring stays in the log until a harvest",
+    /// 4, where vCPUs log their writes in rings: a vCPU whose ring is full writes no protected page before there is room.
+    4 WaitWhenFull "wait-when-full" "a vCPU whose ring is full waits",
     /// 5: no hint is taken once the guest is paused.
     5 NoHintAfterPause "no-hint-after-pause" "no hint after the pause",
     /// 5: at the end the guest is told DONE.

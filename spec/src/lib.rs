@@ -38,6 +38,7 @@ pub mod control;
 pub mod file;
 pub mod gaps;
 pub mod hint_map;
+pub mod histogram;
 pub mod page;
 pub mod page_map;
 pub mod stamp;

@@ -14,9 +14,10 @@ use spec_model::network::NetworkAction::{Break, Clear, Cut, Deliver, Forget, Hea
 use spec_model::operator::OperatorAction::{ContinueDestination, EndSource, ResumeSource};
 use spec_model::pages::Page;
 use spec_model::state::Action::{
-    self, BackEndLogs, BackEndWrites, Device, Guest, Host, Network, Operator, VmmWrites,
+    self, BackEndLogs, BackEndWrites, Device, Guest, Host, Network, Operator, RingIsEmptied,
+    VmmWrites,
 };
-use spec_model::{Clause, Migration, Rule, catalogue};
+use spec_model::{Clause, Migration, Rule, Setup, catalogue};
 
 const A: Page = Page::A;
 const B: Page = Page::B;
@@ -296,6 +297,47 @@ fn clause_4_memory_discarded_after_it_was_sent_is_stale() {
             Host(Pause),
         ],
     );
+}
+
+#[test]
+fn clause_4_a_page_that_leaves_a_ring_before_a_harvest_and_is_not_kept_is_lost() {
+    assert_needed(
+        Clause::KeepTaken,
+        &[
+            Host(Send(A, 0)),
+            Guest(Write(A)),
+            RingIsEmptied,
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_4_a_write_without_room_in_the_ring_is_lost() {
+    assert_needed(
+        Clause::WaitWhenFull,
+        &[
+            Host(StartLogging),
+            Guest(Write(B)),
+            Guest(Write(A)),
+            Host(ReadLog),
+        ],
+    );
+}
+
+#[test]
+fn clause_3_a_ring_that_is_reset_after_its_pages_are_sent_loses_the_write_between() {
+    let case = catalogue::without(Clause::CompleteHarvest);
+    let setup = Setup {
+        ring: 1,
+        ..case.migration.setup
+    };
+    let ring = Migration {
+        setup,
+        ..case.migration
+    };
+    let story = ring.look_for_story(case.property).story.expect("a story");
+    assert!(story.tells(&[Host(ReadLog), Host(ClearLog)]), "{story}");
 }
 
 #[test]

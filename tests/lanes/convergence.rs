@@ -326,4 +326,10 @@ fn compare_shows_what_was_decided_and_what_the_guest_saw_before_during_and_after
         let rising = [1.0, seen.p50, seen.p99, seen.p999, seen.max];
         assert!(rising.is_sorted(), "{text}");
     }
+    let reads = record.guest_read_us.expect("the guest's reads");
+    for seen in [reads.without_migration, reads.during, reads.after] {
+        assert!(seen.reads > 0, "{text}");
+        let rising = [0.0, seen.p50, seen.p99, seen.p999, seen.max];
+        assert!(rising.is_sorted() && seen.p50 > 0.0, "{text}");
+    }
 }

@@ -6,7 +6,8 @@ use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use spec::bare::{GAPS_BYTES, GAPS_GPA};
-use spec::gaps::{BEAT_MICROS, BINS, bin_of};
+use spec::gaps::{BEAT_MICROS, Gaps};
+use spec::histogram::BINS;
 
 use crate::time::{self, Clock, Ticks};
 
@@ -40,7 +41,7 @@ impl Beats {
         if gap >= self.interval {
             // A clock that was set back has no gap.
             if gap as i64 > 0 {
-                let bin = bin_of(self.clock.to_micros(gap));
+                let bin = Gaps::bin_of(self.clock.to_micros(gap));
                 self.bins[bin].fetch_add(1, Ordering::Relaxed);
             }
             self.last = now;

@@ -18,6 +18,7 @@ mod layout;
 mod memory;
 mod memory_functions;
 mod ports;
+mod reads;
 mod status;
 mod time;
 mod workload;
@@ -35,6 +36,7 @@ use gaps::Beats;
 use heartbeat::Heartbeat;
 use hinting::Hinting;
 use memory::Memory;
+use reads::Reads;
 use time::Clock;
 use workload::Workload;
 
@@ -70,12 +72,15 @@ fn run(vcpu: u64, info: &BootInfo) -> ! {
     static FREED: AtomicU64 = AtomicU64::new(0);
     meet(&FREED, info.vcpus);
     let mut workload = Workload::new(&memory, allocator, info);
-    let mut beats = Beats::new(vcpu, Clock::new(info.tsc_khz));
+    let clock = Clock::new(info.tsc_khz);
+    let mut beats = Beats::new(vcpu, clock);
+    let mut reads = Reads::new(&memory, vcpu, clock, mix(seed));
     let is_idle = info.idle != 0;
     loop {
         if !is_idle {
             workload.step(&mut beats);
         }
+        reads.step();
         let busy = leader.as_mut().is_some_and(Leader::step);
         beats.beat();
         if !busy {

@@ -37,6 +37,11 @@ impl Clock {
         (u128::from(ticks) * 1000 / u128::from(self.khz)) as u64
     }
 
+    /// Converts ticks to whole nanoseconds.
+    pub fn to_nanos(self, ticks: Ticks) -> u64 {
+        (u128::from(ticks) * 1_000_000 / u128::from(self.khz)) as u64
+    }
+
     /// Converts ticks to whole milliseconds.
     pub fn to_millis(self, ticks: Ticks) -> u64 {
         ticks / self.khz

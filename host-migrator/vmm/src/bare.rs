@@ -13,7 +13,7 @@ use linux_loader::loader::elf::Elf;
 use spec::PAGE_SIZE;
 use spec::bare::{
     AnswerPolicy, BOOT_INFO_GPA, BootInfo, HIGH_MEMORY_START, HoldPolicy, IMAGE_GPA,
-    LOW_MEMORY_END, MAX_VCPUS, MMIO_GPA, STACK_BYTES,
+    LOW_MEMORY_END, MAX_VCPUS, MMIO_GPA, READ_TIMES_GPA, STACK_BYTES,
 };
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError,
@@ -192,7 +192,7 @@ fn write_page_tables<M: GuestMemoryBackend>(memory: &M, info: &BootInfo) -> Resu
     let level_2_tables = high_end.div_ceil(LEVEL_2_BYTES);
     let level_3 = PAGE_TABLES + PAGE_SIZE;
     let level_2 = level_3 + PAGE_SIZE;
-    if level_2_tables > entry::COUNT || level_2 + level_2_tables * PAGE_SIZE > IMAGE_GPA {
+    if level_2_tables > entry::COUNT || level_2 + level_2_tables * PAGE_SIZE > READ_TIMES_GPA {
         return Err(BareError::DoesNotFit(
             "less memory: its page tables have no room",
         ));

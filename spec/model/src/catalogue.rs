@@ -17,12 +17,17 @@ const TINY: Setup = Setup {
     ..Setup::SMALL
 };
 
-/// A guest that fills freed pages with zeros, and is not asked for hints.
-const ZEROED: Setup = Setup {
-    init_on_free: true,
+/// A guest that is not asked for hints.
+const WITHOUT_HINTS: Setup = Setup {
     hints: false,
     driver: false,
     ..TINY
+};
+
+/// The same, which fills freed pages with zeros.
+const ZEROED: Setup = Setup {
+    init_on_free: true,
+    ..WITHOUT_HINTS
 };
 
 /// A migration with a name, and the property to check.
@@ -83,6 +88,15 @@ pub fn without(clause: Clause) -> Case {
             own_writes: 1,
             moves: 0,
             ..TINY
+        },
+        Clause::KeepTaken => Setup {
+            ring: 1,
+            ..WITHOUT_HINTS
+        },
+        Clause::WaitWhenFull => Setup {
+            pages: 2,
+            ring: 1,
+            ..WITHOUT_HINTS
         },
         Clause::LogDiscards => Setup {
             reporting: true,
@@ -244,6 +258,16 @@ pub fn whole() -> Vec<(&'static str, Setup)> {
             "agent and driver",
             Setup {
                 agent: true,
+                ..small
+            },
+        ),
+        (
+            "writes logged in a ring that is soon full, background and early harvests",
+            Setup {
+                ring: 1,
+                background: 1,
+                early: 1,
+                moves: 5,
                 ..small
             },
         ),

@@ -151,16 +151,23 @@ pub(crate) fn actions(model: &Migration, state: &State, out: &mut Vec<Action>) {
         return;
     }
     for page in ModelPages::all(setup.pages).iter() {
+        let writes = !state.logs.has_no_room(page) || !model.rule.holds(Clause::WaitWhenFull);
         match state.guest.usage[page.index()] {
             Usage::InUse => {
-                push(GuestAction::Free(page));
-                push(GuestAction::Write(page));
+                if writes || !setup.init_on_free {
+                    push(GuestAction::Free(page));
+                }
+                if writes {
+                    push(GuestAction::Write(page));
+                }
             }
             Usage::Free => {
                 if driver.hinting && state.device.queue.room() >= 2 {
                     push(GuestAction::Hint(page));
                 }
-                push(GuestAction::Take(page));
+                if writes {
+                    push(GuestAction::Take(page));
+                }
                 if setup.init_on_free {
                     push(GuestAction::TakeZeroed(page));
                 }

@@ -39,6 +39,9 @@ pub struct Setup {
     pub tables: bool,
     /// Pages that are hinted after they were sent are discarded at the destination.
     pub late_discards: bool,
+    /// The vCPUs log their writes in a ring with so many entries, which may be emptied at any time; 0: in a bitmap. (Only where dirty bits
+    /// are cleared at once.)
+    pub ring: u8,
     /// How dirty bits are cleared.
     pub clearing: Clearing,
     /// The host uses hints.
@@ -77,6 +80,7 @@ impl Setup {
         holes: false,
         tables: false,
         late_discards: false,
+        ring: 0,
         clearing: Clearing::AtOnce,
         hints: true,
         driver: true,

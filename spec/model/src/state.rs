@@ -13,7 +13,7 @@ use crate::network::{self, Destination, NetworkAction, Wire};
 use crate::operator::{self, OperatorAction};
 use crate::pages::{MAX_PAGES, ModelPages, Page, PerPage, Renaming};
 use crate::properties;
-use crate::rule::Rule;
+use crate::rule::{Clause, Rule};
 use crate::setup::Setup;
 use crate::story;
 
@@ -63,6 +63,8 @@ pub enum Action {
     BackEndLogs,
     /// The VMM writes a page.
     VmmWrites(Page),
+    /// A vCPU whose ring is full, or a thread that does so now and then, empties the ring.
+    RingIsEmptied,
     /// The migrator's.
     Host(HostAction),
     /// The network's or the destination's.
@@ -184,6 +186,10 @@ impl Model for Migration {
         if !state.logs.unlogged.is_empty() {
             actions.push(Action::BackEndLogs);
         }
+        // A harvest has the ring to itself.
+        if !state.logs.kvm.ring.is_empty() && state.logs.kvm.fetched.is_empty() {
+            actions.push(Action::RingIsEmptied);
+        }
         device::actions(self, state, actions);
         host::actions(self, state, actions);
         network::actions(self, state, actions);
@@ -205,6 +211,10 @@ impl Model for Migration {
                 state.others.own_writes -= 1;
                 state.store_next(page);
                 state.logs.written_by_vmm(page);
+            }
+            Action::RingIsEmptied => {
+                let keeps = self.rule.holds(Clause::KeepTaken);
+                state.logs.kvm.empty_ring(keeps);
             }
             Action::Host(action) => host::step(self, &mut state, action),
             Action::Network(action) => network::step(self, &mut state, action),

@@ -49,12 +49,32 @@ impl Migration {
 pub(crate) fn sentence(model: &Migration, before: &State, action: Action, after: &State) -> String {
     let version = |page: Page| format!("version {}", after.guest.version[page.index()]);
     match action {
-        Action::Guest(action) => of_guest(before, action, after),
+        Action::Guest(action) => {
+            let armed = before.logs.kvm.armed.minus(after.logs.kvm.armed);
+            let lost = armed.minus(after.logs.kvm.all());
+            let text = of_guest(before, action, after);
+            match lost.is_empty() {
+                true => text,
+                false => format!("{text} Its vCPU's ring is full, and gets no entry."),
+            }
+        }
         Action::Device(action) => of_device(before, action, after),
         Action::BackEndWrites(page) => {
             format!(
                 "A vhost-user back end writes {} into {page}.",
                 version(page)
+            )
+        }
+        Action::RingIsEmptied => {
+            let (taken, kept) = (before.logs.kvm.ring, after.logs.kvm.dirty);
+            let and = if taken.minus(kept).is_empty() {
+                "the log keeps"
+            } else {
+                "nobody keeps"
+            };
+            format!(
+                "The vCPU's ring is emptied, and its pages are protected again: {and} {}.",
+                pages(taken)
             )
         }
         Action::BackEndLogs => "The back end logs what it has written.".into(),
@@ -252,13 +272,13 @@ fn of_host(model: &Migration, before: &State, action: HostAction, after: &State)
         HostAction::ReadLogEarly => {
             format!(
                 "The migrator harvests early and reads KVM's log: {}.",
-                pages(before.logs.kvm.dirty)
+                pages(before.logs.kvm.all())
             )
         }
         HostAction::ReadLog => {
             format!(
                 "The migrator reads KVM's log: {}.",
-                pages(before.logs.kvm.dirty)
+                pages(before.logs.kvm.all())
             )
         }
         HostAction::HarvestBackEnd => log_taken(

@@ -210,6 +210,8 @@ events! {
     50 "restores a guest from a file" Restoring,
     /// Migrator: throttles the guest by so many percent. Before the guest becomes slower; 0 at the end, after it is at full speed.
     51 "throttles the guest by percent:" Throttles(percent: u64),
+    /// Machine: took these pages out of a vCPU's ring, outside of a harvest. The log has them still. Before they are protected again.
+    52 "takes out of a ring" RingTaken(pages: PageBits),
     /// Migrator: these pages are sent after the hand-over; until then the destination has nothing there. Before it is told.
     60 "promises" Promised(pages: PageRange),
 }

@@ -3,9 +3,9 @@
 
 use std::fmt::Write;
 
-use reference_vmm::guest_gaps;
+use reference_vmm::guest_gaps::{self, Noticed};
 use serde::{Deserialize, Serialize};
-use spec::gaps::Gaps;
+use spec::gaps::{Gaps, ReadTimes};
 
 use super::CompareError;
 use super::oracle::OracleError;
@@ -13,7 +13,7 @@ use super::parts::Host;
 use super::record::Record;
 use super::run::memory_of;
 use crate::figures::aligned;
-use crate::gaps::GapFigures;
+use crate::gaps::{GapFigures, ReadFigures};
 
 /// What the guest saw of its migration. Of a Linux guest only the longest gaps are known, in seconds that were over when it was stopped, and
 /// none of them at the destination. Of the bare guest: `max`, `p50`, `p99` and `p999` of its vCPUs' gaps in milliseconds, from the request until it
@@ -47,46 +47,80 @@ impl GuestGaps {
     }
 }
 
-/// The gaps of each vCPU at the moments between the phases of a run.
+/// How long the bare guest's vCPUs waited for words of its memory: `reads`, `max`, `p50`, `p99` and `p999` in microseconds, in the same
+/// phases as [`GuestGaps`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct GuestReads {
+    /// While it was migrated and ran.
+    #[serde(flatten)]
+    pub during: ReadFigures,
+    /// Before the migration, since it was ready.
+    pub without_migration: ReadFigures,
+    /// At the destination.
+    pub after: ReadFigures,
+}
+
+/// What each vCPU had noticed at the moments between the phases of a run.
 #[derive(Debug)]
 pub(super) struct Moments {
-    pub(super) ready: Vec<Gaps>,
-    pub(super) asked: Vec<Gaps>,
-    pub(super) stopped: Vec<Gaps>,
-    pub(super) checked: Vec<Gaps>,
+    pub(super) ready: Vec<Noticed>,
+    pub(super) asked: Vec<Noticed>,
+    pub(super) stopped: Vec<Noticed>,
+    pub(super) checked: Vec<Noticed>,
 }
 
 impl Moments {
-    pub(super) fn figures(&self) -> GuestGaps {
+    /// The gaps.
+    pub(super) fn gaps(&self) -> GuestGaps {
         let all = |gaps: &mut dyn Iterator<Item = Gaps>| {
             let mut sum = Gaps::default();
             gaps.for_each(|gaps| sum.merge(&gaps));
             GapFigures::of(&sum)
         };
-        let during = || between(&self.asked, &self.stopped);
+        let during = || gaps_between(&self.asked, &self.stopped);
         let longest = |gaps: Gaps| GapFigures::of(&gaps).max;
+        let after = gaps_between(&self.stopped, &self.checked);
         GuestGaps {
             during: all(&mut during()),
-            without_migration: all(&mut between(&self.ready, &self.asked)),
+            without_migration: all(&mut gaps_between(&self.ready, &self.asked)),
             // The longest is that in which the guest was held.
-            after: all(&mut between(&self.stopped, &self.checked).map(|it| it.without_longest())),
+            after: all(&mut after.map(|it| it.without_greatest())),
             max_by_vcpu: during().map(longest).collect(),
+        }
+    }
+
+    /// The reads.
+    pub(super) fn reads(&self) -> GuestReads {
+        let between = |earlier: &[Noticed], later: &[Noticed]| {
+            let mut sum = ReadTimes::default();
+            for (later, earlier) in later.iter().zip(earlier) {
+                sum.merge(&later.reads.since(&earlier.reads));
+            }
+            ReadFigures::of(&sum)
+        };
+        GuestReads {
+            during: between(&self.asked, &self.stopped),
+            without_migration: between(&self.ready, &self.asked),
+            after: between(&self.stopped, &self.checked),
         }
     }
 }
 
-fn between<'a>(earlier: &'a [Gaps], later: &'a [Gaps]) -> impl Iterator<Item = Gaps> + 'a {
+fn gaps_between<'a>(
+    earlier: &'a [Noticed],
+    later: &'a [Noticed],
+) -> impl Iterator<Item = Gaps> + 'a {
     later
         .iter()
         .zip(earlier)
-        .map(|(later, earlier)| later.since(earlier))
+        .map(|(later, earlier)| later.gaps.since(&earlier.gaps))
 }
 
-/// The gaps of each vCPU of the bare guest on `host` so far.
+/// What each vCPU of the bare guest on `host` has noticed so far.
 ///
 /// # Errors
 /// [`CompareError`] if its memory cannot be read.
-pub fn gaps_of(host: &Host, vcpus: u8) -> Result<Vec<Gaps>, CompareError> {
+pub fn noticed_by(host: &Host, vcpus: u8) -> Result<Vec<Noticed>, CompareError> {
     let (ram, _) = memory_of(host)?;
     Ok(guest_gaps::read(&ram, vcpus).map_err(OracleError::from)?)
 }
@@ -94,9 +128,44 @@ pub fn gaps_of(host: &Host, vcpus: u8) -> Result<Vec<Gaps>, CompareError> {
 const HEADINGS: [&str; 8] = [
     "hints", "gaps ms", "beats", "p50", "p99", "p99.9", "longest", "downtime",
 ];
+const READ_HEADINGS: [&str; 7] = [
+    "hints", "read us", "reads", "p50", "p99", "p99.9", "longest",
+];
 
-/// The gaps of the records as a table; empty if no guest has counted them.
-pub fn table(records: &[Record]) -> String {
+/// The gaps and the reads of the records as two tables; empty if no guest has counted them.
+pub fn tables(records: &[Record]) -> String {
+    gap_table(records) + &read_table(records)
+}
+
+fn read_table(records: &[Record]) -> String {
+    let mut rows = Vec::new();
+    for record in records {
+        let Some(reads) = &record.guest_read_us else {
+            continue;
+        };
+        let phases = [
+            ("before", &reads.without_migration),
+            ("during", &reads.during),
+            ("after", &reads.after),
+        ];
+        for (phase, figures) in phases {
+            let mut row = vec![
+                record.hints.to_string(),
+                phase.into(),
+                figures.reads.to_string(),
+            ];
+            let of_phase = [figures.p50, figures.p99, figures.p999, figures.max];
+            row.extend(of_phase.map(|us| format!("{us:.2}")));
+            rows.push(row);
+        }
+    }
+    match rows.is_empty() {
+        true => String::new(),
+        false => format!("{}\n", aligned(&READ_HEADINGS, rows.into_iter())),
+    }
+}
+
+fn gap_table(records: &[Record]) -> String {
     let mut rows = Vec::new();
     for record in records {
         let Some(gaps) = &record.guest_gap_ms else {
@@ -134,10 +203,14 @@ pub fn table(records: &[Record]) -> String {
 mod tests {
     use super::*;
 
-    fn of(micros: &[u64]) -> Gaps {
-        let mut gaps = Gaps::default();
-        micros.iter().for_each(|micros| gaps.add(*micros));
-        gaps
+    /// Gaps of so many microseconds, and reads of as many nanoseconds.
+    fn of(numbers: &[u64]) -> Noticed {
+        let mut noticed = Noticed::default();
+        for number in numbers {
+            noticed.gaps.add(*number);
+            noticed.reads.add(*number);
+        }
+        noticed
     }
 
     #[test]
@@ -151,7 +224,7 @@ mod tests {
                 of(&[1000, 2000, 4000, 5_000_000]),
             ],
         };
-        let gaps = moments.figures();
+        let (gaps, reads) = (moments.gaps(), moments.reads());
         let near = |ms: f64, of: f64| assert!((of..of * 1.07).contains(&ms), "{ms}, not {of}");
         near(gaps.without_migration.max, 2.0);
         near(gaps.during.max, 30.0);
@@ -160,5 +233,8 @@ mod tests {
         assert_eq!(gaps.after.beats, 1);
         near(gaps.max_by_vcpu[0], 30.0);
         near(gaps.max_by_vcpu[1], 4.0);
+        let counts = [reads.without_migration, reads.during, reads.after].map(|it| it.reads);
+        assert_eq!(counts, [3, 2, 3]);
+        assert!((30.0..34.0).contains(&reads.during.max), "{reads:?}");
     }
 }

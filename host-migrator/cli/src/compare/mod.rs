@@ -26,7 +26,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 pub use course::Course;
-pub use gaps::{GuestGaps, gaps_of};
+pub use gaps::{GuestGaps, GuestReads, noticed_by};
 pub(crate) use lane::is_needed as needs_lane;
 pub use line::Line;
 pub(crate) use oracle::compare as compare_memory;
@@ -159,7 +159,7 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
             headline(args),
             table(&records),
             files(&records),
-            gaps::table(&records),
+            gaps::tables(&records),
             sources(&records),
             chart(&records)
         ))?;

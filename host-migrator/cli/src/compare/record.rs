@@ -8,7 +8,7 @@ use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
 use super::course::Course;
-use super::gaps::GuestGaps;
+use super::gaps::{GuestGaps, GuestReads};
 use crate::control::{CompressionName, HintMode};
 use crate::figures::{BAR_WIDTH, aligned, bar, median};
 use crate::size::Size;
@@ -126,6 +126,9 @@ pub struct Record {
     /// How evenly the guest ran, in its own view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_gap_ms: Option<GuestGaps>,
+    /// How long its memory took to read, in its own view. Only the bare guest knows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_read_us: Option<GuestReads>,
     /// What the machine has decided so that the migration ends, in words.
     #[serde(default)]
     pub decisions: Vec<String>,

@@ -15,7 +15,7 @@ use super::CompareError;
 use super::course::Course;
 use super::early;
 use super::file;
-use super::gaps::{GuestGaps, Moments, gaps_of};
+use super::gaps::{GuestGaps, Moments, noticed_by};
 use super::lazy;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
@@ -70,15 +70,15 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         }
     };
     steps::until_ready(&mut source)?;
-    // Only the bare guest counts its gaps.
-    let gaps = |host: &Host| match plan.guest.kind {
-        GuestKind::Bare => gaps_of(host, plan.guest.vcpus).map(Some),
+    // Only the bare guest counts its gaps and times its reads.
+    let noticed = |host: &Host| match plan.guest.kind {
+        GuestKind::Bare => noticed_by(host, plan.guest.vcpus).map(Some),
         GuestKind::Linux => Ok(None),
     };
-    let ready = gaps(&source)?;
+    let ready = noticed(&source)?;
     let before = steps::settle(plan, &mut source)?;
 
-    let asked = gaps(&source)?;
+    let asked = noticed(&source)?;
     steps::begin(plan, &source, uri, tls.as_ref())?;
     let longest_gap = |status: &Status| status.guest.as_ref().map_or(0, |it| it.longest_gap);
     let mut longest = 0;
@@ -123,13 +123,13 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     step("guest checks its memory at the destination");
     let stopped = match plan.transport {
         // The memory that is the destination's now; its guest does not run yet.
-        ComparedTransport::Local => gaps(&destination)?,
+        ComparedTransport::Local => noticed(&destination)?,
         ComparedTransport::Tcp | ComparedTransport::Unix | ComparedTransport::File => {
-            gaps(&source)?
+            noticed(&source)?
         }
     };
     let mut checked = check_at_destination(plan, &mut destination)?;
-    let moments = ready.zip(asked).zip(stopped.zip(gaps(&destination)?));
+    let moments = ready.zip(asked).zip(stopped.zip(noticed(&destination)?));
     let moments = moments.map(|((ready, asked), (stopped, checked))| Moments {
         ready,
         asked,
@@ -169,10 +169,11 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
     Ok(Record {
         course,
         trace_events: events,
-        guest_gap_ms: Some(moments.map_or_else(
+        guest_gap_ms: Some(moments.as_ref().map_or_else(
             || GuestGaps::of_longest(longest_gap(&before), longest),
-            |moments| moments.figures(),
+            Moments::gaps,
         )),
+        guest_read_us: moments.as_ref().map(Moments::reads),
         file_bytes: figures.map(|file| file.bytes),
         file_allocated_bytes: figures.map(|file| file.allocated_bytes),
         save_ms: figures.map(|_| report.total_ms),
@@ -422,6 +423,7 @@ fn record(
         dirty_sync_count: report.dirty_sync_count,
         throttle_max_percent: report.throttle_max_percent,
         guest_gap_ms: None,
+        guest_read_us: None,
         decisions: report.decisions.clone(),
         pages_sent: totals.pages_sent,
         pages_zero: totals.pages_zero,

@@ -42,7 +42,7 @@ use crate::args::{GuestKind, MachineArgs};
 use crate::control::{
     Command, DirtyRateArguments, DirtyRateMode, Handler, MigrateArguments, QuitArguments,
 };
-use crate::gaps::GapFigures;
+use crate::gaps::{GapFigures, ReadFigures};
 
 /// How long the console may take to write the guest's last output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -353,10 +353,11 @@ impl Process {
             .map(VcpuStatus::from)
             .collect();
         if self.guest == GuestKind::Bare
-            && let Ok(gaps) = guest_gaps::read(&self.ram(), vcpus.len() as u8)
+            && let Ok(noticed) = guest_gaps::read(&self.ram(), vcpus.len() as u8)
         {
-            for (vcpu, gaps) in vcpus.iter_mut().zip(gaps) {
-                vcpu.gap_ms = Some(GapFigures::of(&gaps));
+            for (vcpu, noticed) in vcpus.iter_mut().zip(noticed) {
+                vcpu.gap_ms = Some(GapFigures::of(&noticed.gaps));
+                vcpu.read_us = Some(ReadFigures::of(&noticed.reads));
             }
         }
         vcpus

@@ -10,7 +10,7 @@ use host_migrator::report::stats::MigrationStatus;
 use reference_vmm::VcpuTimes;
 use serde::{Deserialize, Serialize};
 
-use crate::gaps::GapFigures;
+use crate::gaps::{GapFigures, ReadFigures};
 
 /// The answer to [`crate::control::Command::Status`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +64,9 @@ pub struct VcpuStatus {
     /// The bare guest's own gaps, since it was started on its first host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_ms: Option<GapFigures>,
+    /// How long the bare guest waited for its memory, since it was started on its first host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_us: Option<ReadFigures>,
 }
 
 impl From<VcpuTimes> for VcpuStatus {
@@ -76,6 +79,7 @@ impl From<VcpuTimes> for VcpuStatus {
             kernel_ms: times.kernel.map(ms),
             faults: times.faults,
             gap_ms: None,
+            read_us: None,
         }
     }
 }

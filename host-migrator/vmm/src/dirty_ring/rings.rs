@@ -9,10 +9,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use host_migrator::MigrationBitmap;
+use host_migrator::{MigrationBitmap, Trace};
 use kvm_ioctls::{VcpuFd, VmFd};
 use parking_lot::Mutex;
 use spec::PageRange;
+use spec::trace::{Event, PageBits};
 
 use super::mapping::{self, Ring};
 
@@ -31,6 +32,7 @@ pub struct DirtyRings {
     dirtied: Vec<AtomicU64>,
     /// How often a vCPU had to leave the guest because its ring was full.
     full: AtomicU64,
+    trace: Trace,
 }
 
 #[derive(Debug)]
@@ -38,10 +40,13 @@ struct Taken {
     rings: Vec<Ring>,
     /// Pages that were taken, and that no harvest has had.
     pages: MigrationBitmap,
+    /// Pages that are being taken; empty otherwise.
+    new: MigrationBitmap,
 }
 
 impl DirtyRings {
     /// Gives `vm` rings of at most `entries` for `vcpus` vCPUs, which must be made afterwards. `slots` has the pages of its memory slots.
+    /// What is taken out of them between harvests is recorded in `trace`.
     ///
     /// # Errors
     /// The kernel's; [`io::ErrorKind::Unsupported`] if it has no rings.
@@ -50,6 +55,7 @@ impl DirtyRings {
         entries: u32,
         vcpus: usize,
         slots: &[PageRange],
+        trace: &Trace,
     ) -> io::Result<Self> {
         let entries = mapping::enable(&vm, entries)?;
         let end = slots.iter().map(|pages| pages.end()).max().unwrap_or(0);
@@ -60,9 +66,11 @@ impl DirtyRings {
             taken: Mutex::new(Taken {
                 rings: Vec::with_capacity(vcpus),
                 pages: MigrationBitmap::new(end),
+                new: MigrationBitmap::new(end),
             }),
             dirtied: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             full: AtomicU64::new(0),
+            trace: trace.clone(),
         })
     }
 
@@ -92,7 +100,7 @@ impl DirtyRings {
 
     /// Takes all entries out of the rings. No page is protected by that. Returns how many entries each vCPU has made so far.
     pub fn take(&self) -> Vec<u64> {
-        self.take_into(&mut self.taken.lock());
+        self.keep_all(&mut self.taken.lock());
         let dirtied = self.dirtied.iter();
         dirtied.map(|count| count.load(Ordering::Relaxed)).collect()
     }
@@ -100,30 +108,43 @@ impl DirtyRings {
     /// Takes all entries, and protects their pages.
     pub(super) fn empty(&self) -> io::Result<()> {
         let mut taken = self.taken.lock();
-        self.take_into(&mut taken);
+        self.keep_all(&mut taken);
         mapping::reset(&self.vm).map(|_| ())
+    }
+
+    /// Takes all entries, and keeps their pages for a harvest.
+    fn keep_all(&self, taken: &mut Taken) {
+        let Taken { rings, pages, new } = taken;
+        self.take_into(rings, new);
+        for word in new.occupied() {
+            let mask = new.load(word);
+            let word = word as u64;
+            (self.trace).record(Event::RingTaken(PageBits { word, mask }));
+        }
+        new.move_into(pages, 0);
     }
 
     /// Takes all entries and forgets them. Their pages are protected.
     pub(super) fn forget(&self) -> io::Result<()> {
         let mut taken = self.taken.lock();
-        self.take_into(&mut taken);
+        let Taken { rings, pages, .. } = &mut *taken;
+        self.take_into(rings, pages);
         mapping::reset(&self.vm)?;
-        taken.pages.clear_all();
+        pages.clear_all();
         Ok(())
     }
 
     /// Moves all pages of the log into `bitmap`. They are protected before. Returns how many they were.
     pub(super) fn harvest(&self, bitmap: &MigrationBitmap) -> io::Result<u64> {
         let mut taken = self.taken.lock();
-        self.take_into(&mut taken);
+        let Taken { rings, pages, .. } = &mut *taken;
+        self.take_into(rings, pages);
         // If a sender saw the pages earlier, it could copy one, and a write after that copy would make no entry.
         mapping::reset(&self.vm)?;
-        Ok(taken.pages.move_into(bitmap, 0))
+        Ok(pages.move_into(bitmap, 0))
     }
 
-    fn take_into(&self, taken: &mut Taken) {
-        let Taken { rings, pages } = taken;
+    fn take_into(&self, rings: &mut [Ring], pages: &MigrationBitmap) {
         for (ring, dirtied) in rings.iter_mut().zip(&self.dirtied) {
             let mut count = 0;
             // It ends: KVM does not write to entries that were taken before they are reset.

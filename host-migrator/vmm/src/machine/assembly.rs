@@ -197,7 +197,8 @@ impl Machine {
                     source,
                 })?;
                 let vcpus = config.vcpus.into();
-                let rings = DirtyRings::enable(Arc::clone(&vm), entries, vcpus, slots.pages());
+                let (pages, trace) = (slots.pages(), config.trace.of(Role::Machine));
+                let rings = DirtyRings::enable(Arc::clone(&vm), entries, vcpus, pages, &trace);
                 let rings = rings.map_err(|source| SetupError::Kvm {
                     action: "log written pages in rings (--dirty-log bitmap needs none)",
                     source,

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use host_migrator::dirty_rate::log_meter::LogMeter;
 use host_migrator::dirty_rate::measure;
-use host_migrator::{DirtyLog, LogSource, MigrationBitmap};
+use host_migrator::{DirtyLog, LogSource, MigrationBitmap, Trace};
 use kvm_ioctls::{Cap, Kvm};
 use reference_vmm::{BareWorkload, DirtyLogKind, Guest, MachineConfig};
 use spec::PAGE_SIZE;
 use spec::bare::{HIGH_MEMORY_START, IMAGE_GPA, LOW_MEMORY_END};
 use spec::stamp::Random;
+use spec::trace::Event;
 
 use crate::guests::{MAILBOX, Subject, config, elf, guest_on, have_kvm, postman};
 
@@ -21,9 +22,14 @@ const BOTH: [DirtyLogKind; 2] = [DirtyLogKind::Bitmap, DirtyLogKind::Ring(SMALL)
 
 /// A paused machine with one vCPU, which is the [`postman`]. None if this KVM has no such log.
 fn logged(kind: DirtyLogKind, memory_bytes: u64) -> Option<Subject> {
+    logged_on(config(memory_bytes, 1), kind)
+}
+
+/// The same, as `config` says otherwise.
+fn logged_on(config: MachineConfig, kind: DirtyLogKind) -> Option<Subject> {
     let config = MachineConfig {
         dirty_log: kind,
-        ..config(memory_bytes, 1)
+        ..config
     };
     if kind != DirtyLogKind::Bitmap && !Kvm::new().unwrap().check_extension(Cap::DirtyLogRing) {
         spec_testing::skipped("this KVM has no dirty rings");
@@ -174,7 +180,14 @@ fn a_ring_that_is_full_is_emptied_and_no_page_is_lost() {
     if !have_kvm() {
         return;
     }
-    let Some(mut subject) = logged(DirtyLogKind::Ring(SMALL), 64 << 20) else {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace");
+    Trace::create(&path, 4096).unwrap();
+    let config = MachineConfig {
+        trace: Trace::open(&path, 0).unwrap(),
+        ..config(64 << 20, 1)
+    };
+    let Some(mut subject) = logged_on(config, DirtyLogKind::Ring(SMALL)) else {
         return;
     };
     subject.machine.start().unwrap();
@@ -189,6 +202,19 @@ fn a_ring_that_is_full_is_emptied_and_no_page_is_lost() {
     let rings = subject.machine.dirty_rings().unwrap();
     assert!(rings.full() > 0, "4096 pages filled a ring of {SMALL}");
     assert!(rings.take()[0] >= 0x1000);
+    let (records, _) = Trace::open(&path, 0).unwrap().records();
+    let recorded: BTreeSet<u64> = (records.into_iter().flatten())
+        .filter_map(|record| match record.event {
+            Event::RingTaken(bits) => Some(bits),
+            _ => None,
+        })
+        .flat_map(|bits| {
+            (0..64)
+                .filter(move |bit| bits.mask & 1 << bit != 0)
+                .map(move |bit| bits.word * 64 + bit)
+        })
+        .collect();
+    assert!(written.is_subset(&recorded), "{:x?}", &written - &recorded);
     // A vCPU that comes back into the guest may make more dirty: this KVM then writes to the page of its program.
     let seen = harvest(&subject, &mut *log);
     assert!(written.is_subset(&seen), "{:x?}", &written - &seen);

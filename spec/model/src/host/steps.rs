@@ -198,7 +198,7 @@ fn harvested(state: &mut State) {
 }
 
 fn start_logging(model: &Migration, state: &mut State) {
-    state.logs.start(model.setup.pages);
+    state.logs.start(model.setup.pages, model.setup.ring);
     if model.setup.clearing == Clearing::AtOnce {
         state.logs.kvm.clear(ModelPages::all(model.setup.pages));
     }

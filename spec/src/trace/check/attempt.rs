@@ -26,6 +26,10 @@ pub(super) struct Attempt {
     early: Pages,
     /// Pages that early harvests brought and that were copied since, until the next harvest.
     early_copied: Pages,
+    /// Pages that were taken out of a vCPU's ring and that no harvest has brought since.
+    taken: Pages,
+    /// Those of them that were taken before the harvest under way.
+    awaited: Pages,
     last_harvest_is_over: bool,
     /// Pages to be sent, as the migration bitmap should have them.
     pending: Pages,
@@ -125,6 +129,7 @@ impl Attempt {
     fn note(&mut self, event: Event) {
         match event {
             Event::Armed(range) => self.armed.insert_range(range),
+            Event::RingTaken(bits) => self.taken.insert(self.in_memory(bits)),
             Event::Channels(count) => self.sending.channels(count),
             Event::Drained => self.sending.drained(),
             Event::Lent => self.lent = true,
@@ -225,6 +230,10 @@ impl Attempt {
             started: true,
             ..LogState::default()
         };
+        if log.writer == Writer::Vcpus {
+            // What was written before is forgotten.
+            self.taken.clear();
+        }
         // A machine that does not record chunks has armed all pages now.
         if log.writer == Writer::Vcpus
             && !self.armed.is_empty()
@@ -303,6 +312,7 @@ impl Attempt {
         self.sending.nothing_is_under_way("a harvest begins")?;
         self.holes_asked = false;
         self.early_copied.clear();
+        self.awaited = self.taken.clone();
         self.harvest = Some(Harvest::Whole { last });
         Ok(())
     }
@@ -330,8 +340,13 @@ impl Attempt {
             Some(Harvest::Early) => self.early.insert(bits),
             None => return Err((Clause::Order, "no harvest is under way".into())),
         }
-        if brought.log.writer == Writer::BackEnd {
-            self.discarded.remove(bits);
+        match brought.log.writer {
+            Writer::BackEnd => self.discarded.remove(bits),
+            Writer::Vcpus => {
+                self.taken.remove(bits);
+                self.awaited.remove(bits);
+            }
+            Writer::Vmm => {}
         }
         Ok(())
     }
@@ -339,6 +354,15 @@ impl Attempt {
     fn log_harvested(&mut self, log: Log) -> Result<(), Broken> {
         let counts = matches!(self.harvest, Some(Harvest::Whole { .. }));
         self.log(log)?.harvested |= counts;
+        if counts
+            && log.writer == Writer::Vcpus
+            && let Some(page) = self.awaited.first()
+        {
+            let why = format!(
+                "page {page:#x} was taken out of a vCPU's ring before, and {log} did not bring it"
+            );
+            return Err((Clause::HarvestEverything, why));
+        }
         Ok(())
     }
 

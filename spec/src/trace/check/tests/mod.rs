@@ -8,6 +8,7 @@ mod lent;
 mod mid_round;
 mod owner;
 mod postcopy;
+mod rings;
 mod throttle;
 
 use std::vec::Vec;
@@ -61,6 +62,7 @@ fn on(host: u16, events: impl IntoIterator<Item = Event>) -> impl Iterator<Item 
             | Event::Discarding(_)
             | Event::NotDiscarded(_) => Role::Device,
             Event::Armed(_)
+            | Event::RingTaken(_)
             | Event::Run
             | Event::Stopped
             | Event::Restoring
