@@ -111,6 +111,11 @@ pub(crate) fn in_file(
     Ok(true)
 }
 
+/// Whether the file has no memory at all: it is one hole.
+pub(crate) fn is_empty(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.blocks() == 0)
+}
+
 /// Whether the file has memory for all of its size. To search it would cost the kernel a look at every page.
 fn is_full(file: &File) -> io::Result<bool> {
     let metadata = file.metadata()?;

@@ -258,6 +258,13 @@ impl GuestRam {
             .map_err(|_| out_of_range(range))
     }
 
+    /// Whether no page was written since the memory files were made. Punching holes in a large file takes milliseconds, even if it is
+    /// empty.
+    fn has_no_pages(&self) -> bool {
+        let mut files = self.memory.iter().map(|region| region.file_offset());
+        files.all(|file| file.is_some_and(|file| holes::is_empty(file.file()).unwrap_or(false)))
+    }
+
     fn file_of(&self, range: PageRange) -> Result<(&File, u64), RamError> {
         self.layout.check(range)?;
         let gpa = GuestAddress(range.first() * PAGE_SIZE);
@@ -290,7 +297,7 @@ impl GuestMemory for GuestRam {
     }
 
     fn is_known_zero(&self) -> bool {
-        self.is_known_zero.load(Ordering::Relaxed)
+        self.is_known_zero.load(Ordering::Relaxed) || self.has_no_pages()
     }
 
     fn find_holes(

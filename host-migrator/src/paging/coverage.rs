@@ -11,8 +11,8 @@ use crate::memory::bitmap::MigrationBitmap;
 
 /// Pages of a huge page: 2 MiB.
 pub(super) const HUGE: u64 = 512;
-/// The most parts. Each splits a mapping, and the kernel allows 65530 of those in a process.
-const MOST: usize = 256;
+/// The most parts. Each splits a mapping, which takes the kernel about 5 µs before the guest runs.
+const MOST: usize = 64;
 
 /// The parts of `regions` that have pages of `content`, ascending. Huge pages are counted from a region's first page.
 pub(super) fn watched(regions: &[PageRange], content: &MigrationBitmap) -> Vec<PageRange> {

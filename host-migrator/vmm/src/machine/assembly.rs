@@ -4,11 +4,9 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread::{self, JoinHandle};
 
 use host_migrator::Trace;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -157,14 +155,12 @@ impl Machine {
         hold: bool,
         outlets: Outlets,
     ) -> Result<Self, SetupError> {
-        let trial = beside(|| {
-            let vm = new_vm(&open_kvm()?)?;
-            Trial::on(vm).map_err(kvm_refused("make a vCPU"))
-        })?;
         let mut machine = Self::assemble(config, outlets)?;
         machine.held = hold;
         machine.awaited = Some(guest);
-        machine.trial = Some(joined(trial)?);
+        let vm = new_vm(&machine.kvm)?;
+        add_chips(&vm)?;
+        machine.trial = Some(Trial::on(vm).map_err(kvm_refused("make a vCPU"))?);
         Ok(machine)
     }
 
@@ -172,26 +168,23 @@ impl Machine {
         if !(1..=MAX_VCPUS).contains(&config.vcpus.into()) {
             return Err(SetupError::VcpuCount(config.vcpus));
         }
-        let kvm = open_kvm()?;
+        let kvm = Kvm::new().map_err(kvm_refused("open /dev/kvm"))?;
         const CPUID: &str = "say what CPUID its guests see";
         let supported = cpuid::supported(&kvm).map_err(kvm_refused(CPUID))?;
         let vm = Arc::new(new_vm(&kvm)?);
         let memory = MachineMemory::new(config.memory_bytes, config.memory)?;
-        let ram = Arc::clone(memory.ram());
+        let ram = || Arc::clone(memory.ram());
         let (slots, rings) = match config.dirty_log {
             DirtyLogKind::Bitmap => {
-                let of_vm = Arc::clone(&vm);
-                let slots = beside(move || {
-                    MemorySlots::register(of_vm, ram).map_err(|source| SetupError::Kvm {
-                        action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
-                        source,
-                    })
+                let slots = MemorySlots::register(Arc::clone(&vm), ram());
+                let slots = slots.map_err(|source| SetupError::Kvm {
+                    action: "take the guest's memory, with a dirty log (Linux 5.0 or later)",
+                    source,
                 })?;
-                (Slots::Coming(slots), None)
+                (slots, None)
             }
-            // vCPUs are made when they have their rings, and a ring when there are slots.
             DirtyLogKind::Ring(entries) => {
-                let slots = MemorySlots::for_rings(Arc::clone(&vm), ram);
+                let slots = MemorySlots::for_rings(Arc::clone(&vm), ram());
                 let slots = slots.map_err(|source| SetupError::Kvm {
                     action: "take the guest's memory",
                     source,
@@ -203,9 +196,11 @@ impl Machine {
                     action: "log written pages in rings (--dirty-log bitmap needs none)",
                     source,
                 })?;
-                (Slots::Here(slots), Some(Arc::new(rings)))
+                (slots, Some(Arc::new(rings)))
             }
         };
+        // After the memory: Linux 6.18 makes a first memory slot wait 4 to 9 ms for what the chips have begun.
+        add_chips(&vm)?;
         let console = new_console(&vm, outlets.console)?;
         let mut devices: Vec<(_, Arc<dyn MmioDevice>)> = Vec::new();
         let mut balloon = None;
@@ -242,12 +237,15 @@ impl Machine {
             description: None,
             trace: config.trace.of(Role::Machine),
             vcpus,
-            heartbeat: heartbeat.map_err(no_thread)?,
+            heartbeat: heartbeat.map_err(|source| SetupError::Kvm {
+                action: "start a thread",
+                source,
+            })?,
             huge_pages: None,
             balloon,
             agent_port,
             bus,
-            slots: Arc::new(slots.wait()?),
+            slots: Arc::new(slots),
             rings,
             memory,
             lent: false,
@@ -260,65 +258,30 @@ impl Machine {
     }
 }
 
-/// The memory slots of a machine that is being made.
-enum Slots {
-    Here(MemorySlots),
-    Coming(JoinHandle<Result<MemorySlots, SetupError>>),
-}
-
-impl Slots {
-    fn wait(self) -> Result<MemorySlots, SetupError> {
-        match self {
-            Self::Here(slots) => Ok(slots),
-            Self::Coming(thread) => joined(thread),
-        }
-    }
-}
-
-/// Makes a part of the machine in a thread of its own: some of KVM's calls wait for all processors, and a guest waits for the machine.
-fn beside<T: Send + 'static>(
-    make: impl FnOnce() -> Result<T, SetupError> + Send + 'static,
-) -> Result<JoinHandle<Result<T, SetupError>>, SetupError> {
-    let thread = thread::Builder::new().name("assembly".into());
-    thread.spawn(make).map_err(no_thread)
-}
-
-/// The part that `thread` has made.
-fn joined<T>(thread: JoinHandle<Result<T, SetupError>>) -> Result<T, SetupError> {
-    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-fn no_thread(source: io::Error) -> SetupError {
-    SetupError::Kvm {
-        action: "start a thread",
-        source,
-    }
-}
-
-fn open_kvm() -> Result<Kvm, SetupError> {
-    Kvm::new().map_err(kvm_refused("open /dev/kvm"))
-}
-
 /// The registers of the device at `slot`.
 fn window(slot: MmioSlot) -> Range<u64> {
     slot.gpa..slot.gpa + MMIO_BYTES
 }
 
-/// A virtual machine with the interrupt controllers and the timer in the kernel.
+/// A virtual machine without memory and chips.
 fn new_vm(kvm: &Kvm) -> Result<VmFd, SetupError> {
     let vm = kvm.create_vm().map_err(kvm_refused("make a machine"))?;
     vm.set_tss_address(TASK_STATE_GPA)
         .map_err(kvm_refused("place the task state"))?;
     vm.set_identity_map_address(IDENTITY_MAP_GPA)
         .map_err(kvm_refused("place the identity map"))?;
+    Ok(vm)
+}
+
+/// Gives `vm`, which has no vCPUs yet, interrupt controllers and a timer in the kernel.
+fn add_chips(vm: &VmFd) -> Result<(), SetupError> {
     vm.create_irq_chip()
         .map_err(kvm_refused("make interrupt controllers"))?;
     let timer = kvm_pit_config {
         flags: KVM_PIT_SPEAKER_DUMMY,
         ..Default::default()
     };
-    vm.create_pit2(timer).map_err(kvm_refused("make a timer"))?;
-    Ok(vm)
+    vm.create_pit2(timer).map_err(kvm_refused("make a timer"))
 }
 
 fn new_console(vm: &VmFd, output: Output) -> Result<Console, SetupError> {
