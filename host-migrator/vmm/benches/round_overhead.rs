@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The cost of a round besides its pages: logs, maps and bitmaps of guests from 1 GiB to 12 TiB. No page is dirty, or
-//! one in 10 000, at random places or in runs of 64.
+//! one in 10 000, at random places or in runs of 64. In some rows the guest hints as many pages in each round.
 //!
 //! The floor is a bare loop that knows these words beforehand, and reads and writes each of them in every map in which a round
 //! must: the same cache misses, and nothing else.
@@ -35,20 +35,51 @@ const ROUNDS: usize = 9;
 /// KVM needs at least eight bytes for each page of a slot: 24 GiB for 12 TiB.
 const MOST_WITH_KVM: u64 = 256 * GIB;
 
-/// Where the dirty pages lie.
+/// Where the dirty pages lie, and whether as many are hinted.
 #[derive(Clone, Copy)]
 enum Dirty {
     Nowhere,
     Anywhere,
-    InRuns,
+    AnywhereAndHinted,
+    InRunsAndHinted,
+}
+
+impl Dirty {
+    const ALL: [Self; 4] = [
+        Self::Nowhere,
+        Self::Anywhere,
+        Self::AnywhereAndHinted,
+        Self::InRunsAndHinted,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nowhere => "",
+            Self::Anywhere => "anywhere",
+            Self::AnywhereAndHinted => "anywhere, as many hinted",
+            Self::InRunsAndHinted => "in runs, as many hinted",
+        }
+    }
+
+    /// Pages that follow each other.
+    fn run(self) -> u64 {
+        match self {
+            Self::InRunsAndHinted => 64,
+            _ => 1,
+        }
+    }
+
+    fn is_hinted(self) -> bool {
+        matches!(self, Self::AnywhereAndHinted | Self::InRunsAndHinted)
+    }
 }
 
 fn main() {
     println!(
-        "memory     KVM's log  dirty pages        round ms  stop ms  ms a TiB (round and stop)  times the floor"
+        "memory     KVM's log  dirty pages                       round ms  stop ms  ms a TiB (round and stop)  times the floor"
     );
     for bytes in SIZES {
-        for dirty in [Dirty::Nowhere, Dirty::Anywhere, Dirty::InRuns] {
+        for dirty in Dirty::ALL {
             for with_kvm in [false, true] {
                 if !with_kvm || bytes <= MOST_WITH_KVM {
                     measure(bytes, with_kvm, dirty);
@@ -79,21 +110,20 @@ fn measure(bytes: u64, with_kvm: bool, dirty: Dirty) {
     // The first round sends all of memory; the others are measured.
     claim_all(&tracker.open().pass());
     let mut random = Random::new(bytes);
-    let (dirty, run, place) = match dirty {
-        Dirty::Nowhere => (0, 1, ""),
-        Dirty::Anywhere => (ram.pages() / SPARSE, 1, "anywhere"),
-        Dirty::InRuns => (ram.pages() / SPARSE, 64, "in runs"),
+    let pages = match dirty {
+        Dirty::Nowhere => 0,
+        _ => ram.pages() / SPARSE,
     };
     let (mut rounds, mut stops) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        make_dirty(&memory, &map, &mut random, dirty, run);
+        make_dirty(&memory, &map, &mut random, pages, dirty);
         let began = Instant::now();
         let epoch = tracker.open();
         claim_all(&epoch.pass());
         epoch.end(&mut NothingGathered).expect("harvested");
         rounds.push(began.elapsed());
 
-        make_dirty(&memory, &map, &mut random, dirty, run);
+        make_dirty(&memory, &map, &mut random, pages, dirty);
         let began = Instant::now();
         tracker.last_harvest().expect("harvested");
         claim_all(&tracker.rest());
@@ -101,28 +131,30 @@ fn measure(bytes: u64, with_kvm: bool, dirty: Dirty) {
     }
     drop(tracker);
     let (round, stop) = (ms(median(rounds)), ms(median(stops)));
-    let floor = ms(floor(ram.pages(), dirty, run));
+    let floor = ms(floor(ram.pages(), pages, dirty));
     let tebibytes = bytes as f64 / (1_u64 << 40) as f64;
     println!(
-        "{size} {:<9}  {dirty:>7} {place:<9}  {round:>8.3}  {stop:>7.3}  {:>26.3}  {:>15}",
+        "{size} {:<9}  {pages:>7} {:<24}  {round:>8.3}  {stop:>7.3}  {:>26.3}  {:>15}",
         if with_kvm { "with" } else { "without" },
+        dirty.name(),
         (round + stop) / tebibytes,
-        match dirty {
+        match pages {
             0 => String::new(),
             _ => format!("{:.1}", (round + stop) / floor),
         },
     );
 }
 
-/// The time for the cache misses of a round and of the last harvest, with as many dirty pages and hinted ones.
-fn floor(pages: u64, dirty: u64, run: u64) -> Duration {
+/// The time for the cache misses of a round and of the last harvest, with `count` dirty pages in each.
+fn floor(pages: u64, count: u64, dirty: Dirty) -> Duration {
     let words = pages.div_ceil(64) as usize;
+    let run = dirty.run();
     let map = || vec![1_u64; words];
     let (mut log, mut bitmap, mut hints, mut free_before) = (map(), map(), map(), map());
     let mut delivered = vec![1_u64; 2 * words];
     let mut random = Random::new(pages);
     let mut some = || -> Vec<usize> {
-        let some = (0..dirty / run).map(|_| random.below(pages / run) * run / 64);
+        let some = (0..count / run).map(|_| random.below(pages / run) * run / 64);
         let mut some: Vec<usize> = some.map(|word| word as usize).collect();
         some.sort_unstable();
         some
@@ -140,7 +172,11 @@ fn floor(pages: u64, dirty: u64, run: u64) -> Duration {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         // The last harvest takes no hints. Those that came before it are taken in the next round.
-        let (written, hinted, written_last) = (some(), [some(), some()].concat(), some());
+        let (written, written_last) = (some(), some());
+        let hinted = match dirty.is_hinted() {
+            true => [some(), some()].concat(),
+            false => Vec::new(),
+        };
         let began = Instant::now();
         harvest_and_claim(&written);
         for index in &hinted {
@@ -161,14 +197,15 @@ fn kvm_log(memory: &MachineMemory) -> Result<KvmDirtyLog, String> {
     Ok(KvmDirtyLog::new(Arc::new(slots)))
 }
 
-/// Marks pages as written in the VMM's own log, and hints as many.
+/// Marks `pages` pages as written in the VMM's own log, and hints as many if `dirty` says so.
 fn make_dirty(
     memory: &MachineMemory,
     map: &HintMap<OwnWords>,
     random: &mut Random,
     pages: u64,
-    run: u64,
+    dirty: Dirty,
 ) {
+    let run = dirty.run();
     for region in memory.own().iter() {
         let count = pages * region.len() / (memory.ram().pages() * PAGE_SIZE);
         for _ in 0..count / run {
@@ -177,7 +214,9 @@ fn make_dirty(
             (**region)
                 .bitmap()
                 .mark_dirty((first * PAGE_SIZE) as usize, bytes);
-            map.insert(PageRange::new(first, run).expect("a run"));
+            if dirty.is_hinted() {
+                map.insert(PageRange::new(first, run).expect("a run"));
+            }
         }
     }
 }
