@@ -7,23 +7,11 @@ use host_migrator::MigrationState;
 use lacuna::control::{Command, TuningArguments};
 use spec::stream::SectionKind;
 
+use crate::every_step::STEPS;
 use crate::lab::wire::stalled_for_ever;
 use crate::lab::{
     BareGuest, Lab, Migration, PATIENCE, ends, skipped_without_kvm, status, tell, whole_pass,
 };
-
-/// The steps at which the guest can still be kept, by the first section of this kind.
-const STEPS: [SectionKind; 9] = [
-    SectionKind::Layout,
-    SectionKind::Description,
-    SectionKind::Accept,
-    SectionKind::Pages,
-    SectionKind::RoundEnd,
-    SectionKind::RoundReceived,
-    SectionKind::MachineState,
-    SectionKind::Commit,
-    SectionKind::Ready,
-];
 
 #[test]
 fn a_migration_is_cancelled_at_every_step_while_nothing_passes() {
@@ -33,7 +21,11 @@ fn a_migration_is_cancelled_at_every_step_while_nothing_passes() {
     let lab = Lab::new(BareGuest::default());
     let mut source = lab.running("source");
     let migration = Migration::on_one_connection();
-    for step in STEPS {
+    // Until the hand-over the guest can still be kept.
+    for step in STEPS
+        .into_iter()
+        .take_while(|step| *step != SectionKind::HandOver)
+    {
         let name: &'static str = format!("to-{step:?}").leak();
         let (destination, uri) = lab.receiving(name, true);
         let (uri, is_stalled) = stalled_for_ever(&uri, step);

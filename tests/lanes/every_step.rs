@@ -22,7 +22,7 @@ use crate::lab::{
 const LONG: Duration = Duration::from_secs(33);
 
 /// Every step of the stream, by its first section of this kind.
-const STEPS: [SectionKind; 11] = [
+pub(crate) const STEPS: [SectionKind; 11] = [
     SectionKind::Layout,
     SectionKind::Description,
     SectionKind::Accept,
