@@ -17,8 +17,8 @@ const MOST: f64 = 4096.0;
 const FEW_WAIT: f64 = 1.0;
 /// If more wait, it shrinks.
 const MANY_WAIT: f64 = 2.0;
-/// By this part of its distance to the last time, the shortest known time grows: the way may have become longer.
-const AGEING: f64 = 1.0 / 1024.0;
+/// After so long all is learnt anew: the way may have become longer.
+const ANEW: Duration = Duration::from_secs(10);
 
 /// The window of a lane.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(super) struct Window {
     shortest: Option<f64>,
     /// No section has waited so far: the window doubles with each round trip.
     doubles: bool,
+    /// When it began to learn.
+    began: Option<Instant>,
 }
 
 impl Window {
@@ -39,6 +41,7 @@ impl Window {
             size: LEAST,
             shortest: None,
             doubles: true,
+            began: None,
         }
     }
 
@@ -60,25 +63,29 @@ impl Window {
         let took = now
             .saturating_duration_since(sent)
             .max(Duration::from_nanos(1));
+        if now.saturating_duration_since(*self.began.get_or_insert(now)) > ANEW {
+            (self.size, self.shortest, self.doubles) = (LEAST, None, true);
+            self.began = Some(now);
+        }
         self.learn(took.as_secs_f64());
         true
     }
 
     /// A section took so many seconds.
     fn learn(&mut self, took: f64) {
-        let shortest = self
-            .shortest
-            .map_or(took, |known| (known + (took - known) * AGEING).min(took));
+        let shortest = self.shortest.map_or(took, |known| known.min(took));
         self.shortest = Some(shortest);
         let waiting = self.size * (1.0 - shortest / took);
-        let step = match waiting {
-            _ if waiting < FEW_WAIT && self.doubles => 1.0,
-            _ if waiting < FEW_WAIT => 1.0 / self.size,
-            _ if waiting > MANY_WAIT => -1.0 / self.size,
-            _ => 0.0,
+        let size = match waiting {
+            _ if waiting < FEW_WAIT && self.doubles => self.size + 1.0,
+            _ if waiting < FEW_WAIT => self.size + 1.0 / self.size,
+            // The window has doubled once more before the first that waited came back.
+            _ if self.doubles => self.size / 2.0,
+            _ if waiting > MANY_WAIT => self.size - 1.0 / self.size,
+            _ => self.size,
         };
-        self.doubles &= step > 0.0;
-        self.size = (self.size + step).clamp(LEAST, MOST);
+        self.doubles &= waiting < FEW_WAIT;
+        self.size = size.clamp(LEAST, MOST);
     }
 }
 
@@ -115,16 +122,20 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_becomes_shorter_or_longer_is_learnt() {
+    fn a_link_that_has_become_longer_is_learnt_anew() {
         let mut window = Window::new();
-        for took in [0.02; 50].into_iter().chain([0.0001; 50]) {
-            window.learn(took);
-        }
-        let small = window.size;
-        for _ in 0..20_000 {
-            window.learn(0.02);
-        }
-        assert!(window.size > small, "{} {small}", window.size);
+        let mut now = Instant::now();
+        let mut place = |took: f64| {
+            window.sent(now);
+            now += Duration::from_secs_f64(took);
+            assert!(window.placed(now));
+            window.size
+        };
+        place(0.001);
+        let small = (0..100).map(|_| place(0.1)).last().unwrap();
+        assert_eq!(small, LEAST);
+        let large = (0..100).map(|_| place(0.1)).last().unwrap();
+        assert!(large > 50.0, "{large}");
     }
 
     #[test]
