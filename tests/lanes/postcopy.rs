@@ -62,6 +62,8 @@ fn a_guest_that_goes_before_its_memory_gets_every_page_with_hints_and_without() 
         for record in [off, on] {
             assert!(record["postcopy_promised"].as_u64() > Some(0), "{record}");
             assert_eq!(record["recoveries"], 0, "{record}");
+            let has_waited = record["faults"].as_u64() > Some(0);
+            assert_eq!(record["fault_waits"].is_array(), has_waited, "{record}");
         }
         let bytes = |record: &Value| record["wire_bytes"].as_u64().unwrap();
         assert!(bytes(on) * 2 < bytes(off), "hints save nothing: {on}");

@@ -32,6 +32,7 @@ use crate::control::{
 };
 use crate::machine::{MachineState, Status};
 use crate::size::Size;
+use crate::waits;
 
 /// How often the state of a migration is polled while its progress is shown.
 const POLL: Duration = Duration::from_millis(50);
@@ -296,6 +297,7 @@ pub fn status(args: &StatusArgs) -> Result<(), JobError> {
         lines.extend(restore.lazy.iter().map(faults));
     }
     lines.extend((status.postcopy.iter()).flat_map(postcopy));
+    lines.extend(waits::of_machine(&status).map(|words| format!("           {words}")));
     let failure = status.guest.as_ref().and_then(|g| g.failure.as_ref());
     lines.extend(failure.map(|why| format!("           it has ended: {why}")));
     let migration = &status.migration;

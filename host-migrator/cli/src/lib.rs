@@ -26,6 +26,7 @@ pub mod size;
 pub mod suite;
 mod terminal;
 pub mod trace;
+mod waits;
 
 use std::error::Error;
 use std::io::Write;

@@ -55,6 +55,7 @@ pub use crate::memory::mapping::Mapping;
 pub use asked::WaitingFor;
 pub use bare::{BareAnswer, Fill, answer_barely};
 pub use error::PagingError;
+pub use latency::Waits;
 pub use missing::MissingPages;
 pub use pager::{PageRequests, Pager, PagerError};
 pub use prefault::{NotAPace, Prefault};

@@ -12,6 +12,7 @@ use spec::PageRange;
 
 use super::asked::WaitingFor;
 use super::error::PagingError;
+use super::latency::Waits;
 use super::loader;
 use super::missing::MissingPages;
 use super::pager::{Origin, PageRequests, Pager};
@@ -41,6 +42,9 @@ pub struct PagingStatus {
     pub fault_p50_us: Option<f64>,
     /// The same for 99 of 100 faults.
     pub fault_p99_us: Option<f64>,
+    /// How many faults took how long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<Waits>,
     /// Pages that a peer was asked for and that have not come, at most 16 of them, the one that was asked for first before the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<WaitingFor>,
@@ -182,6 +186,7 @@ impl Paging {
             damaged: count(&shared.damaged),
             fault_p50_us: shared.latency.quantile_us(0.5),
             fault_p99_us: shared.latency.quantile_us(0.99),
+            waits: shared.latency.waits(),
             waiting_for: shared.asked.waiting_for(),
             failure: shared.failure.lock().clone(),
         }

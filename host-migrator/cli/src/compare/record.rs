@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use host_migrator::paging::Waits;
 use host_migrator::report::stats::DowntimeSteps;
 use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,9 @@ pub struct Record {
     /// The same for 99 of 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_p99_us: Option<f64>,
+    /// How many of them took how long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fault_waits: Vec<Waits>,
     /// A lazily restored guest: from the start of its processes until it had checked all of its memory, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_lazy_ms: Option<f64>,

@@ -14,6 +14,7 @@ use crate::control::EventPage;
 use crate::jobs::name_of;
 use crate::machine::Status;
 use crate::size::Size;
+use crate::waits;
 
 /// How often there is a line with the figures.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -52,7 +53,11 @@ impl<W: Write> View for Lines<W> {
         if is_due || migration.status.is_over() {
             self.told = Some(Instant::now());
             match events.migration {
-                0 => writeln!(self.out, "{}; no migration yet", name_of(status.machine))?,
+                0 => {
+                    let waits = waits::of_machine(status);
+                    let waits = waits.unwrap_or_else(|| "no migration yet".into());
+                    writeln!(self.out, "{}; {waits}", name_of(status.machine))?;
+                }
                 _ => {
                     self.stalls.look(Instant::now(), status);
                     let text = figures(migration, self.rate.look(migration));

@@ -16,7 +16,7 @@ use crate::figures::bar;
 use crate::jobs::name_of;
 use crate::machine::Status;
 use crate::size::Size;
-use crate::terminal;
+use crate::{terminal, waits};
 
 /// How many looks the curves show.
 const LOOKS: usize = 48;
@@ -42,10 +42,11 @@ impl View for Screen {
     fn show(&mut self, events: &EventPage, status: &Status) -> io::Result<()> {
         self.take(events, &status.migration);
         self.stalls.look(Instant::now(), status);
-        let lines = match events.migration {
+        let mut lines = match events.migration {
             0 => vec![format!("{}; no migration yet", name_of(status.machine))],
             _ => self.lines(&status.migration, self.stalls.words(status)),
         };
+        lines.extend(waits::of_machine(status));
         let width = terminal::width();
         let mut text = String::new();
         if self.drawn > 0 {

@@ -93,6 +93,20 @@ impl ScenarioRecord {
         let mut runs = self.runs.iter();
         runs.any(|run| run.record.guest_gap_ms.is_some())
     }
+
+    /// How long waits for missing pages were, in microseconds: powers of two from the shortest to the longest, none where no run had any.
+    pub(super) fn waits(&self) -> Vec<u64> {
+        let waits = self.runs.iter().flat_map(|run| &run.record.fault_waits);
+        let below = waits
+            .map(|some| some.below_us)
+            .filter(|below| below.is_power_of_two());
+        let (Some(least), Some(most)) = (below.clone().min(), below.max()) else {
+            return Vec::new();
+        };
+        (least.trailing_zeros()..=most.trailing_zeros())
+            .map(|power| 1 << power)
+            .collect()
+    }
 }
 
 impl<'a> Arm<'a> {

@@ -24,6 +24,7 @@ use super::record::{Arm, Run, ScenarioRecord, SuiteRecord};
 use super::summary;
 use crate::compare::{GuestGaps, Record};
 use crate::control::HintMode;
+use crate::waits::time;
 
 /// The looks.
 const STYLE: &str = include_str!("style.css");
@@ -130,6 +131,11 @@ fn scenario(body: &mut String, number: usize, scenario: &ScenarioRecord) {
     if scenario.has_gaps() {
         let about = "How long the guest did not run, in its own view, between beats of a millisecond: before the migration and during it.";
         *body += &figure("Guest latency", about, &gaps(&arms).draw());
+    }
+    let lengths = scenario.waits();
+    if !lengths.is_empty() {
+        let about = "How many times the guest waited for a page that was not there yet, and how long: less than so much, and at least half of it.";
+        *body += &figure("Waits for pages", about, &waits(&arms, &lengths).draw());
     }
     *body += "</div>\n";
     let rows: Vec<_> = scenario.runs.iter().map(|run| row(&run.record)).collect();
@@ -266,6 +272,31 @@ fn gaps(arms: &[Arm<'_>]) -> Bars {
     }
 }
 
+/// How many waits for pages had each of these `lengths` with each arm.
+fn waits(arms: &[Arm<'_>], lengths: &[u64]) -> Bars {
+    let count = |record: &Record, below: u64| {
+        let waits = record
+            .fault_waits
+            .iter()
+            .filter(|some| some.below_us == below);
+        waits.map(|some| some.faults as f64).sum()
+    };
+    let group = |below: &u64| {
+        let bar = |arm: &Arm<'_>| Bar {
+            class: class_of(arm.mode),
+            name: format!("hints {}", arm.mode),
+            spread: arm.spread(|record| count(record, *below)),
+        };
+        let bars = arms.iter().map(bar).collect();
+        (format!("under {}", time(*below)), bars)
+    };
+    Bars {
+        title: "Waits for pages",
+        unit: "waits",
+        groups: lengths.iter().map(group).collect(),
+    }
+}
+
 /// The seconds at which the iterations of `run` began.
 fn begins(run: &Run) -> Vec<f64> {
     let events = run.course.events.iter();
@@ -312,8 +343,29 @@ fn class_of(mode: HintMode) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use host_migrator::paging::Waits;
+
     use super::super::record::tests::suite;
     use super::*;
+
+    #[test]
+    fn waits_are_shown_for_a_guest_that_had_some() {
+        let mut record = suite("lazy");
+        assert!(!page(&record).contains("Waits for pages"));
+        for (below_us, faults) in [(64, 9), (256, 2)] {
+            let some = Waits { below_us, faults };
+            record.scenarios[0].runs[0].record.fault_waits.push(some);
+        }
+        let page = page(&record);
+        for text in [
+            "Waits for pages",
+            "under 64 us",
+            "under 128 us",
+            "under 256 us",
+        ] {
+            assert!(page.contains(text), "{text}");
+        }
+    }
 
     #[test]
     fn every_scenario_has_its_plots_and_names_are_only_text() {
