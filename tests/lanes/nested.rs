@@ -347,6 +347,7 @@ fn the_whole_balloon_works_under_kvm_and_moves_with_the_guest() {
     // The kernel of the outer machine connects vsocks of one machine. One that runs the guest directly may not.
     let vsock = facts["address"] == "vsock:any:4444";
     assert!(vsock || lacuna::nested::kvm_runs_linux(), "{facts}");
+    assert_eq!(facts["tls"], true, "{facts}");
 
     // The migration lost nothing, used hints, and kept the balloon.
     assert_eq!(number("/pages-compared"), GUEST_BYTES / PAGE_SIZE);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! All functions of a Linux guest's balloon, before, during and after a migration: reporting, a target, statistics, hints,
+//! All functions of a Linux guest's balloon, before, during and after a migration over TLS: reporting, a target, statistics, hints,
 //! and deflating at the destination. Prints the facts as one JSON object; the test checks them.
 
 use std::num::NonZeroU32;
@@ -9,6 +9,7 @@ use host_migrator::report::stats::MigrationReport;
 use host_migrator::report::trace::DEFAULT_SLOTS;
 use host_migrator::{ControlClient, HintError, Trace};
 use lacuna::args::GuestKind;
+use lacuna::certificates;
 use lacuna::compare::{AgentPort, Host, ask_oracle};
 use lacuna::control::{Command, MigrateArguments};
 use lacuna::trace::TraceArgs;
@@ -18,8 +19,8 @@ use spec::control::{BalloonStatus, Refusal, Reply, Request, Statistics};
 use spec::hint_map::HintPhase;
 
 use crate::linux_guest::{
-    Failure, PATIENCE, TCP, VSOCK, address_of, check_rule, receive_job, run_job, vsock_is_here,
-    wait_for, wait_until_checked, wait_until_migrated,
+    Failure, PATIENCE, TCP, VSOCK, address_of, check_rule, receive_over_tls, run_job,
+    vsock_is_here, wait_for, wait_until_checked, wait_until_migrated,
 };
 use crate::memory_files::bytes_taken;
 
@@ -38,6 +39,8 @@ const REPORTED: u64 = 128 * MIB;
 const BANDWIDTH: u64 = 3 * MIB;
 /// Ends the migration on any machine, however much the guest writes.
 const ROUNDS: NonZeroU32 = NonZeroU32::new(2).unwrap();
+/// What the destination's certificate is for. A vsock address is no name.
+const NAME: &str = "destination.example";
 const DEVICE: &[&str] = &["--free-page-reporting"];
 const WORKLOAD: &[&str] = &[
     "--in-use",
@@ -93,15 +96,20 @@ pub fn run() -> Result<Value, Failure> {
     let taken_when_inflated = bytes_taken(pid)?;
 
     let address = if vsock_is_here() { VSOCK } else { TCP };
+    let tls = certificates::make(&folder.path().join("tls"), &[NAME.to_owned()], 1)?;
     let mut destination = start(
         ("destination", "destination-device"),
-        receive_job(address),
+        receive_over_tls(address, &tls.destination),
         1,
     )?;
     source.client()?.tell(&Command::Migrate(
         MigrateArguments {
             max_bandwidth: Some(BANDWIDTH),
             max_rounds: Some(ROUNDS),
+            tls_hostname: Some(NAME.into()),
+            tls_certificate: Some(tls.source.certificate),
+            tls_key: Some(tls.source.key),
+            tls_ca: Some(tls.source.ca),
             ..MigrateArguments::to(address_of(&mut destination)?)
         }
         .into(),
@@ -130,6 +138,7 @@ pub fn run() -> Result<Value, Failure> {
     Ok(json!({
         "rule": rule,
         "address": address,
+        "tls": report.tls,
         "taken-at-most": taken_at_most,
         "taken-when-inflated": taken_when_inflated,
         "taken-when-arrived": taken_when_arrived,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use host_migrator::Connection;
 use host_migrator::report::stats::MigrationState;
-use host_migrator::wire::Listener;
+use host_migrator::wire::{Listener, TlsFiles};
 use lacuna::compare::Host;
 use lacuna::machine::{GuestStatus, MachineState};
 use lacuna::trace::check_file;
@@ -90,6 +90,19 @@ pub fn vsock_is_here() -> bool {
 pub fn receive_job(address: &str) -> Vec<OsString> {
     let receive = ["receive", address, "--hold"];
     receive.iter().chain(MACHINE).map(OsString::from).collect()
+}
+
+/// The same, where the destination shows the certificate of `files` and asks for the source's.
+pub fn receive_over_tls(address: &str, files: &TlsFiles) -> Vec<OsString> {
+    let mut job = receive_job(address);
+    for (flag, file) in [
+        ("--tls-certificate", &files.certificate),
+        ("--tls-key", &files.key),
+        ("--tls-ca", &files.ca),
+    ] {
+        job.extend([flag.into(), file.into()]);
+    }
+    job
 }
 
 /// Where `destination`, on this machine, is reached.
