@@ -4,8 +4,8 @@
 use spec::PAGE_SIZE;
 
 /// How many bytes are ORed together before the result is tested. The compiler vectorises this, and for most pages the first
-/// chunk shows that they are not zero.
-const CHUNK: usize = 256;
+/// chunk shows that they are not zero. With 256 a page that is zero took a tenth longer.
+const CHUNK: usize = 1024;
 
 /// Whether all bytes of `page` are zero.
 ///
