@@ -88,13 +88,28 @@ fn spread(of: Spread, digits: usize) -> String {
         median,
         most,
     } = of;
-    format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+    // One run has no spread.
+    match least == most {
+        true => format!("{median:.digits$}"),
+        false => format!("{median:.digits$} ({least:.digits$}-{most:.digits$})"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::record::tests::suite;
     use super::*;
+
+    #[test]
+    fn a_figure_that_all_runs_share_has_no_range() {
+        let of = |least, most| Spread {
+            least,
+            median: 2.0,
+            most,
+        };
+        assert_eq!(spread(of(2.0, 2.0), 1), "2.0");
+        assert_eq!(spread(of(1.0, 2.0), 1), "2.0 (1.0-2.0)");
+    }
 
     #[test]
     fn each_mode_has_a_line_with_its_median_spread_and_ratio() {
