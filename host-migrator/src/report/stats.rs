@@ -289,6 +289,23 @@ impl DowntimeSteps {
     }
 }
 
+/// The parts of the downtime that were expected when the guest was stopped. Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct ExpectedSteps {
+    /// Stopping, saving and loading the machine: what that took before, or an assumption.
+    pub machine: f64,
+    /// The last harvest: what the one before took.
+    pub harvest: f64,
+    /// The destination's answers to the commit and to the hand-over.
+    pub answers: f64,
+    /// Finding, copying and looking at the pages that were left.
+    pub look: f64,
+    /// Their way. Over several channels they are looked at meanwhile, so the longer of the two counts.
+    pub way: f64,
+}
+
 /// The memory that a destination on the same host got instead of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -344,6 +361,9 @@ pub struct MigrationReport {
     pub downtime_ms: f64,
     /// The downtime that was expected when the guest was stopped.
     pub expected_downtime_ms: f64,
+    /// Its parts; none if the link was not measured, or the guest went before its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<ExpectedSteps>,
     /// The parts of the downtime.
     pub downtime: DowntimeSteps,
     /// Rounds, the last one, with the guest stopped, included.

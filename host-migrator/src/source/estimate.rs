@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::pacing::Pacing;
 use crate::convergence::downtime::Downtime;
+use crate::report::stats::ExpectedSteps;
 
 /// The look at a page forgets half of what it knows whenever it has seen this many pages more.
 const MEMORY: f64 = 65536.0;
@@ -62,21 +63,48 @@ impl Estimate {
 
     /// How long the guest would be stopped with `pages` to be sent over so many `channels`; none before the channel was measured.
     pub(crate) fn downtime(&self, pages: u64, pacing: &Pacing, channels: u32) -> Option<Downtime> {
-        let bytes = pages as f64 * pacing.page_bytes();
-        let look = self.seconds / self.pages.max(1.0) * pages as f64;
-        let way = bytes / pacing.unlimited()?;
+        let parts = self.parts(pages, pacing)?;
         let memory = match channels {
             // One thread looks at pages and sends them.
-            0 | 1 => look + way,
+            0 | 1 => parts.look + parts.way,
             // The channels send what was looked at while more is looked at.
-            _ => look.max(way),
+            _ => parts.look.max(parts.way),
         };
         Some(Downtime {
             memory: Duration::try_from_secs_f64(memory).unwrap_or(Duration::MAX),
-            // The answers to the commit and to the hand-over.
-            rest: self.besides_memory + self.harvest + 2 * self.round_trip,
+            rest: self.besides_memory + self.harvest + parts.answers,
         })
     }
+
+    /// The parts of that downtime.
+    pub(crate) fn steps(&self, pages: u64, pacing: &Pacing) -> Option<ExpectedSteps> {
+        let parts = self.parts(pages, pacing)?;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Some(ExpectedSteps {
+            machine: ms(self.besides_memory),
+            harvest: ms(self.harvest),
+            answers: ms(parts.answers),
+            look: parts.look * 1000.0,
+            way: parts.way * 1000.0,
+        })
+    }
+
+    fn parts(&self, pages: u64, pacing: &Pacing) -> Option<Parts> {
+        let bytes = pages as f64 * pacing.page_bytes();
+        Some(Parts {
+            look: self.seconds / self.pages.max(1.0) * pages as f64,
+            way: bytes / pacing.unlimited()?,
+            // To the commit and to the hand-over.
+            answers: 2 * self.round_trip,
+        })
+    }
+}
+
+/// The parts of a downtime that depend on the connection. `look` and `way` are seconds.
+struct Parts {
+    look: f64,
+    way: f64,
+    answers: Duration,
 }
 
 #[cfg(test)]
@@ -104,6 +132,12 @@ mod tests {
         let overlapping = estimate.downtime(1000, &pacing, 2).unwrap();
         assert_eq!(overlapping.memory.as_micros(), 3000);
         assert_eq!(expected.rest, 37 * MS);
+        let steps = estimate.steps(1000, &pacing).unwrap();
+        assert_eq!(
+            (steps.machine, steps.harvest, steps.answers),
+            (20.0, 7.0, 10.0)
+        );
+        assert_eq!((steps.look.round(), steps.way.round()), (3.0, 1.0));
         assert!(expected.fits(41 * MS) && !expected.fits(40 * MS));
         assert!(expected.fits(4 * MS + MS / 100), "only memory can be less");
         assert!(!expected.fits(3 * MS));

@@ -10,6 +10,7 @@ use super::estimate::Estimate;
 use super::pacing::Pacing;
 use super::progress::Progress;
 use crate::convergence::downtime::Downtime;
+use crate::report::stats::ExpectedSteps;
 use crate::report::trace::Trace;
 use crate::sink::{Carried, Sink};
 use crate::walk::Work;
@@ -151,6 +152,11 @@ impl<'a, S: Sink> Outgoing<'a, S> {
     pub(crate) fn expected_downtime(&self, pending: u64) -> Option<Downtime> {
         self.estimate
             .downtime(pending, &self.pacing, self.sink.channels())
+    }
+
+    /// The parts of that time.
+    pub(crate) fn expected_steps(&self, pending: u64) -> Option<ExpectedSteps> {
+        self.estimate.steps(pending, &self.pacing)
     }
 
     /// Returns an error if the migration was cancelled, or the destination has given up.

@@ -27,7 +27,7 @@ use crate::memory::holes::HoleBudget;
 use crate::ownership::{Owner, OwnershipRecord};
 use crate::report::page_source::{PageSource, PagesBySource};
 use crate::report::round_map::Recorder;
-use crate::report::stats::{MigrationReport, MigrationState, RoundStats};
+use crate::report::stats::{ExpectedSteps, MigrationReport, MigrationState, RoundStats};
 use crate::report::trace::Trace;
 use crate::rule::{EarlyPlan, Tracker};
 use crate::sink::Sink;
@@ -236,6 +236,7 @@ fn run<S: Sink>(
         &mut report,
     )?;
     report.expected_downtime_ms = milliseconds(ends.expected);
+    report.expected = ends.steps;
     let plan = Plan {
         machine: machine.as_mut(),
         ownership,
@@ -283,6 +284,8 @@ fn run<S: Sink>(
 struct RoundsEnd {
     /// How long the guest is expected to be stopped.
     expected: Duration,
+    /// The parts of that time.
+    steps: Option<ExpectedSteps>,
     /// The guest is handed over before its memory.
     early: bool,
 }
@@ -347,12 +350,20 @@ fn rounds<S: Sink>(
         if early {
             // Only its state is sent while it is stopped.
             let expected = params.besides_memory;
-            return Ok(RoundsEnd { expected, early });
+            return Ok(RoundsEnd {
+                expected,
+                steps: None,
+                early,
+            });
         }
         let expected = sender.out.expected_downtime(pending);
         if fits || params.max_rounds.is_some_and(|max| round >= max) {
             let expected = expected.map_or(Duration::MAX, Downtime::sum);
-            return Ok(RoundsEnd { expected, early });
+            return Ok(RoundsEnd {
+                expected,
+                steps: sender.out.expected_steps(pending),
+                early,
+            });
         }
         sender.out.check()?;
     }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use host_migrator::paging::Waits;
-use host_migrator::report::stats::DowntimeSteps;
+use host_migrator::report::stats::{DowntimeSteps, ExpectedSteps};
 use host_migrator::{LentMemory, PageSources, PagesBySource, RoundMaps};
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,9 @@ pub struct Record {
     pub downtime: DowntimeSteps,
     /// The downtime that was expected when the guest was stopped.
     pub expected_downtime_ms: f64,
+    /// The parts of that; absent if the link was not measured, or the guest went before its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_downtime: Option<ExpectedSteps>,
     /// Rounds, including the last one, with the guest stopped.
     pub rounds: u64,
     /// The same, in QEMU's word.

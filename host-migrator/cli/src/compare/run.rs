@@ -420,6 +420,7 @@ fn record(
         downtime_ms: report.downtime_ms,
         downtime: report.downtime.clone(),
         expected_downtime_ms: report.expected_downtime_ms,
+        expected_downtime: report.expected,
         rounds: totals.round.into(),
         iteration_count: report.iteration_count,
         dirty_sync_count: report.dirty_sync_count,
