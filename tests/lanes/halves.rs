@@ -170,9 +170,10 @@ fn a_guest_goes_on_with_the_file_of_a_source_that_was_killed_and_is_not_started_
             .destination
             .wait_until("all memory", PATIENCE, |status| {
                 let postcopy = status.postcopy.as_ref();
-                Ok(postcopy.is_some_and(|it| it.phase == PostcopyPhase::Completed))
+                Ok(postcopy.is_some_and(|it| it.phase != PostcopyPhase::Active))
             });
         let postcopy = came.unwrap().postcopy.unwrap();
+        assert_eq!(postcopy.phase, PostcopyPhase::Completed, "{postcopy:?}");
         assert_eq!(postcopy.file, Some(half));
         println!("broken after {after:?}: {missing} pages came from the file");
         let guest = whole_pass(&mut broken.destination);

@@ -50,6 +50,8 @@ mod network;
 mod plugged;
 #[cfg(test)]
 mod postcopy;
+#[cfg(test)]
+mod postcopy_commands;
 #[cfg(all(test, any(feature = "nested", feature = "plugged")))]
 #[path = "../shared/qemu_installation.rs"]
 mod qemu_installation;

@@ -135,6 +135,42 @@ fn a_guest_whose_connection_breaks_gets_the_rest_of_its_memory_after_each_recove
 }
 
 #[test]
+fn a_guest_goes_on_when_a_machine_is_killed_that_has_saved_its_half() {
+    if skipped_without_postcopy("postcopy, a machine is killed") {
+        return;
+    }
+    let runs: u64 = std::env::var(RUNS).map_or(1, |runs| runs.parse().expect(RUNS));
+    let mut random = spec::stamp::Random::new(18);
+    for run in 0..runs {
+        for (side, ended) in [("source", "file"), ("destination", "reconciled")] {
+            let (kill, seed) = (format!("{side}:{}", random.below(300)), run.to_string());
+            let killed = &compare(&[
+                "--postcopy",
+                "at-once",
+                "--hints",
+                "on",
+                "--dirty-rate",
+                "16M",
+                "--seed",
+                &seed,
+                "--max-postcopy-bandwidth",
+                "16M",
+                "--kill",
+                &kill,
+            ])[0]["killed"];
+            println!("{kill}: {killed}");
+            assert_eq!(killed["side"], side);
+            assert_eq!(killed["pages-compared"], 256 << 8);
+            assert_eq!(killed["pages-wrong"], 0);
+            // All memory may have come before.
+            if killed["pages-missing"] != 0 {
+                assert_eq!(killed["ended"], ended);
+            }
+        }
+    }
+}
+
+#[test]
 fn flags_that_mean_nothing_for_a_postcopy_are_refused() {
     for (flags, said) in [
         (&["--postcopy", "0"][..], "number of rounds"),
@@ -147,6 +183,15 @@ fn flags_that_mean_nothing_for_a_postcopy_are_refused() {
             "--postcopy is for pages",
         ),
         (&["--cut", "5"], "--postcopy"),
+        (&["--kill", "source"], "--postcopy"),
+        (
+            &["--postcopy", "1", "--kill", "source", "--transport", "unix"],
+            "--transport tcp",
+        ),
+        (
+            &["--postcopy", "1", "--kill", "source", "--guest", "linux"],
+            "bare guest",
+        ),
     ] {
         let refused = lacuna(&[&["compare"], flags].concat());
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();

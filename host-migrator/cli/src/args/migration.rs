@@ -11,6 +11,7 @@ use host_migrator::{EARLY_HARVESTS, MAX_CHANNELS, PageSource, PostcopyStart, Zst
 
 use super::convergence::ConvergenceArgs;
 use super::cut::Cut;
+use super::kill::Kill;
 use super::machine::{DirtyLogName, GuestArgs, WorkloadArgs};
 use super::suite::SuiteArgs;
 use super::target::Target;
@@ -130,6 +131,12 @@ pub struct CompareArgs {
     /// and which a side notices after --peer-timeout
     #[arg(long, value_name = "MS[:HOW]", requires = "postcopy")]
     pub cut: Vec<Cut>,
+    /// With --postcopy: also kill a machine. So many milliseconds (20) after the hand-over the connection breaks for good. SIDE, source or
+    /// destination, saves its half and is killed. The destination of a source that was killed goes on with that file; where
+    /// the destination was killed, the source saves its half, too, and a guest is made of both. In JSON as killed: how it ended
+    /// (file or reconciled; completed if all memory had come), and how many pages were compared and wrong
+    #[arg(long, value_name = "SIDE[:MS]", requires = "postcopy")]
+    pub kill: Option<Kill>,
     /// Seconds for which one machine may hear nothing of the other before it takes the connection for broken
     #[arg(long, value_name = "SECONDS", default_value = PEER_TIMEOUT, value_parser = peer_timeout)]
     pub peer_timeout: Duration,

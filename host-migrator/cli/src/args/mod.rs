@@ -9,6 +9,7 @@ mod convert;
 mod cut;
 mod dirty_rate;
 mod generate;
+mod kill;
 mod machine;
 mod migration;
 mod reconcile;
@@ -30,6 +31,7 @@ pub use self::convert::{ConvertArgs, Converted, ImageLayout};
 pub use self::cut::{Cut, CutKind};
 pub use self::dirty_rate::DirtyRateArgs;
 pub use self::generate::{GenerateArgs, Generated, ProgramName};
+pub use self::kill::{Kill, KilledSide};
 pub use self::machine::{
     Answering, DirtyLogName, GuestArgs, GuestKind, Hold, MachineArgs, ReceiveArgs, RunArgs,
     WorkloadArgs,

@@ -9,6 +9,7 @@ mod course;
 mod early;
 mod file;
 mod gaps;
+mod kill;
 mod lane;
 mod lazy;
 mod line;
@@ -27,6 +28,7 @@ use std::process::ExitStatus;
 
 pub use course::Course;
 pub use gaps::{GuestGaps, GuestReads, noticed_by};
+pub use kill::{KillEnd, Killed};
 pub(crate) use lane::is_needed as needs_lane;
 pub use line::Line;
 pub(crate) use oracle::compare as compare_memory;
@@ -155,10 +157,11 @@ pub fn compare(args: &CompareArgs) -> Result<(), CompareError> {
     if !args.json {
         let rounds = picture::terminal::draw(&records, terminal::width(), terminal::has_colours());
         print_line(&format!(
-            "{}\n\n{}\n{}{}{}\n{}\n{rounds}",
+            "{}\n\n{}\n{}{}{}{}\n{}\n{rounds}",
             headline(args),
             table(&records),
             files(&records),
+            kill::lines(&records),
             gaps::tables(&records),
             sources(&records),
             chart(&records)

@@ -16,7 +16,7 @@ use super::early;
 use super::file;
 use super::parts::AgentPort;
 use crate::args::{
-    CompareArgs, ComparedTransport, Cut, DirtyLogName, GuestArgs, GuestKind, MigrationArgs,
+    CompareArgs, ComparedTransport, Cut, DirtyLogName, GuestArgs, GuestKind, Kill, MigrationArgs,
     RestoreKind, WorkloadArgs,
 };
 use crate::certificates::{self, Certificates};
@@ -50,6 +50,7 @@ pub struct RunPlan {
     tls: bool,
     /// When the connection breaks, and how.
     cuts: Vec<Cut>,
+    pub(super) kill: Option<Kill>,
     /// How long one machine may hear nothing of the other.
     peer_timeout: Duration,
     check_trace: bool,
@@ -111,6 +112,7 @@ impl RunPlan {
                     prefault: args.prefault,
                     tls: args.tls,
                     cuts: args.cut.clone(),
+                    kill: args.kill,
                     peer_timeout: args.peer_timeout,
                     check_trace: args.check_trace,
                     map_rounds: args.picture.is_some() || !args.json,
@@ -256,6 +258,15 @@ impl RunPlan {
             Prefault::BytesPerSecond(bytes) => (bytes / 1_000_000).to_string(),
         };
         push(&mut args, "--prefault", pace);
+        args
+    }
+
+    /// The destination whose guest was made of two halves, in `snapshot`.
+    pub(super) fn run_reconciled_args(&self, snapshot: &Path, hold: bool) -> Vec<OsString> {
+        let mut args = self.run_eagerly_args(snapshot);
+        if hold {
+            args.push("--hold".into());
+        }
         args
     }
 

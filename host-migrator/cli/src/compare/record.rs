@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::course::Course;
 use super::gaps::{GuestGaps, GuestReads};
+use super::kill::Killed;
 use crate::control::{CompressionName, HintMode};
 use crate::figures::{BAR_WIDTH, aligned, bar, median};
 use crate::size::Size;
@@ -86,6 +87,9 @@ pub struct Record {
     /// How often the postcopy went on after its connection had broken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recoveries: Option<u64>,
+    /// What became of the guest when a machine was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed: Option<Killed>,
     /// Page faults that were answered while a lazily restored guest checked its memory, or until all memory of a postcopy was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<u64>,
@@ -189,7 +193,8 @@ impl Record {
 
     /// Whether no page and no stamp was wrong.
     pub fn is_exact(&self) -> bool {
-        self.pages_wrong == 0 && self.guest_wrong == 0 && self.pages_compared > 0
+        let of_killed = self.killed.as_ref().map_or(0, |killed| killed.pages_wrong);
+        self.pages_wrong + of_killed == 0 && self.guest_wrong == 0 && self.pages_compared > 0
     }
 }
 

@@ -16,6 +16,7 @@ use super::course::Course;
 use super::early;
 use super::file;
 use super::gaps::{GuestGaps, Moments, noticed_by};
+use super::kill;
 use super::lazy;
 use super::oracle::{self, OracleError, PageStates, Verdict};
 use super::parts::Host;
@@ -162,12 +163,23 @@ pub fn run_once(plan: &RunPlan, progress: &ProgressBar) -> Result<Record, Compar
         checked.checks += live.guest.checks;
         checked.wrong += live.guest.wrong;
     }
+    let killed = match plan.kill {
+        None => None,
+        Some(kill) => {
+            step("a machine is killed");
+            let (killed, guest) = kill::run(plan, place, kill)?;
+            checked.checks += guest.checks;
+            checked.wrong += guest.wrong;
+            Some(killed)
+        }
+    };
     let paging = restored.as_ref().and_then(|restore| restore.lazy.as_ref());
     let paging = paging.or(live.as_ref().map(|live| &live.paging));
     let report = live.as_ref().map_or(&report, |live| &live.report);
     let in_use_bytes = before.guest.as_ref().map_or(0, |guest| guest.in_use_bytes);
     Ok(Record {
         course,
+        killed,
         trace_events: events,
         guest_gap_ms: Some(moments.as_ref().map_or_else(
             || GuestGaps::of_longest(longest_gap(&before), longest),
@@ -408,6 +420,7 @@ fn record(
             .map(|postcopy| postcopy.pages_promised),
         postcopy_requests: report.postcopy.as_ref().map(|postcopy| postcopy.requests),
         postcopy_zero_answers: None,
+        killed: None,
         recoveries: report.postcopy.as_ref().map(|postcopy| postcopy.recoveries),
         faults: None,
         fault_p50_us: None,

@@ -39,6 +39,8 @@ pub(super) struct SourceFile {
     half: HalfFile,
     /// The pages in it. The others that the source knew are zero.
     content: MigrationBitmap,
+    /// What was missing, and no thread has claimed: a page that two threads place at once is taken for one that nobody has placed.
+    unclaimed: MigrationBitmap,
 }
 
 impl SourceFile {
@@ -53,10 +55,15 @@ impl SourceFile {
         runs.iter().for_each(|run| missing.insert(*run));
         check_all_is_there(Some(&half), &missing)?;
         let content = half.file().content()?;
-        Ok(Self { half, content })
+        Ok(Self {
+            half,
+            content,
+            unclaimed: missing,
+        })
     }
 
-    /// Brings those of the pages of `range`, at most [`MOST_PAGES`], that are missing in `coming`.
+    /// Brings those of the pages of `range`, at most [`MOST_PAGES`], that are missing in `coming` and that no other thread brings. After an
+    /// error they can be brought again.
     fn bring(
         &self,
         range: PageRange,
@@ -65,18 +72,36 @@ impl SourceFile {
     ) -> Result<(), ReceiveError> {
         for (index, mask) in word_masks(range) {
             let base = index as u64 * 64;
-            let missing = || mask & coming.paging.missing_in(index);
-            let content = self.content.load(index);
-            for run in runs_of_word(base, missing() & !content) {
-                coming.make_zero(run)?;
+            let claimed = self.unclaimed.clear(index, mask);
+            let brought = self.bring_of_word(base, claimed, coming, buffer);
+            if brought.is_err() {
+                self.unclaimed.merge(index, claimed);
             }
-            let runs = runs_of_word(base, missing() & content);
-            for piece in runs.flat_map(|run| coming.layout.pieces(run)) {
-                let buffer = &mut buffer[..piece.bytes() as usize];
-                let read = self.half.file().read(piece, buffer);
-                read.map_err(|PagerError { reason }| ReceiveError::File(reason))?;
-                coming.place(piece, buffer)?;
-            }
+            brought?;
+        }
+        Ok(())
+    }
+
+    /// Brings the missing pages of `claimed`, of the 64 pages from `base` on.
+    fn bring_of_word(
+        &self,
+        base: u64,
+        claimed: u64,
+        coming: &Coming,
+        buffer: &mut [u8],
+    ) -> Result<(), ReceiveError> {
+        let index = (base / 64) as usize;
+        let missing = claimed & coming.paging.missing_in(index);
+        let content = self.content.load(index);
+        for run in runs_of_word(base, missing & !content) {
+            coming.make_zero(run)?;
+        }
+        let runs = runs_of_word(base, missing & content);
+        for piece in runs.flat_map(|run| coming.layout.pieces(run)) {
+            let buffer = &mut buffer[..piece.bytes() as usize];
+            let read = self.half.file().read(piece, buffer);
+            read.map_err(|PagerError { reason }| ReceiveError::File(reason))?;
+            coming.place(piece, buffer)?;
         }
         Ok(())
     }
@@ -217,10 +242,14 @@ impl Shared {
                 first = part.end();
             }
         }
-        match self.damage.lock().take() {
-            Some(reason) if damaged > 0 => Err(ReceiveError::File(reason)),
-            _ => Ok(()),
+        // The other thread may be at a page still.
+        while !self.is_over() {
+            if let Some(reason) = self.damage.lock().take() {
+                return Err(ReceiveError::File(reason));
+            }
+            thread::sleep(GLANCE);
         }
+        Ok(())
     }
 
     /// Brings `range`. False if it cannot be had.
