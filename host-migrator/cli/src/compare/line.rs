@@ -148,22 +148,26 @@ fn join(source: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Result<(
 fn pass_on(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut bytes = vec![0; CHUNK];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
-        shared.wait_while_silent();
+        if !shared.passes() {
+            return;
+        }
         if to.write_all(&bytes[..count]).is_err() {
             let _ = from.shutdown(Shutdown::Read);
             return;
         }
     }
-    shared.wait_while_silent();
-    let _ = to.shutdown(Shutdown::Write);
+    if shared.passes() {
+        let _ = to.shutdown(Shutdown::Write);
+    }
 }
 
 impl Shared {
-    /// Returns at once, or never while a silent line is there.
-    fn wait_while_silent(&self) {
+    /// Whether something may be passed on. Waits while a silent line is there; what it has kept back is lost when it ends.
+    fn passes(&self) -> bool {
         let mut state = self.state.lock();
         let is_silent = |state: &mut State| state.cut == Some(CutKind::Silence) && !state.is_over;
         self.ended.wait_while(&mut state, is_silent);
+        !state.is_over
     }
 }
 
