@@ -76,6 +76,35 @@ fn a_guest_that_goes_before_its_memory_gets_every_page_with_hints_and_without() 
 }
 
 #[test]
+fn a_guest_that_would_never_arrive_goes_before_its_memory_and_one_that_would_does_not() {
+    if skipped_without_postcopy("postcopy, when stalled") {
+        return;
+    }
+    let flags = [
+        "--postcopy",
+        "when-stalled",
+        "--hints",
+        "on",
+        "--sync-interval",
+        "500",
+    ];
+    let slow = ["--max-bandwidth", "64M", "--max-postcopy-bandwidth", "256M"];
+    for (rate, goes_before) in [("1G", true), ("1M", false)] {
+        let load = ["--dirty-rate", rate, "--churn", "0"];
+        let records = compare(&[&flags[..], &slow, &load].concat());
+        let [record] = &records[..] else {
+            panic!("{records:?}")
+        };
+        let promised = record["postcopy_promised"].as_u64().unwrap_or_default();
+        assert_eq!(promised > 0, goes_before, "{record}");
+        let decisions = record["decisions"].to_string();
+        let said = decisions.contains("hands the guest over before its memory");
+        assert_eq!(said, goes_before, "{decisions}");
+        assert_eq!(record["throttle_max_percent"], 0, "{record}");
+    }
+}
+
+#[test]
 fn compressed_and_encrypted_lanes_bring_a_guest_too() {
     if skipped_without_postcopy("postcopy, TLS") {
         return;

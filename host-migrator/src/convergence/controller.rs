@@ -68,6 +68,8 @@ pub enum Decision {
     Throttle(u8),
     /// A longer downtime is allowed from now on.
     Allow(Duration),
+    /// The guest is handed over before its memory.
+    HandOver,
     /// The guest is stopped.
     SwitchOver,
 }
@@ -76,6 +78,7 @@ pub enum Decision {
 #[derive(Clone, Debug)]
 pub struct Controller {
     goals: Goals,
+    may_hand_over: bool,
     /// The downtime that is allowed now.
     allowed: Duration,
     throttle: u8,
@@ -107,6 +110,7 @@ impl Controller {
     pub fn new(goals: Goals) -> Self {
         Self {
             goals,
+            may_hand_over: false,
             allowed: goals.downtime_limit,
             throttle: 0,
             since: Sample::default(),
@@ -114,6 +118,15 @@ impl Controller {
             as_now: 0,
             stalled: 0,
             decisions: Vec::new(),
+        }
+    }
+
+    /// The guest may be handed over before its memory, if nothing else that is allowed helps.
+    #[must_use]
+    pub fn with_postcopy(self) -> Self {
+        Self {
+            may_hand_over: true,
+            ..self
         }
     }
 
@@ -217,7 +230,17 @@ impl Controller {
                 return Decision::Allow(next);
             }
         }
-        Decision::GoOn
+        if !self.may_hand_over {
+            return Decision::GoOn;
+        }
+        self.say(
+            view.now,
+            &format_args!(
+                "hands the guest over before its memory: it dirties {ratio:.2} pages for each that is sent, and nothing else that is \
+                 allowed helps"
+            ),
+        );
+        Decision::HandOver
     }
 
     fn most_throttle(&self) -> u8 {
@@ -363,6 +386,21 @@ mod tests {
         }
         assert_eq!(controller.allowed(), Duration::from_millis(1050));
         assert_eq!(controller.decide(view(5, 1500, 1050)), Decision::SwitchOver);
+    }
+
+    #[test]
+    fn a_guest_that_nothing_else_helps_is_handed_over_before_its_memory_if_that_is_allowed() {
+        let goals = Goals {
+            max_guest_slowdown: 50,
+            ..GOALS
+        };
+        let mut controller = Controller::new(goals).with_postcopy();
+        let seen = [1, 2, 3, 4].map(|second| controller.decide(view(second, 20_000, 5000)));
+        assert_eq!(seen[1], Decision::Throttle(50));
+        assert_eq!(seen[3], Decision::HandOver);
+        let mut controller = Controller::new(goals).with_postcopy();
+        let converges = (1..30).map(|second| controller.decide(view(second, 500, 2000)));
+        assert!(converges.into_iter().all(|it| it == Decision::GoOn));
     }
 
     #[test]

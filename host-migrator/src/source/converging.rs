@@ -15,7 +15,7 @@ use crate::convergence::downtime::Downtime;
 use crate::convergence::throttle::{AutoConverge, MOST_PERCENT, Sample, ThrottleParams};
 use crate::report::events::MigrationEvent;
 use crate::report::trace::Trace;
-use crate::source::params::{MigrationParams, Tuning};
+use crate::source::params::{MigrationParams, PostcopyStart, Tuning};
 use crate::vm::error::MachineError;
 use crate::vm::throttle::Throttle;
 
@@ -38,6 +38,8 @@ pub(crate) struct Converging<'a> {
     most: u8,
     /// Whether the vCPUs are limited in what they dirty.
     limited: bool,
+    /// Whether the controller may hand the guest over before its memory.
+    may_hand_over: bool,
 }
 
 /// Who decides.
@@ -51,8 +53,11 @@ enum Policy {
 }
 
 impl Policy {
-    fn new(tuning: Tuning) -> Self {
+    fn new(tuning: Tuning, may_hand_over: bool) -> Self {
         match (tuning.goals, tuning.vcpu_dirty_limit) {
+            (Some(goals), _) if may_hand_over => {
+                Self::Goals(Controller::new(goals).with_postcopy())
+            }
             (Some(goals), _) => Self::Goals(Controller::new(goals)),
             (None, Some(limit)) => {
                 Self::Limit(AutoConverge::new(Some(ThrottleParams::default())), limit)
@@ -62,8 +67,16 @@ impl Policy {
     }
 }
 
-/// What is possible of `tuning`.
-fn possible(tuning: Tuning, can_throttle: bool) -> Tuning {
+/// What is possible of `tuning`. Only the controller hands over, so it decides where that may be.
+fn possible(tuning: Tuning, can_throttle: bool, may_hand_over: bool) -> Tuning {
+    let patient = Goals {
+        downtime_limit: tuning.downtime_limit,
+        most_downtime: tuning.downtime_limit,
+        deadline: None,
+        max_guest_slowdown: 0,
+    };
+    let goals = tuning.goals.or(may_hand_over.then_some(patient));
+    let tuning = Tuning { goals, ..tuning };
     match can_throttle {
         true => tuning,
         false => Tuning {
@@ -106,8 +119,10 @@ impl<'a> Converging<'a> {
             log::warn!("the guest is not throttled: its machine has no throttle");
         }
         let now = params.clock.now();
+        let may_hand_over = params.postcopy == Some(PostcopyStart::WhenStalled);
+        let possible = possible(tuning, throttle.is_some(), may_hand_over);
         Self {
-            policy: Policy::new(possible(tuning, throttle.is_some())),
+            policy: Policy::new(possible, may_hand_over),
             sync: BackgroundSync::new(tuning.sync_interval, now),
             throttle,
             clock: params.clock.clone(),
@@ -119,6 +134,7 @@ impl<'a> Converging<'a> {
             sampled: (now, 0),
             most: 0,
             limited: false,
+            may_hand_over,
         }
     }
 
@@ -181,6 +197,9 @@ impl<'a> Converging<'a> {
                 if let Decision::Throttle(percent) = decision {
                     self.set(percent);
                 }
+                if decision == Decision::HandOver {
+                    self.progress.orders().start();
+                }
                 decision == Decision::SwitchOver
             }
         }
@@ -205,7 +224,7 @@ impl<'a> Converging<'a> {
         };
         self.tuning = tuning;
         self.sync.change(tuning.sync_interval);
-        let possible = possible(tuning, self.throttle.is_some());
+        let possible = possible(tuning, self.throttle.is_some(), self.may_hand_over);
         let percent = match (&mut self.policy, possible.goals) {
             (Policy::Knobs(policy), None) if possible.vcpu_dirty_limit.is_none() => {
                 policy.change(possible.auto_converge)
@@ -222,7 +241,7 @@ impl<'a> Converging<'a> {
                 controller.throttle()
             }
             _ => {
-                self.policy = Policy::new(possible);
+                self.policy = Policy::new(possible, self.may_hand_over);
                 0
             }
         };
@@ -276,6 +295,7 @@ impl<'a> Converging<'a> {
     fn cannot(&mut self, error: &MachineError) {
         log::warn!("the guest is not throttled any further: {error}");
         self.throttle = None;
-        self.policy = Policy::new(possible(self.tuning, false));
+        let possible = possible(self.tuning, false, self.may_hand_over);
+        self.policy = Policy::new(possible, self.may_hand_over);
     }
 }

@@ -341,7 +341,9 @@ fn rounds<S: Sink>(
         report.add_round(stats);
         let early = match params.postcopy {
             None => false,
-            Some(PostcopyStart::OnCommand) => progress.orders().is_start_wanted(),
+            Some(PostcopyStart::OnCommand | PostcopyStart::WhenStalled) => {
+                progress.orders().is_start_wanted()
+            }
             Some(PostcopyStart::AtOnce) => true,
             Some(PostcopyStart::After(rounds)) => {
                 round >= rounds.get() || progress.orders().is_start_wanted()

@@ -12,7 +12,7 @@ use std::env;
 use std::time::Duration;
 
 use host_migrator::ThrottleParams;
-use host_migrator::convergence::controller::Goals;
+use host_migrator::convergence::controller::{Controller, Goals};
 use rules::{KubeVirt, Ours, Qemu};
 use scenario::{Link, Pattern, Scenario};
 use simulation::{FOR_EVER, Outcome, migrate};
@@ -94,6 +94,29 @@ fn no_guest_loses_more_than_is_allowed() {
             assert!(outcome.downtime <= 2.002, "{scenario:?}: {outcome:?}");
         }
     }
+}
+
+#[test]
+fn every_guest_that_may_be_handed_over_before_its_memory_arrives_without_a_throttle() {
+    let goals = Goals {
+        max_guest_slowdown: 0,
+        ..GOALS
+    };
+    let mut handed_over = 0;
+    for scenario in scenarios() {
+        let mut rule = Ours::of(Controller::new(goals).with_postcopy());
+        let outcome = migrate(&scenario, &mut rule);
+        assert!(outcome.ended, "{scenario:?}: {outcome:?}");
+        assert_eq!(outcome.most_throttle, 0, "{scenario:?}");
+        handed_over += u64::from(rule.handed_over);
+        let (Pattern::Steady { rate }, Link::Steady(link)) = (scenario.pattern, scenario.link)
+        else {
+            continue;
+        };
+        assert!(!rule.handed_over || rate > link / 2.0, "{scenario:?}");
+    }
+    println!("{handed_over} guests were handed over before their memory");
+    assert!(handed_over > 0);
 }
 
 #[test]

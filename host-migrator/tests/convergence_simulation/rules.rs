@@ -87,17 +87,28 @@ impl Rule for KubeVirt {
 }
 
 /// Ours.
-pub struct Ours(pub Controller);
+pub struct Ours {
+    pub controller: Controller,
+    /// The guest was handed over before its memory.
+    pub handed_over: bool,
+}
 
 impl Ours {
     pub fn new(goals: Goals) -> Self {
-        Self(Controller::new(goals))
+        Self::of(Controller::new(goals))
+    }
+
+    pub fn of(controller: Controller) -> Self {
+        Self {
+            controller,
+            handed_over: false,
+        }
     }
 }
 
 impl Rule for Ours {
     fn at_harvest(&mut self, seen: &Seen) -> Act {
-        let decision = self.0.decide(View {
+        let decision = self.controller.decide(View {
             now: Duration::from_secs_f64(seen.now),
             pending: seen.pending,
             dirty: seen.dirty,
@@ -110,6 +121,10 @@ impl Rule for Ours {
         });
         match decision {
             Decision::SwitchOver => Act::Stop,
+            Decision::HandOver => {
+                self.handed_over = true;
+                Act::Stop
+            }
             Decision::Throttle(percent) => Act::Throttle(percent),
             Decision::GoOn | Decision::Allow(_) => Act::GoOn,
         }

@@ -233,8 +233,9 @@ pub struct MigrationArgs {
     /// becomes smaller. Default: for as long as it has taken until then, if at its pace the guest is expected to end by then
     #[arg(long, value_name = "SECONDS")]
     pub wait_for_hints: Option<u32>,
-    /// Hand the guest over before its memory: at-once, or after N rounds; with on-command only when `lacuna postcopy` says so (which may
-    /// also come before N rounds). It runs at the destination then, and each page comes when it is touched, or before; the
+    /// Hand the guest over before its memory: at-once; after N rounds; when-stalled, if the migration would not end otherwise, of what
+    /// --max-guest-slowdown, --downtime-limit-max and --deadline allow; or on-command, only when `lacuna postcopy` says so (which may also come
+    /// before N rounds and before a stall). It runs at the destination then, and each page comes when it is touched, or before; the
     /// guest's hints say which pages need not come. From then on the guest needs both hosts, until all of its memory is there. Without this flag
     /// all memory is sent before
     #[arg(long, value_name = "WHEN")]

@@ -85,7 +85,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Job {
     /// Migrate a real guest with and without hints and show the difference
-    Compare(CompareArgs),
+    Compare(Box<CompareArgs>),
     /// Measure how fast this machine moves memory, and how fast it could
     Bench(BenchArgs),
     /// Run a guest that can be migrated away

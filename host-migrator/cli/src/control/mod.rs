@@ -154,7 +154,7 @@ pub struct MigrateArguments {
     /// it has taken until then, if it is expected to end by then.
     #[serde(default)]
     pub wait_for_hints: Option<u32>,
-    /// Hand the guest over before its memory: `at-once`, `on-command` or after so many rounds; default: all memory is sent before.
+    /// Hand the guest over before its memory: `at-once`, `when-stalled`, `on-command` or after so many rounds; default: all memory is sent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postcopy: Option<PostcopyStart>,
     /// Greatest bandwidth, in bytes a second, for memory that is sent after the hand-over and that the guest does not wait for.

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub enum PostcopyStart {
     /// When [`MigrationMonitor::start_postcopy`](crate::MigrationMonitor::start_postcopy) is called.
     OnCommand,
+    /// When the migration would not end otherwise, of what [`MigrationParams::goals`](crate::MigrationParams::goals) allow; without these, if
+    /// the guest writes faster than the link sends. Or on command.
+    WhenStalled,
     /// At once: before it, only the guest's hints are waited for.
     AtOnce,
     /// After so many rounds.
@@ -23,6 +26,7 @@ impl fmt::Display for PostcopyStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OnCommand => f.write_str("on-command"),
+            Self::WhenStalled => f.write_str("when-stalled"),
             Self::AtOnce => f.write_str("at-once"),
             Self::After(rounds) => rounds.fmt(f),
         }
@@ -31,7 +35,7 @@ impl fmt::Display for PostcopyStart {
 
 /// A text that names no start of a postcopy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not on-command, at-once or a number of rounds")]
+#[error("not at-once, when-stalled, on-command or a number of rounds")]
 pub struct NotAStart;
 
 impl FromStr for PostcopyStart {
@@ -40,6 +44,7 @@ impl FromStr for PostcopyStart {
     fn from_str(text: &str) -> Result<Self, NotAStart> {
         match text {
             "on-command" => Ok(Self::OnCommand),
+            "when-stalled" => Ok(Self::WhenStalled),
             "at-once" => Ok(Self::AtOnce),
             rounds => rounds.parse().map(Self::After).map_err(|_| NotAStart),
         }
@@ -66,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_start_is_read_as_it_is_written() {
-        for text in ["on-command", "at-once", "1", "12"] {
+        for text in ["on-command", "when-stalled", "at-once", "1", "12"] {
             let start: PostcopyStart = text.parse().unwrap();
             assert_eq!(start.to_string(), text);
         }
