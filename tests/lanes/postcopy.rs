@@ -88,7 +88,8 @@ fn a_guest_that_would_never_arrive_goes_before_its_memory_and_one_that_would_doe
         "--sync-interval",
         "500",
     ];
-    let slow = ["--max-bandwidth", "64M", "--max-postcopy-bandwidth", "256M"];
+    // In the downtime the limit of the bandwidth does not hold.
+    let slow = ["--max-bandwidth", "64M", "--downtime-limit", "5"];
     for (rate, goes_before) in [("1G", true), ("1M", false)] {
         let load = ["--dirty-rate", rate, "--churn", "0"];
         let records = compare(&[&flags[..], &slow, &load].concat());
