@@ -166,7 +166,8 @@ fn a_moments_drop_of_the_link_neither_throttles_nor_stops_a_quiet_guest() {
 fn the_controller_is_ahead_of_the_rules_of_others_at_no_more_slowdown() {
     let (mut against_qemu, mut lost) = (Vec::new(), (0.0, 0.0));
     let (mut against_kubevirt, mut not_ended) = (Vec::new(), (0, 0, 0));
-    let mut against_best = Vec::new();
+    // On links that keep their rate, and on others: a setting by hand is chosen with hindsight of them.
+    let (mut against_best, mut on_others) = (Vec::new(), Vec::new());
     for scenario in scenarios() {
         let (we, they) = (
             ours(&scenario, GOALS),
@@ -190,21 +191,27 @@ fn the_controller_is_ahead_of_the_rules_of_others_at_no_more_slowdown() {
         not_ended.2 += u32::from(!they.ended && we.ended);
         against_kubevirt.push(they.seconds / we.seconds);
         if scenario.seed % 10 == 0 {
-            against_best.extend(best_by_hand(&scenario));
+            match link_is_steady(&scenario) {
+                true => against_best.extend(best_by_hand(&scenario)),
+                false => on_others.extend(best_by_hand(&scenario)),
+            }
         }
     }
     let (gain, kubevirt) = (mean(&against_qemu), mean(&against_kubevirt));
     println!(
         "{} scenarios: QEMU's rule / ours: time {gain:.2}, guest time lost {:.2}; did not end in {FOR_EVER} s: {} and {} of ours. \
          KubeVirt's / ours without throttle: time {kubevirt:.2}, {} that only ours ended. \
-         Ours / the best of 48 settings by hand that take no more of the guest: {:.2} in time",
+         Ours / the best of 48 settings by hand that take no more of the guest: {:.2} in time, on steady links {:.2} and at most {:.2}",
         against_qemu.len(),
         lost.1 / lost.0,
         not_ended.1,
         not_ended.0,
         not_ended.2,
+        mean(&[&against_best[..], &on_others].concat()),
         mean(&against_best),
+        against_best.iter().copied().fold(0.0, f64::max),
     );
+    assert!(mean(&against_best) <= 1.1);
     assert!(gain >= 1.0 && lost.0 <= lost.1);
     assert!(kubevirt >= 1.0);
 }
