@@ -21,6 +21,8 @@
 //!
 //! So a process that ends with status 0 never takes a guest with it, unless a `quit` allowed that.
 
+mod stake;
+
 use std::sync::Arc;
 
 use host_migrator::Owner;
@@ -28,6 +30,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::outgoing::{Away, Outgoing};
 use super::{MachineState, ProcessError};
+use stake::Stake;
 
 /// Where the guest is, as far as this process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -446,108 +449,5 @@ const DESTINATION_MAY_OWN: &str = "all of the guest is here, but the link died b
 const NOTHING_TO_DECIDE: &str =
     "there is nothing to decide: this side knows who has the guest, and `lacuna status` shows it";
 
-/// The situation of a guest that would be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stake {
-    Arriving,
-    Guest,
-    Leaving,
-    Unconfirmed,
-    Serving,
-    Saving,
-    Undecided,
-}
-
-impl Stake {
-    /// Whether the guest is changing hands, or may do so at any moment, so that it must not be ended now.
-    fn moves(self) -> bool {
-        matches!(self, Self::Arriving | Self::Leaving | Self::Saving)
-    }
-
-    fn what(self) -> &'static str {
-        match self {
-            Self::Arriving => "the guest is being taken over from its source",
-            Self::Guest => "the guest is here and would end with the machine",
-            Self::Leaving => "the guest is being migrated away",
-            Self::Unconfirmed => {
-                "the guest was handed over, but the destination did not confirm that it runs: this may be its only copy"
-            }
-            Self::Serving => {
-                "the guest runs at the destination, which still needs memory from here"
-            }
-            Self::Saving => "the guest is being saved, as the destination's half",
-            Self::Undecided => {
-                "all of the guest is here, and it is not known whether the source has given it up: this may be its only copy"
-            }
-        }
-    }
-
-    fn advice(self) -> &'static str {
-        match self {
-            Self::Saving => "wait for the end of that",
-            Self::Arriving => "try again when `lacuna status` shows it running or held",
-            Self::Guest => "to end both, use `lacuna quit --end-guest`",
-            Self::Leaving => "use `lacuna cancel` first, or wait for the end of the migration",
-            Self::Unconfirmed => {
-                "look at the destination first; to give this copy up, use `lacuna quit --end-guest`"
-            }
-            Self::Serving => {
-                "wait for the end of the migration, or use `lacuna recover`; to give the guest up, use `lacuna quit --end-guest`"
-            }
-            Self::Undecided => {
-                "look at the source first; to give this copy up, use `lacuna quit --end-guest`"
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HERE: Stage = Stage::Here { held: false };
-
-    #[test]
-    fn a_quit_comes_before_the_guest_changes_hands_or_is_refused() {
-        let mut life = State::at(Stage::Awaited);
-        life.quit(Away::No, false).unwrap();
-        assert!(life.take_over().is_err(), "the source keeps the guest");
-
-        let mut life = State::at(Stage::Awaited);
-        life.take_over().unwrap();
-        for end_guest in [false, true] {
-            let refused = life.quit(Away::No, end_guest).unwrap_err();
-            assert!(refused.contains("taken over"), "{refused}");
-        }
-        life.arrived(true);
-        let refused = life.quit(Away::No, false).unwrap_err();
-        assert!(refused.contains("--end-guest"), "{refused}");
-        life.quit(Away::No, true).unwrap();
-    }
-
-    #[test]
-    fn a_guest_on_its_way_cannot_be_ended_and_one_that_has_left_is_no_hindrance() {
-        let mut life = State::at(HERE);
-        for end_guest in [false, true] {
-            let refused = life.quit(Away::UnderWay, end_guest).unwrap_err();
-            assert!(refused.contains("cancel"), "{refused}");
-        }
-        let refused = life.quit(Away::Unconfirmed, false).unwrap_err();
-        assert!(refused.contains("only copy"), "{refused}");
-        life.quit(Away::HandedOver, false).unwrap();
-        let refused = life.may_leave(Away::No).unwrap_err();
-        assert!(refused.contains("told to quit"), "{refused}");
-    }
-
-    #[test]
-    fn a_guest_that_ended_while_it_was_let_run_stays_ended() {
-        let mut life = State::at(Stage::Awaited);
-        life.take_over().unwrap();
-        life.ended("it reset itself");
-        life.arrived(false);
-        assert_eq!(life.for_people(Away::No), MachineState::Ended);
-        let refused = life.may_leave(Away::No).unwrap_err();
-        assert!(refused.contains("it reset itself"), "{refused}");
-        life.quit(Away::No, false).unwrap();
-    }
-}
+mod tests;
