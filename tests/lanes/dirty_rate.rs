@@ -108,12 +108,7 @@ fn a_measurement_gives_way_to_a_migration_and_samples_are_taken_beside_it() {
         let error = measure(&source, "bitmap", "1").expect_err("one is under way");
         assert!(error.contains("already"), "{error}");
         let (_destination, uri) = lab.receiving("destination", true);
-        let slow = Migration {
-            max_bandwidth: Some(1 << 20),
-            downtime_limit: 0,
-            ..Migration::default()
-        };
-        slow.begin(&source, &uri);
+        Migration::without_end().begin(&source, &uri);
         let error = measurer
             .join()
             .expect("an end")

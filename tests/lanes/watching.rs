@@ -87,12 +87,7 @@ fn a_follower_ends_with_the_reason_when_the_migration_does_not_complete() {
     let lab = Lab::new(BareGuest::busy());
     let mut source = lab.running("source");
     let (_destination, uri) = lab.receiving("destination", true);
-    let slow = Migration {
-        max_bandwidth: Some(1 << 20),
-        downtime_limit: 0,
-        ..Migration::default()
-    };
-    slow.begin(&source, &uri);
+    Migration::without_end().begin(&source, &uri);
     let follower = follow(&source, &[]);
     assert_eq!(command(&source, &["cancel"]), Ok(()));
     ends(&mut source, MigrationState::Cancelled);

@@ -65,6 +65,15 @@ impl Migration {
         }
     }
 
+    /// A migration that goes on for longer than a test: 1 MiB a second, and no downtime is short enough.
+    pub fn without_end() -> Self {
+        Self {
+            max_bandwidth: Some(1 << 20),
+            downtime_limit: 0,
+            ..Self::default()
+        }
+    }
+
     /// Asks `source` to migrate to `uri`.
     ///
     /// # Panics
