@@ -52,28 +52,18 @@ pub fn faulty(destination: &str, kind: SectionKind, fault: Fault) -> String {
 
 /// As [`faulty`], where the fault is on the first connection and others follow, which are carried whole.
 pub fn faulty_first(destination: &str, kind: SectionKind, fault: Fault) -> String {
-    let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!("tcp:{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for (number, near) in listener.incoming().enumerate() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(&address));
-            let Ok(far) = far else {
-                return;
-            };
-            if number == 0 {
-                carry(&near, &far, STREAM_HEADER_BYTES, kind, fault);
-                carry(&far, &near, GREETING_BYTES, kind, fault);
-            } else {
-                carry_back(&near, &far);
-                thread::spawn(move || {
-                    let _ = io::copy(&mut &near, &mut &far);
-                    let _ = far.shutdown(Shutdown::Both);
-                });
-            }
+    each_connection(destination, move |number, near, far| {
+        if number == 0 {
+            carry(&near, &far, STREAM_HEADER_BYTES, kind, fault);
+            carry(&far, &near, GREETING_BYTES, kind, fault);
+        } else {
+            carry_back(&near, &far);
+            thread::spawn(move || {
+                let _ = io::copy(&mut &near, &mut &far);
+                let _ = far.shutdown(Shutdown::Both);
+            });
         }
-    });
-    uri
+    })
 }
 
 /// A wire to `destination` on which nothing passes any more from the first section of `kind` on. Returns where it begins, and what hears of
@@ -101,23 +91,32 @@ pub fn cut_after(destination: &str, limit: usize) -> String {
 /// A wire to `destination` whose second connection, a channel, is cut after the source's first `limit` bytes. Returns where it
 /// begins.
 pub fn cut_channel_after(destination: &str, limit: usize) -> String {
+    each_connection(destination, move |number, near, far| {
+        carry_back(&near, &far);
+        let limit = if number == 1 { limit as u64 } else { u64::MAX };
+        thread::spawn(move || {
+            let _ = io::copy(&mut (&near).take(limit), &mut &far);
+            let _ = near.shutdown(Shutdown::Both);
+            let _ = far.shutdown(Shutdown::Both);
+        });
+    })
+}
+
+/// A wire to `destination` that takes many connections. `join` gets the number of each, and its two sockets. Returns where it begins.
+fn each_connection(
+    destination: &str,
+    join: impl Fn(usize, TcpStream, TcpStream) + Send + 'static,
+) -> String {
     let address = destination.strip_prefix("tcp:").expect("TCP").to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("tcp:{}", listener.local_addr().unwrap());
     thread::spawn(move || {
         for (number, near) in listener.incoming().enumerate() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(&address));
             // The destination listens no more when its guest has arrived or it has ended.
-            let Ok(far) = far else {
+            let (near, Ok(far)) = (near.unwrap(), TcpStream::connect(&address)) else {
                 return;
             };
-            carry_back(&near, &far);
-            let limit = if number == 1 { limit as u64 } else { u64::MAX };
-            thread::spawn(move || {
-                let _ = io::copy(&mut (&near).take(limit), &mut &far);
-                let _ = near.shutdown(Shutdown::Both);
-                let _ = far.shutdown(Shutdown::Both);
-            });
+            join(number, near, far);
         }
     });
     uri
